@@ -1,0 +1,1 @@
+"""Networks: the masked-autoencoder and teacher Transformers, the student and its decoder."""
