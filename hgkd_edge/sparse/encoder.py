@@ -1,0 +1,148 @@
+"""`sparsify` and `densify`: a timm feature network on visible patches only, and back.
+
+No layer is replaced: the network's own modules run on `SiteTensor`s, so parameters are shared,
+state-dict keys are timm's, and the way back is the network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hgkd_edge.errors import ConversionError
+from hgkd_edge.sparse import layers, rules  # noqa: F401  (they register the rules)
+from hgkd_edge.sparse.masked import MaskedEngine
+from hgkd_edge.sparse.sites import Engine, SiteTensor
+from hgkd_edge.sparse.tiles import TileEngine
+from hgkd_edge.sparse.visible import Visible
+
+BACKENDS: dict[str, type[Engine]] = {"tiles": TileEngine, "masked": MaskedEngine}
+
+
+class SparseEncoder(nn.Module):
+    """A timm feature network that computes visible patches only.
+
+    Its submodules, parameters and buffers are the network's own, under the network's own names:
+    `state_dict()` has the keys of `timm.create_model(..., features_only=True)`.
+
+    Args:
+        network: timm model made with `features_only=True`.
+        backend: 'tiles', 'masked' or 'spconv'.
+
+    Attributes:
+        backend: The backend's name.
+        patch: Side of a mask patch in pixels: the deepest stride.
+        reductions: Stride of each output map.
+        channels: Channels of each output map.
+    """
+
+    def __init__(self, network: nn.Module, backend: str) -> None:
+        super().__init__()
+        info: Any = network.feature_info
+        self.backend = backend
+        self.reductions = [int(r) for r in info.reduction()]
+        self.channels = [int(c) for c in info.channels()]
+        self.patch = max(self.reductions)
+        self.training = network.training
+        # One set of registries for both objects: a module replaced in the encoder (SyncBatchNorm
+        # conversion does that) is replaced in the network too. The tuple keeps the network from
+        # being registered as a child, which would put a prefix before every name.
+        self._network = (network,)
+        self._modules = network._modules
+        self._parameters = network._parameters
+        self._buffers = network._buffers
+
+    @property
+    def network(self) -> nn.Module:
+        """The plain timm network that runs inside."""
+        return self._network[0]
+
+    def train(self, mode: bool = True) -> SparseEncoder:
+        super().train(mode)
+        self.network.training = mode
+        return self
+
+    def forward(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+        """Encode the visible patches.
+
+        Args:
+            images: float `[B, 3, H, W]`; H and W are multiples of `patch`.
+            visible: bool `[B, H / patch, W / patch]`, True = visible.
+
+        Returns:
+            One map `[B, C_s, H / s, W / s]` per stride s of `reductions`, zero at masked sites.
+
+        Raises:
+            ConversionError: Shapes that do not fit, nothing visible, or an operation that cannot
+                run on visible sites only.
+        """
+        self._check(images, visible)
+        engine = BACKENDS[self.backend](Visible(visible, self.patch))
+        maps = self.network(engine.enter(images))
+        maps = list(maps.values()) if isinstance(maps, Mapping) else list(maps)
+        return [engine.leave(m) for m in maps]
+
+    def _check(self, images: Tensor, visible: Tensor) -> None:
+        if images.dim() != 4 or any(side % self.patch for side in images.shape[2:]):
+            raise ConversionError(
+                f"images of shape {list(images.shape)} do not divide into patches of "
+                f"{self.patch} px",
+                hint=f"resize or crop them to a multiple of {self.patch}",
+            )
+        grid = (images.shape[0], images.shape[2] // self.patch, images.shape[3] // self.patch)
+        if tuple(visible.shape) != grid:
+            raise ConversionError(
+                f"visible has shape {list(visible.shape)}, images need {list(grid)}",
+                hint=f"one entry per patch of {self.patch} px",
+            )
+
+    def extra_repr(self) -> str:
+        return f"backend={self.backend!r}, patch={self.patch}"
+
+
+def sparsify(model: nn.Module, backend: str = "tiles") -> SparseEncoder:
+    """Make a timm feature network compute visible patches only.
+
+    Args:
+        model: timm model made with `features_only=True`; its parameters are shared, not copied.
+        backend: 'tiles' (fast), 'masked' (reference) or 'spconv'.
+
+    Returns:
+        `encoder(images, visible) -> list of maps`.
+
+    Raises:
+        ConversionError: An unknown backend, a model that is not a feature network, or a module
+            that cannot run on visible sites only, named by its path.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("resnet18", features_only=True)
+        >>> encoder = sparsify(model)
+        >>> visible = torch.rand(2, 2, 3) < 0.4
+        >>> [list(m.shape) for m in encoder(torch.rand(2, 3, 64, 96), visible)][-1]
+        [2, 512, 2, 3]
+    """
+    if backend not in BACKENDS:
+        raise ConversionError(
+            f"unknown backend '{backend}'", hint=f"one of {', '.join(sorted(BACKENDS))}"
+        )
+    if not hasattr(model, "feature_info"):
+        raise ConversionError(
+            f"{type(model).__name__} is not a feature network",
+            hint="make it with timm.create_model(name, features_only=True)",
+        )
+    return SparseEncoder(model, backend)
+
+
+def densify(encoder: SparseEncoder) -> nn.Module:
+    """The plain timm network again, with the same parameters.
+
+    Returns:
+        The network given to `sparsify` (or the copy that belongs to a copied encoder); its state
+        dict loads with `timm.create_model(..., features_only=True)`, strictly.
+    """
+    encoder.network.train(encoder.training)
+    return encoder.network

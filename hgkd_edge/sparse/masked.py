@@ -1,0 +1,123 @@
+"""The reference backend: dense layers, masked after every convolution and pooling.
+
+This is what SparK does (Tian et al. 2023, https://arxiv.org/abs/2301.03580, section 3.1): nothing is
+saved, but it is simple enough to trust, and as lean as SparK's: an in-place multiplication after
+each layer, BatchNorm on gathered rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hgkd_edge.sparse.sites import SiteTensor
+from hgkd_edge.sparse.visible import Visible
+
+
+class MaskedEngine:
+    """One forward pass on dense maps whose masked sites are kept at zero."""
+
+    masks_after = True
+
+    def __init__(self, visible: Visible) -> None:
+        self.visible = visible
+
+    def enter(self, images: Tensor) -> SiteTensor:
+        return SiteTensor.make(images * self.visible.sites(self.visible.patch), self)
+
+    def leave(self, x: SiteTensor) -> Tensor:
+        return x.payload.permute(0, 3, 1, 2) if x.channels_last else x.payload
+
+    def tile_side(self, payload: Tensor, channels_last: bool) -> int:
+        return payload.shape[2 if channels_last else -1] // self.visible.w
+
+    def zero_masked(self, x: SiteTensor) -> SiteTensor:
+        return x.like(x.payload * self._sites(x))
+
+    def per_image(self, values: Tensor, x: SiteTensor) -> Tensor:
+        return values
+
+    def sum_sites(self, x: SiteTensor) -> Tensor:
+        """Sum over each image's visible sites; the others are zero."""
+        wide = torch.promote_types(x.payload.dtype, torch.float32)
+        return x.payload.sum(x.spatial, keepdim=True, dtype=wide).to(x.payload.dtype)
+
+    def max_sites(self, x: SiteTensor) -> Tensor:
+        """Maximum over each image's visible sites; zero where an image has none."""
+        top = x.payload.masked_fill(~self._sites(x), float("-inf")).amax(x.spatial, keepdim=True)
+        return torch.where(top.isinf(), torch.zeros_like(top), top)
+
+    def batch_norm(self, x: SiteTensor, **settings: Any) -> SiteTensor:
+        """BatchNorm of the gathered visible rows `[N, C]`, put back on a zero map."""
+        dense, rows = x.payload.permute(0, 2, 3, 1), self.visible.grid_rows(x.t)
+        flat = dense.reshape(-1, dense.shape[3])
+        out = F.batch_norm(flat.index_select(0, rows), **settings)
+        back = torch.zeros_like(flat, dtype=out.dtype).index_copy(0, rows, out)
+        return x.like(back.view(dense.shape).permute(0, 3, 1, 2))
+
+    def conv2d(
+        self,
+        x: SiteTensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: tuple[int, int],
+        before: tuple[int, int],
+        after: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> SiteTensor:
+        dense, padding = _pad(x.payload, before, after, 0.0)
+        out = F.conv2d(dense, weight, bias, stride, padding, dilation, groups)
+        return self._mask_in_place(x, out)
+
+    def pool2d(
+        self,
+        x: SiteTensor,
+        kind: str,
+        *,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        before: tuple[int, int],
+        dilation: tuple[int, int],
+        outside: float,
+        count_padding: bool,
+    ) -> SiteTensor:
+        side, out_side = x.t, x.t // stride[0]
+        after = [
+            (patches * out_side - 1) * s + d * (k - 1) + 1 - patches * side - b
+            for patches, s, d, k, b in zip(
+                (self.visible.h, self.visible.w), stride, dilation, kernel, before, strict=True
+            )
+        ]
+        dense = F.pad(x.payload, (before[1], after[1], before[0], after[0]), value=outside)
+        if kind == "max":
+            return self._mask_in_place(x, F.max_pool2d(dense, kernel, stride, 0, dilation))
+        out = F.avg_pool2d(dense, kernel, stride)
+        if not count_padding:
+            ones = F.pad(torch.ones_like(x.payload[:1, :1]), (before[1], after[1], before[0], after[0]))
+            out = out / F.avg_pool2d(ones, kernel, stride)
+        return self._mask_in_place(x, out)
+
+    def _mask_in_place(self, x: SiteTensor, out: Tensor) -> SiteTensor:
+        result = x.like(out)
+        return x.like(out.mul_(self.visible.sites(result.t)))
+
+    def _sites(self, x: SiteTensor) -> Tensor:
+        """The mask in the axes of `x`."""
+        sites = self.visible.sites(x.t)  # [B, 1, H, W]
+        if x.channels_last:
+            return sites.permute(0, 2, 3, 1)
+        return sites.view(sites.shape[0], *(1,) * (x.dim() - 3), *sites.shape[2:])
+
+
+def _pad(
+    dense: Tensor, before: tuple[int, int], after: tuple[int, int], value: float
+) -> tuple[Tensor, tuple[int, int]]:
+    """Padding as the layer's own where it is symmetric, else by `F.pad`."""
+    if before == after and min(before) >= 0:
+        return dense, before
+    return F.pad(dense, (before[1], after[1], before[0], after[0]), value=value), (0, 0)

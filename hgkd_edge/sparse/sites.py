@@ -1,0 +1,159 @@
+"""A feature map of which only the visible sites count, standing in for the dense one.
+
+`SiteTensor` reports the shape of the dense map, so timm's own `forward` code runs on it unchanged:
+every torch function that meets one is looked up, by name, in one table of rules (`RULES`). A
+function without a rule is refused by name, so nothing is ever computed wrongly in silence. The
+mask travels with the tensor, through the `engine` made for this one pass: no layer and no module
+holds any state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from hgkd_edge.errors import ConversionError
+from hgkd_edge.sparse.visible import Visible
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+class Padding(NamedTuple):
+    """Zeros (or `value`) that `F.pad` put around a map, not yet read by a convolution or pool."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+    value: float
+
+
+class Engine(Protocol):
+    """What a backend must bring: how the visible sites are kept and how layers that look across
+    sites run on them. One engine serves one forward pass.
+
+    The payload of a `SiteTensor` has the same axes as the dense map, in the same order. A backend
+    is free in the first and in the two spatial axes; the axes between are the channels.
+    """
+
+    visible: Visible
+    masks_after: bool  # True when sites that are not visible exist in the payload and must be 0
+
+    def enter(self, images: Tensor) -> SiteTensor: ...
+    def leave(self, x: SiteTensor) -> Tensor: ...
+    def tile_side(self, payload: Tensor, channels_last: bool) -> int: ...
+    def zero_masked(self, x: SiteTensor) -> SiteTensor: ...
+    def per_image(self, values: Tensor, x: SiteTensor) -> Tensor: ...
+    def sum_sites(self, x: SiteTensor) -> Tensor: ...
+    def max_sites(self, x: SiteTensor) -> Tensor: ...
+    def batch_norm(self, x: SiteTensor, **settings: Any) -> SiteTensor: ...
+    def conv2d(self, x: SiteTensor, weight: Tensor, bias: Tensor | None, **s: Any) -> SiteTensor: ...
+    def pool2d(self, x: SiteTensor, kind: str, **settings: Any) -> SiteTensor: ...
+
+
+class SiteTensor(torch.Tensor):
+    """Stand-in for a dense map `[B, C, H, W]` (or `[B, H, W, C]`) of visible sites.
+
+    Attributes:
+        payload: The real tensor, as the backend keeps it.
+        engine: The backend's state for this pass: the mask and what was derived from it.
+        channels_last: True when the logical order of axes is `[B, H, W, C]`.
+        padding: Padding waiting to be read by the next convolution or pool.
+    """
+
+    payload: Tensor
+    engine: Engine
+    channels_last: bool
+    padding: Padding | None
+
+    @staticmethod
+    def make(
+        payload: Tensor,
+        engine: Engine,
+        *,
+        channels_last: bool = False,
+        padding: Padding | None = None,
+    ) -> SiteTensor:
+        """Wrap a payload; the logical shape follows from it and from the mask."""
+        v = engine.visible
+        t = engine.tile_side(payload, channels_last)
+        height, width = v.h * t, v.w * t
+        if padding is not None:
+            height += padding.top + padding.bottom
+            width += padding.left + padding.right
+        if channels_last:
+            shape = (v.batch, height, width, *payload.shape[3:])
+        else:
+            shape = (v.batch, *payload.shape[1:-2], height, width)
+        x = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            SiteTensor, shape, dtype=payload.dtype, device=payload.device
+        )
+        x.payload, x.engine = payload, engine
+        x.channels_last, x.padding = channels_last, padding
+        return x
+
+    def like(self, payload: Tensor) -> SiteTensor:
+        """The same kind of map with another payload."""
+        return SiteTensor.make(payload, self.engine, channels_last=self.channels_last)
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """The two spatial axes."""
+        if self.channels_last:
+            return 1, 2
+        axes = self.payload.dim()
+        return axes - 2, axes - 1
+
+    @property
+    def t(self) -> int:
+        """Side of a tile of this map, in sites."""
+        return self.engine.tile_side(self.payload, self.channels_last)
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = _name(func)
+        rule = RULES.get(name)
+        if rule is None:
+            raise unsupported(name, "has no exact form on visible sites only")
+        return rule(func, *args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        # Only calls that slip past __torch_function__ (C++ code, custom autograd) come here.
+        raise unsupported(str(func), "was called below the level at which masks are understood")
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"SiteTensor({list(self.shape)}, visible patches: {self.engine.visible.n})"
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register how the torch functions of these names act on a `SiteTensor`.
+
+    The rule is called with the function itself, then with the call's own arguments.
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def unsupported(name: str, why: str) -> ConversionError:
+    """The refusal of one operation; `sparsify` adds the module path."""
+    return ConversionError(
+        f"'{name}' {why}", hint="choose a convolutional timm model; docs/sparse.md says what runs and how to add a rule"
+    )
+
+
+def _name(func: Any) -> str:
+    """Name of a torch function, method, or tensor attribute."""
+    name = getattr(func, "__name__", str(func))
+    if name in ("__get__", "__set__"):
+        return f".{func.__self__.__name__}"
+    return str(name)

@@ -1,0 +1,115 @@
+"""The fast backend: visible patches as a batch of tiles `[n, C, t, t]`.
+
+Work within a site (1x1 convolutions, activations, normalisation, residual sums) runs unchanged on
+the tiles. Convolution and pooling read a window around each tile, gathered by row (`kernels`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hgkd_edge.sparse import kernels
+from hgkd_edge.sparse.kernels import ConvShape, gather_window
+from hgkd_edge.sparse.sites import SiteTensor
+from hgkd_edge.sparse.visible import Visible, Window
+
+
+class TileEngine:
+    """One forward pass on tiles."""
+
+    masks_after = False
+
+    def __init__(self, visible: Visible) -> None:
+        self.visible = visible
+
+    def enter(self, images: Tensor) -> SiteTensor:
+        """Cut the visible patches out of images `[B, C, H, W]`."""
+        v, p = self.visible, self.visible.patch
+        patches = images.unflatten(3, (v.w, p)).unflatten(2, (v.h, p))  # [B, C, h, p, w, p]
+        patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(v.batch * v.h * v.w, p, p, -1)
+        return SiteTensor.make(patches.index_select(0, v.tiles).permute(0, 3, 1, 2), self)
+
+    def leave(self, x: SiteTensor) -> Tensor:
+        """Put the tiles back on the grid: `[B, C, H, W]`, zero at masked sites."""
+        tiles, v, t = x.payload, self.visible, x.t
+        tiles = tiles.permute(0, 3, 1, 2) if x.channels_last else tiles
+        rows = kernels.rows_of(tiles)
+        dense = rows.new_zeros(v.batch * v.h * t * v.w * t, rows.shape[1])
+        dense = dense.index_copy(0, v.grid_rows(t), rows)
+        return dense.view(v.batch, v.h * t, v.w * t, -1).permute(0, 3, 1, 2)
+
+    def tile_side(self, payload: Tensor, channels_last: bool) -> int:
+        return payload.shape[1 if channels_last else -1]
+
+    def zero_masked(self, x: SiteTensor) -> SiteTensor:
+        return x  # masked sites do not exist here
+
+    def per_image(self, values: Tensor, x: SiteTensor) -> Tensor:
+        """One value per image `[B, ...]` -> one per tile `[n, ...]`."""
+        return values.index_select(0, self.visible.image)
+
+    def sum_sites(self, x: SiteTensor) -> Tensor:
+        """Sum over each image's visible sites, in float32 at least: `[B, C, 1, 1]`."""
+        tiles = x.payload
+        wide = torch.promote_types(tiles.dtype, torch.float32)
+        each = tiles.sum(x.spatial, keepdim=True, dtype=wide)
+        total = each.new_zeros(self.visible.batch, *each.shape[1:])
+        return total.index_add(0, self.visible.image, each).to(tiles.dtype)
+
+    def max_sites(self, x: SiteTensor) -> Tensor:
+        """Maximum over each image's visible sites; zero where an image has none."""
+        each = x.payload.amax(x.spatial, keepdim=True)
+        image = self.visible.image.view(-1, *(1,) * (each.dim() - 1)).expand_as(each)
+        top = each.new_zeros(self.visible.batch, *each.shape[1:])
+        return top.scatter_reduce(0, image, each, "amax", include_self=False)
+
+    def batch_norm(self, x: SiteTensor, **settings: Any) -> SiteTensor:
+        return x.like(F.batch_norm(x.payload, **settings))
+
+    def conv2d(
+        self,
+        x: SiteTensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: tuple[int, int],
+        before: tuple[int, int],
+        after: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> SiteTensor:
+        shape = ConvShape(x.t, tuple(weight.shape[2:]), stride, before, dilation, groups)
+        return x.like(kernels.conv2d(x.payload, weight, bias, shape, self.visible))
+
+    def pool2d(
+        self,
+        x: SiteTensor,
+        kind: str,
+        *,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        before: tuple[int, int],
+        dilation: tuple[int, int],
+        outside: float,
+        count_padding: bool,
+    ) -> SiteTensor:
+        shape = ConvShape(x.t, kernel, stride, before, dilation, 1)
+        rows, cols = shape.windows
+        near = gather_window(x.payload, self.visible, x.t, rows, cols, outside)
+        if kind == "max":
+            return x.like(F.max_pool2d(near, kernel, stride, 0, dilation))
+        out = F.avg_pool2d(near, kernel, stride)
+        if not count_padding:
+            out = out / self._share_inside(x.t, rows, cols, kernel, stride).to(out.dtype)
+        return x.like(out)
+
+    def _share_inside(
+        self, t: int, rows: Window, cols: Window, kernel: tuple[int, int], stride: tuple[int, int]
+    ) -> Tensor:
+        """Share of each pooling window that lies inside the image: `[n, 1, t, t]`."""
+        inside = self.visible.window_rows(t, rows, cols) != -2
+        return F.avg_pool2d(inside.float().unsqueeze(1), kernel, stride)

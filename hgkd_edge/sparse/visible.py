@@ -1,0 +1,155 @@
+"""Which patches of a batch are visible, and where their pixels lie.
+
+A mask patch is `patch` pixels square, which is the deepest stride of the network. At stride s each
+visible patch is therefore a tile of t x t sites, t = patch / s, and the visible sites of a feature
+map are an ordinary tensor `[n, C, t, t]`. What a convolution needs beyond its own tile (its halo)
+is found through the row maps made here: a *row* is one site of the `[n * t * t, C]` view.
+
+Everything is computed on the mask's device and kept for the life of one forward pass; counting the
+visible patches is the only moment at which the host waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hgkd_edge.errors import ConversionError
+
+
+class Window(NamedTuple):
+    """One axis of the region a layer reads around a tile, in sites of its input.
+
+    Site `i` of the window lies at `i - before` relative to the tile's first site.
+    """
+
+    before: int  # sites read before the tile starts; negative when the tile's first are skipped
+    size: int  # sites read in all
+
+
+class Visible:
+    """The visible patches of one batch.
+
+    Args:
+        visible: bool `[B, h, w]`, True = visible.
+        patch: Side of a patch in pixels.
+
+    Attributes:
+        n: Number of visible patches in the batch.
+        tiles: int64 `[n]`, flat index of each visible patch in `[B, h, w]`, ascending.
+        image: int64 `[n]`, the image each one belongs to.
+        count: float32 `[B]`, number of visible patches per image.
+    """
+
+    def __init__(self, visible: Tensor, patch: int) -> None:
+        if visible.dtype != torch.bool or visible.dim() != 3:
+            raise ConversionError(
+                f"visible must be bool [B, h, w], got {visible.dtype} {list(visible.shape)}",
+                hint="True marks a visible patch; one entry per mask patch",
+            )
+        self.mask = visible
+        self.patch = patch
+        self.batch, self.h, self.w = visible.shape
+        self.tiles = visible.flatten().nonzero().squeeze(1)  # the one host sync of a pass
+        self.n = int(self.tiles.numel())
+        if self.n == 0:
+            raise ConversionError(
+                "no patch of the batch is visible", hint="lower mask.ratio or enlarge the image"
+            )
+        self.image = self.tiles // (self.h * self.w)
+        self.count = visible.flatten(1).sum(1).float()
+        self._row = self.tiles // self.w % self.h
+        self._col = self.tiles % self.w
+        tile_at = self.tiles.new_full((visible.numel(),), -1)
+        tile_at[self.tiles] = torch.arange(self.n, device=visible.device)
+        self._tile_at = tile_at.view(visible.shape)
+        self._cache: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.tiles.device
+
+    def neighbours(self, up_to: int) -> Tensor:
+        """Tile next to each tile, at every offset of at most `up_to` patches.
+
+        Returns:
+            int64 `[n, 2 * up_to + 1, 2 * up_to + 1]`: the tile's number, -1 where the patch is
+            masked, -2 where it lies outside the image.
+        """
+        key = ("neighbours", up_to)
+        if key not in self._cache:
+            steps = torch.arange(-up_to, up_to + 1, device=self.device)
+            row = self._row[:, None] + steps  # [n, 2 * up_to + 1]
+            col = self._col[:, None] + steps
+            inside = ((row >= 0) & (row < self.h))[:, :, None]
+            inside = inside & ((col >= 0) & (col < self.w))[:, None, :]
+            row, col = row.clamp(0, self.h - 1), col.clamp(0, self.w - 1)
+            found = self._tile_at[self.image[:, None, None], row[:, :, None], col[:, None, :]]
+            self._cache[key] = torch.where(inside, found, -2)
+        return self._cache[key]
+
+    def window_rows(self, t: int, rows: Window, cols: Window) -> Tensor:
+        """Row of each site that a layer reads around each tile.
+
+        Args:
+            t: Side of a tile in sites.
+            rows, cols: The window along each axis.
+
+        Returns:
+            int64 `[n, rows.size, cols.size]`: row of `[n * t * t, C]`, -1 where the site is masked,
+            -2 where it lies outside the image.
+        """
+        key = ("window", t, rows, cols)
+        if key not in self._cache:
+            y_tile, y_in = _split(rows, t, self.device)
+            x_tile, x_in = _split(cols, t, self.device)
+            reach = _reach(rows, cols, t)
+            near = self.neighbours(reach)
+            tile = near[:, y_tile + reach][:, :, x_tile + reach]  # [n, rows.size, cols.size]
+            site = y_in[:, None] * t + x_in[None, :]
+            self._cache[key] = torch.where(tile >= 0, tile * (t * t) + site, tile)
+        return self._cache[key]
+
+    def grid_rows(self, t: int) -> Tensor:
+        """Where each row lies in the dense map: int64 `[n * t * t]` into `[B * H * W]`."""
+        key = ("grid", t)
+        if key not in self._cache:
+            inside = torch.arange(t, device=self.device)
+            y = self._row[:, None] * t + inside  # [n, t]
+            x = self._col[:, None] * t + inside
+            first = self.image * (self.h * t)
+            flat = (first[:, None] + y)[:, :, None] * (self.w * t) + x[:, None, :]
+            self._cache[key] = flat.flatten()
+        return self._cache[key]
+
+    def sites(self, t: int) -> Tensor:
+        """The mask at a map's own resolution: bool `[B, 1, H, W]`, True = visible."""
+        key = ("sites", t)
+        if key not in self._cache:
+            grown = self.mask.repeat_interleave(t, 1).repeat_interleave(t, 2)
+            self._cache[key] = grown.unsqueeze(1)
+        return self._cache[key]
+
+    def cached(self, key: tuple[object, ...]) -> Tensor | None:
+        """What a kernel derived from this mask before, under its own key."""
+        return self._cache.get(key)
+
+    def keep(self, key: tuple[object, ...], value: Tensor) -> Tensor:
+        """Keep a tensor derived from this mask for the rest of the pass."""
+        self._cache[key] = value
+        return value
+
+
+def _split(window: Window, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Offset in whole tiles, and place inside that tile, of each site of a window."""
+    offset = torch.arange(window.size, device=device) - window.before
+    tile = torch.div(offset, t, rounding_mode="floor")
+    return tile, offset - tile * t
+
+
+def _reach(rows: Window, cols: Window, t: int) -> int:
+    """How many tiles away a window reads at most."""
+    spans = [(-w.before, w.size - w.before - 1) for w in (rows, cols)]
+    return max(max(-(low // t), high // t) for low, high in spans)
