@@ -1,0 +1,54 @@
+"""Latency that an engineer can defend: on this machine, on a Jetson, or over SSH.
+
+    models.py        which ONNX files are measured, and what they are
+    inputs.py        what is fed to them (real images, or a fixed-seed tensor)
+    runners/         ONNX Runtime, OpenVINO, TensorRT, PyTorch: one file each
+    method.py        warm-up until stable, then interleaved rounds
+    stats.py         percentiles, bootstrap interval, noise
+    local.py         all of that on this machine; run.py chooses between local, edge and fleet
+    edge/            Jetson facts, trtexec, tegrastats, the agent that is sent over SSH
+    devices.py       the table of devices, with sources (devices.yaml)
+    estimate.py      roofline, for devices not at hand; never shown as a measurement
+    records.py       what bench.json holds
+    tables.py        what the terminal shows
+
+Nothing here imports torch unless a torch runner is asked for, and importing this package costs
+nothing: the names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "BenchFile": "records",
+    "BenchOptions": "options",
+    "Session": "records",
+    "bench_command": "cli",
+    "compare_files": "compare",
+    "devices_command": "cli",
+    "estimate_models": "estimate",
+    "list_runners": "runners",
+    "load_devices": "devices",
+    "run_bench": "run",
+}
+
+__all__ = [
+    "BenchFile",
+    "BenchOptions",
+    "Session",
+    "bench_command",
+    "compare_files",
+    "devices_command",
+    "estimate_models",
+    "list_runners",
+    "load_devices",
+    "run_bench",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

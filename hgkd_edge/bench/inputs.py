@@ -1,0 +1,104 @@
+"""What is fed to a model while it is timed: real images when given, else a fixed-seed tensor.
+
+Times rarely depend on the values, but they can (denormals, early exits, INT8 saturation), so the
+record says which was used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.records import InputInfo
+from hgkd_edge.errors import DeviceError
+
+__all__ = ["SEED", "make_inputs"]
+
+SEED = 0
+
+# A free height or width without a hint in the metadata: the size nearly every backbone is
+# published at. The record shows the shape that was fed.
+_USUAL_SIDE = 224
+
+
+def make_inputs(
+    model: ModelFile, *, batch: int, images: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], list[InputInfo]]:
+    """Arrays for one inference, and their record.
+
+    Args:
+        model: The model whose inputs are filled.
+        batch: Batch size B.
+        images: f32[N, 3, H, W], normalised as the model expects; repeated in order to fill B.
+
+    Returns:
+        Name -> array as the graph wants it ([B, 3, H, W] for an image model), and one record each.
+
+    Raises:
+        DeviceError: The graph's batch is fixed to another size, or the images have another shape.
+    """
+    fixed = model.fixed_batch()
+    if fixed is not None and fixed != batch:
+        raise DeviceError(
+            f"'{model.path}' takes batches of {fixed} only, not {batch}",
+            hint=f"--batch {fixed}, or export it with a dynamic batch",
+        )
+    rng = np.random.default_rng(SEED)
+    arrays: dict[str, np.ndarray] = {}
+    records: list[InputInfo] = []
+    for tensor in model.info.inputs:
+        shape = _concrete(tensor.shape, batch, model.info.metadata)
+        dtype = np.dtype(tensor.dtype)
+        from_images = images is not None and len(shape) == 4
+        if from_images:
+            array = _fill(images, shape, model)
+        elif np.issubdtype(dtype, np.floating):
+            array = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            array = np.ones(shape)
+        arrays[tensor.name] = np.ascontiguousarray(array.astype(dtype))
+        records.append(
+            InputInfo(
+                name=tensor.name,
+                shape=list(shape),
+                dtype=str(dtype),
+                source="images" if from_images else "synthetic",
+                seed=None if from_images else SEED,
+            )
+        )
+    return arrays, records
+
+
+def _concrete(
+    shape: tuple[int | str, ...], batch: int, metadata: dict[str, str]
+) -> tuple[int, ...]:
+    """Put numbers to the free axes: the first is the batch, the last two the image's sides."""
+    side = _side(metadata)
+    sizes = []
+    for axis, size in enumerate(shape):
+        if isinstance(size, int) and size > 0:
+            sizes.append(size)
+        elif axis == 0:
+            sizes.append(batch)
+        else:
+            sizes.append(3 if len(shape) == 4 and axis == 1 else side)
+    return tuple(sizes)
+
+
+def _side(metadata: dict[str, str]) -> int:
+    """`input_size` of our exporter's metadata ("3,H,W" or "H"), else the usual one."""
+    digits = [part for part in metadata.get("input_size", "").strip("[]() ").split(",") if part]
+    try:
+        return int(digits[-1]) if digits else _USUAL_SIDE
+    except ValueError:
+        return _USUAL_SIDE
+
+
+def _fill(images: np.ndarray | None, shape: tuple[int, ...], model: ModelFile) -> np.ndarray:
+    assert images is not None
+    if tuple(images.shape[1:]) != shape[1:]:
+        raise DeviceError(
+            f"the images are {list(images.shape[1:])}, '{model.path}' takes {list(shape[1:])}",
+            hint="resize the images to the model's input",
+        )
+    return images[np.arange(shape[0]) % images.shape[0]]

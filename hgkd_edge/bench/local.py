@@ -1,0 +1,173 @@
+"""Measure models with the runners of this machine, all cases in one interleaved run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from hgkd_edge.bench.environment import (
+    environment,
+    environment_warnings,
+    resident_mb,
+    tool_version,
+)
+from hgkd_edge.bench.inputs import make_inputs
+from hgkd_edge.bench.method import Plan, Trace, measure
+from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.records import InputInfo, Measurement, Session
+from hgkd_edge.bench.runners import Case, Opened, Runner, runners_for
+from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+
+__all__ = ["measure_here", "measurement_of"]
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class _Subject:
+    """A case, what opened it, and what opening it cost."""
+
+    case: Case
+    runner: Runner
+    inputs: list[InputInfo]
+    opened: Opened
+    memory_mb: float | None
+
+    @property
+    def name(self) -> str:
+        threads = f" t{self.case.threads}" if self.case.threads else ""
+        return f"{self.case.model.label} {self.runner.name} b{self.case.batch}{threads}"
+
+
+def measure_here(
+    models: Sequence[ModelFile], options: BenchOptions, *, progress: Progress
+) -> Session:
+    """Every model x runner x batch x thread count, interleaved.
+
+    Raises:
+        DeviceError: A runner, a batch size or a model that cannot be used here.
+    """
+    facts = environment()
+    runners, refusals = runners_for(options.device, options.runners)
+    plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
+    with ExitStack() as stack:
+        subjects = _open_all(models, runners, options, stack, progress)
+        traces = measure([subject.opened.run for subject in subjects], plan, progress=progress)
+    return Session(
+        target=options.device,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tool_version=tool_version(),
+        settings=options.settings(),
+        environment=facts,
+        models=[model.record() for model in models],
+        measurements=_measurements(subjects, traces),
+        refusals=refusals,
+        warnings=environment_warnings(facts),
+    )
+
+
+def _open_all(
+    models: Sequence[ModelFile],
+    runners: Sequence[Runner],
+    options: BenchOptions,
+    stack: ExitStack,
+    progress: Progress,
+) -> list[_Subject]:
+    """All cases are open at once, so that they can be visited in turn."""
+    wanted = [
+        (model, runner, batch, threads)
+        for model in models
+        for runner in runners
+        for batch in options.batches
+        for threads in (options.threads if runner.uses_threads else (None,))
+    ]
+    subjects = []
+    for index, (model, runner, batch, threads) in enumerate(wanted):
+        feeds, inputs = make_inputs(model, batch=batch, images=options.images)
+        case = Case(
+            model=model,
+            feeds=feeds,
+            batch=batch,
+            threads=threads,
+            copies=options.copies,
+            torch_module=options.torch_modules.get(model.label),
+        )
+        before = resident_mb()
+        opened = runner.open(case)
+        stack.callback(opened.close)
+        after = resident_mb()
+        grown = None if before is None or after is None else max(0.0, after - before)
+        subjects.append(_Subject(case, runner, inputs, opened, grown))
+        progress("load", (index + 1) / len(wanted))
+    return subjects
+
+
+def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list[Measurement]:
+    measured = []
+    for subject, trace in zip(subjects, traces, strict=True):
+        one = measurement_of(
+            trace,
+            case=subject.name,
+            model=subject.case.model.label,
+            runner=subject.runner.name,
+            runner_version=subject.runner.version(),
+            backend=subject.runner.backend,
+            precision=subject.case.model.precision,
+            batch=subject.case.batch,
+            threads=subject.opened.threads,
+            copies=subject.case.copies,
+            inputs=subject.inputs,
+            load_ms=subject.opened.load_ms,
+            build_ms=subject.opened.build_ms,
+            host_memory_mb=subject.memory_mb,
+            engine_mb=subject.opened.engine_mb,
+            details=subject.opened.details,
+        )
+        if len(subjects) > 1:
+            base = traces[0].rounds
+            one = one.model_copy(
+                update={"ratio": ratio_of(trace.rounds, base, name=subjects[0].name)}
+            )
+        measured.append(one)
+    return measured
+
+
+def measurement_of(
+    trace: Trace, *, batch: int, first_is_cold: bool = True, **fields: Any
+) -> Measurement:
+    """A record from raw times.
+
+    Args:
+        trace: Raw times of one case.
+        batch: B, for the throughput: B x runs / time spent in runs.
+        first_is_cold: Whether the first run is known.
+        fields: The remaining fields of `Measurement`.
+    """
+    times = trace.times_ms
+    noise = noise_of(trace.rounds)
+    warnings = list(fields.pop("warnings", []))
+    if noise.noisy:
+        warnings.append(
+            f"noisy: middle half of the times spans {noise.spread:.0%} of the median, rounds "
+            f"drift by {noise.drift:.0%}; trust ratios within this run, not the absolute time"
+        )
+    if not trace.warmup.stable:
+        warnings.append(f"times had not settled after {trace.warmup.seconds:.1f} s of warm-up")
+    return Measurement(
+        batch=batch,
+        latency_ms=summarise(times),
+        throughput_ips=batch * times.size / (times.sum() / 1000),
+        first_inference_ms=trace.first_ms if first_is_cold else None,
+        warmup=trace.warmup,
+        measured_s=float(times.sum() / 1000),
+        rounds_p50_ms=[float(np.median(part)) for part in trace.rounds],
+        noise=noise,
+        warnings=warnings,
+        **fields,
+    )

@@ -1,0 +1,152 @@
+"""How time is taken: first run, warm-up until stable, then rounds that visit the cases in turn.
+
+Interleaving is the point. Clocks, neighbours and temperature drift over seconds; cases measured
+one after the other meet different machines, cases visited in turn meet the same one.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+
+import numpy as np
+
+from hgkd_edge.bench.records import Warmup
+
+__all__ = ["Plan", "Trace", "measure", "warm_up"]
+
+RunOnce = Callable[[], object]
+
+# Runs at the head of a slice that are not counted: they wake the thread pool and refill caches
+# that the previous case left cold.
+_SETTLE_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to measure.
+
+    Args:
+        duration_s: Measured time per case, all rounds together.
+        count: Measured runs per case instead of a duration.
+        rounds: Visits to each case; 1 measures the cases one after the other.
+        min_runs: Runs per case below which the duration is extended.
+        warmup_min_s: Least warm-up per case.
+        warmup_max_s: Warm-up per case after which measuring starts, settled or not.
+    """
+
+    duration_s: float = 5.0
+    count: int | None = None
+    rounds: int = 5
+    min_runs: int = 20
+    warmup_min_s: float = 0.2
+    warmup_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.duration_s <= 0:
+            raise ValueError(f"duration must be positive, not {self.duration_s} s")
+        if self.rounds < 1 or self.min_runs < 1 or (self.count is not None and self.count < 1):
+            raise ValueError("rounds, min_runs and count must be at least 1")
+
+
+@dataclass
+class Trace:
+    """Raw times of one case: `rounds[r]` is f64[n_r] in ms."""
+
+    first_ms: float
+    warmup: Warmup
+    rounds: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def times_ms(self) -> np.ndarray:
+        """All measured times in order, f64[n]."""
+        return np.concatenate(self.rounds)
+
+
+def measure(
+    cases: Sequence[RunOnce],
+    plan: Plan,
+    *,
+    progress: Callable[[str, float], None] = lambda _what, _part: None,
+) -> list[Trace]:
+    """Time each case; a case is a function that returns when its outputs can be read.
+
+    Args:
+        cases: One function per case, each a complete inference.
+        plan: Duration, rounds, warm-up.
+        progress: Told ("warm-up" | "measure", fraction done).
+
+    Returns:
+        One trace per case, in the same order; every trace has `plan.rounds` rounds.
+    """
+    traces = []
+    for index, case in enumerate(cases):
+        first_ms = _timed(case)
+        traces.append(Trace(first_ms=first_ms, warmup=warm_up(case, plan)))
+        progress("warm-up", (index + 1) / len(cases))
+
+    # A collection in the middle of a run would be charged to the model.
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(plan.rounds):
+            # Rotate the order so that no case always follows the same neighbour.
+            for offset in range(len(cases)):
+                index = (turn + offset) % len(cases)
+                traces[index].rounds.append(_slice(cases[index], plan))
+                done = turn * len(cases) + offset + 1
+                progress("measure", done / (plan.rounds * len(cases)))
+    finally:
+        if collecting:
+            gc.enable()
+    return traces
+
+
+def warm_up(case: RunOnce, plan: Plan) -> Warmup:
+    """Run until the median of a window stays within 3 % of the window before, twice running.
+
+    A window holds at least 5 runs and lasts at least 50 ms, so that one late run cannot look like
+    a settled machine.
+    """
+    start = perf_counter_ns()
+    runs, calm, previous = 0, 0, 0.0
+    while True:
+        window = _window(case, least_runs=5, least_s=0.05)
+        runs += len(window)
+        median = float(np.median(window))
+        calm = calm + 1 if abs(median - previous) <= 0.03 * previous else 0
+        previous = median
+        seconds = (perf_counter_ns() - start) / 1e9
+        if calm >= 2 and seconds >= plan.warmup_min_s:
+            return Warmup(runs=runs, seconds=seconds, stable=True)
+        if seconds >= plan.warmup_max_s:
+            return Warmup(runs=runs, seconds=seconds, stable=False)
+
+
+def _slice(case: RunOnce, plan: Plan) -> np.ndarray:
+    """One visit to one case: f64[n] ms."""
+    for _ in range(_SETTLE_RUNS):
+        case()
+    if plan.count is not None:
+        return np.array([_timed(case) for _ in range(-(-plan.count // plan.rounds))])
+    least_runs = -(-plan.min_runs // plan.rounds)
+    return np.array(_window(case, least_runs=least_runs, least_s=plan.duration_s / plan.rounds))
+
+
+def _window(case: RunOnce, *, least_runs: int, least_s: float) -> list[float]:
+    """Runs until both bounds are met; ms each."""
+    times: list[float] = []
+    spent_ms = 0.0
+    while len(times) < least_runs or spent_ms < least_s * 1000:
+        times.append(_timed(case))
+        spent_ms += times[-1]
+    return times
+
+
+def _timed(case: RunOnce) -> float:
+    start = perf_counter_ns()
+    case()
+    return (perf_counter_ns() - start) / 1e6

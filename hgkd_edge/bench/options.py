@@ -1,0 +1,127 @@
+"""What one call of `hgkd-edge bench` asks for. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hgkd_edge.errors import DeviceError
+
+__all__ = ["DEVICES", "BenchOptions", "parse_counts"]
+
+DEVICES = ("cpu", "cuda", "openvino", "jetson")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Everything that decides what is measured and how.
+
+    Args:
+        models: Run folders or .onnx files; empty means the latest run.
+        device: Where: this CPU, this GPU, OpenVINO here, or a Jetson (local, or `host`).
+        runners: Names from `list_runners()`; empty means the device's own.
+        host: `user@machine[:port]` of an edge device to measure over SSH.
+        hosts: A YAML file listing several.
+        batches: Batch sizes to sweep.
+        threads: Thread counts to sweep on CPU runners; `None` is the runner's own choice.
+        precisions: Keep only models of these precisions; on a Jetson with TensorRT <= 10 also the
+            precision an FP32 model is built with.
+        copies: Whether moving the input in and the output out belongs to the time.
+        duration_s: Measured seconds per case.
+        count: Measured runs per case instead of a duration.
+        rounds: Interleaved visits per case.
+        images: f32[N, 3, H, W] real images, already normalised; None feeds a fixed-seed tensor.
+        out: Where bench.json goes; None means the run folder, or beside the model.
+        resume: Pick up a build that an earlier, broken-off session finished on the host.
+        ssh_config: An OpenSSH configuration file to use in place of the user's.
+        torch_modules: Label -> nn.Module (or f(batch images) -> output) for the torch runners.
+    """
+
+    models: tuple[Path, ...] = ()
+    device: str = "cpu"
+    runners: tuple[str, ...] = ()
+    host: str | None = None
+    hosts: Path | None = None
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int | None, ...] = (None,)
+    precisions: tuple[str, ...] = ()
+    copies: Literal["in", "out"] = "in"
+    duration_s: float = 5.0
+    count: int | None = None
+    rounds: int = 5
+    images: np.ndarray | None = field(default=None, repr=False)
+    out: Path | None = None
+    resume: bool = False
+    ssh_config: Path | None = None
+    torch_modules: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise DeviceError(
+                f"--device '{self.device}' is not known", hint=f"one of {', '.join(DEVICES)}"
+            )
+        if self.copies not in ("in", "out"):
+            raise DeviceError(
+                f"--copies '{self.copies}' is not known", hint="in (counted) or out (not counted)"
+            )
+        if min(self.batches, default=0) < 1 or any(n is not None and n < 1 for n in self.threads):
+            raise DeviceError("--batch and --threads take whole numbers from 1 up", hint="1,8")
+        if self.duration_s <= 0:
+            raise DeviceError(
+                f"--duration {self.duration_s:g} measures nothing", hint="seconds, such as 5"
+            )
+        for precision in self.precisions:
+            if precision not in ("fp32", "fp16", "bf16", "int8"):
+                raise DeviceError(
+                    f"--precision '{precision}' is not known", hint="fp32, fp16, bf16 or int8"
+                )
+        if self.host is not None and self.hosts is not None:
+            raise DeviceError("--host and --hosts were both given", hint="give one of them")
+        if self.images is not None and (
+            self.images.ndim != 4 or self.images.shape[0] == 0 or self.images.dtype != np.float32
+        ):
+            raise DeviceError(
+                f"images are {self.images.dtype}{list(self.images.shape)}",
+                hint="give f32[N, 3, H, W] with at least one image",
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """What bench.json records of the request; arrays and modules are named, not stored."""
+        return {
+            "models": [str(path) for path in self.models],
+            "device": self.device,
+            "runners": list(self.runners),
+            "host": self.host,
+            "hosts": str(self.hosts) if self.hosts else None,
+            "batches": list(self.batches),
+            "threads": list(self.threads),
+            "precisions": list(self.precisions),
+            "copies": self.copies,
+            "duration_s": self.duration_s,
+            "count": self.count,
+            "rounds": self.rounds,
+            "images": None if self.images is None else list(self.images.shape),
+            "resume": self.resume,
+        }
+
+
+def parse_counts(text: str, *, option: str) -> tuple[int, ...]:
+    """`1,8` -> (1, 8).
+
+    Raises:
+        DeviceError: Not a comma-separated list of whole numbers from 1 up.
+    """
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise DeviceError(
+            f"{option} '{text}' is not a list of whole numbers from 1 up",
+            hint=f"such as {option} 1,8",
+        )
+    return tuple(dict.fromkeys(counts))

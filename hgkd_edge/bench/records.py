@@ -1,0 +1,267 @@
+"""What `bench.json` holds: a versioned record with all that is needed to repeat a measurement.
+
+One file holds one *session* per target (this CPU, OpenVINO, one Jetson, ...); measuring a target
+again replaces its session and leaves the others. Times are milliseconds, sizes MiB, power watts.
+`docs/bench.md` describes every field.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hgkd_edge.errors import RunError
+from hgkd_edge.rundir import atomic_write
+
+__all__ = [
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "BenchFile",
+    "Estimate",
+    "InputInfo",
+    "Latency",
+    "Measurement",
+    "ModelInfo",
+    "Noise",
+    "Ratio",
+    "Refusal",
+    "Session",
+    "Telemetry",
+    "Warmup",
+    "load_bench",
+    "save_session",
+]
+
+SCHEMA: Literal["hgkd-edge.bench"] = "hgkd-edge.bench"
+SCHEMA_VERSION: Literal[1] = 1
+
+
+class _Record(BaseModel):
+    # Unknown keys are kept out, so that a misspelt field of ours fails in a test, not in a reader.
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Latency(_Record):
+    """Distribution of single-inference times in ms; `mean_ci95` by block bootstrap."""
+
+    count: int
+    mean: float
+    mean_ci95: tuple[float, float]
+    std: float
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Warmup(_Record):
+    """Runs before measuring; `stable` is False when the limit came before the times settled."""
+
+    runs: int
+    seconds: float
+    stable: bool
+
+
+class Noise(_Record):
+    """`spread` = interquartile range / median; `drift` = range of the rounds' medians / median."""
+
+    spread: float
+    drift: float
+    noisy: bool
+
+
+class Ratio(_Record):
+    """Time of this case over that of case `to`, round by round: median, lowest, highest."""
+
+    to: str
+    median: float
+    low: float
+    high: float
+
+
+class InputInfo(_Record):
+    """One input as it was fed. `source`: real images of the caller, or a fixed-seed tensor."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    source: Literal["images", "synthetic"]
+    seed: int | None = None
+
+
+class ModelInfo(_Record):
+    """One model file; `precision` is read from its tensors, not from its name."""
+
+    label: str
+    path: str
+    sha256: str
+    size_mb: float
+    precision: str
+    opset: int | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+class Rail(_Record):
+    """Power of one rail in watts over the measured window."""
+
+    mean_w: float
+    peak_w: float
+
+
+class Telemetry(_Record):
+    """What the board reported while the measured runs went on (never during build or load).
+
+    `total_rail` names the rail(s) taken as the board's total. Energy per image = mean total power /
+    throughput; `idle_w` is the same total just before, with nothing running.
+    """
+
+    source: Literal["tegrastats", "ina3221"]
+    samples: int
+    rejected_lines: int
+    interval_ms: float
+    rails: dict[str, Rail]
+    total_rail: str | None
+    total_mean_w: float | None
+    total_peak_w: float | None
+    idle_w: float | None
+    energy_per_image_mj: float | None
+    gpu_mhz: dict[str, float] | None
+    emc_mhz: dict[str, float] | None
+    gpu_load_percent: float | None
+    temperature_max_c: dict[str, float]
+    ram_peak_mb: float | None
+    throttled: bool
+    throttle_reasons: list[str]
+
+
+class Measurement(_Record):
+    """One case: a model in one runner at one batch size and thread count."""
+
+    kind: Literal["measurement"] = "measurement"
+    case: str
+    model: str
+    runner: str
+    runner_version: str
+    backend: str
+    precision: str
+    batch: int
+    threads: int | None
+    copies: Literal["in", "out"]
+    inputs: list[InputInfo]
+    latency_ms: Latency
+    throughput_ips: float
+    first_inference_ms: float | None
+    load_ms: float | None
+    build_ms: float | None
+    host_memory_mb: float | None
+    engine_mb: float | None
+    warmup: Warmup
+    measured_s: float
+    rounds_p50_ms: list[float]
+    noise: Noise
+    ratio: Ratio | None = None
+    telemetry: Telemetry | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+    commands: list[list[str]] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class Refusal(_Record):
+    """A runner that cannot run here, or a host that could not be measured, and why."""
+
+    name: str
+    reason: str
+    hint: str = ""
+
+
+class Estimate(_Record):
+    """A roofline figure. It is arithmetic from a device table, not a measurement."""
+
+    kind: Literal["estimate"] = "estimate"
+    model: str
+    device: str
+    mode: str
+    precision: str
+    batch: int
+    estimated_ms: float
+    estimated_throughput_ips: float
+    compute_bound_percent: float
+    gflops: float
+    traffic_mb: float
+    assumptions: dict[str, Any]
+    unconfirmed: list[str]
+
+
+class Session(_Record):
+    """All measurements of one target, taken in one go."""
+
+    target: str
+    created: str
+    tool_version: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    models: list[ModelInfo]
+    measurements: list[Measurement]
+    refusals: list[Refusal] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class BenchFile(_Record):
+    """The whole of `bench.json`."""
+
+    schema_name: Literal["hgkd-edge.bench"] = Field(default=SCHEMA, alias="schema")
+    version: Literal[1] = SCHEMA_VERSION
+    sessions: list[Session] = Field(default_factory=list)
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+    def replacing(self, session: Session) -> BenchFile:
+        """This file with `session` in the place of the one with the same target."""
+        kept = [old for old in self.sessions if old.target != session.target]
+        return BenchFile(sessions=[*kept, session])
+
+
+def load_bench(path: Path) -> BenchFile:
+    """Read a bench.json.
+
+    Raises:
+        RunError: The file is missing, not JSON, of another version, or not of this schema.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(
+            f"{path}: {error.strerror or error}", hint="measure first: hgkd-edge bench"
+        ) from error
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}", hint="measure again") from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        raise RunError(f"{path} is not a bench.json of hgkd-edge", hint="give a bench.json")
+    if raw.get("version") != SCHEMA_VERSION:
+        raise RunError(
+            f"{path} has schema version {raw.get('version')!r}; this hgkd-edge reads "
+            f"{SCHEMA_VERSION}",
+            hint="measure again, or use the hgkd-edge that wrote it",
+        )
+    try:
+        return BenchFile.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{path}: {where}: {first['msg']}", hint="measure again") from error
+
+
+def save_session(path: Path, session: Session) -> BenchFile:
+    """Put `session` into the bench.json at `path`, atomically; other targets are kept."""
+    existing = load_bench(path) if path.exists() else BenchFile()
+    merged = existing.replacing(session)
+    with atomic_write(path) as temporary:
+        temporary.write_text(
+            merged.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
+        )
+    return merged

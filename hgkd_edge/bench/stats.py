@@ -1,0 +1,102 @@
+"""From raw times to figures: percentiles, an interval for the mean, and how noisy it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hgkd_edge.bench.records import Latency, Noise, Ratio
+
+__all__ = ["mean_interval", "noise_of", "ratio_of", "summarise"]
+
+# A quiet machine stays well under both; over either, two runs of the same command may differ by
+# more than the difference one wants to see.
+_WIDE_SPREAD = 0.15
+_WIDE_DRIFT = 0.10
+_MAX_BLOCKS = 100
+
+
+def summarise(times_ms: np.ndarray) -> Latency:
+    """Describe single-inference times.
+
+    Args:
+        times_ms: f64[n], n >= 1, in the order in which they were measured.
+
+    Returns:
+        Count, mean with 95 % interval, standard deviation, min, p50/p90/p95/p99, max (ms).
+        Percentiles interpolate linearly between samples.
+
+    Raises:
+        ValueError: No samples.
+    """
+    times = np.asarray(times_ms, dtype=np.float64)
+    if times.size == 0:
+        raise ValueError("no samples to summarise")
+    p50, p90, p95, p99 = np.percentile(times, [50, 90, 95, 99])
+    return Latency(
+        count=int(times.size),
+        mean=float(times.mean()),
+        mean_ci95=mean_interval(times),
+        std=float(times.std(ddof=1)) if times.size > 1 else 0.0,
+        min=float(times.min()),
+        p50=float(p50),
+        p90=float(p90),
+        p95=float(p95),
+        p99=float(p99),
+        max=float(times.max()),
+    )
+
+
+def mean_interval(
+    times_ms: np.ndarray, *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, over blocks of neighbouring samples.
+
+    Neighbouring runs resemble each other (clock and cache drift), so resampling single runs would
+    promise too narrow an interval; whole blocks are resampled instead (Carlstein 1986,
+    non-overlapping blocks).
+
+    Args:
+        times_ms: f64[n] in measured order.
+        resamples: Bootstrap resamples.
+        seed: The interval is the same each time it is computed from the same samples.
+
+    Returns:
+        (low, high) in ms; (mean, mean) for fewer than 2 samples.
+    """
+    times = np.asarray(times_ms, dtype=np.float64)
+    if times.size < 2:
+        return float(times.mean()), float(times.mean())
+    blocks = min(_MAX_BLOCKS, times.size)
+    parts = np.array_split(times, blocks)
+    sums = np.array([part.sum() for part in parts])
+    sizes = np.array([part.size for part in parts])
+    picks = np.random.default_rng(seed).integers(0, blocks, size=(resamples, blocks))
+    means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def noise_of(rounds: Sequence[np.ndarray]) -> Noise:
+    """How far the times spread within the run and drift between its rounds.
+
+    Args:
+        rounds: One f64[n_i] array of times per interleaved round.
+    """
+    everything = np.concatenate(list(rounds))
+    q25, median, q75 = np.percentile(everything, [25, 50, 75])
+    medians = np.array([np.median(part) for part in rounds])
+    spread = float((q75 - q25) / median) if median > 0 else 0.0
+    drift = float((medians.max() - medians.min()) / median) if median > 0 else 0.0
+    return Noise(spread=spread, drift=drift, noisy=spread > _WIDE_SPREAD or drift > _WIDE_DRIFT)
+
+
+def ratio_of(case: Sequence[np.ndarray], base: Sequence[np.ndarray], *, name: str) -> Ratio:
+    """Time of `case` over that of `base`, paired round by round.
+
+    Machines drift; two cases of the same round met the same machine, so their ratio holds where
+    the ratio of two separate runs would not.
+    """
+    pairs = [float(np.median(one) / np.median(two)) for one, two in zip(case, base, strict=True)]
+    return Ratio(to=name, median=float(np.median(pairs)), low=min(pairs), high=max(pairs))

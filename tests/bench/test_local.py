@@ -1,0 +1,210 @@
+"""The whole way on this machine: file in, bench.json and table out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from hgkd_edge.bench.options import BenchOptions, parse_counts
+from hgkd_edge.bench.records import BenchFile, load_bench
+from hgkd_edge.bench.run import run_bench
+from hgkd_edge.bench.tables import milliseconds, session_view
+from hgkd_edge.errors import DeviceError, RunError
+
+MakeModel = Callable[..., Path]
+
+
+def quick(*models: Path, **changes: object) -> BenchOptions:
+    return BenchOptions(models=models, **{"duration_s": 0.1, "rounds": 2, **changes})  # type: ignore[arg-type]
+
+
+def rendered(view: object, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(view)
+    return console.export_text()
+
+
+def test_bench_json_holds_all_that_is_needed_to_repeat_the_run(make_model: MakeModel) -> None:
+    path = make_model()
+
+    result = run_bench(quick(path, batches=(1, 2), threads=(1, 2)))
+
+    assert result.file == path.parent / "bench.json"
+    [session] = load_bench(result.file).sessions
+    assert [(m.batch, m.threads) for m in session.measurements] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert session.settings["duration_s"] == 0.1
+    assert session.models[0].sha256
+    assert session.models[0].precision == "fp32"
+    assert session.environment["cpu"]
+    assert session.environment["packages"]["onnxruntime"]
+    one = session.measurements[0]
+    assert one.latency_ms.count >= 20
+    assert one.throughput_ips == pytest.approx(1000 / one.latency_ms.mean, rel=1e-6)
+    assert one.inputs[0].shape == [1, 3, 32, 32]
+    assert one.inputs[0].source == "synthetic"
+    assert one.load_ms is not None
+    assert one.first_inference_ms is not None
+
+
+def test_the_first_case_is_the_base_of_every_ratio(make_model: MakeModel) -> None:
+    small, big = make_model("small", width=8), make_model("big", width=64, layers=6)
+
+    [session] = run_bench(quick(small, big)).sessions
+
+    assert session.measurements[0].ratio.median == 1
+    assert session.measurements[1].ratio.median > 3
+    assert "small" in session.measurements[1].ratio.to
+
+
+def test_real_images_are_fed_when_given_and_the_record_says_so(make_model: MakeModel) -> None:
+    images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+
+    [session] = run_bench(quick(make_model(), images=images, batches=(4,))).sessions
+
+    fed = session.measurements[0].inputs[0]
+    assert (fed.source, fed.shape, fed.seed) == ("images", [4, 3, 32, 32], None)
+
+
+@pytest.mark.parametrize("copies", ["in", "out"])
+@pytest.mark.parametrize("runner", ["ort-cpu", "openvino"])
+def test_every_runner_takes_copies_in_and_out(
+    make_model: MakeModel, runner: str, copies: str
+) -> None:
+    if runner == "openvino":
+        pytest.importorskip("openvino")
+
+    [session] = run_bench(quick(make_model(), runners=(runner,), copies=copies)).sessions
+
+    assert session.measurements[0].copies == copies
+    side = "inside" if copies == "in" else "outside"
+    assert f"copies {side} the time" in rendered(session_view(session))
+
+
+def test_another_target_is_added_and_the_same_target_replaced(make_model: MakeModel) -> None:
+    pytest.importorskip("openvino")
+    path = make_model()
+
+    run_bench(quick(path))
+    run_bench(quick(path, device="openvino"))
+    last = run_bench(quick(path, batches=(2,)))
+
+    file = load_bench(last.file)
+    assert sorted(session.target for session in file.sessions) == ["cpu", "openvino"]
+    [cpu] = [session for session in file.sessions if session.target == "cpu"]
+    assert [one.batch for one in cpu.measurements] == [2]
+
+
+def test_a_run_folder_gets_its_bench_json_and_a_precision_filter(make_model: MakeModel) -> None:
+    make_model("run/export/net")
+    path = make_model("run/export/half", dtype=np.float16)
+    run = path.parent.parent
+    (run / "recipe.yaml").write_text("name: x\n")
+
+    result = run_bench(quick(run, precisions=("fp16",)))
+
+    assert result.file == run / "bench.json"
+    assert [one.model for one in result.sessions[0].measurements] == ["half"]
+    with pytest.raises(RunError, match=r"no model of precision int8; found .*half\.onnx \(fp16\)"):
+        run_bench(quick(run, precisions=("int8",)))
+
+
+def test_a_jetson_that_is_not_there_is_refused_with_the_way_to_reach_one(
+    make_model: MakeModel,
+) -> None:
+    with pytest.raises(DeviceError) as refusal:
+        run_bench(quick(make_model(), device="jetson"))
+
+    assert "not a Jetson" in refusal.value.message
+    assert "--host user@jetson" in refusal.value.hint
+    assert "--estimate" in refusal.value.hint
+    assert refusal.value.exit_code == 2
+
+
+def test_a_batch_the_model_cannot_take_is_refused_by_name(make_model: MakeModel) -> None:
+    with pytest.raises(DeviceError, match=r"takes batches of 1 only, not 8"):
+        run_bench(quick(make_model(batch=1), batches=(8,)))
+
+
+def test_images_of_another_size_are_refused(make_model: MakeModel) -> None:
+    images = np.zeros((1, 3, 16, 16), dtype=np.float32)
+
+    with pytest.raises(DeviceError, match=r"images are \[3, 16, 16\].*takes \[3, 32, 32\]"):
+        run_bench(quick(make_model(), images=images))
+
+
+def test_a_runner_that_cannot_run_says_why(make_model: MakeModel) -> None:
+    with pytest.raises(DeviceError, match=r"ort-cuda.*no CUDAExecutionProvider"):
+        run_bench(quick(make_model(), runners=("ort-cuda",)))
+    with pytest.raises(DeviceError, match="runner 'ort-quantum' is not known"):
+        run_bench(quick(make_model(), runners=("ort-quantum",)))
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "model.onnx"
+    text.write_text("hello")
+
+    with pytest.raises(RunError, match="not a valid ONNX"):
+        run_bench(quick(text))
+    with pytest.raises(RunError, match="no model at"):
+        run_bench(quick(tmp_path / "missing.onnx"))
+
+
+def test_a_broken_bench_json_is_not_overwritten(make_model: MakeModel) -> None:
+    path = make_model()
+    file = path.parent / "bench.json"
+    file.write_text('{"schema": "hgkd-edge.bench", "version": 99}')
+
+    with pytest.raises(RunError, match="schema version 99"):
+        run_bench(quick(path))
+
+    assert json.loads(file.read_text())["version"] == 99
+
+
+def test_the_table_fits_80_columns_and_hostile_names_are_plain_text(make_model: MakeModel) -> None:
+    path = make_model("a [red]name $(x); 'q' that is rather long for a table of models")
+
+    [session] = run_bench(quick(path, batches=(1, 2), threads=(1, 2))).sessions
+    text = rendered(session_view(session))
+
+    assert max(map(len, text.splitlines())) <= 80
+    assert "[red]" in text.replace("\n", "")
+
+
+def test_the_json_written_is_the_json_read(make_model: MakeModel) -> None:
+    result = run_bench(quick(make_model()))
+
+    raw = json.loads(result.file.read_text())
+
+    assert (raw["schema"], raw["version"]) == ("hgkd-edge.bench", 1)
+    assert BenchFile.model_validate(raw).sessions == result.sessions
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "1,,2", "-1", "1.5"])
+def test_counts_that_are_not_whole_numbers_are_refused(text: str) -> None:
+    with pytest.raises(DeviceError, match="--batch"):
+        parse_counts(text, option="--batch")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "0.012"), (4.567, "4.57"), (123.4, "123"), (12345.6, "12346")]
+)
+def test_milliseconds_keep_about_three_digits(value: float, text: str) -> None:
+    assert milliseconds(value) == text
+
+
+def test_measuring_on_onnxruntime_never_imports_torch(make_model: MakeModel) -> None:
+    path = make_model()
+    code = (
+        "import sys; from hgkd_edge.bench import BenchOptions, run_bench; from pathlib import Path;"
+        f"run_bench(BenchOptions(models=(Path({str(path)!r}),), duration_s=0.05));"
+        "assert 'torch' not in sys.modules"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)

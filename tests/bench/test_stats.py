@@ -1,0 +1,80 @@
+"""From raw times to figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hgkd_edge.bench.stats import mean_interval, noise_of, ratio_of, summarise
+
+times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60).map(np.array)
+
+
+@given(times)
+@settings(max_examples=50, deadline=None)
+def test_percentiles_are_ordered_and_the_mean_lies_in_its_interval(samples: np.ndarray) -> None:
+    seen = summarise(samples)
+
+    ladder = [seen.min, seen.p50, seen.p90, seen.p95, seen.p99, seen.max]
+    assert ladder == sorted(ladder)
+    low, high = seen.mean_ci95
+    assert low <= seen.mean * (1 + 1e-9)
+    assert seen.mean <= high * (1 + 1e-9)
+
+
+def test_figures_of_a_known_series() -> None:
+    seen = summarise(np.arange(1, 102, dtype=float))
+
+    assert (seen.p50, seen.p90, seen.p99, seen.max) == (51, 91, 100, 101)
+    assert seen.mean == 51
+    assert seen.count == 101
+
+
+def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+
+    hits = 0
+    for _ in range(200):
+        low, high = mean_interval(rng.gamma(4, 2.5, size=400), resamples=400)
+        hits += low <= 10 <= high
+
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_slow_drift_widens_the_interval_beyond_that_of_shuffled_samples() -> None:
+    rng = np.random.default_rng(2)
+    drifting = np.repeat(rng.normal(10, 1, size=20), 100) + rng.normal(0, 0.1, size=2000)
+
+    low, high = mean_interval(drifting)
+    calm_low, calm_high = mean_interval(rng.permutation(drifting))
+
+    assert high - low > 3 * (calm_high - calm_low)
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        summarise(np.array([]))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "noisy"),
+    [
+        ([np.full(20, 5.0), np.full(20, 5.1)], False),
+        ([np.full(20, 5.0), np.full(20, 6.0)], True),
+        ([np.linspace(4, 8, 40), np.linspace(4, 8, 40)], True),
+    ],
+    ids=["calm", "rounds drift", "wide spread"],
+)
+def test_a_noisy_run_is_called_noisy(rounds: list[np.ndarray], noisy: bool) -> None:
+    assert noise_of(rounds).noisy is noisy
+
+
+def test_ratios_pair_rounds_so_a_machine_that_slows_down_does_not_change_them() -> None:
+    base = [np.full(5, speed) for speed in (1.0, 2.0, 4.0)]
+    case = [2 * part for part in base]
+
+    ratio = ratio_of(case, base, name="base")
+
+    assert (ratio.low, ratio.median, ratio.high) == (2, 2, 2)
