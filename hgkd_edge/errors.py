@@ -8,6 +8,7 @@
     ├── DeviceError           a device that cannot be reached or used           exit 2
     ├── ConversionError       sparse <-> dense, or an unsupported layer         exit 2
     └── TrainingError         failed while working (non-finite loss, disk full) exit 1
+        └── Interrupted       stopped by Ctrl-C or SIGTERM, progress saved      exit 130
 
 The command line prints one line (`error: ...`, then `hint: ...`) and ends with `exit_code`.
 """
@@ -19,6 +20,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "HgkdError",
+    "Interrupted",
     "MissingExtraError",
     "RecipeError",
     "RunError",
@@ -85,3 +87,9 @@ class TrainingError(HgkdError):
     """Training stopped by a fault at run time."""
 
     exit_code = 1
+
+
+class Interrupted(TrainingError):
+    """Training stopped on request; what was done is saved."""
+
+    exit_code = 130

@@ -1,0 +1,63 @@
+"""What a person sees while a command works. Everything here goes to stderr: stdout is for results."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["console", "track_steps"]
+
+console = Console(stderr=True, highlight=False)
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextlib.contextmanager
+def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Show the progress of a long job: a live bar on a terminal, else a line now and then.
+
+    Args:
+        label: What is being done.
+        total: Number of steps in all.
+        done: Steps done before, by a run that is resumed.
+
+    Yields:
+        A function of (steps done, figures to show beside the bar).
+    """
+    if not console.is_terminal:
+        yield _line_printer(label, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=60) as progress:
+        task = progress.add_task(label, total=total, completed=done, figures="")
+        yield lambda step, figures: progress.update(task, completed=step, figures=figures)
+
+
+def _line_printer(label: str, total: int) -> Callable[[int, str], None]:
+    last = time.monotonic()
+
+    def show(step: int, figures: str) -> None:
+        nonlocal last
+        if step == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            console.print(f"{label} {step}/{total}  {figures}", soft_wrap=True)
+
+    return show

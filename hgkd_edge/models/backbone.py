@@ -1,0 +1,215 @@
+"""The convolutional backbone: made from a recipe, saved as plain timm weights, loaded again.
+
+`backbone.safetensors` holds exactly the state dict of `timm.create_model(name, num_classes=0,
+**args)`; how to make that model again (name, args, stem stride, image size, normalisation) stands
+in the file's metadata, so the file alone is enough.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hgkd_edge.errors import ConversionError, RecipeError, RunError
+from hgkd_edge.rundir import atomic_write
+
+__all__ = [
+    "BackboneSpec",
+    "EmbeddingNet",
+    "create_features",
+    "create_timm_model",
+    "load_embedding_net",
+    "load_features",
+    "save_backbone",
+]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """All that is needed to make a backbone again.
+
+    Attributes:
+        name: timm model name.
+        args: Further arguments of `timm.create_model`.
+        stem_stride: 4 as published; 2 or 1 for small images.
+        size: Image height and width in pixels that it was trained for.
+        mean: Per-channel mean of its input, in [0, 1].
+        std: Per-channel standard deviation of its input.
+    """
+
+    name: str
+    stem_stride: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    args: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
+        """Read back what `save_backbone` wrote."""
+        fields = json.loads(metadata["hgkd_edge.backbone"])
+        tuples = {key: tuple(fields[key]) for key in ("size", "mean", "std")}
+        return cls(**{**fields, **tuples})
+
+
+class EmbeddingNet(nn.Module):
+    """A backbone's deepest feature map, averaged over the image: what k-NN and export see.
+
+    Args:
+        features: Feature extractor whose last map is the deepest.
+        spec: What it was made from.
+    """
+
+    def __init__(self, features: nn.Module, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.features = features
+        self.spec = spec
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, 3, H, W], normalised -> embedding float [B, C]."""
+        return self.features(images)[-1].mean(dim=(2, 3))
+
+
+def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
+    """`timm.create_model` whose faults name the recipe key.
+
+    Raises:
+        RecipeError: timm does not know the model, or refuses the arguments.
+    """
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = difflib.get_close_matches(name.split(".")[0], known, n=1, cutoff=0.3)
+        raise RecipeError(
+            f"{key} = '{name}': timm {timm.__version__} has no such model",
+            hint=f"did you mean '{near[0]}'?" if near else "see timm.list_models()",
+        )
+    try:
+        return timm.create_model(name, **args)
+    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason}") from error
+
+
+def create_features(
+    name: str, *, stem_stride: int = 4, args: dict[str, Any] | None = None, min_stride: int = 0
+) -> nn.Module:
+    """An untrained timm feature extractor with the stem stride set.
+
+    Args:
+        name: timm model name.
+        stem_stride: Stride of the stem; other than 4 for ResNets only.
+        args: Further arguments of `timm.create_model`.
+        min_stride: Leave out feature maps of finer stride than this.
+
+    Raises:
+        RecipeError: The model is unknown or not a convolutional pyramid.
+    """
+    args = args or {}
+    model = _features_model(name, args)
+    _set_stem_stride(model, name, stem_stride)
+    reductions = model.feature_info.reduction()
+    wanted = [
+        i
+        for i, r in zip(model.feature_info.out_indices, reductions, strict=True)
+        if r >= min_stride
+    ]
+    if len(wanted) < len(reductions):
+        model = _features_model(name, {**args, "out_indices": wanted})
+        _set_stem_stride(model, name, stem_stride)
+    return model
+
+
+def save_backbone(features: nn.Module, spec: BackboneSpec, path: Path) -> None:
+    """Write a dense feature extractor's weights under the plain timm model's own names.
+
+    Layers that only a classifier has (a head convolution, say) are written as timm initialises
+    them: a strict `load_state_dict` must find every name.
+
+    Raises:
+        ConversionError: A weight has no place in the plain timm model.
+    """
+    full = create_timm_model("student.name", spec.name, num_classes=0, **spec.args)
+    state = full.state_dict()
+    for key, value in features.state_dict().items():
+        state[_full_key(key, state)] = value
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    metadata = {"format": "pt", "hgkd_edge.backbone": json.dumps(asdict(spec))}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, BackboneSpec]:
+    """A dense feature extractor with the weights of `backbone.safetensors`.
+
+    Raises:
+        RunError: The file is not one of ours, or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            spec = BackboneSpec.from_metadata(stored.metadata() or {})
+            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path} is not a backbone of hgkd-edge: {error}", hint="distil it again"
+        ) from error
+    features = create_features(
+        spec.name, stem_stride=spec.stem_stride, args=spec.args, min_stride=min_stride
+    )
+    own = {key: state[_full_key(key, state)] for key in features.state_dict()}
+    features.load_state_dict(own)
+    return features.eval(), spec
+
+
+def load_embedding_net(path: Path) -> EmbeddingNet:
+    """The dense backbone with average pooling, in evaluation mode."""
+    return EmbeddingNet(*load_features(path)).eval()
+
+
+def _features_model(name: str, args: dict[str, Any]) -> nn.Module:
+    model = create_timm_model("student.name", name, features_only=True, **args)
+    info = getattr(model, "feature_info", None)
+    reductions = info.reduction() if info is not None else []
+    if len(set(reductions)) < 2:
+        raise RecipeError(
+            f"student.name = '{name}': is not convolutional (its feature maps are all of one "
+            "stride)",
+            hint="timm models that work: hgkd-edge recipes students",
+        )
+    return model
+
+
+def _set_stem_stride(model: nn.Module, name: str, stem_stride: int) -> None:
+    """Let a ResNet's stem keep more resolution; weights and their names stay as they are."""
+    if stem_stride == 4:
+        return
+    conv = model.get_submodule("conv1") if hasattr(model, "conv1") else None
+    if not isinstance(conv, nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise RecipeError(
+            f"student.stem_stride = {stem_stride}: '{name}' has no plain ResNet stem",
+            hint="use 4, or a ResNet such as resnet18",
+        )
+    model.maxpool = nn.Identity()
+    if stem_stride == 1:
+        conv.stride = (1, 1)
+    for info in model.feature_info.info:  # type: ignore[union-attr]
+        stem = info["module"] in ("act1", "relu")
+        info["reduction"] = stem_stride if stem else info["reduction"] * stem_stride // 4
+
+
+def _full_key(key: str, full: dict[str, Tensor]) -> str:
+    """A feature extractor's parameter name as the plain timm model calls it."""
+    head, _, rest = key.partition(".")
+    stage, _, number = head.rpartition("_")
+    # timm's feature extractors either keep names, flatten `stages.0` to `stages_0`, or wrap.
+    for candidate in (key, f"{stage}.{number}.{rest}", rest):
+        if candidate in full:
+            return candidate
+    raise ConversionError(f"weight '{key}' has no place in the plain timm model")

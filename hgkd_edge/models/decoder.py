@@ -1,0 +1,80 @@
+"""The light UNet decoder: masked sites filled with learned tokens, then up to the token grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Decoder", "upsample_mask"]
+
+
+class Decoder(nn.Module):
+    """From a sparse encoder's maps to a prediction at every token of the teacher's grid.
+
+    As in SparK (Tian et al. 2023, arXiv 2301.03580, section 3.2): at every scale the masked sites
+    are filled with that scale's mask token, then each level is doubled, added to the next finer one
+    and refined by two 3x3 convolutions:
+
+        stride 32  [B, C4, 2, 2]  -fill-1x1- x ──┐ up
+        stride 16  [B, C3, 4, 4]  -fill-1x1- + ──┴─ refine ──┐ up
+        stride  8  [B, C2, 8, 8]  -fill-1x1- + ──────────────┴─ refine -> [B, width, 8, 8]
+
+    Args:
+        channels: Channels of the encoder's maps, finest first.
+        width: Channels of every decoder level.
+    """
+
+    def __init__(self, channels: Sequence[int], *, width: int) -> None:
+        super().__init__()
+        self.mask_tokens = nn.ParameterList(torch.zeros(1, c, 1, 1) for c in channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in channels)
+        levels = len(channels) - 1
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(width, width, kernel_size=4, stride=2, padding=1)
+            for _ in range(levels)
+        )
+        self.refine = nn.ModuleList(_refine(width) for _ in range(levels))
+        for token in self.mask_tokens:
+            nn.init.trunc_normal_(token, std=0.02)
+
+    def forward(self, maps: Sequence[Tensor], visible: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            maps: Encoder maps, finest first, float [B, C_s, H/s, W/s], zero at masked sites.
+            visible: bool [B, h, w], True = visible.
+
+        Returns:
+            float [B, width, H/s, W/s] at the finest given stride s.
+        """
+        levels = [
+            lateral(self._fill(level, token, visible))
+            for level, token, lateral in zip(maps, self.mask_tokens, self.lateral, strict=True)
+        ]
+        x = levels.pop()  # [B, width, h, w], the deepest
+        for up, refine in zip(self.up, self.refine, strict=True):
+            x = refine(up(x) + levels.pop())
+        return x
+
+    @staticmethod
+    def _fill(level: Tensor, token: Tensor, visible: Tensor) -> Tensor:
+        mask = upsample_mask(visible, level.shape[-2:])[:, None]  # [B, 1, H/s, W/s]
+        return torch.where(mask, level, token.to(level.dtype))
+
+
+def upsample_mask(visible: Tensor, size: Sequence[int]) -> Tensor:
+    """bool [B, h, w] -> bool [B, *size], each patch repeated; `size` holds multiples of h and w."""
+    rows, columns = size[0] // visible.shape[1], size[1] // visible.shape[2]
+    return visible.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
+
+
+def _refine(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU6(inplace=True),
+        nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+    )

@@ -1,0 +1,63 @@
+"""The student: a sparse convolutional encoder that sees visible patches, and a light decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from hgkd_edge.models.decoder import Decoder
+from hgkd_edge.sparse import sparsify
+
+__all__ = ["Student", "token_stride"]
+
+
+class Student(nn.Module):
+    """Mask -> sparse encoder -> decoder -> one predicted vector per teacher token.
+
+    Args:
+        features: timm feature extractor whose finest map lies on the teacher's token grid.
+        teacher_width: Channels D of the teacher's tokens.
+        decoder_width: Channels of the decoder.
+        backend: Sparse backend: tiles, masked or spconv.
+        pixels: Also predict each token's pixels.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        *,
+        teacher_width: int,
+        decoder_width: int,
+        backend: str = "tiles",
+        pixels: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = sparsify(features, backend=backend)
+        self.decoder = Decoder(self.encoder.channels, width=decoder_width)
+        self.head = nn.Conv2d(decoder_width, teacher_width, kernel_size=1)
+        side = self.encoder.reductions[0]
+        self.pixel_head = (
+            nn.Conv2d(decoder_width, side * side * 3, kernel_size=1) if pixels else None
+        )
+
+    def forward(self, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predict the teacher's tokens over the whole image.
+
+        Args:
+            images: float [B, 3, H, W], normalised.
+            visible: bool [B, h, w], True = visible.
+
+        Returns:
+            Tokens float [B, N, D], and pixels float [B, N, side*side*3] or None.
+        """
+        decoded = self.decoder(self.encoder(images, visible), visible)  # [B, width, H/s, W/s]
+        tokens = self.head(decoded).flatten(2).transpose(1, 2)
+        if self.pixel_head is None:
+            return tokens, None
+        return tokens, self.pixel_head(decoded).flatten(2).transpose(1, 2)
+
+
+def token_stride(reductions: Sequence[int], teacher_patch: int) -> int:
+    """The student's stride nearest to the teacher's patch: the grid on which the two meet."""
+    return min(reductions, key=lambda r: max(r / teacher_patch, teacher_patch / r))

@@ -1,0 +1,209 @@
+"""The frozen Transformer: made, loaded, and asked for its representation of an image."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgkd_edge.data.augment import normalize
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.models.backbone import create_timm_model
+from hgkd_edge.models.vit import encode_visible
+from hgkd_edge.recipe import TeacherConfig
+
+__all__ = [
+    "BUNDLED_TEACHER",
+    "Teacher",
+    "create_vit",
+    "load_vit_weights",
+    "teacher_licence",
+    "teacher_patch",
+]
+
+BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
+
+
+class Teacher(nn.Module):
+    """Targets for the student: patch tokens, layer-normalised without affine (design: loss).
+
+    Frozen: in evaluation mode and without gradients, whatever the student does.
+
+    Args:
+        vit: A timm Transformer of plain patch tokens.
+        layers: `last`, or indices of blocks whose normalised tokens are averaged.
+        size: Height and width in pixels that it sees.
+    """
+
+    def __init__(self, vit: nn.Module, *, layers: str | list[int], size: tuple[int, int]) -> None:
+        super().__init__()
+        self.vit = vit.eval().requires_grad_(False)
+        self.size = size
+        self.grid = tuple(side // teacher_patch(vit) for side in size)
+        self.width: int = vit.embed_dim  # type: ignore[assignment]
+        depth = len(vit.blocks)  # type: ignore[arg-type]
+        self.indices = [depth - 1] if layers == "last" else [int(i) for i in layers]
+        if not all(-depth <= i < depth for i in self.indices):
+            raise RecipeError(
+                f"teacher.layers = {layers}: the teacher has blocks 0 to {depth - 1}",
+                hint=f"such as [{depth - 1}]",
+            )
+        config = getattr(vit, "pretrained_cfg", {})
+        self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
+        self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Targets from whole images.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1], of any size.
+
+        Returns:
+            float32 [B, N, D] on the row-major token grid, zero mean and unit variance over D.
+        """
+        layers = self.vit.forward_intermediates(  # type: ignore[operator]
+            self._prepare(images),
+            indices=self.indices,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        targets = [F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in layers]
+        return torch.stack(targets).mean(dim=0)
+
+    @torch.no_grad()
+    def forward_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Targets from visible tokens only, as a masked autoencoder's encoder sees them.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1].
+            visible: bool [B, N] on the token grid, as many visible in every image.
+
+        Returns:
+            float32 [B, N, D], zero at masked tokens.
+        """
+        keep = visible.nonzero()[:, 1].view(len(images), -1)  # [B, N_visible]
+        tokens = encode_visible(self.vit, self._prepare(images), keep)  # type: ignore[arg-type]
+        tokens = tokens[:, self.vit.num_prefix_tokens :].float()  # type: ignore[misc]
+        targets = tokens.new_zeros(len(images), visible.shape[1], self.width)
+        index = keep[..., None].expand(-1, -1, self.width)
+        return targets.scatter(1, index, F.layer_norm(tokens, tokens.shape[-1:]))
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode: a frozen teacher has no training mode."""
+        return super().train(False)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True).clamp(0, 1)
+        return normalize(images, self.mean, self.std)
+
+
+def create_vit(config: TeacherConfig, *, size: tuple[int, int] | None = None) -> nn.Module:
+    """The teacher's network, with hub weights where the recipe asks for them.
+
+    Args:
+        config: The recipe's `teacher` section.
+        size: Height and width in pixels that it shall see; None keeps the published size and
+            loads nothing (to ask for its patch side).
+
+    Raises:
+        RecipeError: Unknown to timm, or not a Transformer of plain patch tokens.
+    """
+    args: dict[str, Any] = {"num_classes": 0, **config.args}
+    if size is not None:
+        args |= {"img_size": size, "pretrained": config.weights == "hub"}
+    try:
+        vit = create_timm_model("teacher.name", config.name, **args)
+    except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
+        raise RecipeError(
+            f"teacher.name = '{config.name}': its weights cannot be downloaded ({type(error).__name__})",
+            hint="with no network use teacher.weights 'path' (a local file) or 'pretrain'",
+        ) from error
+    has_tokens = hasattr(vit, "patch_embed") and hasattr(vit, "forward_intermediates")
+    if not (has_tokens and hasattr(vit, "blocks") and hasattr(vit, "num_prefix_tokens")):
+        raise RecipeError(
+            f"teacher.name = '{config.name}': is not a Vision Transformer of plain patch tokens",
+            hint="use a ViT, BEiT, DINOv2, EVA or CLIP image tower of timm",
+        )
+    if config.view == "visible" and not isinstance(vit, VisionTransformer):
+        raise RecipeError(
+            f"teacher.view = 'visible': '{config.name}' cannot run on a part of its tokens",
+            hint="use view 'full', or a plain ViT such as vit_base_patch16_224.mae",
+        )
+    return vit
+
+
+def teacher_patch(vit: nn.Module) -> int:
+    """Side in pixels of a teacher's patch."""
+    return vit.patch_embed.patch_size[0]  # type: ignore[index,union-attr,return-value]
+
+
+def teacher_licence(vit: nn.Module) -> str:
+    """Licence of the hub's weights as timm states it, '' where it states none."""
+    return getattr(vit, "pretrained_cfg", {}).get("license") or ""
+
+
+def load_vit_weights(vit: nn.Module, path: Path) -> None:
+    """Load a local checkpoint: timm, official MAE, or safetensors.
+
+    Position embeddings are resampled to the teacher's grid; decoders and heads are left out.
+
+    Raises:
+        RecipeError: The file cannot be read safely, or does not fit the teacher.
+    """
+    state = _read_state(path)
+    module = sys.modules[type(vit).__module__]
+    if hasattr(module, "checkpoint_filter_fn"):
+        state = module.checkpoint_filter_fn(state, vit)
+    own = vit.state_dict()
+    usable = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    missing = sorted(own.keys() - usable.keys())
+    if missing:
+        wrong = missing[0]
+        found = f"shape {list(state[wrong].shape)}" if wrong in state else "not in the file"
+        raise RecipeError(
+            f"teacher.path = '{path}': does not fit the teacher: {len(missing)} of {len(own)} weights "
+            f"missing, such as '{wrong}' {list(own[wrong].shape)} ({found})",
+            hint="teacher.name and teacher.args must describe the network in the file",
+        )
+    vit.load_state_dict(usable)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors by name, without prefixes of wrappers."""
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            # weights_only: a checkpoint from elsewhere must not run code here.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise RecipeError(f"teacher.path = '{path}': no such file") from error
+    except pickle.UnpicklingError as error:
+        raise RecipeError(
+            f"teacher.path = '{path}': holds more than tensors, so it is not loaded (it could run code)",
+            hint="save its state dict as .safetensors and name that",
+        ) from error
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        raise RecipeError(
+            f"teacher.path = '{path}': cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    for wrapper in ("state_dict", "model", "teacher"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise RecipeError(f"teacher.path = '{path}': is not a state dict")
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    for prefix in ("module.", "encoder.", "backbone."):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return {key: value.float() for key, value in tensors.items()}

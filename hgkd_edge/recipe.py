@@ -1,0 +1,293 @@
+"""The recipe: what to distil, from what, on which photos. Plain data, no torch.
+
+A recipe is a YAML file read by a safe loader into pydantic models that refuse unknown keys.
+Checks that need the networks themselves (is the student convolutional? does the mask patch divide
+the image?) live where the networks are made: `hgkd_edge.models`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hgkd_edge.errors import RecipeError
+
+__all__ = ["Recipe", "builtin_recipes", "find_recipe", "load_recipe"]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Where photos come from.
+
+    `image_size` is the side (or [height, width]) in pixels that the networks see. `holdout` is the
+    share of a folder without its own `train` subfolder that is kept from training. `workers` is the
+    number of decoding threads.
+    """
+
+    source: Literal["folder", "bundled"] = "folder"
+    path: Path | None = None
+    image_size: Positive | tuple[Positive, Positive] = 224
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    holdout: Fraction = 0.1
+    crop_scale: tuple[float, float] = (0.67, 1.0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Image height and width in pixels."""
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    @model_validator(mode="after")
+    def _path_goes_with_source(self) -> DataConfig:
+        if self.source == "folder" and self.path is None:
+            raise ValueError("source 'folder' needs data.path, a folder of images")
+        if self.source == "bundled" and self.path is not None:
+            raise ValueError(
+                "source 'bundled' takes no data.path; use source 'folder' for your own"
+            )
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError("crop_scale must hold 0 < low <= high <= 1")
+        return self
+
+
+class PretrainConfig(_Section):
+    """How `teacher.weights: pretrain` makes a teacher: masked autoencoding, then optionally labels.
+
+    `label_epochs` > 0 adds intermediate fine-tuning with the labels of the training photos.
+    """
+
+    epochs: Positive = 400
+    label_epochs: Annotated[int, Field(ge=0)] = 0
+    batch_size: Positive = 256
+    lr: Annotated[float, Field(gt=0)] = 6e-4
+    label_lr: Annotated[float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    decoder_width: Positive = 128
+    decoder_depth: Positive = 2
+
+
+class TeacherConfig(_Section):
+    """The frozen Transformer whose representation the student predicts.
+
+    `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one by
+    masked autoencoding on the same photos, `bundled` is the small demo teacher of this package.
+    """
+
+    name: str
+    weights: Literal["hub", "path", "pretrain", "bundled"] = "hub"
+    path: Path | None = None
+    args: dict[str, Any] = {}
+    view: Literal["full", "visible"] = "full"
+    layers: Literal["last"] | list[int] = "last"
+    pretrain: PretrainConfig = PretrainConfig()
+
+    @model_validator(mode="after")
+    def _path_goes_with_weights(self) -> TeacherConfig:
+        if (self.weights == "path") != (self.path is not None):
+            raise ValueError("teacher.path belongs to weights 'path', and only to it")
+        if self.layers == []:
+            raise ValueError("layers must be 'last' or name at least one block, such as [8, 11]")
+        return self
+
+
+class StudentConfig(_Section):
+    """The convolutional student: any timm model that `features_only` serves.
+
+    `stem_stride` 4 is the model as published; 2 and 1 keep more resolution for small images
+    (ResNets). `args` goes to `timm.create_model`.
+    """
+
+    name: str
+    stem_stride: Literal[1, 2, 4] = 4
+    backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
+    args: dict[str, Any] = {}
+    decoder_width: Positive = 256
+
+
+class MaskConfig(_Section):
+    """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side."""
+
+    ratio: Fraction = 0.6
+    patch: Literal["auto"] | Positive = "auto"
+    per_image: Positive = 1
+
+
+class LossConfig(_Section):
+    """How prediction and target are compared, and where."""
+
+    target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
+    where: Literal["masked", "visible", "all"] = "masked"
+    pixel_weight: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainConfig(_Section):
+    """The optimisation: one epoch is one pass over the photos."""
+
+    epochs: Positive = 100
+    batch_size: Positive = 256
+    optimizer: Literal["adamw", "lamb"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_grad: Annotated[float, Field(ge=0)] = 5.0
+    ema: Fraction = 0.999
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    accumulate: Positive = 1
+    compile: bool = False
+    checkpoint_every: Positive = 10
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+
+
+class Recipe(_Section):
+    """A whole distillation, fully resolved. See `hgkd-edge recipes show demo` for a commented one."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    mask: MaskConfig = MaskConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError("must be letters, digits, '.', '_' or '-': it names the run's folder")
+        return value
+
+    @model_validator(mode="after")
+    def _targets_exist_where_the_loss_looks(self) -> Recipe:
+        if self.teacher.view == "visible" and self.loss.where != "visible":
+            raise ValueError(
+                "teacher.view 'visible' gives targets at visible patches only: "
+                "set loss.where to 'visible'"
+            )
+        if self.mask.ratio == 0 and self.loss.where == "masked":
+            raise ValueError("mask.ratio 0 leaves nothing masked: set loss.where to 'all'")
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, in the schema's own order."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `a.b=c` overrides, later ones winning.
+
+    Relative `data.path` and `teacher.path` in the file are taken from the working folder, as in
+    every command-line tool.
+
+    Raises:
+        RecipeError: One line per problem, all problems together: file, key, value, nearest key.
+    """
+    path = Path(path)
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise RecipeError("; ".join(f"{path}: {problem}" for problem in problems)) from error
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """Name -> file of every recipe that comes with the package."""
+    here = Path(__file__).parent
+    # In a wheel the recipes lie inside the package; in a checkout they lie beside it.
+    folders = [here / "_recipes", here.parent / "recipes"]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """A recipe file, given its path or the name of a built-in recipe."""
+    path, builtin = Path(name_or_path), builtin_recipes()
+    if path.is_file():
+        return path
+    if name_or_path in builtin:
+        return builtin[name_or_path]
+    nearest = difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.5)
+    raise RecipeError(
+        f"no recipe file or built-in recipe '{name_or_path}'",
+        hint=(f"did you mean '{nearest[0]}'? " if nearest else "")
+        + f"built in: {', '.join(builtin)}",
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}: not valid YAML{where}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections (name, data, teacher, ...)")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: must be KEY=VALUE, such as train.epochs=10")
+    *parents, leaf = key.strip().split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override}: '{parent}' is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _describe(problem: Any) -> str:
+    """One pydantic problem as `key = value: what is wrong`."""
+    location = [str(part) for part in problem["loc"]]
+    key, message = ".".join(location), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        valid = list(_keys_of(location[:-1]))
+        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.4)
+        mend = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
+        return f"unknown key '{key}' ({mend})"
+    if problem["type"] == "missing":
+        return f"'{key}' is required"
+    value = problem["input"]
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    if problem["type"] == "literal_error":
+        expected = problem["ctx"]["expected"]
+        nearest = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", expected), n=1)
+        message = f"must be {expected}" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
+    return f"{key}{shown}: {message}" if key else message
+
+
+def _keys_of(section: Sequence[str]) -> Iterator[str]:
+    """Valid keys of a section such as ['train'] (the recipe itself for [])."""
+    model: Any = Recipe
+    for name in section:
+        model = model.model_fields[name].annotation
+    yield from model.model_fields

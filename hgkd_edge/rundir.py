@@ -1,0 +1,178 @@
+"""A run is a folder: what it holds, how it is written. Plain data, no torch.
+
+Everything is written to a temporary name, synced and renamed, so that a killed process never
+leaves half a file under a final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hgkd_edge.errors import RunError
+from hgkd_edge.recipe import Recipe, load_recipe
+
+__all__ = ["RunDir", "atomic_write", "cache_dir", "file_sha256", "write_json"]
+
+RUNS = Path("runs")
+
+
+class RunDir:
+    """`runs/<name>/` and the names inside it.
+
+    Args:
+        path: The folder; use `create` or `resolve` rather than this constructor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.manifest_file = path / "manifest.json"
+        self.log_file = path / "log.jsonl"
+        self.checkpoint_file = path / "checkpoints" / "last.pt"
+        self.backbone_file = path / "backbone.safetensors"
+        self.export_dir = path / "export"
+
+    @classmethod
+    def create(cls, recipe: Recipe, path: Path | None = None) -> RunDir:
+        """Make a new run folder, `runs/<name>` or the first free `runs/<name>-2`, `-3`, ...
+
+        Raises:
+            RunError: `path` is in use, or the folder cannot be written.
+        """
+        if path is not None and path.exists() and any(path.iterdir()):
+            raise RunError(
+                f"run folder '{path}' is not empty",
+                hint="add --resume to go on with it, or name another --run",
+            )
+        run = cls(path if path is not None else _first_free(RUNS / recipe.name))
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            with atomic_write(run.recipe_file) as temporary:
+                temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"run folder '{run.path}' cannot be written: {error.strerror}",
+                hint="name a folder you may write with --run",
+            ) from error
+        run._point_latest_here()
+        return run
+
+    @classmethod
+    def resolve(cls, path: Path | str | None = None) -> RunDir:
+        """An existing run: the named one, or the latest.
+
+        Raises:
+            RunError: There is none, or the folder is not a run.
+        """
+        given = Path(path) if path is not None else RUNS / "latest"
+        if not given.is_dir() and (RUNS / given).is_dir():
+            given = RUNS / given
+        if not given.is_dir():
+            what = f"run '{path}'" if path is not None else "any run (runs/latest)"
+            raise RunError(f"cannot find {what}", hint="make one: hgkd-edge distill RECIPE")
+        run = cls(given.resolve())
+        with contextlib.suppress(ValueError):
+            run = cls(run.path.relative_to(Path.cwd()))
+        if not run.recipe_file.is_file():
+            raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
+        return run
+
+    def recipe(self) -> Recipe:
+        """The fully resolved recipe this run was made from."""
+        return load_recipe(self.recipe_file)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest so far; empty for a run that has just begun."""
+        if not self.manifest_file.is_file():
+            return {}
+        return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Set top-level entries of the manifest."""
+        write_json(self.manifest_file, {**self.manifest(), **entries})
+
+    def add_artefact(self, file: Path, *, made_from: Sequence[Path] = ()) -> None:
+        """Record a file's sha256 and what it was made from."""
+        artefacts = self.manifest().get("artefacts", {})
+        artefacts[self._name(file)] = {
+            "sha256": file_sha256(file),
+            "made_from": [self._name(source) for source in made_from],
+        }
+        self.update_manifest(artefacts=artefacts)
+
+    def require(self, file: Path, *, mend: str) -> Path:
+        """`file`, if it is there.
+
+        Raises:
+            RunError: It is not; `mend` says which command makes it.
+        """
+        if not file.is_file():
+            raise RunError(f"run '{self.path}' has no {self._name(file)} yet", hint=mend)
+        return file
+
+    def _name(self, file: Path) -> str:
+        file = file.resolve()
+        root = self.path.resolve()
+        return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+
+    def _point_latest_here(self) -> None:
+        """Make `runs/latest` a link to this run, replacing the old link in one step."""
+        temporary = RUNS / f".latest-{os.getpid()}"
+        with contextlib.suppress(OSError):  # a file system without links loses only the default
+            RUNS.mkdir(exist_ok=True)
+            temporary.symlink_to(os.path.relpath(self.path, RUNS))
+            os.replace(temporary, RUNS / "latest")
+
+
+def _first_free(path: Path) -> Path:
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends well, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)  # mkstemp makes files private; a run is to be shared
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where things made once are kept: $HGKD_EDGE_CACHE, else $XDG_CACHE_HOME/hgkd-edge."""
+    named = os.environ.get("HGKD_EDGE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "hgkd-edge"
