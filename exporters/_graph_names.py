@@ -1,0 +1,54 @@
+"""Naming ONNX nodes after the PyTorch modules they came from: `layer1.0.conv1/Conv`.
+
+The names stay with the network through TensorRT and OpenVINO, so that a profile, a parser error or
+a failed verification points at a line of the model.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["module_of", "name_after_modules"]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+def name_after_modules(model: onnx.ModelProto) -> None:
+    """Rename every node in place; needs the metadata that PyTorch's exporter leaves on nodes."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        module = _owner_of_weight(node, weights) or _innermost_module(node)
+        name = f"{module}/{node.op_type}" if module else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def module_of(node_name: str) -> str:
+    """`layer1.0.conv1/Conv` -> `layer1.0.conv1`; a name without a module is returned whole."""
+    return node_name.rsplit("/", 1)[0]
+
+
+def _owner_of_weight(node: onnx.NodeProto, weights: set[str]) -> str:
+    # A batch norm folded into its convolution leaves the norm's scope on the node; the weight
+    # still says which convolution it is. (Other layers' weights may be shared when equal.)
+    if node.op_type in _WEIGHTED:
+        for name in node.input[1:2]:
+            if name in weights and name.endswith(".weight"):
+                return name.removesuffix(".weight")
+    return ""
+
+
+def _innermost_module(node: onnx.NodeProto) -> str:
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            # ['', 'layer1', 'layer1.0', 'layer1.0.act1', 'relu_1']: the last is the operation.
+            scopes = ast.literal_eval(entry.value)[:-1]
+            return scopes[-1] if scopes and not scopes[-1].startswith("_empty") else ""
+    return ""

@@ -1,0 +1,135 @@
+"""The process that builds an engine: `python -m exporters._trt_worker`.
+
+A process of its own, because TensorRT is native code that prints as it likes, keeps its memory and
+can crash, and because Polygraphy chooses between `tensorrt` and `tensorrt_rtx` once per process.
+
+Protocol: one JSON request on stdin; JSON events on stdout, one per line (`progress`, then `done` or
+`error`); everything else the libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ._trt_compat import (
+    Flavour,
+    compute_capabilities,
+    gpu_name,
+    progress_monitor,
+    select_for_polygraphy,
+    typing_for,
+)
+from .errors import ConversionFailed, ExportError
+from .onnx_info import first_line
+
+Report = Callable[..., None]
+
+
+def main() -> int:
+    request = json.load(sys.stdin)
+    # Native code writes to file descriptor 1 directly; keep the real stdout for events alone.
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def report(event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), file=events)
+
+    try:
+        report("done", **_build(request, report))
+    except ExportError as error:
+        report("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+    except Exception as error:  # Polygraphy's and TensorRT's own types
+        report("error", message=first_line(error), hint="", exit_code=ConversionFailed.exit_code)
+    return 0
+
+
+def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    flavour = Flavour(request["backend"], request["version"])
+    select_for_polygraphy(flavour)
+    from polygraphy import mod
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+
+    trt = mod.lazy_import(flavour.name)
+    typing = typing_for(flavour, request["precision"], dla=request["dla"] is not None)
+    targets = _targets(trt, flavour, request)
+    monitor = progress_monitor(
+        trt, lambda phase, step, steps: report("progress", phase=phase, step=step, steps=steps)
+    )
+    network = network_from_onnx_path(request["onnx"], strongly_typed=typing.strongly_typed)
+    settings = _common_settings(trt, request, monitor)
+    if flavour.name == "tensorrt_rtx":
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        capabilities = [tuple(map(int, target.split("."))) for target in targets]
+        config = CreateConfigRTX(compute_capabilities=capabilities, **settings)
+    else:
+        from polygraphy.backend.trt import CreateConfig
+
+        config = CreateConfig(
+            tf32=True,
+            fp16=typing.fp16,
+            int8=typing.int8,
+            use_dla=request["dla"] is not None,
+            allow_gpu_fallback=request["dla"] is not None,
+            **settings,
+        )
+    engine = engine_bytes_from_network(
+        network, _with_dla_core(config, request["dla"]), save_timing_cache=request["timing_cache"]
+    )
+    Path(request["output"]).write_bytes(bytes(engine))
+    return {"gpu": gpu_name(), "targets": targets}
+
+
+def _targets(trt: Any, flavour: Flavour, request: dict[str, Any]) -> list[str]:
+    wanted = request["compute_capabilities"]
+    if flavour.name == "tensorrt_rtx":
+        return compute_capabilities(trt, wanted)
+    if wanted:
+        raise ExportError(
+            "target compute capabilities are a feature of TensorRT-RTX",
+            hint="TensorRT builds for the GPU it runs on; leave them out",
+        )
+    return []
+
+
+def _common_settings(trt: Any, request: dict[str, Any], monitor: Any) -> dict[str, Any]:
+    from polygraphy.backend.trt import Profile
+
+    settings: dict[str, Any] = {"profiles": [Profile().add(*request["profile"])]}
+    if monitor is not None:
+        settings["progress_monitor"] = monitor
+    cache = request["timing_cache"]
+    if cache and Path(cache).is_file():
+        settings["load_timing_cache"] = cache
+    if request["workspace_mib"]:
+        pool = trt.MemoryPoolType.WORKSPACE
+        settings["memory_pool_limits"] = {pool: request["workspace_mib"] * 2**20}
+    if request["version_compatible"]:
+        settings["version_compatible"] = True
+    if request["hardware_compatible"]:
+        settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    return settings
+
+
+def _with_dla_core(create_config: Any, core: int | None) -> Any:
+    """Polygraphy always takes DLA core 0; choose another afterwards."""
+    if not core:
+        return create_config
+
+    def create(builder: Any, network: Any) -> Any:
+        config = create_config(builder, network)
+        config.DLA_core = core
+        return config
+
+    return create
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,296 @@
+"""`nn.Module` -> one ONNX file: dynamic batch, layers named as in PyTorch, metadata inside.
+
+The graph goes through PyTorch's dynamo exporter, is lowered to opset 17 (which TensorRT 8.6, 10 and
+11 all read, see `_opset17`), cleaned, checked, and run at several batch sizes before it gets its
+final name. That the *numbers* agree is the business of `exporters.verify`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from ._graph_names import name_after_modules
+from ._opset17 import OPSET, lower_to_opset17
+from .errors import ConversionFailed, ExportError, MissingPackageError
+from .files import atomic_path
+from .onnx_info import OnnxInfo, TensorInfo, first_line, onnx_info, open_session
+
+__all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]
+
+log = logging.getLogger(__name__)
+
+INPUT_NAME = "images"
+_TRACED_OPSET = 18  # the lowest that the dynamo exporter speaks by itself
+_TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant, see pytorch issue 157621
+_TRIED_BATCHES = (1, 2, 5)
+_ONE_FILE_LIMIT = 2**31 - 2**20  # protobuf's 2 GiB, less room for the graph itself
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """An ONNX file that was written, checked and run."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    dynamic_batch: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    input_size: tuple[int, int, int],
+    dynamic_batch: bool = True,
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxExport:
+    """Export a model to a single ONNX file.
+
+    Args:
+        model: Takes f32[B, 3, H, W], returns one tensor or a list of tensors. Left as it was.
+        path: Where to write; the folder is made if need be.
+        input_size: (C, H, W) of one image.
+        dynamic_batch: False fixes the batch to 1, for runtimes that want every shape fixed.
+        output_names: By default `logits` or `embedding` for one [B, K] output, `output` for any
+            other single one, and `stride4`, `stride8`, ... for feature maps.
+        metadata: Written into the file (classes, mean, std, provenance, ...); keys and values text.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: Bad arguments, or `path` cannot be written.
+        ConversionFailed: The model has something ONNX cannot express, or its batch is not free.
+    """
+    _require_exporter()
+    traced = copy.deepcopy(model).cpu().float().eval()
+    example = torch.zeros(_TRACED_BATCH if dynamic_batch else 1, *input_size)
+    names = list(output_names) if output_names else None
+    outputs = _try_model(traced, example)
+    names = names or _output_names(model, outputs, height=input_size[1])
+    if len(names) != len(outputs):
+        raise ExportError(
+            f"the model has {len(outputs)} outputs, but {len(names)} names were given: {names}"
+        )
+    proto = _convert(traced, example, dynamic_batch=dynamic_batch, output_names=names)
+    _finish(proto, metadata or {})
+    with atomic_path(path) as temporary:
+        _save(proto, temporary)
+        _check(temporary)
+        _try_batches(temporary, input_size, outputs, dynamic_batch=dynamic_batch)
+        info = onnx_info(temporary)
+    return _described(info, Path(path), dynamic_batch)
+
+
+def _described(info: OnnxInfo, path: Path, dynamic_batch: bool) -> OnnxExport:
+    return OnnxExport(
+        path=path,
+        sha256=info.sha256,
+        size_bytes=info.size_bytes,
+        opset=info.opset,
+        inputs=info.inputs,
+        outputs=info.outputs,
+        dynamic_batch=dynamic_batch,
+    )
+
+
+def _require_exporter() -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            "exporting to ONNX", package="onnxscript", extra="train"
+        ) from error
+
+
+def _try_model(model: nn.Module, example: torch.Tensor) -> list[torch.Tensor]:
+    """The model's outputs as a list; a model that cannot run at this size is bad input."""
+    try:
+        with torch.no_grad():
+            outputs = model(example)
+    except Exception as error:  # whatever the user's forward may raise
+        raise ExportError(
+            f"the model does not run on images {tuple(example.shape)}: {first_line(error)}",
+            hint="give the input size the model was made for",
+        ) from error
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    if not all(isinstance(output, torch.Tensor) for output in outputs):
+        kinds = ", ".join(type(output).__name__ for output in outputs)
+        raise ExportError(
+            f"the model returns {kinds}; one tensor or a list of tensors can be exported",
+            hint="wrap it in a module whose forward returns tensors only",
+        )
+    return outputs
+
+
+def _output_names(model: nn.Module, outputs: Sequence[torch.Tensor], *, height: int) -> list[str]:
+    if len(outputs) > 1:
+        strides = [f"stride{round(height / o.shape[2])}" if o.ndim == 4 else "" for o in outputs]
+        unique = all(strides) and len(set(strides)) == len(strides)
+        return strides if unique else [f"output{i}" for i in range(len(outputs))]
+    if outputs[0].ndim != 2:
+        return ["output"]
+    # timm sets num_classes to 0 where the classifier was taken off.
+    return ["embedding" if getattr(model, "num_classes", None) == 0 else "logits"]
+
+
+def _convert(
+    model: nn.Module, example: torch.Tensor, *, dynamic_batch: bool, output_names: list[str]
+) -> onnx.ModelProto:
+    batch = {0: torch.export.Dim("batch")} if dynamic_batch else None
+    try:
+        with _quiet():
+            program = torch.export.export(model, (example,), dynamic_shapes=(batch,), strict=False)
+            _pool_by_mean(program)
+            exported = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=_TRACED_OPSET,
+                input_names=[INPUT_NAME],
+                output_names=output_names,
+                verbose=False,
+            )
+    except Exception as error:  # torch.export and its ONNX layer raise many unrelated types
+        raise _conversion_error(error) from error
+    assert exported is not None
+    return exported.model_proto
+
+
+def _conversion_error(error: Exception) -> ConversionFailed:
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # the exporter wraps the reason in several layers
+        cause = cause.__cause__
+    return ConversionFailed(
+        f"the model cannot be expressed in ONNX: {first_line(cause)}",
+        hint="replace the operation named above by plain tensor operations; if the batch axis is "
+        "at fault, export with a fixed batch",
+    )
+
+
+def _pool_by_mean(program: torch.export.ExportedProgram) -> None:
+    """Write global average pooling as a mean over H and W.
+
+    PyTorch decomposes it to the same mean followed, for channels-last activations (any ConvNeXt),
+    by an `as_strided` that changes no value but becomes nine index-building nodes and a Gather.
+    """
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+            node.target = aten.mean.dim
+            node.args = (node.args[0], [-2, -1], True)
+    program.graph_module.recompile()
+
+
+def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    name_after_modules(model)
+    _strip_traces(model)
+    blocked = lower_to_opset17(model)
+    if blocked:
+        log.warning(
+            "kept opset %d: %s has no opset %d form; TensorRT before 10 may refuse the file",
+            _TRACED_OPSET, ", ".join(blocked), OPSET,
+        )  # fmt: skip
+    _name_batch_axis(model)
+    onnx.helper.set_model_props(model, {str(key): str(text) for key, text in metadata.items()})
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Drop PyTorch's stack traces: they hold the paths of this machine and double the file."""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.graph.doc_string = model.doc_string = ""
+    entries = (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info)
+    for entry in (*entries, *model.graph.initializer):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+
+
+def _name_batch_axis(model: onnx.ModelProto) -> None:
+    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if symbol and axis.dim_param == symbol:
+                axis.dim_param = "batch"
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    if model.ByteSize() > _ONE_FILE_LIMIT:
+        gib = model.ByteSize() / 2**30
+        raise ExportError(
+            f"the network is {gib:.1f} GiB, and one ONNX file holds at most 2 GiB",
+            hint="networks of this size are beyond what this tool is made for",
+        )
+    path.write_bytes(model.SerializeToString())
+
+
+def _check(path: Path) -> None:
+    model = onnx.load(path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise ConversionFailed(
+            f"the exporter wrote an invalid graph: {first_line(error)}",
+            hint="please report it, with the model's name and the versions of torch and onnx",
+        ) from error
+
+
+def _try_batches(
+    path: Path,
+    input_size: tuple[int, int, int],
+    outputs: Sequence[torch.Tensor],
+    *,
+    dynamic_batch: bool,
+) -> None:
+    """Run the file at several batch sizes: a frozen batch axis passes every static check."""
+    session = open_session(path)
+    for batch in _TRIED_BATCHES if dynamic_batch else (1,):
+        wanted = [(batch, *output.shape[1:]) for output in outputs]
+        try:
+            results = session.run(None, {INPUT_NAME: np.zeros((batch, *input_size), np.float32)})
+        except Exception as error:
+            raise _frozen(batch, first_line(error)) from error
+        shapes = [result.shape for result in results]
+        if shapes != wanted:
+            raise _frozen(batch, f"outputs are {shapes}, not {wanted}")
+
+
+def _frozen(batch: int, reason: str) -> ConversionFailed:
+    return ConversionFailed(
+        f"the exported network does not run on a batch of {batch}: {reason}",
+        hint="some layer fixed the batch size while tracing; export with a fixed batch",
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what the exporter prints and warns to the log: stdout may carry a caller's JSON."""
+    noise = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(noise), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for line in noise.getvalue().splitlines():
+            log.debug("exporter: %s", line)

@@ -1,0 +1,63 @@
+"""One face for everything that runs a network: images in, named outputs out.
+
+A runner takes f32[B, 3, H, W] and returns `{output name: f32[B, ...]}`. `verify` compares two of
+them and does not care what is behind either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .onnx_info import open_session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Outputs", "Runner", "onnx_runner", "torch_runner"]
+
+Outputs = dict[str, np.ndarray]
+Runner = Callable[[np.ndarray], Outputs]
+
+
+def torch_runner(model: nn.Module, output_names: Sequence[str]) -> Runner:
+    """Run a PyTorch model in evaluation mode, on the device its parameters are on."""
+    import torch
+
+    def run(images: np.ndarray) -> Outputs:
+        training = model.training
+        first = next(model.parameters(), None)
+        batch = torch.from_numpy(np.ascontiguousarray(images))
+        try:
+            with torch.no_grad():
+                outputs = model.eval()(batch if first is None else batch.to(first.device))
+        finally:
+            model.train(training)
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        arrays = [output.float().cpu().numpy() for output in outputs]
+        return dict(zip(output_names, arrays, strict=True))
+
+    return run
+
+
+def onnx_runner(path: str | Path, *, threads: int | None = None) -> Runner:
+    """Run an ONNX file with ONNX Runtime on the CPU.
+
+    Raises:
+        ConversionFailed: ONNX Runtime refuses the file.
+    """
+    session = open_session(path, threads=threads)
+    feed = session.get_inputs()[0]
+    names = [output.name for output in session.get_outputs()]
+    dtype = np.float16 if feed.type == "tensor(float16)" else np.float32
+
+    def run(images: np.ndarray) -> Outputs:
+        results = session.run(names, {feed.name: images.astype(dtype, copy=False)})
+        return {
+            name: result.astype(np.float32) for name, result in zip(names, results, strict=True)
+        }
+
+    return run

@@ -1,0 +1,263 @@
+"""ONNX -> TensorRT engine, with a sidecar that says what the engine is.
+
+Works with `tensorrt` (8.6 to 11, JetPack's included) and `tensorrt_rtx`, through Polygraphy.
+Precision is what the ONNX file says (`exporters.fp16`, `exporters.quantize`): the network is built
+strongly typed wherever the release can.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ._trt_compat import Flavour, available, choose, gpu_name, typing_for
+from .errors import ConversionFailed, ExportError, MissingPackageError
+from .files import atomic_path, digest
+from .onnx_info import OnnxInfo, onnx_info
+from .sidecar import Sidecar, sidecar_path, write_sidecar
+
+__all__ = ["EngineBuild", "Progress", "available", "build_engine"]
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """An engine that was built. `device` says where it runs."""
+
+    path: Path
+    sidecar: Path
+    sha256: str
+    size_bytes: int
+    seconds: float
+    backend: str
+    version: str
+    precision: str
+    device: str
+    profile: dict[str, list[int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path), "sidecar": str(self.sidecar)}
+
+
+def build_engine(
+    onnx_path: str | Path,
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    min_batch: int = 1,
+    opt_batch: int = 1,
+    max_batch: int = 16,
+    workspace_mib: int | None = None,
+    timing_cache: str | Path | None = None,
+    compute_capabilities: Sequence[str] | None = None,
+    hardware_compatible: bool = False,
+    version_compatible: bool = False,
+    dla: int | None = None,
+    progress: Progress | None = None,
+) -> EngineBuild:
+    """Build an engine and write it with its sidecar (`<engine>.json`).
+
+    Args:
+        onnx_path: The network; its types decide the precision.
+        path: Where to write the engine.
+        backend: `tensorrt` or `tensorrt_rtx`; None takes the first installed.
+        min_batch: Smallest batch the engine takes; all three are ignored for a fixed-batch file.
+        opt_batch: The batch it is tuned for.
+        max_batch: The largest batch it takes.
+        workspace_mib: Memory the builder may use for scratch; None leaves TensorRT's default.
+        timing_cache: File of tactic timings, read and added to; by default one per flavour and
+            version beside the engine.
+        compute_capabilities: TensorRT-RTX: targets such as `["8.6", "8.9"]`; None takes Ampere
+            and everything newer.
+        hardware_compatible: TensorRT: the engine runs on any Ampere or newer (not on Jetsons).
+        version_compatible: TensorRT: the engine also loads in later releases.
+        dla: TensorRT on a Jetson: DLA core to use; layers it cannot run fall back to the GPU.
+        progress: Called with (phase, step, steps) while building, where the release reports it.
+
+    Raises:
+        ExportError: Bad options, a corrupt ONNX file, a path that cannot be written.
+        MissingPackageError: No TensorRT, or no Polygraphy.
+        ConversionFailed: TensorRT cannot parse or build the network.
+    """
+    flavour = choose(backend)
+    _require_polygraphy(flavour)
+    source = onnx_info(onnx_path)
+    typing_for(flavour, source.precision, dla=dla is not None)  # refuses what cannot work
+    _require_gpu(flavour)
+    if (hardware_compatible or version_compatible) and flavour.name == "tensorrt_rtx":
+        raise ExportError(
+            "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
+            hint="a TensorRT-RTX engine runs on every compute capability it was built for; "
+            "leave the option out, and rebuild for another version",
+        )
+    profile = _profile(source, min_batch, opt_batch, max_batch)
+    path = Path(path)
+    cache = Path(timing_cache or path.parent / f".timing.{flavour.name}-{flavour.version}.cache")
+    start = time.perf_counter()
+    with atomic_path(path) as temporary:
+        request = {
+            "backend": flavour.name,
+            "version": flavour.version,
+            "precision": source.precision,
+            "onnx": str(Path(onnx_path).resolve()),
+            "output": str(temporary.resolve()),
+            "profile": profile,
+            "workspace_mib": workspace_mib,
+            "timing_cache": str(cache.resolve()),
+            "compute_capabilities": list(compute_capabilities) if compute_capabilities else None,
+            "hardware_compatible": hardware_compatible,
+            "version_compatible": version_compatible,
+            "dla": dla,
+        }
+        result = _run_worker(request, flavour, progress)
+        # A sidecar of an engine that is about to be replaced must not vouch for the new one.
+        sidecar_path(path).unlink(missing_ok=True)
+    seconds = time.perf_counter() - start
+    sidecar = Sidecar(
+        engine_sha256=digest(path),
+        onnx_sha256=source.sha256,
+        backend=flavour.name,
+        version=flavour.version,
+        gpu=None if result["targets"] else result["gpu"],
+        targets=result["targets"],
+        precision=source.precision,
+        profile=dict(zip(("min", "opt", "max"), profile[1:], strict=True)),
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+    )
+    return EngineBuild(
+        path=path,
+        sidecar=write_sidecar(path, sidecar),
+        sha256=sidecar.engine_sha256,
+        size_bytes=path.stat().st_size,
+        seconds=seconds,
+        backend=flavour.name,
+        version=flavour.version,
+        precision=source.precision,
+        device=_device(result),
+        profile=sidecar.profile,
+    )
+
+
+def _require_polygraphy(flavour: Flavour) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("polygraphy") is None:
+        extra = "trt-rtx" if flavour.name == "tensorrt_rtx" else "trt"
+        raise MissingPackageError("building an engine", package="polygraphy", extra=extra)
+
+
+def _require_gpu(flavour: Flavour) -> None:
+    if flavour.name == "tensorrt" and gpu_name() is None:
+        raise ExportError(
+            "TensorRT builds on the GPU that the engine will run on, and there is none here",
+            hint="run this on the device itself; or pip install "
+            '"hgkd-edge[trt-rtx]", which builds for RTX desktop GPUs without one',
+        )
+
+
+def _profile(source: OnnxInfo, smallest: int, best: int, largest: int) -> list[Any]:
+    """[input name, min shape, opt shape, max shape]."""
+    if not 1 <= smallest <= best <= largest:
+        raise ExportError(
+            f"batch sizes must rise: min {smallest}, opt {best}, max {largest}",
+            hint="choose 1 <= min <= opt <= max",
+        )
+    (image,) = source.inputs
+    batch, *rest = image.shape
+    if not all(isinstance(axis, int) for axis in rest):
+        raise ExportError(
+            f"input '{image.name}' has free axes besides the batch: {list(image.shape)}",
+            hint="export with a fixed image size for TensorRT",
+        )
+    sizes = (batch,) * 3 if isinstance(batch, int) else (smallest, best, largest)
+    return [image.name, *([size, *rest] for size in sizes)]
+
+
+def _device(result: dict[str, Any]) -> str:
+    if not result["targets"]:
+        return str(result["gpu"])
+    where = "" if result["gpu"] else "built without a GPU "
+    return f"{where}for compute capability {', '.join(result['targets'])}"
+
+
+def _run_worker(
+    request: dict[str, Any], flavour: Flavour, progress: Progress | None
+) -> dict[str, Any]:
+    """Run `_trt_worker`, pass its progress on, and return its result."""
+    folder = str(Path(__file__).resolve().parent.parent)
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    outcome: dict[str, Any] | None = None
+    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}._trt_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            text=True,
+            env=environment,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with process.stdin as stdin:
+                json.dump(request, stdin)
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] != "progress":
+                    outcome = event
+                elif progress is not None:
+                    progress(event["phase"], event["step"], event["steps"])
+            code = process.wait()
+        finally:
+            # Reached with the process alive only when the caller was interrupted.
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        noise.seek(0)
+        lines = noise.read().splitlines()
+    for line in lines:
+        log.debug("%s: %s", flavour.name, line)
+    return _outcome(outcome, code, lines, flavour)
+
+
+def _outcome(
+    outcome: dict[str, Any] | None, code: int, lines: list[str], flavour: Flavour
+) -> dict[str, Any]:
+    title = f"{flavour.name} {flavour.version}"
+    if outcome is None:
+        ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+        last = lines[-1].strip() if lines else "it printed nothing"
+        raise ConversionFailed(
+            f"{title} ended by {ending} while building: {last[:300]}",
+            hint="out of memory is the usual reason: lower workspace_mib or max_batch",
+        )
+    if outcome["event"] == "done":
+        return outcome
+    if outcome["exit_code"] == ExportError.exit_code:
+        raise ExportError(outcome["message"], hint=outcome["hint"])
+    raise ConversionFailed(
+        f"{title} cannot build this network: {_reason(outcome['message'], lines)}",
+        hint=outcome["hint"] or "replace the operation named above, or use another release",
+    )
+
+
+def _reason(message: str, lines: list[str]) -> str:
+    """What TensorRT logged says more than the exception that came of it."""
+    errors = [line.partition("[E] ")[2].strip() for line in lines if "[E] " in line]
+    about_a_node = [error for error in errors if error.startswith("In node")]
+    return (about_a_node or errors or [message])[0][:300]

@@ -1,0 +1,83 @@
+"""Loading a TensorRT engine and running it, on the GPU it was built for.
+
+An engine is checked against its sidecar before any byte of it is deserialised.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._trt_compat import Flavour, choose, gpu_name, select_for_polygraphy
+from .errors import ConversionFailed, ExportError
+from .runners import Outputs, Runner
+from .sidecar import Sidecar, read_sidecar, require_own_engine
+
+__all__ = ["engine_runner", "load_engine"]
+
+
+def load_engine(path: str | Path, *, onnx_path: str | Path | None = None) -> Any:
+    """Deserialise an engine.
+
+    Args:
+        path: The engine; its sidecar must be beside it.
+        onnx_path: When given, the engine must have been built from exactly this file.
+
+    Returns:
+        `trt.ICudaEngine` of the flavour that built it.
+
+    Raises:
+        ExportError: No GPU, or a missing, damaged or foreign engine (see `require_own_engine`).
+        MissingPackageError: The flavour that built it is not installed.
+        ConversionFailed: TensorRT refuses the engine although its sidecar agrees.
+    """
+    flavour, _ = _checked(path, onnx_path)
+    trt = importlib.import_module(flavour.name)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
+    if engine is None:
+        raise ConversionFailed(
+            f"{flavour.name} {flavour.version} refuses the engine '{path}'",
+            hint="build it again here; its reason was printed above",
+        )
+    return engine
+
+
+def engine_runner(path: str | Path, *, onnx_path: str | Path | None = None) -> Runner:
+    """Run an engine through Polygraphy; images beyond its largest batch go in several calls.
+
+    Raises:
+        ExportError, MissingPackageError, ConversionFailed: As `load_engine`.
+    """
+    flavour, sidecar = _checked(path, onnx_path)
+    select_for_polygraphy(flavour)
+    from polygraphy.backend.trt import TrtRunner
+
+    runner = TrtRunner(load_engine(path, onnx_path=onnx_path))
+    runner.activate()
+    (feed,) = runner.get_input_metadata()
+    largest = sidecar.profile["max"][0]
+
+    def run(images: np.ndarray) -> Outputs:
+        parts: list[Outputs] = []
+        for start in range(0, len(images), largest):
+            outputs = runner.infer({feed: np.ascontiguousarray(images[start : start + largest])})
+            # Polygraphy hands out its own buffers, which the next call overwrites.
+            parts.append({name: np.array(value, np.float32) for name, value in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return run
+
+
+def _checked(path: str | Path, onnx_path: str | Path | None) -> tuple[Flavour, Sidecar]:
+    flavour = choose(read_sidecar(path).backend)
+    sidecar = require_own_engine(path, flavour, onnx_path=onnx_path)
+    if gpu_name() is None:
+        raise ExportError(
+            f"engine '{path}' can only run on an NVIDIA GPU, and there is none here",
+            hint="copy the ONNX file to the device and build there",
+        )
+    return flavour, sidecar

@@ -1,0 +1,243 @@
+"""TensorRT-RTX parses and builds without a GPU, so these are real builds."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import onnx
+import pytest
+
+from exporters import _trt_compat
+from exporters._trt_compat import Flavour, available, choose, typing_for
+from exporters.errors import ConversionFailed, ExportError, MissingPackageError
+from exporters.sidecar import read_sidecar, require_own_engine, sidecar_path
+from exporters.trt_build import build_engine
+from exporters.trt_engine import load_engine
+
+RTX = next((flavour for flavour in available() if flavour.name == "tensorrt_rtx"), None)
+needs_rtx = pytest.mark.skipif(RTX is None, reason="tensorrt-rtx is not installed")
+
+
+@pytest.fixture(scope="module")
+def engine(exported, tmp_path_factory):
+    path = tmp_path_factory.mktemp("engine") / "net.plan"
+    build_engine(exported("mobilenetv3_small_100").path, path, backend="tensorrt_rtx")
+    return path
+
+
+@pytest.fixture
+def own_engine(engine, tmp_path):
+    """A copy that a test may damage."""
+    path = tmp_path / engine.name
+    path.write_bytes(engine.read_bytes())
+    sidecar_path(path).write_bytes(sidecar_path(engine).read_bytes())
+    return path
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_100", "convnext_atto", "regnety_002"]
+)
+def test_an_engine_is_built_without_a_gpu(exported, tmp_path, name):
+    phases = []
+
+    built = build_engine(
+        exported(name).path,
+        tmp_path / "net.plan",
+        backend="tensorrt_rtx",
+        opt_batch=4,
+        max_batch=8,
+        progress=lambda phase, step, steps: phases.append((phase, step, steps)),
+    )
+
+    assert built.size_bytes > 1_000_000
+    assert built.precision == "fp32"
+    assert built.profile["opt"][0] == 4
+    assert "8.9" in built.device
+    assert phases[-1][1] == phases[-1][2] > 0
+    assert json.dumps(built.to_dict())
+
+
+@needs_rtx
+def test_the_engine_is_made_for_the_targets_asked_for(exported, tmp_path):
+    source = exported("mobilenetv3_small_100").path
+
+    built = build_engine(
+        source, tmp_path / "net.plan", backend="tensorrt_rtx", compute_capabilities=["8.6", "12.0"],
+        workspace_mib=64,
+    )  # fmt: skip
+
+    assert read_sidecar(built.path).targets == ["8.6", "12.0"]
+    with pytest.raises(ExportError, match=r"compute capability 8\.7") as caught:
+        build_engine(
+            source, tmp_path / "orin.plan", backend="tensorrt_rtx", compute_capabilities=["8.7"]
+        )
+    assert "Jetson" in caught.value.hint
+    assert not (tmp_path / "orin.plan").exists()
+
+
+@needs_rtx
+def test_the_other_tensorrt_chosen_in_this_process_does_not_matter(exported, tmp_path):
+    # Polygraphy decides once per process which TensorRT it drives; here it decided wrongly.
+    code = (
+        "import polygraphy.config as c; assert not c.USE_TENSORRT_RTX;"
+        "from exporters.trt_build import build_engine;"
+        f"build_engine({str(exported('mobilenetv3_small_100').path)!r},"
+        f"{str(tmp_path / 'net.plan')!r}, backend='tensorrt_rtx')"
+    )
+    environment = {**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "0"}
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
+
+    assert (tmp_path / "net.plan").stat().st_size > 1_000_000
+
+
+@needs_rtx
+def test_building_prints_nothing_and_keeps_a_timing_cache(exported, tmp_path, capfd):
+    cache = tmp_path / "timing.cache"
+
+    for _ in range(2):
+        build_engine(
+            exported("mobilenetv3_small_100").path, tmp_path / "net.plan",
+            backend="tensorrt_rtx", timing_cache=cache,
+        )  # fmt: skip
+
+    assert cache.stat().st_size > 0
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_rtx
+def test_an_unsupported_operator_is_named_and_nothing_is_written(tmp_path):
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Unique", ["images"], ["y"], name="odd/Unique", sorted=1)],
+        "g",
+        [value("images", 1, ["batch", 3, 8, 8])],
+        [value("y", 1, ["n"])],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    source = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), source)
+
+    with pytest.raises(ConversionFailed, match="Unique") as caught:
+        build_engine(source, tmp_path / "out" / "net.plan", backend="tensorrt_rtx")
+
+    assert "\n" not in caught.value.message
+    assert not list((tmp_path / "out").glob("*.plan*"))
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"backend": "tensorflow"}, "unknown TensorRT backend"),
+        ({"min_batch": 4, "opt_batch": 2}, "batch sizes must rise"),
+        ({"backend": "tensorrt_rtx", "dla": 0}, "no DLA"),
+        ({"backend": "tensorrt_rtx", "version_compatible": True}, "feature of TensorRT"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(exported, tmp_path, options, says):
+    with pytest.raises(ExportError, match=says) as caught:
+        build_engine(exported("resnet18").path, tmp_path / "net.plan", **options)
+
+    assert caught.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_rtx
+def test_an_unwritable_path_is_one_clear_error(exported, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(ExportError, match="cannot write"):
+        build_engine(
+            exported("resnet18").path, tmp_path / "file" / "n.plan", backend="tensorrt_rtx"
+        )
+
+
+@needs_rtx
+def test_a_builder_that_dies_is_an_error_not_a_hang(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr("exporters.trt_build.sys", SimpleNamespace(executable="/bin/false"))
+
+    with pytest.raises(ConversionFailed, match="exit code 1"):
+        build_engine(exported("resnet18").path, tmp_path / "net.plan", backend="tensorrt_rtx")
+
+    assert not list(tmp_path.glob("*.plan*"))
+
+
+@needs_rtx
+def test_an_engine_without_a_sidecar_is_not_loaded(own_engine):
+    sidecar_path(own_engine).unlink()
+
+    with pytest.raises(ExportError, match="no sidecar"):
+        load_engine(own_engine)
+
+
+@needs_rtx
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"\0" + b[1:], lambda b: b""])
+def test_a_truncated_or_replaced_engine_is_not_loaded(own_engine, damage):
+    own_engine.write_bytes(damage(own_engine.read_bytes()))
+
+    with pytest.raises(ExportError, match="sha256 differs"):
+        load_engine(own_engine)
+
+
+@needs_rtx
+def test_an_engine_of_another_version_or_network_is_not_loaded(own_engine, exported):
+    with pytest.raises(
+        ExportError, match=r"built by tensorrt_rtx .*; this is tensorrt_rtx 1\.0\.0"
+    ):
+        require_own_engine(own_engine, Flavour("tensorrt_rtx", "1.0.0"))
+    with pytest.raises(ExportError, match="was not built from"):
+        load_engine(own_engine, onnx_path=exported("resnet18").path)
+
+
+@needs_rtx
+def test_an_engine_for_another_gpu_is_not_loaded(own_engine):
+    content = json.loads(sidecar_path(own_engine).read_text()) | {"gpu": "Orin (SM 8.7)"}
+    sidecar_path(own_engine).write_text(json.dumps(content))
+
+    with pytest.raises(ExportError, match=r"built for Orin \(SM 8.7\)"):
+        load_engine(own_engine)
+
+
+@needs_rtx
+@pytest.mark.skipif(_trt_compat.gpu_name() is not None, reason="there is a GPU")
+def test_without_a_gpu_a_sound_engine_is_refused_in_words(own_engine, exported):
+    with pytest.raises(ExportError, match="there is none here"):
+        load_engine(own_engine, onnx_path=exported("mobilenetv3_small_100").path)
+
+
+def test_no_tensorrt_names_every_way_to_get_one(monkeypatch):
+    monkeypatch.setattr(_trt_compat, "available", lambda: ())
+
+    with pytest.raises(MissingPackageError) as caught:
+        choose(None)
+
+    assert caught.value.exit_code == 2
+    for way in ('"hgkd-edge[trt]"', '"hgkd-edge[trt-rtx]"', "JetPack", "--system-site-packages"):
+        assert way in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "precision", "dla", "expected"),
+    [
+        ("tensorrt", "8.6.2", "fp32", False, (False, False, False)),
+        ("tensorrt", "8.6.2", "fp16", False, (False, True, False)),
+        ("tensorrt", "8.5.2.2", "int8", False, (False, False, True)),
+        ("tensorrt", "10.3.0", "fp16", False, (True, False, False)),
+        ("tensorrt", "10.3.0", "int8", True, (False, True, True)),
+        ("tensorrt", "11.4.1", "int8", True, (True, False, False)),
+        ("tensorrt_rtx", "1.7.1.116", "fp16", False, (True, False, False)),
+    ],
+)
+def test_each_release_is_told_the_precision_its_own_way(name, version, precision, dla, expected):
+    typing = typing_for(Flavour(name, version), precision, dla=dla)
+
+    assert (typing.strongly_typed, typing.fp16, typing.int8) == expected
+
+
+def test_a_dla_is_never_asked_for_fp32():
+    with pytest.raises(ExportError, match="fp16 or int8"):
+        typing_for(Flavour("tensorrt", "10.3.0"), "fp32", dla=True)

@@ -1,0 +1,146 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from exporters.errors import ExportError, VerificationFailed
+from exporters.locate import first_departing_layer
+from exporters.runners import torch_runner
+from exporters.verify import Tolerance, export_and_verify, require, verify, verify_onnx
+
+from .conftest import SIZE, settled
+
+
+def corrupt(source, target, *, module, tensor=1):
+    """Write `source` to `target` with one number of `module`'s weight (1) or bias (2) changed."""
+    model = onnx.load(source)
+    node = next(n for n in model.graph.node if n.name.startswith(f"{module}/"))
+    weight = next(w for w in model.graph.initializer if w.name == node.input[tensor])
+    values = numpy_helper.to_array(weight).copy()
+    values.reshape(-1)[0] += 3 * np.abs(values).max()
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, target)
+    return target
+
+
+def test_a_faithful_export_passes_with_rounding_errors_only(exported, images):
+    network = exported("resnet18")
+
+    result = verify_onnx(network.model, network.path, images, batch_size=5)
+
+    assert result.passed
+    assert result.relative_error < 1e-5
+    assert result.cosine > 0.999999
+    assert result.top1_agreement == 1.0
+    assert json.loads(json.dumps(result.to_dict()))["passed"] is True
+
+
+def test_feature_maps_are_verified_one_by_one(tmp_path, images):
+    model = settled("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+
+    written, result = export_and_verify(model, tmp_path / "maps.onnx", images)
+
+    assert [output.name for output in result.outputs] == [o.name for o in written.outputs]
+    assert result.top1_agreement is None
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "tensor"),
+    [
+        ("resnet18", "conv1", 1),
+        ("resnet18", "layer2.0.downsample.0", 1),
+        ("resnet18", "layer4.1.conv2", 2),
+        ("mobilenetv3_small_100", "blocks.3.0.conv_dw", 1),
+        ("convnext_atto", "stages.2.blocks.1.mlp.fc2", 1),
+        ("convnext_atto", "stages.0.blocks.0.conv_dw", 2),
+        ("regnety_002", "head.fc", 1),
+    ],
+)
+def test_one_wrong_number_fails_the_export_and_its_layer_is_named(
+    exported, images, tmp_path, name, module, tensor
+):
+    network = exported(name)
+    path = corrupt(network.path, tmp_path / "net.onnx", module=module, tensor=tensor)
+
+    result = verify_onnx(network.model, path, images)
+    with pytest.raises(VerificationFailed) as caught:
+        require(result, path, reference=network.model, images=images)
+
+    assert f"the first layer that departs is '{module}'" in caught.value.message
+    assert caught.value.exit_code == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["net.failed-verification.onnx"]
+
+
+def test_against_another_onnx_file_the_departing_layer_is_found_by_name(exported, images, tmp_path):
+    original = exported("regnety_002").path
+    path = corrupt(original, tmp_path / "net.onnx", module="s3.b2.conv2.conv")
+
+    departure = first_departing_layer(original, path, images[:2])
+
+    assert departure is not None
+    assert departure.module == "s3.b2.conv2.conv"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_100"])
+def test_no_layer_of_a_faithful_export_departs(exported, images, name):
+    network = exported(name)
+
+    assert first_departing_layer(network.model, network.path, images[:2]) is None
+
+
+def test_non_finite_results_never_pass(exported, images):
+    wanted = torch_runner(exported("resnet18").model, ["logits"])
+
+    def broken(batch):
+        return {"logits": np.full((len(batch), 10), np.nan, np.float32)}
+
+    loose = Tolerance(relative=None, cosine=-1.0, top1=0.0)
+    assert not verify(wanted, broken, images, tolerance=loose).passed
+
+
+def test_other_classes_fail_although_the_errors_are_small():
+    scores = np.array([[1.0, 0.999], [0.999, 1.0]], np.float32)
+
+    result = verify(
+        lambda _: {"logits": scores},
+        lambda _: {"logits": scores[:, ::-1].copy()},
+        np.zeros((2, 3, 8, 8), np.float32),
+        precision="fp16",
+    )
+
+    assert result.relative_error < 2e-3
+    assert result.top1_agreement == 0.0
+    assert not result.passed
+
+
+def test_verifying_with_nothing_is_an_error(exported, images):
+    network = exported("resnet18")
+
+    with pytest.raises(ExportError, match="no images"):
+        verify_onnx(network.model, network.path, images[:0])
+    with pytest.raises(ExportError, match="unknown precision 'fp8'"):
+        verify_onnx(network.model, network.path, images, precision="fp8")
+
+
+def test_a_network_with_other_outputs_fails(exported, images, tmp_path):
+    maps = settled("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+    _, _ = export_and_verify(maps, tmp_path / "maps.onnx", images[:2])
+
+    with pytest.raises(VerificationFailed, match="outputs are"):
+        verify_onnx(exported("resnet18").path, tmp_path / "maps.onnx", images)
+
+
+def test_reading_and_comparing_onnx_files_needs_no_torch(exported):
+    path = exported("resnet18").path
+    code = (
+        "import sys, numpy as np, exporters.verify as v, exporters.trt_build, exporters.onnx_info;"
+        f"x = np.ones((1, 3, {SIZE}, {SIZE}), np.float32);"
+        f"assert v.verify_onnx({str(path)!r}, {str(path)!r}, x).passed;"
+        "assert not {'torch', 'timm', 'hgkd_edge'} & set(sys.modules)"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
