@@ -1,90 +1,209 @@
-"""Convolution on tiles: gather the window each tile reads, then a native kernel.
+"""Convolution on tiles: which kernel runs, and where its inputs come from.
 
-A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`.
+A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`. Two ways lead
+through a k x k convolution, and one around it:
+
+    rows     gather the k * k neighbours of every site into `[rows, k * k * C]`, one matrix product
+    native   gather the window around every tile, then the library's own convolution
+    grid     put the tiles on the dense grid for this layer alone (small depthwise and grouped ones)
+
+All keep nothing for the backward pass but the tiles themselves, which the layers around keep
+anyway; windows and neighbours are gathered again. For stride 1 the input's gradient is a gather
+like the forward pass (the same convolution with the kernel turned round), never a scatter.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgkd_edge.sparse.visible import Visible, Window
+from hgkd_edge.sparse import matmul
+from hgkd_edge.sparse.choice import choose
+from hgkd_edge.sparse.gather import (
+    ConvShape,
+    fold_index,
+    fold_rows,
+    fold_window,
+    from_grid,
+    gather_rows,
+    gather_window,
+    neighbour_index,
+    padding_of,
+    rows_of,
+    tiles_of,
+    to_grid,
+)
+from hgkd_edge.sparse.visible import Visible
 
-
-class ConvShape(NamedTuple):
-    """What a convolution or pooling reads and writes; pairs are (rows, columns)."""
-
-    t: int  # side of an input tile
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    before: tuple[int, int]  # padding above and to the left
-    dilation: tuple[int, int]
-    groups: int
-
-    @property
-    def windows(self) -> tuple[Window, Window]:
-        """What is read around one tile, along rows and columns."""
-        sizes = [
-            (self.t // s - 1) * s + d * (k - 1) + 1
-            for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
-        ]
-        return Window(self.before[0], sizes[0]), Window(self.before[1], sizes[1])
-
-
-def rows_of(tiles: Tensor) -> Tensor:
-    """Tiles `[n, C, t, t]` as rows `[n * t * t, C]`; free when they are channels-last."""
-    return tiles.permute(0, 2, 3, 1).reshape(-1, tiles.shape[1])
-
-
-def tiles_of(rows: Tensor, t: int) -> Tensor:
-    """Rows `[n * t * t, C]` as channels-last tiles `[n, C, t, t]`, without a copy."""
-    return rows.view(-1, t, t, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-class _GatherWindow(torch.autograd.Function):
-    """Rows of every window; what is masked or outside the image gets a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, outside: float) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.count = rows.shape[0]
-        ends = rows.new_tensor([outside, 0.0])[:, None].expand(2, rows.shape[1])
-        return torch.cat([rows, ends]).index_select(0, index % (rows.shape[0] + 2))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors
-        total = grad.new_zeros(ctx.count + 2, grad.shape[1])
-        total.index_add_(0, index % (ctx.count + 2), grad)
-        return total[: ctx.count], None, None
-
-
-def gather_window(
-    tiles: Tensor, visible: Visible, t: int, rows: Window, cols: Window, outside: float = 0.0
-) -> Tensor:
-    """The window around each tile.
-
-    Args:
-        tiles: `[n, C, t, t]`.
-        rows, cols: The window along each axis.
-        outside: Value outside the image; masked sites are zero.
-
-    Returns:
-        `[n, C, rows.size, cols.size]`, channels-last.
-    """
-    if rows == cols == Window(0, t):
-        return tiles
-    index = visible.window_rows(t, rows, cols).flatten()
-    near = _GatherWindow.apply(rows_of(tiles), index, outside)
-    return near.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
+_convolution_backward = torch.ops.aten.convolution_backward
 
 
 def conv2d(
     tiles: Tensor, weight: Tensor, bias: Tensor | None, shape: ConvShape, visible: Visible
 ) -> Tensor:
-    """Convolution of tiles `[n, C, t, t]` -> `[n, O, t / stride, t / stride]`."""
-    near = gather_window(tiles, visible, shape.t, *shape.windows)
-    return F.conv2d(near, weight, bias, shape.stride, 0, shape.dilation, shape.groups)
+    """Convolution of tiles.
+
+    Args:
+        tiles: `[n, C, t, t]`.
+        weight: `[O, C / groups, k, k]`.
+        bias: `[O]` or None.
+
+    Returns:
+        `[n, O, t / stride, t / stride]`, channels-last.
+    """
+    tiles, weight, bias = _autocast(tiles, weight, bias)
+    if shape.pointwise and shape.groups == 1:
+        tiles = tiles[:, :, :: shape.stride[0], :: shape.stride[1]]
+        out = matmul.linear(rows_of(tiles), weight.flatten(1))
+        out = out if bias is None else out + bias
+        return tiles_of(out, shape.t // shape.stride[0])
+    method = choose(tiles.device.type, tiles.dtype, shape, weight)
+    if method == "rows":
+        rows = _RowsConv.apply(rows_of(tiles), weight, shape, visible)
+        return tiles_of(rows if bias is None else rows + bias, shape.t // shape.stride[0])
+    convolution = _GridConv if method == "grid" else _NativeConv
+    return convolution.apply(tiles, weight, bias, shape, visible)
+
+
+def _autocast(
+    tiles: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Apply autocast, which custom functions do not get by themselves."""
+    if not torch.is_autocast_enabled(tiles.device.type) or tiles.dtype == torch.float64:
+        return tiles, weight, bias
+    dtype = torch.get_autocast_dtype(tiles.device.type)
+    return tiles.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+class _RowsConv(torch.autograd.Function):
+    """Convolution as one matrix product over gathered neighbours; groups = 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, shape: ConvShape, visible: Visible
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.shape, ctx.visible = shape, visible
+        near = gather_rows(rows, neighbour_index(visible, shape), visible)  # [out rows, k * k * C]
+        return matmul.product(near, _flat(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        shape, visible = ctx.shape, ctx.visible
+        grad = grad.contiguous()
+        d_rows = d_weight = None
+        if ctx.needs_input_grad[1]:
+            near = gather_rows(rows, neighbour_index(visible, shape), visible)
+            d_flat = matmul.weight_gradient(grad, near)  # [O, k * k * C]
+            o, c, ky, kx = weight.shape
+            d_weight = d_flat.view(o, ky, kx, c).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[0]:
+            d_rows = _rows_input_gradient(grad, weight, shape, visible)
+        return d_rows, d_weight, None, None
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """`[O, C, k, k]` as `[O, k * k * C]`, the order in which neighbours are gathered."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _rows_input_gradient(
+    grad: Tensor, weight: Tensor, shape: ConvShape, visible: Visible
+) -> Tensor:
+    if shape.stride == (1, 1):
+        index = neighbour_index(visible, shape.turned).flip(1)
+        near = gather_rows(grad, index, visible)
+        return matmul.product(near, weight.permute(1, 2, 3, 0).flatten(1))
+    # Each site of the input is read by few of the k * k taps: gather and add those products.
+    c = weight.shape[1]
+    taps = matmul.product(grad, _flat(weight).t().contiguous())  # [out rows, k * k * C]
+    return fold_rows(taps.view(-1, c), fold_index(visible, shape), visible)
+
+
+class _NativeConv(torch.autograd.Function):
+    """The library's convolution on the gathered window of every tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tiles: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: ConvShape,
+        visible: Visible,
+    ) -> Tensor:
+        ctx.save_for_backward(tiles, weight)
+        ctx.shape, ctx.visible, ctx.biased = shape, visible, bias is not None
+        near = gather_window(tiles, visible, shape.t, *shape.windows)
+        return F.conv2d(near, weight, bias, shape.stride, 0, shape.dilation, shape.groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tiles, weight = ctx.saved_tensors
+        shape, visible = ctx.shape, ctx.visible
+        need_tiles, need_weight = ctx.needs_input_grad[:2]
+        by_gather = need_tiles and shape.stride == (1, 1)
+        d_tiles = d_weight = None
+        if by_gather:
+            near = gather_window(grad, visible, shape.t, *shape.turned.windows)
+            turned = _turn(weight, shape.groups)
+            d_tiles = F.conv2d(near, turned, None, 1, 0, shape.dilation, shape.groups)
+        if need_weight or (need_tiles and not by_gather):
+            near = gather_window(tiles, visible, shape.t, *shape.windows)
+            d_near, d_weight, _ = _convolution_backward(
+                grad, near, weight, None, shape.stride, (0, 0), shape.dilation, False, (0, 0),
+                shape.groups, (need_tiles and not by_gather, need_weight, False),
+            )  # fmt: skip
+            if d_near is not None:
+                d_tiles = fold_window(d_near, visible, shape.t, *shape.windows)
+        d_bias = grad.sum((0, 2, 3)) if ctx.biased and ctx.needs_input_grad[2] else None
+        return d_tiles, d_weight, d_bias, None, None
+
+
+class _GridConv(torch.autograd.Function):
+    """The library's convolution on the dense grid, for this layer alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tiles: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: ConvShape,
+        visible: Visible,
+    ) -> Tensor:
+        ctx.save_for_backward(tiles, weight)
+        ctx.shape, ctx.visible, ctx.biased = shape, visible, bias is not None
+        dense = to_grid(tiles, visible, padding_of(shape, visible), keep=False)
+        out = F.conv2d(dense, weight, bias, shape.stride, 0, shape.dilation, shape.groups)
+        return from_grid(out, visible, shape.t // shape.stride[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tiles, weight = ctx.saved_tensors
+        shape, visible = ctx.shape, ctx.visible
+        pads = padding_of(shape, visible)
+        d_dense, d_weight, _ = _convolution_backward(
+            to_grid(grad, visible), to_grid(tiles, visible, pads, keep=False), weight, None,
+            shape.stride, (0, 0), shape.dilation, False, (0, 0), shape.groups,
+            (*ctx.needs_input_grad[:2], False),
+        )  # fmt: skip
+        d_tiles = None
+        if d_dense is not None:
+            left, _, top, _ = pads
+            height, width = visible.h * shape.t, visible.w * shape.t
+            inner = d_dense[:, :, top : top + height, left : left + width]
+            d_tiles = from_grid(inner, visible, shape.t)
+        d_bias = grad.sum((0, 2, 3)) if ctx.biased and ctx.needs_input_grad[2] else None
+        return d_tiles, d_weight, d_bias, None, None
+
+
+def _turn(weight: Tensor, groups: int) -> Tensor:
+    """The kernel of the input's gradient: `[C, O / groups, k, k]`, turned by half a circle."""
+    o, c = weight.shape[:2]
+    grouped = weight.unflatten(0, (groups, o // groups)).transpose(1, 2)
+    return grouped.reshape(groups * c, o // groups, *weight.shape[2:]).flip(2, 3)

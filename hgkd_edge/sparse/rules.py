@@ -216,7 +216,7 @@ def squeeze(func: Any, x: SiteTensor, dim: int) -> SiteTensor:
 @rule("permute", "movedim", "moveaxis", "transpose", "swapaxes")
 def permute(func: Any, x: SiteTensor, *axes: Any) -> SiteTensor:
     """Channels first to channels last and back, and any order of several channel axes."""
-    order = list(func(torch.empty(range(x.dim()), device="meta"), *axes).shape)
+    order = list(func(torch.empty(tuple(range(x.dim())), device="meta"), *axes).shape)
     payload = _plain(x).permute(order)
     if order[0] == 0 and order[1:3] == list(x.spatial) and x.dim() == 4:
         return SiteTensor.make(payload, x.engine, channels_last=True)

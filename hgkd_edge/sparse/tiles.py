@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgkd_edge.sparse import kernels
-from hgkd_edge.sparse.kernels import ConvShape, gather_window
+from hgkd_edge.sparse.gather import ConvShape, near_tiles, put_back
 from hgkd_edge.sparse.sites import SiteTensor
 from hgkd_edge.sparse.visible import Visible, Window
 
@@ -35,12 +35,8 @@ class TileEngine:
 
     def leave(self, x: SiteTensor) -> Tensor:
         """Put the tiles back on the grid: `[B, C, H, W]`, zero at masked sites."""
-        tiles, v, t = x.payload, self.visible, x.t
-        tiles = tiles.permute(0, 3, 1, 2) if x.channels_last else tiles
-        rows = kernels.rows_of(tiles)
-        dense = rows.new_zeros(v.batch * v.h * t * v.w * t, rows.shape[1])
-        dense = dense.index_copy(0, v.grid_rows(t), rows)
-        return dense.view(v.batch, v.h * t, v.w * t, -1).permute(0, 3, 1, 2)
+        tiles = x.payload.permute(0, 3, 1, 2) if x.channels_last else x.payload
+        return put_back(tiles, self.visible)
 
     def tile_side(self, payload: Tensor, channels_last: bool) -> int:
         return payload.shape[1 if channels_last else -1]
@@ -99,7 +95,7 @@ class TileEngine:
     ) -> SiteTensor:
         shape = ConvShape(x.t, kernel, stride, before, dilation, 1)
         rows, cols = shape.windows
-        near = gather_window(x.payload, self.visible, x.t, rows, cols, outside)
+        near = near_tiles(x.payload, self.visible, rows, cols, outside)
         if kind == "max":
             return x.like(F.max_pool2d(near, kernel, stride, 0, dilation))
         out = F.avg_pool2d(near, kernel, stride)

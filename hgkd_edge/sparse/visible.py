@@ -39,7 +39,7 @@ class Visible:
     Attributes:
         n: Number of visible patches in the batch.
         tiles: int64 `[n]`, flat index of each visible patch in `[B, h, w]`, ascending.
-        image: int64 `[n]`, the image each one belongs to.
+        image, row, col: int64 `[n]`, where each one lies.
         count: float32 `[B]`, number of visible patches per image.
     """
 
@@ -60,12 +60,13 @@ class Visible:
             )
         self.image = self.tiles // (self.h * self.w)
         self.count = visible.flatten(1).sum(1).float()
-        self._row = self.tiles // self.w % self.h
-        self._col = self.tiles % self.w
+        self.row = self.tiles // self.w % self.h
+        self.col = self.tiles % self.w
         tile_at = self.tiles.new_full((visible.numel(),), -1)
         tile_at[self.tiles] = torch.arange(self.n, device=visible.device)
         self._tile_at = tile_at.view(visible.shape)
         self._cache: dict[tuple[object, ...], Tensor] = {}
+        self._scratch: dict[tuple[str, torch.dtype], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -81,8 +82,8 @@ class Visible:
         key = ("neighbours", up_to)
         if key not in self._cache:
             steps = torch.arange(-up_to, up_to + 1, device=self.device)
-            row = self._row[:, None] + steps  # [n, 2 * up_to + 1]
-            col = self._col[:, None] + steps
+            row = self.row[:, None] + steps  # [n, 2 * up_to + 1]
+            col = self.col[:, None] + steps
             inside = ((row >= 0) & (row < self.h))[:, :, None]
             inside = inside & ((col >= 0) & (col < self.w))[:, None, :]
             row, col = row.clamp(0, self.h - 1), col.clamp(0, self.w - 1)
@@ -117,8 +118,8 @@ class Visible:
         key = ("grid", t)
         if key not in self._cache:
             inside = torch.arange(t, device=self.device)
-            y = self._row[:, None] * t + inside  # [n, t]
-            x = self._col[:, None] * t + inside
+            y = self.row[:, None] * t + inside  # [n, t]
+            x = self.col[:, None] * t + inside
             first = self.image * (self.h * t)
             flat = (first[:, None] + y)[:, :, None] * (self.w * t) + x[:, None, :]
             self._cache[key] = flat.flatten()
@@ -140,6 +141,20 @@ class Visible:
         """Keep a tensor derived from this mask for the rest of the pass."""
         self._cache[key] = value
         return value
+
+    def scratch(self, name: str, size: tuple[int, int], like: Tensor) -> Tensor:
+        """A buffer for a gather that is read at once and then forgotten.
+
+        Fresh memory costs more than the gather itself on a CPU (the kernel hands out zeroed pages),
+        so one buffer per name serves the whole pass, forward and backward.
+
+        Returns:
+            Uninitialised `size` tensor; valid until the next request for the same name.
+        """
+        key, count = (name, like.dtype), size[0] * size[1]
+        if key not in self._scratch or self._scratch[key].numel() < count:
+            self._scratch[key] = torch.empty(count, dtype=like.dtype, device=like.device)
+        return self._scratch[key][:count].view(size)
 
 
 def _split(window: Window, t: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,63 @@
+"""Which kernel runs a k x k convolution: a table of measurements, not code.
+
+Each row says: on this device, in this dtype, for this kind of convolution, up to this side of the
+output tile, use this kernel. The first row that fits is taken. `docs/sparse.md` says how the rows
+were measured; `kernel_table()` shows them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hgkd_edge.sparse.gather import ConvShape
+
+
+class Choice(NamedTuple):
+    """One row of the table; '*' fits everything."""
+
+    device: str  # torch device type
+    dtype: str
+    kind: str  # dense (groups = 1), grouped, depthwise
+    from_side: int  # smallest side of the convolution kernel
+    up_to_tile: int  # largest side of the output tile, in sites
+    kernel: str  # rows, native, grid
+    measured: str  # where the choice comes from
+
+
+MEASURED = "2 cores of an AMD EPYC (Zen 5), torch 2.15"
+TABLE = (
+    Choice("cpu", "float32", "dense", 1, 4, "rows", MEASURED),
+    Choice("cpu", "bfloat16", "dense", 1, 4, "rows", MEASURED),
+    Choice("cpu", "*", "dense", 1, 4, "rows", "as float32"),
+    Choice("cpu", "*", "depthwise", 5, 2, "grid", MEASURED),
+    Choice("cpu", "*", "depthwise", 1, 1, "grid", MEASURED),
+    Choice("cpu", "*", "grouped", 1, 2, "grid", MEASURED),
+    Choice("cuda", "*", "dense", 1, 2, "rows", "not measured: as on a CPU"),
+    Choice("*", "*", "*", 1, 1 << 30, "native", "default"),
+)
+
+
+def kind_of(groups: int, weight: Tensor) -> str:
+    """dense, depthwise (one channel per group in and out of each), or grouped."""
+    if groups == 1:
+        return "dense"
+    return "depthwise" if weight.shape[0] == groups and weight.shape[1] == 1 else "grouped"
+
+
+def choose(device: str, dtype: torch.dtype, shape: ConvShape, weight: Tensor) -> str:
+    """The kernel for one convolution."""
+    kind, name = kind_of(shape.groups, weight), str(dtype).removeprefix("torch.")
+    side = shape.t // min(shape.stride)
+    for row in TABLE:
+        fits = row.device in ("*", device) and row.dtype in ("*", name) and row.kind in ("*", kind)
+        if fits and max(shape.kernel) >= row.from_side and side <= row.up_to_tile:
+            return row.kernel
+    raise AssertionError("the last row of the table fits everything")
+
+
+def kernel_table() -> tuple[Choice, ...]:
+    """The table, for `hgkd-edge doctor --kernels`."""
+    return TABLE

@@ -1,0 +1,272 @@
+"""Gathering what a layer reads: windows around tiles, neighbours of sites.
+
+Everything is `index_select` over rows, the fastest gather torch has; a row of zeros is put behind
+the map for what is masked or outside the image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hgkd_edge.sparse.visible import Visible, Window
+
+
+class ConvShape(NamedTuple):
+    """What a convolution or pooling reads; pairs are (rows, columns)."""
+
+    t: int  # side of an input tile
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int]  # padding above and to the left
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def windows(self) -> tuple[Window, Window]:
+        """What is read around one tile, along rows and columns."""
+        sizes = [
+            (self.t // s - 1) * s + d * (k - 1) + 1
+            for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
+        ]
+        return Window(self.before[0], sizes[0]), Window(self.before[1], sizes[1])
+
+    @property
+    def pointwise(self) -> bool:
+        return self.kernel == (1, 1) and self.before == (0, 0)
+
+    @property
+    def turned(self) -> ConvShape:
+        """The convolution that takes the output's gradient back to the input, for stride 1."""
+        reach = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
+        return self._replace(before=(reach[0] - self.before[0], reach[1] - self.before[1]))
+
+
+def rows_of(tiles: Tensor) -> Tensor:
+    """Tiles `[n, C, t, t]` as rows `[n * t * t, C]`; free when they are channels-last."""
+    return tiles.permute(0, 2, 3, 1).reshape(-1, tiles.shape[1])
+
+
+def tiles_of(rows: Tensor, t: int) -> Tensor:
+    """Rows `[n * t * t, C]` as channels-last tiles `[n, C, t, t]`, without a copy."""
+    return rows.view(-1, t, t, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def gather_rows(rows: Tensor, index: Tensor, visible: Visible, *, keep: bool = False) -> Tensor:
+    """Several rows side by side, without a gradient.
+
+    Args:
+        rows: `[N, C]`.
+        index: int64 `[M, K]`, N for a row of zeros.
+        keep: False when the result is read before the next gather, so that scratch will do.
+
+    Returns:
+        `[M, K * C]`.
+    """
+    rows, (count, channels) = rows.detach(), rows.shape
+    padded = visible.scratch("padded", (count + 1, channels), rows)
+    padded[:count].copy_(rows)
+    padded[count].zero_()
+    size = (index.numel(), channels)
+    out = rows.new_empty(size) if keep else visible.scratch("gathered", size, rows)
+    torch.index_select(padded, 0, index.flatten(), out=out)
+    return out.view(index.shape[0], -1)
+
+
+def fold_rows(products: Tensor, index: Tensor, visible: Visible) -> Tensor:
+    """Sum of several rows for each row of the result, without a gradient.
+
+    Args:
+        products: `[M, C]`.
+        index: int64 `[N, K]`, M for a row of zeros.
+
+    Returns:
+        `[N, C]`.
+    """
+    columns = index.t().contiguous()  # [K, N]
+    total = gather_rows(products, columns[0, :, None], visible, keep=True)
+    for column in columns[1:]:
+        total += gather_rows(products, column[:, None], visible)
+    return total
+
+
+def neighbour_index(visible: Visible, shape: ConvShape) -> Tensor:
+    """Rows that each output site reads: int64 `[n * t_out * t_out, k * k]`, N for none."""
+    key = ("neighbours of sites", shape._replace(groups=1))
+    index = visible.cached(key)
+    if index is None:
+        window = visible.window_rows(shape.t, *shape.windows)  # [n, rows, cols]
+        window = torch.where(window < 0, visible.n * shape.t**2, window)
+        index = _slide(window, shape).flatten(3).flatten(0, 2)
+        visible.keep(key, index)
+    return index
+
+
+def _slide(window: Tensor, shape: ConvShape) -> Tensor:
+    """`[n, rows, cols]` -> `[n, t_out, t_out, k, k]`: what the kernel sees at each output site."""
+    for axis in (0, 1):
+        reach = shape.dilation[axis] * (shape.kernel[axis] - 1) + 1
+        window = window.unfold(1 + axis, reach, shape.stride[axis])[..., :: shape.dilation[axis]]
+    return window
+
+
+def fold_index(visible: Visible, shape: ConvShape) -> Tensor:
+    """For each input site, the (output row, tap) pairs that read it.
+
+    Returns:
+        int64 `[n * t * t, taps]` into the rows of `[out rows * k * k, C]`; its number of rows
+        stands for none.
+    """
+    key = ("fold", shape._replace(groups=1))
+    index = visible.cached(key)
+    if index is None:
+        index = visible.keep(key, _make_fold_index(visible, shape))
+    return index
+
+
+def _make_fold_index(visible: Visible, shape: ConvShape) -> Tensor:
+    neighbours = neighbour_index(visible, shape)  # [out rows, k * k], values are input rows
+    ky, kx = shape.kernel
+    strides = [s // math.gcd(s, d) for s, d in zip(shape.stride, shape.dilation, strict=True)]
+    per_site = -(-ky // strides[0]) * -(-kx // strides[1])  # most taps that can read one site
+    count = visible.n * shape.t**2
+    # Sorting the pairs by the row they read puts the readers of one row side by side; the place
+    # within its run is the column. A sort, not a scatter, so the result is the same every time.
+    row, order = neighbours.flatten().sort(stable=True)
+    first = torch.searchsorted(row, torch.arange(count + 1, device=row.device))
+    place = torch.arange(row.numel(), device=row.device) - first[row]
+    index = row.new_full((count + 1, per_site), neighbours.numel())
+    inside = row < count
+    place = torch.where(inside, place, 0)  # readers of the zero row all fall on one spare row
+    index[row, place] = order
+    return index[:count]
+
+
+def gather_window(
+    tiles: Tensor, visible: Visible, t: int, rows: Window, cols: Window, *, keep: bool = False
+) -> Tensor:
+    """The window around each tile, without a gradient; zeros where masked or outside the image.
+
+    Args:
+        tiles: `[n, C, t, t]`.
+        rows, cols: The window along each axis.
+        keep: False when the result is read before the next gather.
+
+    Returns:
+        `[n, C, rows.size, cols.size]`, channels-last.
+    """
+    if rows == cols == Window(0, t):
+        return tiles
+    key = ("window or zero", t, rows, cols)
+    index = visible.cached(key)
+    if index is None:
+        index = visible.window_rows(t, rows, cols)
+        index = visible.keep(key, torch.where(index < 0, visible.n * t * t, index).view(-1, 1))
+    near = gather_rows(rows_of(tiles), index, visible, keep=keep)
+    return near.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
+
+
+class _Near(torch.autograd.Function):
+    """`gather_window` with a gradient, and with a value of choice outside the image."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tiles: Tensor, visible: Visible, rows: Window, cols: Window, outside: float
+    ) -> Tensor:
+        ctx.visible, ctx.t, ctx.windows = visible, tiles.shape[-1], (rows, cols)
+        near = gather_window(tiles, visible, ctx.t, rows, cols, keep=True)
+        if outside != 0.0:
+            beyond = visible.window_rows(ctx.t, rows, cols) == -2
+            near = near.masked_fill(beyond.unsqueeze(1), outside)
+        return near
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return fold_window(grad, ctx.visible, ctx.t, *ctx.windows), None, None, None, None
+
+
+def near_tiles(
+    tiles: Tensor, visible: Visible, rows: Window, cols: Window, outside: float = 0.0
+) -> Tensor:
+    """The window around each tile, differentiable: `[n, C, rows.size, cols.size]`."""
+    if rows == cols == Window(0, tiles.shape[-1]):
+        return tiles
+    return _Near.apply(tiles, visible, rows, cols, outside)
+
+
+def fold_window(near: Tensor, visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
+    """The way back of `gather_window`: every site's copies summed, `[n, C, t, t]`."""
+    if rows == cols == Window(0, t):
+        return near
+    index = visible.window_rows(t, rows, cols).flatten()
+    index = torch.where(index < 0, visible.n * t * t, index)
+    total = near.new_zeros(visible.n * t * t + 1, near.shape[1])
+    return tiles_of(total.index_add_(0, index, rows_of(near))[:-1], t)
+
+
+def padding_of(shape: ConvShape, visible: Visible) -> tuple[int, int, int, int]:
+    """The layer's padding on the dense grid: (left, right, top, bottom); negative crops."""
+    sides = []
+    for axis, patches in ((1, visible.w), (0, visible.h)):
+        s, d, k = shape.stride[axis], shape.dilation[axis], shape.kernel[axis]
+        read = (patches * shape.t // s - 1) * s + d * (k - 1) + 1
+        sides += [shape.before[axis], read - patches * shape.t - shape.before[axis]]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def to_grid(
+    tiles: Tensor,
+    visible: Visible,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    *,
+    keep: bool = True,
+) -> Tensor:
+    """Tiles on the dense grid, zero elsewhere: `[B, C, H, W]` with padding, channels-last.
+
+    Args:
+        padding: (left, right, top, bottom), in sites.
+        keep: False when the result is read before the next gather.
+    """
+    t = tiles.shape[-1]
+    key = ("padded grid", t, padding)
+    index = visible.cached(key)
+    if index is None:
+        count = visible.n * t * t
+        index = visible.tiles.new_full((visible.batch * visible.h * t * visible.w * t,), count)
+        index[visible.grid_rows(t)] = torch.arange(count, device=index.device)
+        index = index.view(visible.batch, visible.h * t, visible.w * t)
+        index = visible.keep(key, torch.nn.functional.pad(index, padding, value=count))
+    dense = gather_rows(rows_of(tiles), index.view(-1, 1), visible, keep=keep)
+    return dense.view(*index.shape, -1).permute(0, 3, 1, 2)
+
+
+def from_grid(dense: Tensor, visible: Visible, t: int) -> Tensor:
+    """The visible tiles of a dense map `[B, C, H, W]`: `[n, C, t, t]`, channels-last."""
+    return tiles_of(rows_of(dense).index_select(0, visible.grid_rows(t)), t)
+
+
+class _PutBack(torch.autograd.Function):
+    """Tiles on the dense grid, zero elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, tiles: Tensor, visible: Visible) -> Tensor:
+        ctx.visible, ctx.t = visible, tiles.shape[-1]
+        return to_grid(tiles, visible)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        v, t = ctx.visible, ctx.t
+        if grad.is_contiguous(memory_format=torch.channels_last):
+            return from_grid(grad, v, t), None
+        # Channels first: cut the visible tiles out before turning them, less than half the copy.
+        cut = grad.unflatten(3, (v.w, t)).unflatten(2, (v.h, t))  # [B, C, h, t, w, t]
+        cut = cut.permute(0, 2, 4, 1, 3, 5)[v.image, v.row, v.col]  # [n, C, t, t]
+        return cut.contiguous(memory_format=torch.channels_last), None
+
+
+def put_back(tiles: Tensor, visible: Visible) -> Tensor:
+    """Tiles `[n, C, t, t]` on the dense grid: `[B, C, H, W]`, channels-last, zero elsewhere."""
+    return _PutBack.apply(tiles, visible)

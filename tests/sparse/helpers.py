@@ -1,0 +1,79 @@
+"""Small helpers of the sparse tests: networks, masks, comparisons."""
+
+from __future__ import annotations
+
+import copy
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from hgkd_edge.sparse import sparsify
+
+
+def network(name: str, dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
+    """A feature network with weights that depend on nothing but its name."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, features_only=True, **settings).to(dtype)
+    for parameter in model.parameters():  # zero-initialised gains would hide their branch
+        if parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def patch_of(model: nn.Module) -> int:
+    return int(max(model.feature_info.reduction()))
+
+
+def random_visible(batch: int, h: int, w: int, share: float = 0.5, seed: int = 0) -> Tensor:
+    """bool [B, h, w], at least one visible patch per image, numbers differ from image to image."""
+    generator = torch.Generator().manual_seed(seed)
+    visible = torch.rand(batch, h, w, generator=generator) < share
+    visible[:, seed % h, seed % w] = True
+    return visible
+
+
+def pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The same network on tiles and on the masked reference, with parameters of their own."""
+    return sparsify(copy.deepcopy(model)), sparsify(copy.deepcopy(model), backend="masked")
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value of `b`."""
+    assert a.shape == b.shape
+    assert torch.isfinite(a).all()
+    assert torch.isfinite(b).all()
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+
+
+def step(encoder: nn.Module, images: Tensor, visible: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps and the gradients (image first, then parameters) of a fixed random projection."""
+    images = images.detach().clone().requires_grad_()
+    torch.manual_seed(7)  # stochastic depth draws the same
+    maps = encoder(images, visible)
+    torch.manual_seed(8)
+    loss = sum((m * torch.randn(m.shape, dtype=m.dtype)).sum() for m in maps)
+    loss.backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in encoder.parameters()]
+    return [m.detach() for m in maps], [images.grad, *grads]
+
+
+def assert_same_step(
+    one: nn.Module, two: nn.Module, images: Tensor, visible: Tensor, bound: float
+) -> None:
+    """Outputs, gradients and buffers of a training step agree within `bound`, relatively.
+
+    A gradient that is zero in exact arithmetic (a bias before BatchNorm) is rounding noise; it is
+    held against the largest gradient of the network.
+    """
+    maps_one, grads_one = step(one, images, visible)
+    maps_two, grads_two = step(two, images, visible)
+
+    for a, b in zip(maps_one, maps_two, strict=True):
+        assert gap(a, b) < bound
+    largest = max(float(g.abs().max()) for g in grads_two)
+    for a, b in zip(grads_one, grads_two, strict=True):
+        scale = max(float(b.abs().max()), 1e-3 * largest)
+        assert float((a - b).abs().max()) < bound * scale
+    for a, b in zip(one.buffers(), two.buffers(), strict=True):
+        assert torch.allclose(a.double(), b.double(), rtol=bound, atol=bound)

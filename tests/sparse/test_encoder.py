@@ -1,0 +1,224 @@
+"""What the encoder promises its callers."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hgkd_edge.errors import ConversionError
+from hgkd_edge.sparse import densify, sparsify
+from tests.sparse.helpers import assert_same_step, gap, network, pair, random_visible
+
+IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("share", [0.25, 0.6])
+def test_training_step_on_tiles_equals_the_masked_reference(name, share):
+    tiles, masked = pair(network(name))
+
+    assert_same_step(tiles, masked, IMAGES, random_visible(2, 2, 3, share), bound=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_nothing_masked_equals_the_plain_network(name):
+    model = network(name).eval()
+
+    maps = sparsify(copy.deepcopy(model))(IMAGES, torch.ones(2, 2, 3, dtype=torch.bool))
+
+    for ours, plain in zip(maps, model(IMAGES), strict=True):
+        assert gap(ours, plain) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+def test_masked_pixels_never_influence_visible_features(backend):
+    encoder, visible = sparsify(network("resnet18"), backend=backend), random_visible(2, 2, 3)
+    hidden = ~visible.repeat_interleave(32, 1).repeat_interleave(32, 2).unsqueeze(1)
+
+    before = encoder(IMAGES, visible)
+    after = encoder(IMAGES + 100 * torch.rand_like(IMAGES) * hidden, visible)
+
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+def test_maps_have_the_promised_shapes_and_are_zero_at_masked_sites(backend):
+    encoder, visible = sparsify(network("resnet18"), backend=backend), random_visible(2, 2, 3)
+
+    maps = encoder(IMAGES, visible)
+
+    for m, channels, s in zip(maps, encoder.channels, encoder.reductions, strict=True):
+        assert list(m.shape) == [2, channels, 64 // s, 96 // s]
+        t = encoder.patch // s
+        sites = visible.repeat_interleave(t, 1).repeat_interleave(t, 2).unsqueeze(1)
+        assert not (m * ~sites).any()
+        assert (m * sites).any()
+
+
+def test_batch_of_one_with_one_visible_patch():
+    visible = torch.zeros(1, 2, 3, dtype=torch.bool)
+    visible[0, 1, 2] = True
+    tiles, masked = pair(network("resnet18").eval())
+
+    assert_same_step(tiles, masked, IMAGES[:1], visible, bound=1e-4)
+
+
+def test_an_image_without_a_visible_patch_gives_zeros_and_disturbs_nothing():
+    visible = random_visible(2, 2, 3)
+    visible[1] = False
+    encoder = sparsify(network("seresnet33ts"))
+
+    both = encoder(IMAGES, visible)
+    alone = sparsify(network("seresnet33ts"))(IMAGES[:1], visible[:1])
+
+    for b, a in zip(both, alone, strict=True):
+        assert not b[1].any()
+        assert gap(b[:1], a) < 1e-5
+
+
+def test_state_dict_has_the_keys_of_the_plain_feature_network():
+    model = network("resnet50")
+    plain = timm.create_model("resnet50", features_only=True)
+
+    encoder = sparsify(model)
+
+    assert list(encoder.state_dict()) == list(plain.state_dict())
+    assert [n for n, _ in encoder.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    encoder.load_state_dict(plain.state_dict(), strict=True)
+    assert torch.equal(model.conv1.weight, plain.conv1.weight)
+
+
+def test_densify_is_bit_exact_and_loads_strictly_into_timm():
+    encoder = sparsify(network("resnet50"))
+    encoder(IMAGES, random_visible(2, 2, 3))
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+
+    dense = densify(encoder)
+
+    assert not any(type(m).__module__.startswith("hgkd_edge") for m in dense.modules())
+    fresh = timm.create_model("resnet50", features_only=True)
+    fresh.load_state_dict(dense.state_dict(), strict=True)
+    assert all(torch.equal(fresh.state_dict()[k], v) for k, v in before.items())
+
+
+def test_parameters_are_shared_not_copied():
+    model = network("resnet18")
+
+    encoder = sparsify(model)
+
+    assert [id(p) for p in encoder.parameters()] == [id(p) for p in model.parameters()]
+
+
+def test_a_deep_copy_lives_its_own_life():
+    encoder = sparsify(network("resnet18"))
+    visible = random_visible(2, 2, 3)
+    twin = copy.deepcopy(encoder)
+
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.zero_()
+    maps = twin(IMAGES, visible)
+
+    assert maps[-1].any()
+    assert not encoder(IMAGES, visible)[-1].any()
+    assert densify(twin) is not densify(encoder)
+    assert next(twin.parameters()) is next(densify(twin).parameters())
+
+
+def test_two_encoders_with_different_masks_do_not_disturb_each_other():
+    one, two = sparsify(network("resnet18")), sparsify(network("resnet34"))
+    seen, other = random_visible(2, 2, 3, seed=1), random_visible(2, 2, 3, seed=2)
+
+    alone = one(IMAGES, seen)
+    two(IMAGES, other)
+    again = one(IMAGES, seen)
+
+    for a, b in zip(alone, again, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_stays_near_full_precision(dtype):
+    tiles, _ = pair(network("resnet18").eval())
+    visible = random_visible(2, 2, 3)
+
+    with torch.autocast("cpu", dtype):
+        low = tiles(IMAGES, visible)
+    full = tiles(IMAGES, visible)
+
+    for a, b in zip(low, full, strict=True):
+        assert gap(a.float(), b) < 0.05
+    sum(m.float().mean() for m in low).backward()
+    assert all(torch.isfinite(p.grad).all() for p in tiles.parameters())
+
+
+def test_inference_mode_and_train_eval():
+    encoder, visible = sparsify(network("resnet18")), random_visible(2, 2, 3)
+
+    encoder.eval()
+    with torch.inference_mode():
+        calm = encoder(IMAGES, visible)
+
+    assert not densify(encoder).training
+    assert torch.equal(calm[-1], encoder(IMAGES, visible)[-1])
+
+
+def test_sync_batchnorm_converts_and_comes_back():
+    encoder, visible = sparsify(network("resnet18")), random_visible(2, 2, 3)
+    plain = encoder(IMAGES, visible)
+
+    encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in densify(encoder).modules())
+    assert gap(encoder(IMAGES, visible)[-1], plain[-1]) < 1e-5
+
+
+def test_encoder_survives_torch_save():
+    encoder, visible = sparsify(network("resnet18")).eval(), random_visible(2, 2, 3)
+    file = io.BytesIO()
+
+    torch.save(encoder, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+
+    assert torch.equal(again(IMAGES, visible)[-1], encoder(IMAGES, visible)[-1])
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_a_smaller_stem_stride_makes_smaller_patches(stem_stride):
+    model = network("resnet18")
+    model.maxpool = nn.Identity()
+    if stem_stride == 1:
+        model.conv1.stride = (1, 1)
+    for entry in model.feature_info.info:
+        entry["reduction"] = max(1, entry["reduction"] * stem_stride // 4)
+    model.feature_info.info[0]["reduction"] = stem_stride
+    tiles, masked = pair(model)
+
+    assert tiles.patch == 8 * stem_stride
+    assert_same_step(
+        tiles, masked, IMAGES, random_visible(2, 64 // tiles.patch, 96 // tiles.patch), 1e-4
+    )
+
+
+def test_wrong_shapes_and_empty_masks_are_refused_with_the_mend():
+    encoder = sparsify(network("resnet18"))
+
+    with pytest.raises(ConversionError, match="multiple of 32"):
+        encoder(torch.rand(1, 3, 60, 64), torch.ones(1, 2, 2, dtype=torch.bool))
+    with pytest.raises(ConversionError, match=r"images need \[1, 2, 2\]"):
+        encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 2, 3, dtype=torch.bool))
+    with pytest.raises(ConversionError, match="must be bool"):
+        encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 2, 2))
+    with pytest.raises(ConversionError, match="no patch of the batch is visible"):
+        encoder(torch.rand(1, 3, 64, 64), torch.zeros(1, 2, 2, dtype=torch.bool))
+    with pytest.raises(ConversionError, match="one of masked"):
+        sparsify(network("resnet18"), backend="cuda")
+    with pytest.raises(ConversionError, match="features_only=True"):
+        sparsify(timm.create_model("resnet18"))
