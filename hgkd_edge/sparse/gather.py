@@ -55,21 +55,24 @@ def tiles_of(rows: Tensor, t: int) -> Tensor:
     return rows.view(-1, t, t, rows.shape[1]).permute(0, 3, 1, 2)
 
 
-def gather_rows(rows: Tensor, index: Tensor, visible: Visible, *, keep: bool = False) -> Tensor:
+def gather_rows(
+    rows: Tensor, index: Tensor, visible: Visible, *, outside: float = 0.0, keep: bool = False
+) -> Tensor:
     """Several rows side by side, without a gradient.
 
     Args:
         rows: `[N, C]`.
-        index: int64 `[M, K]`, N for a row of zeros.
+        index: int64 `[M, K]`, N for a row of zeros, N + 1 for a row of `outside`.
         keep: False when the result is read before the next gather, so that scratch will do.
 
     Returns:
         `[M, K * C]`.
     """
     rows, (count, channels) = rows.detach(), rows.shape
-    padded = visible.scratch("padded", (count + 1, channels), rows)
+    padded = visible.scratch("padded", (count + 2, channels), rows)
     padded[:count].copy_(rows)
     padded[count].zero_()
+    padded[count + 1].fill_(outside)
     size = (index.numel(), channels)
     out = rows.new_empty(size) if keep else visible.scratch("gathered", size, rows)
     torch.index_select(padded, 0, index.flatten(), out=out)
@@ -86,10 +89,12 @@ def fold_rows(products: Tensor, index: Tensor, visible: Visible) -> Tensor:
     Returns:
         `[N, C]`.
     """
-    columns = index.t().contiguous()  # [K, N]
-    total = gather_rows(products, columns[0, :, None], visible, keep=True)
-    for column in columns[1:]:
-        total += gather_rows(products, column[:, None], visible)
+    total = None
+    for column in index.t():
+        present = (column < products.shape[0]).to(products.dtype)[:, None]
+        buffer = visible.scratch("gathered", (column.numel(), products.shape[1]), products)
+        torch.index_select(products, 0, column.clamp_max(products.shape[0] - 1), out=buffer)
+        total = buffer * present if total is None else total.addcmul_(buffer, present)
     return total
 
 
@@ -146,13 +151,21 @@ def _make_fold_index(visible: Visible, shape: ConvShape) -> Tensor:
 
 
 def gather_window(
-    tiles: Tensor, visible: Visible, t: int, rows: Window, cols: Window, *, keep: bool = False
+    tiles: Tensor,
+    visible: Visible,
+    t: int,
+    rows: Window,
+    cols: Window,
+    *,
+    outside: float = 0.0,
+    keep: bool = False,
 ) -> Tensor:
-    """The window around each tile, without a gradient; zeros where masked or outside the image.
+    """The window around each tile, without a gradient; zero where masked.
 
     Args:
         tiles: `[n, C, t, t]`.
         rows, cols: The window along each axis.
+        outside: Value outside the image.
         keep: False when the result is read before the next gather.
 
     Returns:
@@ -160,13 +173,19 @@ def gather_window(
     """
     if rows == cols == Window(0, t):
         return tiles
-    key = ("window or zero", t, rows, cols)
+    index = _window_index(visible, t, rows, cols).view(-1, 1)
+    near = gather_rows(rows_of(tiles), index, visible, outside=outside, keep=keep)
+    return near.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
+
+
+def _window_index(visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
+    """`Visible.window_rows` with the rows behind the map: N masked, N + 1 outside the image."""
+    key = ("window index", t, rows, cols)
     index = visible.cached(key)
     if index is None:
         index = visible.window_rows(t, rows, cols)
-        index = visible.keep(key, torch.where(index < 0, visible.n * t * t, index).view(-1, 1))
-    near = gather_rows(rows_of(tiles), index, visible, keep=keep)
-    return near.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
+        index = visible.keep(key, torch.where(index < 0, visible.n * t * t - 1 - index, index))
+    return index
 
 
 class _Near(torch.autograd.Function):
@@ -177,11 +196,7 @@ class _Near(torch.autograd.Function):
         ctx: Any, tiles: Tensor, visible: Visible, rows: Window, cols: Window, outside: float
     ) -> Tensor:
         ctx.visible, ctx.t, ctx.windows = visible, tiles.shape[-1], (rows, cols)
-        near = gather_window(tiles, visible, ctx.t, rows, cols, keep=True)
-        if outside != 0.0:
-            beyond = visible.window_rows(ctx.t, rows, cols) == -2
-            near = near.masked_fill(beyond.unsqueeze(1), outside)
-        return near
+        return gather_window(tiles, visible, ctx.t, rows, cols, outside=outside, keep=True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -198,13 +213,35 @@ def near_tiles(
 
 
 def fold_window(near: Tensor, visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
-    """The way back of `gather_window`: every site's copies summed, `[n, C, t, t]`."""
+    """The way back of `gather_window`: every site's copies summed, `[n, C, t, t]`.
+
+    Where the window covers the tile, its own sites are a slice and only the border is scattered.
+    """
     if rows == cols == Window(0, t):
         return near
-    index = visible.window_rows(t, rows, cols).flatten()
-    index = torch.where(index < 0, visible.n * t * t, index)
-    total = near.new_zeros(visible.n * t * t + 1, near.shape[1])
-    return tiles_of(total.index_add_(0, index, rows_of(near))[:-1], t)
+    index = _window_index(visible, t, rows, cols)
+    count, channels = visible.n * t * t, near.shape[1]
+    total = near.new_zeros(count + 2, channels)
+    near = near.permute(0, 2, 3, 1)  # [n, rows, cols, C]
+    if all(0 <= w.before <= w.size - t for w in (rows, cols)):
+        own = near[:, rows.before : rows.before + t, cols.before : cols.before + t]
+        total[:count].view(own.shape).copy_(own)
+        edge = _border(t, rows, cols, near.device)
+        index = index.flatten(1).index_select(1, edge)
+        near = near.flatten(1, 2).index_select(1, edge)
+    total.index_add_(0, index.flatten(), near.reshape(-1, channels))
+    return tiles_of(total[:count], t)
+
+
+def _border(t: int, rows: Window, cols: Window, device: torch.device) -> Tensor:
+    """Places of a window, counted row by row, that lie outside its tile."""
+    at = [
+        y * cols.size + x
+        for y in range(rows.size)
+        for x in range(cols.size)
+        if not (0 <= y - rows.before < t and 0 <= x - cols.before < t)
+    ]
+    return torch.tensor(at, device=device)
 
 
 def padding_of(shape: ConvShape, visible: Visible) -> tuple[int, int, int, int]:

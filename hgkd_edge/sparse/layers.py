@@ -228,10 +228,11 @@ def batch_norm(
     if x.channels_last:
         raise unsupported("batch_norm", "on a channels-last map has no rule")
     _plain(x)
-    return x.engine.batch_norm(
-        x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
-        training=training, momentum=momentum, eps=eps,
-    )  # fmt: skip
+
+    def normalise(values: Tensor) -> Tensor:
+        return F.batch_norm(values, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    return x.engine.over_sites(x, normalise)
 
 
 @rule("layer_norm", "rms_norm")

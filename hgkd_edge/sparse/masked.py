@@ -7,7 +7,7 @@ each layer, BatchNorm on gathered rows.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,11 +50,11 @@ class MaskedEngine:
         top = x.payload.masked_fill(~self._sites(x), float("-inf")).amax(x.spatial, keepdim=True)
         return torch.where(top.isinf(), torch.zeros_like(top), top)
 
-    def batch_norm(self, x: SiteTensor, **settings: Any) -> SiteTensor:
-        """BatchNorm of the gathered visible rows `[N, C]`, put back on a zero map."""
+    def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor:
+        """A function of the gathered visible rows `[N, C]`, put back on a zero map."""
         dense, rows = x.payload.permute(0, 2, 3, 1), self.visible.grid_rows(x.t)
         flat = dense.reshape(-1, dense.shape[3])
-        out = F.batch_norm(flat.index_select(0, rows), **settings)
+        out = function(flat.index_select(0, rows))
         back = torch.zeros_like(flat, dtype=out.dtype).index_copy(0, rows, out)
         return x.like(back.view(dense.shape).permute(0, 3, 1, 2))
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Below this many rows a weight gradient is mostly writing the weight: the plain product wins.
+FEW_ROWS = 256
 _convolution_backward = torch.ops.aten.convolution_backward
 
 
@@ -35,7 +37,7 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
     """`grad.T @ rows`: `[N, O]`, `[N, K]` -> `[O, K]`."""
-    if not _as_convolution(rows):
+    if not _as_convolution(rows) or rows.shape[0] <= FEW_ROWS:
         return grad.t() @ rows
     weight = rows.new_empty(grad.shape[1], rows.shape[1], 1, 1)  # only its shape is read
     out = _convolution_backward(

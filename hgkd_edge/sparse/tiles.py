@@ -6,14 +6,14 @@ the tiles. Convolution and pooling read a window around each tile, gathered by r
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hgkd_edge.sparse import kernels
-from hgkd_edge.sparse.gather import ConvShape, near_tiles, put_back
+from hgkd_edge.sparse.gather import ConvShape, near_tiles, put_back, rows_of, tiles_of
 from hgkd_edge.sparse.sites import SiteTensor
 from hgkd_edge.sparse.visible import Visible, Window
 
@@ -63,8 +63,12 @@ class TileEngine:
         top = each.new_zeros(self.visible.batch, *each.shape[1:])
         return top.scatter_reduce(0, image, each, "amax", include_self=False)
 
-    def batch_norm(self, x: SiteTensor, **settings: Any) -> SiteTensor:
-        return x.like(F.batch_norm(x.payload, **settings))
+    def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor:
+        """A function of all visible sites together, such as BatchNorm."""
+        if x.t > 1:
+            return x.like(function(x.payload))
+        # At t = 1 both memory layouts look alike and torch takes the slow one; rows are plain.
+        return x.like(tiles_of(function(rows_of(x.payload)), 1))
 
     def conv2d(
         self,

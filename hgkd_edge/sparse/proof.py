@@ -1,0 +1,140 @@
+"""The proof that `sparsify` runs before it hands an encoder over.
+
+timm has hundreds of networks and more to come, whose `forward` methods may do anything. A small
+random input goes through a copy of the network: whatever has no rule is refused here, with the path
+of the module that did it, and whatever has one must agree with the plain network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hgkd_edge.errors import ConversionError
+
+if TYPE_CHECKING:
+    from hgkd_edge.sparse.encoder import SparseEncoder
+
+TOLERANCE = 5e-3  # relative; rounding in an untrained float32 network stays well below
+
+
+def prove(encoder: SparseEncoder, masked: SparseEncoder) -> None:
+    """Compare an encoder with the plain network and with the masked reference.
+
+    Args:
+        encoder: The encoder to prove; neither its state nor the random state changes.
+        masked: A masked encoder on a copy of the network; it is used up.
+
+    Raises:
+        ConversionError: Something disagrees, or has no form on visible sites; names the module.
+    """
+    ours = copy.deepcopy(encoder).float()
+    plain = masked.float().network
+    device = next(plain.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        p = encoder.patch
+        images = torch.rand(2, 3, 2 * p, 3 * p, device=device)
+        everything = torch.ones(2, 2, 3, dtype=torch.bool, device=device)
+        some = torch.tensor([[[1, 0, 1], [0, 1, 1]], [[0, 0, 1], [1, 1, 0]]], device=device).bool()
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            _against_plain(ours.eval(), plain.eval(), images, everything)
+            with torch.no_grad():
+                _same(_run(ours, images, some), _run(masked, images, some), "the masked reference")
+            _run(ours.train(), images, some)  # what runs in training only has rules as well
+
+
+def _against_plain(
+    ours: SparseEncoder, plain: nn.Module, images: Tensor, everything: Tensor
+) -> None:
+    """With everything visible: maps, strides and parameter gradients of the plain network."""
+    from hgkd_edge.sparse.encoder import feature_list
+
+    try:
+        expected = feature_list(plain(images))
+    except Exception as error:
+        raise ConversionError(
+            f"the network itself fails on images of {list(images.shape[2:])} px: {error}",
+            hint="fixed-size networks (most Transformers) cannot be made sparse",
+        ) from error
+    if str(getattr(getattr(plain, "output_fmt", None), "value", "NCHW")) == "NHWC":
+        expected = [m.permute(0, 3, 1, 2) for m in expected]
+    for m, stride in zip(expected, ours.reductions, strict=True):
+        if images.shape[2] != m.shape[2] * stride or images.shape[3] != m.shape[3] * stride:
+            raise ConversionError(
+                f"feature_info says stride {stride}, the map is {list(m.shape[2:])} for an image "
+                f"of {list(images.shape[2:])}",
+                hint="correct the reductions in feature_info, or choose other out_indices",
+            )
+    maps = _run(ours, images, everything)
+    _same(maps, expected, "the plain network")
+    _same(_gradients(ours, maps), _gradients(plain, expected), "the plain network's gradients")
+
+
+def _gradients(network: nn.Module, maps: list[Tensor]) -> list[Tensor]:
+    """Gradient of the maps' weighted sum for all parameters, as one vector per parameter."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    weights = [torch.linspace(0.5, 1.5, m.numel(), device=m.device).view(m.shape) for m in maps]
+    loss = sum((m * w).sum() for m, w in zip(maps, weights, strict=True))
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        return []
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.cat([g.flatten() for g in grads if g is not None])] if any(
+        g is not None for g in grads
+    ) else []
+
+
+def _same(ours: list[Tensor], expected: list[Tensor], what: str) -> None:
+    for place, (a, b) in enumerate(zip(ours, expected, strict=True)):
+        worst = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) if b.numel() else 0.0
+        if a.shape != b.shape or worst > TOLERANCE:
+            raise ConversionError(
+                f"map {place} differs from {what} by {worst:.1e}, relatively",
+                hint="please report the model; backend='masked' is no safer",
+            )
+
+
+def _run(encoder: SparseEncoder, images: Tensor, visible: Tensor) -> list[Tensor]:
+    """One pass; a failure names the module in which it happened."""
+    with _tracing(encoder) as path:
+        try:
+            return encoder(images, visible)
+        except ConversionError as error:
+            raise ConversionError(f"{_where(encoder, path)}: {error.message}", hint=error.hint) from None
+        except Exception as error:
+            raise ConversionError(
+                f"{_where(encoder, path)}: {type(error).__name__}: {error}",
+                hint="this module has no form on visible sites only",
+            ) from error
+
+
+def _where(encoder: SparseEncoder, path: list[str]) -> str:
+    if not path:
+        return type(encoder.network).__name__
+    return f"module '{path[-1]}' ({type(encoder.get_submodule(path[-1])).__name__})"
+
+
+@contextlib.contextmanager
+def _tracing(encoder: SparseEncoder) -> Iterator[list[str]]:
+    """Names of the modules being run, outermost first, while the context lasts."""
+    path: list[str] = []
+    names = {module: name for name, module in encoder.named_modules() if name}
+
+    def enter(module: nn.Module, _: object) -> None:
+        path.append(names[module])
+
+    def leave(module: nn.Module, _: object, __: object) -> None:
+        path.pop()
+
+    handles = [m.register_forward_pre_hook(enter, prepend=True) for m in names]
+    handles += [m.register_forward_hook(leave) for m in names]
+    try:
+        yield path
+    finally:
+        for handle in handles:
+            handle.remove()
