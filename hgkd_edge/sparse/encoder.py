@@ -7,20 +7,24 @@ state-dict keys are timm's, and the way back is the network itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError
 from hgkd_edge.sparse import layers, proof, rules, sync  # noqa: F401  (rules register themselves)
 from hgkd_edge.sparse.masked import MaskedEngine
-from hgkd_edge.sparse.sites import Engine, SiteTensor
+from hgkd_edge.sparse.sites import Engine
+from hgkd_edge.sparse.spconv import SpconvEngine
 from hgkd_edge.sparse.tiles import TileEngine
 from hgkd_edge.sparse.visible import Visible
 
-BACKENDS: dict[str, type[Engine]] = {"tiles": TileEngine, "masked": MaskedEngine}
+BACKENDS: dict[str, Callable[[Visible], Engine]] = {
+    "tiles": TileEngine,
+    "masked": MaskedEngine,
+    "spconv": SpconvEngine,
+}
 
 
 def feature_list(maps: Any) -> list[Any]:
@@ -138,7 +142,7 @@ def sparsify(model: nn.Module, backend: str = "tiles", *, check: bool = True) ->
         raise ConversionError(
             f"unknown backend '{backend}'", hint=f"one of {', '.join(sorted(BACKENDS))}"
         )
-    if not hasattr(model, "feature_info"):
+    if not hasattr(getattr(model, "feature_info", None), "reduction"):
         raise ConversionError(
             f"{type(model).__name__} is not a feature network",
             hint="make it with timm.create_model(name, features_only=True)",

@@ -194,9 +194,7 @@ class _GridConv(torch.autograd.Function):
         )  # fmt: skip
         d_tiles = None
         if d_dense is not None:
-            left, _, top, _ = pads
-            height, width = visible.h * shape.t, visible.w * shape.t
-            inner = d_dense[:, :, top : top + height, left : left + width]
+            inner = F.pad(d_dense, tuple(-p for p in pads))  # the other way: crop, or pad again
             d_tiles = from_grid(inner, visible, shape.t)
         d_bias = grad.sum((0, 2, 3)) if ctx.biased and ctx.needs_input_grad[2] else None
         return d_tiles, d_weight, d_bias, None, None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgkd_edge.sparse.rules import _plain, visible_sites
-from hgkd_edge.sparse.sites import Padding, SiteTensor, rule, unsupported
+from hgkd_edge.sparse.sites import Convolution, Padding, Pooling, SiteTensor, rule, unsupported
 
 NO_PADDING = Padding(0, 0, 0, 0, 0.0)
 
@@ -81,9 +81,8 @@ def conv2d(
     for a in (0, 1):
         output_tile(x, before[a], after[a], kernel[a], stride[a], dilation[a], "conv2d")
     return x.engine.conv2d(
-        _unpadded(x), weight, bias,
-        stride=stride, before=before, after=after, dilation=dilation, groups=groups,
-    )  # fmt: skip
+        _unpadded(x), weight, bias, Convolution(stride, before, after, dilation, groups)
+    )
 
 
 def _conv_padding(
@@ -191,10 +190,8 @@ def _pool(
             output_tile(x, before[a], after[a], kernel[a], stride[a], dilation[a], name)
     # Padding of the layer's own never wins a maximum; padding put there by F.pad has its value.
     outside = float("-inf") if kind == "max" and waiting == NO_PADDING else waiting.value
-    return x.engine.pool2d(
-        _unpadded(x), kind, kernel=kernel, stride=stride, before=before, dilation=dilation,
-        outside=outside, count_padding=count_include_pad,
-    )  # fmt: skip
+    how = Pooling(kind, kernel, stride, before, dilation, outside, count_include_pad)
+    return x.engine.pool2d(_unpadded(x), how)
 
 
 @rule("adaptive_avg_pool2d", "adaptive_max_pool2d")
@@ -230,7 +227,9 @@ def batch_norm(
     _plain(x)
 
     def normalise(values: Tensor) -> Tensor:
-        return F.batch_norm(values, running_mean, running_var, weight, bias, training, momentum, eps)
+        return F.batch_norm(
+            values, running_mean, running_var, weight, bias, training, momentum, eps
+        )
 
     return x.engine.over_sites(x, normalise)
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgkd_edge.sparse.sites import SiteTensor
+from hgkd_edge.sparse.gather import ConvShape, padding_of
+from hgkd_edge.sparse.sites import Convolution, Pair, Pooling, SiteTensor
 from hgkd_edge.sparse.visible import Visible
 
 
@@ -59,47 +60,26 @@ class MaskedEngine:
         return x.like(back.view(dense.shape).permute(0, 3, 1, 2))
 
     def conv2d(
-        self,
-        x: SiteTensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        stride: tuple[int, int],
-        before: tuple[int, int],
-        after: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
+        self, x: SiteTensor, weight: Tensor, bias: Tensor | None, how: Convolution
     ) -> SiteTensor:
-        dense, padding = _pad(x.payload, before, after, 0.0)
-        out = F.conv2d(dense, weight, bias, stride, padding, dilation, groups)
+        dense, padding = x.payload, how.before
+        if how.before != how.after or min(how.before) < 0:
+            dense, padding = _pad(dense, how.before, how.after, 0.0), (0, 0)
+        out = F.conv2d(dense, weight, bias, how.stride, padding, how.dilation, how.groups)
         return self._mask_in_place(x, out)
 
-    def pool2d(
-        self,
-        x: SiteTensor,
-        kind: str,
-        *,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        before: tuple[int, int],
-        dilation: tuple[int, int],
-        outside: float,
-        count_padding: bool,
-    ) -> SiteTensor:
-        side, out_side = x.t, x.t // stride[0]
-        after = [
-            (patches * out_side - 1) * s + d * (k - 1) + 1 - patches * side - b
-            for patches, s, d, k, b in zip(
-                (self.visible.h, self.visible.w), stride, dilation, kernel, before, strict=True
-            )
-        ]
-        dense = F.pad(x.payload, (before[1], after[1], before[0], after[0]), value=outside)
-        if kind == "max":
-            return self._mask_in_place(x, F.max_pool2d(dense, kernel, stride, 0, dilation))
-        out = F.avg_pool2d(dense, kernel, stride)
-        if not count_padding:
-            ones = F.pad(torch.ones_like(x.payload[:1, :1]), (before[1], after[1], before[0], after[0]))
-            out = out / F.avg_pool2d(ones, kernel, stride)
+    def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor:
+        shape = ConvShape(x.t, how.kernel, how.stride, how.before, how.dilation, 1)
+        left, right, top, bottom = padding_of(shape, self.visible)
+        before, after = (top, left), (bottom, right)
+        dense = _pad(x.payload, before, after, how.outside)
+        if how.kind == "max":
+            out = F.max_pool2d(dense, how.kernel, how.stride, 0, how.dilation)
+            return self._mask_in_place(x, out)
+        out = F.avg_pool2d(dense, how.kernel, how.stride)
+        if not how.count_padding:
+            ones = _pad(torch.ones_like(x.payload[:1, :1]), before, after, 0.0)
+            out = out / F.avg_pool2d(ones, how.kernel, how.stride)
         return self._mask_in_place(x, out)
 
     def _mask_in_place(self, x: SiteTensor, out: Tensor) -> SiteTensor:
@@ -114,10 +94,5 @@ class MaskedEngine:
         return sites.view(sites.shape[0], *(1,) * (x.dim() - 3), *sites.shape[2:])
 
 
-def _pad(
-    dense: Tensor, before: tuple[int, int], after: tuple[int, int], value: float
-) -> tuple[Tensor, tuple[int, int]]:
-    """Padding as the layer's own where it is symmetric, else by `F.pad`."""
-    if before == after and min(before) >= 0:
-        return dense, before
-    return F.pad(dense, (before[1], after[1], before[0], after[0]), value=value), (0, 0)
+def _pad(dense: Tensor, before: Pair, after: Pair, value: float) -> Tensor:
+    return F.pad(dense, (before[1], after[1], before[0], after[0]), value=value)

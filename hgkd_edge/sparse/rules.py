@@ -15,19 +15,14 @@ from torch import Tensor
 from hgkd_edge.sparse.sites import SiteTensor, rule, unsupported
 
 # Elementwise functions with f(0) = 0: a masked site that is zero stays zero.
-KEEP_ZERO = (
-    "relu relu_ relu6 silu silu_ gelu hardswish hardtanh hardtanh_ leaky_relu leaky_relu_ elu elu_ "
-    "selu celu mish tanh tanh_ tanhshrink softsign prelu neg abs sqrt square sin dropout dropout_ "
-    "to float half bfloat16 double type contiguous clone detach type_as __neg__ _to_copy"
-).split()
+KEEP_ZERO = ["relu", "relu_", "relu6", "silu", "silu_", "gelu", "hardswish", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "mish", "tanh", "tanh_", "tanhshrink", "softsign", "prelu", "neg", "abs", "sqrt", "square", "sin", "dropout", "dropout_", "to", "float", "half", "bfloat16", "double", "type", "contiguous", "clone", "detach", "type_as", "__neg__", "_to_copy"]
 # Elementwise functions that may give a masked site a value.
-MAY_FILL = (
-    "sigmoid sigmoid_ hardsigmoid softplus logsigmoid clamp clamp_ clamp_min clamp_max exp log log1p "
-    "rsqrt reciprocal pow __pow__ cos erf maximum minimum addcmul addcdiv lerp where"
-).split()
-ADD = "add add_ sub sub_ subtract rsub __rsub__ __add__ __radd__ __iadd__ __isub__".split()
+MAY_FILL = ["sigmoid", "sigmoid_", "hardsigmoid", "softplus", "logsigmoid", "clamp", "clamp_", "clamp_min", "clamp_max", "exp", "log", "log1p", "rsqrt", "reciprocal", "pow", "__pow__", "cos", "erf", "maximum", "minimum", "addcmul", "addcdiv", "lerp", "where"]
+ADD = ["add", "add_", "sub", "sub_", "subtract", "rsub", "__rsub__", "__add__", "__radd__", "__iadd__", "__isub__"]
 # Products and quotients by something else: zero stays zero.
-SCALE = "mul mul_ multiply div div_ divide true_divide __mul__ __rmul__ __imul__ __truediv__".split()
+SCALE = (
+    ["mul", "mul_", "multiply", "div", "div_", "divide", "true_divide", "__mul__", "__rmul__", "__imul__", "__truediv__"]
+)
 
 
 @rule(*KEEP_ZERO, *MAY_FILL, *ADD, *SCALE, "__rtruediv__", "__rdiv__")
@@ -90,8 +85,8 @@ def expand_as(func: Any, values: Any, x: SiteTensor) -> Any:
 
 @rule(
     ".shape", ".ndim", ".device", ".dtype", ".is_cuda", ".layout", ".is_sparse", ".is_quantized",
-    ".is_mps", ".is_cpu", ".is_meta", ".is_nested", "size", "dim", "ndimension", "numel", "is_complex",
-    "is_floating_point", "get_device", "element_size",
+    ".is_mps", ".is_cpu", ".is_meta", ".is_nested", "size", "dim", "ndimension", "numel",
+    "is_complex", "is_floating_point", "get_device", "element_size",
 )  # fmt: skip
 def about(func: Any, x: SiteTensor, *args: Any) -> Any:
     """Facts of the dense map that `x` stands for."""
@@ -232,7 +227,7 @@ def _plain(x: SiteTensor) -> Tensor:
 # --- reductions -----------------------------------------------------------------------------------
 
 
-@rule("sum", "mean", "amax", "norm", "vector_norm", "linalg_vector_norm")
+@rule("sum", "mean", "var", "amax", "norm", "vector_norm", "linalg_vector_norm")
 def reduce(func: Any, x: SiteTensor, *args: Any, **kwargs: Any) -> Any:
     """Over channels: per site. Over both spatial axes: per image, visible sites only."""
     name = "norm" if "norm" in func.__name__ else func.__name__
@@ -241,7 +236,7 @@ def reduce(func: Any, x: SiteTensor, *args: Any, **kwargs: Any) -> Any:
     if not mixed:
         out = _reduce_plain(name, _plain(x), axes, keepdim, dtype)
         return x.like(out) if keepdim or not x.channels_last else _refuse_reduction(name)
-    if len(mixed) != 2 or 0 in axes:
+    if len(mixed) != 2 or 0 in axes or name == "var":
         return _refuse_reduction(name)
     channels = [a for a in axes if a not in mixed]
     out = _per_image(name, x)  # ordinary tensor, spatial axes kept with size 1
@@ -255,6 +250,8 @@ def _reduction(
 ) -> tuple[list[int], bool, Any]:
     """Axes, keepdim and dtype of a reduction's call."""
     rest = list(args)
+    if name == "var" and (len(rest) > 1 or set(kwargs) - {"dim", "keepdim"}):
+        raise unsupported("var", "with a correction has no rule")
     if name == "norm":
         order = rest.pop(0) if rest else kwargs.get("p", kwargs.get("ord", 2))
         if order not in (2, 2.0, "fro"):
@@ -268,8 +265,8 @@ def _reduction(
 
 
 def _reduce_plain(name: str, x: Tensor, axes: list[int], keepdim: bool, dtype: Any) -> Tensor:
-    if name == "amax":
-        return x.amax(axes, keepdim)
+    if name in ("amax", "var"):
+        return getattr(x, name)(axes, keepdim=keepdim)
     if name == "norm":
         return torch.linalg.vector_norm(x, 2, axes, keepdim, dtype=dtype)
     return getattr(x, name)(axes, keepdim, dtype=dtype)

@@ -32,6 +32,31 @@ class Padding(NamedTuple):
     value: float
 
 
+Pair = tuple[int, int]  # (rows, columns)
+
+
+class Convolution(NamedTuple):
+    """The settings of a convolution; padding is given as what lies before and after the map."""
+
+    stride: Pair
+    before: Pair
+    after: Pair
+    dilation: Pair
+    groups: int
+
+
+class Pooling(NamedTuple):
+    """The settings of a pooling layer."""
+
+    kind: str  # max or avg
+    kernel: Pair
+    stride: Pair
+    before: Pair
+    dilation: Pair
+    outside: float  # value outside the image
+    count_padding: bool  # whether an average counts sites outside the image
+
+
 class Engine(Protocol):
     """What a backend must bring: how the visible sites are kept and how layers that look across
     sites run on them. One engine serves one forward pass.
@@ -41,7 +66,11 @@ class Engine(Protocol):
     """
 
     visible: Visible
-    masks_after: bool  # True when sites that are not visible exist in the payload and must be 0
+
+    @property
+    def masks_after(self) -> bool:
+        """Whether masked sites exist in the payload, where they must be kept at zero."""
+        ...
 
     def enter(self, images: Tensor) -> SiteTensor: ...
     def leave(self, x: SiteTensor) -> Tensor: ...
@@ -51,8 +80,10 @@ class Engine(Protocol):
     def sum_sites(self, x: SiteTensor) -> Tensor: ...
     def max_sites(self, x: SiteTensor) -> Tensor: ...
     def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor: ...
-    def conv2d(self, x: SiteTensor, weight: Tensor, bias: Tensor | None, **s: Any) -> SiteTensor: ...
-    def pool2d(self, x: SiteTensor, kind: str, **settings: Any) -> SiteTensor: ...
+    def conv2d(
+        self, x: SiteTensor, weight: Tensor, bias: Tensor | None, how: Convolution
+    ) -> SiteTensor: ...
+    def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor: ...
 
 
 class SiteTensor(torch.Tensor):
@@ -147,7 +178,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def unsupported(name: str, why: str) -> ConversionError:
     """The refusal of one operation; `sparsify` adds the module path."""
     return ConversionError(
-        f"'{name}' {why}", hint="choose a convolutional timm model; docs/sparse.md says what runs and how to add a rule"
+        f"'{name}' {why}",
+        hint="choose a convolutional timm model; docs/sparse.md says what runs and how to add a rule",
     )
 
 

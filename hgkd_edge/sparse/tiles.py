@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hgkd_edge.sparse import kernels
 from hgkd_edge.sparse.gather import ConvShape, near_tiles, put_back, rows_of, tiles_of
-from hgkd_edge.sparse.sites import SiteTensor
+from hgkd_edge.sparse.sites import Convolution, Pooling, SiteTensor
 from hgkd_edge.sparse.visible import Visible, Window
 
 
@@ -71,45 +71,24 @@ class TileEngine:
         return x.like(tiles_of(function(rows_of(x.payload)), 1))
 
     def conv2d(
-        self,
-        x: SiteTensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        stride: tuple[int, int],
-        before: tuple[int, int],
-        after: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
+        self, x: SiteTensor, weight: Tensor, bias: Tensor | None, how: Convolution
     ) -> SiteTensor:
-        shape = ConvShape(x.t, tuple(weight.shape[2:]), stride, before, dilation, groups)
+        kernel = (weight.shape[2], weight.shape[3])
+        shape = ConvShape(x.t, kernel, how.stride, how.before, how.dilation, how.groups)
         return x.like(kernels.conv2d(x.payload, weight, bias, shape, self.visible))
 
-    def pool2d(
-        self,
-        x: SiteTensor,
-        kind: str,
-        *,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        before: tuple[int, int],
-        dilation: tuple[int, int],
-        outside: float,
-        count_padding: bool,
-    ) -> SiteTensor:
-        shape = ConvShape(x.t, kernel, stride, before, dilation, 1)
+    def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor:
+        shape = ConvShape(x.t, how.kernel, how.stride, how.before, how.dilation, 1)
         rows, cols = shape.windows
-        near = near_tiles(x.payload, self.visible, rows, cols, outside)
-        if kind == "max":
-            return x.like(F.max_pool2d(near, kernel, stride, 0, dilation))
-        out = F.avg_pool2d(near, kernel, stride)
-        if not count_padding:
-            out = out / self._share_inside(x.t, rows, cols, kernel, stride).to(out.dtype)
+        near = near_tiles(x.payload, self.visible, rows, cols, how.outside)
+        if how.kind == "max":
+            return x.like(F.max_pool2d(near, how.kernel, how.stride, 0, how.dilation))
+        out = F.avg_pool2d(near, how.kernel, how.stride)
+        if not how.count_padding:
+            out = out / self._share_inside(x.t, rows, cols, how).to(out.dtype)
         return x.like(out)
 
-    def _share_inside(
-        self, t: int, rows: Window, cols: Window, kernel: tuple[int, int], stride: tuple[int, int]
-    ) -> Tensor:
+    def _share_inside(self, t: int, rows: Window, cols: Window, how: Pooling) -> Tensor:
         """Share of each pooling window that lies inside the image: `[n, 1, t, t]`."""
         inside = self.visible.window_rows(t, rows, cols) != -2
-        return F.avg_pool2d(inside.float().unsqueeze(1), kernel, stride)
+        return F.avg_pool2d(inside.float().unsqueeze(1), how.kernel, how.stride)

@@ -1,0 +1,41 @@
+"""The spconv backend against tiles; spconv's CPU build computes the forward pass only."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from hgkd_edge.errors import ConversionError
+from hgkd_edge.sparse import sparsify
+from tests.sparse.helpers import gap, network, random_visible
+
+pytest.importorskip("spconv", reason="the [spconv] extra is not installed")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet26d", "vgg11_bn"])
+def test_spconv_agrees_with_tiles(name):
+    model = network(name).eval()
+    images, visible = torch.rand(2, 3, 64, 96), random_visible(2, 2, 3)
+
+    with torch.no_grad():
+        ours = sparsify(copy.deepcopy(model), backend="spconv")(images, visible)
+        tiles = sparsify(model)(images, visible)
+
+    for a, b in zip(ours, tiles, strict=True):
+        assert gap(a, b) < 1e-4
+
+
+def test_grouped_convolutions_are_refused_by_path():
+    with pytest.raises(ConversionError, match=r"module 'layer1\.0\.conv2'.*groups=32"):
+        sparsify(network("resnext50_32x4d"), backend="spconv")
+
+
+def test_weights_convert_both_ways():
+    from hgkd_edge.sparse.spconv import krsc, oihw
+
+    weight = torch.rand(5, 3, 7, 7)
+
+    assert krsc(weight).shape == (5, 7, 7, 3)
+    assert torch.equal(oihw(krsc(weight)), weight)
