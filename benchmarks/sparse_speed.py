@@ -58,16 +58,15 @@ def variants(name: str, batch: int, size: int, ratio: float, device: str) -> dic
 def measure(steps: dict[str, Step], dtype: str, rounds: int, device: str) -> dict[str, list[float]]:
     """Milliseconds of each step, `rounds` times after two rounds of warm-up, interleaved."""
     taken: dict[str, list[float]] = {key: [] for key in steps}
-    grads: list[Tensor] = []
+    grads: dict[str, list[Tensor]] = {}
     for turn in range(rounds + 2):
         for key, forward in steps.items():
             start = _now(device)
             with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
                 maps = forward()
-            if not grads:
-                grads = [torch.randn(m.shape, device=device, dtype=m.dtype) for m in maps]
-                continue  # the first of all only shows what the maps look like
-            torch.autograd.backward(maps, [g.to(m.dtype) for g, m in zip(grads, maps, strict=True)])
+            if turn == 0:  # in each map's own memory format, as a layer behind it hands them back
+                grads[key] = [torch.randn_like(m) for m in maps]
+            torch.autograd.backward(maps, grads[key])
             if turn >= 2:
                 taken[key].append(1e3 * (_now(device) - start))
             del maps

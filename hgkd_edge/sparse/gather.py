@@ -89,12 +89,12 @@ def fold_rows(products: Tensor, index: Tensor, visible: Visible) -> Tensor:
     Returns:
         `[N, C]`.
     """
-    total = None
+    total = products.new_zeros(index.shape[0], products.shape[1])
     for column in index.t():
         present = (column < products.shape[0]).to(products.dtype)[:, None]
         buffer = visible.scratch("gathered", (column.numel(), products.shape[1]), products)
         torch.index_select(products, 0, column.clamp_max(products.shape[0] - 1), out=buffer)
-        total = buffer * present if total is None else total.addcmul_(buffer, present)
+        total.addcmul_(buffer, present)
     return total
 
 

@@ -1,7 +1,7 @@
 """Convolution on tiles: which kernel runs, and where its inputs come from.
 
-A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`. Two ways lead
-through a k x k convolution, and one around it:
+A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`. Two ways
+lead through a k x k convolution, and one around it:
 
     rows     gather the k * k neighbours of every site into `[rows, k * k * C]`, one matrix product
     native   gather the window around every tile, then the library's own convolution

@@ -37,7 +37,7 @@ def output_tile(
         ConversionError: The layer's output is not the map divided by the stride, or a tile cannot
             be divided by it.
     """
-    t = x.t
+    t = x.side
     reached = t % stride == 0
     for patches in (x.engine.visible.h, x.engine.visible.w):
         side = patches * t
@@ -108,7 +108,7 @@ def pad(
         return x
     if mode != "constant" or x.channels_last or any(pad[4:]) or min(pad) < 0:
         raise unsupported("pad", f"({pad}, mode '{mode}') has no rule")
-    left, right, top, bottom = (pad + [0, 0])[:4]
+    left, right, top, bottom = [*pad, 0, 0][:4]
     waiting, value = x.padding, float(value or 0.0)
     if waiting is not None:
         if waiting.value != value:
@@ -179,7 +179,7 @@ def _pool(
         # ceil_mode reads past the end when the last window is only partly filled; on a map that
         # divides into whole tiles this happens only where the dense layer's size changes too.
         after[a] = pads[a] + extra
-        side = (x.engine.visible.h, x.engine.visible.w)[a] * x.t
+        side = (x.engine.visible.h, x.engine.visible.w)[a] * x.side
         left_over = (side + before[a] + after[a] - dilation[a] * (kernel[a] - 1) - 1) % stride[a]
         if ceil_mode and left_over:
             reach = after[a] + stride[a] - left_over
@@ -265,12 +265,14 @@ def group_norm(
     """Statistics per image and group, over its visible sites."""
     if x.channels_last or x.dim() != 4:
         raise unsupported("group_norm", "on this layout has no rule")
-    grouped = x.like(_plain(x).unflatten(1, (num_groups, -1)))  # [B, groups, C / groups, H, W]
-    each = visible_sites(grouped) * grouped.shape[2]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # [B, groups, C / groups, H, W]
+    grouped = x.like(_plain(x).to(wide).unflatten(1, (num_groups, -1)))
+    each = visible_sites(grouped).to(wide) * grouped.shape[2]
     mean = x.engine.sum_sites(grouped).sum(2, keepdim=True) / each
-    centred = grouped - mean
+    centred: Any = grouped - mean
     variance = x.engine.sum_sites(centred * centred).sum(2, keepdim=True) / each
-    out = (centred * torch.rsqrt(variance + eps)).flatten(1, 2).to(x.dtype)
+    out: Any = (centred * torch.rsqrt(variance + eps)).flatten(1, 2).to(x.dtype)
     if weight is not None:
         out = out * weight.view(-1, 1, 1)
     return out if bias is None else out + bias.view(-1, 1, 1)
@@ -298,6 +300,6 @@ def interpolate(
 
 @rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(func: Any, x: SiteTensor, factor: int) -> SiteTensor:
-    if func.__name__ == "pixel_unshuffle" and x.t % factor:
-        raise unsupported("pixel_unshuffle", f"by {factor} splits tiles of {x.t} sites")
+    if func.__name__ == "pixel_unshuffle" and x.side % factor:
+        raise unsupported("pixel_unshuffle", f"by {factor} splits tiles of {x.side} sites")
     return x.like(func(_plain(x), factor))

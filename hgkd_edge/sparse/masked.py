@@ -1,8 +1,8 @@
 """The reference backend: dense layers, masked after every convolution and pooling.
 
-This is what SparK does (Tian et al. 2023, https://arxiv.org/abs/2301.03580, section 3.1): nothing is
-saved, but it is simple enough to trust, and as lean as SparK's: an in-place multiplication after
-each layer, BatchNorm on gathered rows.
+This is what SparK does (Tian et al. 2023, https://arxiv.org/abs/2301.03580): nothing is saved, but
+it is simple enough to trust, and as lean as SparK's: an in-place multiplication after each layer,
+BatchNorm on gathered rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MaskedEngine:
 
     def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor:
         """A function of the gathered visible rows `[N, C]`, put back on a zero map."""
-        dense, rows = x.payload.permute(0, 2, 3, 1), self.visible.grid_rows(x.t)
+        dense, rows = x.payload.permute(0, 2, 3, 1), self.visible.grid_rows(x.side)
         flat = dense.reshape(-1, dense.shape[3])
         out = function(flat.index_select(0, rows))
         back = torch.zeros_like(flat, dtype=out.dtype).index_copy(0, rows, out)
@@ -69,7 +69,7 @@ class MaskedEngine:
         return self._mask_in_place(x, out)
 
     def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor:
-        shape = ConvShape(x.t, how.kernel, how.stride, how.before, how.dilation, 1)
+        shape = ConvShape(x.side, how.kernel, how.stride, how.before, how.dilation, 1)
         left, right, top, bottom = padding_of(shape, self.visible)
         before, after = (top, left), (bottom, right)
         dense = _pad(x.payload, before, after, how.outside)
@@ -84,11 +84,11 @@ class MaskedEngine:
 
     def _mask_in_place(self, x: SiteTensor, out: Tensor) -> SiteTensor:
         result = x.like(out)
-        return x.like(out.mul_(self.visible.sites(result.t)))
+        return x.like(out.mul_(self.visible.sites(result.side)))
 
     def _sites(self, x: SiteTensor) -> Tensor:
         """The mask in the axes of `x`."""
-        sites = self.visible.sites(x.t)  # [B, 1, H, W]
+        sites = self.visible.sites(x.side)  # [B, 1, H, W]
         if x.channels_last:
             return sites.permute(0, 2, 3, 1)
         return sites.view(sites.shape[0], *(1,) * (x.dim() - 3), *sites.shape[2:])

@@ -2,7 +2,7 @@
 
 On a CPU in float32, torch's matrix product is MKL's, which reaches half the speed of oneDNN's 1 x 1
 convolution of the same size on AMD processors (measured: docs/sparse.md), so the rows are handed
-over as one tall image. In bfloat16 both are oneDNN's; on a GPU the matrix product is the right call.
+over as one tall image. In bfloat16 both are oneDNN's; on a GPU the plain product is the right call.
 """
 
 from __future__ import annotations

@@ -111,11 +111,13 @@ def _gradients(network: nn.Module, maps: list[Tensor]) -> list[Tensor]:
 def _same(ours: list[Tensor], expected: list[Tensor], what: str) -> None:
     for place, (a, b) in enumerate(zip(ours, expected, strict=True)):
         a, b = a.detach(), b.detach()
-        worst = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) if b.numel() else 0.0
-        if a.shape != b.shape or worst > TOLERANCE:
+        if not torch.isfinite(b).all():
+            continue  # an untrained network that overflows proves nothing here; float64 may
+        worst = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        if not worst <= TOLERANCE:  # written so that NaN is a disagreement
             raise _DisagreementError(
                 f"map {place} differs from {what} by {worst:.1e}, relatively",
-                hint="the network does something that has no exact form on visible sites; please report it",
+                hint="the network does what has no exact form on visible sites; please report it",
             )
 
 

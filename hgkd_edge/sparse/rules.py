@@ -1,4 +1,4 @@
-"""What torch functions do to a map of visible sites: everything that stays within a site or an image.
+"""What torch functions do to a map of visible sites: all that stays within a site or an image.
 
 Layers that look across sites (convolution, pooling, padding, normalisation) are in `layers.py`.
 Each rule is registered under the names of the torch functions it serves.
@@ -14,15 +14,32 @@ from torch import Tensor
 
 from hgkd_edge.sparse.sites import SiteTensor, rule, unsupported
 
+# fmt: off
 # Elementwise functions with f(0) = 0: a masked site that is zero stays zero.
-KEEP_ZERO = ["relu", "relu_", "relu6", "silu", "silu_", "gelu", "hardswish", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "mish", "tanh", "tanh_", "tanhshrink", "softsign", "prelu", "neg", "abs", "sqrt", "square", "sin", "dropout", "dropout_", "to", "float", "half", "bfloat16", "double", "type", "contiguous", "clone", "detach", "type_as", "__neg__", "_to_copy"]
+KEEP_ZERO = (
+    "relu", "relu_", "relu6", "silu", "silu_", "gelu", "hardswish", "hardtanh", "hardtanh_",
+    "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "mish", "tanh", "tanh_",
+    "tanhshrink", "softsign", "prelu", "neg", "abs", "sqrt", "square", "sin", "dropout",
+    "dropout_", "to", "float", "half", "bfloat16", "double", "type", "contiguous", "clone",
+    "detach", "type_as", "__neg__", "_to_copy",
+)
 # Elementwise functions that may give a masked site a value.
-MAY_FILL = ["sigmoid", "sigmoid_", "hardsigmoid", "softplus", "logsigmoid", "clamp", "clamp_", "clamp_min", "clamp_max", "exp", "log", "log1p", "rsqrt", "reciprocal", "pow", "__pow__", "cos", "erf", "maximum", "minimum", "addcmul", "addcdiv", "lerp", "where"]
-ADD = ["add", "add_", "sub", "sub_", "subtract", "rsub", "__rsub__", "__add__", "__radd__", "__iadd__", "__isub__"]
+MAY_FILL = (
+    "sigmoid", "sigmoid_", "hardsigmoid", "softplus", "logsigmoid", "clamp", "clamp_",
+    "clamp_min", "clamp_max", "exp", "log", "log1p", "rsqrt", "reciprocal", "pow", "__pow__",
+    "cos", "erf", "maximum", "minimum", "addcmul", "addcdiv", "lerp", "where",
+)
+# Sums and differences: zero stays zero between two masked maps.
+ADD = (
+    "add", "add_", "sub", "sub_", "subtract", "rsub", "__rsub__", "__add__", "__radd__",
+    "__iadd__", "__isub__",
+)
 # Products and quotients by something else: zero stays zero.
 SCALE = (
-    ["mul", "mul_", "multiply", "div", "div_", "divide", "true_divide", "__mul__", "__rmul__", "__imul__", "__truediv__"]
+    "mul", "mul_", "multiply", "div", "div_", "divide", "true_divide", "__mul__", "__rmul__",
+    "__imul__", "__truediv__",
 )
+# fmt: on
 
 
 @rule(*KEEP_ZERO, *MAY_FILL, *ADD, *SCALE, "__rtruediv__", "__rdiv__")
@@ -60,7 +77,7 @@ def align(value: Any, x: SiteTensor) -> Any:
     if isinstance(value, SiteTensor):
         if value.payload.dim() != x.payload.dim() or value.channels_last != x.channels_last:
             raise unsupported("broadcast", "of maps with different axes has no rule")
-        if value.t != x.t:
+        if value.side != x.side:
             raise unsupported("broadcast", "of maps with different resolutions has no rule")
         return value.payload
     if not isinstance(value, Tensor) or value.dim() == 0:
@@ -260,7 +277,7 @@ def _reduction(
     keepdim = rest.pop(0) if rest else kwargs.get("keepdim", False)
     if dim is None:
         _refuse_reduction(name)
-    axes = [dim] if isinstance(dim, int) else list(dim)
+    axes = [dim] if isinstance(dim, int) else list(dim or ())
     return [a % x.dim() for a in axes], bool(keepdim), kwargs.get("dtype")
 
 
@@ -287,7 +304,7 @@ def _per_image(name: str, x: SiteTensor) -> Tensor:
 
 def visible_sites(x: SiteTensor) -> Tensor:
     """Number of visible sites per image, at least 1: float32 `[B, 1, ...]`."""
-    count = x.engine.visible.count.clamp_min(1) * x.t**2
+    count = x.engine.visible.count.clamp_min(1) * x.side**2
     return count.view(-1, *(1,) * (x.dim() - 1))
 
 

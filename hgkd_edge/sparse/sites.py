@@ -120,7 +120,7 @@ class SiteTensor(torch.Tensor):
             shape = (v.batch, height, width, *payload.shape[3:])
         else:
             shape = (v.batch, *payload.shape[1:-2], height, width)
-        x = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        x = torch.Tensor._make_wrapper_subclass(
             SiteTensor, shape, dtype=payload.dtype, device=payload.device
         )
         x.payload, x.engine = payload, engine
@@ -140,12 +140,12 @@ class SiteTensor(torch.Tensor):
         return axes - 2, axes - 1
 
     @property
-    def t(self) -> int:
+    def side(self) -> int:
         """Side of a tile of this map, in sites."""
         return self.engine.tile_side(self.payload, self.channels_last)
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = _name(func)
         rule = RULES.get(name)
         if rule is None:
@@ -153,7 +153,9 @@ class SiteTensor(torch.Tensor):
         return rule(func, *args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         # Only calls that slip past __torch_function__ (C++ code, custom autograd) come here.
         raise unsupported(str(func), "was called below the level at which masks are understood")
 
@@ -179,7 +181,7 @@ def unsupported(name: str, why: str) -> ConversionError:
     """The refusal of one operation; `sparsify` adds the module path."""
     return ConversionError(
         f"'{name}' {why}",
-        hint="choose a convolutional timm model; docs/sparse.md says what runs and how to add a rule",
+        hint="choose a convolutional timm model; docs/sparse.md says how to add a rule",
     )
 
 

@@ -54,24 +54,26 @@ class SpconvEngine(TileEngine):
             raise unsupported("conv2d", f"with groups={how.groups} does not exist in spconv")
         reach = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
         if stride == (1, 1) and (before != how.after or tuple(2 * b for b in before) != reach):
-            raise unsupported("conv2d", f"with padding {before}+{how.after} does not exist in spconv")
+            raise unsupported("conv2d", f"with padding {before}, {how.after} is not in spconv")
         o, c = weight.shape[:2]
-        settings: dict[str, Any] = {"kernel_size": kernel, "dilation": dilation, "bias": bias is not None}
+        settings: dict[str, Any] = {
+            "kernel_size": kernel, "dilation": dilation, "bias": bias is not None,
+        }  # fmt: skip
         with torch.device("meta"):  # a shell without weights: they are lent to it for this call
             if stride == (1, 1):
-                key = f"{x.t} {kernel} {dilation}"
+                key = f"{x.side} {kernel} {dilation}"
                 layer = self._spconv.SubMConv2d(c, o, indice_key=key, **settings)
             else:
                 layer = self._spconv.SparseConv2d(c, o, stride=stride, padding=before, **settings)
         parameters = {"weight": krsc(weight)} | ({} if bias is None else {"bias": bias})
         out = torch.func.functional_call(layer, parameters, (self._to_spconv(x),))
-        t = x.t // stride[0]
+        t = x.side // stride[0]
         features = out.features if stride == (1, 1) else self._visible_only(out, t)
         return x.like(tiles_of(features.to(x.payload.dtype), t))
 
     def _to_spconv(self, x: SiteTensor) -> Any:
         """Rows with their (image, row, column), which spconv wants as contiguous int32."""
-        v, t = self.visible, x.t
+        v, t = self.visible, x.side
         height, width = v.h * t, v.w * t
         flat = v.grid_rows(t)
         indices = torch.stack([flat // (height * width), flat // width % height, flat % width], 1)

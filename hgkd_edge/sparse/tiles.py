@@ -65,7 +65,7 @@ class TileEngine:
 
     def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor:
         """A function of all visible sites together, such as BatchNorm."""
-        if x.t > 1:
+        if x.side > 1:
             return x.like(function(x.payload))
         # At t = 1 both memory layouts look alike and torch takes the slow one; rows are plain.
         return x.like(tiles_of(function(rows_of(x.payload)), 1))
@@ -74,18 +74,18 @@ class TileEngine:
         self, x: SiteTensor, weight: Tensor, bias: Tensor | None, how: Convolution
     ) -> SiteTensor:
         kernel = (weight.shape[2], weight.shape[3])
-        shape = ConvShape(x.t, kernel, how.stride, how.before, how.dilation, how.groups)
+        shape = ConvShape(x.side, kernel, how.stride, how.before, how.dilation, how.groups)
         return x.like(kernels.conv2d(x.payload, weight, bias, shape, self.visible))
 
     def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor:
-        shape = ConvShape(x.t, how.kernel, how.stride, how.before, how.dilation, 1)
+        shape = ConvShape(x.side, how.kernel, how.stride, how.before, how.dilation, 1)
         rows, cols = shape.windows
         near = near_tiles(x.payload, self.visible, rows, cols, how.outside)
         if how.kind == "max":
             return x.like(F.max_pool2d(near, how.kernel, how.stride, 0, how.dilation))
         out = F.avg_pool2d(near, how.kernel, how.stride)
         if not how.count_padding:
-            out = out / self._share_inside(x.t, rows, cols, how).to(out.dtype)
+            out = out / self._share_inside(x.side, rows, cols, how).to(out.dtype)
         return x.like(out)
 
     def _share_inside(self, t: int, rows: Window, cols: Window, how: Pooling) -> Tensor:
