@@ -7,6 +7,7 @@
 See docs/sparse.md.
 """
 
+from hgkd_edge.sparse.choice import kernel_table
 from hgkd_edge.sparse.encoder import SparseEncoder, densify, sparsify
 
-__all__ = ["SparseEncoder", "densify", "sparsify"]
+__all__ = ["SparseEncoder", "densify", "kernel_table", "sparsify"]

@@ -55,15 +55,32 @@ def tiles_of(rows: Tensor, t: int) -> Tensor:
     return rows.view(-1, t, t, rows.shape[1]).permute(0, 3, 1, 2)
 
 
+def new_tiles(like: Tensor, count: int, height: int, width: int) -> Tensor:
+    """Uninitialised channels-last `[count, C, height, width]`.
+
+    Results are written into these rather than viewed as such: autograd refuses in-place layers
+    behind a custom function whose output is a view.
+    """
+    size = (count, like.shape[1], height, width)
+    return torch.empty(
+        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
 def gather_rows(
-    rows: Tensor, index: Tensor, visible: Visible, *, outside: float = 0.0, keep: bool = False
+    rows: Tensor,
+    index: Tensor,
+    visible: Visible,
+    *,
+    outside: float = 0.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Several rows side by side, without a gradient.
 
     Args:
         rows: `[N, C]`.
         index: int64 `[M, K]`, N for a row of zeros, N + 1 for a row of `outside`.
-        keep: False when the result is read before the next gather, so that scratch will do.
+        out: `[M * K, C]` to write to; without it the result is scratch, to be read at once.
 
     Returns:
         `[M, K * C]`.
@@ -73,8 +90,8 @@ def gather_rows(
     padded[:count].copy_(rows)
     padded[count].zero_()
     padded[count + 1].fill_(outside)
-    size = (index.numel(), channels)
-    out = rows.new_empty(size) if keep else visible.scratch("gathered", size, rows)
+    if out is None:
+        out = visible.scratch("gathered", (index.numel(), channels), rows)
     torch.index_select(padded, 0, index.flatten(), out=out)
     return out.view(index.shape[0], -1)
 
@@ -174,8 +191,12 @@ def gather_window(
     if rows == cols == Window(0, t):
         return tiles
     index = _window_index(visible, t, rows, cols).view(-1, 1)
-    near = gather_rows(rows_of(tiles), index, visible, outside=outside, keep=keep)
-    return near.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
+    if keep:
+        near = new_tiles(tiles, visible.n, rows.size, cols.size)
+        gather_rows(rows_of(tiles), index, visible, outside=outside, out=rows_of(near))
+        return near
+    flat = gather_rows(rows_of(tiles), index, visible, outside=outside)
+    return flat.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
 
 
 def _window_index(visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
@@ -276,13 +297,19 @@ def to_grid(
         index[visible.grid_rows(t)] = torch.arange(count, device=index.device)
         index = index.view(visible.batch, visible.h * t, visible.w * t)
         index = visible.keep(key, torch.nn.functional.pad(index, padding, value=count))
-    dense = gather_rows(rows_of(tiles), index.view(-1, 1), visible, keep=keep)
-    return dense.view(*index.shape, -1).permute(0, 3, 1, 2)
+    if keep:
+        dense = new_tiles(tiles, *index.shape)
+        gather_rows(rows_of(tiles), index.view(-1, 1), visible, out=rows_of(dense))
+        return dense
+    flat = gather_rows(rows_of(tiles), index.view(-1, 1), visible)
+    return flat.view(*index.shape, -1).permute(0, 3, 1, 2)
 
 
 def from_grid(dense: Tensor, visible: Visible, t: int) -> Tensor:
     """The visible tiles of a dense map `[B, C, H, W]`: `[n, C, t, t]`, channels-last."""
-    return tiles_of(rows_of(dense).index_select(0, visible.grid_rows(t)), t)
+    tiles = new_tiles(dense, visible.n, t, t)
+    torch.index_select(rows_of(dense), 0, visible.grid_rows(t), out=rows_of(tiles))
+    return tiles
 
 
 class _PutBack(torch.autograd.Function):

@@ -131,3 +131,17 @@ def test_every_convolution_finds_a_row_in_the_table():
                 chosen = choice.choose(device, dtype, shape, torch.empty(*weight, 3, 3))
                 assert chosen in METHODS
     assert all(row.kernel in METHODS for row in choice.kernel_table())
+
+
+@pytest.mark.parametrize("t", [1, 4])
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_in_place_activation_may_follow_a_convolution(method, t, side, dtype):
+    visible, tiles, _ = tiles_and_map(t, 4)
+    weight = torch.randn(8, 4, side, side, dtype=dtype, requires_grad=True)
+    shape = ConvShape(t, (side, side), (1, 1), (side // 2,) * 2, (1, 1), 1)
+
+    out = F.relu_(kernels.conv2d(tiles.to(dtype), weight, None, shape, visible))
+    put_back(out, visible).mul_(2).sum().backward()
+
+    assert weight.grad.abs().sum() > 0
