@@ -1,4 +1,4 @@
-"""What a person sees while a command works. Everything here goes to stderr: stdout is for results."""
+"""What a person sees while a command works; all on stderr, since stdout is for results."""
 
 from __future__ import annotations
 

@@ -149,8 +149,12 @@ def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor
     return upsample_mask(visible, deepest)
 
 
-def build(recipe: Recipe) -> Parts:
+def build(recipe: Recipe, *, download: bool = True) -> Parts:
     """Make both networks, and check all that can be checked before any photo is read.
+
+    Args:
+        recipe: Fully resolved.
+        download: Load the hub's weights where the recipe asks for them.
 
     Raises:
         RecipeError: The student is not convolutional, the mask patch does not divide the image,
@@ -165,7 +169,8 @@ def build(recipe: Recipe) -> Parts:
     mask_patch = deepest if recipe.mask.patch == "auto" else recipe.mask.patch
     if mask_patch % deepest:
         raise RecipeError(
-            f"mask.patch = {mask_patch}: must be a multiple of the student's deepest stride {deepest}",
+            f"mask.patch = {mask_patch}: must be a multiple of the student's deepest stride "
+            f"{deepest}",
             hint="use auto",
         )
     grid = mask_grid(data.size, mask_patch)
@@ -179,7 +184,9 @@ def build(recipe: Recipe) -> Parts:
             hint=f"use images of at least {2 * stride} px, or a smaller student.stem_stride",
         )
     teacher_size = tokens[0] * patch, tokens[1] * patch
-    vit = create_vit(recipe.teacher, size=teacher_size)
+    vit = create_vit(
+        recipe.teacher, size=teacher_size, pretrained=download and recipe.teacher.weights == "hub"
+    )
     torch.manual_seed(recipe.seed)  # the student starts the same whatever the teacher drew
     features = create_features(
         student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
@@ -216,6 +223,7 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
     run.update_manifest(teacher=weights)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
     student = Student(
         parts.features,
         teacher_width=teacher.width,

@@ -1,9 +1,9 @@
 """The one training loop: schedule, EMA, checkpoints, resume, trackers, progress.
 
 Pre-training, distillation and fine-tuning each bring a `Task`; nothing here knows which. Resume is
-exact because a step has no memory: the order of photos is a function of (seed, epoch), every random
-number a function of (seed, step), the learning rate a function of the step. A checkpoint is weights,
-optimizer moments, EMA and the step number.
+exact because a step has no memory: the order of photos is a function of (seed, epoch), every
+random number a function of (seed, step), the learning rate a function of the step. A checkpoint is
+weights, optimizer moments, EMA and the step number.
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ class _Loop:
         if self.batch_size % shares:
             raise RecipeError(
                 f"train.batch_size = {self.batch_size}: does not divide among "
-                f"{self.accelerator.num_processes} processes x {config.accumulate} accumulation steps",
+                f"{self.accelerator.num_processes} processes x {config.accumulate} "
+                "accumulation steps",
                 hint=f"use {max(shares, self.batch_size // shares * shares)}",
             )
         self.batches_per_epoch = len(source) // self.batch_size
@@ -341,7 +342,7 @@ class _Loop:
     @contextlib.contextmanager
     def _log(self) -> Iterator[_Log]:
         if self.place.tracker_dir is not None:
-            self.accelerator.init_trackers(self.label)
+            self.accelerator.init_trackers("tensorboard")
         self.place.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.place.log_file.open("a", encoding="utf-8") as stream:
             yield _Log(self.accelerator, stream)

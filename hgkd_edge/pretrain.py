@@ -103,7 +103,7 @@ def pretrain_teacher(
         label="pre-training the teacher",
         resume=True,
     )
-    encoder = trained.encoder
+    encoder = trained.get_submodule("encoder")
     if config.label_epochs:
         encoder = _tune_with_labels(encoder, source, recipe, size, folder)
     with atomic_write(weights) as temporary:
@@ -139,7 +139,7 @@ def _tune_with_labels(
         label="tuning the teacher with labels",
         resume=True,
     )
-    return tuned.encoder
+    return tuned.get_submodule("encoder")
 
 
 def _view(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["Recipe", "builtin_recipes", "find_recipe", "load_recipe"]
+__all__ = ["Recipe", "builtin_recipes", "find_recipe", "load_recipe", "recipe_summary"]
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -154,7 +154,7 @@ class TrainConfig(_Section):
 
 
 class Recipe(_Section):
-    """A whole distillation, fully resolved. See `hgkd-edge recipes show demo` for a commented one."""
+    """A whole distillation, fully resolved; `hgkd-edge recipes show demo` is a commented one."""
 
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -230,6 +230,12 @@ def find_recipe(name_or_path: str) -> Path:
         hint=(f"did you mean '{nearest[0]}'? " if nearest else "")
         + f"built in: {', '.join(builtin)}",
     )
+
+
+def recipe_summary(path: Path) -> str:
+    """A recipe's first comment line: what it gives and costs."""
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

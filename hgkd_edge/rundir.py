@@ -88,6 +88,22 @@ class RunDir:
         """The fully resolved recipe this run was made from."""
         return load_recipe(self.recipe_file)
 
+    def require_same_recipe(self, recipe: Recipe) -> None:
+        """Refuse to go on with another recipe: the loss curve would not be one run's.
+
+        Raises:
+            RunError: `recipe` differs from the run's own; names the keys.
+        """
+        ours, theirs = (r.model_dump(mode="json") for r in (self.recipe(), recipe))
+        changed = sorted(_differing_keys(ours, theirs))
+        if changed:
+            raise RunError(
+                f"run '{self.path}' was begun with other values of {', '.join(changed)}",
+                hint="resume it with its own recipe "
+                f"(hgkd-edge distill {self.recipe_file} --run {self.path} --resume), "
+                "or begin a new run without --resume",
+            )
+
     def manifest(self) -> dict[str, Any]:
         """The manifest so far; empty for a run that has just begun."""
         if not self.manifest_file.is_file():
@@ -129,6 +145,15 @@ class RunDir:
             RUNS.mkdir(exist_ok=True)
             temporary.symlink_to(os.path.relpath(self.path, RUNS))
             os.replace(temporary, RUNS / "latest")
+
+
+def _differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys at which two nested mappings differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from _differing_keys(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
+    elif a != b:
+        yield prefix
 
 
 def _first_free(path: Path) -> Path:

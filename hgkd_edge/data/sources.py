@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -108,13 +109,13 @@ def _bundled_photos() -> tuple[dict[str, list[Photo]], list[str]]:
         # Bytes are read here: a ZipFile must not be read by several threads at once.
         content = archive.read(name)
         photos.setdefault(split, []).append(
-            Photo(name, classes.index(label), lambda content=content: io.BytesIO(content))  # type: ignore[misc]
+            Photo(name, classes.index(label), partial(io.BytesIO, content))
         )
     return photos, classes
 
 
 def _folder_photos(config: DataConfig) -> tuple[dict[str, list[Photo]], list[str]]:
-    """Photos of a folder by split: `root/{train,val,test}/...` or one tree with a share held out."""
+    """Photos by split: `root/{train,val,test}/...`, or one tree with a share held out."""
     assert config.path is not None, "checked by DataConfig"
     root = config.path.expanduser()
     if not root.is_dir():
@@ -134,9 +135,7 @@ def _folder_photos(config: DataConfig) -> tuple[dict[str, list[Photo]], list[str
             split = top.name if has_splits else _holdout_split(name, config.holdout)
             label_name = _class_of(file, top)
             label = classes.index(label_name) if label_name in classes else UNLABELLED
-            photos.setdefault(split, []).append(
-                Photo(name, label, lambda file=file: file.open("rb"))
-            )  # type: ignore[misc]
+            photos.setdefault(split, []).append(Photo(name, label, partial(file.open, "rb")))  # type: ignore[misc]
     photos.setdefault("train", [])
     return photos, classes
 

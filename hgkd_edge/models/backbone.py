@@ -115,12 +115,9 @@ def create_features(
     args = args or {}
     model = _features_model(name, args)
     _set_stem_stride(model, name, stem_stride)
-    reductions = model.feature_info.reduction()
-    wanted = [
-        i
-        for i, r in zip(model.feature_info.out_indices, reductions, strict=True)
-        if r >= min_stride
-    ]
+    info: Any = model.feature_info
+    reductions = info.reduction()
+    wanted = [i for i, r in zip(info.out_indices, reductions, strict=True) if r >= min_stride]
     if len(wanted) < len(reductions):
         model = _features_model(name, {**args, "out_indices": wanted})
         _set_stem_stride(model, name, stem_stride)

@@ -108,25 +108,28 @@ class Teacher(nn.Module):
         return normalize(images, self.mean, self.std)
 
 
-def create_vit(config: TeacherConfig, *, size: tuple[int, int] | None = None) -> nn.Module:
-    """The teacher's network, with hub weights where the recipe asks for them.
+def create_vit(
+    config: TeacherConfig, *, size: tuple[int, int] | None = None, pretrained: bool = False
+) -> nn.Module:
+    """The teacher's network.
 
     Args:
         config: The recipe's `teacher` section.
-        size: Height and width in pixels that it shall see; None keeps the published size and
-            loads nothing (to ask for its patch side).
+        size: Height and width in pixels that it shall see; None keeps the published size.
+        pretrained: Load the hub's weights.
 
     Raises:
         RecipeError: Unknown to timm, or not a Transformer of plain patch tokens.
     """
-    args: dict[str, Any] = {"num_classes": 0, **config.args}
+    args: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained, **config.args}
     if size is not None:
-        args |= {"img_size": size, "pretrained": config.weights == "hub"}
+        args["img_size"] = size
     try:
         vit = create_timm_model("teacher.name", config.name, **args)
     except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
         raise RecipeError(
-            f"teacher.name = '{config.name}': its weights cannot be downloaded ({type(error).__name__})",
+            f"teacher.name = '{config.name}': its weights cannot be downloaded "
+            f"({type(error).__name__})",
             hint="with no network use teacher.weights 'path' (a local file) or 'pretrain'",
         ) from error
     has_tokens = hasattr(vit, "patch_embed") and hasattr(vit, "forward_intermediates")
@@ -172,8 +175,8 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
         wrong = missing[0]
         found = f"shape {list(state[wrong].shape)}" if wrong in state else "not in the file"
         raise RecipeError(
-            f"teacher.path = '{path}': does not fit the teacher: {len(missing)} of {len(own)} weights "
-            f"missing, such as '{wrong}' {list(own[wrong].shape)} ({found})",
+            f"teacher.path = '{path}': does not fit the teacher: {len(missing)} of {len(own)} "
+            f"weights missing, such as '{wrong}' {list(own[wrong].shape)} ({found})",
             hint="teacher.name and teacher.args must describe the network in the file",
         )
     vit.load_state_dict(usable)
@@ -191,12 +194,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise RecipeError(f"teacher.path = '{path}': no such file") from error
     except pickle.UnpicklingError as error:
         raise RecipeError(
-            f"teacher.path = '{path}': holds more than tensors, so it is not loaded (it could run code)",
+            f"teacher.path = '{path}': holds more than tensors, so it is not loaded "
+            "(it could run code)",
             hint="save its state dict as .safetensors and name that",
         ) from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise RecipeError(
-            f"teacher.path = '{path}': cannot be read: {str(error).splitlines()[0]}"
+            f"teacher.path = '{path}': cannot be read ({type(error).__name__})",
+            hint="is it complete? it must be a PyTorch or .safetensors checkpoint",
         ) from error
     for wrapper in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

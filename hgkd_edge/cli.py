@@ -1,0 +1,314 @@
+"""The command line: parse, call, print. Imports nothing heavy at module level."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from hgkd_edge.bench.cli import bench_command
+
+if TYPE_CHECKING:
+    from hgkd_edge.rundir import RunDir
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help panels would double the time that --help takes
+    help="Distil a Vision Transformer into a small dense CNN, export it with proof, measure it.",
+    epilog="Begin with: hgkd-edge demo",
+)
+recipes_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
+)
+app.add_typer(recipes_app, name="recipes")
+app.command("bench")(bench_command)
+
+RunArgument = Annotated[
+    Path | None, typer.Argument(help="Run folder or name; default: the latest.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: train.epochs=10. Repeatable.")
+]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Options of every command; `--debug` is taken out of the arguments by `main`."""
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in one.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a sparse CNN student to predict what a Transformer infers; leave a dense CNN.
+
+    Example: hgkd-edge distill recipe.yaml --set student.name=resnet50
+    """
+    from hgkd_edge import distill as verb
+    from hgkd_edge.recipe import find_recipe, load_recipe
+    from hgkd_edge.rundir import RunDir
+
+    loaded = load_recipe(find_recipe(recipe), overrides or ())
+    if resume:
+        folder = RunDir.resolve(run if run is not None else Path("runs") / loaded.name)
+        folder.require_same_recipe(loaded)
+    else:
+        verb.build(loaded)  # a recipe that cannot work leaves no folder behind
+        folder = RunDir.create(loaded, run)
+    result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
+    _show(result, as_json, lambda: _distilled_lines(result))
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe whose teacher.weights is pretrain.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train only a recipe's teacher, by masked autoencoding; `distill` does it by itself.
+
+    Stopped, the same command goes on. Example: hgkd-edge pretrain demo-teacher
+    """
+    from hgkd_edge import distill as verb
+    from hgkd_edge.data.sources import open_splits
+    from hgkd_edge.pretrain import pretrain_teacher
+    from hgkd_edge.recipe import find_recipe, load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or ())
+    parts = verb.build(loaded)
+    source = open_splits(loaded.data)["train"]
+    weights = pretrain_teacher(parts.vit, source, loaded, size=parts.teacher_size)
+    _show({"weights": str(weights)}, as_json, lambda: [f"teacher: {weights}"])
+
+
+@app.command()
+def evaluate(run: RunArgument = None, as_json: AsJson = False) -> None:
+    """Score the frozen dense backbone on held-out photos: k-NN and linear probe.
+
+    Example: hgkd-edge evaluate runs/demo
+    """
+    from hgkd_edge import evaluate as verb
+
+    result = verb.evaluate(_run(run))
+    _show(result, as_json, lambda: [_score_table(result)])
+
+
+@app.command()
+def export(
+    run: RunArgument = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="ONNX, verified on real photos (always made).")
+    ] = True,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")] = False,
+    fixed_batch: Annotated[bool, typer.Option(help="Fix the batch to 1.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export the backbone to ONNX (and TensorRT), proven against PyTorch on real photos.
+
+    Example: hgkd-edge export runs/demo --onnx --trt
+    """
+    from hgkd_edge.export import export_run
+
+    result = export_run(_run(run), trt=trt, dynamic_batch=not fixed_batch)
+    _show(result, as_json, lambda: _export_lines(result))
+
+
+@app.command()
+def demo(
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/demo.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole path on bundled photos: about four minutes on two CPU cores, no network.
+
+    Example: hgkd-edge demo
+    """
+    from hgkd_edge import demo as verb
+    from hgkd_edge.tables import demo_table
+
+    result = verb.demo(run, overrides or ())
+    _show(result, as_json, lambda: [demo_table(result), f"run folder: {result['run']}"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, and what to install for the rest.
+
+    Example: hgkd-edge doctor
+    """
+    from dataclasses import asdict
+
+    from hgkd_edge.doctor import examine
+    from hgkd_edge.tables import doctor_table
+
+    capabilities = examine()
+    _show([asdict(c) for c in capabilities], as_json, lambda: [doctor_table(capabilities)])
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: AsJson = False) -> None:
+    """List the built-in recipes. Example: hgkd-edge recipes list"""
+    from hgkd_edge.recipe import builtin_recipes, recipe_summary
+
+    found = {name: recipe_summary(path) for name, path in builtin_recipes().items()}
+    _show(found, as_json, lambda: [f"{name:<16} {text}" for name, text in found.items()])
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Name of a built-in recipe.")]) -> None:
+    """Print a recipe, comments and all: a start for your own.
+
+    Example: hgkd-edge recipes show demo > my-recipe.yaml
+    """
+    from hgkd_edge.recipe import find_recipe
+
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes_app.command("validate")
+def recipes_validate(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in one.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a recipe, its two networks included, without training or downloading anything.
+
+    Example: hgkd-edge recipes validate my-recipe.yaml
+    """
+    from hgkd_edge.distill import build
+    from hgkd_edge.recipe import find_recipe, load_recipe
+
+    path = find_recipe(recipe)
+    parts = build(load_recipe(path, overrides or ()), download=False)
+    result = {
+        "recipe": str(path),
+        "image_size": parts.spec.size,
+        "mask_grid": parts.mask_grid,
+        "mask_patch": parts.mask_patch,
+        "token_grid": parts.token_grid,
+        "teacher_size": parts.teacher_size,
+    }
+    _show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+
+
+@recipes_app.command("students")
+def recipes_students(
+    pattern: Annotated[str, typer.Argument(help="Names to list, such as 'resnet*'.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List the convolutional timm models that can be students.
+
+    Example: hgkd-edge recipes students 'mobilenet*'
+    """
+    from hgkd_edge.models.backbone import student_names
+
+    names = student_names(pattern)
+    _show(names, as_json, lambda: names)
+
+
+def main() -> NoReturn:
+    """Entry point: the one place where an error becomes one line and an exit code."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped", "", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if hasattr(error, "hint") and hasattr(error, "exit_code"):
+            _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            _fail(*_missing_package(error.name), 2)
+        if debug:
+            _fail(f"{type(error).__name__}: {error}", "", 1)
+        _fail(f"{type(error).__name__}: {error}", "a fault of hgkd-edge; see it with --debug", 1)
+    sys.exit(0)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    """One line for what and where, one for the mend, on stderr."""
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+    sys.exit(code)
+
+
+def _missing_package(package: str) -> tuple[str, str]:
+    extras = {"openvino": "openvino", "polygraphy": "trt", "spconv": "spconv"}
+    extra = extras.get(package.split(".")[0], "train")
+    return (
+        f"this command needs the package '{package}', which is not installed",
+        f'pip install "hgkd-edge[{extra}]"',
+    )
+
+
+def _run(path: Path | None) -> RunDir:
+    from hgkd_edge.rundir import RunDir
+
+    return RunDir.resolve(path)
+
+
+def _show(result: Any, as_json: bool, lines: Any) -> None:
+    """The result on stdout: as JSON, or as lines and tables."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    out = Console(highlight=False)
+    for line in lines():
+        out.print(line, soft_wrap=isinstance(line, str))
+
+
+def _distilled_lines(result: dict[str, Any]) -> list[str]:
+    held_out = result["held_out"]
+    run = result["run"]
+    lines = [f"run folder: {run}", f"dense backbone: {run}/backbone.safetensors"]
+    if held_out:
+        lines.append(
+            f"teacher features at masked sites of {held_out['photos']} held-out photos: cosine "
+            f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
+        )
+    return [*lines, "next: hgkd-edge evaluate, hgkd-edge export --onnx --trt, hgkd-edge bench"]
+
+
+def _export_lines(result: dict[str, Any]) -> list[str]:
+    from hgkd_edge.tables import verification_line
+
+    lines = [f"onnx: {result['onnx']['path']}", verification_line(result["verification"])]
+    if engine := result.get("engine"):
+        lines.append(f"engine: {engine['path']} ({engine['backend']} {engine['version']})")
+    return lines
+
+
+def _grid_lines(result: dict[str, Any]) -> list[str]:
+    mask, tokens = result["mask_grid"], result["token_grid"]
+    return [
+        f"  mask: {mask[0]}x{mask[1]} patches of {result['mask_patch']} px",
+        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {result['teacher_size']}",
+    ]
+
+
+def _score_table(result: dict[str, Any]) -> Any:
+    from hgkd_edge.tables import score_table
+
+    return score_table(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What this machine can do, and what to install for the rest. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata, util
+
+__all__ = ["Capability", "examine"]
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing a user may want to do.
+
+    Attributes:
+        name: What it is for.
+        available: Whether all that it needs is there.
+        found: What is there, with versions.
+        mend: How to get what is missing; '' when nothing is.
+    """
+
+    name: str
+    available: bool
+    found: str
+    mend: str = ""
+
+
+def examine() -> list[Capability]:
+    """Look at the machine and at the installed packages."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = f"Python {platform.python_version()}, {platform.machine()}, {cores} CPU cores"
+    return [
+        Capability("this machine", True, machine),
+        _packages("export and bench on ONNX Runtime", ["onnx", "onnxruntime"], extra=""),
+        _packages(
+            "distil, evaluate, export from PyTorch",
+            ["torch", "torchvision", "timm", "accelerate", "safetensors", "onnxscript"],
+            extra="train",
+        ),
+        _gpu(),
+        _tensorrt(),
+        _packages("OpenVINO", ["openvino"], extra="openvino"),
+        _spconv(),
+    ]
+
+
+def _packages(name: str, packages: list[str], *, extra: str) -> Capability:
+    versions = {package: _version(package) for package in packages}
+    missing = [package for package, version in versions.items() if version is None]
+    found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    wanted = f"hgkd-edge[{extra}]" if extra else "hgkd-edge"
+    return Capability(name, not missing, found, f'pip install "{wanted}"' if missing else "")
+
+
+def _tensorrt() -> Capability:
+    flavours = {name: _version(name) for name in ("tensorrt", "tensorrt_rtx")}
+    found = ", ".join(f"{name} {version}" for name, version in flavours.items() if version)
+    polygraphy = _version("polygraphy")
+    if found and polygraphy:
+        return Capability("TensorRT engines", True, f"{found}, polygraphy {polygraphy}")
+    mend = 'pip install "hgkd-edge[trt]", or "hgkd-edge[trt-rtx]" (builds without a GPU)'
+    return Capability("TensorRT engines", False, found, mend)
+
+
+def _spconv() -> Capability:
+    """spconv's distributions are named after CUDA releases; its import name is one."""
+    there = util.find_spec("spconv") is not None
+    mend = "" if there else 'pip install "hgkd-edge[spconv]" (optional, for CUDA)'
+    return Capability("spconv sparse backend", there, "spconv" if there else "", mend)
+
+
+def _gpu() -> Capability:
+    """Asks the driver's own tool: importing torch to learn this would take seconds."""
+    there = shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidia0")
+    mend = "" if there else "none found: everything runs on the CPU, training slowly"
+    return Capability("NVIDIA GPU", there, "driver found" if there else "", mend)
+
+
+def _version(package: str) -> str | None:
+    if util.find_spec(package) is None:
+        return None
+    try:
+        return metadata.version(package.replace("_", "-"))
+    except metadata.PackageNotFoundError:
+        return "(version unknown)"

@@ -1,0 +1,89 @@
+"""Results as tables for a terminal of 80 columns. Formats, and never computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from hgkd_edge.doctor import Capability
+
+__all__ = ["demo_table", "doctor_table", "score_table", "verification_line"]
+
+
+def score_table(result: dict[str, Any]) -> Table:
+    """k-NN and linear probe of the distilled backbone beside what it has to beat."""
+    photos = result["photos"][result["split"]]
+    table = Table(title=f"top-1 accuracy on {photos} photos of the {result['split']} split")
+    for column in ("features", "k-NN", "linear probe"):
+        table.add_column(column, justify="left" if column == "features" else "right")
+    for name in ("distilled", "untrained"):
+        scores = result[name]
+        table.add_row(name, _percent(scores["knn"]), _percent(scores["linear_probe"]))
+    majority = _percent(result["majority"])
+    table.add_row("majority class", majority, majority)
+    return table
+
+
+def demo_table(result: dict[str, Any]) -> Table:
+    """The whole demo in one table: each figure beside what it is to be compared with."""
+    scores, cosine, export = result["evaluation"], result["held_out"], result["export"]
+    latency = result["latency"]
+    table = Table(title="hgkd-edge demo")
+    for column in ("", "result", "compare"):
+        table.add_column(column, justify="left" if not column else "right")
+    ours, fresh = scores["distilled"], scores["untrained"]
+    majority = f"majority class {_percent(scores['majority'])}"
+    table.add_row("k-NN top-1", _percent(ours["knn"]), f"untrained {_percent(fresh['knn'])}")
+    table.add_row(
+        "linear probe top-1",
+        _percent(ours["linear_probe"]),
+        f"untrained {_percent(fresh['linear_probe'])}",
+    )
+    table.add_row("", "", majority)
+    table.add_row(
+        "teacher features, cosine at masked sites",
+        f"{cosine['student']:.3f}",
+        f"mean feature {cosine['mean_token']:.3f}",
+    )
+    table.add_section()
+    table.add_row("sparse -> dense, max error", f"{result['sparse_to_dense']:.1e}", "all visible")
+    error = max(output["max_abs_error"] for output in export["verification"]["outputs"])
+    table.add_row("PyTorch -> ONNX, max error", f"{error:.1e}", "64 real photos")
+    engine = export.get("engine")
+    table.add_row(
+        "TensorRT engine",
+        f"{engine['size_bytes'] / 1e6:.1f} MB" if engine else "not built",
+        f"{engine['backend']} {engine['version']}" if engine else result["engine_missing"],
+    )
+    table.add_row(
+        "latency on this CPU, p50", f"{latency['p50_ms']:.2f} ms", f"p99 {latency['p99_ms']:.2f} ms"
+    )
+    table.add_row("whole demo", f"{result['seconds']:.0f} s", "")
+    return table
+
+
+def verification_line(verification: dict[str, Any]) -> str:
+    """One line on how well a converted network agrees."""
+    outputs = verification["outputs"]
+    error = max(output["max_abs_error"] for output in outputs)
+    cosine = min(output["cosine"] for output in outputs)
+    return f"verified on real photos: max error {error:.1e}, cosine {cosine:.6f}"
+
+
+def doctor_table(capabilities: Sequence[Capability]) -> Table:
+    """One row per capability: there or not, what was found, and the mend."""
+    table = Table(show_lines=False)
+    for column in ("", "for", "found, or how to get it"):
+        table.add_column(column)
+    for capability in capabilities:
+        sign = "[green]yes[/]" if capability.available else "[yellow]no[/]"
+        text = capability.found if capability.available else capability.mend
+        # A bracket of `hgkd-edge[train]` is text, not markup.
+        table.add_row(sign, capability.name, text.replace("[", r"\["))
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

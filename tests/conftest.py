@@ -1,0 +1,74 @@
+"""What many tests need: a few real photos as a folder, and a recipe small enough for seconds."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# Set before torch is imported anywhere: tests run beside each other on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+BUNDLED = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
+
+
+def extract_photos(to: Path, *, split: str, per_class: int, classes: int = 3) -> None:
+    """Copy real photos of a few classes to `to/<class>/*.webp`."""
+    with zipfile.ZipFile(BUNDLED) as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith(f"{split}/"))
+        for label in sorted({name.split("/")[1] for name in names})[:classes]:
+            members = [name for name in names if name.split("/")[1] == label][:per_class]
+            for name in members:
+                file = to / label / Path(name).name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(archive.read(name))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `{train,test}/<class>/*.webp`: 48 and 18 real photos of three classes."""
+    root = tmp_path_factory.mktemp("photos")
+    extract_photos(root / "train", split="train", per_class=16)
+    extract_photos(root / "test", split="test", per_class=6)
+    return root
+
+
+@pytest.fixture
+def tiny_recipe(photos: Path) -> dict[str, Any]:
+    """A recipe as a mapping: a teacher of two narrow blocks, a quarter-width ResNet-18."""
+    return {
+        "name": "tiny",
+        "data": {"source": "folder", "path": str(photos), "image_size": 64},
+        "teacher": {
+            "name": "vit_tiny_patch16_224",
+            "weights": "pretrain",
+            "args": {"patch_size": 8, "depth": 2, "embed_dim": 48},
+            "pretrain": {"epochs": 2, "batch_size": 16, "decoder_width": 32, "decoder_depth": 1},
+        },
+        "student": {
+            "name": "resnet18",
+            "args": {"channels": [8, 16, 24, 32]},
+            "stem_stride": 2,
+            "decoder_width": 16,
+        },
+        "train": {"epochs": 2, "batch_size": 16, "warmup_epochs": 1, "precision": "fp32"},
+    }
+
+
+@pytest.fixture
+def tiny_recipe_file(tiny_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """The tiny recipe as a file."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tiny_recipe, sort_keys=False))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Pre-trained teachers are shared within a test session, never with the user's cache."""
+    base = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(base))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hgkd_edge.data.augment import center_view, random_view
+from hgkd_edge.data.masks import mask_grid, random_masks, visible_count
+from hgkd_edge.errors import RecipeError
+
+
+@given(
+    draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=5, max_size=5),
+    low=st.floats(0.05, 1),
+)
+def test_every_draw_gives_a_view_of_the_asked_size(draws: list[float], low: float) -> None:
+    canvas = torch.arange(3 * 37 * 55, dtype=torch.int32).remainder(256).to(torch.uint8)
+
+    view = random_view(
+        canvas.view(1, 3, 37, 55), torch.tensor([draws]), size=(32, 48), scale=(low, 1.0)
+    )
+
+    assert view.shape == (1, 3, 32, 48)
+    assert view.min() >= 0
+    assert view.max() <= 1
+
+
+def test_the_flip_mirrors_and_a_whole_crop_shows_everything() -> None:
+    canvas = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    flipped = torch.tensor([[0.99, 0.5, 0.0, 0.0, 0.0]])
+    straight = torch.tensor([[0.99, 0.5, 0.0, 0.0, 0.9]])
+
+    views = [random_view(canvas, d, size=(32, 32), scale=(1.0, 1.0)) for d in (flipped, straight)]
+
+    torch.testing.assert_close(views[0].flip(-1), views[1])
+    torch.testing.assert_close(views[1], center_view(canvas, size=(32, 32)))
+
+
+@given(
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    ratio=st.floats(0, 0.99),
+    seed=st.integers(0, 2**31),
+)
+def test_every_mask_has_the_same_number_visible(
+    grid: tuple[int, int], ratio: float, seed: int
+) -> None:
+    draws = torch.rand(4, grid[0] * grid[1], generator=torch.Generator().manual_seed(seed))
+    try:
+        count = visible_count(grid, ratio)
+    except RecipeError:
+        return
+
+    visible = random_masks(draws, grid, ratio)
+
+    assert visible.shape == (4, *grid)
+    assert visible.flatten(1).sum(1).tolist() == [count] * 4
+
+
+def test_impossible_masks_are_refused_with_a_mend() -> None:
+    with pytest.raises(RecipeError, match="set data.image_size to 224"):
+        mask_grid((230, 230), 32)
+    with pytest.raises(RecipeError, match="leaves nothing visible"):
+        visible_count((2, 2), 0.9)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.models.mae import MaskedAutoencoder
+from hgkd_edge.models.teacher import Teacher, create_vit, load_vit_weights, teacher_patch
+from hgkd_edge.models.vit import encode_visible, patches_of
+from hgkd_edge.recipe import TeacherConfig
+
+SMALL: dict[str, Any] = {"patch_size": 8, "depth": 3, "embed_dim": 48, "num_classes": 0}
+
+
+def small_vit(**more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, **{**SMALL, **more}).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 2}),
+        ("beit_base_patch16_224", {"depth": 2}),
+        ("vit_small_patch16_dinov3", {"depth": 2}),
+        ("vit_base_patch16_clip_224", {"depth": 2}),
+        ("eva02_tiny_patch14_224", {"depth": 2}),
+    ],
+)
+def test_targets_are_normalised_patch_tokens_without_class_or_register_tokens(
+    name: str, args: dict[str, Any]
+) -> None:
+    config = TeacherConfig(name=name, args=args)
+    patch = teacher_patch(create_vit(config))
+    size = (3 * patch, 4 * patch)
+
+    teacher = Teacher(create_vit(config, size=size), layers="last", size=size)
+    targets = teacher(torch.rand(2, 3, 60, 80))
+
+    assert targets.shape == (2, 12, teacher.width)
+    torch.testing.assert_close(targets.mean(-1), torch.zeros(2, 12), atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.std(-1), torch.ones(2, 12), atol=0.02, rtol=0)
+
+
+def test_several_layers_are_averaged_after_their_normalisation() -> None:
+    vit, images = small_vit(), torch.rand(2, 3, 64, 64)
+
+    both, first, last = (
+        Teacher(vit, layers=layers, size=(64, 64))(images) for layers in ([0, 2], [0], "last")
+    )
+
+    torch.testing.assert_close(both, (first + last) / 2)
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(RecipeError, match="blocks 0 to 2"):
+        Teacher(small_vit(), layers=[7], size=(64, 64))
+
+
+def test_visible_targets_with_everything_visible_are_the_full_ones() -> None:
+    teacher, images = Teacher(small_vit(), layers="last", size=(64, 64)), torch.rand(2, 3, 64, 64)
+
+    visible = teacher.forward_visible(images, torch.ones(2, 64, dtype=torch.bool))
+
+    torch.testing.assert_close(visible, teacher(images), atol=1e-4, rtol=1e-4)
+
+
+def test_masked_pixels_never_influence_visible_targets() -> None:
+    teacher, images = Teacher(small_vit(), layers="last", size=(64, 64)), torch.rand(1, 3, 64, 64)
+    visible = torch.zeros(1, 64, dtype=torch.bool)
+    visible[0, :32] = True  # the upper half
+    changed = images.clone()
+    changed[:, :, 32:] = 0
+
+    before, after = (teacher.forward_visible(x, visible) for x in (images, changed))
+
+    assert torch.equal(before, after)
+    assert not before[:, 32:].any()
+    assert before[:, :32].any()
+
+
+def test_a_teacher_stays_frozen_and_in_evaluation_mode() -> None:
+    teacher = Teacher(small_vit(drop_path_rate=0.5), layers="last", size=(64, 64)).train()
+
+    assert not teacher.vit.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("wrapped", ["safetensors", "state_dict", "official MAE"])
+def test_local_checkpoints_of_every_usual_kind_load(wrapped: str, tmp_path: Path) -> None:
+    source, vit = small_vit(), small_vit()
+    nn.init.normal_(source.pos_embed)
+    state = source.state_dict()
+    if wrapped == "safetensors":
+        path = tmp_path / "w.safetensors"
+        save_file(state, path)
+    else:
+        # The official release holds {"model": ...} with the decoder beside the encoder.
+        extra = {"decoder_embed.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1)}
+        content: Any = {"model": {**state, **extra}} if wrapped == "official MAE" else state
+        path = tmp_path / "w.pth"
+        torch.save(content, path)
+
+    load_vit_weights(vit, path)
+
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(vit.forward_features(images), source.forward_features(images))
+
+
+def test_position_embeddings_are_resampled_to_the_teachers_grid(tmp_path: Path) -> None:
+    source = small_vit()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    larger = timm.create_model("vit_tiny_patch16_224", img_size=96, **SMALL)
+
+    load_vit_weights(larger, tmp_path / "w.safetensors")
+
+    assert torch.equal(larger.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+    assert larger.pos_embed.shape[1] == 145
+
+
+class Payload:
+    """Pickles to a call: what a hostile checkpoint does."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(tmp_path: Path) -> None:
+    torch.save({"model": Payload(tmp_path / "owned")}, tmp_path / "w.pth")
+
+    with pytest.raises(RecipeError, match="more than tensors"):
+        load_vit_weights(small_vit(), tmp_path / "w.pth")
+
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_of_another_network_names_what_is_missing(tmp_path: Path) -> None:
+    save_file(small_vit(depth=2).state_dict(), tmp_path / "w.safetensors")
+
+    with pytest.raises(RecipeError, match="blocks.2"):
+        load_vit_weights(small_vit(), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_a_missing_or_broken_checkpoint_is_one_clear_error(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.pth"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(RecipeError, match="teacher.path"):
+        load_vit_weights(small_vit(), path)
+
+
+def test_hub_weights_without_a_network_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    with pytest.raises(RecipeError, match="cannot be downloaded.*pretrain"):
+        create_vit(TeacherConfig(name="vit_tiny_patch16_224"), size=(224, 224), pretrained=True)
+
+
+def test_a_network_without_patch_tokens_is_no_teacher() -> None:
+    with pytest.raises(RecipeError, match="not a Vision Transformer"):
+        create_vit(TeacherConfig(name="resnet18"))
+
+
+def test_the_masked_autoencoder_sees_a_quarter_and_learns(photos: Path) -> None:
+    from hgkd_edge.data.augment import center_view, normalize
+    from hgkd_edge.data.sources import open_splits
+    from hgkd_edge.recipe import DataConfig
+
+    images = open_splits(DataConfig(path=photos, image_size=64))["train"].images[:16]
+    view = normalize(center_view(images, size=(64, 64)), (0.5,) * 3, (0.25,) * 3)
+    torch.manual_seed(0)
+    mae = MaskedAutoencoder(small_vit(), mask_ratio=0.75, decoder_width=32, decoder_depth=1)
+    optimizer = torch.optim.AdamW(mae.parameters(), lr=3e-3)
+    noise = torch.rand(16, 64)
+
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = mae(view, noise)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert losses[0] > 0.9  # pixels are normalised: predicting nothing costs 1
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_encoding_some_tokens_equals_encoding_only_those() -> None:
+    vit, images = small_vit(), torch.rand(2, 3, 64, 64)
+    everything = torch.arange(64).expand(2, -1)
+
+    tokens = encode_visible(vit, images, everything)
+
+    torch.testing.assert_close(tokens, vit.forward_features(images), atol=1e-5, rtol=1e-5)
+
+
+def test_patches_lie_in_row_major_order() -> None:
+    images = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
+
+    patches = patches_of(images, 2)
+
+    assert patches.shape == (2, 6, 12)
+    assert patches[0, 1, :3].tolist() == [images[0, c, 0, 2].item() for c in range(3)]
+    assert patches[0, 3, :3].tolist() == [images[0, c, 2, 0].item() for c in range(3)]

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.recipe import builtin_recipes, find_recipe, load_recipe
+
+
+def write(tmp_path: Path, recipe: dict[str, Any]) -> Path:
+    file = tmp_path / "r.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def test_a_recipe_survives_the_round_trip_through_its_own_yaml(
+    tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(tiny_recipe_file)
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.to_yaml())
+
+    assert load_recipe(again) == recipe
+
+
+def test_set_overrides_replace_values_and_later_ones_win(tiny_recipe_file: Path) -> None:
+    recipe = load_recipe(
+        tiny_recipe_file,
+        ["train.epochs=7", "train.epochs=9", "mask.ratio=0.75", "data.image_size=[64, 96]"],
+    )
+
+    assert recipe.train.epochs == 9
+    assert recipe.mask.ratio == 0.75
+    assert recipe.data.size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.epoch=3", ["train.epoch", "did you mean 'epochs'"]),
+        ("studnet.name=x", ["studnet", "did you mean 'student'"]),
+        ("train.lr=fast", ["train.lr", "'fast'", "number"]),
+        ("train.epochs=0", ["train.epochs", "0", "greater than 0"]),
+        ("loss.target=smoth_l1", ["loss.target", "did you mean 'smooth_l1'"]),
+        ("data.source=folders", ["data.source", "did you mean 'folder'"]),
+        ("mask.ratio=1.0", ["mask.ratio", "1.0", "less than 1"]),
+        ("teacher.weights=path", ["teacher.path"]),
+        ("teacher.view=visible", ["loss.where"]),
+        ("name=a/b", ["name", "'a/b'"]),
+        ("train=3", ["train", "3"]),
+    ],
+)
+def test_a_bad_value_is_named_with_file_key_value_and_mend(
+    tiny_recipe_file: Path, override: str, parts: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe_file, [override])
+
+    message = str(caught.value)
+    assert str(tiny_recipe_file) in message
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_all_problems_of_a_recipe_are_reported_together(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["train"] |= {"epochs": -1, "optimiser": "adamw"}
+    del tiny_recipe["name"]
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, tiny_recipe))
+
+    message = str(caught.value)
+    assert "train.epochs" in message
+    assert "did you mean 'optimizer'" in message
+    assert "'name' is required" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: [", "not valid YAML at line"),
+        ("just words", "mapping"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "name.x=1", "train.lr=[1"])
+def test_a_malformed_override_is_named(tiny_recipe_file: Path, override: str) -> None:
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(tiny_recipe_file, [override])
+
+
+@pytest.mark.parametrize("name", sorted(builtin_recipes()))
+def test_every_builtin_recipe_is_valid_and_says_what_it_costs(name: str) -> None:
+    path = find_recipe(name)
+
+    load_recipe(path)
+
+    assert path.read_text().startswith("# ")
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'demo'"):
+        find_recipe("dmo")

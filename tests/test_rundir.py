@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hgkd_edge.errors import RunError
+from hgkd_edge.recipe import load_recipe
+from hgkd_edge.rundir import RunDir, atomic_write, file_sha256
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_latest_run_is_found_by_default(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    recipe = load_recipe(tiny_recipe_file)
+    first, second = RunDir.create(recipe), RunDir.create(recipe)
+
+    found = RunDir.resolve()
+
+    assert first.path == Path("runs/tiny")
+    assert second.path == Path("runs/tiny-2")
+    assert found.path == second.path
+    assert found.recipe() == recipe
+
+
+def test_a_run_elsewhere_is_the_latest_too(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    made = RunDir.create(load_recipe(tiny_recipe_file), Path("out/here"))
+
+    assert RunDir.resolve().path == made.path
+
+
+def test_a_run_is_found_by_its_name(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    RunDir.create(load_recipe(tiny_recipe_file))
+
+    assert RunDir.resolve("tiny").path == Path("runs/tiny")
+
+
+def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    recipe = load_recipe(tiny_recipe_file)
+    RunDir.create(recipe, Path("mine"))
+
+    with pytest.raises(RunError, match="not empty"):
+        RunDir.create(recipe, Path("mine"))
+
+
+def test_what_is_no_run_is_refused(elsewhere: Path) -> None:
+    (elsewhere / "folder").mkdir()
+
+    with pytest.raises(RunError, match="no recipe.yaml"):
+        RunDir.resolve("folder")
+    with pytest.raises(RunError, match="hgkd-edge distill"):
+        RunDir.resolve()
+
+
+def test_a_run_is_not_resumed_with_another_recipe(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file))
+
+    with pytest.raises(RunError, match="train.epochs, train.lr"):
+        run.require_same_recipe(load_recipe(tiny_recipe_file, ["train.lr=1", "train.epochs=1"]))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "artefact"
+    file.write_text("old")
+
+    with pytest.raises(RuntimeError), atomic_write(file) as temporary:
+        temporary.write_text("half of the new")
+        raise RuntimeError
+
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_manifest_says_what_an_artefact_is_and_what_it_was_made_from(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file))
+    source, made = run.path / "a", run.path / "b"
+    source.write_text("a")
+    made.write_text("b")
+
+    run.add_artefact(made, made_from=[source])
+
+    entry = run.manifest()["artefacts"]["b"]
+    assert entry == {"sha256": file_sha256(made), "made_from": ["a"]}
