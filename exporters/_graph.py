@@ -1,7 +1,8 @@
-"""Naming ONNX nodes after the PyTorch modules they came from: `layer1.0.conv1/Conv`.
+"""Nodes of an ONNX graph: their names, and their order.
 
-The names stay with the network through TensorRT and OpenVINO, so that a profile, a parser error or
-a failed verification points at a line of the model.
+Nodes are named after the PyTorch modules they came from, as `layer1.0.conv1/Conv`. The names stay
+with the network through TensorRT and OpenVINO, so that a profile, a parser error or a failed
+verification points at a line of the model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["module_of", "name_after_modules"]
+__all__ = ["module_of", "name_after_modules", "sort_nodes"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -33,6 +34,31 @@ def name_after_modules(model: onnx.ModelProto) -> None:
 def module_of(node_name: str) -> str:
     """`layer1.0.conv1/Conv` -> `layer1.0.conv1`; a name without a module is returned whole."""
     return node_name.rsplit("/", 1)[0]
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put every node after those it reads, as ONNX wants it; otherwise the order stays.
+
+    For graphs that had nodes appended at the end, so what has to move is never deep.
+    """
+    makers = {output: index for index, node in enumerate(graph.node) for output in node.output}
+    ordered: list[int] = []
+    placed: set[int] = set()
+
+    def place(index: int) -> None:
+        if index in placed:
+            return
+        placed.add(index)
+        for name in graph.node[index].input:
+            if name in makers:
+                place(makers[name])
+        ordered.append(index)
+
+    for index in range(len(graph.node)):
+        place(index)
+    copies = [type(graph.node[i]).FromString(graph.node[i].SerializeToString()) for i in ordered]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def _owner_of_weight(node: onnx.NodeProto, weights: set[str]) -> str:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._graph_names import module_of
-from .onnx_info import graph_inputs, open_session, read_onnx
+from ._graph import module_of
+from ._intermediates import intermediate_values
+from .onnx_info import read_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -78,9 +79,9 @@ def first_departing_layer(
         The first departing node, or None when every layer is within bounds.
     """
     model = read_onnx(onnx_path)
-    values = _intermediates(model, images)
+    values = intermediate_values(model, images)
     if isinstance(reference, (str, Path)):
-        original = _intermediates(read_onnx(reference), images)
+        original = intermediate_values(read_onnx(reference), images)
         return _first_by_name(model, values, original, _NOISE[precision])
     return _first_by_value(model, values, _recorded(reference, images))
 
@@ -126,29 +127,6 @@ def _departure(node: onnx.NodeProto, got: np.ndarray, wanted: np.ndarray | None)
     error = None if wanted is None else float(np.abs(got.astype(np.float64) - wanted).max())
     scale = None if wanted is None else float(np.abs(wanted).max())
     return Departure(name, node.op_type, module_of(name), error, scale)
-
-
-def _intermediates(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every floating-point tensor of the graph, computed node by node as written."""
-    import onnx
-
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    present = {output.name for output in model.graph.output}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in present:
-                exposed.graph.output.append(onnx.ValueInfoProto(name=name))
-                present.add(name)
-    session = open_session(exposed.SerializeToString(), optimise=False)
-    feed = graph_inputs(model)[0]
-    names = [output.name for output in session.get_outputs()]
-    results = session.run(names, {feed.name: images.astype(feed.dtype, copy=False)})
-    return {
-        name: result.astype(np.float32)
-        for name, result in zip(names, results, strict=True)
-        if np.issubdtype(result.dtype, np.floating)
-    }
 
 
 class _Recorded:

@@ -22,7 +22,7 @@ import onnx
 import torch
 from torch import nn
 
-from ._graph_names import name_after_modules
+from ._graph import name_after_modules
 from ._opset17 import OPSET, lower_to_opset17
 from .errors import ConversionFailed, ExportError, MissingPackageError
 from .files import atomic_path

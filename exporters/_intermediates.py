@@ -1,0 +1,45 @@
+"""Looking inside an ONNX graph: the value of every floating-point tensor for given images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .onnx_info import graph_inputs, open_session
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["intermediate_values"]
+
+
+def intermediate_values(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Run the graph node by node as written and keep everything.
+
+    Args:
+        model: The graph; not changed.
+        images: [B, 3, H, W], cast to the type of the graph's input.
+
+    Returns:
+        f32 arrays by tensor name, outputs of the graph included, weights not.
+    """
+    import onnx
+
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    present = {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in present:
+                exposed.graph.output.append(onnx.ValueInfoProto(name=name))
+                present.add(name)
+    session = open_session(exposed.SerializeToString(), optimise=False)
+    feed = graph_inputs(model)[0]
+    names = [output.name for output in session.get_outputs()]
+    results = session.run(names, {feed.name: images.astype(feed.dtype, copy=False)})
+    return {
+        name: result.astype(np.float32)
+        for name, result in zip(names, results, strict=True)
+        if np.issubdtype(result.dtype, np.floating)
+    }

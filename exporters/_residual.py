@@ -1,0 +1,93 @@
+"""Residual sums in a TensorRT INT8 graph.
+
+TensorRT runs `conv -> add -> relu` as one INT8 kernel when the *other* operand of the sum arrives
+quantised. A skip branch is usually the input of a quantised layer too (the first convolution of the
+block): the sum then reads that layer's dequantised tensor, so both share one scale and one Q/DQ
+pair. A projection (downsample) branch gets a pair of its own. The convolution's own output is left
+alone; a pair there would break the fusion.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .calibrate import Calibration
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["share_residual_scales"]
+
+_LEVELS = 127  # symmetric int8
+
+
+def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> int:
+    """Quantise the skip branch of every residual sum in place; returns how many there were.
+
+    New nodes are appended: the graph has to be sorted afterwards.
+    """
+    graph = model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    weights = {tensor.name for tensor in graph.initializer}
+    dequantised = _dequantised_tensors(graph, makers)
+    if not dequantised:
+        return 0
+    sums = [n for n in graph.node if n.op_type == "Add" and not weights & {*n.input}]
+    for node in sums:
+        skip = _skip_operand(node, makers, dequantised)
+        tensor = node.input[skip]
+        if tensor not in dequantised:
+            if tensor not in calibration:
+                continue
+            pair = _quantise_dequantise(graph, tensor, calibration.largest(tensor))
+            graph.node.extend(pair)
+            dequantised[tensor] = pair[1].output[0]
+        node.input[skip] = dequantised[tensor]
+    return len(sums)
+
+
+def _dequantised_tensors(
+    graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]
+) -> dict[str, str]:
+    """Float activation -> its value after quantise and dequantise, where there is such a pair."""
+    weights = {tensor.name for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        quantise = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantise is None or quantise.op_type != "QuantizeLinear":
+            continue
+        if quantise.input[0] not in weights:
+            found[quantise.input[0]] = node.output[0]
+    return found
+
+
+def _skip_operand(
+    node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], dequantised: dict[str, str]
+) -> int:
+    """Which operand is the skip branch: the one already quantised, else the later-listed one."""
+    for index in (1, 0):
+        maker = makers.get(node.input[index])
+        if node.input[index] in dequantised and (maker is None or maker.op_type != "Conv"):
+            return index
+    for index in (1, 0):
+        if node.input[index] in dequantised:
+            return index
+    return 1
+
+
+def _quantise_dequantise(
+    graph: onnx.GraphProto, tensor: str, largest: float
+) -> list[onnx.NodeProto]:
+    import onnx
+
+    scale, zero = f"{tensor}_residual_scale", f"{tensor}_residual_zero_point"
+    step = np.array(max(largest, 1e-8) / _LEVELS, np.float32)
+    graph.initializer.append(onnx.numpy_helper.from_array(step, scale))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), zero))
+    integer, real = f"{tensor}_residual_quantized", f"{tensor}_residual_dequantized"
+    return [
+        onnx.helper.make_node("QuantizeLinear", [tensor, scale, zero], [integer], name=integer),
+        onnx.helper.make_node("DequantizeLinear", [integer, scale, zero], [real], name=real),
+    ]

@@ -1,0 +1,131 @@
+"""Watching a network on real images to learn the range of each of its tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import ConversionFailed, ExportError
+from .onnx_info import first_line, graph_inputs
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["METHODS", "Calibration", "calibrate"]
+
+METHODS = ("minmax", "entropy", "percentile")
+# Tensors at these operators' inputs and outputs are watched: all that any flavour quantises.
+_WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
+_WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "Relu", "Resize"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranges of the tensors of one network, as ONNX Runtime's quantiser takes them."""
+
+    ranges: Any  # onnxruntime.quantization.calibrate.TensorsData
+    method: str
+    images: int
+
+    def largest(self, tensor: str) -> float:
+        """The largest magnitude to represent in this tensor."""
+        low, high = self.ranges[tensor].range_value
+        return float(max(abs(np.asarray(low).item()), abs(np.asarray(high).item())))
+
+    def __contains__(self, tensor: str) -> bool:
+        return tensor in self.ranges
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    images: np.ndarray,
+    *,
+    method: str = "minmax",
+    batch_size: int = 8,
+) -> Calibration:
+    """Run an fp32 network over images and record ranges.
+
+    Args:
+        model: fp32 ONNX model.
+        images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
+        method: `minmax` covers everything seen; `percentile` (99.999 %) and `entropy` clip rare
+            extremes. Which is best depends on the network, so measure.
+        batch_size: Images per run; a fixed-batch file is run one by one.
+
+    Raises:
+        ExportError: No images, images of another size, or an unknown method.
+    """
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    (feed,) = graph_inputs(model)
+    _require_images(images, feed.shape)
+    if method not in METHODS:
+        raise ExportError(
+            f"unknown calibration method '{method}'", hint=f"one of {', '.join(METHODS)}"
+        )
+    kinds = dict(
+        zip(
+            METHODS,
+            (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile),
+            strict=True,
+        )
+    )
+    step = feed.shape[0] if isinstance(feed.shape[0], int) else batch_size
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        source = Path(folder) / "model.onnx"
+        source.write_bytes(model.SerializeToString())
+        try:
+            calibrator = create_calibrator(
+                source,
+                _WATCHED,
+                augmented_model_path=str(Path(folder) / "watched.onnx"),
+                calibrate_method=kinds[method],
+            )
+            # Batch by batch: handed all at once, it would keep every activation of every image.
+            for start in range(0, len(images), step):
+                batch = np.ascontiguousarray(images[start : start + step], dtype=np.float32)
+                calibrator.collect_data(_OneBatch({feed.name: batch}))
+            ranges = calibrator.compute_data()
+        except Exception as error:
+            raise ConversionFailed(f"calibration failed: {first_line(error)}") from error
+    return Calibration(ranges, method, len(images))
+
+
+def _require_images(images: np.ndarray, shape: tuple[int | str, ...]) -> None:
+    if len(images) == 0:
+        raise ExportError(
+            "INT8 needs real calibration images, and there are none",
+            hint="give a folder with a few hundred photos like those the network will see",
+        )
+    if images.ndim != 4 or images.shape[1:] != tuple(shape[1:]):
+        raise ExportError(
+            f"calibration images are {list(images.shape)}, the network takes {list(shape)}",
+            hint="preprocess them exactly as for inference",
+        )
+
+
+class _OneBatch:
+    """A calibration data reader that holds one feed."""
+
+    def __init__(self, feed: dict[str, np.ndarray]) -> None:
+        self._feeds = iter([feed])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+    def __len__(self) -> int:
+        return 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The histogram calibrators print their progress on stdout."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

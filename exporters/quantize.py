@@ -1,0 +1,237 @@
+"""fp32 ONNX -> INT8 ONNX with explicit Q/DQ nodes, from real images, in two flavours.
+
+    tensorrt   What NVIDIA's rules for explicit quantisation ask for: symmetric int8 activations and
+               per-channel int8 weights at the *inputs* of convolutions and matrix products, float
+               biases, and a residual sum whose skip branch is quantised with the same scale as the
+               layer beside it, so that TensorRT fuses convolution + sum + activation.
+    cpu        What ONNX Runtime and OpenVINO run fast on x86: asymmetric uint8 activations,
+               per-channel int8 weights, int32 biases, quantised from layer to layer.
+
+Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantiser; the residual rule is
+ours. Without real images there is no INT8.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._graph import sort_nodes
+from ._residual import share_residual_scales
+from .calibrate import Calibration, calibrate
+from .errors import ConversionFailed, ExportError
+from .files import atomic_path, digest
+from .fp16 import nodes_of_modules
+from .onnx_info import first_line, graph_precision, open_session, read_onnx
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["FLAVOURS", "Int8Export", "quantizable_nodes", "quantize_int8", "quantized_graph"]
+
+log = logging.getLogger(__name__)
+
+FLAVOURS = ("tensorrt", "cpu")
+FEW_IMAGES = 100
+_WEIGHTED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+# Operators that ONNX Runtime has fast integer kernels for. Others stay float between them.
+_CPU_OPERATORS = [*_WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool"]
+_CPU_OPERATORS += ["MaxPool", "Mul", "Relu", "Resize"]
+
+
+@dataclass(frozen=True)
+class Int8Export:
+    """An INT8 ONNX file. `kept_float` lists the nodes that were left unquantised on purpose."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    flavour: str
+    method: str
+    calibration_images: int
+    quantized: int
+    kept_float: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+def quantize_int8(
+    onnx_path: str | Path,
+    path: str | Path,
+    *,
+    images: np.ndarray | None = None,
+    calibration: Calibration | None = None,
+    flavour: str = "tensorrt",
+    method: str = "minmax",
+    keep_float: Sequence[str] = (),
+) -> Int8Export:
+    """Quantise a network to INT8.
+
+    Args:
+        onnx_path: An fp32 ONNX file.
+        path: Where to write the INT8 file.
+        images: f32[N, 3, H, W] real calibration images, preprocessed as in use.
+        calibration: Ranges from `calibrate`, instead of images; saves doing it for each flavour.
+        flavour: `tensorrt` or `cpu`.
+        method: How ranges are chosen, see `calibrate`.
+        keep_float: Modules (`layer4.1`) or nodes (`fc/Gemm`) to leave unquantised.
+
+    Raises:
+        ExportError: No images, a name that is not in the network, a path that cannot be written.
+        ConversionFailed: The quantiser or the runtime refuses the network.
+    """
+    model = read_onnx(onnx_path)
+    if graph_precision(model) != "fp32":
+        raise ExportError(
+            f"'{onnx_path}' is {graph_precision(model)} already", hint="quantise the fp32 file"
+        )
+    if calibration is None:
+        calibration = calibrate(model, _given(images), method=method)
+    if calibration.images < FEW_IMAGES:
+        log.warning(
+            "calibrated on %d images; with fewer than %d, INT8 accuracy is a matter of luck",
+            calibration.images,
+            FEW_IMAGES,
+        )
+    kept = nodes_of_modules(model, keep_float)
+    graph = quantized_graph(model, calibration, flavour=flavour, exclude=kept)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(graph.SerializeToString())
+        read_onnx(temporary)
+        open_session(temporary)
+        return Int8Export(
+            path=Path(path),
+            sha256=digest(temporary),
+            size_bytes=temporary.stat().st_size,
+            flavour=flavour,
+            method=calibration.method,
+            calibration_images=calibration.images,
+            quantized=len(set(quantizable_nodes(model)) - set(kept)),
+            kept_float=tuple(kept),
+        )
+
+
+def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
+    """The nodes with weights, which are what quantisation is about, in the order they run."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in _WEIGHTED and node.input[1] in weights
+    ]
+
+
+def quantized_graph(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    *,
+    flavour: str,
+    exclude: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """Insert Q/DQ nodes; `model` is not changed.
+
+    Args:
+        model: fp32 model.
+        calibration: Its ranges.
+        flavour: `tensorrt` or `cpu`.
+        exclude: Nodes to leave in float.
+        only: When given, nodes to quantise, and no others.
+    """
+    import onnx
+
+    if flavour not in FLAVOURS:
+        raise ExportError(f"unknown INT8 flavour '{flavour}'", hint=f"one of {', '.join(FLAVOURS)}")
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    typed = onnx.shape_inference.infer_shapes(model, strict_mode=True)  # a copy
+    quantise = _for_tensorrt if flavour == "tensorrt" else _for_cpu
+    try:
+        graph = quantise(typed, calibration, list(exclude), list(only))
+    except Exception as error:  # the quantiser raises plain Exceptions and KeyErrors
+        raise ConversionFailed(
+            f"the network cannot be quantised: {first_line(error)}",
+            hint="name the layer in keep_float",
+        ) from error
+    if flavour == "tensorrt":
+        share_residual_scales(graph, calibration)
+    sort_nodes(graph.graph)
+    onnx.helper.set_model_props(graph, metadata)
+    return graph
+
+
+def _for_tensorrt(
+    model: onnx.ModelProto, calibration: Calibration, exclude: list[str], only: list[str]
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType
+
+    return _insert(
+        model,
+        calibration,
+        exclude,
+        only,
+        activation=QuantType.QInt8,
+        operators=_WEIGHTED,
+        options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            # Float weights behind Q/DQ, and float biases: what every release from 8.5 on parses.
+            "AddQDQPairToWeight": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": _WEIGHTED,
+        },
+    )
+
+
+def _for_cpu(
+    model: onnx.ModelProto, calibration: Calibration, exclude: list[str], only: list[str]
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType
+
+    return _insert(
+        model,
+        calibration,
+        exclude,
+        only,
+        activation=QuantType.QUInt8,
+        operators=_CPU_OPERATORS,
+        options={"ActivationSymmetric": False, "WeightSymmetric": True},
+    )
+
+
+def _insert(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    exclude: list[str],
+    only: list[str],
+    *,
+    activation: Any,
+    operators: list[str],
+    options: dict[str, Any],
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=activation,
+        tensors_range=calibration.ranges,
+        nodes_to_quantize=only,
+        nodes_to_exclude=exclude,
+        op_types_to_quantize=operators,
+        extra_options=options,
+    )
+    quantizer.quantize_model()
+    return quantizer.model.model
+
+
+def _given(images: np.ndarray | None) -> np.ndarray:
+    return np.empty((0, 3, 1, 1), np.float32) if images is None else images
