@@ -7,6 +7,7 @@ strongly typed wherever the release can.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -213,7 +214,8 @@ def _run_worker(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with process.stdin as stdin:
+            # A worker that died at once is told from its exit code below, not from its closed pipe.
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
                 json.dump(request, stdin)
             for line in process.stdout:
                 event = json.loads(line)
