@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hgkd_edge.bench.local import measure_here
 from hgkd_edge.bench.models import resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Session, save_session
+from hgkd_edge.bench.records import Refusal, Session, save_session
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["BenchResult", "run_bench"]
+__all__ = ["BenchResult", "result_file", "run_bench"]
 
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """The sessions measured (one per target) and the file that holds them."""
+    """The sessions measured (one per target), the file that holds them, and the hosts of a fleet
+    that could not be measured."""
 
     sessions: list[Session]
     file: Path
+    refusals: list[Refusal] = field(default_factory=list)
 
 
 def run_bench(
     options: BenchOptions, *, progress: Progress = lambda _what, _part: None
 ) -> BenchResult:
     """Measure, and put the result into bench.json.
+
+    `--host` and `--hosts` measure there, whatever the device; `--device jetson` without them
+    measures this machine, which then must be a Jetson.
 
     Args:
         options: What to measure and how.
@@ -38,28 +43,53 @@ def run_bench(
         RunError: No model to measure, or a bench.json that cannot be read.
         DeviceError: The device cannot be reached or used.
     """
-    if options.device == "jetson" and options.host is None and options.hosts is None:
-        _refuse_jetson()
+    away = options.host is not None or options.hosts is not None
+    if away or options.device == "jetson":
+        return _run_on_edge(options, progress)
     models = resolve_models(options.models, precisions=options.precisions)
-    file = options.out or _bench_file(options)
+    file = result_file(options, "bench.json")
     session = measure_here(models, options, progress=progress)
     save_session(file, session)
     return BenchResult([session], file)
 
 
-def _bench_file(options: BenchOptions) -> Path:
-    """In the run folder when the first model belongs to one, else beside the model."""
+def result_file(options: BenchOptions, name: str) -> Path:
+    """`--out`, else in the run folder of the first model, else beside it."""
+    if options.out is not None:
+        return options.out
     source = options.models[0] if options.models else None
     run = run_folder_of(source)
     if run is not None:
-        return run / "bench.json"
-    assert source is not None
-    return (source if source.is_dir() else source.parent) / "bench.json"
+        return run / name
+    assert source is not None  # run_folder_of(None) finds the latest run or raises
+    return (source if source.is_dir() else source.parent) / name
 
 
-def _refuse_jetson() -> None:
-    raise DeviceError(
-        "this machine is not a Jetson, and no --host was given",
-        hint="over SSH: hgkd-edge bench --device jetson --host user@jetson; "
-        "without one: --estimate (a roofline estimate, not a measurement)",
-    )
+def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
+    from hgkd_edge.bench.edge.fleet import load_fleet, measure_fleet
+    from hgkd_edge.bench.edge.measure import is_jetson_here, measure_on
+    from hgkd_edge.bench.edge.ssh import Host
+
+    if options.runners:
+        raise DeviceError(
+            "--runner chooses among the runners of this machine; a device has its own",
+            hint="leave --runner away, or --host and --device jetson",
+        )
+    host = Host.parse(options.host) if options.host is not None else None
+    fleet = load_fleet(options.hosts) if options.hosts is not None else None
+    if host is None and fleet is None and not is_jetson_here():
+        raise DeviceError(
+            "this machine is not a Jetson, and no --host was given",
+            hint="over SSH: hgkd-edge bench --device jetson --host user@jetson; "
+            "without one: --estimate (a roofline estimate, not a measurement)",
+        )
+    models = resolve_models(options.models)
+    file = result_file(options, "bench.json")
+    refusals: list[Refusal] = []
+    if fleet is not None:
+        sessions, refusals = measure_fleet(fleet, models, options, progress=progress)
+    else:
+        sessions = [measure_on(host, models, options, progress=progress)]
+    for session in sessions:
+        save_session(file, session)
+    return BenchResult(sessions, file, refusals)

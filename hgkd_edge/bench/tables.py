@@ -9,9 +9,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hgkd_edge.bench.records import Measurement, Session
+from hgkd_edge.bench.compare import Comparison
+from hgkd_edge.bench.records import Estimate, Measurement, Refusal, Session
 
-__all__ = ["milliseconds", "session_view"]
+__all__ = [
+    "comparison_view",
+    "estimate_view",
+    "fleet_view",
+    "milliseconds",
+    "rate",
+    "session_view",
+]
 
 
 def session_view(session: Session) -> RenderableType:
@@ -20,6 +28,7 @@ def session_view(session: Session) -> RenderableType:
         _heading(session),
         _latency_table(session.measurements),
         *_telemetry_lines(session.measurements),
+        *_command_lines(session.measurements),
         Text(_method_line(session.measurements), style="dim"),
         *(Text(f"warning: {line}", style="yellow") for line in _warnings(session)),
         *(Text(f"not measured: {r.name}: {r.reason}", style="dim") for r in session.refusals),
@@ -33,11 +42,31 @@ def milliseconds(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
+def rate(images_per_s: float) -> str:
+    """Throughput with about three digits."""
+    return f"{images_per_s:.1f}" if images_per_s < 100 else f"{images_per_s:.0f}"
+
+
 def _heading(session: Session) -> Text:
+    return Text(f"{session.target}: {_board_line(session)}", style="bold")
+
+
+def _board_line(session: Session) -> str:
+    """The machine in a few words; on a Jetson with what decides its speed."""
     facts = session.environment
-    where = facts.get("device") or facts.get("cpu") or "unknown machine"
-    cores = f", {facts['usable_cores']} cores" if facts.get("usable_cores") else ""
-    return Text(f"{session.target}: {where}{cores}", style="bold")
+    parts = [str(facts.get("device") or facts.get("cpu") or "unknown machine")]
+    if facts.get("is_jetson"):
+        locked = {True: "locked", False: "not locked", None: "unknown"}[facts.get("clocks_locked")]
+        parts += [
+            f"JetPack {facts.get('jetpack') or '?'}",
+            f"mode {facts.get('power_mode') or 'unknown'}",
+            f"clocks {locked}",
+        ]
+    elif facts.get("usable_cores"):
+        parts.append(f"{facts['usable_cores']} cores")
+    if facts.get("trtexec"):
+        parts.append(f"TensorRT {facts['trtexec']}")
+    return ", ".join(parts)
 
 
 def _latency_table(measurements: Sequence[Measurement]) -> Table:
@@ -69,7 +98,7 @@ def _row(one: Measurement, *, threads: bool, several: bool) -> list[str]:
         str(one.batch),
         *([str(one.threads or "-")] if threads else []),
         *(milliseconds(time) for time in (latency.p50, latency.p90, latency.p99, latency.max)),
-        f"{one.throughput_ips:.1f}" if one.throughput_ips < 100 else f"{one.throughput_ips:.0f}",
+        rate(one.throughput_ips),
         *([f"{one.ratio.median:.2f}x" if one.ratio else "-"] if several else []),
     ]
 
@@ -87,6 +116,14 @@ def _method_line(measurements: Sequence[Measurement]) -> str:
     )
 
 
+def _command_lines(measurements: Sequence[Measurement]) -> list[Text]:
+    """The measuring command as it ran, of the first case: its flags are part of the figure."""
+    for one in measurements:
+        if one.commands:
+            return [Text("ran: " + " ".join(one.commands[-1]), style="dim")]
+    return []
+
+
 def _telemetry_lines(measurements: Sequence[Measurement]) -> list[Text]:
     lines = []
     for one in measurements:
@@ -94,9 +131,10 @@ def _telemetry_lines(measurements: Sequence[Measurement]) -> list[Text]:
         if seen is None or seen.total_mean_w is None:
             continue
         energy = seen.energy_per_image_mj
+        name = f"{one.case}: " if len(measurements) > 1 else ""
         lines.append(
             Text(
-                f"power {seen.total_mean_w:.1f} W mean, {seen.total_peak_w or 0:.1f} W peak "
+                f"{name}power {seen.total_mean_w:.1f} W mean, {seen.total_peak_w or 0:.1f} W peak "
                 f"({seen.total_rail})" + (f"; {energy:.1f} mJ per image" if energy else "")
             )
         )
@@ -110,3 +148,96 @@ def _warnings(session: Session) -> list[str]:
         prefix = f"{one.case}: " if len(session.measurements) > 1 else ""
         lines += [prefix + warning for warning in one.warnings]
     return list(dict.fromkeys(lines))
+
+
+def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> RenderableType:
+    """Several devices in one table, then each one's mode, warnings and refusals."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("device", overflow="fold", ratio=1)
+    table.add_column("model", overflow="fold", ratio=1)
+    for name in ("prec", "B", "p50 ms", "p99 ms", "img/s", "W", "mJ/img"):
+        table.add_column(name, justify="left" if name == "prec" else "right")
+    for session in sessions:
+        for one in session.measurements:
+            seen = one.telemetry
+            table.add_row(
+                escape(session.target),
+                escape(one.model),
+                one.precision,
+                str(one.batch),
+                milliseconds(one.latency_ms.p50),
+                milliseconds(one.latency_ms.p99),
+                rate(one.throughput_ips),
+                f"{seen.total_mean_w:.1f}" if seen and seen.total_mean_w else "-",
+                f"{seen.energy_per_image_mj:.1f}" if seen and seen.energy_per_image_mj else "-",
+            )
+    lines: list[RenderableType] = [table]
+    for session in sessions:
+        lines.append(Text(f"{session.target}: {_board_line(session)}", style="dim"))
+        lines += [
+            Text(f"warning: {session.target}: {w}", style="yellow") for w in _warnings(session)
+        ]
+    lines += [Text(f"not measured: {r.name}: {r.reason}", style="red") for r in refusals]
+    return Group(*lines)
+
+
+def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
+    """Estimates; the word stands in the title, in every row's last column and below."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for name in ("device", "model"):
+        table.add_column(name, overflow="fold", ratio=1)
+    for name in ("prec", "B", "ms", "img/s", "compute", ""):
+        table.add_column(name, justify="left" if name in ("prec", "") else "right")
+    for one in estimates:
+        table.add_row(
+            one.device + ("?" if one.unconfirmed else ""),
+            escape(one.model),
+            one.precision,
+            str(one.batch),
+            milliseconds(one.estimated_ms),
+            rate(one.estimated_throughput_ips),
+            f"{one.compute_bound_percent:.0f}%",
+            "estimate",
+        )
+    given = estimates[0].assumptions
+    shares = sorted({f"{one.assumptions['share_of_peak']:.0%}" for one in estimates})
+    note = (
+        f"Nothing was measured. Roofline per layer: {' or '.join(shares)} of the peak, "
+        f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
+        "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
+        "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
+        "latencies: docs/bench.md"
+    )
+    return Group(
+        Text("ESTIMATE (roofline), not a measurement", style="bold yellow"),
+        table,
+        Text(note, style="dim"),
+    )
+
+
+def comparison_view(comparison: Comparison) -> RenderableType:
+    """Ratios of two files."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("target", overflow="fold", ratio=1)
+    table.add_column("case", overflow="fold", ratio=2)
+    for name in ("a p50 ms", "b p50 ms", "b/a", "p99 b/a", ""):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for row in comparison.rows:
+        table.add_row(
+            escape(row.target),
+            escape(row.case),
+            milliseconds(row.a_p50_ms),
+            milliseconds(row.b_p50_ms),
+            f"{row.ratio:.2f}x",
+            f"{row.p99_ratio:.2f}x",
+            "" if row.beyond_noise else "within noise",
+        )
+    lines: list[RenderableType] = [
+        Text(f"a: {comparison.a}\nb: {comparison.b}", style="dim"),
+        table,
+    ]
+    for row in comparison.rows:
+        lines += [Text(f"note: {row.case}: {note}", style="yellow") for note in row.differs]
+    for name, cases in (("a", comparison.only_a), ("b", comparison.only_b)):
+        lines += [Text(f"only in {name}: {case}", style="dim") for case in cases]
+    return Group(*lines)

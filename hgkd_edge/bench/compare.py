@@ -1,0 +1,127 @@
+"""Two bench.json files side by side: which cases are in both, and their ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hgkd_edge.bench.records import BenchFile, Measurement, Session, load_bench
+from hgkd_edge.errors import RunError
+
+__all__ = ["Comparison", "Row", "compare_files"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case in both files. `ratio` = time in b / time in a; under 1, b is faster.
+
+    `beyond_noise` is True when the 95 % intervals of the two means do not meet. Two runs at
+    different times met different machines; cases of one interleaved run compare better.
+    """
+
+    target: str
+    case: str
+    a_p50_ms: float
+    b_p50_ms: float
+    ratio: float
+    p99_ratio: float
+    beyond_noise: bool
+    differs: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All common cases, and the names of those that only one file has."""
+
+    a: str
+    b: str
+    rows: list[Row]
+    only_a: list[str]
+    only_b: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_files(a: Path, b: Path) -> Comparison:
+    """Match the cases of two files by target, model, runner, precision, batch, threads, copies.
+
+    Raises:
+        RunError: A file cannot be read, or they have no case in common.
+    """
+    first, second = _cases(load_bench(a)), _cases(load_bench(b))
+    common = [key for key in first if key in second]
+    if not common:
+        raise RunError(
+            f"{a} and {b} have no case in common",
+            hint="compare files measured on the same target with the same model names",
+        )
+    return Comparison(
+        a=str(a),
+        b=str(b),
+        rows=[_row(key[0], first[key], second[key]) for key in common],
+        only_a=[" ".join(map(str, key)) for key in first if key not in second],
+        only_b=[" ".join(map(str, key)) for key in second if key not in first],
+    )
+
+
+_Key = tuple[str, str, str, str, int, int | None, str]
+_Found = tuple[Session, Measurement]
+
+
+def _cases(file: BenchFile) -> dict[_Key, _Found]:
+    return {
+        (
+            session.target,
+            one.model,
+            one.runner,
+            one.precision,
+            one.batch,
+            one.threads,
+            f"copies {one.copies}",
+        ): (session, one)
+        for session in file.sessions
+        for one in session.measurements
+    }
+
+
+def _row(target: str, a: _Found, b: _Found) -> Row:
+    one, two = a[1].latency_ms, b[1].latency_ms
+    apart = one.mean_ci95[1] < two.mean_ci95[0] or two.mean_ci95[1] < one.mean_ci95[0]
+    return Row(
+        target=target,
+        case=a[1].case,
+        a_p50_ms=one.p50,
+        b_p50_ms=two.p50,
+        ratio=two.p50 / one.p50,
+        p99_ratio=two.p99 / one.p99,
+        beyond_noise=apart,
+        differs=_differences(a, b),
+    )
+
+
+def _differences(a: _Found, b: _Found) -> list[str]:
+    """What else changed between the two runs, so that the ratio is not read as the model's."""
+    notes = []
+    pairs: Sequence[tuple[str, Any, Any]] = [
+        (f"{a[1].runner} version", a[1].runner_version, b[1].runner_version),
+        ("machine", _machine(a[0]), _machine(b[0])),
+        ("power mode", a[0].environment.get("power_mode"), b[0].environment.get("power_mode")),
+        ("input", [i.shape for i in a[1].inputs], [i.shape for i in b[1].inputs]),
+    ]
+    for name, before, after in pairs:
+        if before != after:
+            notes.append(f"{name}: {before} -> {after}")
+    shas = [
+        next((m.sha256 for m in session.models if m.label == one.model), None)
+        for session, one in (a, b)
+    ]
+    if shas[0] != shas[1]:
+        notes.append("model file changed")
+    return notes
+
+
+def _machine(session: Session) -> Any:
+    return session.environment.get("device") or session.environment.get("cpu")

@@ -1,0 +1,186 @@
+"""The table of edge devices (devices.yaml): clocks, bandwidth, peaks, power modes, with sources."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hgkd_edge.errors import DeviceError
+
+__all__ = ["Device", "JetPack", "devices_view", "find_device", "load_devices", "load_jetpacks"]
+
+FIGURES = (
+    "sms",
+    "compute_capability",
+    "gpu_mhz",
+    "memory_gb",
+    "bandwidth_gbs",
+    "fp16_tflops",
+    "int8_tops",
+    "dla",
+    "modes",
+)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Mode(_Entry):
+    """A power mode: a set of clock caps, not a promise of watts. `super` modes need the newer
+    "super" configuration of the board; `default` is what it boots with."""
+
+    id: int
+    name: str
+    gpu_mhz: int
+    emc_mhz: int | None = None
+    default: bool = False
+    super_: bool = Field(default=False, alias="super")
+
+
+class Super(_Entry):
+    """The raised clocks of the "super" configuration (JetPack 6.1 on)."""
+
+    gpu_mhz: int
+    bandwidth_gbs: float
+    fp16_tflops: float
+    int8_tops: float
+
+
+class Match(_Entry):
+    """How to recognise it: words of the device tree's compatible string, then of its model."""
+
+    compatible: list[str]
+    model: list[str]
+
+
+class Device(_Entry):
+    """One device; `from_` names the source of each figure, `unconfirmed` those without one seen."""
+
+    id: str
+    name: str
+    match: Match
+    sms: int
+    compute_capability: str
+    gpu_mhz: int
+    memory_gb: int
+    bandwidth_gbs: float
+    fp16_tflops: float
+    int8_tops: float | None
+    dla: int
+    jetpack: str
+    super_: Super | None = Field(default=None, alias="super")
+    modes: list[Mode]
+    unconfirmed: list[str] = Field(default_factory=list)
+    from_: dict[str, str] = Field(alias="from")
+
+    def mode_named(self, name: str) -> Mode | None:
+        """The mode that `nvpmodel -q` calls `name`; the super one where both exist."""
+        plain = name.removeprefix("MODE_")
+        hits = [mode for mode in self.modes if mode.name.removeprefix("MODE_") == plain]
+        return hits[-1] if hits else None
+
+    def default_mode(self) -> Mode | None:
+        """What it boots with in the standard configuration."""
+        return next((mode for mode in self.modes if mode.default and not mode.super_), None)
+
+
+class JetPack(_Entry):
+    """What a release of L4T brings."""
+
+    jetpack: str
+    l4t: str
+    cuda: str
+    tensorrt: str
+    python: str
+    unconfirmed: list[str] = Field(default_factory=list)
+
+
+class _File(_Entry):
+    sources: dict[str, str]
+    jetpacks: list[JetPack]
+    devices: list[Device]
+
+
+@cache
+def _load() -> _File:
+    text = resources.files("hgkd_edge.bench").joinpath("devices.yaml").read_text(encoding="utf-8")
+    return _File.model_validate(yaml.safe_load(text))
+
+
+def load_devices() -> list[Device]:
+    """All devices, smallest first."""
+    return list(_load().devices)
+
+
+def load_jetpacks() -> list[JetPack]:
+    """All known JetPack releases."""
+    return list(_load().jetpacks)
+
+
+def load_sources() -> dict[str, str]:
+    """Source id -> where the figure was taken from."""
+    return dict(_load().sources)
+
+
+def find_device(name: str) -> Device:
+    """A device by its id.
+
+    Raises:
+        DeviceError: Unknown; names the nearest ids.
+    """
+    known = {device.id: device for device in load_devices()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+    raise DeviceError(
+        f"device '{name}' is not in the table",
+        hint=f"did you mean {' or '.join(near)}? " * bool(near) + "see: hgkd-edge devices",
+    )
+
+
+def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
+    """The table of devices, and which runners work on this machine.
+
+    Args:
+        runners: (name, None) for those that work, (name, reason) for those that do not.
+    """
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    columns = ("device", "SMs", "cc", "MHz", "GB/s", "FP16", "INT8", "DLA", "JetPack")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("device", "JetPack") else "right")
+    for device in load_devices():
+        table.add_row(
+            device.id,
+            str(device.sms),
+            device.compute_capability,
+            _figure(device, "gpu_mhz"),
+            _figure(device, "bandwidth_gbs"),
+            _figure(device, "fp16_tflops"),
+            _figure(device, "int8_tops"),
+            _figure(device, "dla"),
+            device.jetpack,
+        )
+    here = Text("on this machine:", style="bold")
+    lines = [
+        Text(f"  {name:<14}" + ("ready" if reason is None else reason)) for name, reason in runners
+    ]
+    note = Text(
+        "dense GPU peaks in TFLOPS and TOPS; ? = no primary source seen; power modes and\n"
+        "sources: hgkd-edge devices --json\n",
+        style="dim",
+    )
+    return Group(table, note, here, *lines)
+
+
+def _figure(device: Device, key: str) -> str:
+    value = getattr(device, key)
+    return "-" if value is None else f"{value:g}" + ("?" if key in device.unconfirmed else "")

@@ -1,0 +1,166 @@
+"""The agent's life: say hello with the facts, take a job, do it, report, leave nothing behind.
+
+Conversation (one JSON object per line; ours carry a mark, see wire.py):
+
+    -> hello {facts}
+    <- job {id, resume, tool, models, cases, method, files}
+    -> need {model indices, files}      only what is not there yet
+    <- raw bytes of each, in that order
+    -> build / working / round / ...    progress
+    -> result {case, ...}               one per case
+    -> done | failed {reason} | stopped
+    <- cancel                           at any time; or the end of input, which means the line broke
+"""
+
+import os
+import shutil
+import signal
+import time
+
+from . import facts, ort, trt, wire
+from .scratch import Scratch
+from .telemetry import Telemetry
+from .wire import STATE, Stop, receive, receive_bytes, send
+
+
+def main(own_folder):
+    """Serve one conversation; `own_folder` holds this agent and is removed at the end."""
+    # A broken line must not kill a build; Ctrl-C comes as `cancel`, not as a signal.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        send("hello", protocol=1, facts=facts.gather())
+        job = receive()
+        if job.get("id"):
+            serve(job)
+    except Stop:
+        pass
+    finally:
+        shutil.rmtree(own_folder, ignore_errors=True)
+
+
+def serve(job):
+    """Do one job; whatever happens, the other end is told and the folder is cleared or kept."""
+    scratch = Scratch(job["id"], job["resume"])
+    keep = False
+    try:
+        folder = scratch.open()
+        STATE.when_dropped = lambda: scratch.mark("dropped")
+        STATE.wanted_elsewhere = scratch.asked_to_stop
+        fetch(job, folder)
+        wire.watch()
+        if job["tool"] == "trtexec":
+            run_trtexec(job, folder)
+        else:
+            run_onnxruntime(job, folder)
+        send("done")
+    except Stop as stop:
+        keep = stop.dropped
+        send("stopped")
+    except Exception as error:
+        send("failed", reason=str(error) or type(error).__name__)
+    finally:
+        scratch.release(keep)
+
+
+def fetch(job, folder):
+    """Receive what is not in the folder already, each checked against its sha256."""
+    wanted = []
+    total = 0
+    for entry in job["files"]:
+        path = os.path.join(folder, entry["name"])
+        if os.path.basename(entry["name"]) != entry["name"]:
+            raise RuntimeError("file names must not contain folders")
+        if os.path.exists(path) and trt.digest(path) == entry["sha256"]:
+            continue
+        wanted.append(entry)
+        total += entry["size"]
+    free = shutil.disk_usage(folder).free
+    if free < 4 * total:
+        raise RuntimeError(
+            "%d MB free on the device, about %d MB needed" % (free >> 20, (4 * total) >> 20)
+        )
+    send("need", names=[entry["name"] for entry in wanted])
+    for entry in wanted:
+        path = os.path.join(folder, entry["name"])
+        receive_bytes(entry["size"], path + ".part")
+        if trt.digest(path + ".part") != entry["sha256"]:
+            raise RuntimeError("%s arrived damaged" % entry["name"])
+        os.rename(path + ".part", path)
+
+
+def names_of(case):
+    """The file names of a case; ours, never the user's."""
+    return {
+        "onnx": "model-%d.onnx" % case["model"],
+        "engine": "engine-%d.plan" % case["number"],
+        "times": "times-%d.json" % case["number"],
+        "cache": "timing.cache",
+    }
+
+
+def run_trtexec(job, folder):
+    """Build every engine, then visit the cases in turn."""
+    built = []
+    for case in job["cases"]:
+        STATE.check(building=True)
+        built.append(trt.build(case, job["trtexec"], folder, names_of(case)))
+    STATE.check()
+    visits, board = watched(job, lambda telemetry: take_turns(job, folder, telemetry))
+    for case, cost, seen in zip(job["cases"], built, visits):
+        send("result", case=case["id"], build=cost, visits=seen, board=board)
+
+
+def take_turns(job, folder, telemetry):
+    """`rounds` visits to each case, in turn. Returns [case][round]."""
+    cases, rounds = job["cases"], job["method"]["rounds"]
+    visits = [[] for _ in cases]  # type: list
+    for turn in range(rounds):
+        for offset in range(len(cases)):
+            index = (turn + offset) % len(cases)
+            visits[index].append(visit(cases[index], job, folder, telemetry))
+            send("round", done=turn * len(cases) + offset + 1, of=rounds * len(cases))
+    return visits
+
+
+def visit(case, job, folder, telemetry):
+    """One run of trtexec with the telemetry of its measured part only."""
+    seen = trt.measure(case, job["trtexec"], folder, names_of(case))
+    marks = seen["marks"]
+    begin = marks.get("inference", marks["start"]) + case["warmup_ms"] / 1000.0
+    seen["telemetry"] = telemetry.between(begin, marks.get("traced", marks["end"]))
+    return seen
+
+
+def run_onnxruntime(job, folder):
+    """Measure with onnxruntime on the CPU."""
+
+    def work(telemetry):
+        return ort.measure_all(job["cases"], folder, names_of, job["method"], telemetry)
+
+    results, board = watched(job, work)
+    for case, result in zip(job["cases"], results):
+        send("result", case=case["id"], board=board, **result)
+
+
+def watched(job, work):
+    """Run `work(telemetry)` with the board watched. Returns (its result, what the board said)."""
+    telemetry = Telemetry()
+    telemetry.start()
+    try:
+        idle_from = time.time()
+        while telemetry.source and time.time() - idle_from < job["method"]["idle_s"]:
+            STATE.check()
+            time.sleep(0.05)
+        idle = telemetry.between(idle_from, time.time())
+        before = facts.overcurrent_events()
+        result = work(telemetry)
+        after = facts.overcurrent_events()
+    finally:
+        telemetry.stop()
+    return result, {
+        "source": telemetry.source,
+        "idle": idle,
+        "overcurrent": {name: count - before.get(name, 0) for name, count in after.items()},
+        "temperatures": facts.temperatures(),
+    }

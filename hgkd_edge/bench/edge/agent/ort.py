@@ -1,0 +1,139 @@
+"""Measuring with onnxruntime where there is no trtexec. numpy and onnxruntime are imported here
+only, so that a Jetson without them can still run trtexec.
+
+The method is that of `hgkd_edge.bench.method`: first run, warm-up until stable, rounds in turn.
+"""
+
+import gc
+import os
+import time
+
+from .wire import STATE, send
+
+
+def measure_all(cases, folder, names_of, method, telemetry):
+    """Raw times of every case, interleaved. Returns one dictionary per case, in order."""
+    opened = []
+    for case in cases:
+        opened.append(open_case(case, os.path.join(folder, names_of(case)["onnx"])))
+        send("loaded", case=case["id"])
+    results = []
+    for case, one in zip(cases, opened):
+        results.append(warm_up(one, method))
+        results[-1].update(
+            load_ms=one["load_ms"], memory_mb=one["memory_mb"], rounds=[], windows=[]
+        )
+        send("warm", case=case["id"])
+    gc.collect()
+    gc.disable()
+    rounds = method["rounds"]
+    for turn in range(rounds):
+        for offset in range(len(opened)):
+            index = (turn + offset) % len(opened)
+            begin = time.time()
+            results[index]["rounds"].append(visit(opened[index]["run"], method, rounds))
+            results[index]["windows"].append([begin, time.time()])
+            done = turn * len(opened) + offset + 1
+            send("round", done=done, of=rounds * len(opened))
+    for result in results:
+        lines = []
+        for begin, finish in result.pop("windows"):
+            lines += telemetry.between(begin, finish)
+        result["telemetry"] = lines
+    return results
+
+
+def open_case(case, path):
+    """A session and a function that runs it once."""
+    import numpy
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = case["threads"] or 0
+    before = resident_mb()
+    start = time.time()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    load_ms = (time.time() - start) * 1000
+    random = numpy.random.RandomState(case["seed"])
+    feeds = {}
+    for entry in case["inputs"]:
+        if entry.get("file"):
+            values = numpy.fromfile(
+                os.path.join(os.path.dirname(path), entry["file"]), entry["dtype"]
+            )
+            feeds[entry["name"]] = values.reshape(entry["shape"])
+        elif "float" in entry["dtype"]:
+            feeds[entry["name"]] = random.standard_normal(entry["shape"]).astype(entry["dtype"])
+        else:
+            feeds[entry["name"]] = numpy.ones(entry["shape"], entry["dtype"])
+    run = bound(session, feeds) if case["copies"] == "out" else plain(session, feeds)
+    return {"run": run, "load_ms": load_ms, "memory_mb": max(0.0, resident_mb() - before)}
+
+
+def plain(session, feeds):
+    """numpy in, numpy out."""
+    outputs = [output.name for output in session.get_outputs()]
+    return lambda: session.run(outputs, feeds)
+
+
+def bound(session, feeds):
+    """Inputs and outputs bound once."""
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu")
+    return lambda: session.run_with_iobinding(binding)
+
+
+def warm_up(one, method):
+    """First run, then windows until two in a row keep the median within 3 %."""
+    first_ms = timed(one["run"])
+    start, runs, calm, previous = time.time(), 0, 0, 0.0
+    while True:
+        STATE.check()
+        times = window(one["run"], 5, 0.05)
+        runs += len(times)
+        median = sorted(times)[len(times) // 2]
+        calm = calm + 1 if abs(median - previous) <= 0.03 * previous else 0
+        previous = median
+        seconds = time.time() - start
+        stable = calm >= 2 and seconds >= method["warmup_min_s"]
+        if stable or seconds >= method["warmup_max_s"]:
+            seen = {"runs": runs, "seconds": seconds, "stable": stable}
+            return {"first_ms": first_ms, "warmup": seen}
+
+
+def visit(run, method, rounds):
+    """One interleaved visit: two runs to settle, then the measured ones, in ms."""
+    STATE.check()
+    run()
+    run()
+    if method["count"]:
+        return [timed(run) for _ in range(-(-method["count"] // rounds))]
+    return window(run, -(-method["min_runs"] // rounds), method["duration_s"] / float(rounds))
+
+
+def window(run, least_runs, least_s):
+    """Runs until both bounds are met."""
+    times = []  # type: list
+    spent = 0.0
+    while len(times) < least_runs or spent < least_s * 1000:
+        times.append(timed(run))
+        spent += times[-1]
+        STATE.check()
+    return times
+
+
+def timed(run):
+    """Milliseconds of one run."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1000
+
+
+def resident_mb():
+    """Resident memory of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1048576.0

@@ -1,0 +1,120 @@
+"""Power and clocks while something runs: tegrastats lines, or the INA3221 sensors themselves."""
+
+import glob
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+from . import facts
+
+INTERVAL_MS = 100
+
+
+class Telemetry(object):
+    """Collects (time, text) lines in the background from `start` to `stop`.
+
+    A line of tegrastats is kept as it came; without tegrastats the rails are read from sysfs and
+    written as `NAME <mW>mW`, the form that tegrastats uses.
+    """
+
+    def __init__(self):
+        self.lines = []
+        self.source = None
+        self._process = None
+        self._stop = threading.Event()
+        self._thread = None
+
+    def start(self):
+        """Begin sampling; does nothing on a machine with neither source."""
+        tool = shutil.which("tegrastats")
+        if tool:
+            self.source = "tegrastats"
+            self._process = subprocess.Popen(
+                [tool, "--interval", str(INTERVAL_MS)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            target = self._read_tool
+        elif rails():
+            self.source = "ina3221"
+            target = self._read_sensors
+        else:
+            return
+        self._thread = threading.Thread(target=target)
+        self._thread.daemon = True
+        self._thread.start()
+
+    def stop(self):
+        """End sampling and the tool."""
+        self._stop.set()
+        if self._process is not None:
+            end(self._process)
+        if self._thread is not None:
+            self._thread.join(5)
+
+    def between(self, begin, finish):
+        """Lines taken within [begin, finish] seconds of `time.time()`."""
+        return [[stamp, line] for stamp, line in list(self.lines) if begin <= stamp <= finish]
+
+    def _read_tool(self):
+        output = self._process.stdout if self._process else None
+        for raw in output or []:
+            self.lines.append((time.time(), raw.decode("utf-8", "replace").strip()))
+
+    def _read_sensors(self):
+        while not self._stop.wait(INTERVAL_MS / 1000.0):
+            parts = ["%s %dmW" % (name, milliwatts) for name, milliwatts in rails()]
+            self.lines.append((time.time(), " ".join(parts)))
+
+
+def rails():
+    """[(label, mW)] of the INA3221 sensors: hwmon on JetPack 5+, iio on JetPack 4."""
+    seen = []
+    base = os.path.join(facts.ROOT, "sys/bus/i2c/devices")
+    for label in sorted(glob.glob(os.path.join(base, "*/hwmon/hwmon*/in*_label"))):
+        name = facts.read(os.path.relpath(label, facts.ROOT))
+        stem = label[: -len("_label")]
+        volts = _number(stem + "_input")
+        amps = _number(
+            os.path.join(os.path.dirname(stem), "curr" + stem.rsplit("in", 1)[1] + "_input")
+        )
+        if (
+            name
+            and name != "NC"
+            and "sum" not in name.lower()
+            and volts is not None
+            and amps is not None
+        ):
+            seen.append((name.replace(" ", "_"), volts * amps // 1000))  # mV x mA = uW
+    old = os.path.join(facts.ROOT, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*")
+    for label in sorted(glob.glob(old)):
+        name = facts.read(os.path.relpath(label, facts.ROOT))
+        folder, number = os.path.dirname(label), label.rsplit("_", 1)[1]
+        power = _number(os.path.join(folder, "in_power%s_input" % number))
+        if name and name != "NC" and power is not None:
+            seen.append((name.replace(" ", "_"), power))
+    return seen
+
+
+def _number(path):
+    text = facts.read(os.path.relpath(path, facts.ROOT))
+    return int(text) if text and text.lstrip("-").isdigit() else None
+
+
+def end(process):
+    """Terminate a process and its group, then make sure."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except OSError:
+            pass
+        try:
+            process.wait(3)
+            return
+        except subprocess.TimeoutExpired:
+            continue

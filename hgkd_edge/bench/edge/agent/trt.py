@@ -1,0 +1,148 @@
+"""Running trtexec: build an engine, measure it, watch it. Arguments are lists, never lines."""
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+
+from .telemetry import end
+from .wire import STATE, send
+
+
+def fill(argv, names):
+    """Put our own file names for `{onnx}`, `{engine}`, ... in a list of arguments."""
+    filled = []
+    for argument in argv:
+        for name, value in names.items():
+            argument = argument.replace("{%s}" % name, value)
+        filled.append(argument)
+    return filled
+
+
+def build(case, trtexec, folder, names):
+    """Build the case's engine unless a finished one is there. Returns what it cost."""
+    engine = os.path.join(folder, names["engine"])
+    ticket = engine + ".json"
+    argv = [trtexec] + fill(case["build"], names)
+    if os.path.exists(ticket):
+        with open(ticket) as file:
+            known = json.load(file)
+        if known["argv"] == argv and os.path.exists(engine) and known["sha256"] == digest(engine):
+            send("build", case=case["id"], reused=True)
+            return dict(known, reused=True)
+    send("build", case=case["id"], reused=False)
+    start = time.time()
+    log, _marks, peak_kb = run(argv, folder, building=True, what=case["id"])
+    done = {
+        "argv": argv,
+        "seconds": time.time() - start,
+        "log": log,
+        "peak_kb": peak_kb,
+        "bytes": os.path.getsize(engine),
+        "sha256": digest(engine),
+    }
+    # Written last and renamed: an engine without its ticket is half built and is built again.
+    with open(ticket + ".tmp", "w") as file:
+        json.dump(done, file)
+    os.rename(ticket + ".tmp", ticket)
+    return dict(done, reused=False)
+
+
+def measure(case, trtexec, folder, names):
+    """One measuring visit. Returns the log, the exported times and when the measuring was."""
+    argv = [trtexec] + fill(case["measure"], names)
+    times = os.path.join(folder, names["times"])
+    if os.path.exists(times):
+        os.remove(times)
+    log, marks, peak_kb = run(argv, folder, building=False, what=case["id"])
+    text = None
+    if os.path.exists(times):
+        with open(times) as file:
+            text = file.read()
+    return {"argv": argv, "log": log, "times": text, "marks": marks, "peak_kb": peak_kb}
+
+
+def run(argv, folder, building, what):
+    """Run a tool to its end. Returns (its lines, when the telling ones came, peak memory in kB).
+
+    Raises:
+        RuntimeError: It failed; the text ends with its last lines.
+        Stop: The other end asked to stop, or is gone and this is not a build.
+    """
+    path = os.path.join(folder, "tool.log")
+    marks = {"start": time.time()}
+    peak_kb = 0
+    with open(path, "wb") as out:
+        process = subprocess.Popen(
+            argv,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    told = time.time()
+    try:
+        with open(path, "r", errors="replace") as log:
+            while process.poll() is None:
+                STATE.check(building)
+                _mark(log, marks)
+                peak_kb = max(peak_kb, memory_kb(process.pid))
+                if time.time() - told > 2:
+                    told = time.time()
+                    send("working", case=what, seconds=told - marks["start"], line=last_line(path))
+                time.sleep(0.02)
+            _mark(log, marks)
+    finally:
+        if process.poll() is None:
+            end(process)
+    marks["end"] = time.time()
+    with open(path, "r", errors="replace") as log:
+        lines = log.read().splitlines()
+    if process.returncode != 0:
+        errors = [line for line in lines if "[E]" in line or "error" in line.lower()]
+        tail = (errors or lines)[-8:]
+        raise RuntimeError(
+            "%s ended with code %d: %s"
+            % (os.path.basename(argv[0]), process.returncode, " | ".join(tail))
+        )
+    return lines[:20000], marks, peak_kb
+
+
+def _mark(log, marks):
+    """Note when trtexec began to infer and when its trace was complete."""
+    for line in log.readlines():
+        if "Starting inference" in line:
+            marks["inference"] = time.time()
+        elif "Timing trace has" in line:
+            marks["traced"] = time.time()
+
+
+def last_line(path):
+    """The last complete line of a growing log."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 400))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return lines[-1][-160:] if lines else ""
+
+
+def memory_kb(pid):
+    """Peak resident memory of a running process."""
+    try:
+        with open("/proc/%d/status" % pid) as file:
+            for line in file:
+                if line.startswith("VmHWM"):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def digest(path):
+    """sha256 of a file."""
+    seen = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            seen.update(chunk)
+    return seen.hexdigest()

@@ -1,0 +1,112 @@
+"""Talking to the other end: JSON lines out, JSON lines and raw bytes in."""
+
+import json
+import select
+import sys
+import threading
+
+# Marks our lines among whatever a login shell prints.
+MARK = "@hgkd-edge "
+
+_lock = threading.Lock()
+
+
+class Stop(Exception):
+    """The other end asked to stop, or went away; `dropped` says which."""
+
+    def __init__(self, dropped):
+        Exception.__init__(self, "connection lost" if dropped else "stopped on request")
+        self.dropped = dropped
+
+
+class State(object):
+    """Whether to go on. Set by the thread that watches standard input.
+
+    `when_dropped` is called once when the line is found dead; `wanted_elsewhere` tells whether a
+    newer session waits for the folder of this one.
+    """
+
+    def __init__(self):
+        self.cancelled = threading.Event()
+        self.dropped = threading.Event()
+        self.when_dropped = None
+        self.wanted_elsewhere = lambda: False
+
+    def check(self, building=False):
+        """Raise Stop when asked to stop, or when the line is dead.
+
+        A dead line does not end a build: an engine that took minutes is worth finishing, and the
+        next connection can pick it up.
+        """
+        if self.cancelled.is_set():
+            raise Stop(dropped=False)
+        if not self.dropped.is_set():
+            return
+        call, self.when_dropped = self.when_dropped, None
+        if call:
+            call()
+        if not building:
+            raise Stop(dropped=True)
+        if self.wanted_elsewhere():
+            raise Stop(dropped=False)
+
+
+STATE = State()
+
+
+def send(event, **fields):
+    """One event to the other end; a broken pipe only marks the line as dropped."""
+    fields["event"] = event
+    try:
+        with _lock:
+            sys.stdout.write(MARK + json.dumps(fields) + "\n")
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        STATE.dropped.set()
+
+
+def receive():
+    """The next JSON line; Stop when the other end is gone."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        raise Stop(dropped=True)
+    return json.loads(line.decode("utf-8"))
+
+
+def receive_bytes(size, path):
+    """Exactly `size` raw bytes into a file; Stop when they end early."""
+    left = size
+    with open(path, "wb") as out:
+        while left:
+            chunk = sys.stdin.buffer.read(min(left, 1 << 20))
+            if not chunk:
+                raise Stop(dropped=True)
+            out.write(chunk)
+            left -= len(chunk)
+
+
+def heed_interruption():
+    """Raise Stop when something came, or ended, at a moment when nothing is due but `cancel`."""
+    if select.select([sys.stdin], [], [], 0)[0]:
+        raise Stop(dropped=sys.stdin.buffer.readline().strip() != b"cancel")
+
+
+def watch():
+    """From now on standard input carries only `cancel`, or its end."""
+
+    def loop():
+        while True:
+            try:
+                line = sys.stdin.buffer.readline()
+            except (OSError, ValueError):
+                line = b""
+            if line.strip() == b"cancel":
+                STATE.cancelled.set()
+                return
+            if not line:
+                STATE.dropped.set()
+                return
+
+    thread = threading.Thread(target=loop)
+    thread.daemon = True
+    thread.start()

@@ -1,0 +1,190 @@
+"""Raw facts -> which Jetson this is, what it runs, and whether its clocks make a number mean
+something. Tolerant by design: an unknown L4T or a missing tool leaves a gap, not an error."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hgkd_edge.bench.devices import Device, JetPack, load_devices, load_jetpacks
+
+__all__ = ["Board", "board_from_facts", "parse_jetson_clocks", "parse_nvpmodel", "parse_release"]
+
+# Names of the GPU in the device tree: Xavier, Orin; `gpu` on older ones; gpu-gpc-0 on Thor.
+_GPU_NODES = ("gv11b", "ga10b", "gp10b", "gpu", "gpu-gpc-0")
+_TEGRA = {
+    "tegra210": "Nano or TX1",
+    "tegra186": "TX2",
+    "tegra194": "Xavier",
+    "tegra234": "Orin",
+    "tegra264": "Thor",
+}
+
+
+@dataclass(frozen=True)
+class Board:
+    """A recognised board; `device` is the entry of the table when it is one of those."""
+
+    is_jetson: bool
+    model: str | None = None
+    device: Device | None = None
+    l4t: str | None = None
+    jetpack: str | None = None
+    tensorrt_package: str | None = None
+    power_mode: str | None = None
+    power_mode_id: int | None = None
+    clocks_locked: bool | None = None
+    gpu_mhz: dict[str, float] | None = None
+    temperatures_c: dict[str, float] = field(default_factory=dict)
+
+    def environment(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """What bench.json records of the machine."""
+        entry = asdict(self)
+        entry["device_id"] = self.device.id if self.device else None
+        entry["device"] = self.model or _cpu(facts)
+        for key in ("machine", "system", "cores", "usable_cores", "governor", "loadavg"):
+            entry[key] = facts.get(key)
+        entry["python"] = facts.get("python")
+        return entry
+
+    def warnings(self) -> list[str]:
+        """Why a number taken now may mislead."""
+        if not self.is_jetson:
+            return []
+        notes = []
+        if self.power_mode is None:
+            notes.append(
+                "the power mode is unknown (nvpmodel -q said nothing): clocks may be capped"
+            )
+        elif not self.power_mode.startswith("MAXN"):
+            cap = self._mode_cap()
+            notes.append(
+                f"power mode {self.power_mode} caps the clocks{cap}: faster modes exist; "
+                "list them with nvpmodel -p, set one with sudo nvpmodel -m ID"
+            )
+        if self.clocks_locked is False:
+            notes.append(
+                "clocks are not locked: short runs see low clocks, tails grow; sudo jetson_clocks"
+            )
+        elif self.clocks_locked is None:
+            notes.append("whether the clocks are locked cannot be told")
+        hottest = max(self.temperatures_c.values(), default=0.0)
+        if hottest >= 85:
+            notes.append(f"{hottest:.0f} C already: thermal throttling is near")
+        return notes
+
+    def _mode_cap(self) -> str:
+        mode = self.device.mode_named(self.power_mode or "") if self.device else None
+        if mode is None or self.device is None or mode.gpu_mhz >= self.device.gpu_mhz:
+            return ""
+        return f" (GPU {mode.gpu_mhz} of {self.device.gpu_mhz} MHz)"
+
+
+def board_from_facts(facts: dict[str, Any]) -> Board:
+    """Read what the agent gathered."""
+    release = parse_release(facts.get("nv_tegra_release") or "", facts.get("packages") or "")
+    compatible = (facts.get("compatible") or "").lower()
+    is_jetson = release is not None or any(name in compatible for name in _TEGRA)
+    if not is_jetson:
+        return Board(is_jetson=False, temperatures_c=facts.get("temperatures") or {})
+    mode, mode_id = parse_nvpmodel(facts.get("nvpmodel") or "")
+    shown = parse_jetson_clocks(facts.get("jetson_clocks") or "")
+    gpu = shown or _devfreq_clocks(facts.get("devfreq") or [])
+    return Board(
+        is_jetson=True,
+        model=facts.get("model") or _family(compatible),
+        device=_recognise(compatible, (facts.get("model") or "").lower()),
+        l4t=release,
+        jetpack=_jetpack(release),
+        tensorrt_package=_package(facts.get("packages") or "", "libnvinfer"),
+        power_mode=mode,
+        power_mode_id=mode_id,
+        clocks_locked=gpu["min"] == gpu["max"] if gpu else None,
+        gpu_mhz=gpu,
+        temperatures_c=facts.get("temperatures") or {},
+    )
+
+
+def parse_release(text: str, packages: str = "") -> str | None:
+    """`# R36 (release), REVISION: 4.3, ...` -> 36.4.3; else from the package nvidia-l4t-core."""
+    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
+    if match:
+        return f"{match[1]}.{match[2]}"
+    match = re.search(r"nvidia-l4t-core (\d+\.\d+(?:\.\d+)?)", packages)
+    return match[1] if match else None
+
+
+def parse_nvpmodel(text: str) -> tuple[str | None, int | None]:
+    """`NV Power Mode: MODE_15W_6CORE` and, on a line of its own, `2`."""
+    name = re.search(r"NV Power Mode:\s*(\S+)", text)
+    number = re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
+    return (name[1] if name else None), (int(number[1]) if number else None)
+
+
+def parse_jetson_clocks(text: str) -> dict[str, float] | None:
+    """GPU clocks in MHz from `jetson_clocks --show`; the line is named gpu-gpc-0 on Thor."""
+    match = re.search(
+        r"^(?:GPU|gpu-gpc-0)\s+MinFreq=(\d+)\s+MaxFreq=(\d+)\s+CurrentFreq=(\d+)",
+        text,
+        re.MULTILINE | re.IGNORECASE,
+    )
+    if match is None:
+        return None
+    low, high, now = (int(part) / 1e6 for part in match.groups())
+    return {"min": low, "max": high, "now": now}
+
+
+def _devfreq_clocks(entries: list[dict[str, Any]]) -> dict[str, float] | None:
+    for entry in entries:
+        name = (entry.get("name") or entry.get("path") or "").lower()
+        known = name in _GPU_NODES or any(name.endswith(f".{node}") for node in _GPU_NODES)
+        if known and all(entry.get(key) for key in ("min_freq", "max_freq", "cur_freq")):
+            return {
+                "min": entry["min_freq"] / 1e6,
+                "max": entry["max_freq"] / 1e6,
+                "now": entry["cur_freq"] / 1e6,
+            }
+    return None
+
+
+def _recognise(compatible: str, model: str) -> Device | None:
+    """By part number first; by the model's name where a kit hides the number."""
+    for device in load_devices():
+        if any(word in compatible for word in device.match.compatible):
+            return device
+    hits = [
+        (len(word), device)
+        for device in load_devices()
+        for word in device.match.model
+        if word in model
+    ]
+    return max(hits, key=lambda hit: hit[0])[1] if hits else None
+
+
+def _family(compatible: str) -> str | None:
+    return next((f"Jetson ({name})" for word, name in _TEGRA.items() if word in compatible), None)
+
+
+def _jetpack(release: str | None) -> str | None:
+    """The JetPack of an L4T release; an unknown point release names its nearest known one."""
+    if release is None:
+        return None
+    known: list[JetPack] = load_jetpacks()
+    for entry in known:
+        if release == entry.l4t or release.startswith(entry.l4t + "."):
+            return entry.jetpack
+    family = [entry for entry in known if entry.l4t.split(".")[0] == release.split(".")[0]]
+    return f"about {family[-1].jetpack} (L4T {release} is not in the table)" if family else None
+
+
+def _package(packages: str, prefix: str) -> str | None:
+    match = re.search(rf"^{prefix}\S* (\d\S*)", packages, re.MULTILINE)
+    return match[1] if match else None
+
+
+def _cpu(facts: dict[str, Any]) -> str | None:
+    match = re.search(
+        r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", facts.get("cpuinfo") or "", re.M
+    )
+    return match[1].strip() if match else facts.get("machine")

@@ -1,0 +1,239 @@
+"""The conversation with an agent: start it, hand it a job, hear it out, stop it.
+
+The same agent serves a Jetson that is this very machine (started as a child process) and one
+behind SSH, so both are measured by the same code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
+from hgkd_edge.errors import DeviceError, HgkdError
+
+__all__ = ["AgentFailed", "Link", "open_link"]
+
+_MARK = "@hgkd-edge "
+_CHUNK = 1 << 18
+_HELLO_S = 150.0
+# The agent speaks at least every two seconds while it works; a minute and a half of silence
+# outlasts ssh's own keepalive.
+_SILENCE_S = 90.0
+
+Event = dict[str, Any]
+
+
+class AgentFailed(HgkdError):
+    """The work on the device failed, or the line to it broke. Exit code 1: it had begun."""
+
+    exit_code = 1
+
+
+class Link:
+    """A running agent.
+
+    Args:
+        command: How to start it: an ssh command, or this Python.
+        where: Name of the machine for messages.
+        host: The SSH host, or None for this machine.
+    """
+
+    def __init__(self, command: list[str], *, where: str, host: Host | None) -> None:
+        self.where = where
+        self.host = host
+        # A session of its own: Ctrl-C in the terminal must not end ssh before we said `cancel`.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._events: queue.Queue[Event | None] = queue.Queue()
+        self._stderr: list[str] = []
+        for target in (self._hear, self._overhear):
+            threading.Thread(target=target, daemon=True).start()
+
+    def hello(self) -> Event:
+        """Send the agent, return its facts.
+
+        Raises:
+            DeviceError: The host cannot be reached or has no Python.
+        """
+        archive = agent_archive()
+        with suppress(OSError):  # a refused connection shows below, with ssh's own reason
+            self._write(f"{len(archive)}\n".encode() + archive)
+        event = self._next(_HELLO_S)
+        if event is None or event["event"] != "hello":
+            code = self._ended()
+            if self.host is not None:
+                raise explain(self.host, code, "".join(self._stderr))
+            raise DeviceError(
+                f"the measuring process did not start: {''.join(self._stderr).strip()[-300:]}"
+            )
+        return event["facts"]
+
+    def work(
+        self,
+        job: Event,
+        payload: Mapping[str, bytes | Path],
+        tell: Callable[[Event], None],
+    ) -> list[Event]:
+        """Hand over a job, send what the agent lacks, collect its results.
+
+        Args:
+            job: As `agent/main.py` describes it.
+            payload: Contents by the names in `job["files"]`.
+            tell: Called with every event, and {"event": "upload", sent, of} while sending.
+
+        Raises:
+            AgentFailed: The job failed there, or the connection broke.
+        """
+        self._write((json.dumps(job) + "\n").encode())
+        results: list[Event] = []
+        while True:
+            event = self._next(_SILENCE_S if job["tool"] == "trtexec" else 600.0)
+            if event is None:
+                raise self._broken()
+            tell(event)
+            kind = event["event"]
+            if kind == "need":
+                self._upload([payload[name] for name in event["names"]], tell)
+            elif kind == "result":
+                results.append(event)
+            elif kind == "failed":
+                raise AgentFailed(
+                    f"on {self.where}: {event['reason']}", hint=_mend(event["reason"])
+                )
+            elif kind == "stopped":
+                raise AgentFailed(f"the measurement on {self.where} was stopped")
+            elif kind == "done":
+                return results
+
+    def cancel(self, patience_s: float = 15.0) -> None:
+        """Stop the work there and wait until it says so."""
+        with suppress(OSError, ValueError):
+            self._write(b"cancel\n")
+            while (event := self._next(patience_s)) is not None:
+                if event["event"] in ("stopped", "done", "failed"):
+                    break
+
+    def close(self) -> None:
+        """End the connection."""
+        with suppress(OSError, ValueError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            with suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+
+    def _upload(self, contents: list[bytes | Path], tell: Callable[[Event], None]) -> None:
+        total = sum(
+            len(item) if isinstance(item, bytes) else item.stat().st_size for item in contents
+        )
+        sent = 0
+        try:
+            for item in contents:
+                with io.BytesIO(item) if isinstance(item, bytes) else item.open("rb") as stream:
+                    while chunk := stream.read(_CHUNK):
+                        self._write(chunk)
+                        sent += len(chunk)
+                        tell({"event": "upload", "sent": sent, "of": total})
+        except OSError as error:
+            raise self._broken() from error
+
+    def _write(self, content: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(content)
+        self.process.stdin.flush()
+
+    def _next(self, patience_s: float) -> Event | None:
+        """The next event; None when the line ended or stayed silent too long."""
+        try:
+            return self._events.get(timeout=patience_s)
+        except queue.Empty:
+            return None
+
+    def _hear(self) -> None:
+        """Our marked lines from standard output; what a login shell prints is passed over."""
+        assert self.process.stdout is not None
+        for raw in self.process.stdout:
+            line = raw.decode("utf-8", "replace")
+            if line.startswith(_MARK):
+                with suppress(ValueError):
+                    self._events.put(json.loads(line[len(_MARK) :]))
+        self._events.put(None)
+
+    def _overhear(self) -> None:
+        assert self.process.stderr is not None
+        for raw in self.process.stderr:
+            self._stderr.append(raw.decode("utf-8", "replace"))
+
+    def _ended(self) -> int:
+        try:
+            return self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            return -1
+
+    def _broken(self) -> AgentFailed:
+        said = [line.strip() for line in self._stderr if line.strip()]
+        return AgentFailed(
+            f"the connection to {self.where} broke" + (f": {said[-1]}" if said else ""),
+            hint="the same command with --resume picks up a finished build",
+        )
+
+
+@contextmanager
+def open_link(host: Host | None, *, config: Path | None = None) -> Iterator[Link]:
+    """An agent on `host`, or on this machine when None; cancelled when the block is interrupted."""
+    if host is None:
+        link = Link([sys.executable, "-u", "-c", PROGRAM], where="this machine", host=None)
+    else:
+        link = Link(ssh_command(host, config), where=str(host), host=host)
+    try:
+        yield link
+    except KeyboardInterrupt:
+        link.cancel()
+        raise
+    finally:
+        link.close()
+
+
+def agent_archive() -> bytes:
+    """The agent's files as a zip archive with the package name `hgkd_agent`."""
+    folder = Path(__file__).parent / "agent"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.glob("*.py")):
+            archive.writestr(f"hgkd_agent/{file.name}", file.read_text(encoding="utf-8"))
+    return buffer.getvalue()
+
+
+def _mend(reason: str) -> str:
+    """A hint for the failures that have a usual mend."""
+    low = reason.lower()
+    if "mb free" in low:
+        return "free some space in the home folder there"
+    if "another session" in low:
+        return "wait for it to end"
+    if "unknown option" in low:
+        return "this trtexec does not know a flag; please report its version"
+    if "out of memory" in low or "cuda error" in low:
+        return "close other programs there, or give a smaller --batch"
+    return "the lines are trtexec's own" if "trtexec" in low else ""

@@ -1,0 +1,197 @@
+"""Raw results of the agent -> measurements of bench.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from hgkd_edge.bench.edge.facts import Board
+from hgkd_edge.bench.edge.job import WARMUP_MS, EdgeCase, EdgeJob
+from hgkd_edge.bench.edge.tegrastats import telemetry_of
+from hgkd_edge.bench.edge.trtexec import Log, Times, parse_log, parse_times, settings_warnings
+from hgkd_edge.bench.environment import tool_version
+from hgkd_edge.bench.local import measurement_of
+from hgkd_edge.bench.method import Trace
+from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.records import Measurement, Session, Telemetry, Warmup
+from hgkd_edge.bench.stats import ratio_of
+
+__all__ = ["session_from"]
+
+
+def session_from(
+    target: str,
+    job: EdgeJob,
+    results: Sequence[dict[str, Any]],
+    *,
+    models: Sequence[ModelFile],
+    options: BenchOptions,
+    facts: dict[str, Any],
+    board: Board,
+) -> Session:
+    """Assemble a session.
+
+    Args:
+        target: Name of the device in bench.json.
+        job: What was asked.
+        results: One per case, in order.
+        models: All models of the call.
+        options: The call's options.
+        facts: Raw facts of the device.
+        board: The same, understood.
+
+    Raises:
+        DeviceError: A result that cannot be read.
+    """
+    pairs = [
+        (_from_trtexec if job.trtexec else _from_onnxruntime)(case, job, result, options, facts)
+        for case, result in zip(job.cases, results, strict=True)
+    ]
+    measurements = [one for one, _rounds in pairs]
+    if len(pairs) > 1:
+        base = pairs[0][1]
+        measurements = [
+            one.model_copy(update={"ratio": ratio_of(rounds, base, name=job.cases[0].name)})
+            for one, rounds in pairs
+        ]
+    environment = board.environment(facts)
+    if job.trtexec:
+        environment["trtexec"] = job.trtexec.name
+    return Session(
+        target=target,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tool_version=tool_version(),
+        settings=options.settings(),
+        environment=environment,
+        models=[model.record() for model in models],
+        measurements=measurements,
+        warnings=board.warnings(),
+    )
+
+
+Rounds = list[np.ndarray]
+
+
+def _from_trtexec(
+    case: EdgeCase,
+    job: EdgeJob,
+    result: dict[str, Any],
+    options: BenchOptions,
+    facts: dict[str, Any],
+) -> tuple[Measurement, Rounds]:
+    assert job.trtexec is not None
+    build, visits = result["build"], result["visits"]
+    logs = [parse_log(visit["log"]) for visit in visits]
+    times = [
+        parse_times(visit["times"], copies=options.copies, warmup_ms=WARMUP_MS) for visit in visits
+    ]
+    rounds = [one.ms for one in times]
+    queries = sum(one.ms.size for one in times)
+    seconds = sum(one.ms.size / one.queries_per_s for one in times)
+    throughput = case.batch * queries / seconds
+    warmup = Warmup(
+        runs=sum(log.warmup_runs or 0 for log in logs),
+        seconds=len(visits) * WARMUP_MS / 1000,
+        stable=_settled(rounds),
+    )
+    built = parse_log(build["log"])
+    one = measurement_of(
+        Trace(first_ms=0.0, warmup=warmup, rounds=rounds),
+        first_is_cold=False,
+        case=case.name,
+        model=case.model.label,
+        runner="trtexec",
+        runner_version=job.trtexec.name,
+        backend="TensorRT",
+        precision=case.precision,
+        batch=case.batch,
+        threads=None,
+        copies=options.copies,
+        inputs=case.inputs,
+        load_ms=_in_ms(logs[0].load_s),
+        build_ms=_in_ms(built.build_s or build["seconds"]),
+        host_memory_mb=max(visit["peak_kb"] for visit in visits) / 1024 or None,
+        engine_mb=build["bytes"] / 2**20,
+        telemetry=_telemetry(
+            [line for visit in visits for line in visit["telemetry"]], result["board"], throughput
+        ),
+        commands=[build["argv"], visits[0]["argv"]],
+        details={"settings": logs[0].settings, "engine_reused": build.get("reused", False)},
+        warnings=_warnings(logs, times, options),
+    )
+    return one.model_copy(update={"throughput_ips": throughput, "measured_s": seconds}), rounds
+
+
+def _from_onnxruntime(
+    case: EdgeCase,
+    job: EdgeJob,
+    result: dict[str, Any],
+    options: BenchOptions,
+    facts: dict[str, Any],
+) -> tuple[Measurement, Rounds]:
+    rounds = [np.array(part) for part in result["rounds"]]
+    trace = Trace(first_ms=result["first_ms"], warmup=Warmup(**result["warmup"]), rounds=rounds)
+    throughput = case.batch * trace.times_ms.size / (trace.times_ms.sum() / 1000)
+    one = measurement_of(
+        trace,
+        case=case.name,
+        model=case.model.label,
+        runner="ort-cpu",
+        runner_version=(facts.get("onnxruntime") or "").strip(),
+        backend="CPUExecutionProvider",
+        precision=case.precision,
+        batch=case.batch,
+        threads=case.threads,
+        copies=options.copies,
+        inputs=case.inputs,
+        load_ms=result["load_ms"],
+        build_ms=None,
+        host_memory_mb=result["memory_mb"],
+        engine_mb=None,
+        telemetry=_telemetry(result["telemetry"], result["board"], throughput),
+    )
+    return one, rounds
+
+
+def _telemetry(lines: list[Any], board: dict[str, Any], throughput: float) -> Telemetry | None:
+    if not board["source"]:
+        return None
+    return telemetry_of(
+        [(stamp, line) for stamp, line in lines],
+        source=board["source"],
+        throughput_ips=throughput,
+        idle=[(stamp, line) for stamp, line in board["idle"]],
+        overcurrent=board["overcurrent"],
+    )
+
+
+def _warnings(logs: Sequence[Log], times: Sequence[Times], options: BenchOptions) -> list[str]:
+    """Effective settings, trtexec's own warnings, and a trace that disagrees with its summary."""
+    notes = [note for log in logs for note in settings_warnings(log, copies=options.copies)]
+    figure = "Latency" if options.copies == "in" else "GPU Compute Time"
+    for log, one in zip(logs, times, strict=True):
+        said = log.medians_ms.get(figure)
+        if said and abs(float(np.median(one.ms)) - said) > 0.05 * said:
+            notes.append(
+                f"the exported times' median, {np.median(one.ms):.3f} ms, is not the {said:.3f} ms "
+                "that trtexec printed"
+            )
+    return list(dict.fromkeys(notes))
+
+
+def _settled(rounds: Rounds) -> bool:
+    """Whether each visit's last fifth is within 5 % of its first: the warm-up was long enough."""
+    for part in rounds:
+        fifth = max(1, part.size // 5)
+        first, last = np.median(part[:fifth]), np.median(part[-fifth:])
+        if abs(last - first) > 0.05 * first:
+            return False
+    return True
+
+
+def _in_ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000

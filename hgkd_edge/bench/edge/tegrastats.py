@@ -1,0 +1,174 @@
+"""Reading tegrastats, of every generation from Nano to Thor, and what it says about a run.
+
+The format is not documented as stable and differs by release (no date on JetPack 4, no units on
+its rails, lists of clocks on Orin, no load on Thor): each part is looked for on its own, and a
+line in which nothing is found is counted as rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hgkd_edge.bench.records import Rail, Telemetry
+
+__all__ = ["Sample", "parse_line", "telemetry_of"]
+
+# Rails that are the whole module or board; without one of them the rails are added up.
+_TOTALS = ("VDD_IN", "POM_5V_IN")
+_MEMORY = ("RAM", "SWAP", "IRAM")
+
+# NAME now/average[/peak], mW; JetPack 4 leaves the unit away.
+_RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?:/\d+(?:mW)?)?(?!\S)")
+_LONE_RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)mW(?!\S)")
+_TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z]\w*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)?(?!\S)")
+_RAM = re.compile(r"(?<!\S)RAM (\d+)/(\d+)MB")
+_GPU = re.compile(r"(?<!\S)GR3D_FREQ (?:(\d+)%)?(?:@(?:\[([\d,]+)\]|(\d+)))?")
+_EMC = re.compile(r"(?<!\S)EMC_FREQ (?:(\d+)%)?(?:@(\d+))?")
+
+# Zones that read a constant, not a temperature.
+_NOT_A_TEMPERATURE = ("PMIC",)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line: rails in mW, temperatures in C, clocks in MHz, load in %, RAM in MB."""
+
+    rails_mw: dict[str, int] = field(default_factory=dict)
+    temperatures_c: dict[str, float] = field(default_factory=dict)
+    gpu_mhz: int | None = None
+    gpu_load: int | None = None
+    emc_mhz: int | None = None
+    ram_mb: int | None = None
+
+    def total_mw(self) -> tuple[str, int] | None:
+        """(which rail or rails, mW) of the whole, or None without any rail."""
+        for name in _TOTALS:
+            if name in self.rails_mw:
+                return name, self.rails_mw[name]
+        if not self.rails_mw:
+            return None
+        return "+".join(sorted(self.rails_mw)), sum(self.rails_mw.values())
+
+
+def parse_line(line: str) -> Sample | None:
+    """One line of tegrastats (or of our INA3221 reader); None when it holds nothing known."""
+    rails = {name: int(now) for name, now, _average in _RAIL.findall(line)}
+    rails |= {name: int(now) for name, now in _LONE_RAIL.findall(line) if name not in rails}
+    for word in _MEMORY:
+        rails.pop(word, None)
+    temperatures = {
+        name: float(value)
+        for name, value in _TEMPERATURE.findall(line)
+        if name not in _NOT_A_TEMPERATURE and float(value) > -100  # -256C: the sensor is off
+    }
+    ram, gpu, emc = _RAM.search(line), _GPU.search(line), _EMC.search(line)
+    gpu_mhz = None
+    if gpu and (gpu[2] or gpu[3]):
+        # Orin and Thor list one clock per GPC; the fastest is the one that works.
+        gpu_mhz = max(int(clock) for clock in (gpu[2] or gpu[3]).split(",") if clock)
+    sample = Sample(
+        rails_mw=rails,
+        temperatures_c=temperatures,
+        gpu_mhz=gpu_mhz,
+        gpu_load=int(gpu[1]) if gpu and gpu[1] else None,
+        emc_mhz=int(emc[2]) if emc and emc[2] else None,
+        ram_mb=int(ram[1]) if ram else None,
+    )
+    return None if sample == Sample() else sample
+
+
+def telemetry_of(
+    lines: Sequence[tuple[float, str]],
+    *,
+    source: str,
+    throughput_ips: float,
+    idle: Sequence[tuple[float, str]] = (),
+    overcurrent: dict[str, int] | None = None,
+    interval_ms: float = 100.0,
+) -> Telemetry | None:
+    """What the board did while the measured runs went on.
+
+    Args:
+        lines: (seconds, line) within the measured part only.
+        source: "tegrastats" or "ina3221".
+        throughput_ips: Images per second over the same part, for the energy per image.
+        idle: Lines from just before, with nothing running.
+        overcurrent: Over-current throttling events during the run, by counter.
+        interval_ms: Asked sampling interval.
+
+    Returns:
+        None when there is no usable line at all.
+    """
+    parsed = [parse_line(line) for _time, line in lines]
+    samples = [sample for sample in parsed if sample is not None]
+    if not samples:
+        return None
+    totals = [total for sample in samples if (total := sample.total_mw())]
+    mean_w = _mean([mw / 1000 for _name, mw in totals])
+    reasons = _throttling(samples, overcurrent or {})
+    return Telemetry(
+        source="tegrastats" if source == "tegrastats" else "ina3221",
+        samples=len(samples),
+        rejected_lines=len(parsed) - len(samples),
+        interval_ms=interval_ms,
+        rails=_rails(samples),
+        total_rail=totals[0][0] if totals else None,
+        total_mean_w=mean_w,
+        total_peak_w=max((mw / 1000 for _name, mw in totals), default=None),
+        idle_w=_idle_w(idle),
+        energy_per_image_mj=mean_w / throughput_ips * 1000 if mean_w else None,
+        gpu_mhz=_range([one.gpu_mhz for one in samples]),
+        emc_mhz=_range([one.emc_mhz for one in samples]),
+        gpu_load_percent=_mean([one.gpu_load for one in samples]),
+        temperature_max_c=_hottest(samples),
+        ram_peak_mb=max((one.ram_mb for one in samples if one.ram_mb is not None), default=None),
+        throttled=bool(reasons),
+        throttle_reasons=reasons,
+    )
+
+
+def _rails(samples: Sequence[Sample]) -> dict[str, Rail]:
+    names = dict.fromkeys(name for sample in samples for name in sample.rails_mw)
+    seen = {}
+    for name in names:
+        watts = [one.rails_mw[name] / 1000 for one in samples if name in one.rails_mw]
+        seen[name] = Rail(mean_w=sum(watts) / len(watts), peak_w=max(watts))
+    return seen
+
+
+def _throttling(samples: Sequence[Sample], overcurrent: dict[str, int]) -> list[str]:
+    """Signs that the clocks were held down while work was waiting."""
+    reasons = [
+        f"{count} over-current events ({name})" for name, count in overcurrent.items() if count > 0
+    ]
+    busy = [one.gpu_mhz for one in samples if one.gpu_mhz and (one.gpu_load or 100) >= 80]
+    if busy and min(busy) < 0.9 * max(busy):
+        reasons.append(f"GPU clock fell from {max(busy)} to {min(busy)} MHz under load")
+    return reasons
+
+
+def _idle_w(idle: Sequence[tuple[float, str]]) -> float | None:
+    samples = [sample for _time, line in idle if (sample := parse_line(line))]
+    return _mean([total[1] / 1000 for sample in samples if (total := sample.total_mw())])
+
+
+def _hottest(samples: Sequence[Sample]) -> dict[str, float]:
+    hottest: dict[str, float] = {}
+    for sample in samples:
+        for name, value in sample.temperatures_c.items():
+            hottest[name] = max(value, hottest.get(name, value))
+    return hottest
+
+
+def _range(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"min": min(known), "mean": sum(known) / len(known), "max": max(known)}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,282 @@
+"""trtexec: which flags which version takes, what its log says, what its exported times hold.
+
+Flags follow NVIDIA/TensorRT `samples/common/sampleOptions.cpp`; the exported trace follows
+`sampleReporting.cpp` (`exportJSONTrace`). What changed between versions:
+
+    8.x - 10.x   copies inside the time, no CUDA graph, no spin-wait; --fp16, --int8
+    10.x on      --stronglyTyped takes the precision from the ONNX
+    11.x         copies outside, CUDA graph and spin-wait on; precision only from the ONNX
+
+So every flag that matters is set, and the settings that trtexec prints are read back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hgkd_edge.errors import DeviceError
+
+__all__ = [
+    "Trtexec",
+    "build_arguments",
+    "inputs_argument",
+    "measure_arguments",
+    "parse_log",
+    "parse_times",
+    "settings_warnings",
+]
+
+_BANNER = re.compile(r"\[TensorRT v(\d+)(?:\.(\d+)\.(\d+))?\]")
+_SUMMARY = re.compile(r"\] (Latency|GPU Compute Time): .*?median = ([\d.e+-]+) ms")
+_SETTING = re.compile(r"\] (Data transfers|Spin-wait|CUDA Graph): (\w+)")
+_BUILT = re.compile(r"Engine built in ([\d.]+) sec")
+_LOADED = re.compile(r"Engine deserialized in ([\d.]+) sec")
+_WARMED = re.compile(r"Warmup completed (\d+) queries over ([\d.]+) ms")
+
+
+@dataclass(frozen=True)
+class Trtexec:
+    """A trtexec on some device: version and the flags its help names."""
+
+    version: tuple[int, int, int]
+    flags: frozenset[str]
+
+    @classmethod
+    def from_help(cls, text: str) -> Trtexec:
+        """Read the banner and the flags of `trtexec --help`.
+
+        The banner packs the version: `v8602` is 8.6.2, `v100300` is 10.3.0, `v8.6.1` is itself.
+
+        Raises:
+            DeviceError: There is no banner: this is not NVIDIA's trtexec, or it cannot start.
+        """
+        match = _BANNER.search(text)
+        if match is None:
+            tail = (text.strip().splitlines() or ["no output"])[-1][:160]
+            raise DeviceError(
+                f"trtexec there does not tell its version: {tail}",
+                hint="run trtexec --help on the device; its libraries may be missing",
+            )
+        if match[2] is not None:
+            version = (int(match[1]), int(match[2]), int(match[3]))
+        else:
+            packed = int(match[1])
+            # Four digits hold major * 1000 + minor * 100 + patch, six major * 10000 + ...
+            version = (
+                (packed // 1000, packed // 100 % 10, packed % 100)
+                if packed < 10000
+                else (packed // 10000, packed // 100 % 100, packed % 100)
+            )
+        return cls(version, frozenset(re.findall(r"--\w+", text)))
+
+    @property
+    def name(self) -> str:
+        """`10.3.0`."""
+        return ".".join(map(str, self.version))
+
+    def has(self, flag: str) -> bool:
+        """Whether its help names this flag."""
+        return flag in self.flags
+
+    def supported(self, *flags: str) -> list[str]:
+        """Those of the flags (`--x` or `--x=value`) that its help names."""
+        return [flag for flag in flags if self.has(flag.split("=")[0])]
+
+
+def build_arguments(
+    tool: Trtexec,
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    dynamic: bool,
+    model_precision: str,
+    precision: str,
+) -> list[str]:
+    """Arguments that build an engine; `{onnx}`, `{engine}`, `{cache}` are filled in by the agent.
+
+    Args:
+        tool: Version and flags.
+        shapes: Input name -> shape to build for; min = opt = max.
+        dynamic: Whether the graph has free axes; a fixed graph takes no shapes.
+        model_precision: What the ONNX holds: fp32, fp16 or int8 (Q/DQ).
+        precision: What is wanted; differs from the model's only as fp16 from fp32.
+
+    Raises:
+        DeviceError: The precision cannot be had from this ONNX with this version.
+    """
+    arguments = ["--onnx={onnx}", "--saveEngine={engine}"]
+    if dynamic:
+        text = shapes_text(shapes)
+        arguments += [f"--minShapes={text}", f"--optShapes={text}", f"--maxShapes={text}"]
+    arguments += _precision_flags(tool, model_precision, precision)
+    arguments += tool.supported("--timingCacheFile={cache}")
+    # 8.5 called it --buildOnly, 8.6 renamed it; older ones measure a moment, which harms nothing.
+    return arguments + (tool.supported("--skipInference") or tool.supported("--buildOnly"))
+
+
+def measure_arguments(
+    tool: Trtexec,
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    dynamic: bool,
+    copies: str,
+    warmup_ms: int,
+    duration_s: float,
+    count: int | None,
+) -> list[str]:
+    """Arguments that measure a built engine, with every default that differs by version set.
+
+    Args:
+        tool: Version and flags.
+        shapes: Input name -> shape.
+        dynamic: Whether the engine has a free axis.
+        copies: "in" (H2D + compute + D2H) or "out" (compute).
+        warmup_ms: Warm-up in ms.
+        duration_s: Measured seconds; trtexec takes whole ones.
+        count: Runs instead of a duration.
+    """
+    arguments = ["--loadEngine={engine}", f"--warmUp={warmup_ms}", "--exportTimes={times}"]
+    arguments += (
+        ["--duration=0", f"--iterations={count}"]
+        if count
+        else [f"--duration={max(1, round(duration_s))}", "--iterations=10"]
+    )
+    if dynamic:
+        arguments.append(f"--shapes={shapes_text(shapes)}")
+    if tool.version >= (11,):
+        # CUDA graph and spin-wait are on by default; copies are not.
+        return arguments + (["--includeDataTransfers"] if copies == "in" else [])
+    return [
+        *arguments,
+        "--useCudaGraph",
+        "--useSpinWait",
+        *(["--noDataTransfers"] if copies == "out" else []),
+    ]
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """`name:1x3x224x224,...` as trtexec reads it.
+
+    Raises:
+        DeviceError: A name holds one of the separators; trtexec would read another name.
+    """
+    _check_names(shapes)
+    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+
+
+def inputs_argument(files: dict[str, str]) -> list[str]:
+    """`--loadInputs=name:file,...` for inputs with values of their own; nothing without any."""
+    _check_names(files)
+    pairs = ",".join(f"{name}:{file}" for name, file in files.items())
+    return [f"--loadInputs={pairs}"] if pairs else []
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if re.search(r"[:,'\"\s{}]", name):
+            raise DeviceError(
+                f"trtexec cannot be told of an input called '{name}'",
+                hint="export the model with a plain input name",
+            )
+
+
+def _precision_flags(tool: Trtexec, model_precision: str, precision: str) -> list[str]:
+    if precision == "int8" and model_precision != "int8":
+        raise DeviceError(
+            "int8 needs a quantised ONNX: without calibration images trtexec would invent ranges",
+            hint="hgkd-edge export --onnx --precision int8",
+        )
+    if tool.version >= (11,):
+        if precision != model_precision:
+            raise DeviceError(
+                f"TensorRT {tool.name} takes the precision from the ONNX, which is "
+                f"{model_precision}, not {precision}",
+                hint=f"hgkd-edge export --onnx --precision {precision}",
+            )
+        return []
+    if precision == model_precision != "fp32" and tool.version >= (10,):
+        return tool.supported("--stronglyTyped")
+    return {"fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}.get(precision, [])
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a trtexec log says: medians in ms by figure, effective settings, costs."""
+
+    medians_ms: dict[str, float]
+    settings: dict[str, str]
+    build_s: float | None
+    load_s: float | None
+    warmup_runs: int | None
+    warnings: list[str]
+
+
+def parse_log(lines: Sequence[str]) -> Log:
+    """Read a log; whatever is missing stays None."""
+    text = "\n".join(lines)
+    built, loaded, warmed = _BUILT.search(text), _LOADED.search(text), _WARMED.search(text)
+    return Log(
+        medians_ms={name: float(value) for name, value in _SUMMARY.findall(text)},
+        settings=dict(_SETTING.findall(text)),
+        build_s=float(built[1]) if built else None,
+        load_s=float(loaded[1]) if loaded else None,
+        warmup_runs=int(warmed[1]) if warmed else None,
+        warnings=[line.split("[W] ", 1)[1].strip() for line in lines if "[W] * " in line],
+    )
+
+
+@dataclass(frozen=True)
+class Times:
+    """The exported trace: `ms` f64[n], and queries per second over the whole of it."""
+
+    ms: np.ndarray
+    queries_per_s: float
+
+
+def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
+    """Read `--exportTimes`.
+
+    TensorRT before 8.6 exports its warm-up runs too; as trtexec does itself, runs whose
+    computation started before the end of the warm-up are left out.
+
+    Args:
+        text: The JSON file's content.
+        copies: "in" takes `latencyMs` (H2D + compute + D2H), "out" takes `computeMs`.
+        warmup_ms: As given to trtexec.
+
+    Raises:
+        DeviceError: No file, not JSON (a truncated log), or no run after the warm-up.
+    """
+    try:
+        trace: list[dict[str, Any]] = json.loads(text or "")
+        runs = [run for run in trace if run["startComputeMs"] >= warmup_ms] or trace
+        key = "latencyMs" if copies == "in" else "computeMs"
+        ms = np.array([float(run[key]) for run in runs])
+        span_ms = max(run["endD2hMs"] for run in runs) - min(run["startH2dMs"] for run in runs)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DeviceError(
+            f"trtexec's exported times cannot be read ({type(error).__name__}: {error})",
+            hint="the file may be cut off: is there space left on the device?",
+        ) from error
+    if ms.size == 0 or not np.isfinite(ms).all() or (ms <= 0).any() or span_ms <= 0:
+        raise DeviceError("trtexec exported no usable times", hint="give a longer --duration")
+    return Times(ms=ms, queries_per_s=ms.size / span_ms * 1000)
+
+
+def settings_warnings(log: Log, *, copies: str) -> list[str]:
+    """Where the settings trtexec printed are not the ones that were meant."""
+    meant = {
+        "Data transfers": "Enabled" if copies == "in" else "Disabled",
+        "Spin-wait": "Enabled",
+        "CUDA Graph": "Enabled",
+    }
+    return [
+        f"trtexec ran with {name} {log.settings[name]}, not {wanted}"
+        for name, wanted in meant.items()
+        if name in log.settings and log.settings[name] != wanted
+    ] + log.warnings

@@ -1,0 +1,234 @@
+"""Roofline estimates for devices not at hand. Arithmetic from a table, never a measurement.
+
+Each layer takes the longer of its computing time (operations / peak) and its memory time (bytes /
+bandwidth) (Williams, Waterman and Patterson, "Roofline", 2009). Pointwise layers and
+normalisations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
+`LAYER_US` are set once for all devices; `docs/bench.md` states the error against published MLPerf
+latencies of ResNet-50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hgkd_edge.bench.devices import Device
+from hgkd_edge.bench.inputs import make_inputs
+from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.records import Estimate
+from hgkd_edge.errors import RunError
+
+__all__ = ["Layer", "estimate_models", "estimate_one", "layers_of"]
+
+# Shares of peak (with and without tensor cores) and of bandwidth that a well-built engine reaches,
+# and the fixed cost per kernel.
+EFFICIENCY = {"compute": 0.30, "compute_no_tensor_cores": 0.65, "bandwidth": 0.70}
+LAYER_US = 3.5
+
+_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Fused into what comes before: no traffic of their own. Views move nothing either.
+# fmt: off
+_FREE = frozenset({
+    "Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Tanh", "Sqrt",
+    "Add", "Mul", "Sub", "Div", "Pow", "BatchNormalization", "Identity", "Dropout", "Cast",
+    "QuantizeLinear", "DequantizeLinear", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Shape",
+    "Constant", "ConstantOfShape", "Gather", "Concat", "Slice", "Expand", "Range",
+})
+# fmt: on
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that costs time: operations (2 per multiply-add) and elements moved."""
+
+    name: str
+    operations: float
+    weights: int
+    activations: int
+
+
+def estimate_models(
+    models: Sequence[ModelFile],
+    devices: Sequence[Device],
+    *,
+    precisions: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+) -> list[Estimate]:
+    """Estimates of every model on every device, at each precision and batch size.
+
+    Args:
+        models: ONNX files.
+        devices: From the table.
+        precisions: Which to assume; empty takes the file's own.
+        batches: Batch sizes.
+    """
+    found = []
+    for model in models:
+        for batch in batches:
+            layers = layers_of(model, batch=batch)
+            for device in devices:
+                for precision in precisions or (model.precision,):
+                    found.append(
+                        estimate_one(model.label, layers, device, precision=precision, batch=batch)
+                    )
+    return found
+
+
+def estimate_one(
+    label: str, layers: Sequence[Layer], device: Device, *, precision: str, batch: int
+) -> Estimate:
+    """One estimate, at the device's highest standard clocks (not "super").
+
+    A device without INT8 units computes INT8 at its FP16 rate; FP32 runs at half of FP16 (TF32 on
+    Orin and Thor, plain FP32 before).
+    """
+    size = _BYTES[precision]
+    share = _share_of_peak(device)
+    peak = _peak_tflops(device, precision) * 1e12 * share
+    bandwidth = device.bandwidth_gbs * 1e9 * EFFICIENCY["bandwidth"]
+    seconds = compute_seconds = traffic = 0.0
+    for layer in layers:
+        moved = (layer.weights + layer.activations) * size
+        computing, moving = layer.operations / peak, moved / bandwidth
+        seconds += max(computing, moving) + LAYER_US * 1e-6
+        compute_seconds += computing if computing >= moving else 0.0
+        traffic += moved
+    unconfirmed: list[str] = [
+        key
+        for key in ("gpu_mhz", "bandwidth_gbs", "fp16_tflops", "int8_tops")
+        if key in device.unconfirmed
+    ]
+    return Estimate(
+        model=label,
+        device=device.id,
+        mode="MAXN, standard clocks",
+        precision=precision,
+        batch=batch,
+        estimated_ms=seconds * 1000,
+        estimated_throughput_ips=batch / seconds,
+        compute_bound_percent=100 * compute_seconds / seconds,
+        gflops=sum(layer.operations for layer in layers) / 1e9,
+        traffic_mb=traffic / 2**20,
+        assumptions={
+            "peak_tflops": _peak_tflops(device, precision),
+            "bandwidth_gbs": device.bandwidth_gbs,
+            "share_of_peak": share,
+            "share_of_bandwidth": EFFICIENCY["bandwidth"],
+            "us_per_layer": LAYER_US,
+            "layers": len(layers),
+            "fused": "pointwise layers cost nothing of their own",
+            "copies": "not included",
+        },
+        unconfirmed=unconfirmed,
+    )
+
+
+def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
+    """The layers that cost time, from the ONNX graph with shapes inferred at this batch size.
+
+    Raises:
+        RunError: Shapes cannot be inferred.
+    """
+    import onnx
+
+    graph_model = onnx.load(str(model.path))
+    feeds, _records = make_inputs(model, batch=batch)
+    for value in graph_model.graph.input:
+        if value.name in feeds:
+            for axis, size in zip(
+                value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True
+            ):
+                axis.dim_value = size
+    # Sizes stored under a symbolic batch would win over the inferred ones.
+    del graph_model.graph.value_info[:]
+    for value in graph_model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(graph_model, data_prop=True)
+    except Exception as error:  # onnx raises bare C++ exceptions
+        raise RunError(
+            f"'{model.path}': shapes cannot be inferred ({str(error).splitlines()[0]})",
+            hint="export the model again: hgkd-edge export --onnx",
+        ) from error
+    shapes = _shapes(inferred.graph)
+    weights = {tensor.name for tensor in inferred.graph.initializer}
+    origin = _through_quantisers(inferred.graph)
+    found = []
+    for node in inferred.graph.node:
+        if node.op_type in _FREE:
+            continue
+        layer = _layer(node, shapes, weights, origin)
+        if layer is not None:
+            found.append(layer)
+    if not found:
+        raise RunError(f"'{model.path}' holds no layer that costs time", hint="is it the model?")
+    return found
+
+
+def _layer(
+    node: Any, shapes: dict[str, list[int]], weights: set[str], origin: dict[str, str]
+) -> Layer | None:
+    output = shapes.get(node.output[0])
+    inputs = [name for name in node.input if name]
+    if output is None or any(origin.get(name, name) not in shapes for name in inputs[:2]):
+        return None
+    sizes = {
+        name: _count(shapes[origin.get(name, name)])
+        for name in inputs
+        if origin.get(name, name) in shapes
+    }
+    held = sum(size for name, size in sizes.items() if origin.get(name, name) in weights)
+    moved = sum(sizes.values()) - held + _count(output)
+    operations = 0.0
+    if node.op_type in _HEAVY:
+        kernel = shapes[origin.get(inputs[1], inputs[1])]
+        if node.op_type == "Conv":
+            operations = 2.0 * _count(output) * _count(kernel[1:])
+        elif node.op_type == "ConvTranspose":
+            operations = 2.0 * sizes[inputs[0]] * _count(kernel[1:])
+        else:
+            inner = shapes[origin.get(inputs[0], inputs[0])][-1]
+            transposed = any(one.name == "transA" and one.i for one in node.attribute)
+            operations = 2.0 * _count(output) * (shapes[inputs[0]][0] if transposed else inner)
+    return Layer(node.name or node.output[0], operations, held, moved)
+
+
+def _shapes(graph: Any) -> dict[str, list[int]]:
+    """Every tensor whose shape is known."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape"):
+            sizes = [axis.dim_value for axis in kind.shape.dim]
+            if all(size > 0 for size in sizes):
+                shapes.setdefault(value.name, sizes)
+    return shapes
+
+
+def _through_quantisers(graph: Any) -> dict[str, str]:
+    """Tensor -> the tensor it is a (de)quantised copy of, so that weights are seen as weights."""
+    origin: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast"):
+            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
+    return origin
+
+
+def _peak_tflops(device: Device, precision: str) -> float:
+    if precision == "int8":
+        return device.int8_tops or device.fp16_tflops
+    return device.fp16_tflops if precision == "fp16" else device.fp16_tflops / 2
+
+
+def _share_of_peak(device: Device) -> float:
+    """Ordinary cores come nearer to their (lower) peak than tensor cores, which starve."""
+    tensor_cores = float(device.compute_capability) >= 7
+    return EFFICIENCY["compute" if tensor_cores else "compute_no_tensor_cores"]
+
+
+def _count(shape: Sequence[int]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) if len(shape) else 1

@@ -1,0 +1,35 @@
+"""One moving line on standard error while something is measured; silent when nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+__all__ = ["live_progress"]
+
+
+@contextmanager
+def live_progress() -> Iterator[Callable[[str, float], None]]:
+    """A function for `run_bench(progress=...)`; on a pipe it prints each new step once."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said: list[str] = []
+
+        def tell_plainly(what: str, _part: float) -> None:
+            if what not in said[-1:]:
+                said.append(what)
+                console.print(what, markup=False, highlight=False)
+
+        yield tell_plainly
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+
+        def tell(what: str, part: float) -> None:
+            progress.update(task, description=what, completed=part)
+
+        yield tell

@@ -1,0 +1,197 @@
+"""A real sshd on loopback with keys of its own, and boards that stand-in tools make believable."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hgkd_edge.bench.edge.ssh import Host
+
+STANDINS = Path(__file__).parent / "standins"
+SSHD = shutil.which("sshd") or next(
+    (path for path in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if os.access(path, os.X_OK)), None
+)
+
+
+@dataclass
+class Board:
+    """A sshd and what a login there finds."""
+
+    port: int
+    folder: Path
+    config: Path
+    process: subprocess.Popen
+    standin: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"{getpass.getuser()}@127.0.0.1:{self.port}"
+
+    @property
+    def host(self) -> Host:
+        return Host.parse(self.address)
+
+    @property
+    def jobs(self) -> Path:
+        """Scratch folders of jobs on the board."""
+        return self.folder / "cache" / "hgkd-edge" / "jobs"
+
+    def calls(self) -> list[str]:
+        """Command lines that trtexec's stand-in got, as JSON lists."""
+        log = self.folder / "state" / "calls.jsonl"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def builds(self) -> int:
+        return sum("--onnx=" in call for call in self.calls())
+
+    def leftovers(self) -> list[str]:
+        """Scratch folders, agents' own folders and processes that should be gone."""
+        found = [path.name for path in self.jobs.glob("*")] if self.jobs.exists() else []
+        found += [path.name for path in (self.folder / "tmp").glob("hgkd-edge-*")]
+        return found + [line for line in processes() if str(self.folder) in line]
+
+
+def processes() -> list[str]:
+    """Command lines of processes whose environment or arguments name a test board."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            environment = (entry / "environ").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "STANDIN_STATE" in environment and "sshd" not in command:
+            found.append(f"{command} {environment}")
+    return found
+
+
+def wait_until(check: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for something that happens elsewhere."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key pairs: `host`, `user` and a `stranger` nobody authorised."""
+    if SSHD is None or shutil.which("ssh-keygen") is None:
+        missing = "openssh-server is not installed (sshd is needed for the SSH tests)"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("host", "user", "stranger"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True
+        )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
+    """Start boards: `start_board("orin", tools=("trtexec", ...), jetson=True, STANDIN_X="...")`."""
+    running: list[Board] = []
+
+    def start(
+        name: str = "orin",
+        *,
+        tools: tuple[str, ...] = ("trtexec", "tegrastats", "nvpmodel", "jetson_clocks"),
+        jetson: bool = True,
+        python: bool = True,
+        greeting: str = "",
+        **environment: str,
+    ) -> Board:
+        folder = tmp_path / name
+        for part in ("bin", "state", "cache", "tmp", "root"):
+            (folder / part).mkdir(parents=True)
+        for tool in tools:
+            (folder / "bin" / tool).symlink_to(STANDINS / tool)
+        (folder / "bin" / "python3").write_text(
+            f'#!/bin/sh\nexec {sys.executable} "$@"\n' if python else "#!/bin/sh\nexit 127\n"
+        )
+        (folder / "bin" / "python3").chmod(0o755)
+        if jetson:
+            make_jetson_root(folder / "root")
+        variables = {
+            "PATH": f"{folder}/bin:/usr/bin:/bin",
+            "STANDIN_STATE": str(folder / "state"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "TMPDIR": str(folder / "tmp"),
+            "HGKD_EDGE_SYSROOT": str(folder / "root") if jetson else "/",
+            **environment,
+        }
+        board = run_sshd(keys, folder, variables, greeting)
+        running.append(board)
+        return board
+
+    yield start
+    for board in running:
+        board.process.terminate()
+        board.process.wait(5)
+
+
+def make_jetson_root(root: Path) -> None:
+    """The files by which an Orin Nano 8GB on JetPack 6.2 is recognised."""
+    (root / "etc").mkdir()
+    (root / "etc/nv_tegra_release").write_text(
+        "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "
+        "DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+    )
+    tree = root / "sys/firmware/devicetree/base"
+    tree.mkdir(parents=True)
+    (tree / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    (tree / "compatible").write_bytes(
+        b"nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0"
+    )
+
+
+def run_sshd(keys: Path, folder: Path, variables: dict[str, str], greeting: str) -> Board:
+    """A sshd that lets only the `user` key in, and a client configuration that knows it.
+
+    The command is run by sh under the board's own PATH: the start-up files of whoever runs the
+    tests may change it. `greeting` is printed first, as many start-up files do.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = folder / "sshd_config"
+    server.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\n"
+        f"AuthorizedKeysFile {keys}/user.pub\nPidFile none\nUsePAM no\nStrictModes no\n"
+        "PasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        f"ForceCommand echo '{greeting}'; exec env PATH={variables['PATH']} "
+        '/bin/sh -c "$SSH_ORIGINAL_COMMAND"\n'
+        "SetEnv " + " ".join(f'"{key}={value}"' for key, value in variables.items()) + "\n"
+    )
+    known = folder / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{port} {(keys / 'host.pub').read_text()}")
+    client = folder / "ssh_config"
+    client.write_text(
+        f"IdentityFile {keys}/user\nIdentitiesOnly yes\nUserKnownHostsFile {known}\n"
+        "GlobalKnownHostsFile /dev/null\n"
+    )
+    assert SSHD is not None
+    log = (folder / "sshd.log").open("wb")
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(server)], stderr=log)
+    wait_until(lambda: _listens(port) or process.poll() is not None)
+    assert process.poll() is None, (folder / "sshd.log").read_text()
+    return Board(port, folder, client, process)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
