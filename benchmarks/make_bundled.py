@@ -2,8 +2,8 @@
 
     python -m benchmarks.make_bundled CLOTHING10_DIR
 
-CLOTHING10_DIR holds {train,test}/<class>/*.jpg. Keeps every test photo and a class-balanced-in-share
-sample of the training photos, 2,000 in all, as 96x96 centre crops in WebP.
+CLOTHING10_DIR holds {train,test}/<class>/*.jpg. Keeps every test photo and a sample of the training
+photos in which every class keeps its share, 2,000 in all, as 96x96 centre crops in WebP.
 """
 
 from __future__ import annotations

@@ -204,21 +204,6 @@ def recipes_validate(
     _show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
 
 
-@recipes_app.command("students")
-def recipes_students(
-    pattern: Annotated[str, typer.Argument(help="Names to list, such as 'resnet*'.")] = "*",
-    as_json: AsJson = False,
-) -> None:
-    """List the convolutional timm models that can be students.
-
-    Example: hgkd-edge recipes students 'mobilenet*'
-    """
-    from hgkd_edge.models.backbone import student_names
-
-    names = student_names(pattern)
-    _show(names, as_json, lambda: names)
-
-
 def main() -> NoReturn:
     """Entry point: the one place where an error becomes one line and an exit code."""
     debug = "--debug" in sys.argv

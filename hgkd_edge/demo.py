@@ -50,15 +50,15 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
     return result
 
 
-@torch.inference_mode()
 def sparse_to_dense_error(run: RunDir) -> float:
     """Largest difference, in any map, of the sparse encoder with all visible and the dense one."""
     dense, spec = load_features(run.backbone_file)
     images = torch.from_numpy(verification_images(run, spec))
-    wanted = dense(images)
     encoder = sparsify(dense, backend="tiles")
     grid = [side // encoder.patch for side in spec.size]
-    maps = encoder(images, torch.ones(len(images), *grid, dtype=torch.bool))
+    with torch.inference_mode():
+        wanted = dense(images)
+        maps = encoder(images, torch.ones(len(images), *grid, dtype=torch.bool))
     return max((a - b).abs().max().item() for a, b in zip(wanted, maps, strict=True))
 
 

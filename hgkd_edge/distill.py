@@ -40,7 +40,7 @@ from hgkd_edge.models.vit import patches_of
 from hgkd_edge.pretrain import pretrain_teacher
 from hgkd_edge.recipe import LossConfig, Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.sparse import densify
+from hgkd_edge.sparse import SparseEncoder, densify, sparsify
 
 __all__ = ["Distillation", "Parts", "build", "distill", "recalibrate_batchnorm"]
 
@@ -49,7 +49,7 @@ __all__ = ["Distillation", "Parts", "build", "distill", "recalibrate_batchnorm"]
 class Parts:
     """What a recipe is made into: the two networks and the grids on which they meet."""
 
-    features: nn.Module
+    encoder: SparseEncoder
     spec: BackboneSpec
     vit: nn.Module
     teacher_size: tuple[int, int]
@@ -145,8 +145,7 @@ def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor
     """Masks for `count` images on the grid of the student's deepest stride, bool [B, h, w]."""
     grid = parts.mask_grid
     visible = random_masks(draws.uniform(count, grid[0] * grid[1]), grid, ratio)
-    deepest = [side // max(parts.features.feature_info.reduction()) for side in parts.spec.size]  # type: ignore[union-attr,operator]
-    return upsample_mask(visible, deepest)
+    return upsample_mask(visible, [side // parts.encoder.patch for side in parts.spec.size])
 
 
 def build(recipe: Recipe, *, download: bool = True) -> Parts:
@@ -159,6 +158,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     Raises:
         RecipeError: The student is not convolutional, the mask patch does not divide the image,
             nothing stays visible, or the teacher's grid cannot be matched.
+        ConversionError: A module of the student cannot run on visible patches only.
     """
     student, data = recipe.student, recipe.data
     torch.manual_seed(recipe.seed)
@@ -191,6 +191,8 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     features = create_features(
         student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
     )
+    backend = "tiles" if student.backend == "auto" else student.backend
+    encoder = sparsify(features, backend=backend)
     config = getattr(every, "pretrained_cfg", {})
     spec = BackboneSpec(
         name=student.name,
@@ -200,7 +202,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         std=tuple(config.get("std", (0.229, 0.224, 0.225))),
         args=student.args,
     )
-    return Parts(features, spec, vit, teacher_size, grid, mask_patch, tokens)
+    return Parts(encoder, spec, vit, teacher_size, grid, mask_patch, tokens)
 
 
 def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
@@ -225,10 +227,9 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
     student = Student(
-        parts.features,
+        parts.encoder,
         teacher_width=teacher.width,
         decoder_width=recipe.student.decoder_width,
-        backend="tiles" if recipe.student.backend == "auto" else recipe.student.backend,
         pixels=recipe.loss.pixel_weight > 0,
     )
     model = Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
@@ -355,7 +356,10 @@ def _load_teacher(
             console.print(
                 f"[yellow]warning:[/] {licence} forbids commercial use of the teacher's weights"
             )
-    return Teacher(vit, layers=config.layers, size=parts.teacher_size), origin
+    teacher = Teacher(vit, layers=config.layers, size=parts.teacher_size)
+    if recipe.train.compile:  # the sparse student gathers by the mask: nothing to compile there
+        teacher.compile()
+    return teacher, origin
 
 
 def _report_photos(splits: dict[str, ImageSource]) -> None:

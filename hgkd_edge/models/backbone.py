@@ -113,13 +113,16 @@ def create_features(
         RecipeError: The model is unknown or not a convolutional pyramid.
     """
     args = args or {}
-    model = _features_model(name, args)
+    model = create_timm_model("student.name", name, features_only=True, **args)
+    _require_pyramid(model, name)
     _set_stem_stride(model, name, stem_stride)
     info: Any = model.feature_info
     reductions = info.reduction()
     wanted = [i for i, r in zip(info.out_indices, reductions, strict=True) if r >= min_stride]
     if len(wanted) < len(reductions):
-        model = _features_model(name, {**args, "out_indices": wanted})
+        model = create_timm_model(
+            "student.name", name, features_only=True, **{**args, "out_indices": wanted}
+        )
         _set_stem_stride(model, name, stem_stride)
     return model
 
@@ -170,17 +173,16 @@ def load_embedding_net(path: Path) -> EmbeddingNet:
     return EmbeddingNet(*load_features(path)).eval()
 
 
-def _features_model(name: str, args: dict[str, Any]) -> nn.Module:
-    model = create_timm_model("student.name", name, features_only=True, **args)
-    info = getattr(model, "feature_info", None)
-    reductions = info.reduction() if info is not None else []
-    if len(set(reductions)) < 2:
+def _require_pyramid(model: nn.Module, name: str) -> None:
+    """Refuse Transformers early and by name; what else cannot be sparse, `sparsify` refuses."""
+    info: Any = getattr(model, "feature_info", None)
+    if info is None or len(set(info.reduction())) < 2:
         raise RecipeError(
             f"student.name = '{name}': is not convolutional (its feature maps are all of one "
             "stride)",
-            hint="timm models that work: hgkd-edge recipes students",
+            hint="use a convolutional timm model, such as resnet18, mobilenetv3_large_100 or "
+            "convnext_tiny",
         )
-    return model
 
 
 def _set_stem_stride(model: nn.Module, name: str, stem_stride: int) -> None:

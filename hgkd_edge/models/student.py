@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from hgkd_edge.models.decoder import Decoder
-from hgkd_edge.sparse import sparsify
+from hgkd_edge.sparse import SparseEncoder
 
 __all__ = ["Student", "token_stride"]
 
@@ -16,24 +16,22 @@ class Student(nn.Module):
     """Mask -> sparse encoder -> decoder -> one predicted vector per teacher token.
 
     Args:
-        features: timm feature extractor whose finest map lies on the teacher's token grid.
+        encoder: Sparse encoder whose finest map lies on the teacher's token grid.
         teacher_width: Channels D of the teacher's tokens.
         decoder_width: Channels of the decoder.
-        backend: Sparse backend: tiles, masked or spconv.
         pixels: Also predict each token's pixels.
     """
 
     def __init__(
         self,
-        features: nn.Module,
+        encoder: SparseEncoder,
         *,
         teacher_width: int,
         decoder_width: int,
-        backend: str = "tiles",
         pixels: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = sparsify(features, backend=backend)
+        self.encoder = encoder
         self.decoder = Decoder(self.encoder.channels, width=decoder_width)
         self.head = nn.Conv2d(decoder_width, teacher_width, kernel_size=1)
         side = self.encoder.reductions[0]

@@ -93,7 +93,7 @@ class Teacher(nn.Module):
         """
         keep = visible.nonzero()[:, 1].view(len(images), -1)  # [B, N_visible]
         tokens = encode_visible(self.vit, self._prepare(images), keep)  # type: ignore[arg-type]
-        tokens = tokens[:, self.vit.num_prefix_tokens :].float()  # type: ignore[misc]
+        tokens = tokens[:, self.vit.num_prefix_tokens :].float()
         targets = tokens.new_zeros(len(images), visible.shape[1], self.width)
         index = keep[..., None].expand(-1, -1, self.width)
         return targets.scatter(1, index, F.layer_norm(tokens, tokens.shape[-1:]))

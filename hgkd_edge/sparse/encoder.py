@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError
@@ -113,6 +114,7 @@ class SparseEncoder(nn.Module):
         return f"backend={self.backend!r}, patch={self.patch}"
 
 
+@torch.inference_mode(False)  # the proof needs gradients, also where the caller only infers
 def sparsify(model: nn.Module, backend: str = "tiles", *, check: bool = True) -> SparseEncoder:
     """Make a timm feature network compute visible patches only.
 

@@ -6,6 +6,7 @@ import torch
 from hgkd_edge.models.backbone import create_features
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.models.student import Student, token_stride
+from hgkd_edge.sparse import sparsify
 
 
 def small_student(**more: object) -> Student:
@@ -13,7 +14,7 @@ def small_student(**more: object) -> Student:
     # timm starts residual branches at zero, which would keep gradients from them at first.
     args = {"channels": [8, 16, 24, 32], "zero_init_last": False}
     features = create_features("resnet18", stem_stride=2, args=args, min_stride=8)
-    return Student(features, teacher_width=12, decoder_width=16, **more)  # type: ignore[arg-type]
+    return Student(sparsify(features), teacher_width=12, decoder_width=16, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

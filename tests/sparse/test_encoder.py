@@ -223,3 +223,13 @@ def test_wrong_shapes_and_empty_masks_are_refused_with_the_mend():
         sparsify(network("resnet18"), backend="cuda")
     with pytest.raises(ConversionError, match="features_only=True"):
         sparsify(timm.create_model("resnet18"))
+
+
+def test_a_caller_that_only_infers_may_convert_too() -> None:
+    model = timm.create_model("resnet18", features_only=True).eval()
+
+    with torch.inference_mode():
+        encoder = sparsify(model)
+        maps = encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
+
+    assert maps[-1].shape == (1, 512, 2, 2)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from hgkd_edge.cli import app
+
+
+def hgkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hgkd_edge.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def every_command() -> list[list[str]]:
+    root = get_command(app)
+    found = []
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found += [[name, sub] for sub in inner] if inner else [[name]]
+    return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_every_command_has_a_help_text_with_an_example(command: list[str]) -> None:
+    node = get_command(app)
+    for name in command:
+        node = node.commands[name]  # type: ignore[attr-defined]
+
+    assert node.help
+    assert f"Example: hgkd-edge {' '.join(command)}" in " ".join(node.help.split())
+
+
+def test_help_never_loads_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hgkd_edge.cli", "--help"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "timm", "onnxruntime", "numpy", "rich.table"}
+
+
+def test_a_bad_recipe_is_one_line_and_exit_2(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    done = hgkd("distill", str(tiny_recipe_file), "--set", "train.epoch=1", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {tiny_recipe_file}: unknown key 'train.epoch'")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = hgkd("recipes", "validate", "nothing", "--debug", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "error: no recipe file" in done.stderr
+
+
+def test_a_command_without_a_run_says_how_to_make_one(tmp_path: Path) -> None:
+    for command in ("evaluate", "export"):
+        done = hgkd(command, cwd=tmp_path)
+
+        assert done.returncode == 2
+        assert "hint: make one: hgkd-edge distill" in done.stderr
+
+
+def test_a_jetson_that_is_not_there_is_refused_clearly(tmp_path: Path) -> None:
+    done = hgkd("bench", "--device", "jetson", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "not a Jetson" in done.stderr
+    assert "--host" in done.stderr
+
+
+def test_recipes_are_listed_shown_and_validated(tmp_path: Path) -> None:
+    listed = hgkd("recipes", "list", "--json")
+    shown = hgkd("recipes", "show", "demo")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(shown.stdout)
+    validated = hgkd("recipes", "validate", str(mine))
+
+    assert "demo" in json.loads(listed.stdout)
+    assert shown.stdout.startswith("# ")
+    assert validated.returncode == 0, validated.stderr
+    assert "valid" in validated.stdout
+
+
+def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
+    found = json.loads(hgkd("doctor", "--json").stdout)
+
+    assert {entry["name"] for entry in found} >= {"this machine", "TensorRT engines", "OpenVINO"}
+    assert all(entry["available"] or entry["mend"] for entry in found)
+
+
+def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; from hgkd_edge.cli import main; main()"
+
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, "recipes", "validate", "demo"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 2
+    assert 'hint: pip install "hgkd-edge[train]"' in done.stderr
