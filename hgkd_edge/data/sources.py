@@ -135,7 +135,7 @@ def _folder_photos(config: DataConfig) -> tuple[dict[str, list[Photo]], list[str
             split = top.name if has_splits else _holdout_split(name, config.holdout)
             label_name = _class_of(file, top)
             label = classes.index(label_name) if label_name in classes else UNLABELLED
-            photos.setdefault(split, []).append(Photo(name, label, partial(open, file, "rb"))
+            photos.setdefault(split, []).append(Photo(name, label, partial(open, file, "rb")))
     photos.setdefault("train", [])
     return photos, classes
 
