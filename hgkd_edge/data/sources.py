@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,11 +37,11 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Photo:
-    """One image file: where it is, its label (-1: none), and how to open it."""
+    """One image file: its name, its label (-1: none), and how to read its bytes."""
 
     name: str
     label: int
-    open: Callable[[], BinaryIO]
+    read: Callable[[], bytes]
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _bundled_photos() -> tuple[dict[str, list[Photo]], list[str]]:
         # Bytes are read here: a ZipFile must not be read by several threads at once.
         content = archive.read(name)
         photos.setdefault(split, []).append(
-            Photo(name, classes.index(label), partial(io.BytesIO, content))
+            Photo(name, classes.index(label), partial(bytes, content))
         )
     return photos, classes
 
@@ -135,7 +135,7 @@ def _folder_photos(config: DataConfig) -> tuple[dict[str, list[Photo]], list[str
             split = top.name if has_splits else _holdout_split(name, config.holdout)
             label_name = _class_of(file, top)
             label = classes.index(label_name) if label_name in classes else UNLABELLED
-            photos.setdefault(split, []).append(Photo(name, label, partial(open, file, "rb")))
+            photos.setdefault(split, []).append(Photo(name, label, file.read_bytes))
     photos.setdefault("train", [])
     return photos, classes
 
@@ -203,8 +203,7 @@ def _decode_into(photo: Photo, pixels: np.ndarray) -> _Outcome:
     """Decode a photo into `pixels`, uint8 [3, H_canvas, W_canvas]."""
     height, width = pixels.shape[1:]
     try:
-        with photo.open() as stream:
-            content = stream.read()
+        content = photo.read()
         with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (width * 2, height * 2))  # JPEG: decode at a coarser scale
             upright = ImageOps.exif_transpose(image).convert("RGB")
