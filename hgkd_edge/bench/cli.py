@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,79 +11,97 @@ import typer
 if TYPE_CHECKING:
     from hgkd_edge.bench.options import BenchOptions
 
-__all__ = ["bench_command", "devices_command"]
+__all__ = ["bench_command", "devices_command", "make_bench_command"]
+
+TorchLoader = Callable[[Path], Any]
 
 
-def bench_command(
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[RUN|MODEL.onnx]...", help="Default: the latest run."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, openvino or jetson.")] = "cpu",
-    host: Annotated[
-        str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure there, over SSH.")
-    ] = None,
-    hosts: Annotated[
-        Path | None, typer.Option(metavar="FLEET.yaml", help="Measure all of these over SSH.")
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes to sweep, such as 1,8.")] = "1",
-    threads: Annotated[str, typer.Option(help="CPU threads to sweep, such as 1,2.")] = "",
-    precision: Annotated[str, typer.Option(help="Only these, such as fp16,int8.")] = "",
-    runner: Annotated[str, typer.Option(help="Runners of this machine (see: devices).")] = "",
-    copies: Annotated[str, typer.Option(help="Input and output copies: in or out of the time.")] = (
-        "in"
-    ),
-    duration: Annotated[float, typer.Option(help="Measured seconds per case.")] = 5.0,
-    rounds: Annotated[int, typer.Option(help="Interleaved visits per case.")] = 5,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
-    ] = False,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Roofline estimate for devices not at hand.")
-    ] = False,
-    on: Annotated[str, typer.Option(help="With --estimate: devices, such as orin-nano-8.")] = "",
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Ratios of two bench.json.")
-    ] = None,
-    ssh_config: Annotated[
-        Path | None, typer.Option(help="OpenSSH configuration in place of yours.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write here; default: bench.json in the run folder.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
-) -> None:
-    """Measure latency and throughput: here, on a Jetson, or over SSH.
+def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., None]:
+    """The command `bench`.
 
-    Example: hgkd-edge bench model.onnx --batch 1,8 --threads 1,2
-
-    Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
+    Args:
+        load_torch: Run folder -> PyTorch module, for the runners `torch` and `torch-compile`. It
+            is handed in because this package stands below the models and never imports torch.
     """
-    from hgkd_edge.bench.options import BenchOptions, parse_counts
 
-    if compare is not None:
-        _compare(*compare, as_json=as_json)
-        return
-    options = BenchOptions(
-        models=tuple(sources or ()),
-        device=device,
-        runners=_names(runner),
-        host=host,
-        hosts=hosts,
-        batches=parse_counts(batch, option="--batch"),
-        threads=parse_counts(threads, option="--threads") if threads else (None,),
-        precisions=_names(precision),
-        copies=copies,  # type: ignore[arg-type]  # BenchOptions refuses anything else
-        duration_s=duration,
-        rounds=rounds,
-        out=out,
-        resume=resume,
-        ssh_config=ssh_config,
-    )
-    if estimate:
-        _estimate(options, _names(on), as_json=as_json)
-    else:
-        _measure(options, as_json=as_json)
+    def bench_command(
+        sources: Annotated[
+            list[Path] | None,
+            typer.Argument(metavar="[RUN|MODEL.onnx]...", help="Default: the latest run."),
+        ] = None,
+        device: Annotated[str, typer.Option(help="cpu, cuda, openvino or jetson.")] = "cpu",
+        host: Annotated[
+            str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure there, over SSH.")
+        ] = None,
+        hosts: Annotated[
+            Path | None, typer.Option(metavar="FLEET.yaml", help="Measure all of these over SSH.")
+        ] = None,
+        batch: Annotated[str, typer.Option(help="Batch sizes to sweep, such as 1,8.")] = "1",
+        threads: Annotated[str, typer.Option(help="CPU threads to sweep, such as 1,2.")] = "",
+        precision: Annotated[str, typer.Option(help="Only these, such as fp16,int8.")] = "",
+        runner: Annotated[str, typer.Option(help="Runners of this machine (see: devices).")] = "",
+        copies: Annotated[
+            str, typer.Option(help="Input and output copies: in or out of the time.")
+        ] = ("in"),
+        duration: Annotated[float, typer.Option(help="Measured seconds per case.")] = 5.0,
+        rounds: Annotated[int, typer.Option(help="Interleaved visits per case.")] = 5,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
+        ] = False,
+        estimate: Annotated[
+            bool, typer.Option("--estimate", help="Roofline estimate for devices not at hand.")
+        ] = False,
+        on: Annotated[
+            str, typer.Option(help="With --estimate: devices, such as orin-nano-8.")
+        ] = "",
+        compare: Annotated[
+            tuple[Path, Path] | None, typer.Option(metavar="A B", help="Ratios of two bench.json.")
+        ] = None,
+        ssh_config: Annotated[
+            Path | None, typer.Option(help="OpenSSH configuration in place of yours.")
+        ] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="Write here; default: bench.json in the run folder.")
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    ) -> None:
+        """Measure latency and throughput: here, on a Jetson, or over SSH.
+
+        Example: hgkd-edge bench model.onnx --batch 1,8 --threads 1,2
+
+        Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
+        """
+        from hgkd_edge.bench.options import BenchOptions, parse_counts
+
+        if compare is not None:
+            _compare(*compare, as_json=as_json)
+            return
+        options = BenchOptions(
+            models=tuple(sources or ()),
+            device=device,
+            runners=_names(runner),
+            host=host,
+            hosts=hosts,
+            batches=parse_counts(batch, option="--batch"),
+            threads=parse_counts(threads, option="--threads") if threads else (None,),
+            precisions=_names(precision),
+            copies=copies,  # type: ignore[arg-type]  # BenchOptions refuses anything else
+            duration_s=duration,
+            rounds=rounds,
+            out=out,
+            resume=resume,
+            ssh_config=ssh_config,
+            load_torch=load_torch,
+        )
+        if estimate:
+            _estimate(options, _names(on), as_json=as_json)
+        else:
+            _measure(options, as_json=as_json)
+
+    return bench_command
+
+
+bench_command = make_bench_command()
 
 
 def devices_command(

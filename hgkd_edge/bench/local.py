@@ -18,7 +18,7 @@ from hgkd_edge.bench.environment import (
 )
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, Trace, measure
-from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo, Measurement, Session
 from hgkd_edge.bench.runners import Case, Opened, Runner, runners_for
@@ -96,7 +96,7 @@ def _open_all(
             batch=batch,
             threads=threads,
             copies=options.copies,
-            torch_module=options.torch_modules.get(model.label),
+            torch_module=_torch_module(model, runner, options),
         )
         before = resident_mb()
         opened = runner.open(case)
@@ -106,6 +106,14 @@ def _open_all(
         subjects.append(_Subject(case, runner, inputs, opened, grown))
         progress("load", (index + 1) / len(wanted))
     return subjects
+
+
+def _torch_module(model: ModelFile, runner: Runner, options: BenchOptions) -> Any:
+    """The module of the run a file belongs to, when this runner measures one."""
+    if not runner.needs_torch or options.load_torch is None:
+        return None
+    run = run_folder_of(model.path)
+    return None if run is None else options.load_torch(run)
 
 
 def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list[Measurement]:

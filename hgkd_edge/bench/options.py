@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +38,7 @@ class BenchOptions:
         out: Where bench.json goes; None means the run folder, or beside the model.
         resume: Pick up a build that an earlier, broken-off session finished on the host.
         ssh_config: An OpenSSH configuration file to use in place of the user's.
-        torch_modules: Label -> nn.Module (or f(batch images) -> output) for the torch runners.
+        load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
     """
 
     models: tuple[Path, ...] = ()
@@ -57,7 +57,7 @@ class BenchOptions:
     out: Path | None = None
     resume: bool = False
     ssh_config: Path | None = None
-    torch_modules: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    load_torch: Callable[[Path], Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
@@ -74,6 +74,8 @@ class BenchOptions:
             raise DeviceError(
                 f"--duration {self.duration_s:g} measures nothing", hint="seconds, such as 5"
             )
+        if self.rounds < 1:
+            raise DeviceError(f"--rounds {self.rounds} measures nothing", hint="1 or more")
         for precision in self.precisions:
             if precision not in ("fp32", "fp16", "bf16", "int8"):
                 raise DeviceError(

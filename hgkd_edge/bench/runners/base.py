@@ -66,6 +66,8 @@ class Runner(Protocol):
     backend: str
     uses_threads: bool
     """Whether a thread sweep means anything to it."""
+    needs_torch: bool
+    """Whether it measures a PyTorch module in place of the file."""
 
     def refusal(self) -> Refusal | None:
         """None when it can run here, else the reason and the mend."""

@@ -25,6 +25,7 @@ class OpenVinoRunner:
     name = "openvino"
     backend = "OpenVINO CPU"
     uses_threads = True
+    needs_torch = False
 
     def refusal(self) -> Refusal | None:
         try:

@@ -34,6 +34,7 @@ class OrtRunner:
         self.provider = provider
         self.backend = provider
         self.uses_threads = provider == "CPUExecutionProvider"
+        self.needs_torch = False
 
     def refusal(self) -> Refusal | None:
         import onnxruntime

@@ -21,6 +21,7 @@ class TorchRunner:
     """
 
     uses_threads = True
+    needs_torch = True
 
     def __init__(self, *, compiled: bool) -> None:
         self.compiled = compiled

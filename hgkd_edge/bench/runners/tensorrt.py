@@ -32,6 +32,7 @@ class TensorRtRunner:
     """
 
     uses_threads = False
+    needs_torch = False
 
     def __init__(self, package: Literal["tensorrt", "tensorrt_rtx"]) -> None:
         self.package = package

@@ -22,7 +22,7 @@ from hgkd_edge.bench.run import BenchResult, run_bench
 from hgkd_edge.errors import DeviceError, HgkdError, RunError
 
 from ..test_local import rendered
-from .conftest import Board, wait_until
+from .conftest import STANDINS, Board, make_jetson_root, wait_until
 
 MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
@@ -64,6 +64,31 @@ def test_a_jetson_is_measured_by_its_own_tools_and_left_clean(
     assert {"--useCudaGraph", "--useSpinWait", "--exportTimes=times-0.json"} <= set(run)
     assert load_bench(model.parent / "bench.json").sessions == [session]
     wait_until(lambda: not board.leftovers())
+
+
+def test_a_jetson_measures_itself_without_ssh(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hgkd_edge.bench.edge.agent import facts
+
+    for part in ("bin", "state", "root"):
+        (tmp_path / part).mkdir()
+    make_jetson_root(tmp_path / "root")
+    for tool in STANDINS.iterdir():
+        (tmp_path / "bin" / tool.name).symlink_to(tool)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("STANDIN_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HGKD_EDGE_SYSROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(facts, "ROOT", str(tmp_path / "root"))
+
+    [session] = run_bench(
+        BenchOptions(models=(make_model(),), device="jetson", duration_s=1, rounds=1)
+    ).sessions
+
+    assert (session.target, session.environment["device_id"]) == ("jetson", "orin-nano-8")
+    assert session.measurements[0].runner == "trtexec"
+    assert list((tmp_path / "cache/hgkd-edge/jobs").iterdir()) == []
 
 
 def test_power_is_that_of_the_measured_part_only(

@@ -1,0 +1,153 @@
+"""`bench` and `devices` as commands, comparison of two files, and the torch runner."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hgkd_edge.bench.cli import bench_command, devices_command, make_bench_command
+from hgkd_edge.bench.compare import compare_files
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.run import run_bench
+from hgkd_edge.errors import DeviceError, RunError
+
+MakeModel = Callable[..., Path]
+
+
+def invoke(command: Callable[..., None], *arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def test_json_on_standard_output_is_the_record_and_nothing_else(make_model: MakeModel) -> None:
+    model = make_model()
+
+    data = json.loads(invoke(bench_command, str(model), "--duration", "0.1", "--json"))
+
+    assert data["file"] == str(model.parent / "bench.json")
+    assert data["sessions"][0]["measurements"][0]["latency_ms"]["count"] >= 20
+
+
+def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
+    text = invoke(
+        bench_command, str(make_model()), "--batch", "1,2", "--threads", "1,2", "--duration", "0.1",
+        "--copies", "out",
+    )  # fmt: skip
+
+    assert text.count("ort-cpu  fp32") == 4
+    assert "copies outside the time" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "tpu"], "--device 'tpu' is not known"),
+        (["--copies", "maybe"], "--copies 'maybe'"),
+        (["--batch", "0"], "--batch '0'"),
+        (["--duration", "0"], "--duration 0 measures nothing"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--precision", "fp64"], "--precision 'fp64'"),
+        (["--device", "cuda"], "nothing can run on --device cuda"),
+        (["--host", "a", "--hosts", "b"], "--host and --hosts"),
+        (["--host", "h", "--runner", "ort-cpu"], "--runner chooses among"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    make_model: MakeModel, arguments: list[str], said: str
+) -> None:
+    with pytest.raises(DeviceError) as refusal:
+        invoke(bench_command, str(make_model()), *arguments)
+
+    assert said in refusal.value.message
+    assert "\n" not in refusal.value.message
+    assert refusal.value.hint
+
+
+def test_devices_lists_boards_and_what_runs_here() -> None:
+    text = invoke(devices_command)
+    data = json.loads(invoke(devices_command, "--json"))
+
+    assert max(map(len, text.splitlines())) <= 80
+    assert "agx-orin-64" in text
+    assert "ort-cpu" in text
+    assert len(data["devices"]) == 11
+    assert {one["name"] for one in data["runners"] if one["refusal"] is None} >= {"ort-cpu"}
+
+
+def test_two_files_are_compared_case_by_case(make_model: MakeModel, tmp_path: Path) -> None:
+    small, big = make_model("x/net", width=8), make_model("y/net", width=64, layers=6)
+    for model, name, batches in ((small, "a", (1, 2)), (big, "b", (1, 4))):
+        run_bench(
+            BenchOptions(models=(model,), batches=batches, duration_s=0.2, out=tmp_path / name)
+        )
+
+    comparison = compare_files(tmp_path / "a", tmp_path / "b")
+    text = invoke(bench_command, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
+
+    [row] = comparison.rows
+    assert row.ratio == pytest.approx(row.b_p50_ms / row.a_p50_ms)
+    assert row.ratio > 3
+    assert row.beyond_noise
+    assert row.differs == ["model file changed"]
+    assert [len(comparison.only_a), len(comparison.only_b)] == [1, 1]
+    assert f"{row.ratio:.2f}x" in text
+    assert "only in b" in text
+
+
+def test_a_file_compared_with_itself_is_within_noise(make_model: MakeModel, tmp_path: Path) -> None:
+    run_bench(BenchOptions(models=(make_model(),), duration_s=0.1, out=tmp_path / "a"))
+
+    [row] = compare_files(tmp_path / "a", tmp_path / "a").rows
+
+    assert (row.ratio, row.beyond_noise, row.differs) == (1, False, [])
+
+
+def test_files_without_a_common_case_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    for name in ("p", "q"):
+        run_bench(BenchOptions(models=(make_model(name),), duration_s=0.1, out=tmp_path / name))
+
+    with pytest.raises(RunError, match="no case in common"):
+        compare_files(tmp_path / "p", tmp_path / "q")
+    with pytest.raises(RunError, match="No such file"):
+        compare_files(tmp_path / "p", tmp_path / "missing")
+
+
+def test_the_torch_runner_measures_the_runs_module_beside_its_export(
+    make_model: MakeModel,
+) -> None:
+    torch = pytest.importorskip("torch")
+    model = make_model("run/export/net")
+    run = model.parent.parent
+    (run / "recipe.yaml").write_text("name: x\n")
+    asked: list[Path] = []
+
+    def load(folder: Path) -> object:
+        asked.append(folder)
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
+
+    invoke(
+        make_bench_command(load), str(run), "--runner", "ort-cpu,torch", "--duration", "0.1",
+        "--threads", "1,2",
+    )  # fmt: skip
+
+    assert asked == [run, run]
+    [session] = json.loads((run / "bench.json").read_text())["sessions"]
+    assert [(one["runner"], one["threads"]) for one in session["measurements"]] == [
+        ("ort-cpu", 1), ("ort-cpu", 2), ("torch", 1), ("torch", 2)
+    ]  # fmt: skip
+
+
+def test_the_torch_runner_without_a_module_says_what_it_needs(make_model: MakeModel) -> None:
+    pytest.importorskip("torch")
+
+    with pytest.raises(DeviceError, match="no PyTorch module for 'net'"):
+        invoke(bench_command, str(make_model()), "--runner", "torch")
