@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hgkd_edge.bench.cli import bench_command
+from hgkd_edge.bench.cli import devices_command, make_bench_command
 
 if TYPE_CHECKING:
     from hgkd_edge.rundir import RunDir
@@ -27,7 +27,6 @@ recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
 )
 app.add_typer(recipes_app, name="recipes")
-app.command("bench")(bench_command)
 
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder or name; default: the latest.")
@@ -144,15 +143,28 @@ def demo(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show which sparse kernel runs where, and why.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Say what this machine can do, and what to install for the rest.
 
     Example: hgkd-edge doctor
     """
     from dataclasses import asdict
 
+    from hgkd_edge.tables import doctor_table, kernels_table
+
+    if kernels:
+        from hgkd_edge.sparse import kernel_table
+
+        rows = [choice._asdict() for choice in kernel_table()]
+        _show(rows, as_json, lambda: [kernels_table(rows)])
+        return
+
     from hgkd_edge.doctor import examine
-    from hgkd_edge.tables import doctor_table
 
     capabilities = examine()
     _show([asdict(c) for c in capabilities], as_json, lambda: [doctor_table(capabilities)])
@@ -202,6 +214,18 @@ def recipes_validate(
         "teacher_size": parts.teacher_size,
     }
     _show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+
+
+def _load_for_bench(run: Path) -> Any:
+    """A run's dense backbone as a PyTorch module; bench itself knows nothing of models."""
+    from hgkd_edge.models.backbone import load_embedding_net
+    from hgkd_edge.rundir import RunDir
+
+    return load_embedding_net(RunDir.resolve(run).backbone_file)
+
+
+app.command("bench")(make_bench_command(_load_for_bench))
+app.command("devices")(devices_command)
 
 
 def main() -> NoReturn:

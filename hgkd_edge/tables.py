@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hgkd_edge.doctor import Capability
 
-__all__ = ["demo_table", "doctor_table", "score_table", "verification_line"]
+__all__ = ["demo_table", "doctor_table", "kernels_table", "score_table", "verification_line"]
 
 
 def score_table(result: dict[str, Any]) -> Table:
@@ -82,6 +82,21 @@ def doctor_table(capabilities: Sequence[Capability]) -> Table:
         text = capability.found if capability.available else capability.mend
         # A bracket of `hgkd-edge[train]` is text, not markup.
         table.add_row(sign, capability.name, text.replace("[", r"\["))
+    return table
+
+
+def kernels_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Which kernel the sparse engine takes for a convolution, and where that was measured."""
+    table = Table(title="sparse kernels: the first row that fits is taken")
+    for column in ("device", "dtype", "convolution", "tile", "kernel", "measured on"):
+        table.add_column(column)
+    for row in rows:
+        side, tile = row["from_side"], row["up_to_tile"]
+        convolution = row["kind"] if side == 1 else f"{row['kind']}, {side}x{side} and up"
+        size = f"to {tile}x{tile}" if tile < 1024 else "any"
+        table.add_row(
+            row["device"], row["dtype"], convolution, size, row["kernel"], row["measured"]
+        )
     return table
 
 
