@@ -22,7 +22,7 @@ from hgkd_edge.bench.run import BenchResult, run_bench
 from hgkd_edge.errors import DeviceError, HgkdError, RunError
 
 from ..test_local import rendered
-from .conftest import STANDINS, Board, make_jetson_root, wait_until
+from .conftest import STANDINS, Board, make_jetson_root, processes, wait_until
 
 MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
@@ -270,13 +270,20 @@ def test_a_broken_connection_leaves_the_build_and_resume_picks_it_up(
     wait_until(lambda: not board.leftovers())
 
 
+@pytest.mark.parametrize("finished", [False, True], ids=["still building", "build finished"])
 def test_without_resume_a_broken_off_session_is_ended_and_its_work_discarded(
-    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel,
+    start_board: StartBoard,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: bool,
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="1.5"), make_model()
     _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
     with pytest.raises(HgkdError, match="broke"):
         measure(board, model)
+    if finished:
+        wait_until(lambda: not processes())
+        assert list(board.jobs.glob("*/engine-0.plan"))
 
     [session] = measure(board, model).sessions
 
