@@ -164,7 +164,7 @@ def test_a_missing_or_broken_checkpoint_is_one_clear_error(
 
 
 def test_hub_weights_without_a_network_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at its import
 
     with pytest.raises(RecipeError, match="cannot be downloaded.*pretrain"):
         create_vit(TeacherConfig(name="vit_tiny_patch16_224"), size=(224, 224), pretrained=True)
