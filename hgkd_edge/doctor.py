@@ -34,7 +34,7 @@ def examine() -> list[Capability]:
     machine = f"Python {platform.python_version()}, {platform.machine()}, {cores} CPU cores"
     return [
         Capability("this machine", True, machine),
-        _packages("export and bench on ONNX Runtime", ["onnx", "onnxruntime"], extra=""),
+        _packages("bench on ONNX Runtime", ["onnx", "onnxruntime"], extra=""),
         _packages(
             "distil, evaluate, export from PyTorch",
             ["torch", "torchvision", "timm", "accelerate", "safetensors", "onnxscript"],

@@ -10,6 +10,8 @@ through a permutation, which autograd takes back.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +32,20 @@ def krsc(weight: Tensor) -> Tensor:
 def oihw(weight: Tensor) -> Tensor:
     """KRSC `[O, k, k, C]` -> OIHW `[O, C, k, k]`."""
     return weight.permute(0, 3, 1, 2).contiguous()
+
+
+@contextlib.contextmanager
+def _one_cpu_thread(device: torch.device) -> Iterator[None]:
+    """On several threads spconv's CPU build (2.3.8) loses sums, differently from run to run."""
+    if device.type != "cpu":
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class SpconvEngine(TileEngine):
@@ -66,7 +82,8 @@ class SpconvEngine(TileEngine):
             else:
                 layer = self._spconv.SparseConv2d(c, o, stride=stride, padding=before, **settings)
         parameters = {"weight": krsc(weight)} | ({} if bias is None else {"bias": bias})
-        out = torch.func.functional_call(layer, parameters, (self._to_spconv(x),))
+        with _one_cpu_thread(x.payload.device):
+            out = torch.func.functional_call(layer, parameters, (self._to_spconv(x),))
         t = x.side // stride[0]
         features = out.features if stride == (1, 1) else self._visible_only(out, t)
         return x.like(tiles_of(features.to(x.payload.dtype), t))
