@@ -121,6 +121,8 @@ class Distillation(nn.Module):
 class Distilling:
     """Task: predict the teacher's tokens; K masks of an image share one teacher pass."""
 
+    layer_decay: float | None = None
+
     def __init__(self, model: Distillation, teacher: Teacher, parts: Parts, recipe: Recipe) -> None:
         self.model: nn.Module = model
         self.teacher, self.parts, self.recipe = teacher, parts, recipe

@@ -40,10 +40,13 @@ class Task(Protocol):
     Attributes:
         model: The trained module; `model(*inputs)` returns scalars by name, "loss" among them.
         updates_per_batch: How many updates `inputs` makes of one batch.
+        layer_decay: Factor of the learning rate per group of layers below the head, as timm groups
+            them; None trains every layer at one rate.
     """
 
     model: nn.Module
     updates_per_batch: int
+    layer_decay: float | None
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterable[tuple[Tensor, ...]]:
         """Inputs of the model, one tuple per update, every tensor [B, ...].
@@ -172,6 +175,7 @@ class _Loop:
             lr=config.lr,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.95),
+            layer_decay=task.layer_decay,
         )
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)

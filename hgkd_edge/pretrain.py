@@ -28,6 +28,7 @@ class MaskedAutoencoding:
     """Task: reconstruct masked patches of augmented photos."""
 
     updates_per_batch = 1
+    layer_decay: float | None = None
 
     def __init__(self, model: MaskedAutoencoder, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
@@ -43,6 +44,7 @@ class LabelTuning:
     """Task: classify augmented photos by the mean patch token."""
 
     updates_per_batch = 1
+    layer_decay: float | None = None
 
     def __init__(self, model: LabelTuner, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model

@@ -27,6 +27,7 @@ class Classify:
     """A task without BatchNorm or dropout: its gradient is the mean of its parts' gradients."""
 
     updates_per_batch = 1
+    layer_decay: float | None = None
 
     def __init__(self, *, spoil_at: int | None = None) -> None:
         torch.manual_seed(0)
