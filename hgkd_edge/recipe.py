@@ -24,11 +24,11 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where photos come from.
 
     `image_size` is the side (or [height, width]) in pixels that the networks see. `holdout` is the
@@ -63,7 +63,7 @@ class DataConfig(_Section):
         return self
 
 
-class PretrainConfig(_Section):
+class PretrainConfig(Section):
     """How `teacher.weights: pretrain` makes a teacher: masked autoencoding, then optionally labels.
 
     `label_epochs` > 0 adds intermediate fine-tuning with the labels of the training photos.
@@ -80,7 +80,7 @@ class PretrainConfig(_Section):
     decoder_depth: Positive = 2
 
 
-class TeacherConfig(_Section):
+class TeacherConfig(Section):
     """The frozen Transformer whose representation the student predicts.
 
     `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one by
@@ -104,7 +104,7 @@ class TeacherConfig(_Section):
         return self
 
 
-class StudentConfig(_Section):
+class StudentConfig(Section):
     """The convolutional student: any timm model that `features_only` serves.
 
     `stem_stride` 4 is the model as published; 2 and 1 keep more resolution for small images
@@ -118,7 +118,7 @@ class StudentConfig(_Section):
     decoder_width: Positive = 256
 
 
-class MaskConfig(_Section):
+class MaskConfig(Section):
     """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side."""
 
     ratio: Fraction = 0.6
@@ -126,7 +126,7 @@ class MaskConfig(_Section):
     per_image: Positive = 1
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """How prediction and target are compared, and where."""
 
     target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
@@ -134,7 +134,7 @@ class LossConfig(_Section):
     pixel_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The optimisation: one epoch is one pass over the photos."""
 
     epochs: Positive = 100
@@ -153,7 +153,7 @@ class TrainConfig(_Section):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole distillation, fully resolved; `hgkd-edge recipes show demo` is a commented one."""
 
     name: str

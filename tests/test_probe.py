@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgkd_edge.evaluate import knn_top1, linear_probe_top1, majority_top1
+from hgkd_edge.probe import knn_top1, linear_probe_top1, majority_top1
 
 
 def clouds(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

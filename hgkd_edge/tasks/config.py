@@ -1,0 +1,58 @@
+"""How to fine-tune: plain data, no torch. The command line's options end up here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hgkd_edge.recipe import DataConfig, Fraction, Section, TrainConfig
+
+__all__ = ["ClassifyConfig", "FinetuneConfig", "FinetuneTrainConfig"]
+
+
+class FinetuneTrainConfig(TrainConfig):
+    """The optimisation; `layer_decay` trains early layers more slowly than late ones."""
+
+    epochs: Annotated[int, Field(gt=0)] = 50
+    batch_size: Annotated[int, Field(gt=0)] = 64
+    warmup_epochs: Annotated[float, Field(ge=0)] = 3
+    ema: Fraction = 0.99
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
+class ClassifyConfig(Section):
+    """Augmentation and loss of classification.
+
+    `probe_first` begins from a linear probe's weights (Kumar et al. 2022, LP-FT), so that a random
+    head does not spoil distilled features. `balance` weighs classes by one over their frequency.
+    """
+
+    augment: Literal["trivial", "randaugment", "none"] = "trivial"
+    mixup: Annotated[float, Field(ge=0)] = 0.1
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Fraction = 0.1
+    probe_first: bool = True
+    balance: bool = False
+
+
+class FinetuneConfig(Section):
+    """A whole fine-tuning, fully resolved; kept beside the model as `finetune.yaml`.
+
+    `init`: `distilled` is the run's backbone, `timm` the hub's pre-trained weights of the same
+    architecture, `scratch` none. `label_share` trains on that share of every class's photos.
+    """
+
+    task: Literal["classify", "segment", "detect"]
+    data: DataConfig
+    init: Literal["distilled", "timm", "scratch"] = "distilled"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    label_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    classify: ClassifyConfig = ClassifyConfig()
+    train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+    @model_validator(mode="after")
+    def _shares_are_of_classes(self) -> FinetuneConfig:
+        if self.label_share < 1 and self.task != "classify":
+            raise ValueError("label_share is for task 'classify'")
+        return self
