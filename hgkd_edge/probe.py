@@ -85,8 +85,8 @@ def linear_probe(x: Tensor, y: Tensor, *, classes: int) -> nn.Linear:
     ]
     linear = _fit_linear(x, y, classes, strengths[max(range(5), key=scores.__getitem__)])
     with torch.no_grad():
-        linear.weight /= std
-        linear.bias -= linear.weight @ mean
+        linear.weight.div_(std)
+        linear.bias.sub_(linear.weight @ mean)
     return linear
 
 

@@ -24,10 +24,14 @@ from hgkd_edge.rundir import atomic_write
 __all__ = [
     "BackboneSpec",
     "EmbeddingNet",
+    "create_classifier",
     "create_features",
     "create_timm_model",
+    "fill_classifier",
+    "fill_features",
     "load_embedding_net",
     "load_features",
+    "read_backbone",
     "save_backbone",
 ]
 
@@ -146,8 +150,8 @@ def save_backbone(features: nn.Module, spec: BackboneSpec, path: Path) -> None:
         save_file(tensors, temporary, metadata=metadata)
 
 
-def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, BackboneSpec]:
-    """A dense feature extractor with the weights of `backbone.safetensors`.
+def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
+    """State dict and description of a `backbone.safetensors`.
 
     Raises:
         RunError: The file is not one of ours, or broken.
@@ -155,17 +159,45 @@ def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, Backbo
     try:
         with safe_open(path, framework="pt") as stored:
             spec = BackboneSpec.from_metadata(stored.metadata() or {})
-            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            return {key: stored.get_tensor(key) for key in stored.keys()}, spec  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"{path} is not a backbone of hgkd-edge: {error}", hint="distil it again"
         ) from error
+
+
+def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, BackboneSpec]:
+    """A dense feature extractor with the weights of `backbone.safetensors`.
+
+    Raises:
+        RunError: The file is not one of ours, or broken.
+    """
+    state, spec = read_backbone(path)
     features = create_features(
         spec.name, stem_stride=spec.stem_stride, args=spec.args, min_stride=min_stride
     )
-    own = {key: state[_full_key(key, state)] for key in features.state_dict()}
-    features.load_state_dict(own)
+    fill_features(features, state)
     return features.eval(), spec
+
+
+def fill_features(features: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a plain timm model's weights into a feature extractor of the same architecture."""
+    features.load_state_dict({key: state[_full_key(key, state)] for key in features.state_dict()})
+
+
+def create_classifier(spec: BackboneSpec, num_classes: int) -> nn.Module:
+    """The plain timm classifier of a backbone, untrained: [B, 3, H, W] -> logits [B, classes]."""
+    model = create_timm_model("student.name", spec.name, num_classes=num_classes, **spec.args)
+    _set_stem_stride(model, spec.name, spec.stem_stride)
+    return model
+
+
+def fill_classifier(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a backbone's weights into its timm classifier; the last layer stays as it is."""
+    head: str = model.pretrained_cfg["classifier"]  # type: ignore[index,assignment]
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(head + ".")}
+    body = {key: value for key, value in state.items() if not key.startswith(head + ".")}
+    model.load_state_dict({**body, **own})
 
 
 def load_embedding_net(path: Path) -> EmbeddingNet:
@@ -198,7 +230,8 @@ def _set_stem_stride(model: nn.Module, name: str, stem_stride: int) -> None:
     model.maxpool = nn.Identity()
     if stem_stride == 1:
         conv.stride = (1, 1)
-    for info in model.feature_info.info:  # type: ignore[union-attr]
+    infos = getattr(model.feature_info, "info", model.feature_info)  # a plain timm model has a list
+    for info in infos:  # type: ignore[union-attr]
         stem = info["module"] in ("act1", "relu")
         info["reduction"] = stem_stride if stem else info["reduction"] * stem_stride // 4
 
