@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +71,17 @@ class ImageSource:
     def labelled(self) -> bool:
         """Whether every photo has a label."""
         return len(self.classes) > 1 and bool((self.labels != UNLABELLED).all())
+
+    def subset(self, indices: torch.Tensor) -> ImageSource:
+        """The photos at `indices`, int64 [m]."""
+        chosen = hashlib.sha256(f"{self.fingerprint}\0{indices.tolist()}".encode())
+        return replace(
+            self,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            names=[self.names[i] for i in indices.tolist()],
+            fingerprint=chosen.hexdigest(),
+        )
 
 
 def canvas_size(size: tuple[int, int]) -> tuple[int, int]:
