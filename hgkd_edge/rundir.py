@@ -37,6 +37,8 @@ class RunDir:
         self.log_file = path / "log.jsonl"
         self.checkpoint_file = path / "checkpoints" / "last.pt"
         self.backbone_file = path / "backbone.safetensors"
+        self.model_file = path / "model.safetensors"
+        self.finetune_file = path / "finetune.yaml"
         self.export_dir = path / "export"
 
     @classmethod

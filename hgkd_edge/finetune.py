@@ -1,0 +1,118 @@
+"""Fine-tune a distilled backbone for a task, and leave a model that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from exporters.runners import Runner, torch_runner
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.distill import held_out_split
+from hgkd_edge.engine import Workplace, train
+from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
+from hgkd_edge.rundir import RunDir, atomic_write, write_json
+from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
+from hgkd_edge.tasks.classify import Classification
+from hgkd_edge.tasks.config import FinetuneConfig
+
+__all__ = ["TASKS", "answers", "finetune", "load_model"]
+
+TASKS: dict[str, VisionTask] = {task.name: task for task in (Classification(),)}
+
+
+def finetune(
+    config: FinetuneConfig, origin: RunDir, run: RunDir, *, resume: bool = False
+) -> dict[str, Any]:
+    """Fine-tune the network of a run.
+
+    Args:
+        config: Fully resolved.
+        origin: The run whose backbone gives the architecture, and the weights to begin from when
+            `config.init` is `distilled`.
+        run: Where the model goes; often `origin` itself.
+        resume: Go on from `checkpoints/finetune.pt`.
+
+    Returns:
+        Scores on the held-out split, with its name and size; also written to `finetune.json`.
+
+    Raises:
+        RunError: `origin` has no backbone yet.
+        DataError: The photos do not carry the task's labels.
+    """
+    task = TASKS[config.task]
+    state, spec = _start(config, origin)
+    splits = task.open_splits(config)
+    source = splits["train"]
+    card = ModelCard(config.task, tuple(source.classes), spec)
+    torch.manual_seed(config.seed)
+    network = task.create(card)
+    if state is not None:
+        task.fill(network, state)
+    with atomic_write(run.finetune_file) as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    trained = train(
+        task.learner(network, card, source, config),
+        source,
+        config.train,
+        seed=config.seed,
+        place=Workplace(
+            log_file=run.path / "finetune.jsonl",
+            checkpoint_file=run.path / "checkpoints" / "finetune.pt",
+            tracker_dir=run.path,
+            resume_command=f"hgkd-edge finetune {run.path} --resume",
+        ),
+        label=f"fine-tuning ({config.task})",
+        resume=resume,
+    ).get_submodule("network")
+    save_model(trained, card, run.model_file)
+    run.add_artefact(run.model_file, made_from=[origin.backbone_file])
+    result: dict[str, Any] = {"task": config.task, "init": config.init, "model": run.model_file}
+    if (held_out := held_out_split(splits)) is not None:
+        runner = torch_runner(trained, task.output_names)
+        batches = answers(runner, task, card, splits[held_out])
+        result |= {"split": held_out, "photos": len(splits[held_out])}
+        result["scores"] = task.judge(batches, card, run.path / "pictures")
+    write_json(run.path / "finetune.json", result)
+    return result
+
+
+def answers(
+    runner: Runner, task: VisionTask, card: ModelCard, source: ImageSource
+) -> Iterator[Answers]:
+    """What a network says of every photo of a source, batch by batch."""
+    for images, labels in zip(source.images.split(64), source.labels.split(64), strict=True):
+        yield Answers(images, labels, runner(task.view(images, card).numpy()))
+
+
+def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
+    """A fine-tuned network in evaluation mode, and its card.
+
+    Raises:
+        RunError: The file is not one of ours, or broken.
+    """
+    state, card = read_model(path)
+    network = TASKS[card.task].create(card)
+    network.load_state_dict(state)
+    return network.eval(), card
+
+
+def _start(config: FinetuneConfig, origin: RunDir) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
+    """The weights to begin from (None: untrained) and the backbone's description."""
+    origin.require(
+        origin.backbone_file,
+        mend=f"hgkd-edge distill {origin.recipe_file} --resume --run {origin.path}",
+    )
+    state, spec = read_backbone(origin.backbone_file)
+    spec = replace(spec, size=config.data.size)
+    if config.init == "distilled":
+        return state, spec
+    if config.init == "scratch":
+        return None, spec
+    hub = create_timm_model("student.name", spec.name, pretrained=True, **spec.args)
+    return hub.state_dict(), spec

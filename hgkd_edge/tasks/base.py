@@ -1,0 +1,143 @@
+"""What every task brings to `finetune`, and how a fine-tuned model is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from exporters.runners import Outputs
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine import Task
+from hgkd_edge.errors import RunError
+from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.rundir import atomic_write
+from hgkd_edge.tasks.config import FinetuneConfig
+
+__all__ = ["Answers", "ModelCard", "VisionTask", "read_model", "save_model"]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is needed to make a fine-tuned network again, and to read its answers.
+
+    Attributes:
+        task: `classify`, `segment` or `detect`.
+        classes: Class names in the order of the outputs.
+        backbone: Architecture, image size and normalisation.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    backbone: BackboneSpec
+
+
+class VisionTask(Protocol):
+    """One task: its data, its network, its loss, its scores.
+
+    Attributes:
+        name: As in `--task`.
+        output_names: Names of the network's outputs, also in ONNX.
+        metric: The score that stands for all, higher is better.
+    """
+
+    name: str
+    output_names: tuple[str, ...]
+    metric: str
+
+    def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
+        """Training and held-out photos with the task's labels.
+
+        Raises:
+            DataError: There are none, or they carry no labels.
+        """
+        ...
+
+    def create(self, card: ModelCard) -> nn.Module:
+        """The untrained network: normalised images f[B, 3, H, W] -> `output_names`' tensors."""
+        ...
+
+    def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        """Load a backbone's weights, named as in the plain timm model, into the network."""
+        ...
+
+    def learner(
+        self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
+    ) -> Task:
+        """What the engine trains; its `model.network` is `network`."""
+        ...
+
+    def view(self, images: Tensor, card: ModelCard) -> Tensor:
+        """Canvases uint8 [B, 3, H_c, W_c] as the network sees them: float [B, 3, H, W]."""
+        ...
+
+    def judge(
+        self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
+    ) -> dict[str, Any]:
+        """Score a network's answers, whichever runtime gave them; one pass over the photos.
+
+        Args:
+            answers: Batches of photos, labels and outputs.
+            card: The model's.
+            pictures: Folder for what a person would look at, or None.
+
+        Returns:
+            Scores by name, `metric` among them; `pictures` lists the files made.
+        """
+        ...
+
+
+class Answers(NamedTuple):
+    """One batch of photos and what a network said of them.
+
+    Attributes:
+        images: uint8 [B, 3, H_canvas, W_canvas].
+        labels: The task's labels, [B, ...].
+        outputs: By output name, float32 [B, ...].
+    """
+
+    images: Tensor
+    labels: Tensor
+    outputs: Outputs
+
+
+def save_model(network: nn.Module, card: ModelCard, path: Path) -> None:
+    """Write a fine-tuned network as safetensors, its card in the file's metadata."""
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "hgkd_edge.model": _to_json(card)})
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """State dict and card of a `model.safetensors`.
+
+    Raises:
+        RunError: The file is not one of ours, or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            card = _from_json((stored.metadata() or {})["hgkd_edge.model"])
+            return {key: stored.get_tensor(key) for key in stored.keys()}, card  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path} is not a fine-tuned model of hgkd-edge: {error}",
+            hint="make one: hgkd-edge finetune",
+        ) from error
+
+
+def _to_json(card: ModelCard) -> str:
+    return json.dumps(asdict(card))
+
+
+def _from_json(text: str) -> ModelCard:
+    fields = json.loads(text)
+    backbone = BackboneSpec.from_metadata({"hgkd_edge.backbone": json.dumps(fields["backbone"])})
+    return ModelCard(fields["task"], tuple(fields["classes"]), backbone)

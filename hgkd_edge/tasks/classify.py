@@ -1,0 +1,198 @@
+"""Classification: one label per photo, the plain timm classifier of the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from hgkd_edge.data.augment import center_view, normalize, random_view
+from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.engine import Draws
+from hgkd_edge.errors import DataError
+from hgkd_edge.models.backbone import create_classifier, fill_classifier
+from hgkd_edge.probe import linear_probe
+from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
+from hgkd_edge.tasks.pictures import draw_confusion
+
+__all__ = ["Classification"]
+
+
+class Classification:
+    """The task, for `finetune`, `evaluate` and `export`."""
+
+    name = "classify"
+    output_names: tuple[str, ...] = ("logits",)
+    metric = "top1"
+
+    def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
+        splits = open_splits(config.data)
+        source = splits["train"]
+        if not source.labelled:
+            raise DataError(
+                "fine-tuning for classification needs labelled photos",
+                hint="keep photos in one subfolder per class",
+            )
+        if config.label_share < 1:
+            splits["train"] = source.subset(_stratified(source.labels, config))
+        return splits
+
+    def create(self, card: ModelCard) -> nn.Module:
+        return create_classifier(card.backbone, len(card.classes))
+
+    def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        fill_classifier(network, state)
+
+    def learner(
+        self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
+    ) -> ClassifyTask:
+        if config.classify.probe_first and config.init != "scratch":
+            self._start_from_probe(network, card, source)
+        return ClassifyTask(network, card, source, config)
+
+    @torch.no_grad()
+    def _start_from_probe(self, network: nn.Module, card: ModelCard, source: ImageSource) -> None:
+        """Set the last layer to a linear probe of the network's own features (LP-FT).
+
+        Kumar et al. 2022, arXiv 2202.10054: a random head's first gradients distort features.
+        """
+        head = network.get_classifier()  # type: ignore[operator]
+        if not isinstance(head, nn.Linear):
+            return  # a convolutional head: trained from its own start
+        network.eval()
+        features = []
+        for images in source.images.split(128):
+            maps = network.forward_features(self.view(images, card))  # type: ignore[operator]
+            pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+            features.append(pooled.float())  # [B, C]
+        with torch.enable_grad():
+            probe = linear_probe(torch.cat(features), source.labels, classes=len(card.classes))
+        head.weight.copy_(probe.weight)
+        head.bias.copy_(probe.bias)
+
+    def view(self, images: Tensor, card: ModelCard) -> Tensor:
+        spec = card.backbone
+        return normalize(center_view(images, size=spec.size), spec.mean, spec.std)
+
+    def judge(
+        self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
+    ) -> dict[str, Any]:
+        """`top1`, `top5`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts."""
+        pairs = [(batch.outputs["logits"], batch.labels.numpy()) for batch in answers]
+        logits, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        best = np.argsort(-logits, axis=1)[:, :5]  # [n, 5]
+        confusion = np.zeros((len(card.classes),) * 2, int)  # [true, predicted]
+        np.add.at(confusion, (labels, best[:, 0]), 1)
+        counts = confusion.sum(axis=1)
+        recall = confusion.diagonal() / np.maximum(counts, 1)
+        scores: dict[str, Any] = {
+            "top1": float((best[:, 0] == labels).mean()),
+            "top5": float((best == labels[:, None]).any(axis=1).mean()),
+            "mean_class": float(recall[counts > 0].mean()),
+            "per_class": dict(zip(card.classes, recall.tolist(), strict=True)),
+            "confusion": confusion.tolist(),
+        }
+        if pictures is not None:
+            file = draw_confusion(confusion, card.classes, pictures / "confusion.png")
+            scores["pictures"] = [str(file)]
+        return scores
+
+
+class ClassifyTask:
+    """Engine task: augmented, perhaps mixed photos and their soft labels."""
+
+    updates_per_batch = 1
+
+    def __init__(
+        self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
+    ) -> None:
+        options = config.classify
+        weight = _class_weights(source) if options.balance else None
+        self.model: nn.Module = Classifier(network, options.label_smoothing, weight)
+        self.layer_decay: float | None = config.train.layer_decay
+        self.spec, self.crop_scale = card.backbone, config.data.crop_scale
+        self.num_classes = len(card.classes)
+        self.augment = _augmentation(options)
+        self.mix = _mixing(options, self.num_classes)
+
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
+        if self.augment is not None:
+            images = torch.stack([self.augment(image) for image in images])
+        view = random_view(
+            images, draws.uniform(len(images), 5), size=self.spec.size, scale=self.crop_scale
+        )
+        view = normalize(view, self.spec.mean, self.spec.std)
+        if self.mix is not None:
+            yield self.mix(view, labels)
+        else:
+            yield view, F.one_hot(labels, self.num_classes).float()
+
+
+class Classifier(nn.Module):
+    """A network with its loss.
+
+    Args:
+        network: Images f[B, 3, H, W] -> logits f[B, classes].
+        smoothing: Label smoothing.
+        weight: Weight of every class, f[classes], or None.
+    """
+
+    def __init__(self, network: nn.Module, smoothing: float, weight: Tensor | None) -> None:
+        super().__init__()
+        self.network = network
+        self.smoothing = smoothing
+        self.register_buffer("weight", weight, persistent=False)
+        head = network.pretrained_cfg["classifier"]  # type: ignore[index]
+        self.pretrained_cfg = {"classifier": f"network.{head}"}  # where timm's layer decay ends
+
+    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss and accuracy for images f[B, 3, H, W] and soft labels f[B, classes]."""
+        logits = self.network(images).float()
+        loss = F.cross_entropy(
+            logits,
+            targets,
+            weight=self.weight,  # type: ignore[arg-type]
+            label_smoothing=self.smoothing,
+        )
+        hits = logits.argmax(dim=1) == targets.argmax(dim=1)
+        return {"loss": loss, "accuracy": hits.float().mean()}
+
+
+def _stratified(labels: Tensor, config: FinetuneConfig) -> Tensor:
+    """Indices of a share of every class's photos, at least one of each, int64 [m]."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
+    kept = []
+    for label in labels.unique():
+        own = order[labels[order] == label]
+        kept.append(own[: max(1, round(len(own) * config.label_share))])
+    return torch.cat(kept).sort().values
+
+
+def _class_weights(source: ImageSource) -> Tensor:
+    """One over the frequency of every class, mean 1 over the photos, float [classes]."""
+    counts = source.labels.bincount(minlength=len(source.classes)).clamp(min=1)
+    return len(source.labels) / (len(source.classes) * counts.float())
+
+
+def _augmentation(options: ClassifyConfig) -> Callable[[Tensor], Tensor] | None:
+    """Of one photo, uint8 [3, H, W]; draws from torch's generator, which the engine seeds."""
+    if options.augment == "none":
+        return None
+    return v2.TrivialAugmentWide() if options.augment == "trivial" else v2.RandAugment()
+
+
+def _mixing(options: ClassifyConfig, num_classes: int) -> Callable[..., Any] | None:
+    """Of a batch: MixUp or CutMix, drawn evenly when both are asked for."""
+    ways: list[nn.Module] = []
+    if options.mixup:
+        ways.append(v2.MixUp(alpha=options.mixup, num_classes=num_classes))
+    if options.cutmix:
+        ways.append(v2.CutMix(alpha=options.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(ways) if ways else None
