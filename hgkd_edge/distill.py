@@ -88,7 +88,7 @@ class Distillation(nn.Module):
         where = self._where(visible, images)  # [B, N]
         chosen, wanted = predicted[where].float(), targets[where]  # [sites, D]
         cosine = F.cosine_similarity(chosen, wanted, dim=-1).mean()
-        loss = self._distance(chosen, wanted, cosine)
+        loss = self.config.feature_weight * self._distance(chosen, wanted, cosine)
         if pixels is not None:
             masked = ~self._tokens(visible, images)
             loss = loss + self.config.pixel_weight * self._pixel_loss(pixels, images, masked)

@@ -127,11 +127,22 @@ class MaskConfig(Section):
 
 
 class LossConfig(Section):
-    """How prediction and target are compared, and where."""
+    """How prediction and target are compared, and where.
+
+    `feature_weight` 0 with a `pixel_weight` is masked autoencoding without a teacher's features
+    (SparK), for comparison.
+    """
 
     target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
     where: Literal["masked", "visible", "all"] = "masked"
+    feature_weight: Annotated[float, Field(ge=0)] = 1.0
     pixel_weight: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> LossConfig:
+        if self.feature_weight == self.pixel_weight == 0:
+            raise ValueError("feature_weight and pixel_weight are both 0: nothing would be learnt")
+        return self
 
 
 class TrainConfig(Section):
