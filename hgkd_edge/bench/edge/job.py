@@ -27,6 +27,8 @@ __all__ = ["EdgeCase", "EdgeJob", "make_job"]
 # trtexec's own 200 ms is over before a Jetson's clocks have risen.
 WARMUP_MS = 2000
 IDLE_S = 2.0
+# Without a word for this long, either end takes the network for dead.
+SILENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ def _message(
     return {
         "id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
         "resume": options.resume,
+        "silence_s": SILENCE_S,
         "tool": "trtexec" if tool else "onnxruntime",
         "trtexec": facts.get("trtexec"),
         "files": entries,

@@ -63,8 +63,12 @@ class Link:
         )
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._stderr: list[str] = []
-        for target in (self._hear, self._overhear):
-            threading.Thread(target=target, daemon=True).start()
+        self._writing = threading.Lock()
+        self._uploading = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._hear, daemon=True).start()
+        self._overhearing = threading.Thread(target=self._overhear, daemon=True)
+        self._overhearing.start()
 
     def hello(self) -> Event:
         """Send the agent, return its facts.
@@ -79,10 +83,8 @@ class Link:
         if event is None or event["event"] != "hello":
             code = self._ended()
             if self.host is not None:
-                raise explain(self.host, code, "".join(self._stderr))
-            raise DeviceError(
-                f"the measuring process did not start: {''.join(self._stderr).strip()[-300:]}"
-            )
+                raise explain(self.host, code, self._said())
+            raise DeviceError(f"the measuring process did not start: {self._said().strip()[-300:]}")
         return event["facts"]
 
     def work(
@@ -111,6 +113,9 @@ class Link:
             kind = event["event"]
             if kind == "need":
                 self._upload([payload[name] for name in event["names"]], tell)
+                threading.Thread(
+                    target=self._beat, args=(job["silence_s"] / 4,), daemon=True
+                ).start()
             elif kind == "result":
                 results.append(event)
             elif kind == "failed":
@@ -125,29 +130,34 @@ class Link:
     def cancel(self, patience_s: float = 15.0) -> None:
         """Stop the work there and wait until it says so."""
         with suppress(OSError, ValueError):
-            self._write(b"cancel\n")
+            if self._uploading:
+                # In the midst of a file the word would be taken for content; the end is not.
+                self._close_input()
+            else:
+                self._write(b"cancel\n")
             while (event := self._next(patience_s)) is not None:
                 if event["event"] in ("stopped", "done", "failed"):
                     break
 
     def close(self) -> None:
         """End the connection."""
+        self._closed.set()
         with suppress(OSError, ValueError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            with suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGTERM)
+            self._close_input()
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with suppress(OSError):
+                    os.killpg(self.process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
+                return
 
     def _upload(self, contents: list[bytes | Path], tell: Callable[[Event], None]) -> None:
         total = sum(
             len(item) if isinstance(item, bytes) else item.stat().st_size for item in contents
         )
         sent = 0
+        self._uploading = True
         try:
             for item in contents:
                 with io.BytesIO(item) if isinstance(item, bytes) else item.open("rb") as stream:
@@ -157,11 +167,24 @@ class Link:
                         tell({"event": "upload", "sent": sent, "of": total})
         except OSError as error:
             raise self._broken() from error
+        self._uploading = False
+
+    def _beat(self, every_s: float) -> None:
+        """Say that we are still here; the agent takes silence for a dead network."""
+        with suppress(OSError, ValueError):
+            while not self._closed.wait(every_s):
+                self._write(b"alive\n")
 
     def _write(self, content: bytes) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(content)
-        self.process.stdin.flush()
+        left = memoryview(content)
+        with self._writing:
+            while left:  # past Python's buffer: closing must never wait for a line that is dead
+                left = left[os.write(self.process.stdin.fileno(), left) :]
+
+    def _close_input(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
     def _next(self, patience_s: float) -> Event | None:
         """The next event; None when the line ended or stayed silent too long."""
@@ -185,6 +208,11 @@ class Link:
         for raw in self.process.stderr:
             self._stderr.append(raw.decode("utf-8", "replace"))
 
+    def _said(self) -> str:
+        """All of standard error; the thread that reads it may be a moment behind the end."""
+        self._overhearing.join(2)
+        return "".join(self._stderr)
+
     def _ended(self) -> int:
         try:
             return self.process.wait(10)
@@ -192,7 +220,8 @@ class Link:
             return -1
 
     def _broken(self) -> AgentFailed:
-        said = [line.strip() for line in self._stderr if line.strip()]
+        self._closed.set()
+        said = [line.strip() for line in self._said().splitlines() if line.strip()]
         return AgentFailed(
             f"the connection to {self.where} broke" + (f": {said[-1]}" if said else ""),
             hint="the same command with --resume picks up a finished build",

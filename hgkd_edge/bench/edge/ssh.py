@@ -18,12 +18,14 @@ __all__ = ["BOOTSTRAP", "PROGRAM", "Host", "explain", "ssh_command"]
 
 # Reads the agent (a zip archive, its length on the first line) from standard input and starts it;
 # the conversation then goes on over the same stream. Only double quotes inside, so that every
-# login shell (sh, bash, zsh, fish, csh) reads the single-quoted whole alike.
+# login shell (sh, bash, zsh, fish, csh) reads the single-quoted whole alike. The folder goes when
+# the program ends, however early the line broke.
 PROGRAM = (
-    "import sys,os,tempfile as t;"
-    's=sys.stdin.buffer;d=t.mkdtemp(prefix="hgkd-edge-");p=os.path.join(d,"agent.zip");'
+    "import sys,os,atexit,shutil,tempfile as t;"
+    's=sys.stdin.buffer;d=t.mkdtemp(prefix="hgkd-edge-");atexit.register(shutil.rmtree,d,True);'
+    'p=os.path.join(d,"agent.zip");'
     'f=open(p,"wb");f.write(s.read(int(s.readline())));f.close();sys.path.insert(0,p);'
-    "from hgkd_agent.main import main;main(d)"
+    "from hgkd_agent.main import main;main()"
 )
 BOOTSTRAP = f"exec python3 -u -c '{PROGRAM}'"
 
@@ -86,6 +88,8 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
         "ForwardX11": "no",
         "ClearAllForwardings": "yes",
         "PermitLocalCommand": "no",
+        # A command of the user's own for this host (tmux, ...) cannot run beside ours.
+        "RemoteCommand": "none",
     }
     return [
         client,

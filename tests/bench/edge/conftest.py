@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.bench.edge.ssh import Host
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.run import BenchResult, run_bench
 
 STANDINS = Path(__file__).parent / "standins"
 SSHD = shutil.which("sshd") or next(
@@ -195,3 +197,20 @@ def run_sshd(keys: Path, folder: Path, variables: dict[str, str], greeting: str)
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def measure(board: Board, *models: Path, **changes: object) -> BenchResult:
+    options = {"duration_s": 1.0, "rounds": 1, "ssh_config": board.config, "host": board.address}
+    progress = changes.pop("progress", lambda _what, _part: None)
+    return run_bench(
+        BenchOptions(models=models, **{**options, **changes}),  # type: ignore[arg-type]
+        progress=progress,  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(autouse=True)
+def short_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds of warm-up and of idling per case are for real boards."""
+    for module in ("job", "results"):
+        monkeypatch.setattr(f"hgkd_edge.bench.edge.{module}.WARMUP_MS", 200)
+    monkeypatch.setattr("hgkd_edge.bench.edge.job.IDLE_S", 0.4)

@@ -9,12 +9,14 @@ Conversation (one JSON object per line; ours carry a mark, see wire.py):
     -> build / working / round / ...    progress
     -> result {case, ...}               one per case
     -> done | failed {reason} | stopped
+    <- alive                            every few seconds, so that a dead network is noticed
     <- cancel                           at any time; or the end of input, which means the line broke
 """
 
 import os
 import shutil
 import signal
+import sys
 import time
 
 from . import facts, ort, trt, wire
@@ -23,39 +25,39 @@ from .telemetry import Telemetry
 from .wire import STATE, Stop, receive, receive_bytes, send
 
 
-def main(own_folder):
-    """Serve one conversation; `own_folder` holds this agent and is removed at the end."""
+def main():
+    """Serve one conversation."""
     # A broken line must not kill a build; Ctrl-C comes as `cancel`, not as a signal.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A shutdown of the board: through every `finally`, so that tools end and folders go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         send("hello", protocol=1, facts=facts.gather())
         job = receive()
         if job.get("id"):
             serve(job)
-    except Stop:
+    except (Stop, ValueError):  # cancelled, or gone, before there was a job
         pass
-    finally:
-        shutil.rmtree(own_folder, ignore_errors=True)
 
 
 def serve(job):
     """Do one job; whatever happens, the other end is told and the folder is cleared or kept."""
-    scratch = Scratch(job["id"], job["resume"])
+    scratch = Scratch(job["id"], job["resume"], patience_s=job["silence_s"] + 10)
     keep = False
     try:
         folder = scratch.open()
         STATE.when_dropped = lambda: scratch.mark("dropped")
         STATE.wanted_elsewhere = scratch.asked_to_stop
         fetch(job, folder)
-        wire.watch()
+        wire.watch(job["silence_s"])
         if job["tool"] == "trtexec":
             run_trtexec(job, folder)
         else:
             run_onnxruntime(job, folder)
         send("done")
     except Stop as stop:
-        keep = stop.dropped
+        keep = stop.dropped and scratch.has_build()
         send("stopped")
     except Exception as error:
         send("failed", reason=str(error) or type(error).__name__)
@@ -83,7 +85,7 @@ def fetch(job, folder):
     send("need", names=[entry["name"] for entry in wanted])
     for entry in wanted:
         path = os.path.join(folder, entry["name"])
-        receive_bytes(entry["size"], path + ".part")
+        receive_bytes(entry["size"], path + ".part", job["silence_s"])
         if trt.digest(path + ".part") != entry["sha256"]:
             raise RuntimeError("%s arrived damaged" % entry["name"])
         os.rename(path + ".part", path)
@@ -148,11 +150,11 @@ def watched(job, work):
     telemetry = Telemetry()
     telemetry.start()
     try:
-        idle_from = time.time()
-        while telemetry.source and time.time() - idle_from < job["method"]["idle_s"]:
+        idle_from = time.monotonic()
+        while telemetry.source and time.monotonic() - idle_from < job["method"]["idle_s"]:
             STATE.check()
             time.sleep(0.05)
-        idle = telemetry.between(idle_from, time.time())
+        idle = telemetry.between(idle_from, time.monotonic())
         before = facts.overcurrent_events()
         result = work(telemetry)
         after = facts.overcurrent_events()

@@ -30,9 +30,9 @@ def measure_all(cases, folder, names_of, method, telemetry):
     for turn in range(rounds):
         for offset in range(len(opened)):
             index = (turn + offset) % len(opened)
-            begin = time.time()
+            begin = time.monotonic()
             results[index]["rounds"].append(visit(opened[index]["run"], method, rounds))
-            results[index]["windows"].append([begin, time.time()])
+            results[index]["windows"].append([begin, time.monotonic()])
             done = turn * len(opened) + offset + 1
             send("round", done=done, of=rounds * len(opened))
     for result in results:
@@ -52,9 +52,9 @@ def open_case(case, path):
     options.log_severity_level = 3
     options.intra_op_num_threads = case["threads"] or 0
     before = resident_mb()
-    start = time.time()
+    start = time.monotonic()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    load_ms = (time.time() - start) * 1000
+    load_ms = (time.monotonic() - start) * 1000
     random = numpy.random.RandomState(case["seed"])
     feeds = {}
     for entry in case["inputs"]:
@@ -90,7 +90,7 @@ def bound(session, feeds):
 def warm_up(one, method):
     """First run, then windows until two in a row keep the median within 3 %."""
     first_ms = timed(one["run"])
-    start, runs, calm, previous = time.time(), 0, 0, 0.0
+    start, runs, calm, previous = time.monotonic(), 0, 0, 0.0
     while True:
         STATE.check()
         times = window(one["run"], 5, 0.05)
@@ -98,7 +98,7 @@ def warm_up(one, method):
         median = sorted(times)[len(times) // 2]
         calm = calm + 1 if abs(median - previous) <= 0.03 * previous else 0
         previous = median
-        seconds = time.time() - start
+        seconds = time.monotonic() - start
         stable = calm >= 2 and seconds >= method["warmup_min_s"]
         if stable or seconds >= method["warmup_max_s"]:
             seen = {"runs": runs, "seconds": seconds, "stable": stable}

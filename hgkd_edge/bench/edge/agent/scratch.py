@@ -3,6 +3,7 @@
 Its name comes from the job's digest, so that a second connection finds what the first one built.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -20,14 +21,16 @@ class Scratch(object):
     Args:
         job: Hex digest of the job.
         resume: Keep what is there; otherwise begin with an empty folder.
+        patience_s: How long to wait for an agent that believes its line alive.
     """
 
-    def __init__(self, job, resume):
+    def __init__(self, job, resume, patience_s):
         if not job or any(letter not in "0123456789abcdef" for letter in job):
             raise RuntimeError("the job id is not a hex digest")
         self.home = os.path.join(jobs_folder(), job)
         self.owner = os.path.join(self.home, "owner.json")
         self.resume = resume
+        self.patience_s = patience_s
         self.held = False
 
     def open(self):
@@ -63,6 +66,10 @@ class Scratch(object):
         else:
             shutil.rmtree(self.home, ignore_errors=True)
 
+    def has_build(self):
+        """Whether there is anything that a later connection could pick up."""
+        return bool(glob.glob(os.path.join(self.home, "*.plan.json")))
+
     def asked_to_stop(self):
         """Whether a newer session wants this folder."""
         return os.path.exists(os.path.join(self.home, "stop"))
@@ -70,18 +77,20 @@ class Scratch(object):
     def _wait_for_owner(self):
         """Wait for the end of the process that holds the folder, not only for its last file."""
         owner = self._owner()
-        start = told = time.time()
+        start = told = time.monotonic()
         while owner is not None and alive(owner["pid"]):
             heed_interruption()
-            waited = time.time() - start
-            if time.time() >= told:
+            waited = time.monotonic() - start
+            if time.monotonic() >= told:
                 send("waiting", reason="an earlier session is still at work on this device")
-                told = time.time() + 5
+                told = time.monotonic() + 5
             latest = self._owner()
-            if latest is not None and latest["state"] == "live" and waited > 5:
-                raise RuntimeError("another session is measuring this model on this device")
-            if not self.resume:
-                if waited > 20:
+            if latest is not None and latest["state"] == "live":
+                # It may be one whose network is dead: it will know within `silence_s`.
+                if waited > self.patience_s:
+                    raise RuntimeError("another session is measuring this model on this device")
+            elif not self.resume:
+                if waited > 20 + self.patience_s:
                     raise RuntimeError("an earlier session on this device does not end")
                 if os.path.isdir(self.home):
                     open(os.path.join(self.home, "stop"), "w").close()

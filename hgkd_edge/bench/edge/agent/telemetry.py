@@ -16,6 +16,7 @@ INTERVAL_MS = 100
 class Telemetry(object):
     """Collects (time, text) lines in the background from `start` to `stop`.
 
+    Times are `time.monotonic()`: a board without a battery sets its clock when the network comes.
     A line of tegrastats is kept as it came; without tegrastats the rails are read from sysfs and
     written as `NAME <mW>mW`, the form that tegrastats uses.
     """
@@ -58,18 +59,18 @@ class Telemetry(object):
             self._thread.join(5)
 
     def between(self, begin, finish):
-        """Lines taken within [begin, finish] seconds of `time.time()`."""
+        """Lines taken within [begin, finish] seconds of `time.monotonic()`."""
         return [[stamp, line] for stamp, line in list(self.lines) if begin <= stamp <= finish]
 
     def _read_tool(self):
         output = self._process.stdout if self._process else None
         for raw in output or []:
-            self.lines.append((time.time(), raw.decode("utf-8", "replace").strip()))
+            self.lines.append((time.monotonic(), raw.decode("utf-8", "replace").strip()))
 
     def _read_sensors(self):
         while not self._stop.wait(INTERVAL_MS / 1000.0):
             parts = ["%s %dmW" % (name, milliwatts) for name, milliwatts in rails()]
-            self.lines.append((time.time(), " ".join(parts)))
+            self.lines.append((time.monotonic(), " ".join(parts)))
 
 
 def rails():

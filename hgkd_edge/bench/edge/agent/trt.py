@@ -32,11 +32,11 @@ def build(case, trtexec, folder, names):
             send("build", case=case["id"], reused=True)
             return dict(known, reused=True)
     send("build", case=case["id"], reused=False)
-    start = time.time()
+    start = time.monotonic()
     log, _marks, peak_kb = run(argv, folder, building=True, what=case["id"])
     done = {
         "argv": argv,
-        "seconds": time.time() - start,
+        "seconds": time.monotonic() - start,
         "log": log,
         "peak_kb": peak_kb,
         "bytes": os.path.getsize(engine),
@@ -71,7 +71,7 @@ def run(argv, folder, building, what):
         Stop: The other end asked to stop, or is gone and this is not a build.
     """
     path = os.path.join(folder, "tool.log")
-    marks = {"start": time.time()}
+    marks = {"start": time.monotonic()}
     peak_kb = 0
     with open(path, "wb") as out:
         process = subprocess.Popen(
@@ -82,22 +82,22 @@ def run(argv, folder, building, what):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    told = time.time()
+    told = time.monotonic()
     try:
         with open(path, "r", errors="replace") as log:
             while process.poll() is None:
                 STATE.check(building)
                 _mark(log, marks)
                 peak_kb = max(peak_kb, memory_kb(process.pid))
-                if time.time() - told > 2:
-                    told = time.time()
+                if time.monotonic() - told > 2:
+                    told = time.monotonic()
                     send("working", case=what, seconds=told - marks["start"], line=last_line(path))
                 time.sleep(0.02)
             _mark(log, marks)
     finally:
         if process.poll() is None:
             end(process)
-    marks["end"] = time.time()
+    marks["end"] = time.monotonic()
     with open(path, "r", errors="replace") as log:
         lines = log.read().splitlines()
     if process.returncode != 0:
@@ -114,9 +114,9 @@ def _mark(log, marks):
     """Note when trtexec began to infer and when its trace was complete."""
     for line in log.readlines():
         if "Starting inference" in line:
-            marks["inference"] = time.time()
+            marks["inference"] = time.monotonic()
         elif "Timing trace has" in line:
-            marks["traced"] = time.time()
+            marks["traced"] = time.monotonic()
 
 
 def last_line(path):

@@ -2,8 +2,10 @@
 
 import json
 import select
+import signal
 import sys
 import threading
+import time
 
 # Marks our lines among whatever a login shell prints.
 MARK = "@hgkd-edge "
@@ -29,6 +31,7 @@ class State(object):
     def __init__(self):
         self.cancelled = threading.Event()
         self.dropped = threading.Event()
+        self.heard = self.silence_s = None
         self.when_dropped = None
         self.wanted_elsewhere = lambda: False
 
@@ -40,6 +43,8 @@ class State(object):
         """
         if self.cancelled.is_set():
             raise Stop(dropped=False)
+        if self.heard is not None and time.monotonic() - self.heard > self.silence_s:
+            self.dropped.set()
         if not self.dropped.is_set():
             return
         call, self.when_dropped = self.when_dropped, None
@@ -73,16 +78,25 @@ def receive():
     return json.loads(line.decode("utf-8"))
 
 
-def receive_bytes(size, path):
-    """Exactly `size` raw bytes into a file; Stop when they end early."""
+def receive_bytes(size, path, silence_s):
+    """Exactly `size` raw bytes into a file; Stop when they end early or do not come."""
+
+    def too_long(*_):
+        raise Stop(dropped=True)
+
     left = size
-    with open(path, "wb") as out:
-        while left:
-            chunk = sys.stdin.buffer.read(min(left, 1 << 20))
-            if not chunk:
-                raise Stop(dropped=True)
-            out.write(chunk)
-            left -= len(chunk)
+    signal.signal(signal.SIGALRM, too_long)
+    try:
+        with open(path, "wb") as out:
+            while left:
+                signal.setitimer(signal.ITIMER_REAL, silence_s)
+                chunk = sys.stdin.buffer.read1(min(left, 1 << 20))
+                if not chunk:
+                    raise Stop(dropped=True)
+                out.write(chunk)
+                left -= len(chunk)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def heed_interruption():
@@ -91,8 +105,14 @@ def heed_interruption():
         raise Stop(dropped=sys.stdin.buffer.readline().strip() != b"cancel")
 
 
-def watch():
-    """From now on standard input carries only `cancel`, or its end."""
+def watch(silence_s):
+    """From now on standard input carries `alive`, `cancel`, or its end.
+
+    A network that dies tells neither end, and sshd itself may hold on for hours; so `silence_s`
+    without a word count as the end.
+    """
+    STATE.silence_s = silence_s
+    STATE.heard = time.monotonic()
 
     def loop():
         while True:
@@ -106,6 +126,7 @@ def watch():
             if not line:
                 STATE.dropped.set()
                 return
+            STATE.heard = time.monotonic()
 
     thread = threading.Thread(target=loop)
     thread.daemon = True

@@ -1,0 +1,192 @@
+"""Lines that break, networks that freeze, Ctrl-C at every stage; and picking up what was built."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hgkd_edge.bench.edge import link as link_module
+from hgkd_edge.errors import HgkdError
+
+from .conftest import Board, measure, processes, wait_until
+
+MakeModel = Callable[..., Path]
+StartBoard = Callable[..., Board]
+
+
+def test_a_broken_connection_leaves_the_build_and_resume_picks_it_up(
+    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="1.5"), make_model()
+    _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
+
+    with pytest.raises(HgkdError, match="connection to .* broke") as failure:
+        measure(board, model)
+    assert "--resume" in failure.value.hint
+    assert failure.value.exit_code == 1
+
+    [session] = measure(board, model, resume=True).sessions
+
+    assert session.measurements[0].details["engine_reused"] is True
+    assert board.builds() == 1
+    wait_until(lambda: not board.leftovers())
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["still building", "build finished"])
+def test_without_resume_a_broken_off_session_is_ended_and_its_work_discarded(
+    make_model: MakeModel,
+    start_board: StartBoard,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: bool,
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="1.5"), make_model()
+    _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
+    with pytest.raises(HgkdError, match="broke"):
+        measure(board, model)
+    if finished:
+        wait_until(lambda: not processes())
+        assert list(board.jobs.glob("*/engine-0.plan"))
+
+    [session] = measure(board, model).sessions
+
+    assert session.measurements[0].details["engine_reused"] is False
+    assert board.builds() == 2
+    wait_until(lambda: not board.leftovers())
+
+
+def test_ctrl_c_stops_the_work_on_the_device_too(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="60"), make_model()
+    code = (
+        "from pathlib import Path; from hgkd_edge.bench import BenchOptions, run_bench;"
+        f"run_bench(BenchOptions(models=(Path({str(model)!r}),), host={board.address!r},"
+        f" ssh_config=Path({str(board.config)!r})))"
+    )
+    client = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_until(lambda: board.builds() == 1)
+
+    os.killpg(client.pid, signal.SIGINT)
+
+    assert client.wait(15) != 0
+    wait_until(lambda: not board.leftovers(), 5)
+
+
+@pytest.mark.parametrize("stage", ["upload", "building", "measuring"])
+def test_an_interruption_at_any_stage_leaves_nothing_on_the_device(
+    make_model: MakeModel, start_board: StartBoard, stage: str
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="0.2"), make_model(width=256)
+
+    def interrupt(what: str, _part: float) -> None:
+        if stage in what:
+            raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure(board, model, rounds=2, duration_s=2.0, progress=interrupt)
+
+    assert time.monotonic() - begin < 8
+    wait_until(lambda: not board.leftovers(), 5)
+
+
+def test_a_box_measured_by_the_sent_runner_is_left_clean_too(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board = start_board("box", tools=(), jetson=False)
+
+    def interrupt(what: str, _part: float) -> None:
+        if "measuring" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(board, make_model(), rounds=4, threads=(1,), progress=interrupt)
+
+    wait_until(lambda: not board.leftovers(), 5)
+
+
+def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
+    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgkd_edge.bench.edge.job.SILENCE_S", 1.0)
+    board, model = start_board(STANDIN_BUILD_S="4"), make_model()
+    clients = _watch_clients(monkeypatch)
+    failures: list[HgkdError] = []
+
+    def attempt() -> None:
+        try:
+            measure(board, model)
+        except HgkdError as error:
+            failures.append(error)
+
+    session = threading.Thread(target=attempt)
+    session.start()
+    wait_until(lambda: board.builds() == 1)
+    os.kill(clients[0].pid, signal.SIGSTOP)  # the line stays open and silent
+
+    try:
+        wait_until(lambda: '"dropped"' in _owner(board), 3.5)
+    finally:
+        os.kill(clients[0].pid, signal.SIGKILL)
+        session.join(20)
+    assert "connection to" in failures[0].message
+    wait_until(lambda: not processes())
+
+    [session_again] = measure(board, model, resume=True).sessions
+    assert session_again.measurements[0].details["engine_reused"] is True
+
+
+def test_a_line_that_breaks_before_anything_is_built_leaves_nothing(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board, model = start_board(), make_model(width=256)
+
+    def fail(what: str, _part: float) -> None:
+        if "upload" in what:
+            raise OSError("no route to host")
+
+    with pytest.raises(HgkdError, match="broke"):
+        measure(board, model, progress=fail)
+
+    wait_until(lambda: not board.leftovers(), 5)
+
+
+def _watch_clients(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """The ssh clients in the order in which they are started."""
+    original = subprocess.Popen
+    seen: list[subprocess.Popen] = []
+
+    def popen(command: list[str], **options: object) -> subprocess.Popen:
+        seen.append(original(command, **options))  # type: ignore[call-overload]
+        return seen[-1]
+
+    monkeypatch.setattr(link_module.subprocess, "Popen", popen)
+    return seen
+
+
+def _owner(board: Board) -> str:
+    return "".join(path.read_text() for path in board.jobs.glob("*/owner.json"))
+
+
+def _kill_ssh_when(
+    board: Board, ready: Callable[[], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 the first ssh client as soon as `ready`, as a lost network would."""
+    clients = _watch_clients(monkeypatch)
+
+    def strike() -> None:
+        wait_until(lambda: bool(clients) and ready())
+        time.sleep(0.3)
+        os.kill(clients[0].pid, signal.SIGKILL)
+
+    threading.Thread(target=strike, daemon=True).start()
