@@ -11,34 +11,52 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["Recipe", "builtin_recipes", "find_recipe", "load_recipe", "recipe_summary"]
+__all__ = [
+    "Recipe",
+    "builtin_recipes",
+    "find_recipe",
+    "load_recipe",
+    "parse_settings",
+    "read_settings",
+    "recipe_summary",
+]
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+SectionType = TypeVar("SectionType", bound="Section")
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+PATHS = {
+    "folder": "a folder of images",
+    "webdataset": "such as shards/train-{000..127}.tar",
+    "hf": "a dataset's name on the hub, or its folder",
+}
+
+
 class DataConfig(Section):
     """Where photos come from.
 
     `image_size` is the side (or [height, width]) in pixels that the networks see. `holdout` is the
-    share of a folder without its own `train` subfolder that is kept from training. `workers` is the
-    number of decoding threads.
+    share that is kept from training where the data bring no split of their own. `decode`: `once`
+    keeps all photos decoded, `streaming` decodes them as training goes, `auto` streams what would
+    take more than a quarter of the memory. `workers` is the number of decoding threads.
     """
 
-    source: Literal["folder", "bundled"] = "folder"
+    source: Literal["folder", "webdataset", "hf", "bundled"] = "folder"
     path: Path | None = None
     image_size: Positive | tuple[Positive, Positive] = 224
+    decode: Literal["auto", "once", "streaming"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     holdout: Fraction = 0.1
     crop_scale: tuple[float, float] = (0.67, 1.0)
@@ -51,8 +69,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _path_goes_with_source(self) -> DataConfig:
-        if self.source == "folder" and self.path is None:
-            raise ValueError("source 'folder' needs data.path, a folder of images")
+        if self.source != "bundled" and self.path is None:
+            raise ValueError(f"source '{self.source}' needs data.path, {PATHS[self.source]}")
         if self.source == "bundled" and self.path is not None:
             raise ValueError(
                 "source 'bundled' takes no data.path; use source 'folder' for your own"
@@ -146,7 +164,10 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation: one epoch is one pass over the photos."""
+    """The optimisation: one epoch is one pass over the photos.
+
+    `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch.
+    """
 
     epochs: Positive = 100
     batch_size: Positive = 256
@@ -159,6 +180,7 @@ class TrainConfig(Section):
     ema: Fraction = 0.999
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: Positive = 1
+    sync_batchnorm: bool = False
     compile: bool = False
     checkpoint_every: Positive = 10
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
@@ -208,15 +230,30 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: One line per problem, all problems together: file, key, value, nearest key.
     """
-    path = Path(path)
-    raw = _read_yaml(path)
+    return parse_settings(Recipe, read_settings(Path(path)), overrides, name=str(path))
+
+
+def parse_settings(
+    model: type[SectionType], raw: dict[str, Any], overrides: Sequence[str] = (), *, name: str
+) -> SectionType:
+    """Validate nested settings after applying `a.b=c` overrides to them.
+
+    Args:
+        model: What they should be.
+        raw: As read; changed by the overrides.
+        overrides: Later ones win.
+        name: File or command that the settings come from, for the error message.
+
+    Raises:
+        RecipeError: One line, all problems together: name, key, value, nearest key.
+    """
     for override in overrides:
         _apply_override(raw, override)
     try:
-        return Recipe.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        raise RecipeError("; ".join(f"{path}: {problem}" for problem in problems)) from error
+        problems = [_describe(problem, model) for problem in error.errors()]
+        raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -249,7 +286,12 @@ def recipe_summary(path: Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        RecipeError: It cannot be read, or is not one.
+    """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -259,7 +301,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         where = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{path}: not valid YAML{where}") from error
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections (name, data, teacher, ...)")
+        raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
     return raw
 
 
@@ -282,12 +324,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: the value is not valid YAML") from error
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, model: type[BaseModel]) -> str:
     """One pydantic problem as `key = value: what is wrong`."""
     location = [str(part) for part in problem["loc"]]
     key, message = ".".join(location), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        valid = list(_keys_of(location[:-1]))
+        valid = list(_keys_of(model, location[:-1]))
         nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.4)
         mend = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
         return f"unknown key '{key}' ({mend})"
@@ -302,9 +344,8 @@ def _describe(problem: Any) -> str:
     return f"{key}{shown}: {message}" if key else message
 
 
-def _keys_of(section: Sequence[str]) -> Iterator[str]:
-    """Valid keys of a section such as ['train'] (the recipe itself for [])."""
-    model: Any = Recipe
+def _keys_of(model: Any, section: Sequence[str]) -> Iterator[str]:
+    """Valid keys of a section such as ['train'] of a model (the model's own for [])."""
     for name in section:
         model = model.model_fields[name].annotation
     yield from model.model_fields
