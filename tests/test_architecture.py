@@ -15,6 +15,7 @@ LAYERS = [
     {"errors"},
     {"recipe"},
     {"rundir"},
+    {"processes"},
     {"console"},
     {"sparse", "data", "bench"},
     {"models"},

@@ -1,0 +1,204 @@
+"""From the bytes of an image file to a canvas of uint8 pixels: all at once, or when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hgkd_edge.data.photos import Photos
+from hgkd_edge.errors import DataError
+
+__all__ = ["Kept", "StreamedPixels", "keep", "memory_bytes", "read_ahead"]
+
+BATCHES_AHEAD = 2
+STAND_INS = 100  # unreadable photos in a row after which the disk, not a photo, is at fault
+T = TypeVar("T")
+
+
+class Kept(NamedTuple):
+    """Photos decoded once.
+
+    Attributes:
+        pixels: uint8 [n, 3, H_canvas, W_canvas] of the readable ones.
+        indices: Which ones those are.
+        fingerprint: sha256 over their names and contents.
+        skipped: Name and reason of the others.
+    """
+
+    pixels: Tensor
+    indices: list[int]
+    fingerprint: str
+    skipped: list[tuple[str, str]]
+
+
+def keep(photos: Photos, canvas: tuple[int, int], *, threads: int) -> Kept:
+    """Decode all photos (PIL releases the interpreter lock), leaving unreadable ones out."""
+    pixels = _allocate((len(photos), 3, *canvas))
+
+    def decode(i: int) -> tuple[str, str]:
+        """sha256 of the file, or what is wrong with it."""
+        try:
+            content = photos.read(i)
+            _decode_into(content, pixels[i])
+        except Exception as error:  # a broken file may raise anything
+            return "", str(error) or type(error).__name__
+        return hashlib.sha256(content).hexdigest(), ""
+
+    with ThreadPoolExecutor(threads) as pool:
+        outcomes = list(pool.map(decode, range(len(photos))))
+    digest = hashlib.sha256()
+    for name, (content_hash, fault) in zip(photos.names, outcomes, strict=True):
+        if not fault:
+            digest.update(f"{name}\0{content_hash}\n".encode())
+    kept = [i for i, (_, fault) in enumerate(outcomes) if not fault]
+    for place, i in enumerate(kept):  # close the gaps in place: the array may be larger than memory
+        if place != i:
+            pixels[place] = pixels[i]
+    skipped = [(photos.names[i], fault) for i, (_, fault) in enumerate(outcomes) if fault]
+    return Kept(torch.from_numpy(pixels[: len(kept)]), kept, digest.hexdigest(), skipped)
+
+
+class StreamedPixels:
+    """Stands in for the tensor uint8 [n, 3, H_canvas, W_canvas] of photos too many to keep.
+
+    Photos are decoded when they are asked for, by threads. In the place of one that cannot be read
+    stands the next that can, pixels and label: the same one in every epoch and every process.
+
+    Args:
+        photos: The photos.
+        labels: int64 [n]; where a photo is replaced, its label is too.
+        canvas: Height and width of a decoded photo.
+        threads: How many decode at a time.
+
+    Attributes:
+        skipped: Name and reason of each unreadable photo met so far.
+    """
+
+    def __init__(
+        self, photos: Photos, labels: Tensor, canvas: tuple[int, int], *, threads: int
+    ) -> None:
+        self.photos, self.labels, self.canvas, self.threads = photos, labels, canvas, threads
+        self.skipped: list[tuple[str, str]] = []
+        self._pool = ThreadPoolExecutor(threads)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Pixels uint8 [B, 3, H_canvas, W_canvas] of the photos at `indices`, int64 [B].
+
+        Raises:
+            DataError: None of many photos in a row can be read.
+        """
+        pixels = np.empty((len(indices), 3, *self.canvas), np.uint8)
+        for _ in self._pool.map(self._fill, indices.tolist(), pixels):
+            pass  # an error is raised here
+        return torch.from_numpy(pixels)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All photos in order, uint8 [at most size, 3, H_canvas, W_canvas], read ahead."""
+        return read_ahead(self.__getitem__, torch.arange(len(self)).split(size))
+
+    def select(self, indices: Tensor, labels: Tensor) -> StreamedPixels:
+        """Some of the photos; `labels` are theirs."""
+        photos = self.photos.select(indices.tolist())
+        return StreamedPixels(photos, labels, self.canvas, threads=self.threads)
+
+    def fingerprint(self) -> str:
+        """sha256 over names, labels and file sizes: nothing is read."""
+        digest = hashlib.sha256(self.photos.version.encode())
+        sizes = self._pool.map(self.photos.size, range(len(self)))
+        for name, label, size in zip(self.photos.names, self.labels.tolist(), sizes, strict=True):
+            digest.update(f"{name}\0{label}\0{size}\n".encode())
+        return f"names-and-sizes:{digest.hexdigest()}"
+
+    def _fill(self, i: int, pixels: np.ndarray) -> None:
+        """Decode photo i, or the next readable one, into uint8 [3, H_canvas, W_canvas]."""
+        tries = min(len(self), STAND_INS)
+        for candidate in ((i + k) % len(self) for k in range(tries)):
+            try:
+                _decode_into(self.photos.read(candidate), pixels)
+            except Exception as error:  # a broken file may raise anything
+                self._skip(self.photos.names[candidate], str(error) or type(error).__name__)
+                continue
+            if candidate != i:
+                self.labels[i] = self.labels[candidate]
+            return
+        name, reason = self.skipped[-1]
+        raise DataError(
+            f"{tries} photos in a row cannot be read; the last, {name}: {reason}",
+            hint="is the disk still there, and are these image files?",
+        )
+
+    def _skip(self, name: str, reason: str) -> None:
+        with self._lock:
+            if all(name != known for known, _ in self.skipped):
+                self.skipped.append((name, reason))
+
+
+def read_ahead(
+    load: Callable[[Tensor], T], order: Iterable[Tensor], *, ahead: int = BATCHES_AHEAD
+) -> Iterator[T]:
+    """`load` each batch of indices in the background, and hand the results out in order."""
+    pool = ThreadPoolExecutor(ahead)
+    waiting: deque[Future[T]] = deque()
+    try:
+        for indices in order:
+            waiting.append(pool.submit(load, indices))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or its container's where that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
+            machine = min(machine, int(Path(limit).read_text()))
+    return machine
+
+
+def _allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 zeros: in memory, or in an unnamed temporary file where they would crowd it out."""
+    if math.prod(shape) < memory_bytes() // 4:
+        return np.zeros(shape, np.uint8)
+    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+
+
+def _decode_into(content: bytes, pixels: np.ndarray) -> None:
+    """Decode an image file into `pixels`, uint8 [3, H_canvas, W_canvas]."""
+    height, width = pixels.shape[1:]
+    with Image.open(io.BytesIO(content)) as image:
+        image.draft("RGB", (width * 2, height * 2))  # JPEG: decode at a coarser scale
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    pixels[:] = np.asarray(_cover(upright, (height, width))).transpose(2, 0, 1)
+
+
+def _cover(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+    """Resize so that the image covers the canvas, and cut the overhang evenly."""
+    height, width = canvas
+    scale = max(height / image.height, width / image.width)
+    box_width, box_height = width / scale, height / scale
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    box = (left, top, left + box_width, top + box_height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)

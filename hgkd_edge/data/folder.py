@@ -1,0 +1,102 @@
+"""Photos in a folder, and the photos that come with this package."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLITS, UNLABELLED, Listing, Photos, hold_out
+from hgkd_edge.errors import DataError
+from hgkd_edge.recipe import DataConfig
+
+__all__ = ["bundled_photos", "folder_photos"]
+
+BUNDLED = Path(__file__).parent / "bundled" / "clothing10.zip"
+
+
+def bundled_photos(config: DataConfig) -> Listing:
+    """The photos that come with this package."""
+    with zipfile.ZipFile(BUNDLED) as archive:
+        # Read here: a ZipFile must not be read by several threads at once.
+        contents = {name: archive.read(name) for name in sorted(archive.namelist())}
+    classes = sorted({name.split("/")[1] for name in contents})
+    splits = {}
+    for split in ("train", "test"):
+        names = [name for name in contents if name.split("/")[0] == split]
+        files = [contents[name] for name in names]
+        splits[split] = Photos(
+            names=names,
+            labels=np.array([classes.index(name.split("/")[1]) for name in names], np.int64),
+            read=files.__getitem__,
+            size=partial(_length, files),
+        )
+    return Listing(splits, classes)
+
+
+def folder_photos(config: DataConfig) -> Listing:
+    """Photos by split: `root/{train,val,test}/...`, or one tree with a share held out.
+
+    Raises:
+        DataError: The folder is missing or holds no image files.
+    """
+    assert config.path is not None, "checked by DataConfig"
+    root = config.path.expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.path '{root}' is not a folder", hint="name a folder of images")
+    tops = [split for split in SPLITS if (root / split).is_dir()]
+    if "train" not in tops:
+        tops = []
+    names = {top: _image_files(root, top) for top in tops or [""]}
+    if not any(names.values()):
+        raise DataError(f"data.path '{root}' holds no image files", hint="is it the right folder?")
+    labels = {top: [_class_of(name, top) for name in names[top]] for top in names}
+    classes = sorted({label for column in labels.values() for label in column if label})
+    if len(classes) < 2:
+        classes = []  # one subfolder is a place, not a label
+    number = {name: i for i, name in enumerate(classes)}
+    splits = {
+        top: Photos(
+            names=names[top],
+            labels=np.array([number.get(label, UNLABELLED) for label in labels[top]], np.int64),
+            read=partial(_read, root, names[top]),
+            size=partial(_size, root, names[top]),
+        )
+        for top in names
+    }
+    return Listing(splits if tops else hold_out(splits[""], config.holdout), classes)
+
+
+def _image_files(root: Path, top: str) -> list[str]:
+    """Names of image files below `root/top`, relative to `root`, in the order of their paths."""
+    start = root / top
+    found = []
+    for folder, _, files in os.walk(start):
+        inside = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [prefix + f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def _class_of(name: str, top: str) -> str:
+    """The first subfolder below the split's top, '' for a file that lies in the top itself."""
+    parts = name.split("/")[1 if top else 0 :]
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _read(root: Path, names: list[str], i: int) -> bytes:
+    return (root / names[i]).read_bytes()
+
+
+def _size(root: Path, names: list[str], i: int) -> int:
+    try:
+        return (root / names[i]).stat().st_size
+    except OSError:  # a broken link: met again, and named, when it is read
+        return -1
+
+
+def _length(files: list[bytes], i: int) -> int:
+    return len(files[i])

@@ -1,0 +1,106 @@
+"""Hugging Face datasets, by their name on the hub or from a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, hold_out
+from hgkd_edge.errors import DataError, MissingExtraError
+from hgkd_edge.recipe import DataConfig
+
+__all__ = ["hub_photos"]
+
+SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+
+
+def hub_photos(config: DataConfig) -> Listing:
+    """Photos of a dataset: its first image column, and its label column if it has one.
+
+    Raises:
+        DataError: The dataset cannot be loaded, or has no split or no column to train on.
+        MissingExtraError: The package `datasets` is not installed.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("data.source 'hf'", extra="hf", package="datasets") from error
+    path = str(config.path)
+    try:
+        loaded = _load(path)
+    except Exception as error:  # the library has no common type for what can go wrong here
+        raise DataError(
+            f"data.path '{path}' cannot be loaded as a dataset: {str(error).splitlines()[0]}",
+            hint="a name on the hub such as 'uoft-cs/cifar10', a folder of parquet or image "
+            "files, or what save_to_disk wrote",
+        ) from error
+    if isinstance(loaded, datasets.Dataset):
+        loaded = {"train": loaded}
+    splits = {SPLIT_NAMES[name]: part for name, part in loaded.items() if name in SPLIT_NAMES}
+    if "train" not in splits:
+        raise DataError(f"data.path '{path}' has no split 'train', only {', '.join(loaded)}")
+    image, label, classes = _columns(path, splits["train"])
+    photos = {split: _photos(split, part, image, label, classes) for split, part in splits.items()}
+    return Listing(
+        photos if len(photos) > 1 else hold_out(photos["train"], config.holdout), classes
+    )
+
+
+def _load(path: str) -> Any:
+    import datasets
+
+    local = Path(path).expanduser()
+    if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return datasets.load_from_disk(str(local))
+    return datasets.load_dataset(str(local) if local.exists() else path)
+
+
+def _columns(path: str, part: Any) -> tuple[str, str | None, list[str]]:
+    """Names of the image and label columns, and the class names."""
+    import datasets
+
+    features = part.features
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not images:
+        raise DataError(f"data.path '{path}' has no image column, only {', '.join(features)}")
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if labels:
+        label = "label" if "label" in labels else labels[0]
+        return images[0], label, list(features[label].names)
+    if "label" in features:
+        return images[0], "label", [str(value) for value in sorted(part.unique("label"))]
+    return images[0], None, []
+
+
+def _photos(split: str, part: Any, image: str, label: str | None, classes: list[str]) -> Photos:
+    import datasets
+
+    labels = np.full(len(part), UNLABELLED, np.int64)
+    if label is not None:
+        column = part[label][:]
+        if isinstance(part.features[label], datasets.ClassLabel):
+            labels = np.array([UNLABELLED if y is None else y for y in column], np.int64)
+        else:
+            number = {name: i for i, name in enumerate(classes)}
+            labels = np.array([number.get(str(y), UNLABELLED) for y in column], np.int64)
+    encoded = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return Photos(
+        names=[f"{split}/{i:08d}" for i in range(len(part))],
+        labels=labels,
+        read=partial(_read, encoded, image),
+        size=_unknown,
+        version=str(part._fingerprint),  # the library's own hash of what the rows are
+    )
+
+
+def _read(rows: Sequence[Any], image: str, i: int) -> bytes:
+    cell = rows[i][image]
+    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+
+
+def _unknown(i: int) -> int:
+    return -1

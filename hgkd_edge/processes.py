@@ -1,0 +1,67 @@
+"""One training in several processes, as `torchrun` or `accelerate launch` start them.
+
+Both tell each process its place by the environment variables read here; the process group itself
+is joined at the first exchange. The main process alone writes files and talks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["count", "from_all", "is_main", "local_count", "on_main"]
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_count() -> int:
+    """How many of them share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the one that writes files and talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do something on the main process only; all get its result, or raise its error."""
+    if count() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    _group().broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def from_all(value: T) -> list[T]:
+    """Every process's value, in the order of processes."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    _group().all_gather_object(values, value)
+    return values
+
+
+def _group() -> Any:
+    """`torch.distributed`, with this process in the group."""
+    import torch.distributed
+    from accelerate import PartialState
+
+    if not torch.distributed.is_initialized():
+        PartialState()
+        atexit.register(torch.distributed.destroy_process_group)
+    return torch.distributed
