@@ -8,6 +8,7 @@ line in which nothing is found is counted as rejected.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +16,12 @@ from hgkd_edge.bench.records import Rail, Telemetry
 
 __all__ = ["Sample", "parse_line", "telemetry_of"]
 
-# Rails that are the whole module or board; without one of them the rails are added up.
-_TOTALS = ("VDD_IN", "POM_5V_IN")
+# Rails that are the whole module, or, on Thor, the whole board (VIN); the rest are parts of them.
+# Without one of them the rails are added up.
+_TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")
+# Rails measured behind another rail: "VDDQ_VDD2_1V8AO power is also included in VIN_SYS_5V0 power"
+# (NVIDIA, Jetson Linux Developer Guide r36, AGX Orin's INA3221).
+_PART_OF = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
 _MEMORY = ("RAM", "SWAP", "IRAM")
 
 # NAME now/average[/peak], mW; JetPack 4 leaves the unit away.
@@ -43,13 +48,18 @@ class Sample:
     ram_mb: int | None = None
 
     def total_mw(self) -> tuple[str, int] | None:
-        """(which rail or rails, mW) of the whole, or None without any rail."""
+        """(which rail or rails, mW) of the whole, nothing counted twice; None without any rail."""
         for name in _TOTALS:
             if name in self.rails_mw:
                 return name, self.rails_mw[name]
         if not self.rails_mw:
             return None
-        return "+".join(sorted(self.rails_mw)), sum(self.rails_mw.values())
+        parts = {
+            name: mw
+            for name, mw in self.rails_mw.items()
+            if _PART_OF.get(name) not in self.rails_mw
+        }
+        return "+".join(sorted(parts)), sum(parts.values())
 
 
 def parse_line(line: str) -> Sample | None:
@@ -105,8 +115,8 @@ def telemetry_of(
     samples = [sample for sample in parsed if sample is not None]
     if not samples:
         return None
-    totals = [total for sample in samples if (total := sample.total_mw())]
-    mean_w = _mean([mw / 1000 for _name, mw in totals])
+    total_rail, totals_w = _totals(samples)
+    mean_w = _mean(totals_w)
     reasons = _throttling(samples, overcurrent or {})
     return Telemetry(
         source="tegrastats" if source == "tegrastats" else "ina3221",
@@ -114,9 +124,9 @@ def telemetry_of(
         rejected_lines=len(parsed) - len(samples),
         interval_ms=interval_ms,
         rails=_rails(samples),
-        total_rail=totals[0][0] if totals else None,
+        total_rail=total_rail,
         total_mean_w=mean_w,
-        total_peak_w=max((mw / 1000 for _name, mw in totals), default=None),
+        total_peak_w=max(totals_w, default=None),
         idle_w=_idle_w(idle),
         energy_per_image_mj=mean_w / throughput_ips * 1000 if mean_w else None,
         gpu_mhz=_range([one.gpu_mhz for one in samples]),
@@ -127,6 +137,19 @@ def telemetry_of(
         throttled=bool(reasons),
         throttle_reasons=reasons,
     )
+
+
+def _totals(samples: Sequence[Sample]) -> tuple[str | None, list[float]]:
+    """The rail or rails that are the whole, and its W per sample.
+
+    A line cut off before the board's total would be added up from its rails: such odd ones out are
+    left out, not averaged with the rest.
+    """
+    found = [total for sample in samples if (total := sample.total_mw())]
+    if not found:
+        return None, []
+    rail = Counter(name for name, _mw in found).most_common(1)[0][0]
+    return rail, [mw / 1000 for name, mw in found if name == rail]
 
 
 def _rails(samples: Sequence[Sample]) -> dict[str, Rail]:
@@ -143,15 +166,20 @@ def _throttling(samples: Sequence[Sample], overcurrent: dict[str, int]) -> list[
     reasons = [
         f"{count} over-current events ({name})" for name, count in overcurrent.items() if count > 0
     ]
-    busy = [one.gpu_mhz for one in samples if one.gpu_mhz and (one.gpu_load or 100) >= 80]
+    busy = [one.gpu_mhz for one in samples if one.gpu_mhz and _under_load(one)]
     if busy and min(busy) < 0.9 * max(busy):
         reasons.append(f"GPU clock fell from {max(busy)} to {min(busy)} MHz under load")
     return reasons
 
 
+def _under_load(sample: Sample) -> bool:
+    """Thor prints no load; a clock without one is taken for a working one."""
+    return sample.gpu_load is None or sample.gpu_load >= 80
+
+
 def _idle_w(idle: Sequence[tuple[float, str]]) -> float | None:
     samples = [sample for _time, line in idle if (sample := parse_line(line))]
-    return _mean([total[1] / 1000 for sample in samples if (total := sample.total_mw())])
+    return _mean(_totals(samples)[1])
 
 
 def _hottest(samples: Sequence[Sample]) -> dict[str, float]:

@@ -32,7 +32,7 @@ __all__ = [
     "settings_warnings",
 ]
 
-_BANNER = re.compile(r"\[TensorRT v(\d+)(?:\.(\d+)\.(\d+))?\]")
+_BANNER = re.compile(r"\[TensorRT v(\d+)(?:\.(\d+)\.(\d+)(?:\.\d+)*)?\]")
 _SUMMARY = re.compile(r"\] (Latency|GPU Compute Time): .*?median = ([\d.e+-]+) ms")
 _SETTING = re.compile(r"\] (Data transfers|Spin-wait|CUDA Graph): (\w+)")
 _BUILT = re.compile(r"Engine built in ([\d.]+) sec")
@@ -242,7 +242,8 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
     """Read `--exportTimes`.
 
     TensorRT before 8.6 exports its warm-up runs too; as trtexec does itself, runs whose
-    computation started before the end of the warm-up are left out.
+    computation started before the end of the warm-up are left out. Early ones (7, 8.0) call H2D
+    and D2H "in" and "out".
 
     Args:
         text: The JSON file's content.
@@ -257,8 +258,11 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
         runs = [run for run in trace if run["startComputeMs"] >= warmup_ms] or trace
         key = "latencyMs" if copies == "in" else "computeMs"
         ms = np.array([float(run[key]) for run in runs])
-        span_ms = max(run["endD2hMs"] for run in runs) - min(run["startH2dMs"] for run in runs)
-    except (ValueError, TypeError, KeyError) as error:
+        begin, end = (
+            ("startH2dMs", "endD2hMs") if "startH2dMs" in runs[0] else ("startInMs", "endOutMs")
+        )
+        span_ms = max(run[end] for run in runs) - min(run[begin] for run in runs)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DeviceError(
             f"trtexec's exported times cannot be read ({type(error).__name__}: {error})",
             hint="the file may be cut off: is there space left on the device?",

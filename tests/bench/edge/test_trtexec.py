@@ -1,7 +1,9 @@
 """trtexec: versions, flags, published logs, exported times.
 
 Sources: AGX Xavier and Xavier NX: OE4T/meta-tegra pull requests 952 and 1124; TensorRT 10.2 on a
-PC: NVIDIA/TensorRT issue 4177.
+PC: NVIDIA/TensorRT issue 4177. Exported times: the first lines of a file that NVIDIA publishes,
+mobilenet.qat.onnx.engine.timing.json in NVIDIA/TensorRT tools/experimental/trt-engine-explorer
+(copies out); the oldest layout is that of sampleReporting.cpp before it said H2D and D2H.
 """
 
 from __future__ import annotations
@@ -28,6 +30,16 @@ XAVIER_NX_LOG = """[12/06/2022-15:00:20] [I] === Performance summary ===
 [12/06/2022-15:00:20] [I] GPU Compute Time: min = 0.554932 ms, max = 0.58374 ms, mean = 0.564682 ms, median = 0.564087 ms, percentile(99%) = 0.578552 ms"""  # noqa: E501
 PC_LOG = """[10/03/2024-10:47:59] [I] Latency: min = 5.38672 ms, max = 13.3664 ms, mean = 7.60628 ms, median = 7.16092 ms, percentile(90%) = 10.2996 ms, percentile(95%) = 10.8698 ms, percentile(99%) = 12.9675 ms
 [10/03/2024-10:47:59] [W] * Throughput may be bound by Enqueue Time rather than GPU Compute and the GPU may be under-utilized."""  # noqa: E501
+PUBLISHED_TIMES = """[
+  { "startEnqMs" : 4.19666, "endEnqMs" : 4.28702, "startH2dMs" : 4.17414, "endH2dMs" : 4.17414, "startComputeMs" : 4.17414, "endComputeMs" : 4.65866, "startD2hMs" : 4.65866, "endD2hMs" : 4.65866, "h2dMs" : 0, "computeMs" : 0.484512, "d2hMs" : 0, "latencyMs" : 0.484512 }
+, { "startEnqMs" : 4.29501, "endEnqMs" : 4.33191, "startH2dMs" : 4.65952, "endH2dMs" : 4.65952, "startComputeMs" : 4.65952, "endComputeMs" : 5.12992, "startD2hMs" : 5.12992, "endD2hMs" : 5.12992, "h2dMs" : 0, "computeMs" : 0.4704, "d2hMs" : 0, "latencyMs" : 0.4704 }
+, { "startEnqMs" : 4.71454, "endEnqMs" : 4.74791, "startH2dMs" : 5.13056, "endH2dMs" : 5.13056, "startComputeMs" : 5.13056, "endComputeMs" : 5.6055, "startD2hMs" : 5.6055, "endD2hMs" : 5.6055, "h2dMs" : 0, "computeMs" : 0.474944, "d2hMs" : 0, "latencyMs" : 0.474944 }
+]
+"""  # noqa: E501
+OLDEST_TIMES = """[
+  { "startInMs" : 1.0, "endInMs" : 1.5, "startComputeMs" : 1.5, "endComputeMs" : 3.5, "startOutMs" : 3.5, "endOutMs" : 4.0, "inMs" : 0.5, "computeMs" : 2.0, "outMs" : 0.5, "latencyMs" : 3.0, "endToEndMs" : 3.0 }
+]
+"""  # noqa: E501
 # fmt: on
 
 
@@ -40,6 +52,7 @@ PC_LOG = """[10/03/2024-10:47:59] [I] Latency: min = 5.38672 ms, max = 13.3664 m
         ("[TensorRT v100300]", (10, 3, 0)),
         ("[TensorRT v101602] [b10] # trtexec --help", (10, 16, 2)),
         ("[TensorRT v110000]", (11, 0, 0)),
+        ("[TensorRT v11.1.0.106] [b48] # trtexec", (11, 1, 0)),
     ],
 )
 def test_the_version_is_read_from_the_banner(banner: str, version: tuple[int, int, int]) -> None:
@@ -156,6 +169,20 @@ def test_exported_times_leave_the_warm_up_out_and_give_the_true_throughput() -> 
     assert times.ms.tolist() == [8, 8, 8]
     assert times.queries_per_s == pytest.approx(3 / 0.028)
     assert parse_times(_trace([200]), copies="out", warmup_ms=200).ms.tolist() == [5]
+
+
+def test_a_file_that_nvidia_publishes_is_read() -> None:
+    times = parse_times(PUBLISHED_TIMES, copies="out", warmup_ms=0)
+
+    assert times.ms.tolist() == [0.484512, 0.4704, 0.474944]
+    assert times.queries_per_s == pytest.approx(3000 / (5.6055 - 4.17414))
+    assert parse_times(PUBLISHED_TIMES, copies="in", warmup_ms=0).ms.tolist() == times.ms.tolist()
+
+
+def test_the_oldest_layout_is_read_too() -> None:
+    times = parse_times(OLDEST_TIMES, copies="in", warmup_ms=0)
+
+    assert (times.ms.tolist(), times.queries_per_s) == ([3.0], pytest.approx(1000 / 3))
 
 
 @pytest.mark.parametrize("text", [None, "", "[", '[{"startComputeMs": 1', "[]", "[{}]", "{}", "3"])

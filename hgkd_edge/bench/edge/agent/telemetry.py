@@ -78,6 +78,9 @@ def rails():
     seen = []
     base = os.path.join(facts.ROOT, "sys/bus/i2c/devices")
     for label in sorted(glob.glob(os.path.join(base, "*/hwmon/hwmon*/in*_label"))):
+        chip = facts.read(os.path.relpath(os.path.join(os.path.dirname(label), "name"), facts.ROOT))
+        if chip != "ina3221":  # another sensor of the board, not a supply rail
+            continue
         name = facts.read(os.path.relpath(label, facts.ROOT))
         stem = label[: -len("_label")]
         volts = _number(stem + "_input")
