@@ -94,6 +94,42 @@ def pretrain(
 
 
 @app.command()
+def finetune(
+    run: RunArgument = None,
+    task: Annotated[str, typer.Option(help="classify, segment or detect.")] = "classify",
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled photos; default: the run's own.")
+    ] = None,
+    init: Annotated[
+        str, typer.Option(help="distilled; or timm, scratch: to compare with, in a run of its own.")
+    ] = "distilled",
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with its own settings where it stopped.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the run's backbone for a task; leave model.safetensors and a model card.
+
+    Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
+    """
+    from hgkd_edge import finetune as verb
+    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.tasks import config as settings
+
+    folder = _run(run)
+    if resume:
+        chosen = settings.resume(folder)
+    else:
+        chosen = settings.resolve(folder, task, data, init, overrides or ())
+        if init != "distilled":
+            recipe = folder.recipe()
+            folder = RunDir.create(recipe.model_copy(update={"name": f"{recipe.name}-{init}"}))
+    result = verb.finetune(chosen, folder, resume=resume)
+    _show(result, as_json, lambda: _finetuned_lines(result))
+
+
+@app.command()
 def evaluate(run: RunArgument = None, as_json: AsJson = False) -> None:
     """Score the frozen dense backbone on held-out photos: k-NN and linear probe.
 
@@ -294,6 +330,15 @@ def _distilled_lines(result: dict[str, Any]) -> list[str]:
             f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
         )
     return [*lines, "next: hgkd-edge evaluate, hgkd-edge export --onnx --trt, hgkd-edge bench"]
+
+
+def _finetuned_lines(result: dict[str, Any]) -> list[Any]:
+    from hgkd_edge.tables import task_table
+
+    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
+    if "scores" in result:
+        lines.insert(0, task_table(result))
+    return [*lines, "next: hgkd-edge export --onnx --trt, hgkd-edge predict, hgkd-edge bench"]
 
 
 def _export_lines(result: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from hgkd_edge.engine import Workplace, train
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
 from hgkd_edge.rundir import RunDir, atomic_write, write_json
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
+from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
 from hgkd_edge.tasks.config import FinetuneConfig
 
@@ -26,27 +27,23 @@ __all__ = ["TASKS", "answers", "finetune", "load_model"]
 TASKS: dict[str, VisionTask] = {task.name: task for task in (Classification(),)}
 
 
-def finetune(
-    config: FinetuneConfig, origin: RunDir, run: RunDir, *, resume: bool = False
-) -> dict[str, Any]:
-    """Fine-tune the network of a run.
+def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune a backbone into a run folder.
 
     Args:
         config: Fully resolved.
-        origin: The run whose backbone gives the architecture, and the weights to begin from when
-            `config.init` is `distilled`.
-        run: Where the model goes; often `origin` itself.
+        run: Where the model goes; most often the run whose backbone it is.
         resume: Go on from `checkpoints/finetune.pt`.
 
     Returns:
         Scores on the held-out split, with its name and size; also written to `finetune.json`.
 
     Raises:
-        RunError: `origin` has no backbone yet.
+        RunError: The backbone file is missing or not ours.
         DataError: The photos do not carry the task's labels.
     """
     task = TASKS[config.task]
-    state, spec = _start(config, origin)
+    state, spec = _start(config)
     splits = task.open_splits(config)
     source = splits["train"]
     card = ModelCard(config.task, tuple(source.classes), spec)
@@ -71,14 +68,22 @@ def finetune(
         resume=resume,
     ).get_submodule("network")
     save_model(trained, card, run.model_file)
-    run.add_artefact(run.model_file, made_from=[origin.backbone_file])
-    result: dict[str, Any] = {"task": config.task, "init": config.init, "model": run.model_file}
+    run.add_artefact(run.model_file, made_from=[config.backbone])
+    result: dict[str, Any] = {
+        "task": config.task,
+        "init": config.init,
+        "model": str(run.model_file),
+    }
+    result |= {"card": str(run.card_file), "metric": task.metric}
     if (held_out := held_out_split(splits)) is not None:
         runner = torch_runner(trained, task.output_names)
-        batches = answers(runner, task, card, splits[held_out])
         result |= {"split": held_out, "photos": len(splits[held_out])}
-        result["scores"] = task.judge(batches, card, run.path / "pictures")
+        result["scores"] = task.judge(
+            answers(runner, task, card, splits[held_out]), card, run.path / "pictures"
+        )
     write_json(run.path / "finetune.json", result)
+    with atomic_write(run.card_file) as temporary:
+        temporary.write_text(model_card(card, config, result, photos=len(source)))
     return result
 
 
@@ -102,13 +107,9 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     return network.eval(), card
 
 
-def _start(config: FinetuneConfig, origin: RunDir) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
+def _start(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
     """The weights to begin from (None: untrained) and the backbone's description."""
-    origin.require(
-        origin.backbone_file,
-        mend=f"hgkd-edge distill {origin.recipe_file} --resume --run {origin.path}",
-    )
-    state, spec = read_backbone(origin.backbone_file)
+    state, spec = read_backbone(config.backbone)
     spec = replace(spec, size=config.data.size)
     if config.init == "distilled":
         return state, spec

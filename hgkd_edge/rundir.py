@@ -38,6 +38,7 @@ class RunDir:
         self.checkpoint_file = path / "checkpoints" / "last.pt"
         self.backbone_file = path / "backbone.safetensors"
         self.model_file = path / "model.safetensors"
+        self.card_file = path / "model_card.md"
         self.finetune_file = path / "finetune.yaml"
         self.export_dir = path / "export"
 

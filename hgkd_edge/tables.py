@@ -9,7 +9,14 @@ from rich.table import Table
 
 from hgkd_edge.doctor import Capability
 
-__all__ = ["demo_table", "doctor_table", "kernels_table", "score_table", "verification_line"]
+__all__ = [
+    "demo_table",
+    "doctor_table",
+    "kernels_table",
+    "score_table",
+    "task_table",
+    "verification_line",
+]
 
 
 def score_table(result: dict[str, Any]) -> Table:
@@ -23,6 +30,19 @@ def score_table(result: dict[str, Any]) -> Table:
         table.add_row(name, _percent(scores["knn"]), _percent(scores["linear_probe"]))
     majority = _percent(result["majority"])
     table.add_row("majority class", majority, majority)
+    return table
+
+
+def task_table(result: dict[str, Any]) -> Table:
+    """Scores of a fine-tuned model on held-out photos."""
+    title = f"{result['task']} on {result['photos']} photos of the {result['split']} split"
+    table = Table("score", title=title)
+    table.add_column("", justify="right")
+    for name, value in result["scores"].items():
+        if isinstance(value, float):
+            table.add_row(name, _percent(value))
+    for name, value in result["scores"].get("per_class", {}).items():
+        table.add_row(f"  {name}", _percent(value))
     return table
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hgkd_edge.recipe import DataConfig, Fraction, Section, TrainConfig
+from hgkd_edge.recipe import (
+    DataConfig,
+    Fraction,
+    Section,
+    TrainConfig,
+    parse_settings,
+    read_settings,
+)
+from hgkd_edge.rundir import RunDir
 
-__all__ = ["ClassifyConfig", "FinetuneConfig", "FinetuneTrainConfig"]
+__all__ = ["ClassifyConfig", "FinetuneConfig", "FinetuneTrainConfig", "resolve", "resume"]
 
 
 class FinetuneTrainConfig(TrainConfig):
@@ -39,11 +49,13 @@ class ClassifyConfig(Section):
 class FinetuneConfig(Section):
     """A whole fine-tuning, fully resolved; kept beside the model as `finetune.yaml`.
 
-    `init`: `distilled` is the run's backbone, `timm` the hub's pre-trained weights of the same
-    architecture, `scratch` none. `label_share` trains on that share of every class's photos.
+    `backbone` is a run's `backbone.safetensors`: the architecture. `init`: `distilled` begins from
+    its weights, `timm` from the hub's for the same architecture, `scratch` from none.
+    `label_share` trains on that share of every class's photos.
     """
 
     task: Literal["classify", "segment", "detect"]
+    backbone: Path
     data: DataConfig
     init: Literal["distilled", "timm", "scratch"] = "distilled"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -56,3 +68,38 @@ class FinetuneConfig(Section):
         if self.label_share < 1 and self.task != "classify":
             raise ValueError("label_share is for task 'classify'")
         return self
+
+
+def resolve(
+    run: RunDir, task: str, data: Path | None, init: str, overrides: Sequence[str] = ()
+) -> FinetuneConfig:
+    """Settings of a fine-tuning: the run's own photos and image size unless told otherwise.
+
+    Raises:
+        RecipeError: One line, all problems together.
+        RunError: The run has no backbone yet.
+    """
+    again = f"hgkd-edge distill {run.recipe_file} --resume --run {run.path}"
+    recipe, backbone = run.recipe(), run.require(run.backbone_file, mend=again)
+    photos = recipe.data.model_dump(mode="json")
+    if data is not None:
+        photos |= {"source": "folder", "path": str(data)}
+    raw: dict[str, Any] = {
+        "task": task,
+        "backbone": str(backbone.resolve()),
+        "init": init,
+        "seed": recipe.seed,
+        "data": photos,
+    }
+    return parse_settings(FinetuneConfig, raw, overrides, name="finetune")
+
+
+def resume(run: RunDir) -> FinetuneConfig:
+    """Settings of a fine-tuning that was begun.
+
+    Raises:
+        RunError: None was.
+    """
+    mend = "leave --resume out"
+    file = run.require(run.finetune_file, mend=mend)
+    return parse_settings(FinetuneConfig, read_settings(file), name=str(file))

@@ -1,15 +1,27 @@
-"""Pictures of how a model does, for a person to look at."""
+"""Pictures of what a model answers and how it does, for a person to look at. No torch."""
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from hgkd_edge.rundir import atomic_write
+from hgkd_edge.tasks.answers import Detection, Label
 
-__all__ = ["draw_confusion"]
+__all__ = [
+    "draw_boxes",
+    "draw_confusion",
+    "draw_labels",
+    "draw_segments",
+    "save_picture",
+    "side_by_side",
+]
+
+IGNORED = 255  # in a label map: no class was given
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> Path:
@@ -40,3 +52,76 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return path
+
+
+def draw_labels(photo: Image.Image, labels: Sequence[Label]) -> Image.Image:
+    """A copy of the photo under its most probable classes."""
+    picture = photo.copy()
+    size = _text_size(picture)
+    text = "\n".join(f"{label.probability:.0%} {label.name}" for label in labels)
+    _write(ImageDraw.Draw(picture), (0, 0), text, size, (0, 0, 0))
+    return picture
+
+
+def draw_boxes(
+    photo: Image.Image, found: Sequence[Detection], classes: Sequence[str]
+) -> Image.Image:
+    """A copy of the photo with a frame round every object, in its class's colour."""
+    picture = photo.copy()
+    draw, size = ImageDraw.Draw(picture), _text_size(picture)
+    for name, score, box in reversed(found):  # the best lie on top
+        colour = _colour(classes.index(name))
+        draw.rectangle(box, outline=colour, width=max(1, size // 6))
+        _write(draw, (box[0], max(0, box[1] - size)), f"{name} {score:.2f}", size, colour)
+    return picture
+
+
+def draw_segments(photo: Image.Image, labels: np.ndarray) -> Image.Image:
+    """A copy of the photo tinted by class, uint8 [H, W]; class 0 and ignored pixels stay clear."""
+    table = np.array([_colour(label) for label in range(256)], np.float32)  # [256, 3]
+    pixels = np.asarray(photo, np.float32)
+    tinted = 0.5 * pixels + 0.5 * table[labels]
+    shown = (labels != 0) & (labels != IGNORED)
+    return Image.fromarray(np.where(shown[..., None], tinted, pixels).astype(np.uint8))
+
+
+def side_by_side(pictures: Sequence[Image.Image], *, gap: int = 4) -> Image.Image:
+    """Pictures of one height in a row."""
+    width = sum(picture.width + gap for picture in pictures) - gap
+    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + gap
+    return row
+
+
+def save_picture(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG file, making its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="png")
+    return path
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """A class's colour: hues a golden section apart, so that neighbours are told apart."""
+    red, green, blue = colorsys.hsv_to_rgb(0.33 + label * 0.618034, 0.85, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _text_size(picture: Image.Image) -> int:
+    return max(9, min(picture.size) // 32)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    size: int,
+    ground: tuple[int, int, int],
+) -> None:
+    """Text on a ground of its own, black on light colours and white on dark ones."""
+    font = ImageFont.load_default(size)
+    draw.rectangle(draw.multiline_textbbox(corner, text, font=font), fill=ground)
+    draw.multiline_text(corner, text, font=font, fill="black" if sum(ground) > 300 else "white")

@@ -1,0 +1,91 @@
+"""Command line of the study; see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from benchmarks.study.arms import ABLATION, ARMS, SCRATCH
+from benchmarks.study.cell import score_cell
+from benchmarks.study.report import report
+from hgkd_edge.console import console
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distill import build
+from hgkd_edge.pretrain import pretrain_teacher
+from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.rundir import write_json
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="fill in cells that are missing")
+    run.add_argument("base", choices=["clothing10", "cifar10"])
+    run.add_argument(
+        "--data", type=Path, required=True, help="folder with {train,val,test}/<class>"
+    )
+    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    run.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    run.add_argument("--ablation", action="store_true", help="the ablation instead of the arms")
+    show = commands.add_parser("report", help="the figures so far as Markdown on stdout")
+    for command in (run, show):
+        command.add_argument("--out", type=Path, required=True, help="folder of cells and runs")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
+        print(report(arguments.out))
+        return
+    table = ABLATION if arguments.ablation else {arm: ARMS[arm] for arm in arguments.arms}
+    for seed in arguments.seeds:
+        for arm, changes in table.items():
+            _fill(arguments, arm, changes, seed)
+
+
+def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int) -> None:
+    kind = "ablation" if arguments.ablation else "arms"
+    name = f"{arguments.base}.{kind}.{arm}.{seed}".replace(", ", "-").replace(" ", "-")
+    file = arguments.out / f"{name}.json"
+    if file.is_file():
+        return
+    console.rule(name)
+    base = HERE / f"{arguments.base}.yaml"
+    half = load_recipe(base).train.epochs // 2
+    changes = [f"data.path={arguments.data}", *(change.format(half=half) for change in changes)]
+    recipe = load_recipe(base, [*changes, *_teacher(load_recipe(base, changes)), f"seed={seed}"])
+    cell = score_cell(
+        recipe,
+        _fresh(arguments.out / "runs" / name),
+        scratch=arm == SCRATCH,
+        shares=[0.1] if arguments.ablation else [0.01, 0.1, 1.0],
+    )
+    where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    write_json(
+        file, {"base": arguments.base, "kind": kind, "arm": arm, "seed": seed, **cell, **where}
+    )
+    console.print(json.dumps(cell), soft_wrap=True)
+
+
+def _teacher(recipe: Recipe) -> list[str]:
+    """Overrides that name the one teacher of all seeds; it is trained when it is not there yet."""
+    parts = build(recipe, download=False)
+    source = open_splits(recipe.data)["train"]
+    weights = pretrain_teacher(parts.vit, source, recipe, size=parts.teacher_size)
+    return ["teacher.weights=path", f"teacher.path={weights}"]
+
+
+def _fresh(folder: Path) -> Path:
+    """A folder name that is free: what a stopped study left there stays for a look."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+if __name__ == "__main__":
+    main()

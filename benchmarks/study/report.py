@@ -1,0 +1,56 @@
+"""Cells -> the tables of docs/results.md."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.arms import ABLATION, ARMS
+
+__all__ = ["report"]
+
+Cell = dict[str, Any]
+COLUMNS: dict[str, Callable[[Cell], float | None]] = {
+    "k-NN": lambda cell: cell["knn"],
+    "linear probe": lambda cell: cell["linear_probe"],
+    "1 % labels": lambda cell: cell["finetune"].get("0.01"),
+    "10 % labels": lambda cell: cell["finetune"].get("0.1"),
+    "all labels": lambda cell: cell["finetune"].get("1.0"),
+}
+
+
+def report(folder: Path) -> str:
+    """Markdown tables of every cell in a folder: mean ± standard deviation over seeds."""
+    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    parts = []
+    for base in sorted({cell["base"] for cell in cells}):
+        for kind, order in (("arms", ARMS), ("ablation", ABLATION)):
+            chosen = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
+            if chosen:
+                parts.append(f"### {base}: {kind}\n\n{_table(chosen, list(order))}")
+    return "\n\n".join(parts)
+
+
+def _table(cells: list[Cell], order: list[str]) -> str:
+    columns = [name for name, get in COLUMNS.items() if any(get(c) is not None for c in cells)]
+    lines = [
+        f"| arm | seeds | {' | '.join(columns)} |",
+        f"|---|---:|{'---:|' * len(columns)}",
+    ]
+    for arm in order:
+        own = [cell for cell in cells if cell["arm"] == arm]
+        if own:
+            figures = [_figure([COLUMNS[name](cell) for cell in own]) for name in columns]
+            lines.append(f"| {arm} | {len(own)} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def _figure(values: list[float | None]) -> str:
+    found = [100 * value for value in values if value is not None]
+    if not found:
+        return "-"
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.1f}{spread}"

@@ -1,0 +1,58 @@
+"""The model card: what a fine-tuned model is, for whoever gets the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hgkd_edge.tasks.base import ModelCard
+from hgkd_edge.tasks.config import FinetuneConfig
+
+__all__ = ["model_card"]
+
+
+def model_card(
+    card: ModelCard, config: FinetuneConfig, result: dict[str, Any], *, photos: int
+) -> str:
+    """Markdown: task, classes, preprocessing, training, scores.
+
+    Args:
+        card: Of the model.
+        config: How it was fine-tuned.
+        result: As `finetune` returns it.
+        photos: Number of training photos.
+    """
+    spec = card.backbone
+    height, width = spec.size
+    begun = {
+        "distilled": "the run's distilled backbone",
+        "timm": "timm's pre-trained weights",
+        "scratch": "untrained weights",
+    }[config.init]
+    lines = [
+        f"# {spec.name}, {card.task}",
+        "",
+        f"- **Classes** ({len(card.classes)}): {', '.join(card.classes)}",
+        f"- **Input**: RGB, {height} x {width} px (height x width), values in [0, 1], then "
+        f"minus mean {_figures(spec.mean)}, divided by standard deviation {_figures(spec.std)}",
+        f"- **Training**: {photos} photos, {config.train.epochs} epochs from {begun}, "
+        f"seed {config.seed}; all settings in `finetune.yaml`",
+    ]
+    scores = result.get("scores")
+    if scores is None:
+        return "\n".join([*lines, "- **Scores**: none, no photos were held out", ""])
+    lines += [
+        "",
+        f"## Scores on the {result['photos']} photos of the `{result['split']}` split",
+        "",
+    ]
+    lines += [
+        f"- {name}: {value:.4f}" for name, value in scores.items() if isinstance(value, float)
+    ]
+    if classes := scores.get("per_class"):
+        lines += ["", "| class | score |", "|---|---:|"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in classes.items()]
+    return "\n".join([*lines, ""])
+
+
+def _figures(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.3f}" for value in values) + ")"
