@@ -1,0 +1,76 @@
+"""Where a photo lies on the canvas that a network sees, and the way back. PIL only, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["PAD", "Placement", "cover", "letterbox", "place"]
+
+PAD = 114  # grey of what a photo does not cover: near the mean that networks subtract
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A photo scaled to fit a canvas, in its top left corner, nothing cut off.
+
+    The scale is one number for both axes (a cell stays round, whatever the photo's shape), so a
+    photo of another shape than the canvas leaves a margin at the right or at the bottom.
+
+    Attributes:
+        original: Height and width of the photo in pixels.
+        placed: Height and width that it takes on the canvas.
+    """
+
+    original: tuple[int, int]
+    placed: tuple[int, int]
+
+    def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
+        """x1, y1, x2, y2 in the photo's pixels -> in the canvas's, float32 [..., 4]."""
+        return (boxes * self._scale()).astype(np.float32)
+
+    def to_original(self, boxes: np.ndarray) -> np.ndarray:
+        """x1, y1, x2, y2 in the canvas's pixels -> in the photo's, cut at its edges."""
+        height, width = self.original
+        return np.clip(boxes / self._scale(), 0, (width, height, width, height)).astype(np.float32)
+
+    def _scale(self) -> np.ndarray:
+        rows, columns = (p / o for p, o in zip(self.placed, self.original, strict=True))
+        return np.array((columns, rows, columns, rows))
+
+
+def place(original: tuple[int, int], canvas: tuple[int, int]) -> Placement:
+    """Where a photo of height and width `original` lies on a canvas of height and width."""
+    scale = min(c / o for c, o in zip(canvas, original, strict=True))
+    height, width = (max(1, round(side * scale)) for side in original)
+    return Placement(original, (min(height, canvas[0]), min(width, canvas[1])))
+
+
+def letterbox(
+    image: Image.Image,
+    canvas: tuple[int, int],
+    *,
+    fill: int = PAD,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """The canvas with the whole image on it, scaled as `place` says, `fill` around it.
+
+    Classification cuts an overhang off (`cover`); here every object must stay in the picture.
+    """
+    height, width = place((image.height, image.width), canvas).placed
+    colour = (fill,) * len(image.getbands())
+    whole = Image.new(image.mode, (canvas[1], canvas[0]), colour if len(colour) > 1 else fill)
+    whole.paste(image.resize((width, height), resample), (0, 0))
+    return whole
+
+
+def cover(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+    """Resize so that the image covers the canvas, and cut the overhang evenly."""
+    height, width = canvas
+    scale = max(height / image.height, width / image.width)
+    box_width, box_height = width / scale, height / scale
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    box = (left, top, left + box_width, top + box_height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)

@@ -1,0 +1,194 @@
+"""From a photo to a network's input, and from its outputs to an answer: numpy and PIL, no torch.
+
+Used on the edge device by `predict` and in training by `judge`, so that a score and a prediction
+come of the same steps. Label maps and boxes are in pixels of the photo as it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hgkd_edge.data.geometry import Placement, cover, letterbox, place
+from hgkd_edge.errors import DataError
+
+__all__ = [
+    "GEOMETRY",
+    "Detection",
+    "Geometry",
+    "Label",
+    "box_iou",
+    "load_photo",
+    "prepare",
+    "read_classify",
+    "read_detect",
+    "read_segment",
+    "select_boxes",
+]
+
+Geometry = Literal["cover", "letterbox"]
+GEOMETRY: dict[str, Geometry] = {
+    "classify": "cover",
+    "segment": "letterbox",
+    "detect": "letterbox",
+}
+CANDIDATES = 1000  # boxes per photo that reach non-maximum suppression, as in torchvision's FCOS
+
+
+class Label(NamedTuple):
+    """One class and its probability."""
+
+    name: str
+    probability: float
+
+
+class Detection(NamedTuple):
+    """One object: class, score in [0, 1], and x1, y1, x2, y2 in pixels of the photo."""
+
+    name: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+def load_photo(path: Path) -> Image.Image:
+    """A photo as RGB, upright.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image: {error}") from error
+
+
+def prepare(
+    photo: Image.Image,
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    geometry: Geometry,
+) -> tuple[np.ndarray, Placement]:
+    """A photo as a network's input.
+
+    Args:
+        photo: RGB.
+        size: Height and width that the network takes.
+        mean: Per-channel mean that is subtracted, in [0, 1].
+        std: Per-channel standard deviation that is divided by.
+        geometry: `GEOMETRY[task]`.
+
+    Returns:
+        float32 [1, 3, H, W], and where the photo lies on it (of meaning for `letterbox` only).
+    """
+    if geometry == "cover":
+        # Two steps, as photos take them in training: a canvas with a margin, then the view.
+        canvas = round(size[0] * 8 / 7), round(size[1] * 8 / 7)
+        seen = cover(photo, canvas).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    else:
+        seen = letterbox(photo, size)
+    pixels = np.asarray(seen, np.float32) / 255  # [H, W, 3]
+    pixels = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+    return batch, place((photo.height, photo.width), size)
+
+
+def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
+    """The most probable classes of logits [K], best first."""
+    weights = np.exp(logits - logits.max())
+    probabilities = weights / weights.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return [Label(classes[i], float(probabilities[i])) for i in best]
+
+
+def read_segment(logits: np.ndarray, placement: Placement) -> np.ndarray:
+    """Logits [K, H, W] of a canvas -> class of every pixel of the photo, uint8 [H, W].
+
+    Each class's plane is enlarged by itself, so that edges are as smooth as the photo's pixels and
+    memory does not grow with the number of classes.
+    """
+    rows, columns = placement.placed
+    height, width = placement.original
+    best = np.full((height, width), -np.inf, np.float32)
+    labels = np.zeros((height, width), np.uint8)
+    for label, plane in enumerate(logits[:, :rows, :columns].astype(np.float32)):
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        enlarged = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        better = enlarged > best
+        labels[better], best[better] = label, enlarged[better]
+    return labels
+
+
+def read_detect(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    placement: Placement,
+    classes: Sequence[str],
+    *,
+    threshold: float = 0.4,
+) -> list[Detection]:
+    """Raw boxes [A, 4] and scores [A, K] of a canvas -> objects of the photo, best first.
+
+    Args:
+        boxes: x1, y1, x2, y2 in pixels of the canvas.
+        scores: In [0, 1].
+        placement: Where the photo lies on the canvas.
+        classes: K names.
+        threshold: Lowest score that counts as an object.
+    """
+    found, labels, kept = select_boxes(boxes, scores, threshold=threshold)
+    return [
+        Detection(classes[label], float(score), tuple(box.tolist()))
+        for box, label, score in zip(placement.to_original(found), labels, kept, strict=True)
+    ]
+
+
+def select_boxes(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    *,
+    threshold: float,
+    overlap: float = 0.6,
+    limit: int = 100,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Non-maximum suppression, class by class.
+
+    Args:
+        boxes: float [A, 4], x1, y1, x2, y2.
+        scores: float [A, K].
+        threshold: Lowest score to look at.
+        overlap: A box that overlaps a better one of its class by more (as IoU) is left out.
+        limit: Largest number of boxes returned.
+
+    Returns:
+        Boxes [m, 4], their classes int [m] and scores [m], best first.
+    """
+    rows, labels = np.nonzero(scores > threshold)
+    order = np.argsort(-scores[rows, labels], kind="stable")[:CANDIDATES]
+    rows, labels = rows[order], labels[order]
+    candidates, alive = boxes[rows], np.ones(len(rows), bool)
+    kept: list[int] = []
+    for i in range(len(rows)):
+        if not alive[i]:
+            continue
+        kept.append(i)
+        if len(kept) == limit:
+            break
+        rivals = labels == labels[i]
+        alive[rivals] &= box_iou(candidates[i : i + 1], candidates[rivals])[0] <= overlap
+    return candidates[kept], labels[kept], scores[rows, labels][kept]
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes [m, 4] and [n, 4], float [m, n]."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=2)  # [m, n]
+    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b))
+    return common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-9)
