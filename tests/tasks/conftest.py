@@ -1,0 +1,24 @@
+"""A run folder with an untrained backbone: fine-tuning does not care how it was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hgkd_edge.distill import build
+from hgkd_edge.models.backbone import save_backbone
+from hgkd_edge.recipe import find_recipe, load_recipe
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.sparse import densify
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """`runs/demo` of the demo's recipe at 32 px, with an untrained backbone."""
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(find_recipe("demo"), ["data.image_size=32"])
+    made = RunDir.create(recipe)
+    parts = build(recipe)
+    save_backbone(densify(parts.encoder), parts.spec, made.backbone_file)
+    return made

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from hgkd_edge.errors import DataError, RecipeError, RunError
+from hgkd_edge.finetune import answers, finetune, load_model
+from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.tasks import config as settings
+from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.classify import Classification, ClassifyTask
+from hgkd_edge.tasks.config import FinetuneConfig
+
+QUICK = ["train.precision=fp32", "train.lr=3e-3", "train.layer_decay=1", "classify.augment=none"]
+CARD = ModelCard(
+    "classify", ("a", "b", "c"), BackboneSpec("resnet18", 4, (32, 32), (0.5,) * 3, (0.25,) * 3)
+)
+
+
+def configure(run: RunDir, *overrides: str, init: str = "distilled") -> FinetuneConfig:
+    return settings.resolve(run, "classify", None, init, [*QUICK, *overrides])
+
+
+def judge(logits: list[list[float]], labels: list[int]) -> dict:  # type: ignore[type-arg]
+    images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
+    batch = Answers(images, torch.tensor(labels), {"logits": np.array(logits, np.float32)})
+    return Classification().judge([batch], CARD)
+
+
+def test_a_few_epochs_beat_the_majority_class_and_the_loss_falls(run: RunDir) -> None:
+    result = finetune(configure(run, "train.epochs=6", "classify.probe_first=false"), run)
+
+    losses = [json.loads(line)["loss"] for line in (run.path / "finetune.jsonl").open()]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
+    assert result["scores"]["top1"] > 0.25, "the majority class is 14 %"
+
+
+def test_the_model_file_is_a_plain_timm_classifier(run: RunDir) -> None:
+    finetune(configure(run, "train.epochs=1", "label_share=0.1"), run)
+
+    model = timm.create_model("resnet18", num_classes=10, channels=[16, 32, 64, 128])
+    model.load_state_dict(load_file(run.model_file))
+
+
+def test_a_loaded_model_scores_what_was_reported(run: RunDir) -> None:
+    from exporters.runners import torch_runner
+
+    config = configure(run, "train.epochs=1", "label_share=0.2")
+    reported = finetune(config, run)["scores"]
+
+    network, card = load_model(run.model_file)
+    task = Classification()
+    test = task.open_splits(config)["test"]
+    again = task.judge(answers(torch_runner(network, ["logits"]), task, card, test), card)
+
+    assert again["confusion"] == reported["confusion"]
+    assert card.classes[:2] == ("dress", "hat")
+
+
+def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
+    result = finetune(configure(run, "train.epochs=1", "label_share=0.1"), run)
+
+    card = run.card_file.read_text()
+    assert "dress, hat, longsleeve" in card
+    assert "32 x 32 px" in card
+    assert f"top1: {result['scores']['top1']:.4f}" in card
+    with Image.open(run.path / "pictures" / "confusion.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_beginning_from_a_linear_probe_beats_beginning_from_a_random_head(run: RunDir) -> None:
+    config = configure(run, "label_share=0.5")
+    task = Classification()
+    source = task.open_splits(config)["train"]
+    card = ModelCard("classify", tuple(source.classes), CARD.backbone)
+    first_losses = []
+    for probe_first in (True, False):
+        torch.manual_seed(0)
+        network = task.create(card)
+        options = config.model_copy(
+            update={"classify": config.classify.model_copy(update={"probe_first": probe_first})}
+        )
+        model = task.learner(network, card, source, options).model.eval()
+        view, labels = task.view(source.images[::8], card), source.labels[::8]
+        with torch.no_grad():
+            first_losses.append(model(view, torch.eye(len(card.classes))[labels])["loss"].item())
+
+    assert first_losses[0] < first_losses[1] - 0.1
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_a_share_of_the_labels_holds_every_class(run: RunDir, share: float) -> None:
+    source = Classification().open_splits(configure(run, f"label_share={share}"))["train"]
+
+    counts = source.labels.bincount(minlength=10)
+    assert counts.min() >= 1
+    assert len(source) == pytest.approx(1628 * share, abs=10)
+
+
+def test_balance_gives_rare_classes_more_weight(run: RunDir) -> None:
+    config = configure(run, "classify.balance=true", "classify.probe_first=false")
+    task = Classification()
+    source = task.open_splits(config)["train"]
+    card = ModelCard("classify", tuple(source.classes), CARD.backbone)
+
+    learner = task.learner(task.create(card), card, source, config)
+
+    counts, weight = source.labels.bincount(), learner.model.weight
+    assert weight.argmax() == counts.argmin()
+    assert weight[source.labels].mean() == pytest.approx(1.0)
+
+
+def test_mixed_photos_have_mixed_labels(run: RunDir) -> None:
+    config = configure(run, "classify.mixup=1", "classify.cutmix=1", "classify.probe_first=false")
+    task = Classification()
+    source = task.open_splits(config)["train"]
+    card = ModelCard("classify", tuple(source.classes), CARD.backbone)
+    learner = task.learner(task.create(card), card, source, config)
+    assert isinstance(learner, ClassifyTask)
+    from hgkd_edge.engine import Draws
+
+    draws = Draws(torch.Generator().manual_seed(0), 0, 1, torch.device("cpu"))
+    ((_, targets),) = learner.inputs(source.images[::100], source.labels[::100], draws)
+
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(targets)))
+    assert ((targets > 0).sum(dim=1) == 2).any()
+
+
+def test_early_layers_learn_more_slowly_under_layer_decay(run: RunDir) -> None:
+    from timm.optim import create_optimizer_v2
+
+    config = configure(run, "train.layer_decay=0.5", "classify.probe_first=false")
+    task = Classification()
+    source = task.open_splits(config)["train"]
+    card = ModelCard("classify", tuple(source.classes), CARD.backbone)
+    learner = task.learner(task.create(card), card, source, config)
+
+    optimizer = create_optimizer_v2(learner.model, "adamw", lr=1, layer_decay=learner.layer_decay)
+    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    network = learner.model.get_submodule("network")
+    stem, head = network.get_parameter("conv1.weight"), network.get_parameter("fc.weight")
+
+    assert scale[id(stem)] < 0.1
+    assert scale[id(head)] == 1
+
+
+def test_scores_count_what_they_say() -> None:
+    scores = judge([[3, 1, 0], [3, 1, 0], [0, 1, 3], [1, 0, 3]], [0, 1, 2, 0])
+
+    assert scores["top1"] == 0.5
+    assert scores["per_class"] == {"a": 0.5, "b": 0.0, "c": 1.0}
+    assert scores["mean_class"] == pytest.approx(0.5)
+    assert scores["confusion"] == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
+
+
+def test_photos_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "plain.png")
+
+    with pytest.raises(DataError, match="needs labelled photos"):
+        finetune(configure(run, f"data={{source: folder, path: {tmp_path}, holdout: 0}}"), run)
+
+
+def test_wrong_settings_are_named(run: RunDir) -> None:
+    with pytest.raises(RecipeError, match="train.epoch.*did you mean 'epochs'"):
+        configure(run, "train.epoch=3")
+    with pytest.raises(RecipeError, match="did you mean 'classify'"):
+        settings.resolve(run, "clasify", None, "distilled")
+    with pytest.raises(RunError, match=r"has no finetune.yaml"):
+        settings.resume(run)
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
+    options = ["--set", "label_share=0.1", "--set", "train.epochs=4"]
+    for override in QUICK:
+        options += ["--set", override]
+    config = configure(run, "label_share=0.1", "train.epochs=4", "train.checkpoint_every=1")
+    finetune(config, run)
+    wanted = load_file(run.model_file)
+    run.model_file.unlink()
+    (run.path / "checkpoints" / "finetune.pt").unlink()
+    command = [sys.executable, "-m", "hgkd_edge.cli", "finetune", str(run.path)]
+    begun = subprocess.Popen([*command, *options, "--set", "train.checkpoint_every=1"])
+    deadline = time.monotonic() + 120
+    while not (run.path / "checkpoints" / "finetune.pt").is_file():
+        assert begun.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(begun.pid, signal.SIGKILL)
+    begun.wait()
+    assert not run.model_file.is_file()
+
+    subprocess.run([*command, "--resume"], check=True)
+
+    again = load_file(run.model_file)
+    assert all(torch.equal(again[key], wanted[key]) for key in wanted)
