@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -154,7 +154,7 @@ class StreamedPixels:
 
 def read_ahead(
     load: Callable[[Tensor], T], order: Iterable[Tensor], *, ahead: int = BATCHES_AHEAD
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """`load` each batch of indices in the background, and hand the results out in order."""
     pool = ThreadPoolExecutor(ahead)
     waiting: deque[Future[T]] = deque()

@@ -1,0 +1,163 @@
+"""What a training leaves and shows as it goes: `log.jsonl`, trackers, the progress line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from accelerate import Accelerator
+
+from hgkd_edge.console import console, track_steps
+from hgkd_edge.data.decode import StreamedPixels
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine.checkpoint import mend_for
+from hgkd_edge.engine.task import Workplace
+from hgkd_edge.errors import TrainingError
+from hgkd_edge.rundir import atomic_write
+
+__all__ = ["Journal", "open_journal"]
+
+WINDOW = 50  # batches over which waiting for photos is judged
+WORTH_SHOWING, STARVING = 0.1, 0.2  # shares of the time
+
+
+class Journal:
+    """Writes and shows the figures of each batch; on the main process only."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        stream: TextIO,
+        show: Callable[[int, str], None],
+        source: ImageSource,
+    ) -> None:
+        self.accelerator, self.stream, self.show, self.source = accelerator, stream, show, source
+        self.recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self.warned = False
+
+    def record(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        scalars: dict[str, float],
+        lr: float,
+        photos: int,
+        seconds: float,
+        waited: float,
+    ) -> None:
+        """One batch.
+
+        Args:
+            step: Updates done.
+            epoch: Of the batch, from 0.
+            scalars: Of its last update, "loss" among them.
+            lr: Learning rate of that update.
+            photos: In the batches of all processes.
+            seconds: From the request for the batch to the end of its last update.
+            waited: Seconds of it until the batch was there.
+        """
+        figures = {
+            "epoch": epoch,
+            **scalars,
+            "lr": lr,
+            "images_per_s": round(photos / seconds, 1),
+            "data_share": round(waited / seconds, 3),
+        }
+        with _writing(self.stream.name):
+            self.stream.write(json.dumps({"step": step, **figures}) + "\n")
+            self.stream.flush()
+            self.accelerator.log(figures, step=step)
+        share = self._share_waiting(seconds, waited)
+        line = f"loss {scalars['loss']:.4f}  {photos / seconds:.0f} img/s"
+        if share > WORTH_SHOWING:
+            line += f"  waiting for photos {share:.0%}"
+        self.show(step, line)
+
+    def _share_waiting(self, seconds: float, waited: float) -> float:
+        """Over the last batches; warns once when it is too much."""
+        self.recent.append((seconds, waited))
+        share = sum(w for _, w in self.recent) / sum(s for s, _ in self.recent)
+        if share > STARVING and len(self.recent) == WINDOW and not self.warned:
+            self.warned = True
+            console.print(
+                f"[yellow]warning:[/] the student waits for photos {share:.0%} of the time; "
+                f"hint: {_mend_starving(self.source)}",
+                soft_wrap=True,
+            )
+        return share
+
+
+@contextlib.contextmanager
+def open_journal(
+    place: Workplace,
+    accelerator: Accelerator,
+    source: ImageSource,
+    *,
+    label: str,
+    total: int,
+    done: int,
+) -> Iterator[Journal | None]:
+    """The journal of a training of `total` steps, `done` of them before; None off the main process.
+
+    Raises:
+        TrainingError: The log cannot be written.
+    """
+    if not accelerator.is_main_process:
+        yield None
+        return
+    with _writing(str(place.log_file)):
+        _truncate(place.log_file, done)
+        place.log_file.parent.mkdir(parents=True, exist_ok=True)
+        stream = place.log_file.open("a", encoding="utf-8")
+        if place.tracker_dir is not None:
+            accelerator.init_trackers("tensorboard")
+    try:
+        with track_steps(label, total=total, done=done) as show:
+            yield Journal(accelerator, stream, show, source)
+    finally:
+        with contextlib.suppress(OSError):  # a full disk has been reported by what met it first
+            stream.close()
+            for tracker in accelerator.trackers:
+                tracker.finish()
+
+
+@contextlib.contextmanager
+def _writing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"log {name} cannot be written: {error.strerror or error}", hint=mend_for(error)
+        ) from error
+
+
+def _truncate(log_file: Path, step: int) -> None:
+    """Keep the log up to the checkpoint: steps done again must not stand there twice."""
+    if log_file.is_file():
+        with atomic_write(log_file) as temporary:
+            temporary.write_text("".join(_lines_up_to(log_file, step)), encoding="utf-8")
+
+
+def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
+    """Lines of a log whose step is at most `step`; a line cut off by a kill ends it."""
+    for line in log_file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] > step:
+                return
+        except (ValueError, KeyError):
+            return
+        yield line
+
+
+def _mend_starving(source: ImageSource) -> str:
+    if isinstance(source.images, StreamedPixels):
+        return (
+            f"more cores or data.workers (now {source.images.threads}), photos stored at about "
+            "twice data.image_size, a faster disk, or data.decode=once"
+        )
+    return "photos lie decoded in a temporary file: set TMPDIR to a faster disk"

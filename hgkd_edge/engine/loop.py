@@ -1,0 +1,288 @@
+"""The loop itself."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from hgkd_edge.console import console
+from hgkd_edge.data.decode import read_ahead
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine.batchnorm import SyncedBatchNorm
+from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
+from hgkd_edge.engine.journal import Journal, open_journal
+from hgkd_edge.engine.setup import make_accelerator
+from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
+from hgkd_edge.engine.task import Draws, Task, Workplace
+from hgkd_edge.errors import Interrupted, RecipeError, TrainingError
+from hgkd_edge.processes import on_main
+from hgkd_edge.recipe import TrainConfig
+
+__all__ = ["train"]
+
+
+def train(
+    task: Task,
+    source: ImageSource,
+    config: TrainConfig,
+    *,
+    seed: int,
+    place: Workplace,
+    label: str,
+    resume: bool = False,
+) -> nn.Module:
+    """Train `task.model` on the photos of a source, alone or as one of several processes.
+
+    Args:
+        task: The model and how a batch becomes its inputs.
+        source: Training photos.
+        config: The recipe's `train` section.
+        seed: Seeds photo order and random numbers.
+        place: Where logs and checkpoints go.
+        label: Shown beside the progress bar.
+        resume: Go on from the checkpoint, if there is one.
+
+    Returns:
+        The averaged (EMA) model, or the model itself when `config.ema` is 0, on the device.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        TrainingError: The loss is not finite, or a checkpoint or the log cannot be written.
+        RunError: The checkpoint to go on from cannot be used.
+        RecipeError: The batch does not divide among processes and accumulation steps.
+    """
+    return _Loop(task, source, config, seed=seed, place=place, label=label).run(resume=resume)
+
+
+class _Loop:
+    """State of one training: everything that a checkpoint holds, and how to make a step of it."""
+
+    def __init__(
+        self,
+        task: Task,
+        source: ImageSource,
+        config: TrainConfig,
+        *,
+        seed: int,
+        place: Workplace,
+        label: str,
+    ) -> None:
+        self.task, self.source, self.config = task, source, config
+        self.seed, self.place, self.label = seed, place, label
+        self.accelerator = make_accelerator(config, place)
+        self.rank = self.accelerator.process_index
+        self.world = self.accelerator.num_processes
+        self.batch_size = min(config.batch_size, len(source))
+        shares = self.world * config.accumulate
+        if self.batch_size % shares:
+            raise RecipeError(
+                f"train.batch_size = {self.batch_size}: does not divide among "
+                f"{self.world} processes x {config.accumulate} accumulation steps",
+                hint=f"use {max(shares, self.batch_size // shares * shares)}",
+            )
+        self.batches_per_epoch = len(source) // self.batch_size
+        self.steps_per_epoch = self.batches_per_epoch * task.updates_per_batch
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.stop = StopFlag()
+
+        model = task.model.to(self.accelerator.device)
+        optimizer = create_optimizer_v2(
+            model,
+            config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.95),
+            layer_decay=task.layer_decay,
+        )
+        self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def run(self, *, resume: bool) -> nn.Module:
+        if resume and on_main(self.place.checkpoint_file.is_file):
+            self._load_checkpoint()
+        self.model.train()
+        journal = open_journal(
+            self.place,
+            self.accelerator,
+            self.source,
+            label=self.label,
+            total=self.total_steps,
+            done=self.step,
+        )
+        with stop_on_signal() as self.stop, journal as opened:
+            self._run_batches(opened)
+        self._save_checkpoint()
+        return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+
+    def _run_batches(self, journal: Journal | None) -> None:
+        order = self._order(first=self.step // self.task.updates_per_batch)
+        begin = time.perf_counter()
+        with contextlib.closing(read_ahead(self._load_batch, order)) as batches:
+            for images, labels in batches:
+                waited = time.perf_counter() - begin
+                epoch = self.step // self.steps_per_epoch
+                scalars, told_to_stop = self._train_batch(images, labels)
+                if journal is not None:
+                    journal.record(
+                        step=self.step,
+                        epoch=epoch,
+                        scalars=scalars,
+                        lr=self._lr(self.step - 1),
+                        photos=self.batch_size,
+                        seconds=time.perf_counter() - begin,
+                        waited=waited,
+                    )
+                if told_to_stop:
+                    self._save_checkpoint()
+                    raise Interrupted(
+                        f"stopped at step {self.step} of {self.total_steps}, progress saved to "
+                        f"{self.place.checkpoint_file}",
+                        hint=f"go on: {self.place.resume_command}",
+                    )
+                if self.step % (self.config.checkpoint_every * self.steps_per_epoch) == 0:
+                    self._save_checkpoint()
+                begin = time.perf_counter()
+
+    def _order(self, *, first: int) -> Iterator[Tensor]:
+        """This process's indices of every batch from the `first` to the last, int64 [B_local]."""
+        for epoch in range(first // self.batches_per_epoch, self.config.epochs):
+            order = torch.randperm(
+                len(self.source), generator=_generator(self.seed, "order", epoch)
+            )
+            order = order[: self.batches_per_epoch * self.batch_size]
+            shares = order.view(self.batches_per_epoch, self.world, -1)
+            yield from shares[max(0, first - epoch * self.batches_per_epoch) :, self.rank]
+
+    def _load_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Photos uint8 [B, 3, H_canvas, W_canvas] and labels; runs in the background."""
+        images, labels = self.source.batch(indices)
+        if self.accelerator.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return images, labels
+
+    def _train_batch(self, images: Tensor, labels: Tensor) -> tuple[dict[str, float], bool]:
+        """All updates of one batch; the last one's scalars, and whether to stop after it."""
+        device = self.accelerator.device
+        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+        generator = _generator(self.seed, "step", self.step)
+        torch.manual_seed(generator.initial_seed() + self.rank)  # for layers: stochastic depth
+        draws = Draws(generator, self.rank, self.world, device)
+        with self.accelerator.autocast():
+            updates = list(self.task.inputs(images, labels, draws))
+        scalars: dict[str, float] = {}
+        told_to_stop = False
+        for inputs in updates:
+            scalars, stop = self._update(inputs)
+            told_to_stop |= stop
+        return scalars, told_to_stop
+
+    def _update(self, inputs: tuple[Tensor, ...]) -> tuple[dict[str, float], bool]:
+        """One optimizer step on one global batch, its gradient summed over accumulation chunks.
+
+        Returns:
+            The scalars' means over chunks and processes, and whether any process is to stop.
+        """
+        lr = self._lr(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        parts = self.config.accumulate
+        chunks = zip(*(tensor.chunk(parts) for tensor in inputs), strict=True)
+        totals: dict[str, Tensor] = {}
+        for i, chunk in enumerate(chunks):
+            last = i == parts - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self._batchnorm():
+                    outputs = self.model(*chunk)
+                for name, value in outputs.items():
+                    totals[name] = totals.get(name, 0.0) + value.detach().float() / parts
+                self.accelerator.backward(outputs["loss"] / parts)
+        limit = self.config.clip_grad or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        scalars, told_to_stop = self._agree(totals)
+        self._check_finite("loss", scalars["loss"], lr)
+        if self.accelerator.scaler is None:  # else a step that overflowed is left out by itself
+            self._check_finite("gradient norm", norm.item(), lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.accelerator.unwrap_model(self.model), step=self.step)
+        return scalars, told_to_stop
+
+    def _batchnorm(self) -> contextlib.AbstractContextManager[Any]:
+        synced = self.config.sync_batchnorm and self.world > 1
+        return SyncedBatchNorm() if synced else contextlib.nullcontext()
+
+    def _agree(self, totals: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
+        """Means over processes, and whether any of them was told to stop: one exchange for all."""
+        stop = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
+        means = self.accelerator.reduce(torch.stack([*totals.values(), stop]), "mean").tolist()
+        return dict(zip(totals, means, strict=False)), means[-1] > 0
+
+    def _check_finite(self, what: str, value: float, lr: float) -> None:
+        """Stop before a bad gradient reaches the weights; the last checkpoint stays as it was."""
+        if math.isfinite(value):
+            return
+        saved = self.place.checkpoint_file
+        kept = (
+            f"last good checkpoint: {saved}" if saved.is_file() else "no checkpoint was saved yet"
+        )
+        raise TrainingError(
+            f"{what} is {value} at step {self.step} (learning rate {lr:.2e}); {kept}",
+            hint="lower the rate, such as --set train.lr="
+            f"{self.config.lr / 3:.1e}, or use --set train.precision=fp32",
+        )
+
+    def _lr(self, step: int) -> float:
+        """Linear warm-up, then cosine to zero (or constant)."""
+        warmup = self.config.warmup_epochs * self.steps_per_epoch
+        if step < warmup:
+            return self.config.lr * (step + 1) / (warmup + 1)
+        if self.config.schedule == "constant":
+            return self.config.lr
+        progress = (step - warmup) / max(1.0, self.total_steps - warmup)
+        return self.config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def _save_checkpoint(self) -> None:
+        on_main(self._write_checkpoint)  # all processes learn of it when it fails
+
+    def _write_checkpoint(self) -> None:
+        scaler = self.accelerator.scaler
+        state = {
+            "step": self.step,
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        write_checkpoint(
+            self.place.checkpoint_file, state, resume_command=self.place.resume_command
+        )
+
+    def _load_checkpoint(self) -> None:
+        def load(state: Any) -> None:
+            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema and state["ema"]:
+                self.ema.module.load_state_dict(state["ema"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+
+        read_checkpoint(self.place.checkpoint_file, device=self.accelerator.device, load=load)
+        console.print(f"{self.label}: going on from step {self.step} of {self.total_steps}")
+
+
+def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    """A CPU generator that depends on nothing but its arguments."""
+    salt = {"order": 0, "step": 1}[purpose]
+    return torch.Generator().manual_seed(seed * 1_000_003 + index * 2 + salt)

@@ -1,0 +1,66 @@
+"""What a training verb brings to the loop, and what it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Draws", "Task", "Workplace"]
+
+
+class Task(Protocol):
+    """What a training verb brings to the loop.
+
+    Attributes:
+        model: The trained module; `model(*inputs)` returns scalars by name, "loss" among them.
+        updates_per_batch: How many updates `inputs` makes of one batch.
+        layer_decay: Factor of the learning rate per group of layers below the head, as timm groups
+            them; None trains every layer at one rate.
+    """
+
+    model: nn.Module
+    updates_per_batch: int
+    layer_decay: float | None
+
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterable[tuple[Tensor, ...]]:
+        """Inputs of the model, one tuple per update, every tensor [B, ...].
+
+        Args:
+            images: uint8 [B, 3, H_canvas, W_canvas] on the device.
+            labels: int64 [B], -1 where unlabelled.
+            draws: This step's random numbers.
+        """
+        ...
+
+
+@dataclass
+class Draws:
+    """Random numbers of one step, drawn for the global batch and cut to this process's share.
+
+    Drawn on the CPU, so that every device and every number of processes sees the same ones.
+    """
+
+    generator: torch.Generator
+    rank: int
+    world: int
+    device: torch.device
+
+    def uniform(self, count: int, width: int) -> Tensor:
+        """float32 [count, width] in [0, 1), for `count` images on this process."""
+        draws = torch.rand(count * self.world, width, generator=self.generator)
+        return draws[self.rank * count : (self.rank + 1) * count].to(self.device)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a training writes: its log, its checkpoint, its trackers' folder."""
+
+    log_file: Path
+    checkpoint_file: Path
+    tracker_dir: Path | None = None
+    resume_command: str = ""
