@@ -45,6 +45,19 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
         ] = ("in"),
         duration: Annotated[float, typer.Option(help="Measured seconds per case.")] = 5.0,
         rounds: Annotated[int, typer.Option(help="Interleaved visits per case.")] = 5,
+        images: Annotated[
+            Path | None,
+            typer.Option(
+                metavar="FILE.npy", help="Real input, f32[N,3,H,W]; default: what export kept."
+            ),
+        ] = None,
+        count: Annotated[
+            int | None, typer.Option(help="Measured runs per case, in place of --duration.")
+        ] = None,
+        unverified: Annotated[
+            bool,
+            typer.Option("--unverified", help="Measure a device even if its outputs are wrong."),
+        ] = False,
         resume: Annotated[
             bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
         ] = False,
@@ -71,6 +84,7 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
 
         Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
         """
+        from hgkd_edge.bench.inputs import load_images
         from hgkd_edge.bench.options import BenchOptions, parse_counts
 
         if compare is not None:
@@ -89,6 +103,9 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
             duration_s=duration,
             rounds=rounds,
             out=out,
+            count=count,
+            images=load_images(images) if images is not None else None,
+            unverified=unverified,
             resume=resume,
             ssh_config=ssh_config,
             load_torch=load_torch,

@@ -6,19 +6,53 @@ record says which was used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, RunError
 
-__all__ = ["SEED", "make_inputs"]
+__all__ = ["SEED", "fit", "load_images", "make_inputs"]
 
 SEED = 0
 
 # A free height or width without a hint in the metadata: the size nearly every backbone is
 # published at. The record shows the shape that was fed.
 _USUAL_SIDE = 224
+
+
+def load_images(path: Path) -> np.ndarray:
+    """f32[N, 3, H, W] from a .npy file.
+
+    Raises:
+        RunError: Missing, not a .npy file, or of another type or shape.
+    """
+    mend = "numpy.save('images.npy', images) with f32[N, 3, H, W], normalised as the model expects"
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not readable"
+        raise RunError(f"images '{path}': {reason}", hint=mend) from error
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.float32:
+        kind = f"{images.dtype}{list(images.shape)}" if isinstance(images, np.ndarray) else "a .npz"
+        raise RunError(f"images '{path}' are {kind}, not f32[N, 3, H, W]", hint=mend)
+    if len(images) == 0 or not np.isfinite(images).all():
+        raise RunError(f"images '{path}' are empty or not finite", hint=mend)
+    return images
+
+
+def fit(images: np.ndarray, models: Sequence[ModelFile]) -> bool:
+    """Whether every model takes images of this size."""
+    return all(
+        all(not isinstance(size, int) or size == side for size, side in pairs)
+        for model in models
+        for tensor in model.info.inputs
+        if len(tensor.shape) == 4
+        for pairs in [list(zip(tensor.shape[1:], images.shape[1:], strict=True))]
+    )
 
 
 def make_inputs(

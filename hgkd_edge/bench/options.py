@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,10 @@ class BenchOptions:
         duration_s: Measured seconds per case.
         count: Measured runs per case instead of a duration.
         rounds: Interleaved visits per case.
-        images: f32[N, 3, H, W] real images, already normalised; None feeds a fixed-seed tensor.
+        images: f32[N, 3, H, W] real images, already normalised; None takes those that export kept
+            in the run folder (`export/images.npy`), else a fixed-seed tensor.
         out: Where bench.json goes; None means the run folder, or beside the model.
+        unverified: On an edge device, measure even where its outputs disagree with the ONNX file's.
         resume: Pick up a build that an earlier, broken-off session finished on the host.
         ssh_config: An OpenSSH configuration file to use in place of the user's.
         load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
@@ -55,6 +58,7 @@ class BenchOptions:
     rounds: int = 5
     images: np.ndarray | None = field(default=None, repr=False)
     out: Path | None = None
+    unverified: bool = False
     resume: bool = False
     ssh_config: Path | None = None
     load_torch: Callable[[Path], Any] | None = field(default=None, repr=False)
@@ -74,6 +78,8 @@ class BenchOptions:
             raise DeviceError(
                 f"--duration {self.duration_s:g} measures nothing", hint="seconds, such as 5"
             )
+        if self.count is not None and self.count < 1:
+            raise DeviceError(f"--count {self.count} measures nothing", hint="1 or more")
         if self.rounds < 1:
             raise DeviceError(f"--rounds {self.rounds} measures nothing", hint="1 or more")
         for precision in self.precisions:
@@ -106,7 +112,13 @@ class BenchOptions:
             "duration_s": self.duration_s,
             "count": self.count,
             "rounds": self.rounds,
-            "images": None if self.images is None else list(self.images.shape),
+            "images": None
+            if self.images is None
+            else {
+                "shape": list(self.images.shape),
+                "sha256": hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest(),
+            },
+            "unverified": self.unverified,
             "resume": self.resume,
         }
 

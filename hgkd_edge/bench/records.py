@@ -30,6 +30,7 @@ __all__ = [
     "Refusal",
     "Session",
     "Telemetry",
+    "Verification",
     "Warmup",
     "load_bench",
     "save_session",
@@ -139,6 +140,25 @@ class Telemetry(_Record):
     throttle_reasons: list[str]
 
 
+class Verification(_Record):
+    """Outputs on the device against those of `reference` for the same images, before measuring.
+
+    `bound` names the precision whose tolerance applied; an error of None is not finite, or the
+    outputs could not be read at all.
+    """
+
+    images: int
+    source: Literal["images", "synthetic"]
+    reference: str
+    bound: str
+    most_relative_error: float | None
+    least_cosine: float
+    relative_error: float | None
+    cosine: float | None
+    top1: float | None
+    passed: bool
+
+
 class Measurement(_Record):
     """One case: a model in one runner at one batch size and thread count."""
 
@@ -166,6 +186,7 @@ class Measurement(_Record):
     noise: Noise
     ratio: Ratio | None = None
     telemetry: Telemetry | None = None
+    verification: Verification | None = None
     details: dict[str, Any] = Field(default_factory=dict)
     commands: list[list[str]] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hgkd_edge.bench.inputs import fit, load_images
 from hgkd_edge.bench.local import measure_here
-from hgkd_edge.bench.models import resolve_models, run_folder_of
+from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session, save_session
 from hgkd_edge.errors import DeviceError
@@ -15,6 +16,9 @@ from hgkd_edge.errors import DeviceError
 __all__ = ["BenchResult", "result_file", "run_bench"]
 
 Progress = Callable[[str, float], None]
+
+# Written by export beside the ONNX files: held-out photos as the network sees them.
+KEPT_IMAGES = Path("export") / "images.npy"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def run_bench(
     if away or options.device == "jetson":
         return _run_on_edge(options, progress)
     models = resolve_models(options.models, precisions=options.precisions)
+    options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
     session = measure_here(models, options, progress=progress)
     save_session(file, session)
@@ -63,6 +68,16 @@ def result_file(options: BenchOptions, name: str) -> Path:
         return run / name
     assert source is not None  # run_folder_of(None) finds the latest run or raises
     return (source if source.is_dir() else source.parent) / name
+
+
+def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> BenchOptions:
+    """The options with the real images that `export` kept in the run folder, where they fit."""
+    run = run_folder_of(options.models[0] if options.models else None)
+    kept = run / KEPT_IMAGES if run is not None else None
+    if options.images is not None or kept is None or not kept.exists():
+        return options
+    images = load_images(kept)
+    return replace(options, images=images) if fit(images, models) else options
 
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
@@ -84,6 +99,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
             "without one: --estimate (a roofline estimate, not a measurement)",
         )
     models = resolve_models(options.models)
+    options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
     refusals: list[Refusal] = []
     if fleet is not None:

@@ -28,6 +28,7 @@ def session_view(session: Session) -> RenderableType:
         _heading(session),
         _latency_table(session.measurements),
         *_telemetry_lines(session.measurements),
+        *_verification_lines(session.measurements),
         *_command_lines(session.measurements),
         Text(_method_line(session.measurements), style="dim"),
         *(Text(f"warning: {line}", style="yellow") for line in _warnings(session)),
@@ -139,6 +140,25 @@ def _telemetry_lines(measurements: Sequence[Measurement]) -> list[Text]:
             )
         )
     return lines
+
+
+def _verification_lines(measurements: Sequence[Measurement]) -> list[Text]:
+    """That the device's outputs were right, in one line; what was not is among the warnings."""
+    seen = [one.verification for one in measurements if one.verification]
+    passed = [one for one in seen if one.passed]
+    if not passed:
+        return []
+    error = max(one.relative_error or 0.0 for one in passed)
+    source = "real images" if all(one.source == "images" for one in passed) else "synthetic input"
+    which = "" if len(passed) == len(measurements) else f"{len(passed)} of {len(measurements)}: "
+    return [
+        Text(
+            f"{which}outputs verified on the device before measuring: at least "
+            f"{min(one.images for one in passed)} x {source} against ONNX Runtime, "
+            f"largest relative error {error:.1e}",
+            style="dim",
+        )
+    ]
 
 
 def _warnings(session: Session) -> list[str]:

@@ -14,9 +14,11 @@ from hgkd_edge.bench.edge.trtexec import (
     Trtexec,
     build_arguments,
     inputs_argument,
+    loadable_names,
     measure_arguments,
+    output_arguments,
 )
-from hgkd_edge.bench.inputs import SEED, make_inputs
+from hgkd_edge.bench.edge.verification import Probe, make_probe
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
@@ -33,14 +35,18 @@ SILENCE_S = 60.0
 
 @dataclass(frozen=True)
 class EdgeCase:
-    """One case as the host sees it; `wire` is what the agent gets."""
+    """One case as the host sees it; `wire` is what the agent gets. `unchecked` says why its outputs
+    cannot be verified, and is empty when they can."""
 
+    id: str
     name: str
     model: ModelFile
     precision: str
     batch: int
     threads: int | None
     inputs: list[InputInfo]
+    probe: Probe = field(repr=False)
+    unchecked: str
     wire: dict[str, Any] = field(repr=False)
 
 
@@ -81,15 +87,18 @@ def make_job(
         f"model-{index}.onnx": model.path for index, model in enumerate(models)
     }
     cases: list[EdgeCase] = []
+    probes: dict[tuple[int, int], Probe] = {}
     for model, precision in wanted:
+        index = models.index(model)
         for batch in options.batches:
+            if (index, batch) not in probes:
+                probes[index, batch] = make_probe(model, batch=batch, images=options.images)
+            probe = probes[index, batch]
+            files |= _input_files(probe, index, batch)
             for threads in (None,) if tool else options.threads:
-                number = len(cases)
-                case, extra = _case(
-                    number, models.index(model), model, precision, batch, threads, options, tool
+                cases.append(
+                    _case(len(cases), index, model, precision, batch, threads, probe, options, tool)
                 )
-                cases.append(case)
-                files |= extra
     used = {f"model-{case.wire['model']}.onnx" for case in cases}
     files = {name: item for name, item in files.items() if name in used or name.startswith("input")}
     message = _message(cases, files, options, facts, tool)
@@ -132,6 +141,19 @@ def _wanted(
     return pairs
 
 
+def _input_files(probe: Probe, index: int, batch: int) -> dict[str, bytes | Path]:
+    """Raw values of every input of every call, by our own file names."""
+    return {
+        _input_file(index, batch, call, place): array.tobytes()
+        for call, feeds in enumerate(probe.feeds)
+        for place, array in enumerate(feeds.values())
+    }
+
+
+def _input_file(index: int, batch: int, call: int, place: int) -> str:
+    return f"input-{index}-{batch}-{call}-{place}.bin"
+
+
 def _case(
     number: int,
     index: int,
@@ -139,60 +161,94 @@ def _case(
     precision: str,
     batch: int,
     threads: int | None,
+    probe: Probe,
     options: BenchOptions,
     tool: Trtexec | None,
-) -> tuple[EdgeCase, dict[str, bytes | Path]]:
-    """One case, and the input files it adds."""
-    arrays, inputs = make_inputs(model, batch=batch, images=options.images)
-    files: dict[str, bytes | Path] = {}
-    entries = []
-    for place, record in enumerate(inputs):
-        entry: dict[str, Any] = {
-            "name": record.name,
-            "shape": record.shape,
-            "dtype": record.dtype,
-            "file": None,
-        }
-        if record.source == "images":
-            entry["file"] = f"input-{number}-{place}.bin"
-            files[entry["file"]] = arrays[record.name].tobytes()
-        entries.append(entry)
+) -> EdgeCase:
+    calls = [
+        [
+            {
+                "name": record.name,
+                "shape": record.shape,
+                "dtype": record.dtype,
+                "file": _input_file(index, batch, call, place),
+            }
+            for place, record in enumerate(probe.inputs)
+        ]
+        for call in range(len(probe.feeds))
+    ]
+    unchecked, inputs = probe.reason, probe.inputs
     wire: dict[str, Any] = {
         "id": f"case-{number}",
         "number": number,
         "model": index,
-        "inputs": entries,
+        "inputs": calls[0],
         "copies": options.copies,
         "threads": threads,
-        "seed": SEED,
         "warmup_ms": WARMUP_MS,
+        "check": [] if unchecked else calls,
     }
     if tool is not None:
-        shapes = {record.name: record.shape for record in inputs}
-        dynamic = any(
-            not isinstance(axis, int) or axis < 1 for one in model.info.inputs for axis in one.shape
+        if not loadable_names(record.name for record in inputs):
+            unchecked = unchecked or "trtexec cannot be given values for inputs of these names"
+            # It draws random values of its own.
+            inputs = [
+                one.model_copy(update={"seed": None, "source": "synthetic"}) for one in inputs
+            ]
+        wire |= _trtexec_arguments(
+            tool, model, precision, probe, calls, options, check=not unchecked
         )
-        wire["build"] = build_arguments(
+    name = f"{model.label} {'trtexec' if tool else 'ort'} {precision} b{batch}"
+    name += f" t{threads}" if threads else ""
+    return EdgeCase(
+        wire["id"], name, model, precision, batch, threads, inputs, probe, unchecked, wire
+    )
+
+
+def _trtexec_arguments(
+    tool: Trtexec,
+    model: ModelFile,
+    precision: str,
+    probe: Probe,
+    calls: Sequence[Sequence[dict[str, Any]]],
+    options: BenchOptions,
+    *,
+    check: bool,
+) -> dict[str, Any]:
+    """What trtexec is told to build, to verify and to measure one case."""
+    shapes = {record.name: record.shape for record in probe.inputs}
+    dynamic = any(
+        not isinstance(axis, int) or axis < 1 for one in model.info.inputs for axis in one.shape
+    )
+    values = [
+        inputs_argument({entry["name"]: entry["file"] for entry in call})
+        if loadable_names(shapes)
+        else []
+        for call in calls
+    ]
+    rounds = _rounds(options, tool)
+    return {
+        "build": build_arguments(
             tool,
             shapes=shapes,
             dynamic=dynamic,
             model_precision=model.precision,
             precision=precision,
-        )
-        wire["measure"] = measure_arguments(
+        ),
+        "check": [output_arguments(tool, shapes=shapes, dynamic=dynamic) + one for one in values]
+        if check
+        else [],
+        "measure": measure_arguments(
             tool,
             shapes=shapes,
             dynamic=dynamic,
             copies=options.copies,
             warmup_ms=WARMUP_MS,
-            duration_s=options.duration_s / _rounds(options, tool),
-            count=-(-options.count // _rounds(options, tool)) if options.count else None,
-        ) + inputs_argument({entry["name"]: entry["file"] for entry in entries if entry["file"]})
-        # trtexec draws its own random values.
-        inputs = [one.model_copy(update={"seed": None}) for one in inputs]
-    name = f"{model.label} {'trtexec' if tool else 'ort'} {precision} b{batch}"
-    name += f" t{threads}" if threads else ""
-    return EdgeCase(name, model, precision, batch, threads, inputs, wire), files
+            duration_s=options.duration_s / rounds,
+            count=-(-options.count // rounds) if options.count else None,
+        )
+        + values[0],
+    }
 
 
 def _rounds(options: BenchOptions, tool: Trtexec | None) -> int:

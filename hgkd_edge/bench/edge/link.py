@@ -92,6 +92,7 @@ class Link:
         job: Event,
         payload: Mapping[str, bytes | Path],
         tell: Callable[[Event], None],
+        judge: Callable[[Event], None],
     ) -> list[Event]:
         """Hand over a job, send what the agent lacks, collect its results.
 
@@ -99,6 +100,8 @@ class Link:
             job: As `agent/main.py` describes it.
             payload: Contents by the names in `job["files"]`.
             tell: Called with every event, and {"event": "upload", sent, of} while sending.
+            judge: Called with the outputs of each case before it is measured; the work is stopped
+                when it raises.
 
         Raises:
             AgentFailed: The job failed there, or the connection broke.
@@ -116,6 +119,14 @@ class Link:
                 threading.Thread(
                     target=self._beat, args=(job["silence_s"] / 4,), daemon=True
                 ).start()
+            elif kind == "outputs":
+                try:
+                    judge(event)
+                except HgkdError:
+                    self.cancel()
+                    raise
+            elif kind == "checked":
+                self._write(b"go\n")
             elif kind == "result":
                 results.append(event)
             elif kind == "failed":

@@ -10,6 +10,7 @@ from hgkd_edge.bench.edge.job import make_job
 from hgkd_edge.bench.edge.link import Event, open_link
 from hgkd_edge.bench.edge.results import session_from
 from hgkd_edge.bench.edge.ssh import Host
+from hgkd_edge.bench.edge.verification import Verifier
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Session
@@ -40,18 +41,24 @@ def measure_on(
 
     Raises:
         DeviceError: The device cannot be reached or cannot do what was asked.
-        AgentFailed: The work failed there, or the connection broke.
+        AgentFailed: The work failed there, its outputs are wrong, or the connection broke.
     """
     with open_link(host, config=options.ssh_config) as link:
         progress(f"{link.where}: connecting", 0.0)
         facts = link.hello()
         board = board_from_facts(facts)
         job = make_job(models, options, facts, where=link.where)
-        results = link.work(job.message, job.payload, _teller(link.where, progress))
+        verifier = Verifier(
+            {case.id: case.probe for case in job.cases},
+            {case.id: (case.name, case.precision, job.trtexec is not None) for case in job.cases},
+            unverified=options.unverified,
+        )
+        results = link.work(job.message, job.payload, _teller(link.where, progress), verifier)
     return session_from(
         str(host) if host else "jetson",
         job,
         results,
+        verifications=verifier.found,
         models=models,
         options=options,
         facts=facts,
@@ -70,6 +77,8 @@ def _teller(where: str, progress: Progress) -> Callable[[Event], None]:
             progress(f"{where}: {'engine found' if event['reused'] else 'building'}", 0.0)
         elif kind == "working":
             progress(f"{where}: {event['seconds']:.0f} s: {event['line'][-60:]}", 0.0)
+        elif kind == "outputs":
+            progress(f"{where}: verifying", 0.0)
         elif kind == "waiting":
             progress(f"{where}: {event['reason']}", 0.0)
         elif kind == "round":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,7 +17,7 @@ from hgkd_edge.bench.local import measurement_of
 from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Measurement, Session, Telemetry, Warmup
+from hgkd_edge.bench.records import Measurement, Session, Telemetry, Verification, Warmup
 from hgkd_edge.bench.stats import ratio_of
 
 __all__ = ["session_from"]
@@ -28,6 +28,7 @@ def session_from(
     job: EdgeJob,
     results: Sequence[dict[str, Any]],
     *,
+    verifications: Mapping[str, Verification],
     models: Sequence[ModelFile],
     options: BenchOptions,
     facts: dict[str, Any],
@@ -39,6 +40,7 @@ def session_from(
         target: Name of the device in bench.json.
         job: What was asked.
         results: One per case, in order.
+        verifications: Case id -> how its outputs compared.
         models: All models of the call.
         options: The call's options.
         facts: Raw facts of the device.
@@ -50,6 +52,10 @@ def session_from(
     pairs = [
         (_from_trtexec if job.trtexec else _from_onnxruntime)(case, job, result, options, facts)
         for case, result in zip(job.cases, results, strict=True)
+    ]
+    pairs = [
+        (_with_verdict(one, case, verifications.get(case.id)), rounds)
+        for case, (one, rounds) in zip(job.cases, pairs, strict=True)
     ]
     measurements = [one for one, _rounds in pairs]
     if len(pairs) > 1:
@@ -74,6 +80,16 @@ def session_from(
 
 
 Rounds = list[np.ndarray]
+
+
+def _with_verdict(one: Measurement, case: EdgeCase, found: Verification | None) -> Measurement:
+    """The measurement with how its outputs compared, or why they were not."""
+    warnings = list(one.warnings)
+    if found is None:
+        warnings.insert(0, f"outputs not verified on the device: {case.unchecked}")
+    elif not found.passed:
+        warnings.insert(0, "WRONG OUTPUTS on the device (--unverified): do not use this engine")
+    return one.model_copy(update={"verification": found, "warnings": warnings})
 
 
 def _from_trtexec(

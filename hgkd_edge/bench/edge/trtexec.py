@@ -26,7 +26,9 @@ __all__ = [
     "Trtexec",
     "build_arguments",
     "inputs_argument",
+    "loadable_names",
     "measure_arguments",
+    "output_arguments",
     "parse_log",
     "parse_times",
     "settings_warnings",
@@ -37,6 +39,7 @@ _SUMMARY = re.compile(r"\] (Latency|GPU Compute Time): .*?median = ([\d.e+-]+) m
 _SETTING = re.compile(r"\] (Data transfers|Spin-wait|CUDA Graph): (\w+)")
 _BUILT = re.compile(r"Engine built in ([\d.]+) sec")
 _LOADED = re.compile(r"Engine deserialized in ([\d.]+) sec")
+_SEPARATOR = re.compile(r"[:,'\"\s{}]")
 _WARMED = re.compile(r"Warmup completed (\d+) queries over ([\d.]+) ms")
 
 
@@ -140,12 +143,39 @@ def measure_arguments(
         duration_s: Measured seconds; trtexec takes whole ones.
         count: Runs instead of a duration.
     """
-    arguments = ["--loadEngine={engine}", f"--warmUp={warmup_ms}", "--exportTimes={times}"]
-    arguments += (
+    length = (
         ["--duration=0", f"--iterations={count}"]
         if count
         else [f"--duration={max(1, round(duration_s))}", "--iterations=10"]
     )
+    return [
+        "--loadEngine={engine}",
+        f"--warmUp={warmup_ms}",
+        "--exportTimes={times}",
+        *length,
+        *_mode(tool, shapes=shapes, dynamic=dynamic, copies=copies),
+    ]
+
+
+def output_arguments(
+    tool: Trtexec, *, shapes: Mapping[str, Sequence[int]], dynamic: bool
+) -> list[str]:
+    """Arguments that run a built engine once, as it will be measured, and export its outputs."""
+    return [
+        "--loadEngine={engine}",
+        "--warmUp=0",
+        "--duration=0",
+        "--iterations=1",
+        "--exportOutput={outputs}",
+        *_mode(tool, shapes=shapes, dynamic=dynamic, copies="in"),
+    ]
+
+
+def _mode(
+    tool: Trtexec, *, shapes: Mapping[str, Sequence[int]], dynamic: bool, copies: str
+) -> list[str]:
+    """Shapes, CUDA graph, spin-wait and copies: every default that differs by version, set."""
+    arguments = []
     if dynamic:
         arguments.append(f"--shapes={shapes_text(shapes)}")
     if tool.version >= (11,):
@@ -176,9 +206,14 @@ def inputs_argument(files: dict[str, str]) -> list[str]:
     return [f"--loadInputs={pairs}"] if pairs else []
 
 
+def loadable_names(names: Iterable[str]) -> bool:
+    """Whether trtexec can be given shapes and values for inputs of these names."""
+    return not any(_SEPARATOR.search(name) for name in names)
+
+
 def _check_names(names: Iterable[str]) -> None:
     for name in names:
-        if re.search(r"[:,'\"\s{}]", name):
+        if _SEPARATOR.search(name):
             raise DeviceError(
                 f"trtexec cannot be told of an input called '{name}'",
                 hint="export the model with a plain input name",

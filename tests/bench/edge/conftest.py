@@ -122,10 +122,7 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
             (folder / part).mkdir(parents=True)
         for tool in tools:
             (folder / "bin" / tool).symlink_to(STANDINS / tool)
-        (folder / "bin" / "python3").write_text(
-            f'#!/bin/sh\nexec {sys.executable} "$@"\n' if python else "#!/bin/sh\nexit 127\n"
-        )
-        (folder / "bin" / "python3").chmod(0o755)
+        write_python(folder / "bin", works=python)
         if jetson:
             make_jetson_root(folder / "root")
         variables = {
@@ -144,6 +141,15 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
     for board in running:
         board.process.terminate()
         board.process.wait(5)
+
+
+def write_python(folder: Path, *, works: bool = True) -> None:
+    """A `python3` that is this one, or that is as good as missing."""
+    script = folder / "python3"
+    script.write_text(
+        f'#!/bin/sh\nexec {sys.executable} "$@"\n' if works else "#!/bin/sh\nexit 127\n"
+    )
+    script.chmod(0o755)
 
 
 def make_jetson_root(root: Path) -> None:

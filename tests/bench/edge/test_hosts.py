@@ -90,6 +90,7 @@ def test_hostile_names_reach_no_shell(
     [session] = measure(board, model).sessions
 
     assert session.measurements[0].latency_ms.count == 400
+    assert "not verified on the device" in session.measurements[0].warnings[0]
     assert not list(tmp_path.rglob(trap.name))
     for call in board.calls():
         assert "touch" not in call

@@ -16,7 +16,7 @@ from hgkd_edge.bench.run import run_bench
 from hgkd_edge.errors import DeviceError, HgkdError, RunError
 
 from ..test_local import rendered
-from .conftest import STANDINS, Board, make_jetson_root, measure, wait_until
+from .conftest import STANDINS, Board, make_jetson_root, measure, wait_until, write_python
 
 MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
@@ -57,6 +57,7 @@ def test_a_jetson_measures_itself_without_ssh(
     make_jetson_root(tmp_path / "root")
     for tool in STANDINS.iterdir():
         (tmp_path / "bin" / tool.name).symlink_to(tool)
+    write_python(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setenv("STANDIN_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -69,6 +70,8 @@ def test_a_jetson_measures_itself_without_ssh(
 
     assert (session.target, session.environment["device_id"]) == ("jetson", "orin-nano-8")
     assert session.measurements[0].runner == "trtexec"
+    assert session.measurements[0].verification is not None
+    assert session.measurements[0].verification.passed
     assert list((tmp_path / "cache/hgkd-edge/jobs").iterdir()) == []
 
 
@@ -174,6 +177,6 @@ def test_cases_take_turns_on_the_device_too(make_model: MakeModel, start_board: 
 
     [session] = measure(board, make_model(), batches=(1, 4), rounds=2, duration_s=2.0).sessions
 
-    order = [json.loads(call)[0] for call in board.calls() if "--loadEngine" in call]
+    order = [json.loads(call)[0] for call in board.calls() if "--exportTimes" in call]
     assert [name[-6] for name in order] == ["0", "1", "1", "0"]
     assert [len(one.rounds_p50_ms) for one in session.measurements] == [2, 2]

@@ -7,6 +7,8 @@ Conversation (one JSON object per line; ours carry a mark, see wire.py):
     -> need {model indices, files}      only what is not there yet
     <- raw bytes of each, in that order
     -> build / working / round / ...    progress
+    -> outputs {case, texts}, checked   what each case computes, before anything is timed
+    <- go                               the outputs were found right
     -> result {case, ...}               one per case
     -> done | failed {reason} | stopped
     <- alive                            every few seconds, so that a dead network is noticed
@@ -97,6 +99,7 @@ def names_of(case):
         "onnx": "model-%d.onnx" % case["model"],
         "engine": "engine-%d.plan" % case["number"],
         "times": "times-%d.json" % case["number"],
+        "outputs": "outputs-%d.json" % case["number"],
         "cache": "timing.cache",
     }
 
@@ -108,9 +111,21 @@ def run_trtexec(job, folder):
         STATE.check(building=True)
         built.append(trt.build(case, job["trtexec"], folder, names_of(case)))
     STATE.check()
+    show_outputs(job, lambda case: trt.outputs(case, job["trtexec"], folder, names_of(case)))
     visits, board = watched(job, lambda telemetry: take_turns(job, folder, telemetry))
     for case, cost, seen in zip(job["cases"], built, visits):
         send("result", case=case["id"], build=cost, visits=seen, board=board)
+
+
+def show_outputs(job, outputs_of):
+    """Send what each case computes for its inputs, and wait for the verdict."""
+    shown = [case for case in job["cases"] if case["check"]]
+    for case in shown:
+        STATE.check()
+        send("outputs", case=case["id"], texts=[wire.pack(text) for text in outputs_of(case)])
+    if shown:
+        send("checked")
+        wire.wait_for_go()
 
 
 def take_turns(job, folder, telemetry):
@@ -136,6 +151,8 @@ def visit(case, job, folder, telemetry):
 
 def run_onnxruntime(job, folder):
     """Measure with onnxruntime on the CPU."""
+
+    show_outputs(job, lambda case: ort.outputs(case, folder, names_of))
 
     def work(telemetry):
         return ort.measure_all(job["cases"], folder, names_of, job["method"], telemetry)

@@ -5,6 +5,7 @@ The method is that of `hgkd_edge.bench.method`: first run, warm-up until stable,
 """
 
 import gc
+import json
 import os
 import time
 
@@ -43,30 +44,56 @@ def measure_all(cases, folder, names_of, method, telemetry):
     return results
 
 
-def open_case(case, path):
-    """A session and a function that runs it once."""
+def outputs(case, folder, names_of):
+    """What the model computes for each of the case's inputs, in the form of trtexec's JSON.
+
+    In a session of its own: the measured one must be cold for its first inference.
+    """
+    session = open_session(os.path.join(folder, names_of(case)["onnx"]), case["threads"])
+    names = [output.name for output in session.get_outputs()]
+    texts = []
+    for inputs in case["check"]:
+        values = session.run(names, load_feeds(inputs, folder))
+        entries = [
+            {
+                "name": name,
+                "dimensions": "x".join(str(size) for size in array.shape or (1,)),
+                "values": array.ravel().tolist(),
+            }
+            for name, array in zip(names, values)
+        ]
+        texts.append(json.dumps(entries))
+    return texts
+
+
+def load_feeds(inputs, folder):
+    """Input name -> array, from the raw files that came with the job."""
     import numpy
+
+    feeds = {}
+    for entry in inputs:
+        values = numpy.fromfile(os.path.join(folder, entry["file"]), entry["dtype"])
+        feeds[entry["name"]] = values.reshape(entry["shape"])
+    return feeds
+
+
+def open_session(path, threads):
+    """A session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = case["threads"] or 0
+    options.intra_op_num_threads = threads or 0
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def open_case(case, path):
+    """A session and a function that runs it once."""
     before = resident_mb()
     start = time.monotonic()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_session(path, case["threads"])
     load_ms = (time.monotonic() - start) * 1000
-    random = numpy.random.RandomState(case["seed"])
-    feeds = {}
-    for entry in case["inputs"]:
-        if entry.get("file"):
-            values = numpy.fromfile(
-                os.path.join(os.path.dirname(path), entry["file"]), entry["dtype"]
-            )
-            feeds[entry["name"]] = values.reshape(entry["shape"])
-        elif "float" in entry["dtype"]:
-            feeds[entry["name"]] = random.standard_normal(entry["shape"]).astype(entry["dtype"])
-        else:
-            feeds[entry["name"]] = numpy.ones(entry["shape"], entry["dtype"])
+    feeds = load_feeds(case["inputs"], os.path.dirname(path))
     run = bound(session, feeds) if case["copies"] == "out" else plain(session, feeds)
     return {"run": run, "load_ms": load_ms, "memory_mb": max(0.0, resident_mb() - before)}
 

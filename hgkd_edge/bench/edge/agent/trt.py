@@ -63,6 +63,18 @@ def measure(case, trtexec, folder, names):
     return {"argv": argv, "log": log, "times": text, "marks": marks, "peak_kb": peak_kb}
 
 
+def outputs(case, trtexec, folder, names):
+    """What the engine computes for each of the case's inputs, as trtexec's JSON."""
+    path = os.path.join(folder, names["outputs"])
+    texts = []
+    for arguments in case["check"]:
+        run([trtexec] + fill(arguments, names), folder, building=False, what=case["id"])
+        with open(path, errors="replace") as file:
+            texts.append(file.read())
+        os.remove(path)
+    return texts
+
+
 def run(argv, folder, building, what):
     """Run a tool to its end. Returns (its lines, when the telling ones came, peak memory in kB).
 

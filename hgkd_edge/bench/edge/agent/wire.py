@@ -1,11 +1,13 @@
 """Talking to the other end: JSON lines out, JSON lines and raw bytes in."""
 
+import base64
 import json
 import select
 import signal
 import sys
 import threading
 import time
+import zlib
 
 # Marks our lines among whatever a login shell prints.
 MARK = "@hgkd-edge "
@@ -31,6 +33,7 @@ class State(object):
     def __init__(self):
         self.cancelled = threading.Event()
         self.dropped = threading.Event()
+        self.approved = threading.Event()
         self.heard = self.silence_s = None
         self.when_dropped = None
         self.wanted_elsewhere = lambda: False
@@ -70,6 +73,18 @@ def send(event, **fields):
         STATE.dropped.set()
 
 
+def pack(text):
+    """A long text as a short one that JSON can carry."""
+    return base64.b64encode(zlib.compress(text.encode("utf-8"))).decode("ascii")
+
+
+def wait_for_go():
+    """Wait until the other end has looked at what was sent and lets us go on."""
+    while not STATE.approved.is_set():
+        STATE.check()
+        time.sleep(0.02)
+
+
 def receive():
     """The next JSON line; Stop when the other end is gone."""
     line = sys.stdin.buffer.readline()
@@ -90,7 +105,7 @@ def receive_bytes(size, path, silence_s):
         with open(path, "wb") as out:
             while left:
                 signal.setitimer(signal.ITIMER_REAL, silence_s)
-                chunk = sys.stdin.buffer.read1(min(left, 1 << 20))
+                chunk = sys.stdin.buffer.read(min(left, 1 << 16))
                 if not chunk:
                     raise Stop(dropped=True)
                 out.write(chunk)
@@ -106,7 +121,7 @@ def heed_interruption():
 
 
 def watch(silence_s):
-    """From now on standard input carries `alive`, `cancel`, or its end.
+    """From now on standard input carries `alive`, `go`, `cancel`, or its end.
 
     A network that dies tells neither end, and sshd itself may hold on for hours; so `silence_s`
     without a word count as the end.
@@ -126,6 +141,8 @@ def watch(silence_s):
             if not line:
                 STATE.dropped.set()
                 return
+            if line.strip() == b"go":
+                STATE.approved.set()
             STATE.heard = time.monotonic()
 
     thread = threading.Thread(target=loop)
