@@ -20,10 +20,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hgkd_edge.data.geometry import cover
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.errors import DataError
 
-__all__ = ["Kept", "StreamedPixels", "keep", "memory_bytes", "read_ahead"]
+__all__ = ["Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
 
 BATCHES_AHEAD = 2
 STAND_INS = 100  # unreadable photos in a row after which the disk, not a photo, is at fault
@@ -48,7 +49,7 @@ class Kept(NamedTuple):
 
 def keep(photos: Photos, canvas: tuple[int, int], *, threads: int) -> Kept:
     """Decode all photos (PIL releases the interpreter lock), leaving unreadable ones out."""
-    pixels = _allocate((len(photos), 3, *canvas))
+    pixels = allocate((len(photos), 3, *canvas))
 
     def decode(i: int) -> tuple[str, str]:
         """sha256 of the file, or what is wrong with it."""
@@ -178,7 +179,7 @@ def memory_bytes() -> int:
     return machine
 
 
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
+def allocate(shape: tuple[int, ...]) -> np.ndarray:
     """uint8 zeros: in memory, or in an unnamed temporary file where they would crowd it out."""
     if math.prod(shape) < memory_bytes() // 4:
         return np.zeros(shape, np.uint8)
@@ -191,14 +192,4 @@ def _decode_into(content: bytes, pixels: np.ndarray) -> None:
     with Image.open(io.BytesIO(content)) as image:
         image.draft("RGB", (width * 2, height * 2))  # JPEG: decode at a coarser scale
         upright = ImageOps.exif_transpose(image).convert("RGB")
-    pixels[:] = np.asarray(_cover(upright, (height, width))).transpose(2, 0, 1)
-
-
-def _cover(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """Resize so that the image covers the canvas, and cut the overhang evenly."""
-    height, width = canvas
-    scale = max(height / image.height, width / image.width)
-    box_width, box_height = width / scale, height / scale
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    box = (left, top, left + box_width, top + box_height)
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    pixels[:] = np.asarray(cover(upright, (height, width))).transpose(2, 0, 1)

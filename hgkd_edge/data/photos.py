@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["IMAGE_SUFFIXES", "SPLITS", "UNLABELLED", "Listing", "Photos", "hold_out"]
+__all__ = ["IMAGE_SUFFIXES", "SPLITS", "UNLABELLED", "Listing", "Photos", "held_out", "hold_out"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SPLITS = ("train", "val", "test")
@@ -59,7 +59,7 @@ class Listing(NamedTuple):
 
 def hold_out(photos: Photos, share: float) -> dict[str, Photos]:
     """Keep a fixed share from training: by hash of the name, so new photos never move old ones."""
-    held = [_draw(name) < share for name in photos.names]
+    held = [held_out(name, share) for name in photos.names]
     parts = {
         "train": [i for i, out in enumerate(held) if not out],
         "holdout": [i for i, out in enumerate(held) if out],
@@ -67,8 +67,10 @@ def hold_out(photos: Photos, share: float) -> dict[str, Photos]:
     return {split: photos.select(indices) for split, indices in parts.items() if indices}
 
 
-def _draw(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+def held_out(name: str, share: float) -> bool:
+    """Whether a photo belongs to the share that is kept from training."""
+    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return draw < share
 
 
 def _at(column: Callable[[int], T], indices: Sequence[int], i: int) -> T:
