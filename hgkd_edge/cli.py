@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
+from hgkd_edge.processes import is_main, on_main, rank
 
 if TYPE_CHECKING:
+    from hgkd_edge.recipe import Recipe
     from hgkd_edge.rundir import RunDir
 
 app = typer.Typer(
@@ -60,13 +62,17 @@ def distill(
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
-    loaded = load_recipe(find_recipe(recipe), overrides or ())
-    if resume:
-        folder = RunDir.resolve(run if run is not None else Path("runs") / loaded.name)
-        folder.require_same_recipe(loaded)
-    else:
-        verb.build(loaded)  # a recipe that cannot work leaves no folder behind
-        folder = RunDir.create(loaded, run)
+    def prepare() -> tuple[Recipe, RunDir]:
+        loaded = load_recipe(find_recipe(recipe), overrides or ())
+        if resume:
+            folder = RunDir.resolve(run if run is not None else Path("runs") / loaded.name)
+            folder.require_same_recipe(loaded)
+        else:
+            verb.build(loaded)  # a recipe that cannot work leaves no folder behind
+            folder = RunDir.create(loaded, run)
+        return loaded, folder
+
+    loaded, folder = on_main(prepare)
     result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
     _show(result, as_json, lambda: _distilled_lines(result))
 
@@ -130,15 +136,55 @@ def finetune(
 
 
 @app.command()
-def evaluate(run: RunArgument = None, as_json: AsJson = False) -> None:
-    """Score the frozen dense backbone on held-out photos: k-NN and linear probe.
+def evaluate(
+    run: RunArgument = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A file exported from the run's model: .onnx, .xml or .plan."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; default: what training never saw.")
+    ] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="Score the frozen backbone: k-NN, linear probe.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score the fine-tuned model, or, before there is one, the frozen backbone's features.
 
-    Example: hgkd-edge evaluate runs/demo
+    Example: hgkd-edge evaluate runs/demo --model runs/demo/export/demo.fp32.onnx
     """
     from hgkd_edge import evaluate as verb
+    from hgkd_edge.tables import score_table, task_table
 
-    result = verb.evaluate(_run(run))
-    _show(result, as_json, lambda: [_score_table(result)])
+    folder = _run(run)
+    if features or not (model or folder.model_file.is_file()):
+        result = verb.evaluate_features(folder)
+        _show(result, as_json, lambda: [score_table(result)])
+        return
+    result = verb.evaluate_model(folder, model=model, split=split)
+    _show(result, as_json, lambda: [task_table(result)])
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        Path, typer.Argument(help="Run folder, model.safetensors, .onnx, .xml or .plan.")
+    ],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
+    threshold: Annotated[float, typer.Option(help="Lowest score of a box.")] = 0.4,
+    as_json: AsJson = False,
+) -> None:
+    """Label, segment or find objects in photos with a fine-tuned model; pictures and JSON.
+
+    Example: hgkd-edge predict runs/demo/export/demo.fp32.onnx photos/
+    """
+    from hgkd_edge import predict as verb
+    from hgkd_edge.tables import prediction_line
+
+    records = verb.predict(model, images, out, threshold=threshold)
+    _show(records, as_json, lambda: [*map(prediction_line, records), f"pictures and JSON: {out}"])
 
 
 @app.command()
@@ -276,9 +322,14 @@ def main() -> NoReturn:
         if debug:
             traceback.print_exc()
         if hasattr(error, "hint") and hasattr(error, "exit_code"):
+            if not is_main() and type(error).__name__ != "DataError":
+                sys.exit(error.exit_code)  # all fail of it, main tells
             _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
         if isinstance(error, ModuleNotFoundError) and error.name:
             _fail(*_missing_package(error.name), 2)
+        if isinstance(error, OSError) and error.filename:
+            mend = "is the disk full, or the folder not yours to write?"
+            _fail(f"{error.filename}: {error.strerror}", mend, 1)
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         _fail(f"{type(error).__name__}: {error}", "a fault of hgkd-edge; see it with --debug", 1)
@@ -287,7 +338,8 @@ def main() -> NoReturn:
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
     """One line for what and where, one for the mend, on stderr."""
-    typer.echo(f"error: {message}", err=True)
+    where = "" if is_main() else f" in process {rank()}"
+    typer.echo(f"error{where}: {message}", err=True)
     if hint:
         typer.echo(f"hint: {hint}", err=True)
     sys.exit(code)
@@ -310,6 +362,8 @@ def _run(path: Path | None) -> RunDir:
 
 def _show(result: Any, as_json: bool, lines: Any) -> None:
     """The result on stdout: as JSON, or as lines and tables."""
+    if not is_main():
+        return
     if as_json:
         typer.echo(json.dumps(result, indent=2, default=str))
         return
@@ -356,12 +410,6 @@ def _grid_lines(result: dict[str, Any]) -> list[str]:
         f"  mask: {mask[0]}x{mask[1]} patches of {result['mask_patch']} px",
         f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {result['teacher_size']}",
     ]
-
-
-def _score_table(result: dict[str, Any]) -> Any:
-    from hgkd_edge.tables import score_table
-
-    return score_table(result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.console import console
 from hgkd_edge.distill import distill
-from hgkd_edge.evaluate import evaluate
+from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.export import export_run, verification_images
 from hgkd_edge.models.backbone import load_features
 from hgkd_edge.recipe import find_recipe, load_recipe
@@ -36,7 +36,7 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
     console.rule("1 of 4: distil the demo teacher into a small ResNet")
     result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
     console.rule("2 of 4: score the frozen backbone on held-out photos")
-    result["evaluation"] = evaluate(run)
+    result["evaluation"] = evaluate_features(run)
     console.rule("3 of 4: export, and prove that the numbers still agree")
     result["sparse_to_dense"] = sparse_to_dense_error(run)
     flavours = available()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ __all__ = [
     "demo_table",
     "doctor_table",
     "kernels_table",
+    "prediction_line",
     "score_table",
     "task_table",
     "verification_line",
@@ -31,6 +33,21 @@ def score_table(result: dict[str, Any]) -> Table:
     majority = _percent(result["majority"])
     table.add_row("majority class", majority, majority)
     return table
+
+
+def prediction_line(record: dict[str, Any]) -> str:
+    """One photo's answer in one line."""
+    if "error" in record:
+        return f"{record['photo']}: {record['error']}"
+    if "labels" in record:
+        best = record["labels"][0]
+        return f"{record['photo']}: {best['name']} {_percent(best['probability'])}"
+    if "shares" in record:
+        shares = [f"{name} {_percent(share)}" for name, share in record["shares"].items() if share]
+        return f"{record['photo']}: {', '.join(shares)}"
+    counts = Counter(box["name"] for box in record["boxes"])
+    found = [f"{count} {name}" for name, count in counts.items()]
+    return f"{record['photo']}: {', '.join(found) or 'nothing found'}"
 
 
 def task_table(result: dict[str, Any]) -> Table:

@@ -12,7 +12,7 @@ import torch
 
 from exporters import ExportError
 from hgkd_edge.distill import distill
-from hgkd_edge.evaluate import evaluate
+from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.export import export_run, verification_images
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.recipe import Recipe
@@ -92,11 +92,11 @@ def test_evaluation_needs_labels_and_says_so(
     distill(recipe, run)
 
     with pytest.raises(DataError, match="labelled photos"):
-        evaluate(run)
+        evaluate_features(run)
 
 
 def test_evaluation_compares_with_the_untrained_network_and_the_majority(run: RunDir) -> None:
-    result = evaluate(run)
+    result = evaluate_features(run)
 
     assert result["split"] == "test"
     assert result["photos"] == {"train": 48, "test": 18}

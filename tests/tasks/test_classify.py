@@ -206,3 +206,22 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
 
     again = load_file(run.model_file)
     assert all(torch.equal(again[key], wanted[key]) for key in wanted)
+
+
+def test_evaluate_gives_the_same_scores_whichever_runtime_serves(
+    run: RunDir, tmp_path: Path
+) -> None:
+    from hgkd_edge.evaluate import evaluate_model
+    from hgkd_edge.export import export_run
+
+    finetune(configure(run, "train.epochs=1", "label_share=0.3"), run)
+    export_run(run)
+    (onnx_file,) = run.export_dir.glob("*.onnx")
+
+    ours = evaluate_model(run)
+    theirs = evaluate_model(run, model=onnx_file)
+
+    assert (ours["runtime"], theirs["runtime"]) == ("PyTorch", "ONNX Runtime")
+    assert ours["scores"]["confusion"] == theirs["scores"]["confusion"]
+    with pytest.raises(DataError, match="no split 'val'"):
+        evaluate_model(run, split="val")

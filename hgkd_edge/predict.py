@@ -1,0 +1,135 @@
+"""What a fine-tuned model says of photos: labels, maps or boxes, as JSON and as pictures.
+
+Works from the base install for ONNX files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from exporters.runners import Outputs
+from hgkd_edge.console import console, track_steps
+from hgkd_edge.data.geometry import Placement
+from hgkd_edge.data.photos import IMAGE_SUFFIXES
+from hgkd_edge.errors import DataError
+from hgkd_edge.rundir import write_json
+from hgkd_edge.serving import Served, open_served
+from hgkd_edge.tasks import answers, pictures
+
+__all__ = ["predict"]
+
+Answer = tuple[dict[str, Any], Image.Image]
+Answerer = Callable[[Served, Outputs, Image.Image, Placement, float], Answer]
+
+
+def predict(
+    model: Path, photos: Sequence[Path], folder: Path, *, threshold: float = 0.4
+) -> list[dict[str, Any]]:
+    """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
+
+    Args:
+        model: What `open_served` takes.
+        photos: Image files, or folders of them.
+        folder: Where pictures and JSON go.
+        threshold: Lowest score of a box.
+
+    Returns:
+        One record per photo: `photo`, `picture`, and `labels`, `shares` of the area by class and
+        the `map` file, or `boxes` (x1, y1, x2, y2 in pixels of the photo). A photo that cannot be
+        read has an `error` instead.
+
+    Raises:
+        RunError: The model cannot be opened.
+        DataError: There are no photos.
+    """
+    files = list(_image_files(photos))
+    served = open_served(model)
+    console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
+    records = []
+    with track_steps("predicting", total=len(files)) as show:
+        for i, file in enumerate(files):
+            name = f"{i:04d}-{file.stem}"  # two folders may hold photos of one name
+            records.append(_answer(served, file, folder / name, threshold))
+            show(i + 1, "")
+    write_json(folder / "predictions.json", records)
+    return records
+
+
+def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
+    try:
+        photo = answers.load_photo(file)
+    except DataError as error:
+        return {"photo": str(file), "error": error.message}
+    batch, placement = answers.prepare(
+        photo,
+        size=served.size,
+        mean=served.mean,
+        std=served.std,
+        geometry=answers.GEOMETRY[served.task],
+    )
+    outputs = {name: value[0] for name, value in served.run(batch).items()}
+    record, picture = ANSWERERS[served.task](served, outputs, photo, placement, threshold)
+    saved = pictures.save_picture(picture, target.with_name(f"{target.name}.png"))
+    if (label_map := record.pop("label_map", None)) is not None:
+        plain = Image.fromarray(label_map)
+        record["map"] = str(
+            pictures.save_picture(plain, target.with_name(f"{target.name}-map.png"))
+        )
+    return {"photo": str(file), "picture": str(saved), **record}
+
+
+def _classify(
+    served: Served, outputs: Outputs, photo: Image.Image, placement: Placement, threshold: float
+) -> Answer:
+    labels = answers.read_classify(outputs["logits"], served.classes)
+    return {"labels": [label._asdict() for label in labels]}, pictures.draw_labels(
+        photo, labels[:1]
+    )
+
+
+def _segment(
+    served: Served, outputs: Outputs, photo: Image.Image, placement: Placement, threshold: float
+) -> Answer:
+    found = answers.read_segment(outputs["logits"], placement)  # uint8 [H, W]
+    counts = np.bincount(found.ravel(), minlength=len(served.classes))
+    shares = dict(zip(served.classes, (counts / found.size).tolist(), strict=True))
+    return {"shares": shares, "label_map": found}, pictures.draw_segments(photo, found)
+
+
+def _detect(
+    served: Served, outputs: Outputs, photo: Image.Image, placement: Placement, threshold: float
+) -> Answer:
+    found = answers.read_detect(
+        outputs["boxes"], outputs["scores"], placement, served.classes, threshold=threshold
+    )
+    return {"boxes": [box._asdict() for box in found]}, pictures.draw_boxes(
+        photo, found, served.classes
+    )
+
+
+ANSWERERS: dict[str, Answerer] = {"classify": _classify, "segment": _segment, "detect": _detect}
+
+
+def _image_files(photos: Sequence[Path]) -> Iterator[Path]:
+    """The files named, and the image files in the folders named.
+
+    Raises:
+        DataError: One does not exist, or there is no image at all.
+    """
+    found = 0
+    for path in photos:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            inside = [path]
+        else:
+            raise DataError(f"{path}: there is no such file or folder")
+        found += len(inside)
+        yield from inside
+    if not found:
+        raise DataError(f"no image files in {', '.join(map(str, photos))}")
