@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ __all__ = ["METHODS", "Calibration", "calibrate"]
 METHODS = ("minmax", "entropy", "percentile")
 # Tensors at these operators' inputs and outputs are watched: all that any flavour quantises.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
-_WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "Relu", "Resize"]
+_WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def calibrate(
     *,
     method: str = "minmax",
     batch_size: int = 8,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Run an fp32 network over images and record ranges.
 
@@ -58,6 +59,7 @@ def calibrate(
         method: `minmax` covers everything seen; `percentile` (99.999 %) and `entropy` clip rare
             extremes. Which is best depends on the network, so measure.
         batch_size: Images per run; a fixed-batch file is run one by one.
+        progress: Called with (images done, images in all).
 
     Raises:
         ExportError: No images, images of another size, or an unknown method.
@@ -92,6 +94,7 @@ def calibrate(
             for start in range(0, len(images), step):
                 batch = np.ascontiguousarray(images[start : start + step], dtype=np.float32)
                 calibrator.collect_data(_OneBatch({feed.name: batch}))
+                progress(start + len(batch), len(images))
             ranges = calibrator.compute_data()
         except Exception as error:
             raise ConversionFailed(f"calibration failed: {first_line(error)}") from error

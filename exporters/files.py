@@ -11,7 +11,14 @@ from pathlib import Path
 
 from .errors import ExportError
 
-__all__ = ["atomic_path", "digest", "set_aside", "write_bytes"]
+__all__ = [
+    "atomic_path",
+    "digest",
+    "flush",
+    "require_writable_folder",
+    "set_aside",
+    "write_bytes",
+]
 
 
 @contextlib.contextmanager
@@ -25,10 +32,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         ExportError: The folder cannot be made or written to.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ExportError(f"cannot write '{path}': it is a folder", hint="name a file")
+    require_writable_folder(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
         )
@@ -42,13 +47,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable_folder(path: Path) -> None:
+    """Make the folder of a file that is going to be written.
+
+    Raises:
+        ExportError: It cannot be made or written to, or `path` is itself a folder.
+    """
+    if path.is_dir():
+        raise ExportError(f"cannot write '{path}': it is a folder", hint="name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -67,14 +87,23 @@ def digest(path: str | Path) -> str:
 
 
 def set_aside(path: str | Path, reason: str) -> Path:
-    """Rename `net.onnx` to `net.<reason>.onnx`, so that nobody deploys it by its usual name."""
+    """Rename `net.onnx` to `net.<reason>.onnx`, so that nobody deploys it by its usual name.
+
+    What belongs to it (the weights of an OpenVINO .xml, the sidecar of an engine) goes with it.
+    """
     path = Path(path)
     aside = path.with_name(f"{path.stem}.{reason}{path.suffix}")
     os.replace(path, aside)
+    sidecar = path.with_name(f"{path.name}.json")
+    if sidecar.is_file():
+        os.replace(sidecar, aside.with_name(f"{aside.name}.json"))
+    if path.suffix == ".xml":
+        os.replace(path.with_suffix(".bin"), aside.with_suffix(".bin"))
     return aside
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -9,6 +9,7 @@ node that is not sound is where the error begins.
 
 Against another ONNX file (the fp32 one a quantised file was made from): conversions keep tensor
 names, so tensors are compared by name, and the first one whose error exceeds the bound is named.
+An OpenVINO IR is compared with its ONNX file in the same way.
 """
 
 from __future__ import annotations
@@ -62,23 +63,31 @@ class Departure:
 
 def first_departing_layer(
     reference: nn.Module | str | Path,
-    onnx_path: str | Path,
+    converted: str | Path,
     images: np.ndarray,
     *,
     precision: str = "fp32",
 ) -> Departure | None:
-    """Find where an ONNX file begins to differ.
+    """Find where a converted network begins to differ.
 
     Args:
         reference: The PyTorch model, or the ONNX file this one was converted from.
-        onnx_path: The file under suspicion.
+        converted: The ONNX file, or OpenVINO's .xml, under suspicion.
         images: f32[B, 3, H, W]; one is enough, if it shows the error.
         precision: How much error counts, between two ONNX files.
 
     Returns:
         The first departing node, or None when every layer is within bounds.
     """
-    model = read_onnx(onnx_path)
+    if Path(converted).suffix == ".xml":
+        from .openvino_export import openvino_intermediates
+
+        assert isinstance(reference, (str, Path)), "an IR is made from an ONNX file"
+        model = read_onnx(reference)  # its nodes tell the order in which to look
+        original = intermediate_values(model, images)
+        inside = openvino_intermediates(converted, images)
+        return _first_by_name(model, inside, original, _NOISE[precision])
+    model = read_onnx(converted)
     values = intermediate_values(model, images)
     if isinstance(reference, (str, Path)):
         original = intermediate_values(read_onnx(reference), images)

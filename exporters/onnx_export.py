@@ -1,4 +1,4 @@
-"""`nn.Module` -> one ONNX file: dynamic batch, layers named as in PyTorch, metadata inside.
+"""`nn.Module` -> one ONNX file: free batch and size, layers named as in PyTorch, metadata inside.
 
 The graph goes through PyTorch's dynamo exporter, is lowered to opset 17 (which TensorRT 8.6, 10 and
 11 all read, see `_opset17`), cleaned, checked, and run at several batch sizes before it gets its
@@ -17,16 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from ._graph import name_after_modules
+from ._onnx_trial import check_graph, try_shapes
 from ._opset17 import OPSET, lower_to_opset17
 from .errors import ConversionFailed, ExportError, MissingPackageError
 from .files import atomic_path
-from .onnx_info import OnnxInfo, TensorInfo, first_line, onnx_info, open_session
+from .onnx_info import OnnxInfo, TensorInfo, first_line, onnx_info
 
 __all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]
 
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 INPUT_NAME = "images"
 _TRACED_OPSET = 18  # the lowest that the dynamo exporter speaks by itself
 _TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant, see pytorch issue 157621
-_TRIED_BATCHES = (1, 2, 5)
 _ONE_FILE_LIMIT = 2**31 - 2**20  # protobuf's 2 GiB, less room for the graph itself
 
 
@@ -50,6 +49,7 @@ class OnnxExport:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     dynamic_batch: bool
+    dynamic_size: bool
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}
@@ -61,6 +61,7 @@ def export_onnx(
     *,
     input_size: tuple[int, int, int],
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxExport:
@@ -71,6 +72,8 @@ def export_onnx(
         path: Where to write; the folder is made if need be.
         input_size: (C, H, W) of one image.
         dynamic_batch: False fixes the batch to 1, for runtimes that want every shape fixed.
+        dynamic_size: Leave height and width free as well. OpenVINO and TensorRT tune better to a
+            fixed size, and INT8 ranges are those of the size that was calibrated.
         output_names: By default `logits` or `embedding` for one [B, K] output, `output` for any
             other single one, and `stride4`, `stride8`, ... for feature maps.
         metadata: Written into the file (classes, mean, std, provenance, ...); keys and values text.
@@ -80,7 +83,7 @@ def export_onnx(
 
     Raises:
         ExportError: Bad arguments, or `path` cannot be written.
-        ConversionFailed: The model has something ONNX cannot express, or its batch is not free.
+        ConversionFailed: The model has something ONNX cannot express, or an axis is not free.
     """
     _require_exporter()
     traced = copy.deepcopy(model).cpu().float().eval()
@@ -92,17 +95,18 @@ def export_onnx(
         raise ExportError(
             f"the model has {len(outputs)} outputs, but {len(names)} names were given: {names}"
         )
-    proto = _convert(traced, example, dynamic_batch=dynamic_batch, output_names=names)
-    _finish(proto, metadata or {})
+    free = _free_axes(dynamic_batch, dynamic_size)
+    proto = _convert(traced, example, free, output_names=names)
+    _finish(proto, free, metadata or {})
     with atomic_path(path) as temporary:
         _save(proto, temporary)
-        _check(temporary)
-        _try_batches(temporary, input_size, outputs, dynamic_batch=dynamic_batch)
+        check_graph(temporary)
+        try_shapes(temporary, traced, input_size, free=list(free.values()))
         info = onnx_info(temporary)
-    return _described(info, Path(path), dynamic_batch)
+    return _described(info, Path(path), dynamic_batch, dynamic_size)
 
 
-def _described(info: OnnxInfo, path: Path, dynamic_batch: bool) -> OnnxExport:
+def _described(info: OnnxInfo, path: Path, dynamic_batch: bool, dynamic_size: bool) -> OnnxExport:
     return OnnxExport(
         path=path,
         sha256=info.sha256,
@@ -111,7 +115,14 @@ def _described(info: OnnxInfo, path: Path, dynamic_batch: bool) -> OnnxExport:
         inputs=info.inputs,
         outputs=info.outputs,
         dynamic_batch=dynamic_batch,
+        dynamic_size=dynamic_size,
     )
+
+
+def _free_axes(dynamic_batch: bool, dynamic_size: bool) -> dict[int, str]:
+    """Axes of the input that stay free, with the names they get in the file."""
+    batch = {0: "batch"} if dynamic_batch else {}
+    return {**batch, 2: "height", 3: "width"} if dynamic_size else batch
 
 
 def _require_exporter() -> None:
@@ -155,12 +166,13 @@ def _output_names(model: nn.Module, outputs: Sequence[torch.Tensor], *, height: 
 
 
 def _convert(
-    model: nn.Module, example: torch.Tensor, *, dynamic_batch: bool, output_names: list[str]
+    model: nn.Module, example: torch.Tensor, free: Mapping[int, str], *, output_names: list[str]
 ) -> onnx.ModelProto:
-    batch = {0: torch.export.Dim("batch")} if dynamic_batch else None
+    # A named Dim is refused where the network asks something of it (a multiple of 32, say).
+    shapes = dict.fromkeys(free, torch.export.Dim.DYNAMIC) or None
     try:
         with _quiet():
-            program = torch.export.export(model, (example,), dynamic_shapes=(batch,), strict=False)
+            program = torch.export.export(model, (example,), dynamic_shapes=(shapes,), strict=False)
             _pool_by_mean(program)
             exported = torch.onnx.export(
                 program,
@@ -202,7 +214,7 @@ def _pool_by_mean(program: torch.export.ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+def _finish(model: onnx.ModelProto, free: Mapping[int, str], metadata: Mapping[str, str]) -> None:
     name_after_modules(model)
     _strip_traces(model)
     blocked = lower_to_opset17(model)
@@ -211,7 +223,7 @@ def _finish(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
             "kept opset %d: %s has no opset %d form; TensorRT before 10 may refuse the file",
             _TRACED_OPSET, ", ".join(blocked), OPSET,
         )  # fmt: skip
-    _name_batch_axis(model)
+    _name_free_axes(model, free)
     onnx.helper.set_model_props(model, {str(key): str(text) for key, text in metadata.items()})
 
 
@@ -226,12 +238,13 @@ def _strip_traces(model: onnx.ModelProto) -> None:
         entry.doc_string = ""
 
 
-def _name_batch_axis(model: onnx.ModelProto) -> None:
-    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+def _name_free_axes(model: onnx.ModelProto, free: Mapping[int, str]) -> None:
+    axes = model.graph.input[0].type.tensor_type.shape.dim
+    names = {axes[axis].dim_param: name for axis, name in free.items()}
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            if symbol and axis.dim_param == symbol:
-                axis.dim_param = "batch"
+            if axis.dim_param in names:
+                axis.dim_param = names[axis.dim_param]
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
@@ -242,45 +255,6 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
             hint="networks of this size are beyond what this tool is made for",
         )
     path.write_bytes(model.SerializeToString())
-
-
-def _check(path: Path) -> None:
-    model = onnx.load(path)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except Exception as error:
-        raise ConversionFailed(
-            f"the exporter wrote an invalid graph: {first_line(error)}",
-            hint="please report it, with the model's name and the versions of torch and onnx",
-        ) from error
-
-
-def _try_batches(
-    path: Path,
-    input_size: tuple[int, int, int],
-    outputs: Sequence[torch.Tensor],
-    *,
-    dynamic_batch: bool,
-) -> None:
-    """Run the file at several batch sizes: a frozen batch axis passes every static check."""
-    session = open_session(path)
-    for batch in _TRIED_BATCHES if dynamic_batch else (1,):
-        wanted = [(batch, *output.shape[1:]) for output in outputs]
-        try:
-            results = session.run(None, {INPUT_NAME: np.zeros((batch, *input_size), np.float32)})
-        except Exception as error:
-            raise _frozen(batch, first_line(error)) from error
-        shapes = [result.shape for result in results]
-        if shapes != wanted:
-            raise _frozen(batch, f"outputs are {shapes}, not {wanted}")
-
-
-def _frozen(batch: int, reason: str) -> ConversionFailed:
-    return ConversionFailed(
-        f"the exported network does not run on a batch of {batch}: {reason}",
-        hint="some layer fixed the batch size while tracing; export with a fixed batch",
-    )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@
                biases, and a residual sum whose skip branch is quantised with the same scale as the
                layer beside it, so that TensorRT fuses convolution + sum + activation.
     cpu        What ONNX Runtime and OpenVINO run fast on x86: asymmetric uint8 activations,
-               per-channel int8 weights, int32 biases, quantised from layer to layer.
+               per-channel int8 weights, int32 biases, quantised from layer to layer (see
+               `_cpu_int8` for what stays in float).
 
 Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantiser; the residual rule is
 ours. Without real images there is no INT8.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._cpu_int8 import float_arithmetic, pool_as_operator
 from ._graph import sort_nodes
 from ._residual import share_residual_scales
 from .calibrate import Calibration, calibrate
@@ -158,7 +160,7 @@ def quantized_graph(
             f"the network cannot be quantised: {first_line(error)}",
             hint="name the layer in keep_float",
         ) from error
-    if flavour == "tensorrt":
+    if flavour == "tensorrt" and not only:  # a layer looked at alone is to be judged alone
         share_residual_scales(graph, calibration)
     sort_nodes(graph.graph)
     onnx.helper.set_model_props(graph, metadata)
@@ -193,14 +195,20 @@ def _for_cpu(
 ) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType
 
+    pool_as_operator(model)
     return _insert(
         model,
         calibration,
-        exclude,
+        [*exclude, *float_arithmetic(model)],
         only,
         activation=QuantType.QUInt8,
         operators=_CPU_OPERATORS,
-        options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        options={
+            "ActivationSymmetric": False,
+            "WeightSymmetric": True,
+            # What follows a matrix product is a bias and a GELU or a norm, all in float.
+            "OpTypesToExcludeOutputQuantization": ["MatMul"],
+        },
     )
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Outputs", "Runner", "onnx_runner", "torch_runner"]
 
+_FEED_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
 Outputs = dict[str, np.ndarray]
 Runner = Callable[[np.ndarray], Outputs]
 
@@ -43,8 +45,8 @@ def torch_runner(model: nn.Module, output_names: Sequence[str]) -> Runner:
     return run
 
 
-def onnx_runner(path: str | Path, *, threads: int | None = None) -> Runner:
-    """Run an ONNX file with ONNX Runtime on the CPU.
+def onnx_runner(path: str | Path | bytes, *, threads: int | None = None) -> Runner:
+    """Run an ONNX file, or the bytes of one, with ONNX Runtime on the CPU.
 
     Raises:
         ConversionFailed: ONNX Runtime refuses the file.
@@ -52,7 +54,7 @@ def onnx_runner(path: str | Path, *, threads: int | None = None) -> Runner:
     session = open_session(path, threads=threads)
     feed = session.get_inputs()[0]
     names = [output.name for output in session.get_outputs()]
-    dtype = np.float16 if feed.type == "tensor(float16)" else np.float32
+    dtype = _FEED_TYPES.get(feed.type, np.float32)
 
     def run(images: np.ndarray) -> Outputs:
         results = session.run(names, {feed.name: images.astype(dtype, copy=False)})

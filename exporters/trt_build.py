@@ -22,7 +22,7 @@ from typing import Any
 
 from ._trt_compat import Flavour, available, choose, gpu_name, typing_for
 from .errors import ConversionFailed, ExportError, MissingPackageError
-from .files import atomic_path, digest
+from .files import atomic_path, digest, require_writable_folder
 from .onnx_info import OnnxInfo, onnx_info
 from .sidecar import Sidecar, sidecar_path, write_sidecar
 
@@ -61,7 +61,7 @@ def build_engine(
     opt_batch: int = 1,
     max_batch: int = 16,
     workspace_mib: int | None = None,
-    timing_cache: str | Path | None = None,
+    cache_dir: str | Path | None = None,
     compute_capabilities: Sequence[str] | None = None,
     hardware_compatible: bool = False,
     version_compatible: bool = False,
@@ -78,8 +78,8 @@ def build_engine(
         opt_batch: The batch it is tuned for.
         max_batch: The largest batch it takes.
         workspace_mib: Memory the builder may use for scratch; None leaves TensorRT's default.
-        timing_cache: File of tactic timings, read and added to; by default one per flavour and
-            version beside the engine.
+        cache_dir: Folder for tactic timings, one file per flavour and version, read and added to,
+            so that the next build is quicker; None keeps none.
         compute_capabilities: TensorRT-RTX: targets such as `["8.6", "8.9"]`; None takes Ampere
             and everything newer.
         hardware_compatible: TensorRT: the engine runs on any Ampere or newer (not on Jetsons).
@@ -105,7 +105,7 @@ def build_engine(
         )
     profile = _profile(source, min_batch, opt_batch, max_batch)
     path = Path(path)
-    cache = Path(timing_cache or path.parent / f".timing.{flavour.name}-{flavour.version}.cache")
+    cache = _timing_cache(cache_dir, flavour)
     start = time.perf_counter()
     with atomic_path(path) as temporary:
         request = {
@@ -116,7 +116,7 @@ def build_engine(
             "output": str(temporary.resolve()),
             "profile": profile,
             "workspace_mib": workspace_mib,
-            "timing_cache": str(cache.resolve()),
+            "timing_cache": cache,
             "compute_capabilities": list(compute_capabilities) if compute_capabilities else None,
             "hardware_compatible": hardware_compatible,
             "version_compatible": version_compatible,
@@ -181,10 +181,18 @@ def _profile(source: OnnxInfo, smallest: int, best: int, largest: int) -> list[A
     if not all(isinstance(axis, int) for axis in rest):
         raise ExportError(
             f"input '{image.name}' has free axes besides the batch: {list(image.shape)}",
-            hint="export with a fixed image size for TensorRT",
+            hint="export with a fixed image size (baked preprocessing: a fixed frame) for TensorRT",
         )
     sizes = (batch,) * 3 if isinstance(batch, int) else (smallest, best, largest)
     return [image.name, *([size, *rest] for size in sizes)]
+
+
+def _timing_cache(folder: str | Path | None, flavour: Flavour) -> str | None:
+    if folder is None:
+        return None
+    path = Path(folder).resolve() / f"{flavour.name}-{flavour.version}.timing"
+    require_writable_folder(path)
+    return str(path)
 
 
 def _device(result: dict[str, Any]) -> str:

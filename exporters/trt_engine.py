@@ -13,10 +13,12 @@ import numpy as np
 
 from ._trt_compat import Flavour, choose, gpu_name, select_for_polygraphy
 from .errors import ConversionFailed, ExportError
-from .runners import Outputs, Runner
+from .onnx_info import onnx_info
+from .runners import Outputs, Runner, onnx_runner
 from .sidecar import Sidecar, read_sidecar, require_own_engine
+from .verify import TOLERANCES, Verification, require, verify
 
-__all__ = ["engine_runner", "load_engine"]
+__all__ = ["engine_runner", "load_engine", "verify_engine"]
 
 
 def load_engine(path: str | Path, *, onnx_path: str | Path | None = None) -> Any:
@@ -58,18 +60,53 @@ def engine_runner(path: str | Path, *, onnx_path: str | Path | None = None) -> R
 
     runner = TrtRunner(load_engine(path, onnx_path=onnx_path))
     runner.activate()
-    (feed,) = runner.get_input_metadata()
+    ((feed, expected),) = runner.get_input_metadata().items()
+    dtype = np.dtype(expected.dtype.name)
     largest = sidecar.profile["max"][0]
 
     def run(images: np.ndarray) -> Outputs:
         parts: list[Outputs] = []
         for start in range(0, len(images), largest):
-            outputs = runner.infer({feed: np.ascontiguousarray(images[start : start + largest])})
+            batch = np.ascontiguousarray(images[start : start + largest], dtype)
+            outputs = runner.infer({feed: batch})
             # Polygraphy hands out its own buffers, which the next call overwrites.
             parts.append({name: np.array(value, np.float32) for name, value in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run
+
+
+def verify_engine(
+    onnx_path: str | Path, path: str | Path, images: np.ndarray
+) -> Verification | None:
+    """Run the same images through an engine and its ONNX file: an engine can compute wrongly too.
+
+    Args:
+        onnx_path: The file the engine was built from.
+        path: The engine; put aside when it does not agree.
+        images: What the network takes, [N, ...].
+
+    Returns:
+        The comparison, or None where no GPU is at hand or the engine was not built for this one.
+
+    Raises:
+        VerificationFailed: The engine gives other numbers.
+    """
+    sidecar, here = read_sidecar(path), gpu_name()
+    if here is None or not (sidecar.gpu or any(f"SM {t})" in here for t in sidecar.targets)):
+        return None
+    batch = onnx_info(onnx_path).inputs[0].shape[0]
+    verification = verify(
+        onnx_runner(onnx_path),
+        engine_runner(path, onnx_path=onnx_path),
+        images,
+        precision=sidecar.precision,
+        batch_size=batch if isinstance(batch, int) else 16,
+        # TF32 and fused kernels round otherwise than a CPU does, in an fp32 engine as well.
+        tolerance=TOLERANCES["fp16"] if sidecar.precision == "fp32" else None,
+    )
+    require(verification, path)
+    return verification
 
 
 def _checked(path: str | Path, onnx_path: str | Path | None) -> tuple[Flavour, Sidecar]:

@@ -95,17 +95,19 @@ def test_the_other_tensorrt_chosen_in_this_process_does_not_matter(exported, tmp
 
 
 @needs_rtx
-def test_building_prints_nothing_and_keeps_a_timing_cache(exported, tmp_path, capfd):
-    cache = tmp_path / "timing.cache"
+def test_building_prints_nothing_and_keeps_timings_where_it_is_told(exported, tmp_path, capfd):
+    cache, out = tmp_path / "cache", tmp_path / "out"
 
     for _ in range(2):
         build_engine(
-            exported("mobilenetv3_small_100").path, tmp_path / "net.plan",
-            backend="tensorrt_rtx", timing_cache=cache,
+            exported("mobilenetv3_small_100").path, out / "net.plan",
+            backend="tensorrt_rtx", cache_dir=cache,
         )  # fmt: skip
 
-    assert cache.stat().st_size > 0
+    (timings,) = cache.glob("*.timing")
+    assert timings.stat().st_size > 0
     assert capfd.readouterr() == ("", "")
+    assert sorted(file.name for file in out.iterdir()) == ["net.plan", "net.plan.json"]
 
 
 @needs_rtx

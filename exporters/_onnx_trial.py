@@ -1,0 +1,81 @@
+"""Trying a freshly written ONNX file: static checks, then runs at several shapes.
+
+A frozen axis passes every static check, so each free one is tried with other values than traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from .errors import ConversionFailed
+from .onnx_info import first_line, open_session
+
+__all__ = ["check_graph", "try_shapes"]
+
+_BATCHES = (1, 2, 5)
+_TALLER, _WIDER = 32, 64  # multiples of the deepest stride, and not equal
+
+
+def check_graph(path: Path) -> None:
+    """Hold the file against ONNX's own rules, shapes included.
+
+    Raises:
+        ConversionFailed: The graph is invalid.
+    """
+    model = onnx.load(path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        raise ConversionFailed(
+            f"the exporter wrote an invalid graph: {first_line(error)}",
+            hint="please report it, with the model's name and the versions of torch and onnx",
+        ) from error
+
+
+def try_shapes(
+    path: Path, model: nn.Module, input_size: tuple[int, int, int], *, free: Collection[str]
+) -> None:
+    """Run the file at every shape its free axes promise, and compare the outputs' shapes.
+
+    Args:
+        path: The ONNX file.
+        model: What it was made from.
+        input_size: (C, H, W) it was traced with.
+        free: Names of its free axes among `batch`, `height`, `width`.
+
+    Raises:
+        ConversionFailed: An axis is not as free as the file says.
+    """
+    channels, height, width = input_size
+    shapes = [(batch, *input_size) for batch in (_BATCHES if "batch" in free else (1,))]
+    if "height" in free:
+        shapes.append((1, channels, height + _TALLER, width + _WIDER))
+    session = open_session(path)
+    for shape in shapes:
+        images = np.zeros(shape, np.float32)
+        with torch.no_grad():
+            outputs = model(torch.from_numpy(images))
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        wanted = [tuple(output.shape) for output in outputs]
+        try:
+            results = session.run(None, {session.get_inputs()[0].name: images})
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise _frozen(shape, first_line(error)) from error
+        found = [result.shape for result in results]
+        if found != wanted:
+            raise _frozen(shape, f"outputs are {found}, not {wanted}")
+
+
+def _frozen(shape: tuple[int, ...], reason: str) -> ConversionFailed:
+    return ConversionFailed(
+        f"the exported network does not run on images {list(shape)}: {reason}",
+        hint="some layer fixed the batch or the size while tracing; export with a fixed batch or "
+        "size",
+    )

@@ -1,0 +1,154 @@
+"""Putting pre- and postprocessing inside an ONNX file, so that a device needs neither.
+
+    frames u8[B, H, W, 3] -> resize, normalise -> network -> softmax | argmax | boxes after NMS
+
+Baked in after the precision was chosen, so that both stay in fp32 around an fp16 or INT8 network.
+
+Resizing is what this project's photo reader does (see `Preprocessing`), antialiased, as matrix
+products (`exporters.resize`). It is not rounded to whole grey levels in between, so pixels differ
+from the reader's by up to two grey levels (of 255), and by less than half a level on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._processing import (
+    FRAMES,
+    POSTPROCESSING,
+    Preprocessing,
+    preprocessing_constants,
+    preprocessing_graph,
+)
+from .errors import ConversionFailed, ExportError
+from .files import atomic_path
+from .onnx_info import (
+    OnnxInfo,
+    TensorInfo,
+    first_line,
+    graph_inputs,
+    onnx_info,
+    open_session,
+    read_onnx,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["FRAMES", "POSTPROCESSING", "BakedExport", "Preprocessing", "bake"]
+
+
+@dataclass(frozen=True)
+class BakedExport:
+    """An ONNX file that takes frames, or gives decisions, or both."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+def bake(
+    onnx_path: str | Path,
+    path: str | Path,
+    *,
+    preprocessing: Preprocessing | None = None,
+    postprocessing: str | None = None,
+) -> BakedExport:
+    """Write a copy of a network with processing around it.
+
+    Args:
+        onnx_path: A network with one input f32[B, 3, H, W] of fixed size; any precision.
+        path: Where to write.
+        preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead.
+        postprocessing: A key of `POSTPROCESSING`; None leaves the outputs as they are.
+
+    Raises:
+        ExportError: The network has another input, or not the outputs that are to be processed.
+        ConversionFailed: The joined graph does not run.
+    """
+    import onnx
+
+    model = read_onnx(onnx_path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if preprocessing is not None:
+        _put_before(model, preprocessing)
+    if postprocessing is not None:
+        _put_behind(model, postprocessing)
+    onnx.helper.set_model_props(model, metadata)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+        info = onnx_info(temporary)
+        _try(temporary, info)
+        return BakedExport(Path(path), info.sha256, info.size_bytes, info.inputs, info.outputs)
+
+
+def _put_before(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
+    import onnx
+
+    (image,) = graph_inputs(model)
+    if image.dtype != "float32" or not all(isinstance(side, int) for side in image.shape[1:]):
+        raise ExportError(
+            f"preprocessing needs a network of fixed image size, '{image.name}' is "
+            f"{image.dtype}{list(image.shape)}",
+            hint="export without --dynamic-size",
+        )
+    before = onnx.parser.parse_graph(preprocessing_graph(image, preprocessing))
+    initializers = preprocessing_constants(image, preprocessing)
+    before.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in initializers.items()
+    )
+    _name_nodes(before, "preprocessing")
+    graph = model.graph
+    graph.value_info.extend(value for value in graph.input if value.name == image.name)
+    graph.initializer.extend(before.initializer)
+    for target, source in ((graph.input, before.input), (graph.node, [*before.node, *graph.node])):
+        copies = [type(entry).FromString(entry.SerializeToString()) for entry in source]
+        del target[:]
+        target.extend(copies)
+
+
+def _put_behind(model: onnx.ModelProto, name: str) -> None:
+    import onnx
+
+    if name not in POSTPROCESSING:
+        known = ", ".join(POSTPROCESSING)
+        raise ExportError(f"unknown postprocessing '{name}'", hint=f"one of {known}")
+    after = onnx.parser.parse_graph(POSTPROCESSING[name])
+    wanted = {value.name for value in after.input}
+    kept = [output for output in model.graph.output if output.name not in wanted]
+    if len(kept) + len(wanted) != len(model.graph.output):
+        found = ", ".join(output.name for output in model.graph.output)
+        raise ExportError(f"{name} needs the output {' and '.join(sorted(wanted))}; here: {found}")
+    _name_nodes(after, "postprocessing")
+    model.graph.node.extend(after.node)
+    model.graph.initializer.extend(after.initializer)
+    outputs = [type(o).FromString(o.SerializeToString()) for o in (*kept, *after.output)]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+
+
+def _name_nodes(graph: onnx.GraphProto, part: str) -> None:
+    for index, node in enumerate(graph.node):
+        node.name = f"{part}/{node.op_type}_{index}"
+
+
+def _try(path: Path, info: OnnxInfo) -> None:
+    """Run the file once on grey frames: joined graphs that do not fit fail here."""
+    (feed,) = info.inputs
+    shape = [side if isinstance(side, int) else (1 if axis == 0 else 96)
+             for axis, side in enumerate(feed.shape)]  # fmt: skip
+    try:
+        open_session(path).run(None, {feed.name: np.full(shape, 127, feed.dtype)})
+    except ConversionFailed:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ConversionFailed(f"the baked network does not run: {first_line(error)}") from error
