@@ -16,9 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hgkd_edge.processes import is_main
+
 __all__ = ["console", "track_steps"]
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, quiet=not is_main())
 _SECONDS_BETWEEN_LINES = 15.0
 
 

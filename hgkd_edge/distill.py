@@ -38,6 +38,7 @@ from hgkd_edge.models.teacher import (
 )
 from hgkd_edge.models.vit import patches_of
 from hgkd_edge.pretrain import pretrain_teacher
+from hgkd_edge.processes import from_all, is_main
 from hgkd_edge.recipe import LossConfig, Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import SparseEncoder, densify, sparsify
@@ -217,14 +218,17 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
 
     Returns:
         What the manifest says of the result: steps, held-out cosine, skipped photos, artefacts.
+        Nothing on processes beside the main one, whose part ends with the training.
     """
     parts = build(recipe)
     splits = open_splits(recipe.data)
     _report_photos(splits)
     source = splits["train"]
-    run.update_manifest(**_circumstances(recipe, splits))
+    if is_main():
+        run.update_manifest(**_circumstances(recipe, splits))
     teacher, weights = _load_teacher(recipe, parts, source)
-    run.update_manifest(teacher=weights)
+    if is_main():
+        run.update_manifest(teacher=weights)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
@@ -246,6 +250,10 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         task, source, recipe.train, seed=recipe.seed, place=place, label="distilling", resume=resume
     )
     assert isinstance(trained, Distillation)
+    skipped = from_all(source.skipped)
+    if not is_main():
+        return {}
+    _record_skipped(run, skipped)
     result = {"held_out": held_out_cosine(trained, teacher, parts, splits, recipe)}
     _save(trained, parts, source, run)
     run.update_manifest(result=result)
@@ -366,7 +374,8 @@ def _load_teacher(
 
 def _report_photos(splits: dict[str, ImageSource]) -> None:
     counts = ", ".join(f"{len(source)} {name}" for name, source in splits.items())
-    console.print(f"photos: {counts}")
+    how = ", decoded as training goes" if splits["train"].streamed else ""
+    console.print(f"photos: {counts}{how}")
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
         console.print(f"[yellow]skipped {len(skipped)} files that cannot be read:[/]")
@@ -374,6 +383,17 @@ def _report_photos(splits: dict[str, ImageSource]) -> None:
             console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
             console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
+
+
+def _record_skipped(run: RunDir, skipped: list[list[tuple[str, str]]]) -> None:
+    """Add the training photos that were met in training and could not be read, by any process."""
+    data = run.manifest()["data"]
+    known = [tuple(entry) for entry in data["train"]["skipped"]]
+    found = sorted({*known, *(entry for entries in skipped for entry in entries)})
+    if len(found) > len(known):
+        console.print(f"[yellow]skipped {len(found)} files that cannot be read:[/] manifest.json")
+        data["train"]["skipped"] = found
+        run.update_manifest(data=data)
 
 
 def _circumstances(recipe: Recipe, splits: dict[str, ImageSource]) -> dict[str, Any]:

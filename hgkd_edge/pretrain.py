@@ -18,6 +18,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Workplace, train
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
+from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import PretrainConfig, Recipe, TrainConfig
 from hgkd_edge.rundir import atomic_write, cache_dir, write_json
 
@@ -85,7 +86,7 @@ def pretrain_teacher(
         raise DataError("teacher.pretrain.label_epochs: the photos carry no labels")
     folder = cache_dir() / "teachers" / _content_hash(recipe, source, size)
     weights = folder / "model.safetensors"
-    if weights.is_file():
+    if on_main(weights.is_file):
         console.print(f"teacher: found pre-trained in {folder}")
         return weights
     torch.manual_seed(recipe.seed)
@@ -108,10 +109,17 @@ def pretrain_teacher(
     encoder = trained.get_submodule("encoder")
     if config.label_epochs:
         encoder = _tune_with_labels(encoder, source, recipe, size, folder)
+    on_main(lambda: _save(encoder, weights, recipe, source, size))
+    return weights
+
+
+def _save(
+    encoder: nn.Module, weights: Path, recipe: Recipe, source: ImageSource, size: tuple[int, int]
+) -> None:
     with atomic_write(weights) as temporary:
         save_file({k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary)
     write_json(
-        folder / "teacher.json",
+        weights.parent / "teacher.json",
         {
             "teacher": recipe.teacher.model_dump(mode="json"),
             "photos": {"count": len(source), "fingerprint": source.fingerprint},
@@ -119,7 +127,6 @@ def pretrain_teacher(
             "seed": recipe.seed,
         },
     )
-    return weights
 
 
 def _tune_with_labels(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["count", "from_all", "is_main", "local_count", "on_main"]
+__all__ = ["count", "from_all", "is_main", "local_count", "on_main", "rank"]
 
 T = TypeVar("T")
 
@@ -26,9 +26,14 @@ def local_count() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Whether this is the one that writes files and talks."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def on_main(work: Callable[[], T]) -> T:
@@ -58,10 +63,11 @@ def from_all(value: T) -> list[T]:
 
 def _group() -> Any:
     """`torch.distributed`, with this process in the group."""
+    import torch
     import torch.distributed
     from accelerate import PartialState
 
     if not torch.distributed.is_initialized():
-        PartialState()
+        PartialState(cpu=not torch.cuda.is_available())
         atexit.register(torch.distributed.destroy_process_group)
     return torch.distributed

@@ -39,6 +39,7 @@ def make_accelerator(config: TrainConfig, place: Workplace) -> Accelerator:
     AcceleratorState._reset_state()  # else a second training could not choose another precision
     folder = str(place.tracker_dir) if place.tracker_dir else None
     return Accelerator(
+        cpu=not torch.cuda.is_available(),  # without it, several processes would not find together
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(config.trackers) if folder else None,
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=folder),
