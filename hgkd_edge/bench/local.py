@@ -17,16 +17,20 @@ from hgkd_edge.bench.environment import (
     tool_version,
 )
 from hgkd_edge.bench.inputs import make_inputs
-from hgkd_edge.bench.method import Plan, Trace, measure
+from hgkd_edge.bench.method import Plan, Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import InputInfo, Measurement, Session
+from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session
 from hgkd_edge.bench.runners import Case, Opened, Runner, runners_for
 from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+from hgkd_edge.errors import DeviceError
 
 __all__ = ["measure_here", "measurement_of"]
 
 Progress = Callable[[str, float], None]
+
+# With fewer, not one run lies beyond the 99th percentile.
+_RUNS_FOR_P99 = 100
 
 
 @dataclass
@@ -37,12 +41,17 @@ class _Subject:
     runner: Runner
     inputs: list[InputInfo]
     opened: Opened
+    first_ms: float
     memory_mb: float | None
 
     @property
     def name(self) -> str:
-        threads = f" t{self.case.threads}" if self.case.threads else ""
-        return f"{self.case.model.label} {self.runner.name} b{self.case.batch}{threads}"
+        return _name(self.case, self.runner)
+
+
+def _name(case: Case, runner: Runner) -> str:
+    threads = f" t{case.threads}" if case.threads else ""
+    return f"{case.model.label} {runner.name} b{case.batch}{threads}"
 
 
 def measure_here(
@@ -57,7 +66,7 @@ def measure_here(
     runners, refusals = runners_for(options.device, options.runners)
     plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
     with ExitStack() as stack:
-        subjects = _open_all(models, runners, options, stack, progress)
+        subjects, unable = _open_all(models, runners, options, stack, progress)
         traces = measure([subject.opened.run for subject in subjects], plan, progress=progress)
     return Session(
         target=options.device,
@@ -67,7 +76,7 @@ def measure_here(
         environment=facts,
         models=[model.record() for model in models],
         measurements=_measurements(subjects, traces),
-        refusals=refusals,
+        refusals=refusals + unable,
         warnings=environment_warnings(facts),
     )
 
@@ -78,8 +87,14 @@ def _open_all(
     options: BenchOptions,
     stack: ExitStack,
     progress: Progress,
-) -> list[_Subject]:
-    """All cases are open at once, so that they can be visited in turn."""
+) -> tuple[list[_Subject], list[Refusal]]:
+    """All cases are open at once, so that they can be visited in turn.
+
+    Where the device stands for several runners, one that fails does not take the others with it.
+
+    Raises:
+        DeviceError: A case of a named runner, or every case, cannot be opened.
+    """
     wanted = [
         (model, runner, batch, threads)
         for model in models
@@ -87,7 +102,8 @@ def _open_all(
         for batch in options.batches
         for threads in (options.threads if runner.uses_threads else (None,))
     ]
-    subjects = []
+    subjects: list[_Subject] = []
+    unable: list[Refusal] = []
     for index, (model, runner, batch, threads) in enumerate(wanted):
         feeds, inputs = make_inputs(model, batch=batch, images=options.images)
         case = Case(
@@ -98,14 +114,28 @@ def _open_all(
             copies=options.copies,
             torch_module=_torch_module(model, runner, options),
         )
-        before = resident_mb()
-        opened = runner.open(case)
-        stack.callback(opened.close)
-        after = resident_mb()
-        grown = None if before is None or after is None else max(0.0, after - before)
-        subjects.append(_Subject(case, runner, inputs, opened, grown))
+        try:
+            subjects.append(_open(case, runner, inputs, stack))
+        except DeviceError as error:
+            if options.runners or len(runners) == 1:
+                raise
+            unable.append(Refusal(name=_name(case, runner), reason=error.message, hint=error.hint))
         progress("load", (index + 1) / len(wanted))
-    return subjects
+    if not subjects:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in unable)
+        raise DeviceError(f"nothing could be loaded ({reasons})", hint=unable[0].hint)
+    return subjects, unable
+
+
+def _open(case: Case, runner: Runner, inputs: list[InputInfo], stack: ExitStack) -> _Subject:
+    """Load a case and run it once, before anything else runs; what both took of memory."""
+    before = resident_mb()
+    opened = runner.open(case)
+    stack.callback(opened.close)
+    first_ms = timed(opened.run)
+    after = resident_mb()
+    grown = None if before is None or after is None else max(0.0, after - before)
+    return _Subject(case, runner, inputs, opened, first_ms, grown)
 
 
 def _torch_module(model: ModelFile, runner: Runner, options: BenchOptions) -> Any:
@@ -121,6 +151,7 @@ def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list
     for subject, trace in zip(subjects, traces, strict=True):
         one = measurement_of(
             trace,
+            first_ms=subject.first_ms,
             case=subject.name,
             model=subject.case.model.label,
             runner=subject.runner.name,
@@ -136,6 +167,7 @@ def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list
             host_memory_mb=subject.memory_mb,
             engine_mb=subject.opened.engine_mb,
             details=subject.opened.details,
+            warnings=subject.opened.warnings,
         )
         if len(subjects) > 1:
             base = traces[0].rounds
@@ -147,14 +179,14 @@ def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list
 
 
 def measurement_of(
-    trace: Trace, *, batch: int, first_is_cold: bool = True, **fields: Any
+    trace: Trace, *, batch: int, first_ms: float | None, **fields: Any
 ) -> Measurement:
     """A record from raw times.
 
     Args:
         trace: Raw times of one case.
         batch: B, for the throughput: B x runs / time spent in runs.
-        first_is_cold: Whether the first run is known.
+        first_ms: The very first run after loading, where it is known.
         fields: The remaining fields of `Measurement`.
     """
     times = trace.times_ms
@@ -165,13 +197,18 @@ def measurement_of(
             f"noisy: middle half of the times spans {noise.spread:.0%} of the median, rounds "
             f"drift by {noise.drift:.0%}; trust ratios within this run, not the absolute time"
         )
+    if times.size < _RUNS_FOR_P99:
+        warnings.append(
+            f"p99 of {times.size} runs is hardly more than their maximum; --duration or --count "
+            f"for {_RUNS_FOR_P99} or more"
+        )
     if not trace.warmup.stable:
         warnings.append(f"times had not settled after {trace.warmup.seconds:.1f} s of warm-up")
     return Measurement(
         batch=batch,
         latency_ms=summarise(times),
         throughput_ips=batch * times.size / (times.sum() / 1000),
-        first_inference_ms=trace.first_ms if first_is_cold else None,
+        first_inference_ms=first_ms,
         warmup=trace.warmup,
         measured_s=float(times.sum() / 1000),
         rounds_p50_ms=[float(np.median(part)) for part in trace.rounds],

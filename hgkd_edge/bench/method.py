@@ -7,6 +7,7 @@ one after the other meet different machines, cases visited in turn meet the same
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -15,7 +16,7 @@ import numpy as np
 
 from hgkd_edge.bench.records import Warmup
 
-__all__ = ["Plan", "Trace", "measure", "warm_up"]
+__all__ = ["Plan", "Trace", "measure", "timed", "visiting_order", "warm_up"]
 
 RunOnce = Callable[[], object]
 
@@ -55,7 +56,6 @@ class Plan:
 class Trace:
     """Raw times of one case: `rounds[r]` is f64[n_r] in ms."""
 
-    first_ms: float
     warmup: Warmup
     rounds: list[np.ndarray] = field(default_factory=list)
 
@@ -74,7 +74,8 @@ def measure(
     """Time each case; a case is a function that returns when its outputs can be read.
 
     Args:
-        cases: One function per case, each a complete inference.
+        cases: One function per case, each a complete inference. Its very first run, if it counts,
+            is the caller's to time (`timed`), right after loading.
         plan: Duration, rounds, warm-up.
         progress: Told ("warm-up" | "measure", fraction done).
 
@@ -83,8 +84,7 @@ def measure(
     """
     traces = []
     for index, case in enumerate(cases):
-        first_ms = _timed(case)
-        traces.append(Trace(first_ms=first_ms, warmup=warm_up(case, plan)))
+        traces.append(Trace(warmup=warm_up(case, plan)))
         progress("warm-up", (index + 1) / len(cases))
 
     # A collection in the middle of a run would be charged to the model.
@@ -92,17 +92,27 @@ def measure(
     gc.collect()
     gc.disable()
     try:
-        for turn in range(plan.rounds):
-            # Rotate the order so that no case always follows the same neighbour.
-            for offset in range(len(cases)):
-                index = (turn + offset) % len(cases)
-                traces[index].rounds.append(_slice(cases[index], plan))
-                done = turn * len(cases) + offset + 1
-                progress("measure", done / (plan.rounds * len(cases)))
+        order = [index for turn in visiting_order(len(cases), plan.rounds) for index in turn]
+        for done, index in enumerate(order, start=1):
+            traces[index].rounds.append(_slice(cases[index], plan))
+            progress("measure", done / len(order))
     finally:
         if collecting:
             gc.enable()
     return traces
+
+
+def visiting_order(cases: int, rounds: int, seed: int = 0) -> list[list[int]]:
+    """In which order each round visits the cases: shuffled, then the same backwards, and anew.
+
+    Shuffling gives every case other neighbours (what one leaves in the caches, the next one pays
+    for); the way back cancels what drifts evenly (A B B A). The same call gives the same order.
+    """
+    rng = random.Random(seed)
+    order: list[list[int]] = []
+    for turn in range(rounds):
+        order.append(order[-1][::-1] if turn % 2 else rng.sample(range(cases), cases))
+    return order
 
 
 def warm_up(case: RunOnce, plan: Plan) -> Warmup:
@@ -131,7 +141,7 @@ def _slice(case: RunOnce, plan: Plan) -> np.ndarray:
     for _ in range(_SETTLE_RUNS):
         case()
     if plan.count is not None:
-        return np.array([_timed(case) for _ in range(-(-plan.count // plan.rounds))])
+        return np.array([timed(case) for _ in range(-(-plan.count // plan.rounds))])
     least_runs = -(-plan.min_runs // plan.rounds)
     return np.array(_window(case, least_runs=least_runs, least_s=plan.duration_s / plan.rounds))
 
@@ -141,12 +151,13 @@ def _window(case: RunOnce, *, least_runs: int, least_s: float) -> list[float]:
     times: list[float] = []
     spent_ms = 0.0
     while len(times) < least_runs or spent_ms < least_s * 1000:
-        times.append(_timed(case))
+        times.append(timed(case))
         spent_ms += times[-1]
     return times
 
 
-def _timed(case: RunOnce) -> float:
+def timed(case: RunOnce) -> float:
+    """One run, in ms."""
     start = perf_counter_ns()
     case()
     return (perf_counter_ns() - start) / 1e6

@@ -68,11 +68,13 @@ def resolve_models(sources: Sequence[Path], *, precisions: Sequence[str] = ()) -
     kept = [
         (path, info) for path, info in described if not precisions or info.precision in precisions
     ]
-    if not kept:
+    there = {info.precision for _path, info in described}
+    missing = [precision for precision in precisions if precision not in there]
+    if missing:
         found = ", ".join(f"{path.name} ({info.precision})" for path, info in described)
         raise RunError(
-            f"no model of precision {' or '.join(precisions)}; found {found}",
-            hint=f"export one: hgkd-edge export --onnx --precision {precisions[0]}",
+            f"no model of precision {' or '.join(missing)}; found {found}",
+            hint=f"export one: hgkd-edge export --onnx --precision {missing[0]}",
         )
     labels = _labels([path for path, _info in kept])
     return [ModelFile(label, path, info) for label, (path, info) in zip(labels, kept, strict=True)]

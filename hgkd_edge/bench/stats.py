@@ -14,7 +14,12 @@ __all__ = ["mean_interval", "noise_of", "ratio_of", "summarise"]
 # more than the difference one wants to see.
 _WIDE_SPREAD = 0.15
 _WIDE_DRIFT = 0.10
-_MAX_BLOCKS = 100
+# Few, long blocks: neighbouring runs resemble each other over seconds, and a block must outlast
+# that. With 20 the interval holds the mean in 9 of 10 series with autocorrelation .9 at 1000 runs;
+# with 100 it did in 3 of 4. Resampling 20 means alone promises a little too much; Student's t does
+# not (Schmeiser 1982 on the number of batches).
+_BLOCKS = 20
+_WIDEN = 2.093 / 1.960 * (20 / 19) ** 0.5
 
 
 def summarise(times_ms: np.ndarray) -> Latency:
@@ -55,7 +60,7 @@ def mean_interval(
 
     Neighbouring runs resemble each other (clock and cache drift), so resampling single runs would
     promise too narrow an interval; whole blocks are resampled instead (Carlstein 1986,
-    non-overlapping blocks).
+    non-overlapping blocks). It speaks of this run; another run may meet another machine.
 
     Args:
         times_ms: f64[n] in measured order.
@@ -68,13 +73,13 @@ def mean_interval(
     times = np.asarray(times_ms, dtype=np.float64)
     if times.size < 2:
         return float(times.mean()), float(times.mean())
-    blocks = min(_MAX_BLOCKS, times.size)
+    blocks = min(_BLOCKS, times.size)
     parts = np.array_split(times, blocks)
     sums = np.array([part.sum() for part in parts])
     sizes = np.array([part.size for part in parts])
     picks = np.random.default_rng(seed).integers(0, blocks, size=(resamples, blocks))
     means = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = times.mean() + _WIDEN * (np.percentile(means, [2.5, 97.5]) - times.mean())
     return float(low), float(high)
 
 

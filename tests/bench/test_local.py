@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from hgkd_edge.bench import runners
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
@@ -144,6 +145,62 @@ def test_a_runner_that_cannot_run_says_why(make_model: MakeModel) -> None:
         run_bench(quick(make_model(), runners=("ort-cuda",)))
     with pytest.raises(DeviceError, match="runner 'ort-quantum' is not known"):
         run_bench(quick(make_model(), runners=("ort-quantum",)))
+
+
+def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_go_on(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+
+    def refuse(*_: object) -> None:
+        raise DeviceError("the driver is too old")
+
+    monkeypatch.setitem(runners._OF_DEVICE, "cpu", ("openvino", "ort-cpu"))
+    monkeypatch.setattr(runners.OpenVinoRunner, "open", refuse)
+
+    [session] = run_bench(quick(make_model())).sessions
+
+    assert [one.runner for one in session.measurements] == ["ort-cpu"]
+    assert [one.reason for one in session.refusals] == ["the driver is too old"]
+    assert "not measured: net openvino b1: the driver is too old" in rendered(session_view(session))
+    with pytest.raises(DeviceError, match="too old"):
+        run_bench(quick(make_model(), runners=("openvino", "ort-cpu")))
+
+
+def test_a_precision_asked_for_and_not_there_is_never_dropped_silently(
+    make_model: MakeModel,
+) -> None:
+    with pytest.raises(RunError, match="no model of precision int8; found net"):
+        run_bench(quick(make_model(), precisions=("fp32", "int8")))
+
+
+def test_a_p99_of_few_runs_is_marked(make_model: MakeModel) -> None:
+    path = make_model(width=64, layers=8, side=56)
+
+    few = run_bench(quick(path, count=20)).sessions[0].measurements[0]
+    many = run_bench(quick(make_model("small"), count=100)).sessions[0].measurements[0]
+
+    assert "p99 of 20 runs" in few.warnings[-1]
+    assert not any("p99" in warning for warning in many.warnings)
+
+
+def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeModel) -> None:
+    models = make_model("small", width=8), make_model("big", width=512, layers=4, side=64)
+    code = (
+        "import sys, json; from pathlib import Path; from hgkd_edge.bench import *;"
+        "r = run_bench(BenchOptions(models=tuple(map(Path, sys.argv[1:])), duration_s=0.05));"
+        "print(json.dumps([m.host_memory_mb for m in r.sessions[0].measurements]))"
+    )
+
+    for order in (models, models[::-1]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, order)], capture_output=True, check=True
+        )
+        seen = dict(zip([path.stem for path in order], json.loads(done.stdout), strict=True))
+
+        # 28 MB of weights and 16 MB of maps against next to nothing.
+        assert seen["big"] > 30
+        assert seen["small"] < 0.4 * seen["big"]
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hgkd_edge.bench.edge.trtexec import (
     output_arguments,
 )
 from hgkd_edge.bench.edge.verification import Probe, make_probe
+from hgkd_edge.bench.method import visiting_order
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
@@ -124,19 +125,22 @@ def _wanted(
     """(model, precision to build) pairs; an FP32 file stands in for FP16 where there is none."""
     if not options.precisions:
         return [(model, model.precision) for model in models]
-    pairs = []
+    pairs: list[tuple[ModelFile, str]] = []
+    missing = []
     for precision in options.precisions:
         exact = [model for model in models if model.precision == precision]
         stand_in = [model for model in models if model.precision == "fp32"]
         if exact:
             pairs += [(model, precision) for model in exact]
-        elif may_build and precision == "fp16":
+        elif may_build and precision == "fp16" and stand_in:
             pairs += [(model, precision) for model in stand_in]
-    if not pairs:
+        else:
+            missing.append(precision)
+    if missing:
         found = ", ".join(f"{model.label} ({model.precision})" for model in models)
         raise RunError(
-            f"no model of precision {' or '.join(options.precisions)}; found {found}",
-            hint=f"hgkd-edge export --onnx --precision {options.precisions[0]}",
+            f"no model of precision {' or '.join(missing)}; found {found}",
+            hint=f"hgkd-edge export --onnx --precision {missing[0]}",
         )
     return pairs
 
@@ -283,7 +287,7 @@ def _message(
         "method": {
             "duration_s": options.duration_s,
             "count": options.count,
-            "rounds": _rounds(options, tool),
+            "order": visiting_order(len(cases), _rounds(options, tool)),
             "min_runs": 20,
             "warmup_min_s": 0.2,
             "warmup_max_s": 5.0,

@@ -116,8 +116,8 @@ def _from_trtexec(
     )
     built = parse_log(build["log"])
     one = measurement_of(
-        Trace(first_ms=0.0, warmup=warmup, rounds=rounds),
-        first_is_cold=False,
+        Trace(warmup=warmup, rounds=rounds),
+        first_ms=None,
         case=case.name,
         model=case.model.label,
         runner="trtexec",
@@ -150,10 +150,11 @@ def _from_onnxruntime(
     facts: dict[str, Any],
 ) -> tuple[Measurement, Rounds]:
     rounds = [np.array(part) for part in result["rounds"]]
-    trace = Trace(first_ms=result["first_ms"], warmup=Warmup(**result["warmup"]), rounds=rounds)
+    trace = Trace(warmup=Warmup(**result["warmup"]), rounds=rounds)
     throughput = case.batch * trace.times_ms.size / (trace.times_ms.sum() / 1000)
     one = measurement_of(
         trace,
+        first_ms=result["first_ms"],
         case=case.name,
         model=case.model.label,
         runner="ort-cpu",

@@ -47,6 +47,7 @@ class Opened:
         engine_mb: Size of what it built.
         threads: Threads actually used, where the runtime tells.
         details: Settings worth repeating (providers, streams, precision hints).
+        warnings: What makes its figures something else than they seem.
         close: Frees what the case holds.
     """
 
@@ -56,6 +57,7 @@ class Opened:
     engine_mb: float | None = None
     threads: int | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
 
 

@@ -64,6 +64,7 @@ class OpenVinoRunner:
                 f"OpenVINO cannot load '{case.model.path}': {str(error).splitlines()[0]}",
                 hint="measure it with --device cpu instead",
             ) from error
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         request = compiled.create_infer_request()
         return Opened(
             run=_with_copies(request, case.feeds)
@@ -72,7 +73,10 @@ class OpenVinoRunner:
             load_ms=read_ms,
             build_ms=build_ms,
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
-            details={"inference_precision": str(compiled.get_property("INFERENCE_PRECISION_HINT"))},
+            details={"inference_precision": precision},
+            warnings=[f"OpenVINO computes this fp32 model in {precision} here"]
+            if case.model.precision == "fp32" and precision != "f32"
+            else [],
         )
 
 

@@ -178,5 +178,6 @@ def test_cases_take_turns_on_the_device_too(make_model: MakeModel, start_board: 
     [session] = measure(board, make_model(), batches=(1, 4), rounds=2, duration_s=2.0).sessions
 
     order = [json.loads(call)[0] for call in board.calls() if "--exportTimes" in call]
-    assert [name[-6] for name in order] == ["0", "1", "1", "0"]
+    turns = "".join(name[-6] for name in order)
+    assert turns in ("0110", "1001")
     assert [len(one.rounds_p50_ms) for one in session.measurements] == [2, 2]

@@ -129,14 +129,13 @@ def show_outputs(job, outputs_of):
 
 
 def take_turns(job, folder, telemetry):
-    """`rounds` visits to each case, in turn. Returns [case][round]."""
-    cases, rounds = job["cases"], job["method"]["rounds"]
+    """Visit the cases round by round, in the order given. Returns [case][round]."""
+    cases = job["cases"]
+    order = [index for turn in job["method"]["order"] for index in turn]
     visits = [[] for _ in cases]  # type: list
-    for turn in range(rounds):
-        for offset in range(len(cases)):
-            index = (turn + offset) % len(cases)
-            visits[index].append(visit(cases[index], job, folder, telemetry))
-            send("round", done=turn * len(cases) + offset + 1, of=rounds * len(cases))
+    for done, index in enumerate(order):
+        visits[index].append(visit(cases[index], job, folder, telemetry))
+        send("round", done=done + 1, of=len(order))
     return visits
 
 

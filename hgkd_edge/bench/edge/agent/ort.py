@@ -1,7 +1,8 @@
 """Measuring with onnxruntime where there is no trtexec. numpy and onnxruntime are imported here
 only, so that a Jetson without them can still run trtexec.
 
-The method is that of `hgkd_edge.bench.method`: first run, warm-up until stable, rounds in turn.
+The method is that of `hgkd_edge.bench.local`: load and first run, warm-up until stable, rounds in
+turn.
 """
 
 import gc
@@ -22,20 +23,22 @@ def measure_all(cases, folder, names_of, method, telemetry):
     for case, one in zip(cases, opened):
         results.append(warm_up(one, method))
         results[-1].update(
-            load_ms=one["load_ms"], memory_mb=one["memory_mb"], rounds=[], windows=[]
+            load_ms=one["load_ms"],
+            first_ms=one["first_ms"],
+            memory_mb=one["memory_mb"],
+            rounds=[],
+            windows=[],
         )
         send("warm", case=case["id"])
     gc.collect()
     gc.disable()
-    rounds = method["rounds"]
-    for turn in range(rounds):
-        for offset in range(len(opened)):
-            index = (turn + offset) % len(opened)
-            begin = time.monotonic()
-            results[index]["rounds"].append(visit(opened[index]["run"], method, rounds))
-            results[index]["windows"].append([begin, time.monotonic()])
-            done = turn * len(opened) + offset + 1
-            send("round", done=done, of=rounds * len(opened))
+    order = [index for turn in method["order"] for index in turn]
+    for done, index in enumerate(order):
+        begin = time.monotonic()
+        taken = visit(opened[index]["run"], method, len(method["order"]))
+        results[index]["rounds"].append(taken)
+        results[index]["windows"].append([begin, time.monotonic()])
+        send("round", done=done + 1, of=len(order))
     for result in results:
         lines = []
         for begin, finish in result.pop("windows"):
@@ -88,14 +91,16 @@ def open_session(path, threads):
 
 
 def open_case(case, path):
-    """A session and a function that runs it once."""
+    """A session, a function that runs it once, and its first run."""
     before = resident_mb()
     start = time.monotonic()
     session = open_session(path, case["threads"])
     load_ms = (time.monotonic() - start) * 1000
     feeds = load_feeds(case["inputs"], os.path.dirname(path))
     run = bound(session, feeds) if case["copies"] == "out" else plain(session, feeds)
-    return {"run": run, "load_ms": load_ms, "memory_mb": max(0.0, resident_mb() - before)}
+    first_ms = timed(run)
+    memory_mb = max(0.0, resident_mb() - before)
+    return {"run": run, "load_ms": load_ms, "first_ms": first_ms, "memory_mb": memory_mb}
 
 
 def plain(session, feeds):
@@ -115,8 +120,7 @@ def bound(session, feeds):
 
 
 def warm_up(one, method):
-    """First run, then windows until two in a row keep the median within 3 %."""
-    first_ms = timed(one["run"])
+    """Windows until two in a row keep the median within 3 %."""
     start, runs, calm, previous = time.monotonic(), 0, 0, 0.0
     while True:
         STATE.check()
@@ -129,7 +133,7 @@ def warm_up(one, method):
         stable = calm >= 2 and seconds >= method["warmup_min_s"]
         if stable or seconds >= method["warmup_max_s"]:
             seen = {"runs": runs, "seconds": seconds, "stable": stable}
-            return {"first_ms": first_ms, "warmup": seen}
+            return {"warmup": seen}
 
 
 def visit(run, method, rounds):
