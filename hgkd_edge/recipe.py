@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 PATHS = {
-    "folder": "a folder of images",
+    "folder": "a folder of images, or a CSV file that lists them",
     "webdataset": "such as shards/train-{000..127}.tar",
     "hf": "a dataset's name on the hub, or its folder",
 }

@@ -13,7 +13,7 @@ from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLITS, UNLABELLED, Listing, P
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["bundled_photos", "folder_photos"]
+__all__ = ["bundled_photos", "folder_photos", "read_file", "size_of_file"]
 
 BUNDLED = Path(__file__).parent / "bundled" / "clothing10.zip"
 
@@ -62,8 +62,8 @@ def folder_photos(config: DataConfig) -> Listing:
         top: Photos(
             names=names[top],
             labels=np.array([number.get(label, UNLABELLED) for label in labels[top]], np.int64),
-            read=partial(_read, root, names[top]),
-            size=partial(_size, root, names[top]),
+            read=partial(read_file, root, names[top]),
+            size=partial(size_of_file, root, names[top]),
         )
         for top in names
     }
@@ -87,11 +87,13 @@ def _class_of(name: str, top: str) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
-def _read(root: Path, names: list[str], i: int) -> bytes:
+def read_file(root: Path, names: list[str], i: int) -> bytes:
+    """Bytes of file i."""
     return (root / names[i]).read_bytes()
 
 
-def _size(root: Path, names: list[str], i: int) -> int:
+def size_of_file(root: Path, names: list[str], i: int) -> int:
+    """Bytes in file i, -1 where it cannot be told."""
     try:
         return (root / names[i]).stat().st_size
     except OSError:  # a broken link: met again, and named, when it is read

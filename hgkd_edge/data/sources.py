@@ -24,6 +24,7 @@ from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
 from hgkd_edge.data.shards import shard_photos
+from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -34,6 +35,7 @@ LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
     "folder": folder_photos,
     "webdataset": shard_photos,
     "hf": hub_photos,
+    "table": table_photos,
 }
 
 
@@ -106,7 +108,7 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         DataError: The data are missing, or hold no image that can be read.
         MissingExtraError: A package that reads this kind of source is not installed.
     """
-    listing = LISTINGS[config.source](config)
+    listing = LISTINGS["table" if is_table(config) else config.source](config)
     canvas = canvas_size(config.size)
     if config.decode == "auto":
         pixels = 3 * math.prod(canvas) * sum(len(photos) for photos in listing.splits.values())

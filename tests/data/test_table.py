@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.errors import DataError
+from hgkd_edge.recipe import DataConfig
+
+
+def write_table(photos: Path, table: Path, *, header: list[str], split: bool = False) -> Path:
+    """A CSV file beside the photos that lists all training ones."""
+    with table.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for i, file in enumerate(sorted((photos / "train").rglob("*.webp"))):
+            row = [str(file.relative_to(table.parent)), file.parent.name]
+            writer.writerow([*row, "val" if i % 4 == 0 else "train"] if split else row)
+    return table
+
+
+def config(table: Path) -> DataConfig:
+    return DataConfig(source="folder", path=table, image_size=32, holdout=0.2)
+
+
+def test_a_table_gives_the_photos_and_labels_of_its_folder(photos: Path) -> None:
+    table = write_table(
+        photos, photos / "labels.csv", header=["image", "label", "split"], split=True
+    )
+
+    splits = open_splits(config(table))
+
+    folder = open_splits(DataConfig(source="folder", path=photos, image_size=32))
+    assert {name: len(source) for name, source in splits.items()} == {"train": 36, "val": 12}
+    assert splits["train"].classes == folder["train"].classes
+    both = dict(zip(folder["train"].names, folder["train"].labels.tolist(), strict=True))
+    for name, label in zip(splits["train"].names, splits["train"].labels.tolist(), strict=True):
+        assert both[name] == label
+
+
+def test_without_splits_a_share_is_held_out(photos: Path) -> None:
+    table = write_table(photos, photos / "plain.csv", header=["file", "class"])
+
+    splits = open_splits(config(table))
+
+    assert set(splits) == {"train", "holdout"}
+    assert len(splits["train"]) + len(splits["holdout"]) == 48
+
+
+def test_a_file_that_is_not_there_is_skipped_and_named(photos: Path) -> None:
+    table = write_table(photos, photos / "more.csv", header=["image", "label"])
+    with table.open("a") as stream:
+        stream.write("train/gone.webp,hat\n")
+
+    sources = open_splits(config(table)).values()
+
+    (name, reason) = next(item for source in sources for item in source.skipped)
+    assert name == "train/gone.webp"
+    assert "No such file" in reason
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\nx.png,1\n", "no column 'image'"),
+        ("image,label\n", "lists no photos"),
+        ("image,label,split\nx.png,a,train\ny.png,b,tran\n", "line 3: split 'tran'"),
+        ("image,label,split\nx.png,a,train\ny.png,b,\n", "line 3: split ''"),
+        ("image,label,split\nx.png,a,val\n", "no line is of split 'train'"),
+        ("\x00\xff", "cannot be read as CSV"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_by_line(tmp_path: Path, text: str, said: str) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(DataError, match=said):
+        open_splits(config(table))
