@@ -21,10 +21,14 @@ from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, sav
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
 from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.tasks.detect import ObjectDetection
+from hgkd_edge.tasks.segment import Segmentation
 
 __all__ = ["TASKS", "answers", "finetune", "load_model"]
 
-TASKS: dict[str, VisionTask] = {task.name: task for task in (Classification(),)}
+TASKS: dict[str, VisionTask] = {
+    task.name: task for task in (Classification(), Segmentation(), ObjectDetection())
+}
 
 
 def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hgkd_edge.errors import DataError
 
 __all__ = [
     "GEOMETRY",
+    "THRESHOLD",
     "Detection",
     "Geometry",
     "Label",
@@ -36,6 +37,7 @@ GEOMETRY: dict[str, Geometry] = {
     "segment": "letterbox",
     "detect": "letterbox",
 }
+THRESHOLD = 0.4  # lowest score of a box that counts as an object
 CANDIDATES = 1000  # boxes per photo that reach non-maximum suppression, as in torchvision's FCOS
 
 
@@ -131,7 +133,7 @@ def read_detect(
     placement: Placement,
     classes: Sequence[str],
     *,
-    threshold: float = 0.4,
+    threshold: float = THRESHOLD,
 ) -> list[Detection]:
     """Raw boxes [A, 4] and scores [A, K] of a canvas -> objects of the photo, best first.
 

@@ -18,7 +18,16 @@ from hgkd_edge.recipe import (
 )
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["ClassifyConfig", "FinetuneConfig", "FinetuneTrainConfig", "resolve", "resume"]
+__all__ = [
+    "ClassifyConfig",
+    "DetectConfig",
+    "FinetuneConfig",
+    "FinetuneTrainConfig",
+    "SegmentConfig",
+    "ViewConfig",
+    "resolve",
+    "resume",
+]
 
 
 class FinetuneTrainConfig(TrainConfig):
@@ -46,6 +55,34 @@ class ClassifyConfig(Section):
     balance: bool = False
 
 
+class ViewConfig(Section):
+    """Random views of photos whose labels have a place: label maps and boxes.
+
+    `zoom` is the smallest and largest enlargement, `colour` the largest change of brightness and
+    contrast. `vertical_flip` is for photos without an up, such as micrographs.
+    """
+
+    zoom: tuple[float, float] = (0.7, 1.5)
+    vertical_flip: bool = False
+    colour: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _zoom_is_a_range(self) -> ViewConfig:
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError("zoom must hold 0 < low <= high")
+        return self
+
+
+class SegmentConfig(ViewConfig):
+    """Views of segmentation; `binary` takes all numbers above 0 (all objects) as one class."""
+
+    binary: bool = False
+
+
+class DetectConfig(ViewConfig):
+    """Views of detection."""
+
+
 class FinetuneConfig(Section):
     """A whole fine-tuning, fully resolved; kept beside the model as `finetune.yaml`.
 
@@ -61,6 +98,8 @@ class FinetuneConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     label_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     classify: ClassifyConfig = ClassifyConfig()
+    segment: SegmentConfig = SegmentConfig()
+    detect: DetectConfig = DetectConfig()
     train: FinetuneTrainConfig = FinetuneTrainConfig()
 
     @model_validator(mode="after")

@@ -1,0 +1,120 @@
+"""Random views of photos together with their label maps or boxes, on the device.
+
+All random numbers come from the caller, one row per image of the global batch (see `augment.py`).
+A view is an enlarged or reduced, shifted and mirrored canvas: axis-parallel, so that boxes stay
+boxes. What lies outside the canvas is grey, and without a label.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hgkd_edge.data.geometry import PAD
+
+__all__ = ["Zoom", "jitter", "random_zoom"]
+
+IGNORED = 255
+SHOWN = 0.25  # a box of which less than this share is in view is taken for absent
+SMALLEST = 2.0  # so is one with a side of fewer pixels
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """Where each view looks: place x of a view shows place `factor * x + shift` of the canvas.
+
+    Places count from -1 to 1 over the canvas.
+
+    Attributes:
+        factor: float [B, 2] for x and y; below 1 enlarges, negative mirrors.
+        shift: float [B, 2].
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def images(self, canvas: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> views float32 [B, 3, H, W] in [0, 1]."""
+        grey = PAD / 255
+        grid = self._grid(canvas)
+        return F.grid_sample(canvas.float() / 255 - grey, grid, align_corners=False) + grey
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Label maps uint8 [B, H, W] -> their views int64 [B, H, W]; 255 outside the canvas."""
+        known = (IGNORED - labels.float())[:, None]  # so that the 0 of outside means ignored
+        seen = F.grid_sample(known, self._grid(labels), mode="nearest", align_corners=False)
+        return IGNORED - seen[:, 0].long()
+
+    def boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes float [B, M, 5] (class, x1, y1, x2, y2) as they lie in the views.
+
+        Args:
+            boxes: In pixels of the canvas.
+            size: Height and width of canvas and views.
+
+        Returns:
+            [B, M, 5]; class -1 where nothing, or too little, is in view.
+        """
+        sides = boxes.new_tensor((size[1], size[0]))
+        factor, shift = self.factor[:, None, None], self.shift[:, None, None]  # [B, 1, 1, 2]
+        corners = boxes[..., 1:].unflatten(-1, (2, 2))  # [B, M, 2, 2]
+        moved = ((2 * corners / sides - 1 - shift) / factor + 1) * sides / 2
+        low, high = moved.amin(dim=2), moved.amax(dim=2)
+        area = (high - low).prod(dim=-1)
+        low, high = low.clamp(min=0).minimum(sides), high.clamp(min=0).minimum(sides)
+        extent = high - low  # [B, M, 2]
+        seen = (extent.amin(dim=-1) >= SMALLEST) & (extent.prod(dim=-1) >= SHOWN * area)
+        label = torch.where(seen, boxes[..., 0], -torch.ones_like(area))
+        return torch.cat([label[..., None], low, high], dim=-1)
+
+    def _grid(self, canvas: Tensor) -> Tensor:
+        """Where every pixel of a view looks, float [B, H, W, 2]."""
+        height, width = canvas.shape[-2:]
+        # By hand: `affine_grid` multiplies matrices, which autocast would do in half precision.
+        across, down = (
+            self.factor[:, axis : axis + 1] * _centres(side, canvas.device)
+            + self.shift[:, axis : axis + 1]
+            for axis, side in enumerate((width, height))
+        )  # [B, W], [B, H]
+        size = (-1, height, width)
+        return torch.stack([across[:, None].expand(size), down[:, :, None].expand(size)], dim=-1)
+
+
+def random_zoom(draws: Tensor, *, zoom: tuple[float, float], vertical_flip: bool) -> Zoom:
+    """Draw views.
+
+    Args:
+        draws: float [B, 5], uniform in [0, 1): scale, shift in x and y, mirror in x and y.
+        zoom: Smallest and largest enlargement, drawn evenly on a logarithmic scale.
+        vertical_flip: Also turn every second photo upside down (where up means nothing).
+    """
+    low, high = math.log(zoom[0]), math.log(zoom[1])
+    seen = torch.exp(-(low + draws[:, :1] * (high - low)))  # [B, 1], share of the canvas's sides
+    # Enlarged, the view stays within the canvas; reduced, the canvas stays within the view.
+    shift = (2 * draws[:, 1:3] - 1) * (1 - seen).abs()
+    mirror = torch.where(draws[:, 3:5] < 0.5, -1.0, 1.0)
+    if not vertical_flip:
+        mirror[:, 1] = 1.0
+    return Zoom(seen * mirror, shift)
+
+
+def jitter(images: Tensor, draws: Tensor, *, strength: float) -> Tensor:
+    """Change contrast and brightness by up to `strength`.
+
+    Args:
+        images: float [B, 3, H, W] in [0, 1].
+        draws: float [B, 2], uniform in [0, 1).
+        strength: 0.2 draws both factors from [0.8, 1.2].
+    """
+    contrast, brightness = (1 + strength * (2 * draws - 1))[:, :, None, None, None].unbind(dim=1)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return ((images - mean) * contrast + mean * brightness).clamp(0, 1)
+
+
+def _centres(side: int, device: torch.device) -> Tensor:
+    """Places of pixel centres, float [side] in (-1, 1)."""
+    return (2 * torch.arange(side, device=device) + 1) / side - 1

@@ -1,0 +1,166 @@
+"""Light heads on a backbone's feature maps: a class for every pixel, and boxes.
+
+Both take the maps through a feature pyramid (Lin et al. 2017, arXiv 1612.03144), torchvision's. A
+ready-made segmentation library makes its encoders by name; ours come distilled, perhaps narrower
+and with a stem of another stride, so the heads are put on the maps themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.fcos import FCOS, FCOSHead
+from torchvision.ops import FeaturePyramidNetwork
+
+from hgkd_edge.models.backbone import BackboneSpec, create_features
+
+__all__ = ["Detector", "Pyramid", "Segmenter"]
+
+FINEST_BOXES, COARSEST_BOXES = 8, 64  # strides of the maps that find boxes
+HEAD_CONVS = 2  # FCOS has 4; with a small backbone they would be most of the cost
+
+
+class Pyramid(nn.Module):
+    """A backbone whose maps have all the same width, each knowing of the coarser ones.
+
+    The width follows the backbone: a quarter of its deepest map's channels, from 64 to 256.
+
+    Args:
+        spec: The backbone.
+        finest: Leave out maps of finer stride.
+        coarsest: Add maps up to this stride, each made from the last by a strided convolution.
+
+    Attributes:
+        strides: Of the maps, finest first.
+        out_channels: Their width.
+    """
+
+    def __init__(self, spec: BackboneSpec, *, finest: int, coarsest: int = 0) -> None:
+        super().__init__()
+        self.features = create_features(
+            spec.name, stem_stride=spec.stem_stride, args=spec.args, min_stride=finest
+        )
+        info: Any = self.features.feature_info
+        channels = info.channels()
+        deepest = {stride: i for i, stride in enumerate(info.reduction())}  # of each stride
+        self.chosen = list(deepest.values())
+        self.strides = list(deepest)
+        self.out_channels = min(256, max(64, channels[-1] // 128 * 32))
+        self.pyramid = FeaturePyramidNetwork(
+            [channels[i] for i in self.chosen], self.out_channels, norm_layer=nn.BatchNorm2d
+        )
+        self.coarser = nn.ModuleList()
+        while self.strides[-1] < coarsest:
+            self.strides.append(2 * self.strides[-1])
+            self.coarser.append(
+                nn.Conv2d(self.out_channels, self.out_channels, 3, stride=2, padding=1)
+            )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images f[B, 3, H, W] -> maps f[B, out_channels, H/s, W/s], finest first."""
+        maps = self.features(images)
+        levels = list(self.pyramid({str(i): maps[i] for i in self.chosen}).values())
+        for conv in self.coarser:
+            levels.append(conv(F.relu(levels[-1])))
+        return levels
+
+
+class Segmenter(nn.Module):
+    """A class for every pixel: all maps of the pyramid, enlarged to the finest and summed.
+
+    As the semantic branch of Kirillov et al. 2019, arXiv 1901.02446, section 3.
+
+    Args:
+        spec: The backbone.
+        num_classes: Number of classes, the background included.
+    """
+
+    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = Pyramid(spec, finest=spec.stem_stride)
+        width = self.backbone.out_channels
+        self.head = nn.Sequential(
+            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, num_classes, kernel_size=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images f[B, 3, H, W] -> logits f[B, classes, H, W]."""
+        finest, *coarser = self.backbone(images)
+        summed = finest
+        for level in coarser:
+            summed = summed + _enlarge(level, finest)
+        return _enlarge(self.head(summed), images)
+
+
+class Detector(FCOS):
+    """torchvision's FCOS (Tian et al. 2019, arXiv 1904.01355) from tensors to tensors.
+
+    Its head, its matching of points to objects and its losses; without its resizing of images and
+    its non-maximum suppression, so that the network is made of plain operations of fixed shape.
+
+    Args:
+        spec: The backbone.
+        num_classes: Number of classes; there is none for the background.
+    """
+
+    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+        backbone = Pyramid(spec, finest=FINEST_BOXES, coarsest=COARSEST_BOXES)
+        head = FCOSHead(backbone.out_channels, 1, num_classes, num_convs=HEAD_CONVS)
+        super().__init__(backbone, num_classes, head=head)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Every point's box and scores.
+
+        Args:
+            images: Normalised, f[B, 3, H, W].
+
+        Returns:
+            Boxes f[B, A, 4] (x1, y1, x2, y2 in pixels) and scores f[B, A, classes] in [0, 1]: the
+            geometric mean of class probability and centredness.
+        """
+        levels = self.backbone(images)
+        found = self.head(levels)
+        boxes = self.box_coder.decode(found["bbox_regression"], self._points(levels))
+        height, width = images.shape[-2:]
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
+        scores = found["cls_logits"].sigmoid() * found["bbox_ctrness"].sigmoid()
+        return boxes, scores.sqrt()
+
+    def losses(self, images: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        """FCOS's three losses.
+
+        Args:
+            images: Normalised, f[B, 3, H, W].
+            boxes: f[B, M, 5] of class, x1, y1, x2, y2 in pixels; rows of class -1 fill up.
+        """
+        levels = self.backbone(images)
+        found = {name: value.float() for name, value in self.head(levels).items()}
+        points, counts = self._points(levels), [level.shape[2] * level.shape[3] for level in levels]
+        targets = [
+            {"labels": rows[:, 0].long(), "boxes": rows[:, 1:]}
+            for rows in (image[image[:, 0] >= 0] for image in boxes)
+        ]
+        return self.compute_loss(targets, found, [points] * len(images), counts)
+
+    def _points(self, levels: list[Tensor]) -> Tensor:
+        """A square of its stride's side round the centre of every cell, f[A, 4]."""
+        squares = []
+        for level, stride in zip(levels, self.backbone.strides, strict=True):
+            rows, columns = (
+                torch.arange(side, device=level.device, dtype=torch.float32) * stride
+                for side in level.shape[-2:]
+            )
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            corner = torch.stack([x, y], dim=-1).flatten(0, 1)  # [rows * columns, 2]
+            squares.append(torch.cat([corner, corner + stride], dim=1))
+        return torch.cat(squares)
+
+
+def _enlarge(maps: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,86 @@
+"""What segmentation and detection share: views of photos and labels, and telling pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from hgkd_edge.data.augment import normalize
+from hgkd_edge.data.zoom import Zoom, jitter, random_zoom
+from hgkd_edge.engine import Draws
+from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.tasks.config import ViewConfig
+from hgkd_edge.tasks.pictures import save_picture
+
+__all__ = ["Extremes", "WithLoss", "random_views", "to_photo", "whole_view"]
+
+SHOWN = 4  # best and worst photos of a split that are drawn
+T = TypeVar("T")
+
+
+class WithLoss(nn.Module):
+    """A network with its loss: what the engine trains.
+
+    Args:
+        network: Has its backbone's weights in `backbone.features`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        # Where timm's layer-wise decay of the learning rate ends: these train at the full rate.
+        new = ("backbone.pyramid", "backbone.coarser", "head")
+        self.pretrained_cfg = {"classifier": tuple(f"network.{part}" for part in new)}
+
+
+def random_views(
+    images: Tensor, draws: Draws, spec: BackboneSpec, options: ViewConfig
+) -> tuple[Tensor, Zoom]:
+    """Training views float [B, 3, H, W], normalised, of canvases uint8; and where they look."""
+    numbers = draws.uniform(len(images), 7)  # [B, 7]
+    zoom = random_zoom(numbers[:, :5], zoom=options.zoom, vertical_flip=options.vertical_flip)
+    views = jitter(zoom.images(images), numbers[:, 5:], strength=options.colour)
+    return normalize(views, spec.mean, spec.std), zoom
+
+
+def whole_view(images: Tensor, spec: BackboneSpec) -> Tensor:
+    """The view for evaluation, float [B, 3, H, W]: the canvas, which has the network's own size."""
+    return normalize(images.float() / 255, spec.mean, spec.std)
+
+
+def to_photo(image: Tensor) -> Image.Image:
+    """One canvas uint8 [3, H, W] as a picture."""
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+
+
+class Extremes(Generic[T]):
+    """The best and the worst photos of a split, and what is needed to draw them."""
+
+    def __init__(self) -> None:
+        self.best: list[tuple[float, int, T]] = []
+        self.worst: list[tuple[float, int, T]] = []
+        self.count = 0
+
+    def add(self, score: float, item: T) -> None:
+        """One more photo with its score, higher is better."""
+        entry = (score, self.count, item)  # the count settles ties, before items are compared
+        self.count += 1
+        self.best = sorted([*self.best, entry], key=_descending)[:SHOWN]
+        self.worst = sorted([*self.worst, entry])[:SHOWN]
+
+    def draw(self, draw: Callable[[T], Image.Image], folder: Path, task: str) -> list[str]:
+        """Draw them as `<task>-best-1.png`, ...; the files' names."""
+        return [
+            str(save_picture(draw(item), folder / f"{task}-{kind}-{rank}.png"))
+            for kind, entries in (("best", self.best), ("worst", self.worst))
+            for rank, (_, _, item) in enumerate(entries, start=1)
+        ]
+
+
+def _descending(entry: tuple[float, int, T]) -> tuple[float, int]:
+    return -entry[0], entry[1]

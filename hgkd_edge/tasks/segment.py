@@ -1,0 +1,163 @@
+"""Segmentation: a class for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgkd_edge.data.annotations import open_masks
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine import Draws
+from hgkd_edge.models.backbone import fill_features
+from hgkd_edge.models.heads import Segmenter
+from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.tasks.dense import Extremes, WithLoss, random_views, to_photo, whole_view
+from hgkd_edge.tasks.pictures import draw_segments, side_by_side
+
+__all__ = ["Segmentation"]
+
+IGNORED = 255
+
+
+class Segmentation:
+    """The task, for `finetune`, `evaluate` and `export`."""
+
+    name = "segment"
+    output_names: tuple[str, ...] = ("logits",)
+    metric = "miou"
+
+    def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
+        return open_masks(config.data, binary=config.segment.binary)
+
+    def create(self, card: ModelCard) -> nn.Module:
+        return Segmenter(card.backbone, len(card.classes))
+
+    def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        fill_features(network.get_submodule("backbone.features"), state)
+
+    def learner(
+        self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
+    ) -> SegmentTask:
+        return SegmentTask(network, card, config)
+
+    def view(self, images: Tensor, card: ModelCard) -> Tensor:
+        return whole_view(images, card.backbone)
+
+    def judge(
+        self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
+    ) -> dict[str, Any]:
+        """`miou`, `per_class` IoU, `pixel_accuracy`, all in [0, 1] and on the canvas; `confusion`.
+
+        Classes that appear neither in truth nor in answer are left out of the mean.
+        """
+        classes = len(card.classes)
+        confusion = np.zeros((classes, classes), np.int64)  # [true, predicted]
+        extremes: Extremes[tuple[Tensor, np.ndarray, np.ndarray]] = Extremes()
+        for batch in answers:
+            predicted = batch.outputs["logits"].argmax(axis=1).astype(np.uint8)  # [B, H, W]
+            for image, truth, answer in zip(
+                batch.images, batch.labels.numpy(), predicted, strict=True
+            ):
+                own = _confusion(truth, answer, classes)
+                confusion += own
+                if pictures is not None:
+                    extremes.add(float(np.nanmean(_iou(own))), (image, truth, answer))
+        iou = _iou(confusion)
+        scores: dict[str, Any] = {
+            "miou": float(np.nanmean(iou)),
+            "pixel_accuracy": float(confusion.trace() / max(1, confusion.sum())),
+            "per_class": {
+                name: float(value)
+                for name, value in zip(card.classes, iou, strict=True)
+                if not np.isnan(value)
+            },
+            "confusion": confusion.tolist(),
+        }
+        if pictures is not None:
+            scores["pictures"] = extremes.draw(_picture, pictures, self.name)
+        return scores
+
+
+class SegmentTask:
+    """Engine task: random views of photos and their label maps."""
+
+    updates_per_batch = 1
+
+    def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
+        self.model: nn.Module = SegmentLoss(network)
+        self.layer_decay: float | None = config.train.layer_decay
+        self.spec, self.options = card.backbone, config.segment
+
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
+        views, zoom = random_views(images, draws, self.spec, self.options)
+        yield views, zoom.labels(labels)
+
+
+class SegmentLoss(WithLoss):
+    """Cross-entropy per pixel and Dice per class.
+
+    Dice (Milletari et al. 2016, arXiv 1606.04797, section 3) looks at a class as a whole: a rare
+    one counts as much as the background.
+    """
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of images f[B, 3, H, W] and labels int64 [B, H, W]; 255 is ignored."""
+        logits = self.network(images).float()  # [B, K, H, W]
+        known = labels != IGNORED
+        summed = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        cross_entropy = summed / known.sum().clamp(min=1)
+        dice = _dice_loss(logits.softmax(dim=1), labels, known)
+        return {
+            "loss": cross_entropy + dice,
+            "cross_entropy": cross_entropy.detach(),
+            "dice": dice.detach(),
+        }
+
+
+def _dice_loss(probability: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """1 - Dice, averaged over the classes that the batch holds.
+
+    Args:
+        probability: f[B, K, H, W].
+        labels: int64 [B, H, W].
+        known: bool [B, H, W], where labels count.
+    """
+    classes = probability.shape[1]
+    truth = F.one_hot(labels.where(known, 0), classes).movedim(-1, 1) * known[:, None]
+    probability = probability * known[:, None]
+    axes = (0, 2, 3)
+    common = (probability * truth).sum(axes)  # [K]
+    total = probability.sum(axes) + truth.sum(axes)
+    present = truth.sum(axes) > 0
+    dice = (2 * common + 1) / (total + 1)
+    return torch.where(present, 1 - dice, 0).sum() / present.sum().clamp(min=1)
+
+
+def _confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts int [true, predicted] of one photo's pixels."""
+    known = truth < classes  # 255 and, in a foreign data set, classes that the model has not
+    cells = truth[known].astype(np.int64) * classes + predicted[known]
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def _iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of every class, NaN where it appears nowhere, float [classes]."""
+    common = confusion.diagonal()
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - common
+    return np.where(union > 0, common / np.maximum(union, 1), np.nan)
+
+
+def _picture(item: tuple[Tensor, np.ndarray, np.ndarray]) -> Image.Image:
+    """The photo, its true label map and the answer."""
+    image, truth, answer = item
+    photo = to_photo(image)
+    answer = np.where(truth == IGNORED, IGNORED, answer)
+    return side_by_side([photo, draw_segments(photo, truth), draw_segments(photo, answer)])
