@@ -55,16 +55,31 @@ def compare_files(a: Path, b: Path) -> Comparison:
     common = [key for key in first if key in second]
     if not common:
         raise RunError(
-            f"{a} and {b} have no case in common",
-            hint="compare files measured on the same target with the same model names",
+            f"{a} and {b} have no case in common: {_first(first)}; {_first(second)}",
+            hint="compare files of the same target, model names, runner, precision, batch, threads "
+            "and copies",
         )
     return Comparison(
         a=str(a),
         b=str(b),
         rows=[_row(key[0], first[key], second[key]) for key in common],
-        only_a=[" ".join(map(str, key)) for key in first if key not in second],
-        only_b=[" ".join(map(str, key)) for key in second if key not in first],
+        only_a=[_words(key) for key in first if key not in second],
+        only_b=[_words(key) for key in second if key not in first],
     )
+
+
+def _first(cases: dict[_Key, _Found]) -> str:
+    """The first case of a file in words, and how many more it has."""
+    if not cases:
+        return "none"
+    more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+    return _words(next(iter(cases))) + more
+
+
+def _words(key: _Key) -> str:
+    target, model, runner, precision, batch, threads, copies = key
+    parts = [target, model, runner, precision, f"b{batch}", f"t{threads}" if threads else ""]
+    return " ".join(part for part in [*parts, copies] if part)
 
 
 _Key = tuple[str, str, str, str, int, int | None, str]
@@ -108,8 +123,20 @@ def _differences(a: _Found, b: _Found) -> list[str]:
     pairs: Sequence[tuple[str, Any, Any]] = [
         (f"{a[1].runner} version", a[1].runner_version, b[1].runner_version),
         ("machine", _machine(a[0]), _machine(b[0])),
-        ("power mode", a[0].environment.get("power_mode"), b[0].environment.get("power_mode")),
-        ("input", [i.shape for i in a[1].inputs], [i.shape for i in b[1].inputs]),
+        *(
+            (name, a[0].environment.get(key), b[0].environment.get(key))
+            for name, key in (
+                ("cores", "usable_cores"),
+                ("governor", "governor"),
+                ("power mode", "power_mode"),
+                ("clocks locked", "clocks_locked"),
+            )
+        ),
+        ("input", _fed(a[1]), _fed(b[1])),
+        *(
+            (key.replace("_", " "), a[1].details.get(key), b[1].details.get(key))
+            for key in ("inference_precision", "settings")
+        ),
     ]
     for name, before, after in pairs:
         if before != after:
@@ -120,7 +147,17 @@ def _differences(a: _Found, b: _Found) -> list[str]:
     ]
     if shas[0] != shas[1]:
         notes.append("model file changed")
+    for which, (_session, one) in (("a", a), ("b", b)):
+        if one.noise.noisy:
+            notes.append(f"{which} was noisy")
+        if one.verification is not None and not one.verification.passed:
+            notes.append(f"{which} computed wrong outputs")
     return notes
+
+
+def _fed(one: Measurement) -> str:
+    """Sources and shapes of the inputs."""
+    return ", ".join(f"{i.source} {'x'.join(map(str, i.shape))}" for i in one.inputs)
 
 
 def _machine(session: Session) -> Any:

@@ -82,16 +82,6 @@ class Device(_Entry):
     unconfirmed: list[str] = Field(default_factory=list)
     from_: dict[str, str] = Field(alias="from")
 
-    def mode_named(self, name: str) -> Mode | None:
-        """The mode that `nvpmodel -q` calls `name`; the super one where both exist."""
-        plain = name.removeprefix("MODE_")
-        hits = [mode for mode in self.modes if mode.name.removeprefix("MODE_") == plain]
-        return hits[-1] if hits else None
-
-    def default_mode(self) -> Mode | None:
-        """What it boots with in the standard configuration."""
-        return next((mode for mode in self.modes if mode.default and not mode.super_), None)
-
 
 class JetPack(_Entry):
     """What a release of L4T brings."""

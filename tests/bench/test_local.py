@@ -175,17 +175,15 @@ def test_a_precision_asked_for_and_not_there_is_never_dropped_silently(
 
 
 def test_a_p99_of_few_runs_is_marked(make_model: MakeModel) -> None:
-    path = make_model(width=64, layers=8, side=56)
+    few = run_bench(quick(make_model(), count=20)).sessions[0].measurements[0]
+    many = run_bench(quick(make_model(), count=100)).sessions[0].measurements[0]
 
-    few = run_bench(quick(path, count=20)).sessions[0].measurements[0]
-    many = run_bench(quick(make_model("small"), count=100)).sessions[0].measurements[0]
-
-    assert "p99 of 20 runs" in few.warnings[-1]
+    assert any("p99 of 20 runs" in warning for warning in few.warnings)
     assert not any("p99" in warning for warning in many.warnings)
 
 
 def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeModel) -> None:
-    models = make_model("small", width=8), make_model("big", width=512, layers=4, side=64)
+    models = make_model("small", width=8), make_model("big", width=512, layers=4, side=4)
     code = (
         "import sys, json; from pathlib import Path; from hgkd_edge.bench import *;"
         "r = run_bench(BenchOptions(models=tuple(map(Path, sys.argv[1:])), duration_s=0.05));"
@@ -198,8 +196,8 @@ def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeMod
         )
         seen = dict(zip([path.stem for path in order], json.loads(done.stdout), strict=True))
 
-        # 28 MB of weights and 16 MB of maps against next to nothing.
-        assert seen["big"] > 30
+        # 28 MB of weights against next to nothing.
+        assert seen["big"] > 25
         assert seen["small"] < 0.4 * seen["big"]
 
 

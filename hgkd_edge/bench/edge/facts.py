@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hgkd_edge.bench.devices import Device, JetPack, load_devices, load_jetpacks
+from hgkd_edge.bench.devices import Device, JetPack, Mode, load_devices, load_jetpacks
 
 __all__ = ["Board", "board_from_facts", "parse_jetson_clocks", "parse_nvpmodel", "parse_release"]
 
@@ -34,6 +34,7 @@ class Board:
     tensorrt_package: str | None = None
     power_mode: str | None = None
     power_mode_id: int | None = None
+    power_modes: list[str] = field(default_factory=list)
     clocks_locked: bool | None = None
     gpu_mhz: dict[str, float] | None = None
     temperatures_c: dict[str, float] = field(default_factory=dict)
@@ -57,11 +58,10 @@ class Board:
             notes.append(
                 "the power mode is unknown (nvpmodel -q said nothing): clocks may be capped"
             )
-        elif not self.power_mode.startswith("MAXN"):
-            cap = self._mode_cap()
+        elif not self.power_mode.startswith("MAXN") and not self._is_fastest():
             notes.append(
-                f"power mode {self.power_mode} caps the clocks{cap}: faster modes exist; "
-                "list them with nvpmodel -p, set one with sudo nvpmodel -m ID"
+                f"power mode {self.power_mode} caps the clocks{self._mode_cap()}: faster modes "
+                "exist; list them with nvpmodel -p, set one with sudo nvpmodel -m ID"
             )
         if self.clocks_locked is False:
             notes.append(
@@ -74,11 +74,34 @@ class Board:
             notes.append(f"{hottest:.0f} C already: thermal throttling is near")
         return notes
 
+    def _modes(self) -> list[Mode]:
+        """The table's modes of the configuration that this board is flashed with."""
+        if self.device is None:
+            return []
+        raised = any("SUPER" in name for name in [*self.power_modes, self.power_mode or ""])
+        return [mode for mode in self.device.modes if mode.super_ == raised]
+
+    def _mode(self) -> Mode | None:
+        plain = (self.power_mode or "").removeprefix("MODE_")
+        hits = [mode for mode in self._modes() if mode.name.removeprefix("MODE_") == plain]
+        return hits[0] if hits else None
+
+    def _is_fastest(self) -> bool:
+        """Whether no mode of this board has a faster GPU or is called MAXN."""
+        mode = self._mode()
+        return (
+            mode is not None
+            and bool(self.power_modes)
+            and not any(name.startswith("MAXN") for name in self.power_modes)
+            and mode.gpu_mhz >= max(one.gpu_mhz for one in self._modes())
+        )
+
     def _mode_cap(self) -> str:
-        mode = self.device.mode_named(self.power_mode or "") if self.device else None
-        if mode is None or self.device is None or mode.gpu_mhz >= self.device.gpu_mhz:
+        mode = self._mode()
+        fastest = max((one.gpu_mhz for one in self._modes()), default=0)
+        if mode is None or mode.gpu_mhz >= fastest:
             return ""
-        return f" (GPU {mode.gpu_mhz} of {self.device.gpu_mhz} MHz)"
+        return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
 
 
 def board_from_facts(facts: dict[str, Any]) -> Board:
@@ -100,6 +123,11 @@ def board_from_facts(facts: dict[str, Any]) -> Board:
         tensorrt_package=_package(facts.get("packages") or "", "libnvinfer"),
         power_mode=mode,
         power_mode_id=mode_id,
+        power_modes=re.findall(
+            r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>",
+            facts.get("nvpmodel_conf") or "",
+            re.MULTILINE,
+        ),
         clocks_locked=gpu["min"] == gpu["max"] if gpu else None,
         gpu_mhz=gpu,
         temperatures_c=facts.get("temperatures") or {},

@@ -153,11 +153,15 @@ def write_python(folder: Path, *, works: bool = True) -> None:
 
 
 def make_jetson_root(root: Path) -> None:
-    """The files by which an Orin Nano 8GB on JetPack 6.2 is recognised."""
+    """The files by which an Orin Nano 8GB, "super", on JetPack 6.2 is recognised."""
     (root / "etc").mkdir()
     (root / "etc/nv_tegra_release").write_text(
         "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "
         "DATE: Wed Jan  8 01:49:37 UTC 2025\n"
+    )
+    (root / "etc/nvpmodel.conf").write_text(
+        "# < POWER_MODEL ID=9 NAME=OLD >\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n"
+        "< POWER_MODEL ID=1 NAME=25W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
     )
     tree = root / "sys/firmware/devicetree/base"
     tree.mkdir(parents=True)

@@ -81,6 +81,25 @@ def test_what_makes_a_number_misleading_is_said(change: dict, said: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("modes", "warned"), [(["15W", "7W"], False), (["15W", "25W", "MAXN_SUPER"], True)]
+)
+def test_the_fastest_mode_of_a_board_without_maxn_is_not_called_a_cap(
+    modes: list[str], warned: bool
+) -> None:
+    conf = "".join(f"< POWER_MODEL ID={i} NAME={name} >\n" for i, name in enumerate(modes))
+
+    board = board_from_facts(
+        _facts(
+            compatible="nvidia,p3768-0000+p3767-0005\nnvidia,tegra234",
+            nvpmodel="NV Power Mode: 15W\n0\n",
+            nvpmodel_conf=conf,
+        )
+    )
+
+    assert any("caps the clocks" in note for note in board.warnings()) is warned
+
+
+@pytest.mark.parametrize(
     ("compatible", "model", "device"),
     [
         ("nvidia,p3449-0000-b00+p3448-0000-b00\nnvidia,jetson-nano\nnvidia,tegra210",

@@ -33,6 +33,7 @@ def test_a_jetson_is_measured_by_its_own_tools_and_left_clean(
     facts = session.environment
     assert session.target == board.address
     assert (facts["device_id"], facts["jetpack"], facts["l4t"]) == ("orin-nano-8", "6.2", "36.4.3")
+    assert facts["power_modes"] == ["15W", "25W", "MAXN_SUPER"]
     assert (facts["power_mode"], facts["power_mode_id"], facts["trtexec"]) == ("15W", 0, "10.3.0")
     [one] = session.measurements
     assert one.latency_ms.p50 == pytest.approx(0.401947, rel=1e-4)
@@ -98,7 +99,7 @@ def test_capped_clocks_are_printed_with_the_table(
     text = " ".join(rendered(session_view(session)).split())
 
     assert "NVIDIA Jetson Orin Nano Developer Kit, JetPack 6.2, mode 15W, clocks" in text
-    assert "power mode 15W caps the clocks (GPU 612 of 625 MHz)" in text
+    assert "power mode 15W caps the clocks (GPU 612 of 1020 MHz)" in text
     assert "power 12.5 W mean" in text
     assert "ran: " in text
     assert "copies inside the time" in text

@@ -17,6 +17,7 @@ FILES = {
     "cpuinfo": "proc/cpuinfo",
     "meminfo": "proc/meminfo",
     "loadavg": "proc/loadavg",
+    "nvpmodel_conf": "etc/nvpmodel.conf",
     "governor": "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
 }
 _PACKAGES = ("nvidia-l4t-core", "nvidia-jetpack", "libnvinfer8", "libnvinfer10", "libnvinfer-bin")
