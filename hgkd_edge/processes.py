@@ -7,11 +7,14 @@ is joined at the first exchange. The main process alone writes files and talks.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["count", "from_all", "is_main", "local_count", "on_main", "rank"]
+from hgkd_edge.errors import TrainingError
+
+__all__ = ["count", "from_all", "heeding_others", "is_main", "local_count", "on_main", "rank"]
 
 T = TypeVar("T")
 
@@ -59,6 +62,25 @@ def from_all(value: T) -> list[T]:
     values: list[Any] = [None] * count()
     _group().all_gather_object(values, value)
     return values
+
+
+@contextlib.contextmanager
+def heeding_others() -> Iterator[None]:
+    """One clear error when another process ends in the middle of a common step.
+
+    Raises:
+        TrainingError: It did; what is not a fault of the exchange passes unchanged.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = any(name in f"{type(error).__name__} {error}" for name in ("gloo", "NCCL", "Dist"))
+        if count() == 1 or not lost:
+            raise
+        raise TrainingError(
+            "another process of this training has ended; the last checkpoint is kept",
+            hint="see what that process said, then go on with --resume",
+        ) from error
 
 
 def _group() -> Any:

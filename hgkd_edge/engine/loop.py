@@ -23,7 +23,7 @@ from hgkd_edge.engine.setup import make_accelerator
 from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
 from hgkd_edge.engine.task import Draws, Task, Workplace
 from hgkd_edge.errors import Interrupted, RecipeError, TrainingError
-from hgkd_edge.processes import on_main
+from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
 
 __all__ = ["train"]
@@ -118,9 +118,9 @@ class _Loop:
             total=self.total_steps,
             done=self.step,
         )
-        with stop_on_signal() as self.stop, journal as opened:
+        with stop_on_signal() as self.stop, journal as opened, heeding_others():
             self._run_batches(opened)
-        self._save_checkpoint()
+            self._save_checkpoint()
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
 
     def _run_batches(self, journal: Journal | None) -> None:
