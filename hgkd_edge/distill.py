@@ -338,6 +338,16 @@ def recalibrate_batchnorm(
         norm.momentum = momentum
 
 
+def _standardize(teacher: Teacher, source: ImageSource, recipe: Recipe) -> None:
+    """Let the teacher take its statistics from at most 1,024 training photos of a fixed shuffle."""
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:1024]
+    device = next(teacher.parameters()).device
+    teacher.standardize(
+        center_view(source.images[indices].to(device), size=recipe.data.size)
+        for indices in order.split(128)
+    )
+
+
 def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -> None:
     """Densify, set BatchNorm to whole photos, write the backbone and record it."""
     dense = densify(model.student.encoder)

@@ -103,6 +103,8 @@ class TeacherConfig(Section):
 
     `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one by
     masked autoencoding on the same photos, `bundled` is the small demo teacher of this package.
+    `standardize` takes the training photos' mean token of every place from the targets and divides
+    each channel by its spread.
     """
 
     name: str
@@ -111,6 +113,7 @@ class TeacherConfig(Section):
     args: dict[str, Any] = {}
     view: Literal["full", "visible"] = "full"
     layers: Literal["last"] | list[int] = "last"
+    standardize: bool = False
     pretrain: PretrainConfig = PretrainConfig()
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class Teacher(nn.Module):
 
     Frozen: in evaluation mode and without gradients, whatever the student does.
 
+    Attributes:
+        center: Mean token of every place, float [N, D], zero unless standardised.
+        spread: Standard deviation of every channel, float [D], one unless standardised.
+
     Args:
         vit: A timm Transformer of plain patch tokens.
         layers: `last`, or indices of blocks whose normalised tokens are averaged.
@@ -45,6 +50,8 @@ class Teacher(nn.Module):
 
     def __init__(self, vit: nn.Module, *, layers: str | list[int], size: tuple[int, int]) -> None:
         super().__init__()
+        self.center: Tensor
+        self.spread: Tensor
         self.vit = vit.eval().requires_grad_(False)
         self.size = size
         self.grid = tuple(side // teacher_patch(vit) for side in size)
@@ -59,6 +66,28 @@ class Teacher(nn.Module):
         config = getattr(vit, "pretrained_cfg", {})
         self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.register_buffer("center", torch.zeros(self.grid[0] * self.grid[1], self.width))
+        self.register_buffer("spread", torch.ones(self.width))
+
+    @torch.no_grad()
+    def standardize(self, batches: Iterable[Tensor]) -> None:
+        """From now on, take the mean token of every place from targets, and even out channels.
+
+        Most of what a masked autoencoder's tokens hold is where they are: a student that has
+        learnt the mean token looks good and knows nothing.
+
+        Args:
+            batches: Images float [B, 3, H, W] in [0, 1] that the statistics are taken from.
+        """
+        count, total, squares = 0, torch.zeros_like(self.center), torch.zeros_like(self.center)
+        for images in batches:
+            targets = self(images)  # [B, N, D]
+            count += len(targets)
+            total += targets.sum(dim=0)
+            squares += targets.square().sum(dim=0)
+        center = total / count  # [N, D]
+        variance = (squares / count - center.square()).mean(dim=0)  # [D], within places
+        self.center, self.spread = center, variance.clamp(min=1e-6).sqrt()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -68,7 +97,8 @@ class Teacher(nn.Module):
             images: float [B, 3, H, W] in [0, 1], of any size.
 
         Returns:
-            float32 [B, N, D] on the row-major token grid, zero mean and unit variance over D.
+            float32 [B, N, D] on the row-major token grid, zero mean and unit variance over D; if
+            standardised, over the images that the statistics are from.
         """
         layers = self.vit.forward_intermediates(  # type: ignore[operator]
             self._prepare(images),
@@ -78,7 +108,7 @@ class Teacher(nn.Module):
             intermediates_only=True,
         )
         targets = [F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in layers]
-        return torch.stack(targets).mean(dim=0)
+        return (torch.stack(targets).mean(dim=0) - self.center) / self.spread
 
     @torch.no_grad()
     def forward_visible(self, images: Tensor, visible: Tensor) -> Tensor:
@@ -94,9 +124,9 @@ class Teacher(nn.Module):
         keep = visible.nonzero()[:, 1].view(len(images), -1)  # [B, N_visible]
         tokens = encode_visible(self.vit, self._prepare(images), keep)  # type: ignore[arg-type]
         tokens = tokens[:, self.vit.num_prefix_tokens :].float()
+        tokens = (F.layer_norm(tokens, tokens.shape[-1:]) - self.center[keep]) / self.spread
         targets = tokens.new_zeros(len(images), visible.shape[1], self.width)
-        index = keep[..., None].expand(-1, -1, self.width)
-        return targets.scatter(1, index, F.layer_norm(tokens, tokens.shape[-1:]))
+        return targets.scatter(1, keep[..., None].expand(-1, -1, self.width), tokens)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation mode: a frozen teacher has no training mode."""

@@ -216,3 +216,19 @@ def test_patches_lie_in_row_major_order() -> None:
     assert patches.shape == (2, 6, 12)
     assert patches[0, 1, :3].tolist() == [images[0, c, 0, 2].item() for c in range(3)]
     assert patches[0, 3, :3].tolist() == [images[0, c, 2, 0].item() for c in range(3)]
+
+
+def test_standardised_targets_hold_no_mean_token_and_even_channels() -> None:
+    args = {"depth": 2, "embed_dim": 48, "patch_size": 8}
+    vit = create_vit(TeacherConfig(name="vit_tiny_patch16_224", args=args), size=(64, 64))
+    teacher = Teacher(vit, layers="last", size=(64, 64))
+    images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    before = teacher(images)
+    teacher.standardize(images.split(8))
+    after = teacher(images)
+
+    assert before.mean(dim=0).abs().max() > 0.5
+    torch.testing.assert_close(after.mean(dim=0), torch.zeros_like(after[0]), atol=1e-4, rtol=0)
+    spread = after.square().mean(dim=(0, 1)).sqrt()
+    torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
