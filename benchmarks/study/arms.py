@@ -6,6 +6,7 @@ __all__ = ["ABLATION", "ARMS", "SCRATCH"]
 
 SCRATCH = "scratch"
 MAE = ["teacher.pretrain.label_epochs=0"]
+STANDARD = ["teacher.standardize=true"]
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
@@ -15,6 +16,8 @@ ARMS: dict[str, list[str]] = {
     # Plain feature distillation: nothing masked, so the sparse student is a dense one.
     "dense-features": [*MAE, "mask.ratio=0", "loss.where=all"],
     "h-gkd": MAE,
+    "dense-features, standardised": [*MAE, *STANDARD, "mask.ratio=0", "loss.where=all"],
+    "h-gkd, standardised": [*MAE, *STANDARD],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": ["mask.ratio=0", "loss.where=all"],
     "h-gkd, labelled teacher": [],
@@ -33,4 +36,5 @@ ABLATION: dict[str, list[str]] = {
     "2 masks, half the epochs": ["mask.per_image=2", "train.epochs={half}"],
     "layers 2, 4 and last": ["teacher.layers=[1, 3, 5]"],
     "pixels too": ["loss.pixel_weight=0.2"],
+    "standardised": STANDARD,
 }
