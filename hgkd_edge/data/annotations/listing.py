@@ -107,7 +107,7 @@ def checked_boxes(
 def class_file(root: Path) -> list[str]:
     """Names in `classes.txt`, one per line in the order of their numbers; empty without it."""
     file = root / "classes.txt"
-    return file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    return file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
                 f"{root / 'instances'}: numbers objects, not classes",
                 hint="segment.binary=true tells objects from background",
             )
-        read = _mask_reader(binary)
+        read = _mask_reader(listing.classes, binary=binary)
     elif files := coco_files(root):
         listing = coco_shapes(root, files, config.holdout, binary=binary)
         read = paint
@@ -117,9 +117,13 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
     return _ready(sources, root)
 
 
-def _mask_reader(binary: bool) -> Reader:
+def _mask_reader(classes: Sequence[str], *, binary: bool) -> Reader:
     def read(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
-        return read_mask(file, size, binary=binary), []
+        labels = read_mask(file, size, binary=binary)
+        highest = int(labels.max(initial=0, where=labels != IGNORED))
+        if classes and not binary and highest >= len(classes):
+            raise ValueError(f"mask holds class {highest}, classes.txt names {len(classes)}")
+        return labels, []
 
     return read
 
