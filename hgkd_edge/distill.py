@@ -231,6 +231,8 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         run.update_manifest(teacher=weights)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if recipe.teacher.standardize:
+        _standardize(teacher.to(device), source, recipe)
     torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
     student = Student(
         parts.encoder,

@@ -16,6 +16,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distill import held_out_split
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
+from hgkd_edge.processes import is_main
 from hgkd_edge.rundir import RunDir, atomic_write, write_json
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
@@ -41,6 +42,7 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
 
     Returns:
         Scores on the held-out split, with its name and size; also written to `finetune.json`.
+        Nothing on processes beside the main one, whose part ends with the training.
 
     Raises:
         RunError: The backbone file is missing or not ours.
@@ -55,8 +57,9 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     network = task.create(card)
     if state is not None:
         task.fill(network, state)
-    with atomic_write(run.finetune_file) as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    if is_main():
+        with atomic_write(run.finetune_file) as temporary:
+            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     trained = train(
         task.learner(network, card, source, config),
         source,
@@ -70,24 +73,37 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
         ),
         label=f"fine-tuning ({config.task})",
         resume=resume,
-    ).get_submodule("network")
-    save_model(trained, card, run.model_file)
+    )
+    if not is_main():
+        return {}
+    return _leave(trained.get_submodule("network"), card, config, splits, run)
+
+
+def _leave(
+    network: nn.Module,
+    card: ModelCard,
+    config: FinetuneConfig,
+    splits: dict[str, ImageSource],
+    run: RunDir,
+) -> dict[str, Any]:
+    """Write the model, score it on the held-out split, and write down what it is."""
+    task = TASKS[config.task]
+    save_model(network, card, run.model_file)
     run.add_artefact(run.model_file, made_from=[config.backbone])
     result: dict[str, Any] = {
         "task": config.task,
         "init": config.init,
         "model": str(run.model_file),
+        "card": str(run.card_file),
+        "metric": task.metric,
     }
-    result |= {"card": str(run.card_file), "metric": task.metric}
     if (held_out := held_out_split(splits)) is not None:
-        runner = torch_runner(trained, task.output_names)
+        batches = answers(torch_runner(network, task.output_names), task, card, splits[held_out])
         result |= {"split": held_out, "photos": len(splits[held_out])}
-        result["scores"] = task.judge(
-            answers(runner, task, card, splits[held_out]), card, run.path / "pictures"
-        )
+        result["scores"] = task.judge(batches, card, run.path / "pictures")
     write_json(run.path / "finetune.json", result)
     with atomic_write(run.card_file) as temporary:
-        temporary.write_text(model_card(card, config, result, photos=len(source)))
+        temporary.write_text(model_card(card, config, result, photos=len(splits["train"])))
     return result
 
 

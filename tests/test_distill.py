@@ -209,3 +209,18 @@ def test_a_compiled_teacher_gives_the_same_targets(tiny_recipe: dict[str, Any]) 
     task.teacher.compile(backend="aot_eager")  # what `train.compile` does, with no C++ compiler
 
     torch.testing.assert_close(task.teacher(images), plain)
+
+
+def test_with_standardised_targets_the_mean_token_predicts_nothing(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    cosines = {}
+    for standardize in (False, True):
+        recipe = Recipe.model_validate(
+            {**tiny_recipe, "teacher": {**tiny_recipe["teacher"], "standardize": standardize}}
+        )
+        run = RunDir.create(recipe, tmp_path / str(standardize))
+        cosines[standardize] = distill(recipe, run)["held_out"]["mean_token"]
+
+    assert cosines[False] > 0.5
+    assert abs(cosines[True]) < 0.2
