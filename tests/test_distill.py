@@ -222,5 +222,5 @@ def test_with_standardised_targets_the_mean_token_predicts_nothing(
         run = RunDir.create(recipe, tmp_path / str(standardize))
         cosines[standardize] = distill(recipe, run)["held_out"]["mean_token"]
 
-    assert cosines[False] > 0.5
+    assert cosines[False] > 0.3
     assert abs(cosines[True]) < 0.2
