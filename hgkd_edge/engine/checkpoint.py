@@ -28,8 +28,9 @@ def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) 
         with atomic_write(file) as temporary:
             torch.save(state, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else "not all of it came to the disk"
         raise TrainingError(
-            f"checkpoint {file} cannot be written at step {state['step']}: {error}; "
+            f"checkpoint {file} cannot be written at step {state['step']}: {reason}; "
             "the previous checkpoint is untouched",
             hint=f"{mend_for(error)}, then go on: {resume_command}",
         ) from error

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.errors import DataError, MissingExtraError
+from tests.data.helpers import data_config
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture
+def dataset(photos: Path, tmp_path: Path) -> object:
+    """The photos as the library itself reads them."""
+    return datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("decode", ["once", "streaming"])
+@pytest.mark.parametrize("kind", ["folder of images", "saved to disk", "parquet"])
+def test_a_local_dataset_holds_the_same_photos_as_the_folder_it_was_made_from(
+    photos: Path, tmp_path: Path, dataset: dict[str, object], kind: str, decode: str
+) -> None:
+    place = tmp_path / "local"
+    if kind == "saved to disk":
+        dataset.save_to_disk(str(place))
+    elif kind == "parquet":
+        for split, part in dataset.items():
+            part.to_parquet(str(place / f"{split}.parquet"))
+    else:
+        place = photos
+
+    found = open_splits(data_config(place, source="hf", decode=decode))
+    folder = open_splits(data_config(photos))
+
+    assert {name: len(source) for name, source in found.items()} == {"train": 48, "test": 18}
+    for split, source in found.items():
+        assert source.classes == folder[split].classes
+        assert torch.equal(source.labels, folder[split].labels)
+        assert torch.equal(source.images[torch.arange(len(source))], folder[split].images)
+
+
+def test_a_single_split_is_held_out_by_share(tmp_path: Path, dataset: dict[str, object]) -> None:
+    dataset["train"].save_to_disk(str(tmp_path / "one"))
+
+    splits = open_splits(data_config(tmp_path / "one", source="hf", holdout=0.2))
+
+    assert set(splits) == {"train", "holdout"}
+
+
+def test_photos_without_a_label_column_are_unlabelled(
+    tmp_path: Path, dataset: dict[str, object]
+) -> None:
+    dataset["train"].remove_columns("label").save_to_disk(str(tmp_path / "bare"))
+
+    source = open_splits(data_config(tmp_path / "bare", source="hf", holdout=0))["train"]
+
+    assert not source.labelled
+    assert (source.labels == -1).all()
+
+
+def test_plain_numbers_are_labels_too(tmp_path: Path, dataset: dict[str, object]) -> None:
+    numbers = dataset["train"].cast_column("label", datasets.Value("int32"))
+    numbers.save_to_disk(str(tmp_path / "numbers"))
+
+    source = open_splits(data_config(tmp_path / "numbers", source="hf", holdout=0))["train"]
+
+    assert source.classes == ["0", "1", "2"]
+    assert source.labels.bincount().tolist() == [16, 16, 16]
+
+
+def test_a_dataset_without_images_is_an_error_that_names_its_columns(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "text"))
+
+    with pytest.raises(DataError, match="no image column, only text, label"):
+        open_splits(data_config(tmp_path / "text", source="hf"))
+
+
+def test_what_is_no_dataset_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(DataError, match="empty' cannot be loaded as a dataset"):
+        open_splits(data_config(tmp_path / "empty", source="hf"))
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+    with pytest.raises(MissingExtraError, match=r"hgkd-edge\[hf\]"):
+        open_splits(data_config("anything", source="hf"))

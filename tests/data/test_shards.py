@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.errors import DataError
+from tests.data.helpers import data_config, write_shards
+
+
+@pytest.mark.parametrize("decode", ["once", "streaming"])
+def test_shards_hold_the_same_photos_as_the_folder_they_were_made_from(
+    photos: Path, tmp_path: Path, decode: str
+) -> None:
+    pattern = write_shards(photos, tmp_path / "shards")
+
+    shards = open_splits(data_config(pattern, source="webdataset", decode=decode))
+    folder = open_splits(data_config(photos))
+
+    assert {name: len(source) for name, source in shards.items()} == {"train": 48, "test": 18}
+    for split, source in shards.items():
+        everything = torch.arange(len(source))
+        assert torch.equal(source.images[everything], folder[split].images)
+        assert torch.equal(source.labels, folder[split].labels)
+
+
+@pytest.mark.parametrize("label", ["cls", "json", "txt"])
+def test_labels_are_read_from_the_files_beside_the_photos(
+    photos: Path, tmp_path: Path, label: str
+) -> None:
+    pattern = write_shards(photos, tmp_path / "shards", label=label)
+
+    source = open_splits(data_config(pattern, source="webdataset"))["train"]
+
+    names = sorted(folder.name for folder in (photos / "train").iterdir())
+    assert source.classes == (names if label == "txt" else ["0", "1", "2"])
+    assert source.labels.bincount().tolist() == [16, 16, 16]
+
+
+def test_captions_are_no_labels(photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "captioned.tar", "w") as shard:
+        for i, file in enumerate(sorted(photos.glob("train/*/*.webp"))):
+            caption = tmp_path / f"{i}.txt"
+            caption.write_text(f"photo number {i}")
+            shard.add(file, f"{i}.webp")
+            shard.add(caption, f"{i}.txt")
+
+    source = open_splits(data_config(tmp_path / "captioned.tar", source="webdataset", holdout=0))[
+        "train"
+    ]
+
+    assert len(source) == 48
+    assert source.classes == []
+    assert not source.labelled
+
+
+def test_where_all_shards_are_of_one_split_a_share_is_held_out(
+    photos: Path, tmp_path: Path
+) -> None:
+    write_shards(photos, tmp_path / "shards")
+
+    splits = open_splits(
+        data_config(tmp_path / "shards/train-*.tar", source="webdataset", holdout=0.2)
+    )
+
+    assert set(splits) == {"train", "holdout"}
+    assert len(splits["train"]) + len(splits["holdout"]) == 48
+
+
+def test_a_shard_is_indexed_once_and_anew_when_it_has_changed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+    config = data_config(tmp_path / "shards", source="webdataset")
+    write_shards(photos, tmp_path / "shards")
+    first = open_splits(config)
+    opened: list[str] = []
+    whole = tarfile.open
+    monkeypatch.setattr(
+        tarfile, "open", lambda name, *a: opened.append(str(name)) or whole(name, *a)
+    )
+
+    again = open_splits(config)
+
+    assert opened == []
+    assert again["train"].fingerprint == first["train"].fingerprint
+    shutil.copy(tmp_path / "shards/train-002.tar", tmp_path / "shards/train-000.tar")
+    assert len(open_splits(config)["train"]) == 36
+    assert len(opened) == 1
+
+
+def test_a_missing_shard_is_an_error_that_names_it(photos: Path, tmp_path: Path) -> None:
+    write_shards(photos, tmp_path / "shards")
+
+    with pytest.raises(DataError, match=r"2 of 5 shards are missing, the first is .*train-003.tar"):
+        open_splits(data_config(tmp_path / "shards/train-{000..004}.tar", source="webdataset"))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no tar at all"])
+def test_a_damaged_shard_is_an_error_that_names_it(
+    photos: Path, tmp_path: Path, damage: str
+) -> None:
+    write_shards(photos, tmp_path / "shards")
+    shard = tmp_path / "shards/train-001.tar"
+    shard.write_bytes(shard.read_bytes()[:30_000] if damage == "cut off" else b"x" * 30_000)
+
+    with pytest.raises(DataError, match="train-001.tar' cannot be read"):
+        open_splits(data_config(tmp_path / "shards", source="webdataset"))

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgkd_edge.data.decode import memory_bytes, read_ahead
+from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.errors import DataError
+from tests.data.helpers import data_config, spoil
+
+
+def opened(path: Path, decode: str) -> ImageSource:
+    return open_splits(data_config(path, decode=decode))["train"]
+
+
+def test_streamed_batches_are_the_kept_ones(photos: Path) -> None:
+    kept, streamed = opened(photos, "once"), opened(photos, "streaming")
+
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    for indices in order.split(7):
+        for one, other in zip(kept.batch(indices), streamed.batch(indices), strict=True):
+            assert torch.equal(one, other)
+    assert torch.equal(torch.cat(list(streamed.images.split(10))), kept.images)
+    assert (streamed.streamed, kept.streamed) == (True, False)
+
+
+def test_a_subset_of_streamed_photos_is_the_subset_of_kept_ones(photos: Path) -> None:
+    indices, everything = torch.tensor([5, 40, 3]), torch.arange(3)
+
+    kept = opened(photos, "once").subset(indices)
+    streamed = opened(photos, "streaming").subset(indices)
+
+    assert streamed.names == kept.names
+    assert all(map(torch.equal, streamed.batch(everything), kept.batch(everything)))
+
+
+def test_in_the_place_of_an_unreadable_photo_stands_the_next_with_its_label(
+    photos: Path, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(photos, tree)
+    last_of_first_class = sorted((tree / "train").glob("*/*.webp"))[15]
+    spoil(last_of_first_class)
+    kept, indices = opened(photos, "once"), torch.tensor([15, 2])
+
+    epochs = [opened(tree, "streaming") for _ in range(2)]
+    batches = [source.batch(indices) for source in epochs for _ in range(2)]
+
+    for images, labels in batches:
+        assert torch.equal(images, kept.images[[16, 2]])
+        assert labels.tolist() == [1, 0]
+    assert [name for name, _ in epochs[0].skipped] == [
+        last_of_first_class.relative_to(tree).as_posix()
+    ]
+
+
+def test_photos_that_are_all_unreadable_end_in_an_error_not_in_a_search(
+    photos: Path, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(photos, tree)
+    source = opened(tree, "streaming")
+    shutil.rmtree(tree)  # the disk went away in mid-training
+
+    with pytest.raises(DataError, match="48 photos in a row cannot be read.*No such file"):
+        source.batch(torch.tensor([0, 1]))
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(photos: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(photos, tree)
+    files = sorted((tree / "train").glob("*/*.webp"))
+    for file in files[1:]:
+        spoil(file)
+
+    source = opened(tree, "streaming")
+
+    assert len(source) == 48
+    assert source.skipped == []
+
+
+def test_the_fingerprint_of_streamed_photos_follows_names_labels_and_sizes(
+    photos: Path, tmp_path: Path
+) -> None:
+    prints = {opened(photos, "streaming").fingerprint}
+    for change in ("size", "name", "label"):
+        tree = tmp_path / change
+        shutil.copytree(photos, tree)
+        file = sorted((tree / "train").glob("*/*.webp"))[0]
+        if change == "size":
+            spoil(sorted((tree / "train").glob("*/*.webp"))[1])
+        elif change == "name":
+            file.rename(file.with_name("another.webp"))
+        else:
+            (tree / "train" / "0").mkdir()
+            (tree / "train" / "0" / "photo.webp").write_bytes(file.read_bytes())
+        prints.add(opened(tree, "streaming").fingerprint)
+
+    assert len(prints) == 4
+    assert opened(photos, "streaming").fingerprint in prints
+
+
+def test_what_would_crowd_out_memory_is_streamed_by_itself(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not open_splits(data_config(photos))["train"].streamed
+    assert memory_bytes() > 2**28
+
+    monkeypatch.setattr("hgkd_edge.data.sources.memory_bytes", lambda: 4 * 66 * 3 * 37 * 37 - 1)
+
+    assert all(source.streamed for source in open_splits(data_config(photos)).values())
+
+
+def test_batches_come_in_order_and_are_read_before_they_are_asked_for() -> None:
+    started = [threading.Event() for _ in range(6)]
+
+    def load(index: torch.Tensor) -> int:
+        started[int(index)].set()
+        return int(index)
+
+    batches = read_ahead(load, torch.arange(6), ahead=2)
+
+    assert next(batches) == 0
+    assert all(event.wait(5) for event in started[:3])  # one in hand, two on the way
+    assert not started[4].is_set()
+    assert list(batches) == [1, 2, 3, 4, 5]
+
+
+def test_a_fault_in_the_background_comes_to_the_one_who_waits() -> None:
+    def load(index: torch.Tensor) -> int:
+        if index == 2:
+            raise DataError("photo 2")
+        return int(index)
+
+    batches = read_ahead(load, torch.arange(5))
+
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(DataError, match="photo 2"):
+        next(batches)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine import resolve_precision
+from hgkd_edge.errors import RecipeError, TrainingError
+from tests.engine.helpers import Classify, losses, place, run, tiny_source
+
+
+@pytest.fixture
+def source() -> ImageSource:
+    return tiny_source()
+
+
+def test_training_learns_and_logs_every_step(source: ImageSource, tmp_path: Path) -> None:
+    run(Classify(), source, tmp_path, epochs=60)
+
+    curve = losses(tmp_path)
+    assert len(curve) == 60 * 5
+    assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+
+
+def test_the_rate_warms_up_then_falls_to_zero(source: ImageSource, tmp_path: Path) -> None:
+    run(Classify(), source, tmp_path, epochs=10, warmup_epochs=2)
+
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [record["lr"] for record in records]
+    peak = rates.index(max(rates))
+    assert 9 <= peak <= 11
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 0.01 * max(rates)
+
+
+def test_the_returned_model_is_the_average_and_follows_the_trained_one(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    task = Classify()
+
+    averaged = run(task, source, tmp_path, ema=0.9)
+
+    trained = task.model.state_dict()
+    assert any(not torch.equal(v, trained[k]) for k, v in averaged.state_dict().items())
+    assert run(Classify(), source, tmp_path / "plain", ema=0.0) is not averaged
+
+
+def test_accumulated_gradients_equal_the_large_batch(source: ImageSource, tmp_path: Path) -> None:
+    run(Classify(), source, tmp_path / "whole")
+    run(Classify(), source, tmp_path / "parts", accumulate=4)
+
+    torch.testing.assert_close(
+        torch.tensor(losses(tmp_path / "parts")), torch.tensor(losses(tmp_path / "whole"))
+    )
+
+
+def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="does not divide.*use 6"):
+        run(Classify(), source, tmp_path, accumulate=3)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"nan at step 12 \(learning rate .*lower the rate"):
+        run(Classify(spoil_at=13), source, tmp_path, checkpoint_every=1)
+
+    state = torch.load(place(tmp_path).checkpoint_file, weights_only=True)
+    assert state["step"] == 10
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    run(Classify(), source, tmp_path / "whole")
+    with pytest.raises(TrainingError):
+        run(Classify(spoil_at=13), source, tmp_path / "broken", checkpoint_every=1)
+
+    run(Classify(), source, tmp_path / "broken", resume=True)
+
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+
+
+def test_a_full_disk_is_one_clear_error_and_corrupts_nothing(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    run(Classify(), source, tmp_path, epochs=1)
+    file = place(tmp_path).checkpoint_file
+    before = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails with EFBIG
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(TrainingError, match="cannot be written.*free disk space"):
+            run(Classify(), source, tmp_path, epochs=2, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == ["last.pt"]
+
+
+def test_fp16_without_a_gpu_is_refused_with_the_way_out() -> None:
+    if torch.cuda.is_available():
+        assert resolve_precision("fp16") == "fp16"
+    else:
+        with pytest.raises(RecipeError, match="use bf16, fp32 or auto"):
+            resolve_precision("fp16")
+    assert resolve_precision("auto") in ("bf16", "fp32")

@@ -1,0 +1,143 @@
+"""Several processes on this machine's CPU, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hgkd_edge.distill import distill
+from hgkd_edge.recipe import load_recipe
+from hgkd_edge.rundir import RunDir
+from tests.engine.helpers import losses
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def one_process(recipe: Path, run: Path, *settings: str) -> None:
+    loaded = load_recipe(recipe, settings)
+    distill(loaded, RunDir.create(loaded, run))
+
+
+def two_processes(recipe: Path, run: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    arguments = ["distill", str(recipe), "--run", str(run), "--json"]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    return subprocess.run(
+        [*TORCHRUN, "-m", "--", "hgkd_edge.cli", *arguments],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def assert_close(one: Path, other: Path) -> None:
+    torch.testing.assert_close(
+        torch.tensor(losses(one)), torch.tensor(losses(other)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["train.epochs=4", "train.sync_batchnorm=true"]
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache one"))
+    one_process(tiny_recipe_file, tmp_path / "one", *settings)
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache two"))  # pre-train there as well
+
+    two = two_processes(tiny_recipe_file, tmp_path / "two", *settings)
+
+    assert two.returncode == 0, two.stderr
+    assert_close(tmp_path / "two", tmp_path / "one")
+    (pretrained,) = (tmp_path / "cache two").glob("teachers/*/mae.jsonl")
+    alone = tmp_path / "cache one" / pretrained.relative_to(tmp_path / "cache two")
+    curves = [
+        [json.loads(line)["loss"] for line in file.read_text().splitlines()]
+        for file in (pretrained, alone)
+    ]
+    torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)
+    # Only the main process writes and talks.
+    assert json.loads(two.stdout)["held_out"]["photos"] == 18
+    assert two.stderr.count("photos: 48 train") == 1
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(
+        p.name for p in (tmp_path / "one").iterdir()
+    )
+
+
+def test_without_it_two_processes_are_one_that_accumulates_two_parts(
+    tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    one_process(tiny_recipe_file, tmp_path / "one", "train.accumulate=2")
+
+    two_processes(tiny_recipe_file, tmp_path / "two")
+
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def test_an_error_is_told_once_and_ends_all(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    done = two_processes(tiny_recipe_file, tmp_path / "run", "student.name=resnte18")
+
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("error:") == 1
+    assert "did you mean 'resnet18" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "one is killed"])
+def test_what_ends_one_process_ends_all(tiny_recipe_file: Path, tmp_path: Path, how: str) -> None:
+    log = tmp_path / "run" / "log.jsonl"
+    process = start_two(tiny_recipe_file, tmp_path / "run")
+    wait_for_lines(log, 4, process)
+
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    else:
+        os.kill(child_of_rank_1(process.pid), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode != 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    if how == "Ctrl-C":
+        assert said.count("error: stopped at step") == 1
+        state = torch.load(checkpoint, weights_only=True)
+        assert state["step"] == log.read_text().count("\n")
+    else:
+        assert said.count("error: another process of this training has ended") == 1
+        assert not checkpoint.exists()
+
+
+def start_two(recipe: Path, run: Path) -> subprocess.Popen[str]:
+    command = [*TORCHRUN, "-m", "--", "hgkd_edge.cli", "distill", str(recipe), "--run", str(run)]
+    return subprocess.Popen(
+        [*command, "--set", "train.epochs=400", "--set", "train.checkpoint_every=400"],
+        env={**os.environ, **ENVIRONMENT},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_lines(log: Path, lines: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") >= lines):
+        assert time.monotonic() < deadline, "never came to the step"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def child_of_rank_1(launcher: int) -> int:
+    import psutil
+
+    def rank(child: Any) -> str:
+        return child.environ().get("RANK", "")
+
+    return next(c.pid for c in psutil.Process(launcher).children() if rank(c) == "1")

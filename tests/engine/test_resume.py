@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.data.helpers import write_shards
+from tests.engine.helpers import losses
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+
+def distill_command(recipe: Path, folder: Path, *more: str) -> list[str]:
+    script = [sys.executable, "-m", "hgkd_edge.cli", "distill", str(recipe), "--run", str(folder)]
+    return [*script, "--set", "train.epochs=8", "--set", "train.checkpoint_every=1", *more]
+
+
+@pytest.fixture
+def whole(tiny_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped, photos kept in memory; made once for all tests."""
+    folder = tmp_path_factory.getbasetemp() / "whole"
+    if not folder.is_dir():
+        subprocess.run(
+            distill_command(tiny_recipe_file, folder),
+            check=True,
+            env={**os.environ, **ENVIRONMENT},
+            capture_output=True,
+        )
+    return folder
+
+
+def start_and_stop(command: list[str], log: Path, *, step: int, number: int) -> tuple[int, str]:
+    """Run until the log has so many lines, send a signal; exit status and what was said."""
+    process = subprocess.Popen(
+        command, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") >= step):
+        assert time.monotonic() < deadline, "never came to the step"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def resume(command: list[str]) -> None:
+    done = subprocess.run(
+        [*command, "--resume"], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    first, second = (load_file(folder / "backbone.safetensors") for folder in (one, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
+    tiny_recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    command = distill_command(tiny_recipe_file, tmp_path / "killed")
+    step = random.randint(1, 20)  # any: the promise does not depend on it
+
+    start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
+    assert not (tmp_path / "killed/backbone.safetensors").exists()
+    resume(command)
+
+    assert_same_run(tmp_path / "killed", whole)
+
+
+def test_streamed_from_shards_and_killed_the_run_is_still_the_same(
+    photos: Path, tiny_recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    shards = write_shards(photos, tmp_path / "shards")
+    data = ["data.source=webdataset", f"data.path='{shards}'", "data.decode=streaming"]
+    settings = [part for setting in data for part in ("--set", setting)]
+    command = distill_command(tiny_recipe_file, tmp_path / "killed", *settings)
+    step = random.randint(1, 20)
+
+    start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
+    resume(command)
+
+    assert_same_run(tmp_path / "killed", whole)
+
+
+def test_ctrl_c_saves_progress_says_how_to_go_on_and_the_run_resumes_exactly(
+    tiny_recipe_file: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    command = distill_command(tiny_recipe_file, folder)
+
+    status, said = start_and_stop(command, folder / "log.jsonl", step=11, number=signal.SIGINT)
+
+    assert status == 130
+    assert "progress saved" in said
+    assert f"--run {folder} --resume" in said.replace("\n", " ")
+    resume(command)
+    assert_same_run(folder, whole)
