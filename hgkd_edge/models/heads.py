@@ -20,6 +20,7 @@ from hgkd_edge.models.backbone import BackboneSpec, create_features
 __all__ = ["Detector", "Pyramid", "Segmenter"]
 
 FINEST_BOXES, COARSEST_BOXES = 8, 64  # strides of the maps that find boxes
+FIRST_DISTANCE = 4.0  # in strides; every map is matched to boxes that reach up to 8 strides
 HEAD_CONVS = 2  # FCOS has 4; with a small backbone they would be most of the cost
 
 
@@ -112,6 +113,8 @@ class Detector(FCOS):
     def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
         backbone = Pyramid(spec, finest=FINEST_BOXES, coarsest=COARSEST_BOXES)
         head = FCOSHead(backbone.out_channels, 1, num_classes, num_convs=HEAD_CONVS)
+        # Distances to a box's sides, in strides, pass a ReLU: from 0 half of them would not learn.
+        nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
         super().__init__(backbone, num_classes, head=head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.finetune import finetune
+from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.tasks.segment import Segmentation, SegmentLoss
+from tests.tasks.helpers import (
+    check_onnx_scores_the_same,
+    check_resume_is_exact,
+    check_start,
+    configure,
+    logged,
+)
+
+CARD = ModelCard(
+    "segment", ("sky", "road", "car"), BackboneSpec("resnet18", 4, (8, 8), (0.5,) * 3, (0.25,) * 3)
+)
+
+
+def nuclei(run: RunDir, *overrides: str) -> FinetuneConfig:
+    options = ["data.image_size=64", "segment.binary=true", "segment.vertical_flip=true"]
+    return configure(run, "segment", "nuclei", *options, *overrides)
+
+
+def judge(truth: Any, answer: Any, pictures: Path | None = None) -> dict[str, Any]:
+    """Scores of answered label maps [B, H, W]."""
+    labels = torch.tensor(truth, dtype=torch.uint8)
+    logits = np.moveaxis(np.eye(3, dtype=np.float32)[np.array(answer)], -1, 1)
+    images = torch.zeros(len(labels), 3, *labels.shape[1:], dtype=torch.uint8)
+    return Segmentation().judge([Answers(images, labels, {"logits": logits})], CARD, pictures)
+
+
+def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: RunDir) -> None:
+    config = nuclei(run, "train.epochs=16")
+
+    result = finetune(config, run)
+
+    losses, scores = logged(run), result["scores"]
+    assert len(losses) == 48
+    assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
+    confusion = np.array(scores["confusion"])
+    all_background = confusion[0].sum() / confusion.sum() / 2
+    assert scores["miou"] > all_background + 0.1
+    assert scores["per_class"]["foreground"] > 0.2
+    assert result["photos"] == 8
+    check_onnx_scores_the_same(run, config, scores)
+    assert len(scores["pictures"]) == 8
+    with Image.open(run.path / "pictures" / "segment-worst-1.png") as picture:
+        assert picture.size == (3 * 64 + 2 * 4, 64)
+    assert "foreground" in run.card_file.read_text()
+
+
+def test_broken_off_and_resumed_it_ends_with_the_same_weights(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = nuclei(run, "train.epochs=3", "train.checkpoint_every=1")
+
+    check_resume_is_exact(run, config, SegmentLoss, monkeypatch)
+
+
+def test_it_begins_from_the_runs_backbone(run: RunDir) -> None:
+    check_start(run, nuclei(run))
+
+
+def test_scores_count_pixels_and_leave_ignored_ones_out() -> None:
+    truth = [[[0, 0, 1, 1], [0, 0, 1, 255]]]
+    answer = [[[0, 0, 1, 0], [0, 0, 1, 2]]]
+
+    scores = judge(truth, answer)
+
+    assert scores["confusion"] == [[4, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert scores["per_class"] == {"sky": pytest.approx(4 / 5), "road": pytest.approx(2 / 3)}
+    assert scores["miou"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert scores["pixel_accuracy"] == pytest.approx(6 / 7)
+
+
+def test_the_mean_is_over_the_whole_split_not_over_photos() -> None:
+    truth = [[[1] * 4] * 4, [[0] * 4] * 4]
+    answer = [[[1] * 4] * 4, [[0] * 4] * 3 + [[1] * 4]]
+
+    assert judge(truth, answer)["per_class"]["road"] == pytest.approx(16 / 20)
+
+
+def test_the_worst_and_the_best_photos_are_drawn(tmp_path: Path) -> None:
+    truth = [[[1] * 8] * 8] * 10
+    answer = [[[1] * 8] * i + [[0] * 8] * (8 - i) for i in (8, 7, 6, 5, 4, 3, 2, 1, 1, 0)]
+
+    pictures = judge(truth, answer, tmp_path)["pictures"]
+
+    names = [Path(file).name for file in pictures]
+    assert names == [f"segment-{k}-{i}.png" for k in ("best", "worst") for i in (1, 2, 3, 4)]
+    with Image.open(tmp_path / "segment-worst-1.png") as worst:
+        pixels = np.asarray(worst)
+    assert pixels[:, 12:20].any(axis=2).all(), "the truth is tinted"
+    assert not pixels[:, 24:].any(), "the answer is not"
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_loss_is_small_for_right_answers_and_finite_for_none(ignored: bool) -> None:
+    labels = torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    logits = 20.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+    loss = SegmentLoss(torch.nn.Identity())
+
+    right = loss(logits, torch.full_like(labels, 255) if ignored else labels)
+    wrong = loss(-logits, labels)
+
+    assert right["loss"] < 1e-3
+    assert wrong["loss"] > 5
+
+
+def test_ignored_pixels_have_no_gradient() -> None:
+    labels = torch.randint(0, 3, (1, 8, 8), generator=torch.Generator().manual_seed(0))
+    labels[:, :, 4:] = 255
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+
+    SegmentLoss(torch.nn.Identity())(logits, labels)["loss"].backward()
+
+    assert (logits.grad[..., 4:] == 0).all()
+    assert (logits.grad[..., :4] != 0).all()
+
+
+def test_wrong_settings_are_named(run: RunDir) -> None:
+    with pytest.raises(RecipeError, match="zoom must hold 0 < low <= high"):
+        nuclei(run, "segment.zoom=[2, 1]")
+    with pytest.raises(RecipeError, match="did you mean 'binary'"):
+        nuclei(run, "segment.binry=true")
+
+
+def test_the_result_is_plain_json(run: RunDir) -> None:
+    finetune(nuclei(run, "train.epochs=1"), run)
+
+    assert json.loads((run.path / "finetune.json").read_text())["metric"] == "miou"
