@@ -82,7 +82,7 @@ def test_medians_agree_with_openvinos_benchmark_app(model: ModelFile) -> None:
     opened = all_runners()["openvino"].open(Case(model, feeds, 1, 1, "out"))
     command = [
         tool, "-m", str(model.path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1",
-        "-nthreads", "1", "-niter", "120", "-data_shape", "[1,3,56,56]", "-shape", "[1,3,56,56]",
+        "-nthreads", "1", "-niter", "80", "-data_shape", "[1,3,56,56]", "-shape", "[1,3,56,56]",
     ]  # fmt: skip
 
     def piece() -> tuple[float, float]:

@@ -81,10 +81,15 @@ def session_from(
 
 Rounds = list[np.ndarray]
 
+# At ten a second; a board's power swings from one to the next.
+_FEW_SAMPLES = 10
+
 
 def _with_verdict(one: Measurement, case: EdgeCase, found: Verification | None) -> Measurement:
-    """The measurement with how its outputs compared, or why they were not."""
+    """The measurement with how its outputs compared, or why they were not; few power samples."""
     warnings = list(one.warnings)
+    if one.telemetry is not None and one.telemetry.samples < _FEW_SAMPLES:
+        warnings.append(f"power rests on {one.telemetry.samples} samples only; a longer --duration")
     if found is None:
         warnings.insert(0, f"outputs not verified on the device: {case.unchecked}")
     elif not found.passed:

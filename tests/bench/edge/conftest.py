@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from hgkd_edge.bench.edge import verification
 from hgkd_edge.bench.edge.ssh import Host
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import BenchResult, run_bench
@@ -219,8 +220,15 @@ def measure(board: Board, *models: Path, **changes: object) -> BenchResult:
 
 
 @pytest.fixture(autouse=True)
-def short_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seconds of warm-up and of idling per case are for real boards."""
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm-up, idling and verification take seconds that a test about something else has not."""
     for module in ("job", "results"):
-        monkeypatch.setattr(f"hgkd_edge.bench.edge.{module}.WARMUP_MS", 200)
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.IDLE_S", 0.4)
+        monkeypatch.setattr(f"hgkd_edge.bench.edge.{module}.WARMUP_MS", 100)
+    monkeypatch.setattr("hgkd_edge.bench.edge.job.IDLE_S", 0.1)
+    monkeypatch.setattr(verification, "MOST_VALUES", 0)
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are verified, as they are by default."""
+    monkeypatch.setattr(verification, "MOST_VALUES", 1_000_000)

@@ -76,6 +76,7 @@ def test_a_host_without_python_is_refused(make_model: MakeModel, start_board: St
         measure(start_board(python=False), make_model())
 
 
+@pytest.mark.usefixtures("verified")
 def test_hostile_names_reach_no_shell(
     make_model: MakeModel, start_board: StartBoard, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ StartBoard = Callable[..., Board]
 def test_a_broken_connection_leaves_the_build_and_resume_picks_it_up(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, model = start_board(STANDIN_BUILD_S="1.5"), make_model()
+    board, model = start_board(STANDIN_BUILD_S="1.0"), make_model()
     _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
 
     with pytest.raises(HgkdError, match="connection to .* broke") as failure:
@@ -47,7 +47,7 @@ def test_without_resume_a_broken_off_session_is_ended_and_its_work_discarded(
     monkeypatch: pytest.MonkeyPatch,
     finished: bool,
 ) -> None:
-    board, model = start_board(STANDIN_BUILD_S="1.5"), make_model()
+    board, model = start_board(STANDIN_BUILD_S="1.0"), make_model()
     _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
     with pytest.raises(HgkdError, match="broke"):
         measure(board, model)
@@ -119,7 +119,7 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hgkd_edge.bench.edge.job.SILENCE_S", 1.0)
-    board, model = start_board(STANDIN_BUILD_S="4"), make_model()
+    board, model = start_board(STANDIN_BUILD_S="3"), make_model()
     clients = _watch_clients(monkeypatch)
     failures: list[HgkdError] = []
 

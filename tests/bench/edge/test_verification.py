@@ -20,6 +20,8 @@ from .conftest import Board, measure, wait_until
 MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
 
+pytestmark = pytest.mark.usefixtures("verified")
+
 IMAGES = np.random.default_rng(3).random((6, 3, 32, 32), dtype=np.float32)
 
 
