@@ -19,6 +19,7 @@ from hgkd_edge.recipe import load_recipe
 from hgkd_edge.rundir import RunDir
 from tests.engine.helpers import losses
 
+pytestmark = pytest.mark.slow
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

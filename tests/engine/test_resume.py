@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tests.data.helpers import write_shards
 from tests.engine.helpers import losses
 
+pytestmark = pytest.mark.slow
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
