@@ -88,7 +88,7 @@ class FinetuneConfig(Section):
 
     `backbone` is a run's `backbone.safetensors`: the architecture. `init`: `distilled` begins from
     its weights, `timm` from the hub's for the same architecture, `scratch` from none.
-    `label_share` trains on that share of every class's photos.
+    `label_share` trains on that share of every class's photos (classify) or of all photos.
     """
 
     task: Literal["classify", "segment", "detect"]
@@ -101,12 +101,6 @@ class FinetuneConfig(Section):
     segment: SegmentConfig = SegmentConfig()
     detect: DetectConfig = DetectConfig()
     train: FinetuneTrainConfig = FinetuneTrainConfig()
-
-    @model_validator(mode="after")
-    def _shares_are_of_classes(self) -> FinetuneConfig:
-        if self.label_share < 1 and self.task != "classify":
-            raise ValueError("label_share is for task 'classify'")
-        return self
 
 
 def resolve(

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from hgkd_edge.data.augment import normalize
+from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.data.zoom import Zoom, jitter, random_zoom
 from hgkd_edge.engine import Draws
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.tasks.config import ViewConfig
+from hgkd_edge.tasks.config import FinetuneConfig, ViewConfig
 from hgkd_edge.tasks.pictures import save_picture
 
-__all__ = ["Extremes", "WithLoss", "random_views", "to_photo", "whole_view"]
+__all__ = ["Extremes", "WithLoss", "labelled_share", "random_views", "to_photo", "whole_view"]
 
 SHOWN = 4  # best and worst photos of a split that are drawn
 T = TypeVar("T")
@@ -36,6 +38,19 @@ class WithLoss(nn.Module):
         # Where timm's layer-wise decay of the learning rate ends: these train at the full rate.
         new = ("backbone.pyramid", "backbone.coarser", "head")
         self.pretrained_cfg = {"classifier": tuple(f"network.{part}" for part in new)}
+
+
+def labelled_share(
+    splits: dict[str, ImageSource], config: FinetuneConfig
+) -> dict[str, ImageSource]:
+    """The splits, of the training photos only the share that `config` asks for."""
+    if config.label_share < 1:
+        source = splits["train"]
+        generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(source), generator=generator)
+        kept = order[: max(1, round(len(source) * config.label_share))]
+        splits["train"] = source.subset(kept.sort().values)
+    return splits
 
 
 def random_views(

@@ -19,7 +19,14 @@ from hgkd_edge.models.heads import Detector
 from hgkd_edge.tasks.answers import THRESHOLD, Detection, box_iou, select_boxes
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
-from hgkd_edge.tasks.dense import Extremes, WithLoss, random_views, to_photo, whole_view
+from hgkd_edge.tasks.dense import (
+    Extremes,
+    WithLoss,
+    labelled_share,
+    random_views,
+    to_photo,
+    whole_view,
+)
 from hgkd_edge.tasks.pictures import draw_boxes, side_by_side
 
 __all__ = ["ObjectDetection"]
@@ -35,7 +42,7 @@ class ObjectDetection:
     metric = "map"
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
-        return open_boxes(config.data)
+        return labelled_share(open_boxes(config.data), config)
 
     def create(self, card: ModelCard) -> nn.Module:
         return Detector(card.backbone, len(card.classes))

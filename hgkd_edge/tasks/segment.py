@@ -19,7 +19,14 @@ from hgkd_edge.models.backbone import fill_features
 from hgkd_edge.models.heads import Segmenter
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
-from hgkd_edge.tasks.dense import Extremes, WithLoss, random_views, to_photo, whole_view
+from hgkd_edge.tasks.dense import (
+    Extremes,
+    WithLoss,
+    labelled_share,
+    random_views,
+    to_photo,
+    whole_view,
+)
 from hgkd_edge.tasks.pictures import draw_segments, side_by_side
 
 __all__ = ["Segmentation"]
@@ -35,7 +42,7 @@ class Segmentation:
     metric = "miou"
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
-        return open_masks(config.data, binary=config.segment.binary)
+        return labelled_share(open_masks(config.data, binary=config.segment.binary), config)
 
     def create(self, card: ModelCard) -> nn.Module:
         return Segmenter(card.backbone, len(card.classes))

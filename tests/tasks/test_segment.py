@@ -138,7 +138,18 @@ def test_wrong_settings_are_named(run: RunDir) -> None:
         nuclei(run, "segment.binry=true")
 
 
+def test_a_share_of_the_labels_is_fixed_by_the_seed(run: RunDir) -> None:
+    task = Segmentation()
+    first, again, other = (
+        task.open_splits(nuclei(run, "label_share=0.25", f"seed={seed}")) for seed in (1, 1, 2)
+    )
+
+    assert (len(first["train"]), len(first["val"])) == (6, 8)
+    assert first["train"].names == again["train"].names != other["train"].names
+    assert len(first["train"].labels) == len(first["train"].images) == 6
+
+
 def test_the_result_is_plain_json(run: RunDir) -> None:
-    finetune(nuclei(run, "train.epochs=1"), run)
+    finetune(nuclei(run, "train.epochs=1", "label_share=0.5"), run)
 
     assert json.loads((run.path / "finetune.json").read_text())["metric"] == "miou"
