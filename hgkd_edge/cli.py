@@ -59,6 +59,7 @@ def distill(
     Example: hgkd-edge distill recipe.yaml --set student.name=resnet50
     """
     from hgkd_edge import distill as verb
+    from hgkd_edge.parts import build
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
@@ -68,7 +69,7 @@ def distill(
             folder = RunDir.resolve(run if run is not None else Path("runs") / loaded.name)
             folder.require_same_recipe(loaded)
         else:
-            verb.build(loaded)  # a recipe that cannot work leaves no folder behind
+            build(loaded)  # a recipe that cannot work leaves no folder behind
             folder = RunDir.create(loaded, run)
         return loaded, folder
 
@@ -87,13 +88,13 @@ def pretrain(
 
     Stopped, the same command goes on. Example: hgkd-edge pretrain demo-teacher
     """
-    from hgkd_edge import distill as verb
     from hgkd_edge.data.sources import open_splits
+    from hgkd_edge.parts import build
     from hgkd_edge.pretrain import pretrain_teacher
     from hgkd_edge.recipe import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or ())
-    parts = verb.build(loaded)
+    parts = build(loaded)
     source = open_splits(loaded.data)["train"]
     weights = pretrain_teacher(parts.vit, source, loaded, size=parts.teacher_size)
     _show({"weights": str(weights)}, as_json, lambda: [f"teacher: {weights}"])
@@ -123,14 +124,17 @@ def finetune(
     from hgkd_edge.rundir import RunDir
     from hgkd_edge.tasks import config as settings
 
-    folder = _run(run)
-    if resume:
-        chosen = settings.resume(folder)
-    else:
+    def prepare() -> tuple[settings.FinetuneConfig, RunDir]:
+        folder = _run(run)
+        if resume:
+            return settings.resume(folder), folder
         chosen = settings.resolve(folder, task, data, init, overrides or ())
         if init != "distilled":
             recipe = folder.recipe()
             folder = RunDir.create(recipe.model_copy(update={"name": f"{recipe.name}-{init}"}))
+        return chosen, folder
+
+    chosen, folder = on_main(prepare)
     result = verb.finetune(chosen, folder, resume=resume)
     _show(result, as_json, lambda: _finetuned_lines(result))
 
@@ -282,7 +286,7 @@ def recipes_validate(
 
     Example: hgkd-edge recipes validate my-recipe.yaml
     """
-    from hgkd_edge.distill import build
+    from hgkd_edge.parts import build
     from hgkd_edge.recipe import find_recipe, load_recipe
 
     path = find_recipe(recipe)

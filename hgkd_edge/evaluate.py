@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import held_out_split, recalibrate_batchnorm
+from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.finetune import TASKS, answers
 from hgkd_edge.models.backbone import EmbeddingNet, create_features, load_embedding_net
+from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.rundir import RunDir, write_json
 from hgkd_edge.serving import open_served

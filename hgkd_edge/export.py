@@ -12,8 +12,7 @@ import torch
 from exporters import trt_build, verify
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.augment import center_view, normalize
-from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import held_out_split
+from hgkd_edge.data.sources import held_out_split, open_splits
 from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, load_embedding_net
 from hgkd_edge.rundir import RunDir, file_sha256, write_json
 

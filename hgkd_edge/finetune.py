@@ -12,11 +12,11 @@ import yaml
 from torch import Tensor, nn
 
 from exporters.runners import Runner, torch_runner
-from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.distill import held_out_split
+from hgkd_edge.data.sources import ImageSource, held_out_split
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
 from hgkd_edge.processes import is_main
+from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.rundir import RunDir, atomic_write, write_json
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
@@ -57,7 +57,10 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     network = task.create(card)
     if state is not None:
         task.fill(network, state)
+    report_photos(splits)
     if is_main():
+        origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
+        run.update_manifest(finetune=origin)
         with atomic_write(run.finetune_file) as temporary:
             temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     trained = train(

@@ -20,7 +20,7 @@ LAYERS = [
     {"sparse", "data", "bench"},
     {"models"},
     {"engine"},
-    {"probe"},
+    {"parts", "probe", "provenance"},
     {"tasks"},
     {"pretrain"},
     {"distill"},

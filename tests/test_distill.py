@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from hgkd_edge.distill import Distillation, Distilling, build, distill
+from hgkd_edge.distill import Distilling, distill
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import ConversionError, RecipeError
 from hgkd_edge.models.decoder import upsample_mask
+from hgkd_edge.models.distillation import Distillation
 from hgkd_edge.models.student import Student
 from hgkd_edge.models.teacher import Teacher
+from hgkd_edge.parts import build
 from hgkd_edge.recipe import LossConfig, Recipe, load_recipe
 from hgkd_edge.rundir import RunDir
 

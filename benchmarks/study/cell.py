@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import build, distill, held_out_split, recalibrate_batchnorm
+from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.distill import distill
 from hgkd_edge.evaluate import score_features
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import EmbeddingNet, load_embedding_net, save_backbone
+from hgkd_edge.models.batchnorm import recalibrate_batchnorm
+from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify

@@ -28,7 +28,7 @@ from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["ImageSource", "canvas_size", "open_splits"]
+__all__ = ["ImageSource", "canvas_size", "held_out_split", "open_splits"]
 
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
     "bundled": bundled_photos,
@@ -123,6 +123,11 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     }
     _check_readable(config, splits.get("train"))
     return splits
+
+
+def held_out_split(splits: dict[str, ImageSource]) -> str | None:
+    """Name of the split kept from training, the most independent first."""
+    return next((s for s in ("test", "val", "holdout") if len(splits.get(s, ()))), None)
 
 
 def _keep(photos: Photos, classes: list[str], canvas: tuple[int, int], threads: int) -> ImageSource:

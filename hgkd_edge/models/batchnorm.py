@@ -1,0 +1,43 @@
+"""BatchNorm's running statistics after training on visible patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hgkd_edge.data.augment import center_view, normalize
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.models.backbone import BackboneSpec
+
+__all__ = ["recalibrate_batchnorm"]
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(
+    network: nn.Module, source: ImageSource, spec: BackboneSpec, *, batches: int = 8
+) -> None:
+    """Estimate BatchNorm's running statistics anew, on whole training photos.
+
+    In training the encoder saw visible patches with zeros around them; whole photos give other
+    means and variances at the patches' edges. Weights stay as they are.
+
+    Args:
+        network: Takes images float [B, 3, H, W]; changed in place.
+        source: Training photos; the first `batches` x 128 of a fixed shuffle are used.
+        spec: Image size and normalisation.
+        batches: How many batches are averaged.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    device = next(network.parameters()).device
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+    network.train()
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+    for indices in order.split(128)[:batches]:
+        view = center_view(source.images[indices].to(device), size=spec.size)
+        network(normalize(view, spec.mean, spec.std))
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

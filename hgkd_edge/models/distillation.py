@@ -1,0 +1,75 @@
+"""The student with its loss: what distillation trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hgkd_edge.data.augment import normalize
+from hgkd_edge.models.decoder import upsample_mask
+from hgkd_edge.models.student import Student
+from hgkd_edge.models.vit import patches_of
+from hgkd_edge.recipe import LossConfig
+
+__all__ = ["Distillation"]
+
+
+class Distillation(nn.Module):
+    """The student and its loss: what the engine trains.
+
+    Args:
+        student: Predicts teacher tokens from visible patches.
+        loss: How and where prediction and target are compared.
+        mean: Per-channel mean that the student's images are normalised by.
+        std: Per-channel standard deviation, likewise.
+    """
+
+    def __init__(
+        self, student: Student, loss: LossConfig, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.config = loss
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Tensor, visible: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss of one batch.
+
+        Args:
+            images: float [B, 3, H, W] in [0, 1].
+            visible: bool [B, h, w], True = visible.
+            targets: float [B, N, D], the teacher's tokens.
+        """
+        predicted, pixels = self.student(normalize(images, self.mean, self.std), visible)
+        where = self._where(visible, images)  # [B, N]
+        chosen, wanted = predicted[where].float(), targets[where]  # [sites, D]
+        cosine = F.cosine_similarity(chosen, wanted, dim=-1).mean()
+        loss = self.config.feature_weight * self._distance(chosen, wanted, cosine)
+        if pixels is not None:
+            masked = ~self._tokens(visible, images)
+            loss = loss + self.config.pixel_weight * self._pixel_loss(pixels, images, masked)
+        return {"loss": loss, "cosine": cosine.detach()}
+
+    def _distance(self, predicted: Tensor, wanted: Tensor, cosine: Tensor) -> Tensor:
+        if self.config.target == "cosine":
+            return 1 - cosine
+        distance = F.smooth_l1_loss if self.config.target == "smooth_l1" else F.mse_loss
+        return distance(predicted, wanted)
+
+    def _where(self, visible: Tensor, images: Tensor) -> Tensor:
+        tokens = self._tokens(visible, images)
+        choices = {"visible": tokens, "masked": ~tokens, "all": torch.ones_like(tokens)}
+        return choices[self.config.where]
+
+    def _tokens(self, visible: Tensor, images: Tensor) -> Tensor:
+        """Visibility of every token, bool [B, N]."""
+        stride = self.student.encoder.reductions[0]
+        grid = [side // stride for side in images.shape[-2:]]
+        return upsample_mask(visible, grid).flatten(1)
+
+    def _pixel_loss(self, pixels: Tensor, images: Tensor, masked: Tensor) -> Tensor:
+        """SparK's target: pixels of masked patches, normalised within each patch."""
+        target = patches_of(images, self.student.encoder.reductions[0])  # [B, N, side*side*3]
+        target = F.layer_norm(target, target.shape[-1:])
+        return F.mse_loss(pixels[masked].float(), target[masked])
