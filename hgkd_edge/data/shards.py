@@ -50,8 +50,8 @@ def shard_photos(config: DataConfig) -> Listing:
         DataError: No shard is there, one is no tar file, or none holds an image.
     """
     files = _shard_files(str(config.path))
-    processes.on_main(lambda: _index_all(files))  # the others find it in the cache
-    shards = {file: index for file, index in zip(files, _index_all(files), strict=True) if index}
+    processes.on_main(lambda: _index_unknown(files))  # the others find it in the cache
+    shards = {file: index for file in files if (index := _read_index(file))}
     if not shards:
         raise DataError(
             f"data.path '{config.path}': {len(files)} shards hold no image",
@@ -138,20 +138,22 @@ def _split_of(file: Path) -> str:
     return next((word for word in reversed(words) if word in SPLITS), "train")
 
 
-def _index_all(files: Sequence[Path]) -> list[list[Member]]:
-    """The index of every shard, from the cache where it is there."""
-    caches = [_cache_file(file) for file in files]
-    unknown = [pair for pair in zip(files, caches, strict=True) if not pair[1].is_file()]
-    if unknown:
-        with track_steps("indexing shards", total=len(unknown)) as show, ThreadPoolExecutor() as p:
-            for done, (index, cache) in enumerate(
-                zip(p.map(lambda pair: _index(pair[0]), unknown), unknown, strict=True), start=1
-            ):
-                write_json(cache[1], index)
-                show(done, "")
-    return [
-        [Member(*row) for row in json.loads(cache.read_text(encoding="utf-8"))] for cache in caches
-    ]
+def _index_unknown(files: Sequence[Path]) -> None:
+    """Put the index of every shard into the cache, unless it is there."""
+    unknown = [file for file in files if not _cache_file(file).is_file()]
+    if not unknown:
+        return
+    with track_steps("indexing shards", total=len(unknown)) as show, ThreadPoolExecutor() as pool:
+        indices = pool.map(_index, unknown)  # threads help where the disk is what is waited for
+        for done, (file, index) in enumerate(zip(unknown, indices, strict=True), start=1):
+            write_json(_cache_file(file), index)
+            show(done, "")
+
+
+def _read_index(file: Path) -> list[Member]:
+    cache = _cache_file(file)
+    rows = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else _index(file)
+    return [Member(*row) for row in rows]
 
 
 def _cache_file(file: Path) -> Path:
