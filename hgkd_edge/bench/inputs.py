@@ -6,6 +6,7 @@ record says which was used.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def make_inputs(
             array = _fill(images, shape, model)
         elif np.issubdtype(dtype, np.floating):
             array = rng.standard_normal(shape, dtype=np.float32)
+        elif dtype == np.uint8:
+            array = rng.integers(0, 256, shape)
         else:
             array = np.ones(shape)
         arrays[tensor.name] = np.ascontiguousarray(array.astype(dtype))
@@ -106,26 +109,26 @@ def make_inputs(
 def _concrete(
     shape: tuple[int | str, ...], batch: int, metadata: dict[str, str]
 ) -> tuple[int, ...]:
-    """Put numbers to the free axes: the first is the batch, the last two the image's sides."""
-    side = _side(metadata)
-    sizes = []
-    for axis, size in enumerate(shape):
-        if isinstance(size, int) and size > 0:
-            sizes.append(size)
-        elif axis == 0:
-            sizes.append(batch)
-        else:
-            sizes.append(3 if len(shape) == 4 and axis == 1 else side)
-    return tuple(sizes)
+    """Put numbers to the free axes: the first is the batch, the rest an image's, channels first or
+    (with preprocessing inside the model) last."""
+    channels, height, width = _image_size(metadata)
+    image = (batch, channels, height, width)
+    if len(shape) == 4 and shape[3] == channels and shape[1] != channels:
+        image = (batch, height, width, channels)
+    free = image if len(shape) == 4 else (batch, *[width] * (len(shape) - 1))
+    return tuple(
+        size if isinstance(size, int) and size > 0 else usual
+        for size, usual in zip(shape, free, strict=False)
+    )
 
 
-def _side(metadata: dict[str, str]) -> int:
-    """`input_size` of our exporter's metadata ("3,H,W" or "H"), else the usual one."""
-    digits = [part for part in metadata.get("input_size", "").strip("[]() ").split(",") if part]
+def _image_size(metadata: dict[str, str]) -> tuple[int, int, int]:
+    """(C, H, W) from our exporter's metadata, else the usual one."""
     try:
-        return int(digits[-1]) if digits else _USUAL_SIDE
-    except ValueError:
-        return _USUAL_SIDE
+        channels, height, width = json.loads(metadata.get("hgkd_edge.input_size", ""))
+        return int(channels), int(height), int(width)
+    except (ValueError, TypeError):
+        return 3, _USUAL_SIDE, _USUAL_SIDE
 
 
 def _fill(images: np.ndarray | None, shape: tuple[int, ...], model: ModelFile) -> np.ndarray:

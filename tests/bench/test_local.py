@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 
@@ -18,6 +19,8 @@ from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.bench.tables import milliseconds, session_view
 from hgkd_edge.errors import DeviceError, RunError
+
+from .conftest import build_convnet
 
 MakeModel = Callable[..., Path]
 
@@ -131,6 +134,18 @@ def test_a_jetson_that_is_not_there_is_refused_with_the_way_to_reach_one(
 def test_a_batch_the_model_cannot_take_is_refused_by_name(make_model: MakeModel) -> None:
     with pytest.raises(DeviceError, match=r"takes batches of 1 only, not 8"):
         run_bench(quick(make_model(batch=1), batches=(8,)))
+
+
+def test_free_sides_take_the_size_that_the_model_was_trained_at(tmp_path: Path) -> None:
+    path = tmp_path / "free.onnx"
+    model = build_convnet(side=32, metadata={"hgkd_edge.input_size": "[3, 64, 96]"})
+    for axis, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.save(model, path)
+
+    [session] = run_bench(quick(path, batches=(2,))).sessions
+
+    assert session.measurements[0].inputs[0].shape == [2, 3, 64, 96]
 
 
 def test_images_of_another_size_are_refused(make_model: MakeModel) -> None:

@@ -75,7 +75,14 @@ def session_from(
         environment=environment,
         models=[model.record() for model in models],
         measurements=measurements,
-        warnings=board.warnings(),
+        warnings=[
+            *board.warnings(),
+            *(
+                ["--threads means nothing to trtexec"]
+                if job.trtexec and any(options.threads)
+                else []
+            ),
+        ],
     )
 
 
