@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-__all__ = ["PAD", "Placement", "cover", "letterbox", "place"]
+__all__ = ["IGNORED", "PAD", "Placement", "cover", "letterbox", "place"]
 
 PAD = 114  # grey of what a photo does not cover: near the mean that networks subtract
+IGNORED = 255  # of a label map: no class is given here, or here is no photo
 
 
 @dataclass(frozen=True)

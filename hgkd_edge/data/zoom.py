@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hgkd_edge.data.geometry import PAD
+from hgkd_edge.data.geometry import IGNORED, PAD
 
 __all__ = ["Zoom", "jitter", "random_zoom"]
 
-IGNORED = 255
 SHOWN = 0.25  # a box of which less than this share is in view is taken for absent
 SMALLEST = 2.0  # so is one with a side of fewer pixels
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import Detection, Label
 
@@ -20,8 +21,6 @@ __all__ = [
     "save_picture",
     "side_by_side",
 ]
-
-IGNORED = 255  # in a label map: no class was given
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> Path:

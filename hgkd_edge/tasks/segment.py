@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgkd_edge.data.annotations import open_masks
+from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws
 from hgkd_edge.models.backbone import fill_features
@@ -30,8 +31,6 @@ from hgkd_edge.tasks.dense import (
 from hgkd_edge.tasks.pictures import draw_segments, side_by_side
 
 __all__ = ["Segmentation"]
-
-IGNORED = 255
 
 
 class Segmentation:

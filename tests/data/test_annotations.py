@@ -375,3 +375,13 @@ def test_the_same_data_have_the_same_fingerprint_and_another_box_changes_it(tmp_
 
     assert boxes(BCCD)["train"].fingerprint == before
     assert boxes(tmp_path / "copy")["train"].fingerprint != before
+
+
+def test_a_folder_of_text_labels_is_not_taken_for_masks(tmp_path: Path) -> None:
+    label_maps(tmp_path, "images", "masks", [1])
+    shutil.rmtree(tmp_path / "masks")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "1.txt").write_text("0 0.5 0.5 1 1")
+
+    with pytest.raises(DataError, match="holds no label maps that can be read"):
+        masks(tmp_path)

@@ -85,6 +85,14 @@ def test_right_boxes_score_1_and_no_boxes_0() -> None:
     assert nothing["map"] == nothing["map50"] == 0
 
 
+def test_a_split_without_any_object_scores_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "TRUTH", torch.full_like(TRUTH, -1))
+
+    for score in (0.0, 0.9):
+        scores = judge(np.ones((2, 2, 4)), np.full((2, 2, 2), score))
+        assert scores == {"map": 0, "map50": 0, "per_class": {}}
+
+
 def test_a_box_of_the_wrong_class_or_place_earns_nothing() -> None:
     boxes = TRUTH[..., 1:].clamp(min=0)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, split_of
-from hgkd_edge.data.annotations.masks import IGNORED
+from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.errors import DataError
 
 __all__ = ["Shape", "coco_boxes", "coco_files", "coco_shapes", "paint"]

@@ -15,19 +15,18 @@ from hgkd_edge.data.annotations.listing import (
     images_by_stem,
     split_lists,
 )
+from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.photos import SPLITS
 
-__all__ = ["IGNORED", "find_mask_folders", "mask_folders", "read_mask"]
+__all__ = ["all_mask_folders", "mask_folders", "read_mask"]
 
-IGNORED = 255  # of a label map: no class was given here
 IMAGES, MASKS = ("images", "JPEGImages"), ("masks", "labels", "instances", "SegmentationClass")
 
 
-def find_mask_folders(root: Path) -> tuple[Path, Path] | None:
-    """Folders of photos and of their masks below `root`, or None."""
-    images = next((root / name for name in IMAGES if (root / name).is_dir()), None)
-    masks = next((root / name for name in MASKS if (root / name).is_dir()), None)
-    return (images, masks) if images and masks else None
+def all_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Folders of photos and of their masks: by split in `train/` and others, or '' for `root`."""
+    found = {split: _folders(root / split) for split in ("", *SPLITS)}
+    return {split: folders for split, folders in found.items() if folders is not None}
 
 
 def mask_folders(root: Path, holdout: float) -> Listing[Path]:
@@ -36,23 +35,19 @@ def mask_folders(root: Path, holdout: float) -> Listing[Path]:
     Splits are `train/images` + `train/masks`, lists of names (`train.txt`, `val.txt`, `test.txt`,
     beside the folders or in VOC's `ImageSets/Segmentation`), or else a held-out share.
     """
-    parts = {split: find_mask_folders(root / split) for split in SPLITS}
+    parts = all_mask_folders(root)
+    folders = parts.pop("", None)
     listing: Listing[Path] = Listing({}, class_file(root))
-    for split, folders in parts.items():
-        if folders is not None:
-            names = [(stem, str(file)) for stem, file in images_by_stem(folders[0]).items()]
-            _add(listing, split, root, folders, names)
-    if listing.splits:
+    if folders is None:
+        for split, own in parts.items():
+            _add(listing, split, root, own, _all_names(own[0]))
         return listing
-    folders = find_mask_folders(root)
-    assert folders is not None, "the caller has looked"
     lists = split_lists(root) or split_lists(root / "ImageSets" / "Segmentation")
     for split, names in lists.items():
         _add(listing, split, root, folders, names)
     if lists:
         return listing
-    names = [(stem, str(file)) for stem, file in images_by_stem(folders[0]).items()]
-    _add(listing, "train", root, folders, names)
+    _add(listing, "train", root, folders, _all_names(folders[0]))
     parted = Listing.of_one(listing.splits["train"], listing.classes, holdout)
     parted.faults = listing.faults
     return parted
@@ -79,6 +74,18 @@ def read_mask(file: Path, size: tuple[int, int], *, binary: bool) -> np.ndarray:
             "numbers above 0 as one class)"
         )
     return labels.astype(np.uint8)
+
+
+def _folders(root: Path) -> tuple[Path, Path] | None:
+    images, masks = (
+        next((root / name for name in names if images_by_stem(root / name)), None)
+        for names in (IMAGES, MASKS)
+    )
+    return (images, masks) if images and masks else None
+
+
+def _all_names(images: Path) -> list[tuple[str, str]]:
+    return [(stem, str(file)) for stem, file in images_by_stem(images).items()]
 
 
 def _add(

@@ -18,16 +18,15 @@ from hgkd_edge import processes
 from hgkd_edge.console import console
 from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes, paint
 from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, checked_boxes
-from hgkd_edge.data.annotations.masks import IGNORED, find_mask_folders, mask_folders, read_mask
+from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, read_mask
 from hgkd_edge.data.annotations.voc import voc_boxes
 from hgkd_edge.data.decode import allocate
-from hgkd_edge.data.geometry import letterbox, place
-from hgkd_edge.data.photos import SPLITS
+from hgkd_edge.data.geometry import IGNORED, letterbox, place
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["NO_BOX", "open_boxes", "open_masks"]
+__all__ = ["open_boxes", "open_masks"]
 
 NO_BOX = -1  # class of the rows that fill up a photo's boxes
 # A photo's annotation and size -> its label on the canvas, and what had to be left out.
@@ -43,10 +42,10 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
         DataError: The folder is none of these, or no photo can be used.
     """
     root, canvas = _root(config), config.size
-    if files := coco_files(root):
-        listing = coco_boxes(root, files, config.holdout)
-    elif (root / "Annotations").is_dir():
+    if any((root / "Annotations").glob("*.xml")):
         listing = voc_boxes(root, config.holdout)
+    elif files := coco_files(root):
+        listing = coco_boxes(root, files, config.holdout)
     else:
         raise DataError(
             f"{root}: holds no boxes that can be read",
@@ -88,13 +87,14 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
     """
     root = _root(config)
     listing: Listing[Any]
-    if any(find_mask_folders(folder) for folder in (root, *(root / split for split in SPLITS))):
+    if folders := all_mask_folders(root):
         listing = mask_folders(root, config.holdout)
-        if (root / "instances").is_dir() and not binary:
-            raise DataError(
-                f"{root / 'instances'}: numbers objects, not classes",
-                hint="segment.binary=true tells objects from background",
-            )
+        for _, masks in folders.values():
+            if masks.name == "instances" and not binary:
+                raise DataError(
+                    f"{masks}: numbers objects, not classes",
+                    hint="segment.binary=true tells objects from background",
+                )
         read = _mask_reader(listing.classes, binary=binary)
     elif files := coco_files(root):
         listing = coco_shapes(root, files, config.holdout, binary=binary)
