@@ -54,12 +54,19 @@ class Distilling:
         )
         whole = self.teacher(view) if self.recipe.teacher.view == "full" else None
         for _ in range(self.updates_per_batch):
-            visible = draw_visible(draws, len(view), self.parts, self.recipe.mask.ratio)
+            visible = draw_visible(draws, len(view), self.parts, self._ratio(draws))
             if whole is not None:
                 yield view, visible, whole
             else:
                 tokens = upsample_mask(visible, self.parts.token_grid).flatten(1)
                 yield view, visible, self.teacher.forward_visible(view, tokens)
+
+    def _ratio(self, draws: Draws) -> float:
+        """Share of masked patches in this update; the same on all processes."""
+        mask = self.recipe.mask
+        if mask.whole_share and torch.rand((), generator=draws.generator) < mask.whole_share:
+            return 0.0
+        return mask.ratio
 
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:

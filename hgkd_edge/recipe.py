@@ -140,9 +140,13 @@ class StudentConfig(Section):
 
 
 class MaskConfig(Section):
-    """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side."""
+    """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side.
+
+    `whole_share` of the updates see whole photos, as the network will once it is dense.
+    """
 
     ratio: Fraction = 0.6
+    whole_share: Fraction = 0.0
     patch: Literal["auto"] | Positive = "auto"
     per_image: Positive = 1
 
@@ -215,8 +219,8 @@ class Recipe(Section):
                 "teacher.view 'visible' gives targets at visible patches only: "
                 "set loss.where to 'visible'"
             )
-        if self.mask.ratio == 0 and self.loss.where == "masked":
-            raise ValueError("mask.ratio 0 leaves nothing masked: set loss.where to 'all'")
+        if self.loss.where == "masked" and (self.mask.ratio == 0 or self.mask.whole_share):
+            raise ValueError("whole photos leave nothing masked: set loss.where to 'all'")
         return self
 
     def to_yaml(self) -> str:

@@ -226,3 +226,25 @@ def test_with_standardised_targets_the_mean_token_predicts_nothing(
 
     assert cosines[False] > 0.3
     assert abs(cosines[True]) < 0.2
+
+
+def test_a_share_of_the_updates_sees_whole_photos(tiny_recipe: dict[str, Any]) -> None:
+    task = make_task(
+        {**tiny_recipe, "mask": {"per_image": 40, "whole_share": 0.5}, "loss": {"where": "all"}}
+    )
+    images = torch.zeros(2, 3, 73, 73, dtype=torch.uint8)
+
+    updates = list(task.inputs(images, torch.zeros(2), draws()))
+
+    whole = [bool(visible.all()) for _, visible, _ in updates]
+    assert 10 < sum(whole) < 30
+    assert all(
+        visible.float().mean() < 0.5
+        for (_, visible, _), all_seen in zip(updates, whole, strict=True)
+        if not all_seen
+    )
+
+
+def test_whole_photos_need_a_loss_where_something_is_visible(tiny_recipe: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"leave nothing masked: set loss.where to 'all'"):
+        Recipe.model_validate({**tiny_recipe, "mask": {"whole_share": 0.5}})

@@ -7,6 +7,7 @@ __all__ = ["ABLATION", "ARMS", "SCRATCH"]
 SCRATCH = "scratch"
 MAE = ["teacher.pretrain.label_epochs=0"]
 STANDARD = ["teacher.standardize=true"]
+WHOLE = ["mask.whole_share=0.33"]
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
@@ -18,6 +19,8 @@ ARMS: dict[str, list[str]] = {
     "h-gkd": MAE,
     "dense-features, standardised": [*MAE, *STANDARD, "mask.ratio=0", "loss.where=all"],
     "h-gkd, standardised": [*MAE, *STANDARD],
+    "h-gkd, a third whole": [*MAE, *WHOLE],
+    "h-gkd, standardised, a third whole": [*MAE, *STANDARD, *WHOLE],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": ["mask.ratio=0", "loss.where=all"],
     "h-gkd, labelled teacher": [],
@@ -37,4 +40,5 @@ ABLATION: dict[str, list[str]] = {
     "layers 2, 4 and last": ["teacher.layers=[1, 3, 5]"],
     "pixels too": ["loss.pixel_weight=0.2"],
     "standardised": STANDARD,
+    "a third whole": WHOLE,
 }
