@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from pydantic import BaseModel
 from rich.console import Console
 
-from hgkd_edge.bench import runners
+from hgkd_edge.bench import records, runners
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
@@ -223,6 +225,36 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         run_bench(quick(text))
     with pytest.raises(RunError, match="no model at"):
         run_bench(quick(tmp_path / "missing.onnx"))
+
+
+def test_every_field_of_the_schema_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    schema = text[text.index("## bench.json") : text.index("## Comparing")]
+    words = set(re.findall(r"\w+", schema))
+
+    kinds = [kind for kind in vars(records).values() if isinstance(kind, type)]
+    fields = {
+        name
+        for kind in kinds
+        if issubclass(kind, BaseModel) and kind not in (BaseModel, records.Estimate)
+        for name in kind.model_fields
+    }
+
+    assert fields - words == {"schema_name"}  # written as `schema`
+
+
+@pytest.mark.parametrize("spoil", ["latency_ms", "kind", "extra"])
+def test_a_file_that_breaks_the_schema_is_refused_and_names_the_place(
+    make_model: MakeModel, spoil: str
+) -> None:
+    file = run_bench(quick(make_model())).file
+    data = json.loads(file.read_text())
+    one = data["sessions"][0]["measurements"][0]
+    one |= {"latency_ms": {}} if spoil == "latency_ms" else {spoil: "estimate"}
+    file.write_text(json.dumps(data))
+
+    with pytest.raises(RunError, match=rf"sessions\.0\.measurements\.0\.{spoil}"):
+        load_bench(file)
 
 
 def test_a_broken_bench_json_is_not_overwritten(make_model: MakeModel) -> None:

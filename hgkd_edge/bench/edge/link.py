@@ -32,6 +32,8 @@ _HELLO_S = 150.0
 # outlasts ssh's own keepalive.
 _SILENCE_S = 90.0
 
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 Event = dict[str, Any]
 
 
@@ -211,7 +213,7 @@ class Link:
             line = raw.decode("utf-8", "replace")
             if line.startswith(_MARK):
                 with suppress(ValueError):
-                    self._events.put(json.loads(line[len(_MARK) :]))
+                    self._events.put(_plain(json.loads(line[len(_MARK) :])))
         self._events.put(None)
 
     def _overhear(self) -> None:
@@ -265,6 +267,15 @@ def agent_archive() -> bytes:
     return buffer.getvalue()
 
 
+def _plain(value: Any) -> Any:
+    """Text from another machine without what would steer this one's terminal."""
+    if isinstance(value, str):
+        return value.translate(_CONTROLS)
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
 def _mend(reason: str) -> str:
     """A hint for the failures that have a usual mend."""
     low = reason.lower()
@@ -274,6 +285,6 @@ def _mend(reason: str) -> str:
         return "wait for it to end"
     if "unknown option" in low:
         return "this trtexec does not know a flag; please report its version"
-    if "out of memory" in low or "cuda error" in low:
+    if "out of memory" in low or "cuda error" in low or "signal 9" in low:
         return "close other programs there, or give a smaller --batch"
     return "the lines are trtexec's own" if "trtexec" in low else ""

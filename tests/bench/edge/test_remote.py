@@ -156,7 +156,17 @@ def test_a_failed_build_shows_trtexecs_own_lines_and_leaves_nothing(
         measure(board, make_model())
 
     assert failure.value.exit_code == 1
+    assert "\033" not in failure.value.message  # what a board says must not steer the terminal
     wait_until(lambda: not board.leftovers())
+
+
+def test_a_builder_that_the_system_killed_is_told_from_one_that_failed(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    with pytest.raises(HgkdError, match="trtexec was ended by signal 9") as failure:
+        measure(start_board(STANDIN_FAIL="killed"), make_model())
+
+    assert "close other programs" in failure.value.hint
 
 
 def test_tensorrt_11_takes_no_precision_from_a_flag(

@@ -115,10 +115,9 @@ def run(argv, folder, building, what):
     if process.returncode != 0:
         errors = [line for line in lines if "[E]" in line or "error" in line.lower()]
         tail = (errors or lines)[-8:]
-        raise RuntimeError(
-            "%s ended with code %d: %s"
-            % (os.path.basename(argv[0]), process.returncode, " | ".join(tail))
-        )
+        code = process.returncode
+        how = "ended with code %d" % code if code > 0 else "was ended by signal %d" % -code
+        raise RuntimeError("%s %s: %s" % (os.path.basename(argv[0]), how, " | ".join(tail)))
     return lines[:20000], marks, peak_kb
 
 
