@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,6 +198,31 @@ def test_a_p99_of_few_runs_is_marked(make_model: MakeModel) -> None:
 
     assert any("p99 of 20 runs" in warning for warning in few.warnings)
     assert not any("p99" in warning for warning in many.warnings)
+
+
+def test_the_first_inference_is_the_very_first_of_each_case(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    def opened(_runner: object, case: runners.Case) -> runners.Opened:
+        name = case.model.label
+        log.append(f"open {name}")
+
+        def run() -> None:
+            time.sleep(0.001 if f"run {name}" in log else 0.03)
+            log.append(f"run {name}")
+
+        return runners.Opened(run=run, load_ms=0.0)
+
+    monkeypatch.setattr(runners.OrtRunner, "open", opened)
+
+    [session] = run_bench(quick(make_model("a"), make_model("b"))).sessions
+
+    assert log[:4] == ["open a", "run a", "open b", "run b"]
+    for one in session.measurements:
+        assert one.first_inference_ms is not None
+        assert one.first_inference_ms >= 30 > one.latency_ms.p50
 
 
 def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeModel) -> None:
