@@ -103,9 +103,10 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
     file = result_file(options, "bench.json")
     refusals: list[Refusal] = []
     if fleet is not None:
-        sessions, refusals = measure_fleet(fleet, models, options, progress=progress)
+        sessions, refusals = measure_fleet(
+            fleet, models, options, keep=lambda one: save_session(file, one), progress=progress
+        )
     else:
         sessions = [measure_on(host, models, options, progress=progress)]
-    for session in sessions:
-        save_session(file, session)
+        save_session(file, sessions[0])
     return BenchResult(sessions, file, refusals)

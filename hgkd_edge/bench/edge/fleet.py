@@ -72,9 +72,12 @@ def measure_fleet(
     models: Sequence[ModelFile],
     options: BenchOptions,
     *,
+    keep: Callable[[Session], object],
     progress: Progress,
 ) -> tuple[list[Session], list[Refusal]]:
     """A session for each device that could be measured, a refusal for each that could not.
+
+    Each session is handed to `keep` as it comes, so that an interruption costs one device only.
 
     Raises:
         DeviceError: None could be measured.
@@ -84,6 +87,7 @@ def measure_fleet(
         try:
             session = measure_on(host, models, options, progress=progress)
             sessions.append(session.model_copy(update={"target": name}))
+            keep(sessions[-1])
         except HgkdError as error:
             refusals.append(Refusal(name=name, reason=error.message, hint=error.hint))
     if not sessions:

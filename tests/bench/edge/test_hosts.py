@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.errors import DeviceError
 
@@ -146,6 +147,25 @@ def test_a_fleet_makes_one_table_and_names_the_one_that_is_down(
     assert max(map(len, text.splitlines())) <= 80
     assert "kitchen" in text
     assert "not measured: root@127.0.0.1:1" in text
+
+
+def test_an_interrupted_fleet_keeps_what_was_measured(
+    make_model: MakeModel, start_board: StartBoard, tmp_path: Path
+) -> None:
+    board, model = start_board(), make_model()
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        f"hosts:\n  - {{host: '{board.address}', name: first}}\n  - {{host: nobody@127.0.0.1:1}}\n"
+    )
+
+    def interrupt(what: str, _part: float) -> None:
+        if what.startswith("nobody"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(board, model, host=None, hosts=fleet, progress=interrupt)
+
+    assert [one.target for one in load_bench(model.parent / "bench.json").sessions] == ["first"]
 
 
 @pytest.mark.parametrize(
