@@ -28,6 +28,7 @@ __all__ = ["Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_a
 
 BATCHES_AHEAD = 2
 STAND_INS = 100  # unreadable photos in a row after which the disk, not a photo, is at fault
+BLOCK = 4096
 T = TypeVar("T")
 
 
@@ -61,7 +62,9 @@ def keep(photos: Photos, canvas: tuple[int, int], *, threads: int) -> Kept:
         return hashlib.sha256(content).hexdigest(), ""
 
     with ThreadPoolExecutor(threads) as pool:
-        outcomes = list(pool.map(decode, range(len(photos))))
+        outcomes = [
+            outcome for block in _blocks(len(photos)) for outcome in pool.map(decode, block)
+        ]
     digest = hashlib.sha256()
     for name, (content_hash, fault) in zip(photos.names, outcomes, strict=True):
         if not fault:
@@ -95,6 +98,7 @@ class StreamedPixels:
     ) -> None:
         self.photos, self.labels, self.canvas, self.threads = photos, labels, canvas, threads
         self.skipped: list[tuple[str, str]] = []
+        self._known: set[str] = set()
         self._pool = ThreadPoolExecutor(threads)
         self._lock = threading.Lock()
 
@@ -124,9 +128,11 @@ class StreamedPixels:
     def fingerprint(self) -> str:
         """sha256 over names, labels and file sizes: nothing is read."""
         digest = hashlib.sha256(self.photos.version.encode())
-        sizes = self._pool.map(self.photos.size, range(len(self)))
-        for name, label, size in zip(self.photos.names, self.labels.tolist(), sizes, strict=True):
-            digest.update(f"{name}\0{label}\0{size}\n".encode())
+        blocks, labels = _blocks(len(self)), self.labels.tolist()
+        sizes = self._pool.map(lambda block: [self.photos.size(i) for i in block], blocks)
+        for block, row in zip(blocks, sizes, strict=True):
+            for i, size in zip(block, row, strict=True):
+                digest.update(f"{self.photos.names[i]}\0{labels[i]}\0{size}\n".encode())
         return f"names-and-sizes:{digest.hexdigest()}"
 
     def _fill(self, i: int, pixels: np.ndarray) -> None:
@@ -149,7 +155,8 @@ class StreamedPixels:
 
     def _skip(self, name: str, reason: str) -> None:
         with self._lock:
-            if all(name != known for known, _ in self.skipped):
+            if name not in self._known:
+                self._known.add(name)
                 self.skipped.append((name, reason))
 
 
@@ -168,6 +175,11 @@ def read_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _blocks(count: int) -> list[range]:
+    """0 ... count-1 in pieces: a pool takes all its tasks at once, and millions are too many."""
+    return [range(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
 
 
 def memory_bytes() -> int:
