@@ -166,38 +166,42 @@ _TURN = """
 _TO_CANVAS = """
     pre_float = Cast <to = 1> (frames)
     pre_planes = Transpose <perm = [0, 3, 1, 2]> (pre_float)
-    pre_rows = MatMul (height_matrix, pre_planes)
-    pre_overshooting = MatMul (pre_rows, width_columns)
+    pre_narrow = MatMul (pre_planes, width_columns)
+    pre_overshooting = MatMul (height_matrix, pre_narrow)
     pre_seen = Clip (pre_overshooting, pre_zero, pre_white)
 """
 _FILL = """
     pre_canvas = Add (pre_seen, pre_margin)
 """
-_SHRINK = """
-    pre_fewer_rows = MatMul (pre_shrink_rows, pre_seen)
-    pre_canvas = MatMul (pre_fewer_rows, pre_shrink_columns)
-"""
 _NORMALISE = """
-    pre_scaled = Mul (pre_canvas, pre_factor)
-    {image} = Add (pre_scaled, pre_shift)
+    pre_scaled = Mul ({pixels}, pre_factor)
+    {normal} = Add (pre_scaled, pre_shift)
 """
+# After normalising, which commutes with it: OpenVINO fails on a per-channel product behind these.
+_SHRINK = """
+    pre_narrower = MatMul (pre_normal, pre_shrink_columns)
+    {image} = MatMul (pre_shrink_rows, pre_narrower)
+"""
+_COVER_BODY = _TO_CANVAS + _NORMALISE.format(pixels="pre_seen", normal="pre_normal") + _SHRINK
+_LETTERBOX_BODY = _TO_CANVAS + _FILL + _NORMALISE.format(pixels="pre_canvas", normal="{image}")
 
 
 def preprocessing_graph(image: TensorInfo, preprocessing: Preprocessing) -> str:
     """Text of the graph from `frames` u8[B, H, W, 3] to the network's input."""
     boxed = preprocessing.geometry == "letterbox"
-    parts = [_TO_CANVAS, _FILL if boxed else _SHRINK, _NORMALISE.replace("{image}", image.name)]
+    parts = [_LETTERBOX_BODY if boxed else _COVER_BODY]
     if preprocessing.frame is None:
         axis = (_LETTERBOX_AXIS if boxed else _COVER_AXIS) + _MATRIX
         matrices = [axis.replace("{axis}", name) for name in ("height", "width")]
-        parts[:0] = [_SIZES, _LETTERBOX if boxed else _COVER, *matrices, _TURN]
-        parts[-3:-3] = [_MARGIN] if boxed else []
+        margin = [_MARGIN] if boxed else []
+        parts[:0] = [_SIZES, _LETTERBOX if boxed else _COVER, *matrices, _TURN, *margin]
+    body = "".join(parts).replace("{image}", image.name)
     height, width = preprocessing.frame or ("height", "width")
     batch, *rest = image.shape
     sides = ",".join(map(str, rest))
     return (
         f"preprocessing (uint8[{batch},{height},{width},3] {FRAMES}) "
-        f"=> (float[{batch},{sides}] {image.name}) {{{''.join(parts)}}}"
+        f"=> (float[{batch},{sides}] {image.name}) {{{body}}}"
     )
 
 

@@ -3,11 +3,13 @@
 Numbers (largest error, cosine) are looked at for every output; decisions where an output holds
 some: the best class of `logits` or `probabilities` ([B, K], or per pixel [B, K, H, W], there also
 as IoU of the two label maps), and of a detector's `boxes` [B, A, 4] and `scores` [B, A, K] what its
-most confident anchors say.
+most confident anchors say. Outputs that are decisions already (`classes` [B, H, W], `detections`
+[M, 7], as `exporters.bake` makes them) are compared as such alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from .errors import ExportError, VerificationFailed
 __all__ = ["TOLERANCES", "Comparison", "OutputAgreement", "Tolerance"]
 
 _CLASS_SCORES = ("logits", "probabilities")
+_DECIDED = ("classes", "detections")
 _CONFIDENT = 10  # anchors of an image whose boxes and classes are looked at
 
 
@@ -51,15 +54,15 @@ TOLERANCES: Mapping[str, Tolerance] = {
 class OutputAgreement:
     """How well one output agrees.
 
-    `top1` and `iou` are None where the output holds no such decisions; `worst_image` is the index
-    of the image with the largest error.
+    Errors and cosine are None where the output is a decision, `top1` and `iou` where it holds none;
+    `worst_image` is the index of the image with the largest error.
     """
 
     name: str
-    max_abs_error: float
-    relative_error: float
-    rms_error: float
-    cosine: float
+    max_abs_error: float | None
+    relative_error: float | None
+    rms_error: float | None
+    cosine: float | None
     top1: float | None
     iou: float | None
     worst_image: int
@@ -85,7 +88,11 @@ class Comparison:
                 f"the original's {sorted(wanted)}"
             )
         for name, values in wanted.items():
-            self._sums.setdefault(name, _Sums(name)).add(values, got[name])
+            sums = self._sums.setdefault(name, _Sums(name))
+            if name == "detections":
+                sums.add_detections(values, got[name])
+            else:
+                sums.add(values, got[name])
         if {"boxes", "scores"} <= wanted.keys():
             anchors = _confident_anchors(wanted["scores"])  # [B, _CONFIDENT]
             self._sums["scores"].add_decisions(_at(wanted["scores"], anchors).argmax(-1),
@@ -110,7 +117,7 @@ class _Sums:
         self.images = self.worst_image = 0
         self.same = self.decisions = 0
         self.overlaps: list[float] = []
-        self.label_maps: _LabelMaps | None = None
+        self.label_maps = _LabelMaps()
 
     def add(self, wanted: np.ndarray, got: np.ndarray) -> None:
         if wanted.shape != got.shape:
@@ -122,6 +129,9 @@ class _Sums:
                 f"the original gives non-finite values at output '{self.name}'",
                 hint="check the model and the images before exporting it",
             )
+        if self.name == "classes":
+            self.add_label_maps(wanted.astype(np.int64), got.astype(np.int64))
+            return
         # A non-finite candidate is an infinite error, never one that comparisons overlook.
         error = np.where(np.isfinite(got), np.abs(got.astype(np.float64) - wanted), np.inf)
         worst = error.reshape(len(error), -1).max(axis=1, initial=0.0)  # [B]
@@ -134,31 +144,41 @@ class _Sums:
         self.cosine = min(self.cosine, _lowest_cosine(wanted, got))
         self.images += len(wanted)
         if self.name in _CLASS_SCORES:
-            self.add_decisions(wanted.argmax(1), got.argmax(1))
             if wanted.ndim == 4:
-                self.label_maps = self.label_maps or _LabelMaps(wanted.shape[1])
-                self.label_maps.add(wanted.argmax(1), got.argmax(1))
+                self.add_label_maps(wanted.argmax(1), got.argmax(1))
+            else:
+                self.add_decisions(wanted.argmax(1), got.argmax(1))
 
     def add_decisions(self, wanted: np.ndarray, got: np.ndarray) -> None:
         self.same += int((wanted == got).sum())
         self.decisions += wanted.size
 
+    def add_label_maps(self, wanted: np.ndarray, got: np.ndarray) -> None:
+        self.add_decisions(wanted, got)
+        self.label_maps.add(wanted, got)
+
+    def add_detections(self, wanted: np.ndarray, got: np.ndarray) -> None:
+        """Rows (image, x1, y1, x2, y2, score, class), each matched with the other side's best."""
+        for mine, other in ((wanted, got), (got, wanted)):
+            for row in mine:
+                rivals = other[(other[:, 0] == row[0]) & (other[:, 6] == row[6])]
+                best = float(_box_iou(row[1:5], rivals[:, 1:5]).max(initial=0.0))
+                self.same += best > 0.5
+                self.decisions += 1
+                self.overlaps.append(best)
+
     def add_overlaps(self, overlaps: np.ndarray) -> None:
         self.overlaps += overlaps.ravel().tolist()
 
     def agreement(self, bound: Tolerance) -> OutputAgreement:
-        relative = self.largest_error / max(self.largest_value, 1e-12)
         top1 = self.same / self.decisions if self.decisions else None
-        iou = float(np.mean(self.overlaps)) if self.overlaps else None
-        if self.label_maps is not None:
-            iou = self.label_maps.mean_iou()
-        passed = (
-            np.isfinite(self.largest_error)
-            and (bound.relative is None or relative <= bound.relative)
-            and self.cosine >= bound.cosine
-            and (top1 is None or top1 >= bound.top1)
-            and (iou is None or iou >= bound.iou)
-        )
+        iou = float(np.mean(self.overlaps)) if self.overlaps else self.label_maps.mean_iou()
+        passed = (top1 is None or top1 >= bound.top1) and (iou is None or iou >= bound.iou)
+        if self.name in _DECIDED:
+            return OutputAgreement(self.name, None, None, None, None, top1, iou, 0, passed)
+        relative = self.largest_error / max(self.largest_value, 1e-12)
+        passed &= np.isfinite(self.largest_error) and self.cosine >= bound.cosine
+        passed &= bound.relative is None or relative <= bound.relative
         return OutputAgreement(
             name=self.name,
             max_abs_error=self.largest_error,
@@ -173,23 +193,28 @@ class _Sums:
 
 
 class _LabelMaps:
-    """Overlap of two label maps, class by class."""
+    """Overlap of two label maps, class by class, over all images."""
 
-    def __init__(self, classes: int) -> None:
-        self.both = np.zeros(classes, np.int64)
-        self.either = np.zeros(classes, np.int64)
+    def __init__(self) -> None:
+        self.both: Counter[int] = Counter()
+        self.wanted: Counter[int] = Counter()
+        self.got: Counter[int] = Counter()
 
     def add(self, wanted: np.ndarray, got: np.ndarray) -> None:
-        count = len(self.both)
-        both = np.bincount(wanted[wanted == got].ravel(), minlength=count)
-        self.both += both
-        self.either += np.bincount(wanted.ravel(), minlength=count)
-        self.either += np.bincount(got.ravel(), minlength=count) - both
+        for counts, labels in (
+            (self.both, wanted[wanted == got]),
+            (self.wanted, wanted),
+            (self.got, got),
+        ):
+            counts.update(dict(enumerate(np.bincount(labels.ravel()).tolist())))
 
-    def mean_iou(self) -> float:
-        """Mean over the classes that either side sees anywhere."""
-        seen = self.either > 0
-        return float((self.both[seen] / self.either[seen]).mean())
+    def mean_iou(self) -> float | None:
+        """Mean over the classes that either side sees anywhere; None without any map."""
+        seen = [k for k in self.wanted | self.got if self.wanted[k] + self.got[k] > 0]
+        if not seen:
+            return None
+        overlaps = [self.both[k] / (self.wanted[k] + self.got[k] - self.both[k]) for k in seen]
+        return float(np.mean(overlaps))
 
 
 def _lowest_cosine(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
 from .errors import ConversionFailed, ExportError
 from .files import atomic_path, digest
-from .onnx_info import first_line, graph_precision, open_session, read_onnx
+from .onnx_info import first_line, graph_inputs, graph_precision, open_session, read_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -102,8 +102,10 @@ def overflowing_nodes(
 ) -> list[str]:
     """Nodes that give or take values too large for half precision on these images."""
     large: set[str] = set()
-    for start in range(0, len(images), batch_size):
-        values = intermediate_values(model, images[start : start + batch_size])
+    batch = graph_inputs(model)[0].shape[0]
+    step = batch if isinstance(batch, int) else batch_size
+    for start in range(0, len(images), step):
+        values = intermediate_values(model, images[start : start + step])
         large |= {name for name, v in values.items() if np.abs(v).max(initial=0.0) > _SAFE}
     nodes = [
         node.name for node in model.graph.node if large & ({*node.input} | {*node.output})

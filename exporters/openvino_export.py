@@ -17,8 +17,8 @@ import numpy as np
 
 from .errors import ConversionFailed, ExportError, MissingPackageError
 from .files import digest, flush, require_writable_folder
-from .onnx_info import first_line, onnx_info
-from .runners import Outputs, Runner
+from .onnx_info import onnx_info
+from .runners import Outputs, Runner, in_batches
 
 if TYPE_CHECKING:
     import openvino
@@ -27,6 +27,7 @@ __all__ = [
     "OpenVinoExport",
     "export_openvino",
     "openvino_intermediates",
+    "openvino_metadata",
     "openvino_runner",
     "require_openvino",
 ]
@@ -110,6 +111,18 @@ def export_openvino(
     )
 
 
+def openvino_metadata(path: str | Path) -> dict[str, str]:
+    """What the ONNX file said of itself, as its IR keeps it."""
+    require_openvino()
+    import openvino
+
+    model = openvino.Core().read_model(str(path))
+    if not model.has_rt_info("hgkd_edge"):
+        return {}
+    entries = model.get_rt_info("hgkd_edge").astype(dict)
+    return {f"hgkd_edge.{key}": entry.astype(str) for key, entry in entries.items()}
+
+
 def openvino_runner(path: str | Path) -> Runner:
     """Run an IR on the CPU, computing in fp32: the file is judged, not a plugin's default.
 
@@ -131,7 +144,8 @@ def openvino_runner(path: str | Path) -> Runner:
             output.any_name: np.array(results[output], np.float32) for output in compiled.outputs
         }
 
-    return run
+    batch = feed.get_partial_shape()[0]
+    return in_batches(run, batch.get_length() if batch.is_static else None)
 
 
 def openvino_intermediates(path: str | Path, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -171,7 +185,6 @@ def _compile(source: str | Path | openvino.Model) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    """OpenVINO begins its messages with the line of its own source; the reason comes last."""
+    """OpenVINO begins its messages with lines of its own source; the reason comes last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return first_line(RuntimeError(told[0] if told else lines[0] if lines else ""))
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """One face for everything that runs a network: images in, named outputs out.
 
 A runner takes f32[B, 3, H, W] and returns `{output name: f32[B, ...]}`. `verify` compares two of
-them and does not care what is behind either.
+them and does not care what is behind either. A network of fixed batch is called again and again.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import ExportError
 from .onnx_info import open_session
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Outputs", "Runner", "onnx_runner", "torch_runner"]
+__all__ = ["Outputs", "Runner", "in_batches", "onnx_runner", "torch_runner"]
 
 _FEED_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
@@ -62,4 +63,29 @@ def onnx_runner(path: str | Path | bytes, *, threads: int | None = None) -> Runn
             name: result.astype(np.float32) for name, result in zip(names, results, strict=True)
         }
 
-    return run
+    return in_batches(run, feed.shape[0])
+
+
+def in_batches(run: Runner, batch: int | str | None) -> Runner:
+    """A runner of any number of images, where the network's own batch is fixed.
+
+    Args:
+        run: Takes exactly `batch` images.
+        batch: A number; anything else is a free axis.
+
+    Raises (when run):
+        ExportError: The number of images is no multiple of the batch.
+    """
+    if not isinstance(batch, int):
+        return run
+
+    def run_parts(images: np.ndarray) -> Outputs:
+        if len(images) % batch:
+            raise ExportError(
+                f"the network takes batches of {batch} only, not {len(images)} images",
+                hint="export it with a dynamic batch",
+            )
+        parts = [run(images[start : start + batch]) for start in range(0, len(images), batch)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return run_parts

@@ -79,12 +79,12 @@ def rank_layers(
     if len(images) == 0:
         raise ExportError("no images to rank layers with", hint="give a few real images")
     model = read_onnx(onnx_path)
-    wanted = _run(onnx_runner(onnx_path), images, model)
+    wanted = _run(onnx_runner(onnx_path), images)
     nodes = quantizable_nodes(model)
     found = []
     for done, node in enumerate(nodes, start=1):
         graph = quantized_graph(model, calibration, flavour=flavour, only=[node])
-        got = _run(onnx_runner(graph.SerializeToString()), images, model)
+        got = _run(onnx_runner(graph.SerializeToString()), images)
         found.append(LayerDamage(node, module_of(node), _damage(wanted, got)))
         progress(done, len(nodes))
     return sorted(found, key=lambda layer: -layer.damage)
@@ -160,10 +160,8 @@ def _fewest(drop_with: Callable[[int], float], *, most: int, bound: float) -> in
     return held
 
 
-def _run(runner: Runner, images: np.ndarray, model: Any) -> list[Outputs]:
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
-    step = batch.dim_value or 8
-    return [runner(images[start : start + step]) for start in range(0, len(images), step)]
+def _run(runner: Runner, images: np.ndarray) -> list[Outputs]:
+    return [runner(images[start : start + 8]) for start in range(0, len(images), 8)]
 
 
 def _damage(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> float:

@@ -13,7 +13,6 @@ import numpy as np
 
 from ._trt_compat import Flavour, choose, gpu_name, select_for_polygraphy
 from .errors import ConversionFailed, ExportError
-from .onnx_info import onnx_info
 from .runners import Outputs, Runner, onnx_runner
 from .sidecar import Sidecar, read_sidecar, require_own_engine
 from .verify import TOLERANCES, Verification, require, verify
@@ -95,13 +94,11 @@ def verify_engine(
     sidecar, here = read_sidecar(path), gpu_name()
     if here is None or not (sidecar.gpu or any(f"SM {t})" in here for t in sidecar.targets)):
         return None
-    batch = onnx_info(onnx_path).inputs[0].shape[0]
     verification = verify(
         onnx_runner(onnx_path),
         engine_runner(path, onnx_path=onnx_path),
         images,
         precision=sidecar.precision,
-        batch_size=batch if isinstance(batch, int) else 16,
         # TF32 and fused kernels round otherwise than a CPU does, in an fp32 engine as well.
         tolerance=TOLERANCES["fp16"] if sidecar.precision == "fp32" else None,
     )

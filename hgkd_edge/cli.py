@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
+from hgkd_edge.export_command import make_export_command
 from hgkd_edge.processes import is_main, on_main, rank
 
 if TYPE_CHECKING:
@@ -192,26 +193,6 @@ def predict(
 
 
 @app.command()
-def export(
-    run: RunArgument = None,
-    onnx: Annotated[
-        bool, typer.Option("--onnx", help="ONNX, verified on real photos (always made).")
-    ] = True,
-    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")] = False,
-    fixed_batch: Annotated[bool, typer.Option(help="Fix the batch to 1.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Export the backbone to ONNX (and TensorRT), proven against PyTorch on real photos.
-
-    Example: hgkd-edge export runs/demo --onnx --trt
-    """
-    from hgkd_edge.export import export_run
-
-    result = export_run(_run(run), trt=trt, dynamic_batch=not fixed_batch)
-    _show(result, as_json, lambda: _export_lines(result))
-
-
-@app.command()
 def demo(
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/demo.")] = None,
     overrides: Overrides = None,
@@ -302,6 +283,20 @@ def recipes_validate(
     _show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
 
 
+def _show(result: Any, as_json: bool, lines: Any) -> None:
+    """The result on stdout: as JSON, or as lines and tables."""
+    if not is_main():
+        return
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    out = Console(highlight=False)
+    for line in lines():
+        out.print(line, soft_wrap=isinstance(line, str))
+
+
 def _load_for_bench(run: Path) -> Any:
     """A run's dense backbone as a PyTorch module; bench itself knows nothing of models."""
     from hgkd_edge.models.backbone import load_embedding_net
@@ -310,6 +305,7 @@ def _load_for_bench(run: Path) -> Any:
     return load_embedding_net(RunDir.resolve(run).backbone_file)
 
 
+app.command("export")(make_export_command(_show))
 app.command("bench")(make_bench_command(_load_for_bench))
 app.command("devices")(devices_command)
 
@@ -364,20 +360,6 @@ def _run(path: Path | None) -> RunDir:
     return RunDir.resolve(path)
 
 
-def _show(result: Any, as_json: bool, lines: Any) -> None:
-    """The result on stdout: as JSON, or as lines and tables."""
-    if not is_main():
-        return
-    if as_json:
-        typer.echo(json.dumps(result, indent=2, default=str))
-        return
-    from rich.console import Console
-
-    out = Console(highlight=False)
-    for line in lines():
-        out.print(line, soft_wrap=isinstance(line, str))
-
-
 def _distilled_lines(result: dict[str, Any]) -> list[str]:
     held_out = result["held_out"]
     run = result["run"]
@@ -397,15 +379,6 @@ def _finetuned_lines(result: dict[str, Any]) -> list[Any]:
     if "scores" in result:
         lines.insert(0, task_table(result))
     return [*lines, "next: hgkd-edge export --onnx --trt, hgkd-edge predict, hgkd-edge bench"]
-
-
-def _export_lines(result: dict[str, Any]) -> list[str]:
-    from hgkd_edge.tables import verification_line
-
-    lines = [f"onnx: {result['onnx']['path']}", verification_line(result["verification"])]
-    if engine := result.get("engine"):
-        lines.append(f"engine: {engine['path']} ({engine['backend']} {engine['version']})")
-    return lines
 
 
 def _grid_lines(result: dict[str, Any]) -> list[str]:

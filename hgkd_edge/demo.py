@@ -16,6 +16,7 @@ from hgkd_edge.console import console
 from hgkd_edge.distill import distill
 from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.export import export_run, verification_images
+from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.models.backbone import load_features
 from hgkd_edge.recipe import find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir, write_json
@@ -40,7 +41,7 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
     console.rule("3 of 4: export, and prove that the numbers still agree")
     result["sparse_to_dense"] = sparse_to_dense_error(run)
     flavours = available()
-    result["export"] = export_run(run, trt=bool(flavours))
+    result["export"] = export_run(run, ExportOptions(trt=bool(flavours)))
     if not flavours:
         result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
     console.rule("4 of 4: measure on this CPU")

@@ -1,100 +1,337 @@
-"""Export a run: dense backbone -> verified ONNX -> TensorRT engine. The work is `exporters`'."""
+"""Export a run: weights -> verified ONNX -> fp16, INT8 -> OpenVINO, TensorRT. `exporters` does it.
+
+Everything is made from the fp32 ONNX file, which is made from the weights; each file is compared
+with the one it was made from on photos that no network has seen, before its name is final.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from exporters import trt_build, verify
+from exporters import ExportError, quantize, sensitivity, trt_build, verify
+from exporters.bake import Preprocessing, bake
+from exporters.calibrate import Calibration, calibrate
+from exporters.fp16 import convert_fp16
+from exporters.onnx_info import read_onnx
+from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
+from exporters.runners import Outputs, onnx_runner
+from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.augment import center_view, normalize
-from hgkd_edge.data.sources import held_out_split, open_splits
-from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, load_embedding_net
-from hgkd_edge.rundir import RunDir, file_sha256, write_json
+from hgkd_edge.data.sources import canvas_size
+from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
+from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.rundir import RunDir, cache_dir, file_sha256, write_json
 
-__all__ = ["export_run"]
+__all__ = ["export_run", "verification_images"]
 
 VERIFICATION_PHOTOS = 64
+CALIBRATION_PHOTOS = 512
+RANKING_PHOTOS = 32
+POSTPROCESSING = {"classify": "softmax", "segment": "argmax", "detect": "nms"}
 
 
-def export_run(run: RunDir, *, trt: bool = False, dynamic_batch: bool = True) -> dict[str, Any]:
-    """Export a run's backbone to ONNX, prove it on held-out photos, and build an engine of it.
+def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, Any]:
+    """Export a run's model, prove every file on held-out photos, and record what was made.
 
     Args:
-        run: Its `backbone.safetensors` is exported.
-        trt: Also build an engine with TensorRT or TensorRT-RTX, whichever is installed.
-        dynamic_batch: Leave the batch axis free.
+        run: Its `model.safetensors` is exported, or `backbone.safetensors` where there is none.
+        options: What to make; by default the fp32 ONNX alone.
 
     Returns:
-        Also written to the run's `export.json`.
+        `files` lists every file with its verification; `onnx` and `verification` are the fp32
+        file's. Also written to the run's `export.json`, after every file.
 
     Raises:
-        RunError: The run has no backbone yet.
-        ExportError: A conversion or its verification failed, or TensorRT is not installed; the
-            ONNX file and `export.json` are there all the same when only TensorRT is at fault.
+        RunError: The run has no weights yet.
+        DataError: Its photos, or those to calibrate on, cannot be read.
+        ExportError: Options that cannot work, a conversion or its verification failed, or a
+            runtime is not installed; what was made before is there all the same.
     """
-    run.require(
-        run.backbone_file, mend=f"hgkd-edge distill {run.recipe_file} --run {run.path} --resume"
-    )
-    network = load_embedding_net(run.backbone_file)
-    images = verification_images(run, network.spec)
-    path = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
-    exported, verification = verify.export_and_verify(
-        network,
-        path,
-        images,
-        dynamic_batch=dynamic_batch,
-        output_names=["embedding"],
-        metadata=_metadata(run, network),
-    )
-    run.add_artefact(path, made_from=[run.backbone_file])
-    result: dict[str, Any] = {"onnx": exported.to_dict(), "verification": verification.to_dict()}
-    write_json(run.path / "export.json", result)
-    if trt:
-        result["engine"] = _build_engine(run, path)
-        write_json(run.path / "export.json", result)
-    return result
+    options = options or ExportOptions()
+    options.check()
+    subject = load_exportable(run, backbone=options.backbone)
+    if options.bake_postprocessing and subject.task not in POSTPROCESSING:
+        raise ExportError(
+            "--bake-postprocessing: a bare backbone gives an embedding, nothing to process",
+            hint="fine-tune the run first, or leave it out",
+        )
+    work = _Work(run, options, subject)
+    work.make_fp32()
+    if options.precision == "fp16":
+        work.make_fp16()
+    elif options.precision == "int8":
+        work.make_int8()
+    work.bake_all()
+    if options.openvino:
+        work.make_openvino()
+    if options.trt:
+        work.make_engine()
+    return work.result
 
 
 def verification_images(run: RunDir, spec: BackboneSpec) -> np.ndarray:
-    """Held-out photos as the network sees them, float32 [N, 3, H, W]; training ones if none."""
-    splits = open_splits(run.recipe().data)
-    source = splits[held_out_split(splits) or "train"]
-    count = min(VERIFICATION_PHOTOS, len(source))
-    spread = torch.linspace(0, len(source) - 1, count).long()  # photos lie sorted by class
-    view = center_view(source.images[spread], size=spec.size)
-    return normalize(view, spec.mean, spec.std).numpy()
+    """Photos as a run's backbone sees them, float32 [N, 3, H, W]; held-out ones if there are."""
+    subject = load_exportable(run, backbone=True)
+    return subject.images(subject.unseen, VERIFICATION_PHOTOS)
 
 
-def _metadata(run: RunDir, network: EmbeddingNet) -> dict[str, str]:
-    """What the ONNX file itself says of its input and origin; values are JSON."""
-    spec, data = network.spec, run.manifest().get("data", {})
+@dataclass
+class _Work:
+    """One export on its way: what is asked for, what has been made."""
+
+    run: RunDir
+    options: ExportOptions
+    subject: Exportable
+    result: dict[str, Any] = field(default_factory=dict)
+    fp32: Path = Path()
+    wanted: dict[str, Path] = field(
+        default_factory=dict
+    )  # of this precision, by INT8 flavour or ""
+    baked: dict[Path, Path] = field(default_factory=dict)  # plain -> with processing inside
+
+    def __post_init__(self) -> None:
+        subject, options = self.subject, self.options
+        self.images = subject.images(subject.unseen, VERIFICATION_PHOTOS)
+        self.result = {
+            "run": str(self.run.path),
+            "task": subject.task,
+            "weights": subject.weights.name,
+            "precision": options.precision,
+            "options": options.to_dict(),
+            "verified_on": {"split": subject.unseen, "photos": len(self.images)},
+            "files": [],
+        }
+
+    def make_fp32(self) -> None:
+        options, subject = self.options, self.subject
+        self.fp32 = self._path("fp32.onnx")
+        exported, verification = verify.export_and_verify(
+            subject.network,
+            self.fp32,
+            self.images,
+            dynamic_batch=options.dynamic_batch,
+            dynamic_size=options.dynamic_size,
+            output_names=subject.output_names,
+            metadata=_metadata(self.run, subject),
+        )
+        self.wanted = {"": self.fp32}
+        self.result |= {"onnx": exported.to_dict(), "verification": verification.to_dict()}
+        self._record("onnx", "fp32", exported.to_dict(), subject.weights, verification)
+
+    def make_fp16(self) -> None:
+        path = self._path("fp16.onnx")
+        half = convert_fp16(self.fp32, path, images=self.images)
+        self.wanted = {"": path}
+        self._record("onnx", "fp16", half.to_dict(), self.fp32, self._prove(path, "fp16"))
+
+    def make_int8(self) -> None:
+        calibration = self._calibrate()
+        flavours = self.options.made_flavours()
+        self.wanted = {}
+        for flavour in flavours:
+            path = self._path(f"int8-{flavour}.onnx")
+            bounded = self._quantise(path, calibration, flavour)
+            verification = self._prove(path, "int8")
+            self.wanted[flavour] = path
+            self._record("onnx", "int8", bounded, self.fp32, verification)
+
+    def bake_all(self) -> None:
+        """Write processing into the files that are going to be deployed."""
+        if not (self.options.bake_preprocessing or self.options.bake_postprocessing):
+            return
+        plain = [*self.wanted.values()]
+        if self.options.openvino and self.options.precision == "fp16":
+            plain.append(self.fp32)  # OpenVINO halves the weights itself
+        for path in plain:
+            self.baked[path] = self._bake(path)
+
+    def make_openvino(self) -> None:
+        require_openvino()
+        precision = self.options.precision
+        plain = self.wanted["cpu"] if precision == "int8" else self.fp32
+        source = self.baked.get(plain, plain)
+        path = self._path("int8.xml" if precision == "int8" else f"{precision}.xml")
+        written = export_openvino(source, path, half_weights=precision == "fp16")
+        images = self.images
+        if self.options.bake_preprocessing:
+            images = self.subject.frames(VERIFICATION_PHOTOS, self.options.frame)
+        verification = verify.verify(
+            onnx_runner(source), openvino_runner(path), images, precision=precision
+        )
+        verify.require(verification, path, reference=source, images=images)
+        self.run.add_artefact(written.weights, made_from=[source])
+        self._record("openvino", precision, written.to_dict(), source, verification)
+
+    def make_engine(self) -> None:
+        options = self.options
+        plain = self.wanted["tensorrt" if options.precision == "int8" else ""]
+        source = self.baked.get(plain, plain)
+        # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
+        with track_steps("building the engine", total=1) as show:
+            build = trt_build.build_engine(
+                source,
+                source.with_suffix(".plan"),
+                opt_batch=options.opt_batch or 1,
+                max_batch=options.max_batch or max(16, options.opt_batch or 1),
+                workspace_mib=options.workspace_mib,
+                cache_dir=cache_dir() / "timing",
+                compute_capabilities=options.targets,
+                dla=options.dla,
+                progress=lambda phase, step, steps: show(0, f"{phase} {step}/{steps}"),
+            )
+            show(1, "")
+        images = self.images
+        if options.bake_preprocessing:
+            images = self.subject.frames(VERIFICATION_PHOTOS, options.frame)
+        verification = verify_engine(source, build.path, images)
+        self.result["engine"] = build.to_dict()
+        self._record("engine", options.precision, build.to_dict(), source, verification)
+
+    def _calibrate(self) -> Calibration:
+        options, subject = self.options, self.subject
+        count, method = options.calibration or CALIBRATION_PHOTOS, options.calibration_method
+        if options.calibration_data is not None:
+            images = photos_in(options.calibration_data, subject, count)
+        else:
+            images = subject.images("train", count)
+        with track_steps("calibrating", total=len(images)) as show:
+            calibration = calibrate(
+                read_onnx(self.fp32),
+                images,
+                method=method or "minmax",
+                progress=lambda done, total: show(done, "photos"),
+            )
+        self.result["calibration"] = {
+            "method": calibration.method,
+            "photos": calibration.images,
+            "from": str(options.calibration_data or "train"),
+        }
+        return calibration
+
+    def _quantise(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
+        """Quantise; with `max_drop` or `sensitivity`, look at the layers one by one first."""
+        options = self.options
+        if options.max_drop is None and not options.sensitivity:
+            return self._plain_int8(path, calibration, flavour)
+        ranking = self._rank(calibration, flavour)
+        if options.max_drop is None:
+            return self._plain_int8(path, calibration, flavour)
+        bounded = sensitivity.quantize_within(
+            self.fp32,
+            path,
+            calibration=calibration,
+            ranking=ranking,
+            score=self.subject.score,
+            max_drop=options.max_drop,
+            flavour=flavour,
+            progress=lambda kept, drop: console.print(
+                f"INT8 ({flavour}): {kept} layers in float lose {drop:.2f} points"
+            ),
+        )
+        return {
+            **bounded.exported.to_dict(),
+            "accuracy": {**bounded.to_dict(), "metric": self.subject.metric},
+        }
+
+    def _plain_int8(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
+        return quantize.quantize_int8(
+            self.fp32, path, calibration=calibration, flavour=flavour
+        ).to_dict()
+
+    def _rank(self, calibration: Calibration, flavour: str) -> list[sensitivity.LayerDamage]:
+        layers = len(quantize.quantizable_nodes(read_onnx(self.fp32)))
+        with track_steps(f"ranking layers ({flavour})", total=layers) as show:
+            ranking = sensitivity.rank_layers(
+                self.fp32,
+                calibration,
+                self.subject.images("train", RANKING_PHOTOS),
+                flavour=flavour,
+                progress=lambda done, total: show(done, "layers"),
+            )
+        self.result.setdefault("sensitivity", {})[flavour] = [
+            {"module": layer.module, "damage": layer.damage} for layer in ranking
+        ]
+        return ranking
+
+    def _bake(self, plain: Path) -> Path:
+        """A copy with processing inside; the resizing is held against our own."""
+        options, subject = self.options, self.subject
+        path = plain.with_name(f"{plain.stem}.baked.onnx")
+        verification, preprocessing = None, None
+        if options.bake_preprocessing:
+            boxed = subject.geometry == "letterbox"
+            preprocessing = Preprocessing(
+                mean=subject.spec.mean,
+                std=subject.spec.std,
+                canvas=subject.spec.size if boxed else canvas_size(subject.spec.size),
+                geometry=subject.geometry,
+                frame=options.frame,
+            )
+            bake(plain, path, preprocessing=preprocessing)
+            verification = self._prove_preprocessing(plain, path)
+        post = POSTPROCESSING.get(subject.task) if options.bake_postprocessing else None
+        written = bake(plain, path, preprocessing=preprocessing, postprocessing=post)
+        precision = "fp32" if plain == self.fp32 else options.precision
+        self._record("onnx", precision, written.to_dict(), plain, verification)
+        return path
+
+    def _prove_preprocessing(self, plain: Path, baked: Path) -> verify.Verification:
+        network = onnx_runner(plain)
+
+        def outside(frames: np.ndarray) -> Outputs:
+            return network(self.subject.prepared(frames.astype(np.uint8)))
+
+        frames = self.subject.frames(VERIFICATION_PHOTOS, self.options.frame)
+        # Resized pixels differ by up to two grey levels, as if they were quantised.
+        verification = verify.verify(outside, onnx_runner(baked), frames, precision="int8")
+        verify.require(verification, baked)
+        return verification
+
+    def _prove(self, path: Path, precision: str) -> verify.Verification:
+        verification = verify.verify_onnx(self.fp32, path, self.images, precision=precision)
+        verify.require(verification, path, reference=self.fp32, images=self.images)
+        return verification
+
+    def _path(self, ending: str) -> Path:
+        both = self.options.backbone and self.run.model_file.is_file()
+        name = self.run.path.resolve().name + (".backbone" if both else "")
+        return self.run.export_dir / f"{name}.{ending}"
+
+    def _record(
+        self,
+        kind: str,
+        precision: str,
+        entry: dict[str, Any],
+        source: Path,
+        verification: verify.Verification | None,
+    ) -> None:
+        """Enter a file into export.json and the manifest."""
+        proof = None if verification is None else verification.to_dict()
+        about = {"kind": kind, "precision": precision, "made_from": source.name}
+        self.result["files"].append({**about, **entry, "verification": proof})
+        self.run.add_artefact(Path(entry["path"]), made_from=[source])
+        write_json(self.run.path / "export.json", self.result)
+
+
+def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
+    """What the ONNX file itself says of its task, input and origin; values are JSON."""
+    spec = subject.spec
     entries = {
+        "task": subject.task,
         "model": spec.name,
         "input_size": [3, *spec.size],
         "mean": spec.mean,
         "std": spec.std,
-        "classes": data.get("train", {}).get("classes", []),
-        "backbone_sha256": file_sha256(run.backbone_file),
-        "run": run.path.name,
+        "classes": subject.classes,
+        "weights_sha256": file_sha256(subject.weights),
+        "run": run.path.resolve().name,
     }
+    if subject.task == EMBED:
+        entries["backbone_sha256"] = entries["weights_sha256"]
     return {f"hgkd_edge.{key}": json.dumps(value) for key, value in entries.items()}
-
-
-def _build_engine(run: RunDir, onnx_path: Path) -> dict[str, Any]:
-    engine_path = onnx_path.with_suffix(".plan")
-    # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
-    with track_steps("building the engine", total=1) as show:
-        build = trt_build.build_engine(
-            onnx_path,
-            engine_path,
-            progress=lambda phase, step, steps: show(0, f"{phase} {step}/{steps}"),
-        )
-        show(1, "")
-    console.print(f"engine: {build.backend} {build.version}, {build.device}")
-    run.add_artefact(engine_path, made_from=[onnx_path])
-    return build.to_dict()

@@ -1,0 +1,175 @@
+"""What one call of `hgkd-edge export` asks for. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exporters import ExportError
+
+__all__ = ["PRECISIONS", "ExportOptions", "parse_frame"]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+FLAVOURS = ("tensorrt", "cpu")
+METHODS = ("minmax", "entropy", "percentile")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Everything that decides what is made. None leaves a choice to the default beside it.
+
+    Args:
+        precision: fp32, fp16 or int8. The fp32 ONNX is always made: all others come from it.
+        trt: Also build an engine with TensorRT or TensorRT-RTX, whichever is installed.
+        openvino: Also write an OpenVINO IR.
+        backbone: Export the bare backbone although the run has a fine-tuned model.
+        dynamic_batch: Leave the batch axis free.
+        dynamic_size: Leave height and width free.
+        calibration: INT8: number of calibration images (512).
+        calibration_data: INT8: folder of photos to calibrate on, instead of the run's own.
+        calibration_method: INT8: minmax (the default), entropy or percentile.
+        flavours: INT8: tensorrt, cpu or (the default) both.
+        sensitivity: INT8: rank the layers by the damage each does.
+        max_drop: INT8: keep the worst layers in float until held-out photos lose at most this many
+            points.
+        opt_batch: TensorRT: batch that the engine is tuned for (1).
+        max_batch: TensorRT: largest batch (16).
+        workspace_mib: TensorRT: scratch memory in MiB.
+        targets: TensorRT-RTX: compute capabilities, such as 8.6.
+        dla: TensorRT on a Jetson: DLA core, with the GPU for what it cannot run.
+        bake_preprocessing: Take uint8 frames [B, H, W, 3] and resize and normalise inside.
+        frame: Height and width of those frames; None leaves them free.
+        bake_postprocessing: Give probabilities, class maps or boxes after suppression.
+    """
+
+    precision: str = "fp32"
+    trt: bool = False
+    openvino: bool = False
+    backbone: bool = False
+    dynamic_batch: bool = True
+    dynamic_size: bool = False
+    calibration: int | None = None
+    calibration_data: Path | None = None
+    calibration_method: str | None = None
+    flavours: tuple[str, ...] = ()
+    sensitivity: bool = False
+    max_drop: float | None = None
+    opt_batch: int | None = None
+    max_batch: int | None = None
+    workspace_mib: int | None = None
+    targets: tuple[str, ...] = ()
+    dla: int | None = None
+    bake_preprocessing: bool = False
+    frame: tuple[int, int] | None = None
+    bake_postprocessing: bool = False
+
+    def check(self) -> None:
+        """Refuse values and combinations that cannot work, before anything is made.
+
+        Raises:
+            ExportError: Names the options.
+        """
+        self._check_values()
+        self._check_int8()
+        self._check_trt()
+        if self.frame is not None and not self.bake_preprocessing:
+            raise ExportError(
+                "--frame is the size of the frames that --bake-preprocessing takes",
+                hint="add --bake-preprocessing, or leave --frame out",
+            )
+        if self.bake_preprocessing and self.dynamic_size:
+            raise ExportError(
+                "--bake-preprocessing resizes to one size, --dynamic-size leaves it free",
+                hint="leave one of them out",
+            )
+
+    def made_flavours(self) -> tuple[str, ...]:
+        """The INT8 flavours to make."""
+        return tuple(dict.fromkeys(self.flavours)) or FLAVOURS
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for beyond the defaults, for the record."""
+        default = asdict(ExportOptions())
+        return {key: value for key, value in asdict(self).items() if value != default[key]}
+
+    def _check_values(self) -> None:
+        _one_of("--precision", self.precision, PRECISIONS)
+        for flavour in self.flavours:
+            _one_of("--flavour", flavour, FLAVOURS)
+        if self.calibration_method is not None:
+            _one_of("--calib-method", self.calibration_method, METHODS)
+        for option, value in (
+            ("--calib", self.calibration),
+            ("--opt-batch", self.opt_batch),
+            ("--max-batch", self.max_batch),
+            ("--workspace", self.workspace_mib),
+        ):
+            if value is not None and value < 1:
+                raise ExportError(f"{option} {value} is too small", hint="1 or more")
+        if self.max_drop is not None and self.max_drop < 0:
+            raise ExportError(f"--max-drop {self.max_drop:g} is negative", hint="points, 0 or more")
+
+    def _check_int8(self) -> None:
+        asked = {
+            "--calib": self.calibration,
+            "--calib-data": self.calibration_data,
+            "--calib-method": self.calibration_method,
+            "--flavour": self.flavours,
+            "--sensitivity": self.sensitivity,
+            "--max-drop": self.max_drop,
+        }
+        _needs(asked, self.precision == "int8", "--precision int8")
+        for target, wanted, flavour in (
+            ("--trt", self.trt, "tensorrt"),
+            ("--openvino", self.openvino, "cpu"),
+        ):
+            if self.precision == "int8" and wanted and flavour not in self.made_flavours():
+                raise ExportError(
+                    f"{target} with --precision int8 is made from the flavour '{flavour}'",
+                    hint=f"add --flavour {flavour}, or leave --flavour out for both",
+                )
+
+    def _check_trt(self) -> None:
+        asked = {
+            "--opt-batch": self.opt_batch,
+            "--max-batch": self.max_batch,
+            "--workspace": self.workspace_mib,
+            "--target-cc": self.targets,
+            "--dla": self.dla,
+        }
+        _needs(asked, self.trt, "--trt")
+        if not self.trt:
+            return
+        if self.dynamic_size:
+            raise ExportError(
+                "--trt needs a fixed image size, --dynamic-size leaves it free",
+                hint="leave one of them out",
+            )
+        if self.bake_preprocessing and self.frame is None:
+            raise ExportError(
+                "--trt with --bake-preprocessing needs the size of the frames",
+                hint="add --frame HEIGHTxWIDTH, such as --frame 480x640",
+            )
+        if self.dla is not None and self.precision == "fp32":
+            raise ExportError("--dla runs fp16 or int8 only", hint="add --precision fp16")
+
+
+def parse_frame(text: str) -> tuple[int, int]:
+    """`480x640` -> (480, 640), height before width."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise ExportError(f"--frame {text}: not HEIGHTxWIDTH", hint="such as --frame 480x640")
+    return int(sides[0]), int(sides[1])
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ExportError(f"{option} '{value}' is not known", hint=f"one of {', '.join(known)}")
+
+
+def _needs(asked: dict[str, Any], there: bool, wanted: str) -> None:
+    """Refuse options that mean nothing without another."""
+    given = [option for option, value in asked.items() if value not in (None, (), False)]
+    if given and not there:
+        raise ExportError(f"{', '.join(given)}: only with {wanted}", hint=f"add {wanted}")

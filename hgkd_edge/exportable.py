@@ -1,0 +1,237 @@
+"""What of a run is exported: its network, what the network is, and photos to prove it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from exporters import ExportError
+from exporters.runners import Runner, torch_runner
+from exporters.sensitivity import Score
+from hgkd_edge.data.augment import center_view, normalize
+from hgkd_edge.data.photos import IMAGE_SUFFIXES
+from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.errors import DataError
+from hgkd_edge.finetune import TASKS, answers, load_model
+from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
+from hgkd_edge.probe import knn_top1
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.tasks.answers import GEOMETRY, Geometry, load_photo, prepare
+from hgkd_edge.tasks.config import resume
+
+__all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
+
+EMBED = "embed"  # the task of a bare backbone
+_SCORED = 1000  # held-out photos at most
+_GALLERY = 1000  # training photos that k-NN looks its answers up in
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A network and all that its files should say of it.
+
+    Attributes:
+        network: Normalised images f[B, 3, H, W] -> one tensor for each of `output_names`.
+        weights: The file it was loaded from.
+        task: `classify`, `segment`, `detect`, or `embed` for a bare backbone.
+        classes: Class names in the order of the outputs; those of the photos for a backbone.
+        spec: Architecture, image size, normalisation.
+        output_names: Names of its outputs.
+        splits: Photos by split.
+        view: Canvases uint8 [B, 3, H_c, W_c] -> what the network sees, f[B, 3, H, W].
+        score: Points (0 to 100) of a runner on held-out photos.
+        metric: What those points are.
+    """
+
+    network: nn.Module
+    weights: Path
+    task: str
+    classes: tuple[str, ...]
+    spec: BackboneSpec
+    output_names: tuple[str, ...]
+    splits: dict[str, ImageSource]
+    view: Callable[[Tensor], Tensor]
+    score: Score
+    metric: str
+
+    @property
+    def geometry(self) -> Geometry:
+        """How a photo comes to the network's size."""
+        return GEOMETRY.get(self.task, "cover")
+
+    def canvases(self, split: str, count: int) -> Tensor:
+        """At most `count` photos, spread over a split (they lie sorted by class), uint8."""
+        source = self.splits[split]
+        return source.images[torch.linspace(0, len(source) - 1, min(count, len(source))).long()]
+
+    def images(self, split: str, count: int) -> np.ndarray:
+        """The same photos as the network sees them, float32 [n, 3, H, W]."""
+        parts = [self.view(part).numpy() for part in self.canvases(split, count).split(64)]
+        return np.concatenate(parts)
+
+    def frames(self, count: int, size: tuple[int, int] | None) -> np.ndarray:
+        """Photos as a camera would give them, uint8 [n, H, W, 3]; of no special size by default."""
+        canvases = self.canvases(self.unseen, count).permute(0, 2, 3, 1).numpy()
+        size = size or (canvases.shape[1] * 5 // 4, canvases.shape[2] * 5 // 3)
+        photos = [Image.fromarray(np.ascontiguousarray(canvas)) for canvas in canvases]
+        return np.stack([np.asarray(photo.resize(size[::-1])) for photo in photos])
+
+    def prepared(self, frames: np.ndarray) -> np.ndarray:
+        """Frames as our own preprocessing makes them, float32 [n, 3, H, W]."""
+        spec = self.spec
+        return np.concatenate(
+            [
+                prepare(
+                    Image.fromarray(frame),
+                    size=spec.size,
+                    mean=spec.mean,
+                    std=spec.std,
+                    geometry=self.geometry,
+                )[0]
+                for frame in frames
+            ]
+        )
+
+    @property
+    def unseen(self) -> str:
+        """The split that verification looks at: held out, or `train` where nothing is."""
+        return held_out_split(self.splits) or "train"
+
+
+def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:
+    """A run's fine-tuned model, or its dense backbone where there is none (or `backbone` says so).
+
+    Raises:
+        RunError: The run has no weights yet.
+        DataError: The photos it was trained on cannot be read.
+    """
+    if run.model_file.is_file() and not backbone:
+        return _fine_tuned(run)
+    return _bare(run)
+
+
+def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
+    """Photos of a folder as the network sees them, float32 [n, 3, H, W].
+
+    Raises:
+        DataError: The folder is missing or holds no photos, or one cannot be read.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        what = "holds no image files" if folder.is_dir() else "is not a folder"
+        raise DataError(f"calibration folder '{folder}' {what}", hint="name a folder of photos")
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    spec = subject.spec
+    return np.concatenate(
+        [
+            prepare(
+                load_photo(file),
+                size=spec.size,
+                mean=spec.mean,
+                std=spec.std,
+                geometry=subject.geometry,
+            )[0]
+            for file in chosen
+        ]
+    )
+
+
+def _fine_tuned(run: RunDir) -> Exportable:
+    network, card = load_model(run.model_file)
+    task = TASKS[card.task]
+    splits = task.open_splits(resume(run))
+
+    def score(runner: Runner) -> float:
+        judged = task.judge(answers(runner, task, card, _held_out(splits)), card)
+        return 100 * float(judged[task.metric])
+
+    return Exportable(
+        network=network,
+        weights=run.model_file,
+        task=card.task,
+        classes=card.classes,
+        spec=card.backbone,
+        output_names=tuple(task.output_names),
+        splits=splits,
+        view=lambda canvases: task.view(canvases, card),
+        score=score,
+        metric=task.metric,
+    )
+
+
+def _bare(run: RunDir) -> Exportable:
+    mend = f"hgkd-edge distill {run.recipe_file} --run {run.path} --resume"
+    network = load_embedding_net(run.require(run.backbone_file, mend=mend))
+    spec, splits = network.spec, open_splits(run.recipe().data)
+    labelled = all(source.labelled for source in splits.values() if len(source))
+
+    def view(canvases: Tensor) -> Tensor:
+        return normalize(center_view(canvases, size=spec.size), spec.mean, spec.std)
+
+    def score(runner: Runner) -> float:
+        test = _held_out(splits)
+        if labelled:
+            return 100 * _knn(runner, view, splits["train"], test)
+        return 100 * _likeness(runner, torch_runner(network, ["embedding"]), view, test)
+
+    return Exportable(
+        network=network,
+        weights=run.backbone_file,
+        task=EMBED,
+        classes=tuple(splits["train"].classes),
+        spec=spec,
+        output_names=("embedding",),
+        splits=splits,
+        view=view,
+        score=score,
+        metric="k-NN top-1" if labelled else "mean cosine with the float network",
+    )
+
+
+def _knn(
+    runner: Runner, view: Callable[[Tensor], Tensor], train: ImageSource, test: ImageSource
+) -> float:
+    """k-NN top-1 in [0, 1]; the gallery goes through the same network, as it would in use."""
+    gallery = train.subset(_spread(len(train), _GALLERY))
+    return knn_top1(
+        _embed(runner, view, gallery),
+        gallery.labels,
+        _embed(runner, view, test),
+        test.labels,
+        classes=len(train.classes),
+    )
+
+
+def _likeness(
+    runner: Runner, reference: Runner, view: Callable[[Tensor], Tensor], test: ImageSource
+) -> float:
+    """Mean cosine of two networks' embeddings, each photo's with its own."""
+    wanted, got = _embed(reference, view, test), _embed(runner, view, test)
+    return nn.functional.cosine_similarity(wanted, got).mean().item()
+
+
+def _embed(runner: Runner, view: Callable[[Tensor], Tensor], source: ImageSource) -> Tensor:
+    parts = [runner(view(images).numpy())["embedding"] for images in source.images.split(64)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
+    name = held_out_split(splits)
+    if name is None:
+        raise ExportError(
+            "--max-drop needs photos that were held out, and this run has none",
+            hint="distil with data.holdout > 0, or keep photos in a test/ folder",
+        )
+    source = splits[name]
+    return source.subset(_spread(len(source), _SCORED))
+
+
+def _spread(available: int, count: int) -> Tensor:
+    """At most `count` indices, evenly over all."""
+    return torch.linspace(0, available - 1, min(count, available)).long()
