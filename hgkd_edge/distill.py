@@ -36,6 +36,8 @@ from hgkd_edge.sparse import densify
 
 __all__ = ["Distilling", "distill", "held_out_cosine"]
 
+SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
+
 
 class Distilling:
     """Task: predict the teacher's tokens; K masks of an image share one teacher pass."""
@@ -155,13 +157,13 @@ def held_out_cosine(
     model.eval()
     device = next(model.parameters()).device
     sums, count = torch.zeros((), device=device), 0
-    for images in splits["train"].images.split(256):
+    for images in _sample(splits["train"]):
         targets = teacher(center_view(images.to(device), size=recipe.data.size))  # [B, N, D]
         sums, count = sums + targets.sum(dim=0), count + len(images)
     mean_token = sums / count  # [N, D]
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
     ours, trivial = [], []
-    for images in splits[held_out].images.split(256):
+    for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
         targets = teacher(view)
         visible = draw_visible(draws, len(view), parts, recipe.mask.ratio)
@@ -174,8 +176,16 @@ def held_out_cosine(
     return {
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
-        "photos": len(splits[held_out]),
+        "photos": min(SAMPLE, len(splits[held_out])),
     }
+
+
+def _sample(source: ImageSource) -> Iterator[Tensor]:
+    """At most `SAMPLE` photos, evenly spread, in batches uint8 [B, 3, H_canvas, W_canvas]."""
+    count = min(SAMPLE, len(source))
+    spread = torch.linspace(0, len(source) - 1, count, dtype=torch.float64).round().long()
+    for indices in spread.split(256):
+        yield source.images[indices]
 
 
 def _standardize(teacher: Teacher, source: ImageSource, recipe: Recipe) -> None:
