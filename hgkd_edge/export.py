@@ -26,13 +26,14 @@ from hgkd_edge.data.sources import canvas_size
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.rundir import RunDir, cache_dir, file_sha256, write_json
+from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256, write_json
 
 __all__ = ["export_run", "verification_images"]
 
 VERIFICATION_PHOTOS = 64
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
+BENCH_PHOTOS = 16
 POSTPROCESSING = {"classify": "softmax", "segment": "argmax", "detect": "nms"}
 
 
@@ -123,6 +124,7 @@ class _Work:
         self.wanted = {"": self.fp32}
         self.result |= {"onnx": exported.to_dict(), "verification": verification.to_dict()}
         self._record("onnx", "fp32", exported.to_dict(), subject.weights, verification)
+        self._keep_images()
 
     def make_fp16(self) -> None:
         path = self._path("fp16.onnx")
@@ -297,6 +299,13 @@ class _Work:
         verification = verify.verify_onnx(self.fp32, path, self.images, precision=precision)
         verify.require(verification, path, reference=self.fp32, images=self.images)
         return verification
+
+    def _keep_images(self) -> None:
+        """Leave some of the photos for `bench`, which verifies on the device before it measures."""
+        path = self.run.export_dir / "images.npy"
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, self.images[:BENCH_PHOTOS])
+        self.run.add_artefact(path)
 
     def _path(self, ending: str) -> Path:
         both = self.options.backbone and self.run.model_file.is_file()

@@ -110,6 +110,7 @@ def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_f
     assert result["verified_on"] == {"split": "test", "photos": 18}
     artefact = run.manifest()["artefacts"][f"export/{path.name}"]
     assert artefact["made_from"] == ["backbone.safetensors"]
+    np.testing.assert_array_equal(np.load(run.export_dir / "images.npy"), images[:16])
 
 
 @pytest.mark.parametrize("task", ["classify", "segment", "detect"])
