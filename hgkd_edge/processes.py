@@ -10,12 +10,16 @@ import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from hgkd_edge.errors import TrainingError
 
 __all__ = ["count", "from_all", "heeding_others", "is_main", "local_count", "on_main", "rank"]
 
+# While the main process indexes shards or downloads weights the others wait; a process that has
+# ended is noticed at once all the same.
+PATIENCE = timedelta(hours=2)
 T = TypeVar("T")
 
 
@@ -90,6 +94,6 @@ def _group() -> Any:
     from accelerate import PartialState
 
     if not torch.distributed.is_initialized():
-        PartialState(cpu=not torch.cuda.is_available())
+        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
         atexit.register(torch.distributed.destroy_process_group)
     return torch.distributed

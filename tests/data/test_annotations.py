@@ -172,7 +172,10 @@ def test_coco_gives_the_same_boxes_as_voc_in_every_layout(tmp_path: Path, layout
         assert torch.equal(ours, theirs)
         ((where, reason),) = found[split].skipped
         name, line = where.rsplit(":", 1)
-        assert Path(name).read_text().splitlines()[int(line) - 1].strip() == "{"
+        there = Path(name).read_text().splitlines()[int(line) - 1 :]
+        assert there[0].strip() == "{"
+        assert '"id": ' in there[1]
+        assert '"image_id": ' in there[2]
         assert "has no area" in reason
 
 
@@ -319,12 +322,13 @@ def test_masks_that_are_none_are_told_and_their_photos_left_out(tmp_path: Path) 
     save_image(tmp_path / "masks" / "2.png", np.zeros((64, 96, 3), np.uint8))
     save_image(tmp_path / "masks" / "3.png", np.zeros((32, 96), np.uint8))
     save_image(tmp_path / "masks" / "4.png", np.full((64, 96), 300, np.uint16))
-    (tmp_path / "images" / "5.png").write_bytes(b"broken")
+    (tmp_path / "images" / "1.png").write_bytes(b"broken")
 
     source = masks(tmp_path, holdout=0)["train"]
 
-    assert [Path(n).stem for n in source.names] == ["1"]
-    assert source.images[0].unique().tolist() == [1], "photo and label stayed together"
+    assert [Path(n).stem for n in source.names] == ["5"]
+    assert source.images[0].unique().tolist() == [5]
+    assert (source.labels[0, :, :48] == 5).all(), "photo and label stayed together"
     reasons = " ".join(reason for _, reason in source.skipped)
     assert "3 channels (RGB)" in reasons
     assert "mask is 96 x 32 pixels, its photo 96 x 64" in reasons

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError
+from hgkd_edge.recipe import DataConfig
 from tests.data.helpers import data_config, write_shards
 
 
@@ -98,6 +100,11 @@ def test_a_missing_shard_is_an_error_that_names_it(photos: Path, tmp_path: Path)
 
     with pytest.raises(DataError, match=r"2 of 5 shards are missing, the first is .*train-003.tar"):
         open_splits(data_config(tmp_path / "shards/train-{000..004}.tar", source="webdataset"))
+
+
+def test_a_recipe_without_shards_says_what_they_look_like() -> None:
+    with pytest.raises(ValidationError, match=r"needs data.path, such as shards/train-\{000"):
+        DataConfig(source="webdataset")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "no tar at all"])

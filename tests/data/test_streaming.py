@@ -3,13 +3,17 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from hgkd_edge.data.decode import memory_bytes, read_ahead
 from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.distill import distill
 from hgkd_edge.errors import DataError
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
 from tests.data.helpers import data_config, spoil
 
 
@@ -55,6 +59,27 @@ def test_in_the_place_of_an_unreadable_photo_stands_the_next_with_its_label(
         assert labels.tolist() == [1, 0]
     assert [name for name, _ in epochs[0].skipped] == [
         last_of_first_class.relative_to(tree).as_posix()
+    ]
+
+
+def test_a_run_survives_unreadable_photos_and_lists_them_in_its_manifest(
+    photos: Path, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(photos, tree)
+    broken = sorted((tree / "train").glob("*/*.webp"))[3:30:13]
+    for file in broken:
+        spoil(file)
+    tiny_recipe["data"] |= {"path": str(tree), "decode": "streaming"}
+    recipe = Recipe.model_validate(tiny_recipe)
+    run = RunDir.create(recipe, tmp_path / "run")
+
+    distill(recipe, run)
+
+    listed = run.manifest()["data"]["train"]
+    assert listed["photos"] == 48
+    assert [name for name, _ in listed["skipped"]] == [
+        file.relative_to(tree).as_posix() for file in broken
     ]
 
 

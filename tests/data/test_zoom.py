@@ -39,8 +39,11 @@ def test_photo_label_map_and_box_move_together(seed: int) -> None:
     seen, maps = zoom.images(images)[:, 0], zoom.labels(labels)
     moved = zoom.boxes(boxes, SIZE)
 
-    for image, labelled, box in zip(seen, maps, moved[:, 0], strict=True):
-        if box[0] < 0:
+    area = 24 * 24 / zoom.factor.prod(dim=1).abs()  # of the box, were the view endless
+    for image, labelled, box, whole in zip(seen, maps, moved[:, 0], area, strict=True):
+        share = (labelled == 1).sum() / whole
+        if share < 0.35:  # around a quarter the box may be taken for absent
+            assert share > 0.15 or box[0] == -1
             continue
         assert box[0] == 2
         for mask in (image > 0.75, labelled == 1):
