@@ -74,7 +74,7 @@ class Segmentation:
             ):
                 own = _confusion(truth, answer, classes)
                 confusion += own
-                if pictures is not None:
+                if pictures is not None and own.any():
                     extremes.add(float(np.nanmean(_iou(own))), (image, truth, answer))
         iou = _iou(confusion)
         scores: dict[str, Any] = {

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
+from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.geometry import PAD, letterbox, place
 from hgkd_edge.data.sources import open_splits
@@ -63,6 +64,21 @@ def test_the_edge_sees_a_photo_as_training_and_evaluation_do(photos: Path) -> No
         assert got.shape == (1, 3, 64, 64)
         assert got.dtype == np.float32
         assert np.abs(got[0] - view).max() < 0.04  # two levels of 255, divided by 0.225
+
+
+def test_so_it_does_where_nothing_is_cut_off() -> None:
+    root = Path(__file__).parent.parent / "samples" / "nuclei"
+    source = open_masks(DataConfig(path=root, image_size=(64, 96)), binary=True)["val"]
+    wanted = normalize(source.images.float() / 255, MEAN, STD).numpy()
+
+    for name, view in zip(source.names, wanted, strict=True):
+        photo = answers.load_photo(root / name)
+        got, placement = answers.prepare(
+            photo, size=(64, 96), mean=MEAN, std=STD, geometry="letterbox"
+        )
+
+        assert np.abs(got[0] - view).mean() < 0.03  # a JPEG may be decoded at a coarser scale
+        assert placement == place((photo.height, photo.width), (64, 96))
 
 
 def test_photos_are_turned_upright_and_broken_ones_named(tmp_path: Path) -> None:
