@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -30,6 +31,8 @@ recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
 )
 app.add_typer(recipes_app, name="recipes")
+# What an OSError says when a file could not be written.
+WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder or name; default: the latest.")
@@ -329,7 +332,7 @@ def main() -> NoReturn:
             _fail(*_missing_package(error.name), 2)
         if isinstance(error, OSError) and error.filename:
             mend = "is the disk full, or the folder not yours to write?"
-            _fail(f"{error.filename}: {error.strerror}", mend, 1)
+            _fail(f"{error.filename}: {error.strerror}", mend if error.errno in WRITING else "", 1)
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         _fail(f"{type(error).__name__}: {error}", "a fault of hgkd-edge; see it with --debug", 1)

@@ -53,7 +53,8 @@ def on_main(work: Callable[[], T]) -> T:
             outcome[0] = work()
         except Exception as error:
             outcome[1] = error
-    _group().broadcast_object_list(outcome, src=0)
+    with heeding_others():
+        _group().broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
@@ -64,7 +65,8 @@ def from_all(value: T) -> list[T]:
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
-    _group().all_gather_object(values, value)
+    with heeding_others():
+        _group().all_gather_object(values, value)
     return values
 
 
@@ -78,7 +80,8 @@ def heeding_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = type(error).__name__.startswith("Dist") or "gloo" in str(error)  # what NCCL raises
+        # NCCL and the store raise types of their own (DistBackendError, ...), gloo does not.
+        lost = type(error).__name__.startswith("Dist") or "gloo" in str(error)
         if count() == 1 or not lost:
             raise
         raise TrainingError(
