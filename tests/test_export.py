@@ -36,7 +36,7 @@ from tests.tasks.helpers import QUICK, SAMPLES
 needs_trt = pytest.mark.skipif(not available(), reason="no TensorRT is installed")
 DATA = {"segment": "nuclei", "detect": "bccd"}
 SETTINGS = {
-    "classify": ["train.epochs=20", "classify.probe_first=false"],
+    "classify": ["train.epochs=40", "classify.probe_first=false"],
     "segment": ["data.image_size=64", "segment.binary=true", "train.epochs=6"],
     "detect": ["data.image_size=[64, 96]", "train.epochs=6"],
 }

@@ -1,0 +1,154 @@
+"""Which layers INT8 hurts, and keeping the worst of them in float."""
+
+import numpy as np
+import onnx
+import pytest
+
+from exporters.calibrate import calibrate
+from exporters.errors import ConversionFailed, ExportError
+from exporters.onnx_info import onnx_info, read_onnx
+from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.runners import onnx_runner
+from exporters.sensitivity import _fewest, quantize_within, rank_layers
+
+from .conftest import photo_like
+
+CULPRIT = "layer3.0.conv1"
+
+
+@pytest.fixture(scope="module")
+def uneven(exported, tmp_path_factory):
+    """ResNet-18 with a layer that INT8 must spoil: one input channel a thousand times too loud.
+
+    The weights that read the channel are as much smaller, so in float nothing has changed.
+    """
+    model = onnx.load(exported("resnet18").path)
+    weights = {w.name: w for w in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    conv = nodes[f"{CULPRIT}/Conv"]
+    factor = np.ones(128, np.float32)
+    factor[0] = 1000
+    graph = model.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(factor.reshape(1, -1, 1, 1), "loud"))
+    louder = onnx.helper.make_node("Mul", [conv.input[0], "loud"], ["louder"], name="louder/Mul")
+    graph.node.insert(list(graph.node).index(conv), louder)
+    values = onnx.numpy_helper.to_array(weights[conv.input[1]]) / factor[None, :, None, None]
+    weights[conv.input[1]].CopyFrom(onnx.numpy_helper.from_array(values, conv.input[1]))
+    nodes[conv.name].input[0] = "louder"
+    path = tmp_path_factory.mktemp("uneven") / "net.onnx"
+    onnx.save(model, path)
+    return path, calibrate(read_onnx(path), photo_like(32, seed=7))
+
+
+@pytest.fixture(scope="module")
+def rankings(uneven, images):
+    path, calibration = uneven
+    return {f: rank_layers(path, calibration, images[:8], flavour=f) for f in FLAVOURS}
+
+
+def likeness(path, images):
+    """Mean cosine with the float network, in points."""
+    wanted = onnx_runner(path)(images)["logits"]
+
+    def score(runner):
+        got = runner(images)["logits"]
+        norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1)
+        return 100 * float(((wanted * got).sum(1) / norms).mean())
+
+    return score
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_layer_that_int8_spoils_is_ranked_first(rankings, flavour):
+    ranking = rankings[flavour]
+
+    assert ranking[0].module == CULPRIT
+    assert ranking[0].damage > 2 * ranking[1].damage
+    assert len(ranking) == 21
+    assert [layer.damage for layer in ranking] == sorted(
+        (layer.damage for layer in ranking), reverse=True
+    )
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
+    uneven, rankings, images, tmp_path, flavour
+):
+    path, calibration = uneven
+    score = likeness(path, images)
+
+    bounded = {
+        bound: quantize_within(
+            path,
+            tmp_path / f"{bound}.onnx",
+            calibration=calibration,
+            ranking=rankings[flavour],
+            score=score,
+            max_drop=bound,
+            flavour=flavour,
+        )
+        for bound in (100.0, 2.0)
+    }
+
+    assert bounded[100.0].kept_float == ()
+    kept = bounded[2.0].kept_float
+    assert kept[0] == f"{CULPRIT}/Conv"
+    assert bounded[2.0].drop <= 2.0 < bounded[100.0].drop
+    assert bounded[2.0].exported.kept_float == kept
+    assert score(onnx_runner(tmp_path / "2.0.onnx")) == pytest.approx(bounded[2.0].score)
+    weighted = [n for n in onnx.load(tmp_path / "2.0.onnx").graph.node if n.name == kept[0]]
+    assert weighted[0].input[0] == "louder"  # not a dequantised tensor
+
+
+def test_a_bound_that_nothing_meets_is_an_error_and_nothing_is_written(uneven, rankings, tmp_path):
+    path, calibration = uneven
+    scores = iter([100.0, *[0.0] * 100])
+
+    with pytest.raises(ConversionFailed, match=r"more than 0\.5 points") as caught:
+        quantize_within(
+            path,
+            tmp_path / "net.onnx",
+            calibration=calibration,
+            ranking=rankings["cpu"],
+            score=lambda _: next(scores),
+            max_drop=0.5,
+            flavour="cpu",
+        )
+
+    assert "fp16" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 8, 13, 20])
+def test_the_search_finds_the_smallest_number_that_holds(needed):
+    tried = []
+
+    def drop_with(kept):
+        tried.append(kept)
+        return 0.0 if kept >= needed else 1.0
+
+    assert _fewest(drop_with, most=20, bound=0.5) == needed
+    assert len(tried) <= 11
+
+
+def test_ranking_without_images_is_an_error(uneven, images):
+    path, calibration = uneven
+
+    with pytest.raises(ExportError, match="no images"):
+        rank_layers(path, calibration, images[:0], flavour="cpu")
+
+
+def test_integers_from_end_to_end_on_a_cpu(exported, tmp_path):
+    # ONNX Runtime pools and adds in integers here, and keeps constant arithmetic in float.
+    source = exported("convnext_atto").path
+    quantize_int8(source, tmp_path / "n.onnx", images=photo_like(8), flavour="cpu")
+
+    nodes = onnx.load(tmp_path / "n.onnx").graph.node
+    kinds = {node.op_type for node in nodes}
+    makers = {output: node for node in nodes for output in node.output}
+    assert "GlobalAveragePool" in kinds
+    assert "GlobalAveragePool" not in {n.op_type for n in onnx.load(source).graph.node}
+    gelus = [node for node in nodes if node.op_type == "Erf"]
+    assert gelus
+    assert all(makers[node.input[0]].op_type != "DequantizeLinear" for node in gelus)
+    assert onnx_info(tmp_path / "n.onnx").outputs == onnx_info(source).outputs
