@@ -42,20 +42,24 @@ class Distillation(nn.Module):
             targets: float [B, N, D], the teacher's tokens.
         """
         predicted, pixels = self.student(normalize(images, self.mean, self.std), visible)
-        where = self._where(visible, images)  # [B, N]
-        chosen, wanted = predicted[where].float(), targets[where]  # [sites, D]
-        cosine = F.cosine_similarity(chosen, wanted, dim=-1).mean()
-        loss = self.config.feature_weight * self._distance(chosen, wanted, cosine)
+        predicted = predicted.float()  # [B, N, D]
+        chosen = self._where(visible, images)  # [B, N]
+        cosine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
+        loss = self.config.feature_weight * _mean(
+            self._distance(predicted, targets, cosine), chosen
+        )
         if pixels is not None:
             masked = ~self._tokens(visible, images)
-            loss = loss + self.config.pixel_weight * self._pixel_loss(pixels, images, masked)
-        return {"loss": loss, "cosine": cosine.detach()}
+            pixel_loss = _mean(self._pixel_distance(pixels, images), masked)
+            loss = loss + self.config.pixel_weight * pixel_loss
+        return {"loss": loss, "cosine": _mean(cosine, chosen).detach()}
 
     def _distance(self, predicted: Tensor, wanted: Tensor, cosine: Tensor) -> Tensor:
+        """Of every token, float [B, N]."""
         if self.config.target == "cosine":
             return 1 - cosine
         distance = F.smooth_l1_loss if self.config.target == "smooth_l1" else F.mse_loss
-        return distance(predicted, wanted)
+        return distance(predicted, wanted, reduction="none").mean(dim=-1)
 
     def _where(self, visible: Tensor, images: Tensor) -> Tensor:
         tokens = self._tokens(visible, images)
@@ -68,8 +72,17 @@ class Distillation(nn.Module):
         grid = [side // stride for side in images.shape[-2:]]
         return upsample_mask(visible, grid).flatten(1)
 
-    def _pixel_loss(self, pixels: Tensor, images: Tensor, masked: Tensor) -> Tensor:
-        """SparK's target: pixels of masked patches, normalised within each patch."""
+    def _pixel_distance(self, pixels: Tensor, images: Tensor) -> Tensor:
+        """SparK's target, pixels normalised within each patch: distance of every token, [B, N]."""
         target = patches_of(images, self.student.encoder.reductions[0])  # [B, N, side*side*3]
         target = F.layer_norm(target, target.shape[-1:])
-        return F.mse_loss(pixels[masked].float(), target[masked])
+        return F.mse_loss(pixels.float(), target, reduction="none").mean(dim=-1)
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of values f[B, N] over the chosen tokens, bool [B, N].
+
+    Weights instead of an index: the backward pass of indexing by a mask is slow on a CPU.
+    """
+    weights = chosen.to(values.dtype)
+    return (values * weights).sum() / weights.sum().clamp(min=1)
