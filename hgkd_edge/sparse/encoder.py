@@ -93,7 +93,15 @@ class SparseEncoder(nn.Module):
         self._check(images, visible)
         sync.adapt(self)
         engine = BACKENDS[self.backend](Visible(visible, self.patch))
-        maps = feature_list(self.network(engine.enter(images)))
+        try:
+            maps = feature_list(self.network(engine.enter(images)))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConversionError(
+                "BatchNorm in training cannot average over the one visible site of the batch",
+                hint="show more patches or photos at a time, or call .eval()",
+            ) from error
         return [engine.leave(m) for m in maps]
 
     def _check(self, images: Tensor, visible: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -47,11 +48,21 @@ def gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
 
-def step(encoder: nn.Module, images: Tensor, visible: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Norm of the difference of two lists of tensors, relative to the norm of `b`."""
+    ours, theirs = (torch.cat([t.detach().double().flatten() for t in x]) for x in (a, b))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def step(
+    encoder: nn.Module, images: Tensor, visible: Tensor, *, autocast: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
     """Maps and the gradients (image first, then parameters) of a fixed random projection."""
     images = images.detach().clone().requires_grad_()
+    encoder.zero_grad()
     torch.manual_seed(7)  # stochastic depth draws the same
-    maps = encoder(images, visible)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        maps = [m.to(images.dtype) for m in encoder(images, visible)]
     torch.manual_seed(8)
     loss = sum((m * torch.randn(m.shape, dtype=m.dtype)).sum() for m in maps)
     loss.backward()
