@@ -181,7 +181,9 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
-    threshold: Annotated[float, typer.Option(help="Lowest score of a box.")] = 0.4,
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest score of a box [default: 0.4].")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Label, segment or find objects in photos with a fine-tuned model; pictures and JSON.
@@ -191,7 +193,8 @@ def predict(
     from hgkd_edge import predict as verb
     from hgkd_edge.tables import prediction_line
 
-    records = verb.predict(model, images, out, threshold=threshold)
+    chosen = {} if threshold is None else {"threshold": threshold}
+    records = verb.predict(model, images, out, **chosen)
     _show(records, as_json, lambda: [*map(prediction_line, records), f"pictures and JSON: {out}"])
 
 
@@ -244,9 +247,10 @@ def doctor(
 def recipes_list(as_json: AsJson = False) -> None:
     """List the built-in recipes. Example: hgkd-edge recipes list"""
     from hgkd_edge.recipe import builtin_recipes, recipe_summary
+    from hgkd_edge.tables import recipes_table
 
     found = {name: recipe_summary(path) for name, path in builtin_recipes().items()}
-    _show(found, as_json, lambda: [f"{name:<16} {text}" for name, text in found.items()])
+    _show(found, as_json, lambda: [recipes_table(found)])
 
 
 @recipes_app.command("show")

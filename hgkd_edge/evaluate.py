@@ -61,6 +61,12 @@ def evaluate_model(
     name = split or held_out_split(splits)
     if name not in splits:
         raise DataError(f"there is no split '{name}'", hint=f"splits: {', '.join(splits)}")
+    if tuple(splits[name].classes) != card.classes:
+        raise DataError(
+            f"the photos have classes {', '.join(splits[name].classes)}, "
+            f"the model has {', '.join(card.classes)}",
+            hint="name photos with the classes that the model was fine-tuned on",
+        )
     batches = answers(served.run, task, card, splits[name])
     result = {
         "task": config.task,

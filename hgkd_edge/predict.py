@@ -28,7 +28,7 @@ Answerer = Callable[[Served, Outputs, Image.Image, Placement, float], Answer]
 
 
 def predict(
-    model: Path, photos: Sequence[Path], folder: Path, *, threshold: float = 0.4
+    model: Path, photos: Sequence[Path], folder: Path, *, threshold: float = answers.THRESHOLD
 ) -> list[dict[str, Any]]:
     """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hgkd_edge.console import console
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize, random_view
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Draws, Workplace, train
+from hgkd_edge.engine import Draws, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
 from hgkd_edge.processes import on_main
@@ -188,5 +188,6 @@ def _content_hash(recipe: Recipe, source: ImageSource, size: tuple[int, int]) ->
         "crop_scale": recipe.data.crop_scale,
         "size": size,
         "seed": recipe.seed,
+        "precision": resolve_precision(recipe.train.precision),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

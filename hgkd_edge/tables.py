@@ -15,6 +15,7 @@ __all__ = [
     "doctor_table",
     "kernels_table",
     "prediction_line",
+    "recipes_table",
     "score_table",
     "task_table",
     "verification_line",
@@ -32,6 +33,15 @@ def score_table(result: dict[str, Any]) -> Table:
         table.add_row(name, _percent(scores["knn"]), _percent(scores["linear_probe"]))
     majority = _percent(result["majority"])
     table.add_row("majority class", majority, majority)
+    return table
+
+
+def recipes_table(found: dict[str, str]) -> Table:
+    """Names of recipes, and what each gives and costs."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    for name, text in found.items():
+        table.add_row(name, text)
     return table
 
 
