@@ -32,7 +32,7 @@ class Task(Protocol):
 
         Args:
             images: uint8 [B, 3, H_canvas, W_canvas] on the device.
-            labels: int64 [B], -1 where unlabelled; for a task with places, its label maps or boxes [B, ...].
+            labels: int64 [B], -1 where unlabelled; label maps or boxes [B, ...] of other tasks.
             draws: This step's random numbers.
         """
         ...
