@@ -60,14 +60,14 @@ def try_shapes(
     session = open_session(path)
     for shape in shapes:
         images = np.zeros(shape, np.float32)
-        with torch.no_grad():
-            outputs = model(torch.from_numpy(images))
+        try:
+            with torch.no_grad():
+                outputs = model(torch.from_numpy(images))
+            results = session.run(None, {session.get_inputs()[0].name: images})
+        except Exception as error:  # the model's own, or onnxruntime's, which have no common base
+            raise _frozen(shape, first_line(error)) from error
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         wanted = [tuple(output.shape) for output in outputs]
-        try:
-            results = session.run(None, {session.get_inputs()[0].name: images})
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise _frozen(shape, first_line(error)) from error
         found = [result.shape for result in results]
         if found != wanted:
             raise _frozen(shape, f"outputs are {found}, not {wanted}")

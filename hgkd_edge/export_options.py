@@ -170,6 +170,11 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 def _needs(asked: dict[str, Any], there: bool, wanted: str) -> None:
     """Refuse options that mean nothing without another."""
-    given = [option for option, value in asked.items() if value not in (None, (), False)]
+    # Not by truth: DLA core 0 is something.
+    given = [
+        option
+        for option, value in asked.items()
+        if not (value is None or value is False or value == ())
+    ]
     if given and not there:
         raise ExportError(f"{', '.join(given)}: only with {wanted}", hint=f"add {wanted}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from exporters import ExportError, VerificationFailed, _trt_compat
 from exporters.onnx_info import onnx_info, open_session
 from exporters.openvino_export import openvino_metadata
 from exporters.trt_build import available
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distill import recalibrate_batchnorm
+from hgkd_edge.errors import DataError
 from hgkd_edge.export import export_run, verification_images
-from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_options import ExportOptions, parse_frame
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (
     BackboneSpec,
@@ -157,3 +161,125 @@ def test_processing_at_both_ends_is_baked_in(tuned: Callable[[str], RunDir], tas
     assert [output.name for output in session.get_outputs()] == [POSTPROCESSED[task]]
     frame = np.zeros((2, 75, 131, 3), np.uint8)
     assert np.isfinite(session.run(None, {"frames": frame})[0]).all()
+
+
+def test_without_tensorrt_all_else_is_made_and_one_line_says_what_to_install(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_trt_compat, "available", lambda: ())
+
+    with pytest.raises(ExportError, match="tensorrt") as caught:
+        export_run(run, ExportOptions(trt=True, openvino=True))
+
+    assert caught.value.exit_code == 2
+    assert "hgkd-edge[trt" in caught.value.hint
+    names = {"run.fp32.onnx", "run.fp32.xml", "run.fp32.bin"}
+    assert {file.name for file in run.export_dir.glob("run.*")} == names
+    assert len(json.loads((run.path / "export.json").read_text())["files"]) == 2
+
+
+def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
+    result = export_run(
+        run, ExportOptions(precision="int8", calibration=16, max_drop=100.0, flavours=("cpu",))
+    )
+
+    (int8,) = (file for file in result["files"] if file["precision"] == "int8")
+    accuracy = int8["accuracy"]
+    assert accuracy["metric"] == "k-NN top-1"
+    assert accuracy["drop"] == accuracy["float_score"] - accuracy["score"] <= 100
+    assert result["calibration"] == {"method": "minmax", "photos": 16, "from": "train"}
+    assert len(result["sensitivity"]["cpu"]) == 21
+
+
+def test_a_failed_conversion_is_put_aside_and_the_layer_named(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.quantize.Calibration.largest", lambda self, tensor: 1e-3)
+
+    with pytest.raises(VerificationFailed, match="first layer that departs is 'features"):
+        export_run(run, ExportOptions(precision="int8", calibration=8, flavours=("tensorrt",)))
+
+    names = sorted(file.name for file in run.export_dir.glob("run.*"))
+    assert names == ["run.fp32.onnx", "run.int8-tensorrt.failed-verification.onnx"]
+    assert len(json.loads((run.path / "export.json").read_text())["files"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "unreadable"])
+def test_calibration_photos_that_cannot_be_had_are_one_clear_error(
+    run: RunDir, tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "photos"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "unreadable":
+        (folder / "a.jpg").write_bytes(b"not a photo")
+
+    with pytest.raises(DataError) as caught:
+        export_run(run, ExportOptions(precision="int8", calibration_data=folder))
+
+    assert str(folder) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert not list(run.export_dir.glob("*int8*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"precision": "int4"}, "--precision 'int4'"),
+        ({"calibration": 100}, "--calib: only with --precision int8"),
+        ({"max_drop": 0.5, "precision": "fp16"}, "--max-drop: only with"),
+        ({"precision": "int8", "calibration": 0}, "--calib 0 is too small"),
+        ({"precision": "int8", "max_drop": -1.0}, "negative"),
+        ({"precision": "int8", "calibration_method": "guess"}, "--calib-method 'guess'"),
+        ({"precision": "int8", "flavours": ("cpu",), "trt": True}, "flavour 'tensorrt'"),
+        ({"precision": "int8", "flavours": ("tensorrt",), "openvino": True}, "flavour 'cpu'"),
+        ({"dla": 0}, "--dla: only with --trt"),
+        ({"dla": 0, "trt": True}, "fp16 or int8 only"),
+        ({"workspace_mib": 10, "targets": ("8.6",)}, "--workspace, --target-cc: only with --trt"),
+        ({"trt": True, "dynamic_size": True}, "--dynamic-size"),
+        ({"trt": True, "bake_preprocessing": True}, "size of the frames"),
+        ({"frame": (480, 640)}, "--frame"),
+        ({"bake_preprocessing": True, "dynamic_size": True}, "--dynamic-size"),
+    ],
+)
+def test_options_that_cannot_go_together_are_refused_in_one_line(
+    options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ExportError, match=says) as caught:
+        ExportOptions(**options).check()
+
+    assert caught.value.exit_code == 2
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["480", "480x", "axb", "0x4", "1x2x3"])
+def test_a_frame_is_height_times_width(text: str) -> None:
+    assert parse_frame("480x640") == (480, 640)
+    with pytest.raises(ExportError, match="HEIGHTxWIDTH"):
+        parse_frame(text)
+
+
+def test_the_command_prints_its_record_alone_on_stdout(run: RunDir) -> None:
+    command = [sys.executable, "-m", "hgkd_edge.cli", "export", str(run.path)]
+    options = ["--precision", "int8", "--calib", "8", "--flavour", "cpu", "--json"]
+
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    refused = subprocess.run([*command, "--calib", "8"], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed == json.loads((run.path / "export.json").read_text())
+    assert "calibrating 8/8" in done.stderr
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        "error: --calib: only with --precision int8",
+        "hint: add --precision int8",
+    ]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(run: RunDir) -> None:
+    run.export_dir.write_text("in the way")
+
+    with pytest.raises(ExportError, match="cannot write"):
+        export_run(run)

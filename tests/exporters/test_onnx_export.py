@@ -96,6 +96,33 @@ def test_fixed_batch_has_no_free_axis(tmp_path):
     assert written.outputs[0].shape == (1, 10)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "convnext_atto"])
+def test_free_height_and_width_give_pytorch_s_numbers_at_any_size(tmp_path, name):
+    model = settled(name, num_classes=10)
+    path = tmp_path / "free.onnx"
+
+    written = export_onnx(model, path, input_size=(3, SIZE, SIZE), dynamic_size=True)
+
+    assert written.inputs[0].shape == ("batch", 3, "height", "width")
+    for batch, height, width in ((1, 64, 64), (2, 96, 160), (1, 75, 53)):
+        images = np.random.default_rng(0).normal(size=(batch, 3, height, width)).astype(np.float32)
+        expected = torch_runner(model, ["logits"])(images)["logits"]
+        actual = onnx_runner(path)(images)["logits"]
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+class FrozenSize(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], 3 * 8 * 8)[:, :4]
+
+
+def test_a_size_that_is_not_free_after_all_is_one_clear_error(tmp_path):
+    with pytest.raises(ConversionFailed):
+        export_onnx(FrozenSize(), tmp_path / "m.onnx", input_size=(3, 8, 8), dynamic_size=True)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_model_is_left_as_it_was(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).half().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
