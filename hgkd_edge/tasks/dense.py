@@ -15,14 +15,27 @@ from hgkd_edge.data.augment import normalize
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.data.zoom import Zoom, jitter, random_zoom
 from hgkd_edge.engine import Draws
-from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.models.backbone import BackboneSpec, fill_features
+from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig, ViewConfig
 from hgkd_edge.tasks.pictures import save_picture
 
-__all__ = ["Extremes", "WithLoss", "labelled_share", "random_views", "to_photo", "whole_view"]
+__all__ = ["Extremes", "PyramidTask", "WithLoss", "labelled_share", "random_views", "to_photo"]
 
 SHOWN = 4  # best and worst photos of a split that are drawn
 T = TypeVar("T")
+
+
+class PyramidTask:
+    """What both do with a network that has its backbone in `backbone.features`."""
+
+    def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        """Load a backbone's weights, named as in the plain timm model, into the network."""
+        fill_features(network.get_submodule("backbone.features"), state)
+
+    def view(self, images: Tensor, card: ModelCard) -> Tensor:
+        """The canvas itself, which has the network's own size: uint8 -> float [B, 3, H, W]."""
+        return normalize(images.float() / 255, card.backbone.mean, card.backbone.std)
 
 
 class WithLoss(nn.Module):
@@ -61,11 +74,6 @@ def random_views(
     zoom = random_zoom(numbers[:, :5], zoom=options.zoom, vertical_flip=options.vertical_flip)
     views = jitter(zoom.images(images), numbers[:, 5:], strength=options.colour)
     return normalize(views, spec.mean, spec.std), zoom
-
-
-def whole_view(images: Tensor, spec: BackboneSpec) -> Tensor:
-    """The view for evaluation, float [B, 3, H, W]: the canvas, which has the network's own size."""
-    return normalize(images.float() / 255, spec.mean, spec.std)
 
 
 def to_photo(image: Tensor) -> Image.Image:

@@ -14,18 +14,17 @@ from torch import Tensor, nn
 from hgkd_edge.data.annotations import open_boxes
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws
-from hgkd_edge.models.backbone import fill_features
 from hgkd_edge.models.heads import Detector
 from hgkd_edge.tasks.answers import THRESHOLD, Detection, box_iou, select_boxes
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
     Extremes,
+    PyramidTask,
     WithLoss,
     labelled_share,
     random_views,
     to_photo,
-    whole_view,
 )
 from hgkd_edge.tasks.pictures import draw_boxes, side_by_side
 
@@ -34,7 +33,7 @@ __all__ = ["ObjectDetection"]
 LOWEST_SCORE = 0.05  # of a box that enters average precision, as in torchvision's references
 
 
-class ObjectDetection:
+class ObjectDetection(PyramidTask):
     """The task, for `finetune`, `evaluate` and `export`."""
 
     name = "detect"
@@ -47,16 +46,10 @@ class ObjectDetection:
     def create(self, card: ModelCard) -> nn.Module:
         return Detector(card.backbone, len(card.classes))
 
-    def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
-        fill_features(network.get_submodule("backbone.features"), state)
-
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
     ) -> DetectTask:
         return DetectTask(network, card, config)
-
-    def view(self, images: Tensor, card: ModelCard) -> Tensor:
-        return whole_view(images, card.backbone)
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None

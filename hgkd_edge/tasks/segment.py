@@ -16,24 +16,23 @@ from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws
-from hgkd_edge.models.backbone import fill_features
 from hgkd_edge.models.heads import Segmenter
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
     Extremes,
+    PyramidTask,
     WithLoss,
     labelled_share,
     random_views,
     to_photo,
-    whole_view,
 )
 from hgkd_edge.tasks.pictures import draw_segments, side_by_side
 
 __all__ = ["Segmentation"]
 
 
-class Segmentation:
+class Segmentation(PyramidTask):
     """The task, for `finetune`, `evaluate` and `export`."""
 
     name = "segment"
@@ -46,16 +45,10 @@ class Segmentation:
     def create(self, card: ModelCard) -> nn.Module:
         return Segmenter(card.backbone, len(card.classes))
 
-    def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
-        fill_features(network.get_submodule("backbone.features"), state)
-
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
     ) -> SegmentTask:
         return SegmentTask(network, card, config)
-
-    def view(self, images: Tensor, card: ModelCard) -> Tensor:
-        return whole_view(images, card.backbone)
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
