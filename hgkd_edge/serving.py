@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from exporters.onnx_info import onnx_info
-from exporters.runners import Outputs, Runner, onnx_runner
+from exporters.runners import Runner, onnx_runner
 from hgkd_edge.errors import RunError
 
 __all__ = ["Served", "open_served"]
@@ -87,22 +85,13 @@ def _open_onnx(path: Path) -> Served:
             f"{path}: its preprocessing is baked in, for a device that feeds frames",
             hint="name the plain ONNX file of the same export",
         )
-    run = _in_batches(onnx_runner(path), feed.shape[0])
-    return _described(path, info.metadata, run, "ONNX Runtime")
+    return _described(path, info.metadata, onnx_runner(path), "ONNX Runtime")
 
 
 def _open_openvino(path: Path) -> Served:
-    from exporters.openvino_export import openvino_runner, require_openvino
+    from exporters.openvino_export import openvino_metadata, openvino_runner
 
-    require_openvino()
-    import openvino
-
-    model = openvino.Core().read_model(str(path))
-    about = model.get_rt_info(["hgkd_edge"]).astype(dict) if model.has_rt_info("hgkd_edge") else {}
-    metadata = {f"hgkd_edge.{key}": str(value) for key, value in about.items()}
-    batch = model.inputs[0].get_partial_shape()[0]
-    run = _in_batches(openvino_runner(path), batch.get_length() if batch.is_static else "batch")
-    return _described(path, metadata, run, "OpenVINO")
+    return _described(path, openvino_metadata(path), openvino_runner(path), "OpenVINO")
 
 
 def _open_engine(path: Path) -> Served:
@@ -148,15 +137,3 @@ def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: st
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
     )
-
-
-def _in_batches(run: Runner, batch: int | str) -> Runner:
-    """A runner of any batch, where the network's own is fixed at 1."""
-    if batch != 1:
-        return run
-
-    def run_each(images: np.ndarray) -> Outputs:
-        parts = [run(image[None]) for image in images]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    return run_each

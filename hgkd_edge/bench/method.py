@@ -10,7 +10,7 @@ import gc
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 
 import numpy as np
 
@@ -22,6 +22,8 @@ RunOnce = Callable[[], object]
 
 # Runs at the head of a slice that are not counted: they wake the thread pool and refill caches
 # that the previous case left cold.
+# The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
+_REST_S = 0.05
 _SETTLE_RUNS = 2
 
 
@@ -138,6 +140,7 @@ def warm_up(case: RunOnce, plan: Plan) -> Warmup:
 
 def _slice(case: RunOnce, plan: Plan) -> np.ndarray:
     """One visit to one case: f64[n] ms."""
+    sleep(_REST_S)
     for _ in range(_SETTLE_RUNS):
         case()
     if plan.count is not None:

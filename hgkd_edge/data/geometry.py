@@ -72,6 +72,9 @@ def cover(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
     height, width = canvas
     scale = max(height / image.height, width / image.width)
     box_width, box_height = width / scale, height / scale
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    box = (left, top, left + box_width, top + box_height)
+    # PIL refuses a box that rounding has put a hair outside the image.
+    left = max(0.0, (image.width - box_width) / 2)
+    top = max(0.0, (image.height - box_height) / 2)
+    right, bottom = min(image.width, left + box_width), min(image.height, top + box_height)
+    box = (left, top, right, bottom)
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)

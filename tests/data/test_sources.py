@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hgkd_edge.data.geometry import cover
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -135,3 +136,11 @@ def test_the_fingerprint_follows_the_bytes(photos: Path, tmp_path: Path) -> None
     files[0].write_bytes(files[1].read_bytes())
 
     assert open_splits(folder(tree))["train"].fingerprint != before
+
+
+@pytest.mark.parametrize("canvas", [(73, 73), (256, 256), (73, 110)])
+def test_no_photo_is_lost_to_rounding_whatever_its_shape(canvas: tuple[int, int]) -> None:
+    """A crop box may come out a hair outside the photo, which PIL refuses."""
+    for height in range(20, 1000, 7):
+        photo = Image.new("RGB", (640, height))
+        assert cover(photo, canvas).size == canvas[::-1]
