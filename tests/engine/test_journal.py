@@ -32,7 +32,7 @@ def test_a_starving_student_is_told_of_once_with_the_mend(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tiny_source()
-    source.images = SlowPixels(source.images, 0.02)  # type: ignore[assignment]
+    source.images = SlowPixels(source.images, 0.1)  # type: ignore[assignment]
 
     run(Classify(), source, tmp_path, epochs=22)
 

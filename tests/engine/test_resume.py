@@ -19,6 +19,14 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(autouse=True)
+def teacher_of_one_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Teachers of other tests are trained on two threads, which round otherwise."""
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "one-thread"))
+
+
 def distill_command(recipe: Path, folder: Path, *more: str) -> list[str]:
     script = [sys.executable, "-m", "hgkd_edge.cli", "distill", str(recipe), "--run", str(folder)]
     return [*script, "--set", "train.epochs=8", "--set", "train.checkpoint_every=1", *more]

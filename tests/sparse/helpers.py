@@ -22,6 +22,18 @@ def network(name: str, dtype: torch.dtype = torch.float32, **settings: object) -
     return model
 
 
+KINKED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh)
+
+
+def smooth(model: nn.Module) -> nn.Module:
+    """The same network with SiLU in the place of activations that have a kink."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, KINKED):
+                setattr(module, name, nn.SiLU())
+    return model
+
+
 def patch_of(model: nn.Module) -> int:
     return int(max(model.feature_info.reduction()))
 

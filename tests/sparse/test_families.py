@@ -22,6 +22,7 @@ from tests.sparse.helpers import (
     pair,
     patch_of,
     random_visible,
+    smooth,
     step,
 )
 
@@ -81,18 +82,17 @@ def test_family_equals_plain_and_masked(name):
         assert torch.equal(value, before[key])
 
 
-# In these nets one value of the fixed input lies at ReLU's kink: rounding moves it across, and its
-# gradient jumps by a whole unit. In float64 (above) they agree within 1e-6 as all others.
-AT_A_KINK = {"cspresnet50d": 5e-3}
-
-
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES.keys())
 def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
-    """Float32 within 1e-4; bfloat16 as near to float32 as the masked reference in bfloat16 is."""
+    """Float32 within 1e-4; bfloat16 as near to float32 as the masked reference in bfloat16 is.
+
+    With smooth activations: where rounding (or the number of threads) moves a value across a kink,
+    its gradient jumps by a whole unit. With the nets' own ones gradients are compared in float64.
+    """
     torch.manual_seed(0)
-    model = timm.create_model(name, features_only=True)  # timm's own start: what training sees
+    model = smooth(timm.create_model(name, features_only=True))  # timm's start, as training sees
     p = patch_of(model)
-    images, visible = torch.rand(2, 3, 2 * p, 3 * p), random_visible(2, 2, 3, share=0.7)
+    images, visible = torch.rand(4, 3, 2 * p, 3 * p), random_visible(4, 2, 3, share=0.7)
     tiles, masked = (sparsify(copy.deepcopy(model), b, check=False) for b in ("tiles", "masked"))
     maps, gradients = step(masked, images, visible)
 
@@ -100,7 +100,7 @@ def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
 
     for a, b in zip(ours, maps, strict=True):
         assert gap(a, b) < 1e-4
-    assert distance(our_gradients, gradients) < AT_A_KINK.get(name, 1e-4)
+    assert distance(our_gradients, gradients) < 1e-4
     low, low_gradients = step(tiles, images, visible, autocast=True)
     reference, reference_gradients = step(masked, images, visible, autocast=True)
     for a, r, b in zip(low, reference, maps, strict=True):
