@@ -165,3 +165,13 @@ def test_wrong_strides_in_feature_info_are_refused():
 
     with pytest.raises(ConversionError, match="feature_info says stride"):
         sparsify(model)
+
+
+def test_a_deep_untrained_net_that_amplifies_even_the_rounding_of_float64_is_taken():
+    torch.manual_seed(0)
+    model = timm.create_model("efficientnetv2_rw_m", features_only=True)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    sparsify(model)
+
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
