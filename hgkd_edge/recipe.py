@@ -122,6 +122,8 @@ class TeacherConfig(Section):
             raise ValueError("teacher.path belongs to weights 'path', and only to it")
         if self.layers == []:
             raise ValueError("layers must be 'last' or name at least one block, such as [8, 11]")
+        if self.view == "visible" and self.layers != "last":
+            raise ValueError("view 'visible' gives the last block's tokens: set layers to 'last'")
         return self
 
 

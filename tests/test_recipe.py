@@ -49,6 +49,7 @@ def test_set_overrides_replace_values_and_later_ones_win(tiny_recipe_file: Path)
         ("mask.ratio=1.0", ["mask.ratio", "1.0", "less than 1"]),
         ("teacher.weights=path", ["teacher.path"]),
         ("teacher.view=visible", ["loss.where"]),
+        ("teacher={name: a, view: visible, layers: [0]}", ["teacher", "set layers to 'last'"]),
         ("name=a/b", ["name", "'a/b'"]),
         ("train=3", ["train", "3"]),
     ],
