@@ -34,7 +34,7 @@ from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify
 
-__all__ = ["Distilling", "distill", "held_out_cosine"]
+__all__ = ["Distilling", "distill", "held_out_cosine", "teacher_origin"]
 
 SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
 
@@ -206,6 +206,20 @@ def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -
     run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
 
 
+def teacher_origin(name: str, vit: nn.Module) -> dict[str, str]:
+    """The licence of the hub's weights, for the manifest; shown, with a warning where it is due."""
+    licence = teacher_licence(vit)
+    if not licence:
+        return {}
+    console.print(f"teacher: {name}, licence {licence}")
+    if "nc" in licence.lower().split("-"):
+        console.print(
+            f"[yellow]warning:[/] {licence} forbids commercial use of the teacher's weights",
+            soft_wrap=True,
+        )
+    return {"licence": licence}
+
+
 def _load_teacher(
     recipe: Recipe, parts: Parts, source: ImageSource
 ) -> tuple[Teacher, dict[str, Any]]:
@@ -219,13 +233,8 @@ def _load_teacher(
     if file is not None:
         load_vit_weights(vit, Path(file))
         origin["file"] = str(file)
-    elif licence := teacher_licence(vit):
-        origin["licence"] = licence
-        console.print(f"teacher: {config.name}, licence {licence}")
-        if "nc" in licence.lower().split("-"):
-            console.print(
-                f"[yellow]warning:[/] {licence} forbids commercial use of the teacher's weights"
-            )
+    else:
+        origin |= teacher_origin(config.name, vit)
     teacher = Teacher(vit, layers=config.layers, size=parts.teacher_size)
     if recipe.train.compile:  # the sparse student gathers by the mask: nothing to compile there
         teacher.compile()

@@ -27,8 +27,12 @@ def small_vit(**more: Any) -> nn.Module:
     ("name", "args"),
     [
         ("vit_tiny_patch16_224", {"depth": 2}),
+        ("vit_base_patch16_224.mae", {"depth": 2}),
+        ("vit_small_patch14_dinov2", {"depth": 2}),
         ("vit_small_patch14_reg4_dinov2", {"depth": 2}),
         ("beit_base_patch16_224", {"depth": 2}),
+        ("beitv2_base_patch16_224", {"depth": 2}),
+        ("eva_large_patch14_196", {"depth": 2}),
         ("vit_small_patch16_dinov3", {"depth": 2}),
         ("vit_base_patch16_clip_224", {"depth": 2}),
         ("eva02_tiny_patch14_224", {"depth": 2}),
@@ -232,3 +236,48 @@ def test_standardised_targets_hold_no_mean_token_and_even_channels() -> None:
     torch.testing.assert_close(after.mean(dim=0), torch.zeros_like(after[0]), atol=1e-4, rtol=0)
     spread = after.square().mean(dim=(0, 1)).sqrt()
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
+
+
+def test_a_teacher_normalises_by_its_own_mean_and_deviation() -> None:
+    config = TeacherConfig(name="vit_base_patch16_clip_224", args={"depth": 1, "embed_dim": 48})
+    vit = create_vit(config, size=(32, 32))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    own = vit.pretrained_cfg
+    assert own["mean"] != (0.485, 0.456, 0.406), "CLIP's own"
+
+    mean, std = (torch.tensor(own[key])[:, None, None] for key in ("mean", "std"))
+    tokens = vit.forward_features((images - mean) / std)[:, vit.num_prefix_tokens :]
+
+    wanted = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
+    torch.testing.assert_close(Teacher(vit, layers="last", size=(32, 32))(images), wanted)
+
+
+def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    config = TeacherConfig(
+        name="vit_tiny_patch16_224", args={"depth": 1, "embed_dim": 48, "patch_size": 8}
+    )
+    torch.manual_seed(0)
+    stored = create_vit(config, size=(32, 32))
+    torch.nn.init.normal_(stored.pos_embed)
+    torch.save(stored.state_dict(), tmp_path / "small.pth")
+
+    wide = create_vit(config, size=(32, 64))
+    load_vit_weights(wide, tmp_path / "small.pth")
+
+    wanted = resample_abs_pos_embed(stored.pos_embed, new_size=[4, 8], num_prefix_tokens=1)
+    torch.testing.assert_close(wide.pos_embed, wanted)
+
+
+def test_a_licence_that_forbids_commercial_use_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hgkd_edge.distill import teacher_origin
+
+    vit = create_vit(TeacherConfig(name="vit_base_patch16_224.mae", args={"depth": 1}))
+
+    origin = teacher_origin("vit_base_patch16_224.mae", vit)
+
+    assert origin["licence"] == "cc-by-nc-4.0"
+    assert "forbids commercial use" in capsys.readouterr().err.replace("\n", " ")
