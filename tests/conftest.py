@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import yaml
 
 # Set before torch is imported anywhere: tests run beside each other on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# A runner may start tests with Ctrl-C ignored (nohup, a background job), and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BUNDLED = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
 
