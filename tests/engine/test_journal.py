@@ -9,8 +9,11 @@ import torch
 
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import open_splits
+from hgkd_edge.engine.journal import open_journal
+from hgkd_edge.engine.setup import make_accelerator
+from hgkd_edge.engine.task import Workplace
 from tests.data.helpers import data_config
-from tests.engine.helpers import Classify, run, tiny_source
+from tests.engine.helpers import Classify, config, run, tiny_source
 
 
 class SlowPixels:
@@ -28,36 +31,51 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def said_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, waited: float) -> str:
+    """What a journal says of 60 batches of a second each, `waited` seconds of it for photos."""
+    place = Workplace(tmp_path / "log.jsonl", tmp_path / "last.pt")
+    accelerator = make_accelerator(config(), place)
+    with open_journal(
+        place, accelerator, tiny_source(), label="training", total=60, done=0
+    ) as journal:
+        assert journal is not None
+        for step in range(1, 61):
+            journal.record(
+                step=step,
+                epoch=0,
+                scalars={"loss": 1.0},
+                lr=0.1,
+                photos=8,
+                seconds=1.0,
+                waited=waited,
+            )
+    return capsys.readouterr().err
+
+
 def test_a_starving_student_is_told_of_once_with_the_mend(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = tiny_source()
-    source.images = SlowPixels(source.images, 0.1)  # type: ignore[assignment]
+    said = said_of(tmp_path, capsys, waited=0.3)
 
-    run(Classify(), source, tmp_path, epochs=22)
-
-    said = capsys.readouterr().err
-    assert said.count("the student waits for photos") == 1
+    assert said.count("the student waits for photos 30% of the time") == 1
     assert "set TMPDIR to a faster disk" in said
-    assert "waiting for photos" in said.splitlines()[-1]
-    waiting = torch.tensor([record["data_share"] for record in records(tmp_path)])
-    assert waiting.median() > 0.3
+    assert "waiting for photos 30%" in said.splitlines()[-1]
+    assert records(tmp_path)[0]["data_share"] == 0.3
 
 
 def test_a_well_fed_student_is_not_told_of_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Busy(Classify):
-        def inputs(self, *arguments: object) -> object:
-            time.sleep(0.02)
-            return super().inputs(*arguments)  # type: ignore[arg-type]
+    assert "waiting" not in said_of(tmp_path, capsys, waited=0.05)
 
+
+def test_waiting_for_photos_is_what_the_log_calls_so(tmp_path: Path) -> None:
     source = tiny_source()
-    source.images = SlowPixels(source.images, 0.005)  # type: ignore[assignment]
+    source.images = SlowPixels(source.images, 1.0)  # type: ignore[assignment]
 
-    run(Busy(), source, tmp_path, epochs=12)
+    run(Classify(), source, tmp_path, epochs=1)
 
-    assert "waiting" not in capsys.readouterr().err
+    assert max(record["data_share"] for record in records(tmp_path)) > 0.3
 
 
 def test_a_streamed_source_is_told_of_its_threads(photos: Path) -> None:
