@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Calibration", "calibrate"]
 
-METHODS = ("minmax", "entropy", "percentile")
+METHODS = ("percentile", "minmax", "entropy")
 # Tensors at these operators' inputs and outputs are watched: all that any flavour quantises.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
 _WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
@@ -47,7 +47,7 @@ def calibrate(
     model: onnx.ModelProto,
     images: np.ndarray,
     *,
-    method: str = "minmax",
+    method: str = "percentile",
     batch_size: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
@@ -56,8 +56,8 @@ def calibrate(
     Args:
         model: fp32 ONNX model.
         images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
-        method: `minmax` covers everything seen; `percentile` (99.999 %) and `entropy` clip rare
-            extremes. Which is best depends on the network, so measure.
+        method: `percentile` (99.999 %) and `entropy` clip rare extremes, `minmax` covers everything
+            seen. Which is best depends on the network, so measure.
         batch_size: Images per run; a fixed-batch file is run one by one.
         progress: Called with (images done, images in all).
 
@@ -75,7 +75,7 @@ def calibrate(
     kinds = dict(
         zip(
             METHODS,
-            (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile),
+            (CalibrationMethod.Percentile, CalibrationMethod.MinMax, CalibrationMethod.Entropy),
             strict=True,
         )
     )

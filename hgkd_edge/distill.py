@@ -64,11 +64,9 @@ class Distilling:
                 yield view, visible, self.teacher.forward_visible(view, tokens)
 
     def _ratio(self, draws: Draws) -> float:
-        """Share of masked patches in this update; the same on all processes."""
+        """Share of masked patches in this update: none in the last `whole_share` of them."""
         mask = self.recipe.mask
-        if mask.whole_share and torch.rand((), generator=draws.generator) < mask.whole_share:
-            return 0.0
-        return mask.ratio
+        return 0.0 if draws.progress >= 1 - mask.whole_share else mask.ratio
 
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:

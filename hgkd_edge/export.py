@@ -206,7 +206,7 @@ class _Work:
             calibration = calibrate(
                 read_onnx(self.fp32),
                 images,
-                method=method or "minmax",
+                method=method or "percentile",
                 progress=lambda done, total: show(done, "photos"),
             )
         self.result["calibration"] = {

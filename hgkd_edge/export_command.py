@@ -49,7 +49,7 @@ def make_export_command(show: Show) -> Callable[..., None]:
             Path | None, typer.Option(help="INT8: calibrate on this folder of photos instead.")
         ] = None,
         calib_method: Annotated[
-            str | None, typer.Option(help="INT8: minmax [default], entropy or percentile.")
+            str | None, typer.Option(help="INT8: percentile [default], minmax or entropy.")
         ] = None,
         flavour: Annotated[
             list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")

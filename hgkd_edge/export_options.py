@@ -12,7 +12,7 @@ __all__ = ["PRECISIONS", "ExportOptions", "parse_frame"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 FLAVOURS = ("tensorrt", "cpu")
-METHODS = ("minmax", "entropy", "percentile")
+METHODS = ("percentile", "minmax", "entropy")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ExportOptions:
         dynamic_size: Leave height and width free.
         calibration: INT8: number of calibration images (512).
         calibration_data: INT8: folder of photos to calibrate on, instead of the run's own.
-        calibration_method: INT8: minmax (the default), entropy or percentile.
+        calibration_method: INT8: percentile (the default), minmax or entropy.
         flavours: INT8: tensorrt, cpu or (the default) both.
         sensitivity: INT8: rank the layers by the damage each does.
         max_drop: INT8: keep the worst layers in float until held-out photos lose at most this many

@@ -144,7 +144,7 @@ class StudentConfig(Section):
 class MaskConfig(Section):
     """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side.
 
-    `whole_share` of the updates see whole photos, as the network will once it is dense.
+    The last `whole_share` of the updates see whole photos, as the network will once it is dense.
     """
 
     ratio: Fraction = 0.6

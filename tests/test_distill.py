@@ -22,8 +22,8 @@ from hgkd_edge.recipe import LossConfig, Recipe, load_recipe
 from hgkd_edge.rundir import RunDir
 
 
-def draws() -> Draws:
-    return Draws(torch.Generator().manual_seed(0), 0, 1, torch.device("cpu"))
+def draws(progress: float = 0.0) -> Draws:
+    return Draws(torch.Generator().manual_seed(0), 0, 1, torch.device("cpu"), progress)
 
 
 def make_task(mapping: dict[str, Any]) -> Distilling:
@@ -120,6 +120,31 @@ def test_the_loss_looks_where_and_how_the_recipe_says(
         "cosine": 1 - F.cosine_similarity(a, b, dim=-1).mean(),
     }[target]
     torch.testing.assert_close(loss, wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem_stride"), [(32, 1), ([96, 160], 2), (224, 4), ([320, 512], 4), (512, 4)]
+)
+def test_a_step_is_made_at_every_size(
+    tiny_recipe: dict[str, Any], size: int | list[int], stem_stride: int
+) -> None:
+    tiny_recipe["data"]["image_size"] = size
+    tiny_recipe["student"]["stem_stride"] = stem_stride
+    tiny_recipe["teacher"]["args"]["patch_size"] = 4 * stem_stride
+    tiny_recipe["loss"] = {"where": "all", "pixel_weight": 1.0}
+    task = make_task(tiny_recipe)
+    height, width = task.parts.spec.size
+    photos = torch.randint(0, 256, (2, 3, height + 8, width + 8), dtype=torch.uint8)
+    ((view, visible, targets),) = task.inputs(photos, torch.zeros(2), draws())
+    assert view.shape == (2, 3, height, width)
+    patch = task.parts.encoder.patch
+    assert visible.shape == (2, height // patch, width // patch)
+    assert targets.shape[1] == task.parts.token_grid[0] * task.parts.token_grid[1]
+
+    task.model(view, visible, targets)["loss"].backward()
+
+    gradients = [weight.grad for weight in task.model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
 def test_the_pixel_term_adds_to_the_loss(tiny_recipe: dict[str, Any]) -> None:
@@ -228,21 +253,26 @@ def test_with_standardised_targets_the_mean_token_predicts_nothing(
     assert abs(cosines[True]) < 0.2
 
 
-def test_a_share_of_the_updates_sees_whole_photos(tiny_recipe: dict[str, Any]) -> None:
-    task = make_task(
-        {**tiny_recipe, "mask": {"per_image": 40, "whole_share": 0.5}, "loss": {"where": "all"}}
-    )
+def test_the_last_updates_see_whole_photos(tiny_recipe: dict[str, Any]) -> None:
+    task = make_task({**tiny_recipe, "mask": {"whole_share": 0.25}, "loss": {"where": "all"}})
     images = torch.zeros(2, 3, 73, 73, dtype=torch.uint8)
 
-    updates = list(task.inputs(images, torch.zeros(2), draws()))
+    def visible_share(progress: float) -> float:
+        ((_, visible, _),) = task.inputs(images, torch.zeros(2), draws(progress))
+        return visible.float().mean().item()
 
-    whole = [bool(visible.all()) for _, visible, _ in updates]
-    assert 10 < sum(whole) < 30
-    assert all(
-        visible.float().mean() < 0.5
-        for (_, visible, _), all_seen in zip(updates, whole, strict=True)
-        if not all_seen
+    assert max(visible_share(progress) for progress in (0.0, 0.5, 0.74)) < 0.5
+    assert min(visible_share(progress) for progress in (0.75, 0.99)) == 1
+
+
+def test_without_a_whole_share_the_last_update_is_masked_too(tiny_recipe: dict[str, Any]) -> None:
+    task = make_task(tiny_recipe)
+
+    ((_, visible, _),) = task.inputs(
+        torch.zeros(2, 3, 73, 73, dtype=torch.uint8), torch.zeros(2), draws(0.999)
     )
+
+    assert not visible.all()
 
 
 def test_whole_photos_need_a_loss_where_something_is_visible(tiny_recipe: dict[str, Any]) -> None:

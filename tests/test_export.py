@@ -187,7 +187,7 @@ def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
     accuracy = int8["accuracy"]
     assert accuracy["metric"] == "k-NN top-1"
     assert accuracy["drop"] == accuracy["float_score"] - accuracy["score"] <= 100
-    assert result["calibration"] == {"method": "minmax", "photos": 16, "from": "train"}
+    assert result["calibration"] == {"method": "percentile", "photos": 16, "from": "train"}
     assert len(result["sensitivity"]["cpu"]) == 21
 
 

@@ -33,6 +33,7 @@ def main() -> None:
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     run.add_argument("--ablation", action="store_true", help="the ablation instead of the arms")
+    run.add_argument("--changes", nargs="+", choices=ABLATION, default=list(ABLATION))
     show = commands.add_parser("report", help="the figures so far as Markdown on stdout")
     for command in (run, show):
         command.add_argument("--out", type=Path, required=True, help="folder of cells and runs")
@@ -40,7 +41,10 @@ def main() -> None:
     if arguments.command == "report":
         print(report(arguments.out))
         return
-    table = ABLATION if arguments.ablation else {arm: ARMS[arm] for arm in arguments.arms}
+    if arguments.ablation:
+        table = {change: ABLATION[change] for change in arguments.changes}
+    else:
+        table = {arm: ARMS[arm] for arm in arguments.arms}
     for seed in arguments.seeds:
         for arm, changes in table.items():
             _fill(arguments, arm, changes, seed)
@@ -61,7 +65,7 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
         recipe,
         _fresh(arguments.out / "runs" / name),
         scratch=arm == SCRATCH,
-        shares=[0.1] if arguments.ablation else [0.01, 0.1, 1.0],
+        shares=[] if arguments.ablation else [0.01, 0.1, 1.0],
     )
     where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     write_json(

@@ -178,7 +178,8 @@ class _Loop:
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         generator = _generator(self.seed, "step", self.step)
         torch.manual_seed(generator.initial_seed() + self.rank)  # for layers: stochastic depth
-        draws = Draws(generator, self.rank, self.world, device)
+        progress = self.step / self.total_steps
+        draws = Draws(generator, self.rank, self.world, device, progress)
         with self.accelerator.autocast():
             updates = list(self.task.inputs(images, labels, draws))
         scalars: dict[str, float] = {}

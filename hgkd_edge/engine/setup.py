@@ -41,6 +41,6 @@ def make_accelerator(config: TrainConfig, place: Workplace) -> Accelerator:
     return Accelerator(
         cpu=not torch.cuda.is_available(),  # without it, several processes would not find together
         mixed_precision="no" if precision == "fp32" else precision,
-        log_with=list(config.trackers) if folder else None,
+        log_with=list(config.trackers) or None if folder else None,
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=folder),
     )

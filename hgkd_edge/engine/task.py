@@ -43,12 +43,15 @@ class Draws:
     """Random numbers of one step, drawn for the global batch and cut to this process's share.
 
     Drawn on the CPU, so that every device and every number of processes sees the same ones.
+
+    `progress` is the share of the training that lies behind this step, in [0, 1).
     """
 
     generator: torch.Generator
     rank: int
     world: int
     device: torch.device
+    progress: float = 0.0
 
     def uniform(self, count: int, width: int) -> Tensor:
         """float32 [count, width] in [0, 1), for `count` images on this process."""

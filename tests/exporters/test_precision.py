@@ -84,6 +84,20 @@ def test_tensorrt_flavour_is_symmetric_with_float_biases_and_one_scale_per_skip(
         assert kinds == ["Conv", "DequantizeLinear"]
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_classifiers_last_layer_stays_in_float(exported, tmp_path, flavour):
+    path = tmp_path / "net.onnx"
+
+    made = quantize_int8(exported("resnet18").path, path, images=photo_like(16), flavour=flavour)
+
+    assert made.kept_float == ("fc/Gemm",)
+    graph = onnx.load(path).graph
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
+    (head,) = (node for node in graph.node if node.op_type == "Gemm")
+    assert weights[head.input[1]].dtype == np.float32
+    assert graph.output[0].name == head.output[0]
+
+
 @pytest.mark.parametrize("images", [None, np.empty((0, 3, 64, 64), np.float32)])
 def test_int8_without_real_images_is_an_error(exported, tmp_path, images):
     with pytest.raises(ExportError, match="real calibration images") as caught:

@@ -64,7 +64,7 @@ def test_the_layer_that_int8_spoils_is_ranked_first(rankings, flavour):
 
     assert ranking[0].module == CULPRIT
     assert ranking[0].damage > 2 * ranking[1].damage
-    assert len(ranking) == 21
+    assert len(ranking) == 20  # all but the classifier
     assert [layer.damage for layer in ranking] == sorted(
         (layer.damage for layer in ranking), reverse=True
     )
@@ -94,7 +94,7 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
     kept = bounded[2.0].kept_float
     assert kept[0] == f"{CULPRIT}/Conv"
     assert bounded[2.0].drop <= 2.0 < bounded[100.0].drop
-    assert bounded[2.0].exported.kept_float == kept
+    assert {*bounded[2.0].exported.kept_float} == {*kept, "fc/Gemm"}
     assert score(onnx_runner(tmp_path / "2.0.onnx")) == pytest.approx(bounded[2.0].score)
     weighted = [n for n in onnx.load(tmp_path / "2.0.onnx").graph.node if n.name == kept[0]]
     assert weighted[0].input[0] == "louder"  # not a dequantised tensor
