@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.study.arms import ABLATION, ARMS, SCRATCH
 from benchmarks.study.cell import score_cell
+from benchmarks.study.protocols import PROTOCOLS, training_photos
 from benchmarks.study.report import report
 from hgkd_edge.console import console
 from hgkd_edge.data.sources import open_splits
@@ -26,10 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="fill in cells that are missing")
-    run.add_argument("base", choices=["clothing10", "cifar10"])
-    run.add_argument(
-        "--data", type=Path, required=True, help="folder with {train,val,test}/<class>"
-    )
+    run.add_argument("base", choices=PROTOCOLS)
+    run.add_argument("--data", type=Path, required=True, help="the data set's folder")
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     run.add_argument("--ablation", action="store_true", help="the ablation instead of the arms")
@@ -59,13 +58,15 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
     console.rule(name)
     base = HERE / f"{arguments.base}.yaml"
     half = load_recipe(base).train.epochs // 2
-    changes = [f"data.path={arguments.data}", *(change.format(half=half) for change in changes)]
+    photos = training_photos(arguments.base, arguments.data, arguments.out)
+    changes = [f"data.path={photos}", *(change.format(half=half) for change in changes)]
     recipe = load_recipe(base, [*changes, *_teacher(load_recipe(base, changes)), f"seed={seed}"])
     cell = score_cell(
         recipe,
         _fresh(arguments.out / "runs" / name),
+        arguments.data,
         scratch=arm == SCRATCH,
-        shares=[] if arguments.ablation else [0.01, 0.1, 1.0],
+        finetuned=not arguments.ablation,
     )
     where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     write_json(

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.protocols import PROTOCOLS
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.distill import distill
 from hgkd_edge.evaluate import score_features
-from hgkd_edge.finetune import finetune
+from hgkd_edge.finetune import TASKS, finetune
 from hgkd_edge.models.backbone import EmbeddingNet, load_embedding_net, save_backbone
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.parts import build
@@ -21,43 +22,39 @@ from hgkd_edge.tasks.config import FinetuneConfig
 
 __all__ = ["score_cell"]
 
-# Share of the training labels -> epochs of fine-tuning: fewer photos are seen more often.
-FINETUNE_EPOCHS = {
-    "clothing10": {0.01: 100, 0.1: 60, 1.0: 20},
-    "cifar10": {0.01: 40, 0.1: 15, 1.0: 3},
-}
-
 
 def score_cell(
-    recipe: Recipe, folder: Path, *, scratch: bool, shares: list[float]
+    recipe: Recipe, folder: Path, annotated: Path, *, scratch: bool, finetuned: bool
 ) -> dict[str, Any]:
     """Train a student (or leave it untrained) and score it.
 
     Args:
         recipe: The arm's, seed included.
         folder: Run folder of this cell.
+        annotated: The data set with its labels; the recipe's own photos may be without.
         scratch: Do not distil.
-        shares: Shares of the training labels to fine-tune with.
+        finetuned: Fine-tune with every share of the labels that the protocol names.
 
     Returns:
-        `knn` and `linear_probe` top-1, `finetune` top-1 by share, `held_out` cosine, `seconds`.
+        `knn` and `linear_probe` top-1 where the task is classification, `finetune` score by share,
+        `held_out` cosine, `seconds`.
     """
     begin = time.monotonic()
     splits = open_splits(recipe.data)
     run = RunDir.create(recipe, folder)
-    held_out = {}
+    protocol = PROTOCOLS[recipe.name]
+    cell: dict[str, Any] = {"held_out": {}}
     if scratch:
         _save_untrained(recipe, splits["train"], run)
     else:
-        held_out = distill(recipe, run)["held_out"]
-    network = load_embedding_net(run.backbone_file)
-    scores = score_features(network, splits["train"], splits[held_out_split(splits) or "val"])
-    return {
-        **asdict(scores),
-        "held_out": held_out,
-        "finetune": {share: _finetuned_top1(recipe, run, share) for share in shares},
-        "seconds": round(time.monotonic() - begin),
-    }
+        cell["held_out"] = distill(recipe, run)["held_out"]
+    if protocol.task == "classify":
+        network = load_embedding_net(run.backbone_file)
+        test = splits[held_out_split(splits) or "val"]
+        cell |= asdict(score_features(network, splits["train"], test))
+    shares = protocol.epochs if finetuned else {}
+    cell["finetune"] = {share: _finetuned(recipe, run, annotated, share) for share in shares}
+    return {**cell, "seconds": round(time.monotonic() - begin)}
 
 
 def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
@@ -68,22 +65,24 @@ def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
     save_backbone(dense, parts.spec, run.backbone_file)
 
 
-def _finetuned_top1(recipe: Recipe, run: RunDir, share: float) -> float:
-    """Held-out top-1 after fine-tuning with a share of the labels, the same way in every arm."""
+def _finetuned(recipe: Recipe, run: RunDir, annotated: Path, share: float) -> float:
+    """The task's metric on held-out photos after fine-tuning, the same way in every arm."""
+    protocol = PROTOCOLS[recipe.name]
     config = FinetuneConfig.model_validate(
         {
-            "task": "classify",
+            "task": protocol.task,
             "backbone": run.backbone_file,
-            "data": recipe.data,
+            "data": recipe.data.model_dump() | {"path": annotated},
             "seed": recipe.seed,
             "label_share": share,
             "train": {
-                "epochs": FINETUNE_EPOCHS[recipe.name][share],
-                "batch_size": 64,
+                "epochs": protocol.epochs[share],
+                "batch_size": protocol.batch_size,
                 "lr": 2e-3,
                 "layer_decay": 1.0,  # an untrained student must not be held back
                 "precision": recipe.train.precision,
             },
+            protocol.task: protocol.settings,
         }
     )
-    return finetune(config, run)["scores"]["top1"]
+    return float(finetune(config, run)["scores"][TASKS[protocol.task].metric])

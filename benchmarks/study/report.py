@@ -14,10 +14,11 @@ __all__ = ["report"]
 
 Cell = dict[str, Any]
 COLUMNS: dict[str, Callable[[Cell], float | None]] = {
-    "k-NN": lambda cell: cell["knn"],
-    "linear probe": lambda cell: cell["linear_probe"],
+    "k-NN": lambda cell: cell.get("knn"),
+    "linear probe": lambda cell: cell.get("linear_probe"),
     "1 % labels": lambda cell: cell["finetune"].get("0.01"),
     "10 % labels": lambda cell: cell["finetune"].get("0.1"),
+    "20 % labels": lambda cell: cell["finetune"].get("0.2"),
     "all labels": lambda cell: cell["finetune"].get("1.0"),
 }
 
