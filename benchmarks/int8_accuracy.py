@@ -1,0 +1,100 @@
+"""What INT8 costs fine-tuned classifiers: held-out top-1, and how many predictions stay the same.
+
+    python -m benchmarks.int8_accuracy RUN... [--methods percentile minmax] [--json]
+
+Every RUN is a folder with a fine-tuned classifier. It is exported as `hgkd-edge export --precision
+int8` does (512 training photos to calibrate on, both flavours) and run by ONNX Runtime, and the
+`cpu` flavour by OpenVINO too, over its whole held-out split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters.calibrate import METHODS, calibrate
+from exporters.onnx_export import export_onnx
+from exporters.onnx_info import read_onnx
+from exporters.openvino_export import export_openvino, openvino_runner
+from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.runners import Runner, onnx_runner
+from hgkd_edge.exportable import Exportable, load_exportable
+from hgkd_edge.rundir import RunDir
+
+CALIBRATION_PHOTOS = 512
+BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.int8_accuracy")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[METHODS[0]])
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for run in arguments.runs:
+        for row in measure(run, arguments.methods):
+            rows.append(row)
+            if not arguments.json:
+                print(
+                    f"{row['run']}  {row['case']:28}  top-1 {row['top1']:6.2%}  "
+                    f"lost {100 * row['lost']:+.2f} points  agrees {row['agreement']:.2%}",
+                    flush=True,
+                )
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+
+
+def measure(folder: Path, methods: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for the float network and for every INT8 file."""
+    subject = load_exportable(RunDir(folder))
+    photos = subject.images(subject.unseen, len(subject.splits[subject.unseen]))
+    truth = subject.splits[subject.unseen].labels.numpy()
+    float_classes: np.ndarray | None = None
+    for case, runner in _cases(subject, methods):
+        found = _classes(runner, photos)
+        float_classes = found if float_classes is None else float_classes
+        top1 = float((found == truth).mean())
+        yield {
+            "run": folder.name,
+            "case": case,
+            "photos": len(photos),
+            "top1": top1,
+            "lost": float((float_classes == truth).mean()) - top1,
+            "agreement": float((found == float_classes).mean()),
+        }
+
+
+def _cases(subject: Exportable, methods: list[str]) -> Iterator[tuple[str, Runner]]:
+    """The float network first."""
+    with tempfile.TemporaryDirectory() as scratch:
+        fp32 = Path(scratch) / "fp32.onnx"
+        export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
+        yield "fp32", onnx_runner(fp32)
+        images = subject.images("train", CALIBRATION_PHOTOS)
+        for method in methods:
+            calibration = calibrate(read_onnx(fp32), images, method=method)
+            for flavour in FLAVOURS:
+                path = Path(scratch) / f"{method}-{flavour}.onnx"
+                quantize_int8(fp32, path, calibration=calibration, flavour=flavour)
+                yield f"{method}, {flavour}", onnx_runner(path)
+                if flavour == "cpu":
+                    export_openvino(path, path.with_suffix(".xml"))
+                    yield f"{method}, cpu in OpenVINO", openvino_runner(path.with_suffix(".xml"))
+
+
+def _classes(runner: Runner, photos: np.ndarray) -> np.ndarray:
+    """The predicted class of every photo, int64 [N]."""
+    parts = [runner(photos[i : i + BATCH]) for i in range(0, len(photos), BATCH)]
+    (name,) = parts[0]
+    return np.concatenate([part[name].argmax(axis=1) for part in parts])
+
+
+if __name__ == "__main__":
+    main()
