@@ -216,6 +216,18 @@ def demo(
 
 
 @app.command()
+def report(run: RunArgument = None, as_json: AsJson = False) -> None:
+    """Write one HTML page about a run: curves, scores, pictures, proofs, speed, origin.
+
+    Example: hgkd-edge report runs/demo
+    """
+    from hgkd_edge import report as verb
+
+    page = verb.report(_run(run))
+    _show({"report": str(page)}, as_json, lambda: [f"report: {page}"])
+
+
+@app.command()
 def doctor(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Show which sparse kernel runs where, and why.")

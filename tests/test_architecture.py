@@ -33,6 +33,7 @@ LAYERS = [
     {"export_command"},
     {"doctor"},
     {"tables"},
+    {"report"},
     {"demo"},
     {"cli"},
 ]

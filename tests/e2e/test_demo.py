@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hgkd_edge.bench.tables import milliseconds
 from hgkd_edge.rundir import file_sha256
 
 
@@ -37,3 +38,11 @@ def test_the_demo_goes_from_photos_to_a_latency_and_beats_the_untrained_network(
         assert artefact["sha256"] == file_sha256(run / name), name
     for name in ("recipe.yaml", "log.jsonl", "evaluation.json", "export.json", "bench.json"):
         assert (run / name).is_file(), name
+    page = subprocess.run(
+        [*command[:3], "report"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert page.stdout.strip() == f"report: {result['run']}/report.html", page.stderr
+    text = (run / "report.html").read_text()
+    probe = f"{100 * scores['distilled']['linear_probe']:.1f} %"
+    for shown in (probe, "agrees: max error", milliseconds(result["latency"]["p50_ms"]), "ort-cpu"):
+        assert shown in text, shown

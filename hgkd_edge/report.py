@@ -1,0 +1,163 @@
+"""One self-contained HTML page about a run: how it was trained, what it scores, what was proved.
+
+Tables are those of the terminal, so a figure has one form everywhere. Needs the base install only.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from hgkd_edge import __version__
+from hgkd_edge.bench.records import load_bench
+from hgkd_edge.bench.tables import session_view
+from hgkd_edge.export_command import export_lines
+from hgkd_edge.rundir import RunDir, atomic_write
+from hgkd_edge.tables import score_table, task_table
+
+__all__ = ["report"]
+
+COLUMNS = 100  # of the tables, in characters
+POINTS = 240  # of a curve: each is the mean of its share of the steps
+WIDTH, HEIGHT, MARGIN = 720, 200, 40  # of a curve's picture, in pixels
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
+pre {{ font: 13px/1.15 ui-monospace, Menlo, Consolas, monospace; overflow-x: auto; }}
+img {{ max-width: 100%; }} svg text {{ font: 12px system-ui, sans-serif; fill: #555; }}
+h2 {{ border-bottom: 1px solid #ccc; margin-top: 2.5rem; }}
+</style></head><body><h1>{title}</h1>
+{body}
+<p>Written by hgkd-edge {version}.</p></body></html>
+"""
+
+
+def report(run: RunDir) -> Path:
+    """Write `report.html` into a run folder, of all that is there by now.
+
+    Args:
+        run: Any run; a section whose file has not been made yet is left out.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: `bench.json` is damaged.
+    """
+    sections = [f"<h2>{title}</h2>\n{content}" for title, content in _sections(run)]
+    title = f"hgkd-edge: {html.escape(run.path.resolve().name)}"
+    path = run.path / "report.html"
+    with atomic_write(path) as temporary:
+        page = PAGE.format(title=title, body="\n".join(sections), version=__version__)
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _sections(run: RunDir) -> Iterator[tuple[str, str]]:
+    """Titles and contents, as HTML."""
+    for title, name in (("Distillation", "log.jsonl"), ("Fine-tuning", "finetune.jsonl")):
+        if records := _records(run.path / name):
+            yield title, _curve(records)
+    if scores := [*_scores(run)]:
+        yield "Scores on photos that training never saw", _text(scores)
+    if pictures := sorted((run.path / "pictures").glob("*.png")):
+        yield "Pictures", "\n".join(map(_picture, pictures))
+    if exported := _json(run.path / "export.json"):
+        yield "Exported files and their proof", _text([*export_lines(exported)])
+    if (bench := run.path / "bench.json").is_file():
+        yield "Speed", _text(session_view(session) for session in load_bench(bench).sessions)
+    if manifest := run.manifest():
+        yield "Origin", _text([_origin(manifest), _artefacts(manifest)])
+    yield "Recipe", f"<pre>{html.escape(run.recipe_file.read_text(encoding='utf-8'))}</pre>"
+
+
+def _scores(run: RunDir) -> Iterator[RenderableType]:
+    finetuned = _json(run.path / "finetune.json")
+    if "scores" in finetuned:
+        yield task_table(finetuned)
+    if evaluated := _json(run.path / "evaluation.json"):
+        if "distilled" in evaluated:
+            yield score_table(evaluated)
+        else:
+            yield f"{evaluated['model']} in {evaluated['runtime']}"
+            yield task_table(evaluated)
+
+
+def _origin(manifest: dict[str, Any]) -> Table:
+    """Teacher, photos and circumstances, one line each."""
+    table = Table(box=None, show_header=False)
+    for name in ("teacher", "hardware", "versions"):
+        entries = manifest.get(name, {})
+        table.add_row(name, ", ".join(f"{key} {value}" for key, value in entries.items() if value))
+    for split, data in manifest.get("data", {}).items():
+        skipped = f", {len(data['skipped'])} files skipped" if data["skipped"] else ""
+        table.add_row(f"{split} photos", f"{data['photos']}{skipped}, {data['fingerprint'][:16]}")
+    for name in ("seed", "precision", "git_revision"):
+        if manifest.get(name) is not None:
+            table.add_row(name, str(manifest[name]))
+    return table
+
+
+def _artefacts(manifest: dict[str, Any]) -> Table:
+    table = Table("file", "made from", "sha256")
+    for name, entry in manifest.get("artefacts", {}).items():
+        table.add_row(name, ", ".join(entry["made_from"]), entry["sha256"][:16])
+    return table
+
+
+def _curve(records: list[dict[str, Any]]) -> str:
+    """The loss over the steps as an SVG, and the last figures below."""
+    steps = [record["step"] for record in records]
+    losses = [record["loss"] for record in records]
+    size = max(1, len(records) // POINTS)
+    parts = [slice(i, i + size) for i in range(0, len(records), size)]
+    points = [(steps[part][-1], sum(losses[part]) / len(losses[part])) for part in parts]
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    across = (WIDTH - 2 * MARGIN) / max(1, steps[-1])
+    down = (HEIGHT - 2 * MARGIN) / max(1e-12, high - low)
+    line = " ".join(
+        f"{MARGIN + x * across:.1f},{MARGIN + (high - y) * down:.1f}" for x, y in points
+    )
+    figures = {key: value for key, value in records[-1].items() if isinstance(value, float)}
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss over steps">'
+        f'<polyline points="{line}" fill="none" stroke="#2a6fbb" stroke-width="2"/>'
+        f'<text x="{MARGIN}" y="{MARGIN - 10}">loss {high:.3g}</text>'
+        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - MARGIN + 20}" text-anchor="end">'
+        f"step {steps[-1]}, {low:.3g}</text></svg>"
+        f"<p>Last step: {', '.join(f'{key} {value:.4g}' for key, value in figures.items())}</p>"
+    )
+
+
+def _picture(file: Path) -> str:
+    data = base64.b64encode(file.read_bytes()).decode()
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(file.stem)}"></figure>'
+    )
+
+
+def _text(parts: Iterable[RenderableType]) -> str:
+    """What the terminal would show, as HTML."""
+    console = Console(record=True, file=io.StringIO(), width=COLUMNS, highlight=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    """Lines of a training log; a killed process may have left the last one half written."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return [record for record in map(json.loads, whole) if "loss" in record]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
