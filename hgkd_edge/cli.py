@@ -62,8 +62,6 @@ def distill(
 
     Example: hgkd-edge distill recipe.yaml --set student.name=resnet50
     """
-    from hgkd_edge import distill as verb
-    from hgkd_edge.parts import build
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
@@ -73,11 +71,15 @@ def distill(
             folder = RunDir.resolve(run if run is not None else Path("runs") / loaded.name)
             folder.require_same_recipe(loaded)
         else:
+            from hgkd_edge.parts import build
+
             build(loaded)  # a recipe that cannot work leaves no folder behind
             folder = RunDir.create(loaded, run)
         return loaded, folder
 
     loaded, folder = on_main(prepare)
+    from hgkd_edge import distill as verb  # torch: seconds that a mistyped name need not wait for
+
     result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
     _show(result, as_json, lambda: _distilled_lines(result))
 
@@ -92,12 +94,13 @@ def pretrain(
 
     Stopped, the same command goes on. Example: hgkd-edge pretrain demo-teacher
     """
-    from hgkd_edge.data.sources import open_splits
-    from hgkd_edge.parts import build
-    from hgkd_edge.pretrain import pretrain_teacher
     from hgkd_edge.recipe import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or ())
+    from hgkd_edge.data.sources import open_splits
+    from hgkd_edge.parts import build
+    from hgkd_edge.pretrain import pretrain_teacher
+
     parts = build(loaded)
     source = open_splits(loaded.data)["train"]
     weights = pretrain_teacher(parts.vit, source, loaded, size=parts.teacher_size)
@@ -124,7 +127,6 @@ def finetune(
 
     Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
     """
-    from hgkd_edge import finetune as verb
     from hgkd_edge.rundir import RunDir
     from hgkd_edge.tasks import config as settings
 
@@ -139,6 +141,8 @@ def finetune(
         return chosen, folder
 
     chosen, folder = on_main(prepare)
+    from hgkd_edge import finetune as verb
+
     result = verb.finetune(chosen, folder, resume=resume)
     _show(result, as_json, lambda: _finetuned_lines(result))
 
@@ -162,10 +166,10 @@ def evaluate(
 
     Example: hgkd-edge evaluate runs/demo --model runs/demo/export/demo.fp32.onnx
     """
+    folder = _run(run)
     from hgkd_edge import evaluate as verb
     from hgkd_edge.tables import score_table, task_table
 
-    folder = _run(run)
     if features or not (model or folder.model_file.is_file()):
         result = verb.evaluate_features(folder)
         _show(result, as_json, lambda: [score_table(result)])
@@ -286,11 +290,13 @@ def recipes_validate(
 
     Example: hgkd-edge recipes validate my-recipe.yaml
     """
-    from hgkd_edge.parts import build
     from hgkd_edge.recipe import find_recipe, load_recipe
 
     path = find_recipe(recipe)
-    parts = build(load_recipe(path, overrides or ()), download=False)
+    loaded = load_recipe(path, overrides or ())
+    from hgkd_edge.parts import build
+
+    parts = build(loaded, download=False)
     result = {
         "recipe": str(path),
         "image_size": parts.spec.size,

@@ -124,10 +124,12 @@ def make_export_command(show: Show) -> Callable[..., None]:
         )
         options.check()
 
-        from hgkd_edge.export import export_run
         from hgkd_edge.rundir import RunDir
 
-        result = export_run(RunDir.resolve(run), options)
+        folder = RunDir.resolve(run)
+        from hgkd_edge.export import export_run
+
+        result = export_run(folder, options)
         show(result, as_json, lambda: list(export_lines(result)))
 
     return export_command

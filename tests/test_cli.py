@@ -16,6 +16,12 @@ def hgkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
+def hgkd_without_torch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    blocked = "import sys; sys.modules['torch'] = None; from hgkd_edge.cli import main; main()"
+    command = [sys.executable, "-c", blocked, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
 def every_command() -> list[list[str]]:
     root = get_command(app)
     found = []
@@ -66,12 +72,20 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "error: no recipe file" in done.stderr
 
 
-def test_a_command_without_a_run_says_how_to_make_one(tmp_path: Path) -> None:
-    for command in ("evaluate", "export"):
-        done = hgkd(command, cwd=tmp_path)
+@pytest.mark.parametrize("command", ["evaluate", "export", "finetune", "report"])
+def test_a_command_without_a_run_says_how_to_make_one(tmp_path: Path, command: str) -> None:
+    done = hgkd_without_torch(command, cwd=tmp_path)
 
-        assert done.returncode == 2
-        assert "hint: make one: hgkd-edge distill" in done.stderr
+    assert done.returncode == 2
+    assert "hint: make one: hgkd-edge distill" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain", "recipes validate"])
+def test_a_mistyped_recipe_is_told_before_torch_is_loaded(tmp_path: Path, command: str) -> None:
+    done = hgkd_without_torch(*command.split(), "recipy.yaml", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "error: no recipe file" in done.stderr
 
 
 def test_a_jetson_that_is_not_there_is_refused_clearly(tmp_path: Path) -> None:
@@ -103,14 +117,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
 
 
 def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['torch'] = None; from hgkd_edge.cli import main; main()"
-
-    done = subprocess.run(
-        [sys.executable, "-c", blocked, "recipes", "validate", "demo"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    done = hgkd_without_torch("recipes", "validate", "demo", cwd=tmp_path)
 
     assert done.returncode == 2
     assert 'hint: pip install "hgkd-edge[train]"' in done.stderr
