@@ -101,7 +101,7 @@ def test_capped_clocks_are_printed_with_the_table(
 ) -> None:
     from hgkd_edge.bench.tables import session_view
 
-    [session] = measure(start_board(STANDIN_MEASURE_S="0.4"), make_model()).sessions
+    [session] = measure(start_board(STANDIN_MEASURE_S="1.5"), make_model()).sessions
     text = " ".join(rendered(session_view(session)).split())
 
     assert "NVIDIA Jetson Orin Nano Developer Kit, JetPack 6.2, mode 15W, clocks" in text
