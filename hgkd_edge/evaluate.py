@@ -14,6 +14,7 @@ from hgkd_edge.finetune import TASKS, answers
 from hgkd_edge.models.backbone import EmbeddingNet, create_features, load_embedding_net
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
+from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
 from hgkd_edge.serving import open_served
 from hgkd_edge.tasks.base import read_model
@@ -67,6 +68,7 @@ def evaluate_model(
             f"the model has {', '.join(card.classes)}",
             hint="name photos with the classes that the model was fine-tuned on",
         )
+    report_photos({"train": splits["train"], name: splits[name]})
     batches = answers(served.run, task, card, splits[name])
     result = {
         "task": config.task,

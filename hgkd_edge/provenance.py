@@ -72,15 +72,15 @@ def _git_revision() -> str | None:
 
 
 def report_photos(splits: dict[str, ImageSource]) -> None:
-    """Say how many photos there are, and which cannot be read."""
+    """Say how many photos there are, and which of them, or of their annotations, are left out."""
     counts = ", ".join(f"{len(source)} {name}" for name, source in splits.items())
     how = ", decoded as training goes" if splits["train"].streamed else ""
     console.print(f"photos: {counts}{how}")
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
-        console.print(f"[yellow]skipped {len(skipped)} files that cannot be read:[/]")
+        console.print(f"[yellow]left out {len(skipped)} files or annotations:[/]")
         for name, reason in skipped[:5]:
-            console.print(f"  {name}: {reason}", soft_wrap=True)
+            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
         if len(skipped) > 5:
             console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
 
@@ -91,6 +91,6 @@ def record_skipped(run: RunDir, skipped: list[list[tuple[str, str]]]) -> None:
     known = [tuple(entry) for entry in data["train"]["skipped"]]
     found = sorted({*known, *(entry for entries in skipped for entry in entries)})
     if len(found) > len(known):
-        console.print(f"[yellow]skipped {len(found)} files that cannot be read:[/] manifest.json")
+        console.print(f"[yellow]left out {len(found)} files:[/] manifest.json lists them")
         data["train"]["skipped"] = found
         run.update_manifest(data=data)

@@ -15,6 +15,7 @@ from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.annotations.coco import Shape, paint
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
+from hgkd_edge.provenance import report_photos
 from hgkd_edge.recipe import DataConfig
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -98,7 +99,10 @@ def test_a_box_without_area_is_told_by_file_and_line_and_costs_nothing_else(
     assert "<object>" in Path(file).read_text().splitlines()[int(line) - 1]
     assert "(181, 329, 181, 329) has no area" in reason
     assert len(splits["train"]) == 16
-    assert "2 annotations or photos left out" in capsys.readouterr().err
+    report_photos(splits)
+    told = capsys.readouterr().err
+    assert "left out 2 files or annotations" in told
+    assert told.count(where) == 1
 
 
 def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from hgkd_edge import processes
-from hgkd_edge.console import console
 from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes, paint
 from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, checked_boxes
 from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, read_mask
@@ -93,7 +92,7 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
             if masks.name == "instances" and not binary:
                 raise DataError(
                     f"{masks}: numbers objects, not classes",
-                    hint="segment.binary=true tells objects from background",
+                    hint="--set segment.binary=true tells objects from background",
                 )
         read = _mask_reader(listing.classes, binary=binary)
     elif files := coco_files(root):
@@ -227,22 +226,16 @@ def _name_classes(sources: dict[str, ImageSource], root: Path) -> None:
     if highest == 0 and any(len(source) for source in sources.values()):
         raise DataError(
             f"{root}: its masks hold no class but 0 and {IGNORED} (ignored)",
-            hint="is 255 the object? segment.binary=true takes every number above 0 as one class",
+            hint="is 255 the object? --set segment.binary=true makes all above 0 one class",
         )
     for source in sources.values():
         source.classes = ["background", *(f"class {i}" for i in range(1, highest + 1))]
 
 
 def _ready(sources: dict[str, ImageSource], root: Path) -> dict[str, ImageSource]:
-    """Say what was left out; refuse a training split of which nothing is left."""
+    """The same; a training split of which nothing is left is refused."""
     faults = [fault for source in sources.values() for fault in source.skipped]
     if not len(sources.get("train", ())):
         first = f"; the first of {len(faults)} faults, {': '.join(faults[0])}" if faults else ""
         raise DataError(f"{root}: no photo of a training split can be used{first}")
-    if faults and processes.is_main():
-        console.print(f"[yellow]{len(faults)} annotations or photos left out:[/]")
-        for where, reason in faults[:5]:
-            console.print(f"  {where}: {reason}", soft_wrap=True, markup=False)
-        if len(faults) > 5:
-            console.print(f"  ... and {len(faults) - 5} more")
     return sources
