@@ -113,7 +113,7 @@ class TeacherConfig(Section):
     args: dict[str, Any] = {}
     view: Literal["full", "visible"] = "full"
     layers: Literal["last"] | list[int] = "last"
-    standardize: bool = False
+    standardize: bool = True
     pretrain: PretrainConfig = PretrainConfig()
 
     @model_validator(mode="after")
