@@ -7,10 +7,11 @@ __all__ = ["ABLATION", "ARMS", "SCRATCH"]
 SCRATCH = "scratch"
 MAE = ["teacher.pretrain.label_epochs=0"]
 PLAIN = ["teacher.standardize=false"]
+SIX_TENTHS = ["mask.ratio=0.6", "mask.whole_share=0"]
 DENSE = ["mask.ratio=0", "mask.whole_share=0", "loss.where=all"]
 # SparK (Tian et al. 2023): pixels of masked patches, normalised within each patch.
 PIXELS = ["loss.feature_weight=0", "loss.pixel_weight=1", "loss.where=masked"]
-SPARK = [*PIXELS, "mask.ratio=0.6", "mask.whole_share=0"]
+SPARK = [*PIXELS, *SIX_TENTHS]
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
@@ -20,6 +21,8 @@ ARMS: dict[str, list[str]] = {
     "dense-features": [*MAE, *PLAIN, *DENSE],
     "dense-features, standardised": [*MAE, *DENSE],
     "h-gkd": MAE,
+    "h-gkd, ratio 0.6": [*MAE, *SIX_TENTHS],
+    "h-gkd, ratio 0.6, not standardised": [*MAE, *PLAIN, *SIX_TENTHS],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
     "h-gkd, labelled teacher": [],
