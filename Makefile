@@ -15,7 +15,8 @@ demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (a
 	$(BIN)/hgkd-edge demo
 
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests -q -n 2 --dist loadfile --ignore tests/bench
+	$(BIN)/python -m pytest tests/bench -q  # alone: it measures times
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .
