@@ -1,10 +1,11 @@
 """What INT8 costs fine-tuned classifiers: held-out top-1, and how many predictions stay the same.
 
-    python -m benchmarks.int8_accuracy RUN... [--methods percentile minmax] [--json]
+    python -m benchmarks.int8_accuracy RUN... [--methods percentile minmax] [--max-drop 0.5]
 
 Every RUN is a folder with a fine-tuned classifier. It is exported as `hgkd-edge export --precision
-int8` does (512 training photos to calibrate on, both flavours) and run by ONNX Runtime, and the
-`cpu` flavour by OpenVINO too, over its whole held-out split.
+int8` does (512 training photos to calibrate on, both flavours; the worst layers in float when
+`--max-drop` says so) and run by ONNX Runtime, and the `cpu` flavour by OpenVINO too, over its whole
+held-out split.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino, openvino_runner
 from exporters.quantize import FLAVOURS, quantize_int8
 from exporters.runners import Runner, onnx_runner
+from exporters.sensitivity import quantize_within, rank_layers
 from hgkd_edge.exportable import Exportable, load_exportable
 from hgkd_edge.rundir import RunDir
 
 CALIBRATION_PHOTOS = 512
+RANKING_PHOTOS = 32
 BATCH = 64
 
 
@@ -35,11 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.int8_accuracy")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[METHODS[0]])
+    parser.add_argument("--max-drop", type=float, help="points; as in hgkd-edge export")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
     for run in arguments.runs:
-        for row in measure(run, arguments.methods):
+        for row in measure(run, arguments.methods, arguments.max_drop):
             rows.append(row)
             if not arguments.json:
                 print(
@@ -51,13 +55,13 @@ def main() -> None:
         print(json.dumps(rows, indent=1))
 
 
-def measure(folder: Path, methods: list[str]) -> Iterator[dict[str, Any]]:
+def measure(folder: Path, methods: list[str], max_drop: float | None) -> Iterator[dict[str, Any]]:
     """A row for the float network and for every INT8 file."""
     subject = load_exportable(RunDir(folder))
     photos = subject.images(subject.unseen, len(subject.splits[subject.unseen]))
     truth = subject.splits[subject.unseen].labels.numpy()
     float_classes: np.ndarray | None = None
-    for case, runner in _cases(subject, methods):
+    for case, runner in _cases(subject, methods, max_drop):
         found = _classes(runner, photos)
         float_classes = found if float_classes is None else float_classes
         top1 = float((found == truth).mean())
@@ -71,7 +75,9 @@ def measure(folder: Path, methods: list[str]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _cases(subject: Exportable, methods: list[str]) -> Iterator[tuple[str, Runner]]:
+def _cases(
+    subject: Exportable, methods: list[str], max_drop: float | None
+) -> Iterator[tuple[str, Runner]]:
     """The float network first."""
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / "fp32.onnx"
@@ -82,8 +88,22 @@ def _cases(subject: Exportable, methods: list[str]) -> Iterator[tuple[str, Runne
             calibration = calibrate(read_onnx(fp32), images, method=method)
             for flavour in FLAVOURS:
                 path = Path(scratch) / f"{method}-{flavour}.onnx"
-                quantize_int8(fp32, path, calibration=calibration, flavour=flavour)
-                yield f"{method}, {flavour}", onnx_runner(path)
+                kept = 0
+                if max_drop is None:
+                    quantize_int8(fp32, path, calibration=calibration, flavour=flavour)
+                else:
+                    few = images[:: len(images) // RANKING_PHOTOS]
+                    bounded = quantize_within(
+                        fp32,
+                        path,
+                        calibration=calibration,
+                        ranking=rank_layers(fp32, calibration, few, flavour=flavour),
+                        score=subject.score,
+                        max_drop=max_drop,
+                        flavour=flavour,
+                    )
+                    kept = len(bounded.kept_float)
+                yield f"{method}, {flavour}, {kept} in float", onnx_runner(path)
                 if flavour == "cpu":
                     export_openvino(path, path.with_suffix(".xml"))
                     yield f"{method}, cpu in OpenVINO", openvino_runner(path.with_suffix(".xml"))
