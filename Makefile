@@ -15,8 +15,7 @@ demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (a
 	$(BIN)/hgkd-edge demo
 
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest tests -q -n 2 --dist loadfile --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench -q  # alone: it measures times
+	$(BIN)/python -m pytest tests -q
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

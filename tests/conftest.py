@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-# Set before torch is imported anywhere: workers of pytest-xdist run beside each other on few cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Set before torch is imported anywhere: tests run beside each other on few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 # A runner may start tests with Ctrl-C ignored (nohup, a background job), and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
