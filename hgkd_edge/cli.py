@@ -208,7 +208,7 @@ def demo(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole path on bundled photos: about three minutes on two CPU cores, no network.
+    """The whole path on bundled photos: three to five minutes on two CPU cores, no network.
 
     Example: hgkd-edge demo
     """
