@@ -8,7 +8,7 @@
                per-channel int8 weights, int32 biases, quantised from layer to layer (see
                `_cpu_int8` for what stays in float).
 
-In both, a classifier's last layer stays in float: it is a thousandth of the arithmetic, and
+In both, a classifier's last layer stays in float: it is a small part of the arithmetic, and
 rounding its input, the mean over the image, was up to half of all the error (docs/results.md).
 
 Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantiser; the residual rule is
