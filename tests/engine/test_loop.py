@@ -109,4 +109,13 @@ def test_fp16_without_a_gpu_is_refused_with_the_way_out() -> None:
     else:
         with pytest.raises(RecipeError, match="use bf16, fp32 or auto"):
             resolve_precision("fp16")
-    assert resolve_precision("auto") in ("bf16", "fp32")
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or not Path("/proc/cpuinfo").is_file(),
+    reason="asks Linux what the CPU has",
+)
+def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it() -> None:
+    has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text()  # avx512_bf16, amx_bf16, Arm's bf16
+
+    assert resolve_precision("auto") == ("bf16" if has_bf16 else "fp32")
