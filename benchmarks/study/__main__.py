@@ -64,7 +64,7 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
     cell = score_cell(
         recipe,
         _fresh(arguments.out / "runs" / name),
-        arguments.data,
+        photos if PROTOCOLS[arguments.base].per_class else arguments.data,
         scratch=arm == SCRATCH,
         finetuned=not arguments.ablation,
     )

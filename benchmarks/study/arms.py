@@ -31,6 +31,7 @@ ARMS: dict[str, list[str]] = {
 # One change at a time to "h-gkd".
 _CHANGES: dict[str, list[str]] = {
     "none": [],
+    "nothing masked": DENSE,
     "not standardised": PLAIN,
     "ratio 0.25": ["mask.ratio=0.25"],
     "ratio 0.6": ["mask.ratio=0.6"],

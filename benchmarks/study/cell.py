@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.protocols import PROTOCOLS
-from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distill import distill
 from hgkd_edge.evaluate import score_features
 from hgkd_edge.finetune import TASKS, finetune
@@ -33,11 +33,12 @@ def score_cell(
         folder: Run folder of this cell.
         annotated: The data set with its labels; the recipe's own photos may be without.
         scratch: Do not distil.
-        finetuned: Fine-tune with every share of the labels that the protocol names.
+        finetuned: Fine-tune with every share of the labels that the protocol names, and score on
+            `test`; without, the cell is there to choose by and `test` stays unseen.
 
     Returns:
-        `knn` and `linear_probe` top-1 where the task is classification, `finetune` score by share,
-        `held_out` cosine, `seconds`.
+        Where the task is classification, `knn` and `linear_probe` top-1, and the same two in `val`;
+        `finetune` score by share, `held_out` cosine, `seconds`.
     """
     begin = time.monotonic()
     splits = open_splits(recipe.data)
@@ -50,8 +51,9 @@ def score_cell(
         cell["held_out"] = distill(recipe, run)["held_out"]
     if protocol.task == "classify":
         network = load_embedding_net(run.backbone_file)
-        test = splits[held_out_split(splits) or "val"]
-        cell |= asdict(score_features(network, splits["train"], test))
+        cell["val"] = asdict(score_features(network, splits["train"], splits["val"]))
+        if finetuned:
+            cell |= asdict(score_features(network, splits["train"], splits["test"]))
     shares = protocol.epochs if finetuned else {}
     cell["finetune"] = {share: _finetuned(recipe, run, annotated, share) for share in shares}
     return {**cell, "seconds": round(time.monotonic() - begin)}

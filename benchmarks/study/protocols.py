@@ -19,6 +19,8 @@ class Protocol:
         batch_size: Photos of an update.
         listing: Text file of the training photos' names, where the data are not class folders.
         images: Folder of the photos, likewise.
+        per_class: Take only so many training photos of each class, and as `val` its last 300: a
+            split to choose on. The set's own `val` becomes `test`.
         settings: Of the task.
     """
 
@@ -27,12 +29,13 @@ class Protocol:
     batch_size: int
     listing: str = ""
     images: str = ""
+    per_class: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 PROTOCOLS = {
     "clothing10": Protocol("classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64),
-    "cifar10": Protocol("classify", {0.01: 40, 0.1: 15, 1.0: 3}, batch_size=64),
+    "cifar10": Protocol("classify", {0.01: 40, 0.1: 15, 1.0: 5}, batch_size=64, per_class=1000),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
@@ -53,14 +56,31 @@ PROTOCOLS = {
 
 
 def training_photos(base: str, data: Path, out: Path) -> Path:
-    """The folder to distil from: `data` itself, or links to an annotated set's training photos."""
-    protocol = PROTOCOLS[base]
+    """The folder to distil from: `data` itself, or links to those photos of it that are taken."""
+    protocol, folder = PROTOCOLS[base], out / "photos" / base
+    if protocol.per_class:
+        for split, photos in _subset(data, protocol.per_class).items():
+            for photo in photos:
+                _link(photo, folder / split / photo.parent.name)
+        return folder
     if not protocol.listing:
         return data
-    folder = out / "photos" / base / "train"
-    folder.mkdir(parents=True, exist_ok=True)
     for name in (data / protocol.listing).read_text().split():
-        link = folder / f"{name}.jpg"
-        if not link.is_symlink():
-            link.symlink_to((data / protocol.images / f"{name}.jpg").resolve())
-    return folder
+        _link(data / protocol.images / f"{name}.jpg", folder / "train")
+    return folder / "train"
+
+
+def _subset(data: Path, per_class: int) -> dict[str, list[Path]]:
+    by_class = [sorted(folder.iterdir()) for folder in sorted((data / "train").iterdir())]
+    return {
+        "train": [photo for photos in by_class for photo in photos[:per_class]],
+        "val": [photo for photos in by_class for photo in photos[-300:]],
+        "test": sorted((data / "val").glob("*/*")),
+    }
+
+
+def _link(photo: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / photo.name
+    if not link.is_symlink():
+        link.symlink_to(photo.resolve())

@@ -14,6 +14,8 @@ __all__ = ["report"]
 
 Cell = dict[str, Any]
 COLUMNS: dict[str, Callable[[Cell], float | None]] = {
+    "k-NN on val": lambda cell: cell.get("val", {}).get("knn"),
+    "probe on val": lambda cell: cell.get("val", {}).get("linear_probe"),
     "k-NN": lambda cell: cell.get("knn"),
     "linear probe": lambda cell: cell.get("linear_probe"),
     "1 % labels": lambda cell: cell["finetune"].get("0.01"),
