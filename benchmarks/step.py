@@ -43,6 +43,7 @@ PARTS = ("data", "augment", "teacher", "student", "optimizer", "other")
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dense, K=1": {"mask": {"ratio": 0.0}},
     "sparse, K=1": {},
+    "sparse, K=1, teacher compiled": {"train": {"compile": True}},
     "sparse, K=4": {"mask": {"per_image": 4}},
     "sparse, K=4, view visible": {
         "mask": {"per_image": 4},
@@ -158,7 +159,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "warmup_epochs": 0,
             "trackers": [],
             "precision": arguments.precision,
-            "compile": arguments.compile,
         },
     }
     recipes = {
@@ -196,7 +196,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1, help="measured in every round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--compile", action="store_true", help="compile the teacher")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -207,11 +206,11 @@ def main() -> None:
     rates = result["updates_per_s"]
     first = next(iter(rates))
     print(
-        f"{'ms per update':<28}" + "".join(f"{part:>10}" for part in PARTS) + f"{'updates/s':>11}"
+        f"{'ms per update':<32}" + "".join(f"{part:>10}" for part in PARTS) + f"{'updates/s':>11}"
     )
     for name, parts in result["seconds_per_update"].items():
         figures = "".join(f"{1000 * parts[part]:>10.0f}" for part in PARTS)
-        print(f"{name:<28}{figures}{rates[name]:>11.2f}  {rates[name] / rates[first]:.2f}x")
+        print(f"{name:<32}{figures}{rates[name]:>11.2f}  {rates[name] / rates[first]:.2f}x")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def score_cell(
 
     Returns:
         Where the task is classification, `knn` and `linear_probe` top-1, and the same two in `val`;
-        `finetune` score by share, `held_out` cosine, `seconds`.
+        `finetune` score by share, `held_out` cosine, `seconds_distilled` and
+        `seconds` in all.
     """
     begin = time.monotonic()
     splits = open_splits(recipe.data)
@@ -49,6 +50,7 @@ def score_cell(
         _save_untrained(recipe, splits["train"], run)
     else:
         cell["held_out"] = distill(recipe, run)["held_out"]
+        cell["seconds_distilled"] = round(time.monotonic() - begin)
     if protocol.task == "classify":
         network = load_embedding_net(run.backbone_file)
         cell["val"] = asdict(score_features(network, splits["train"], splits["val"]))

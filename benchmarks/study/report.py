@@ -13,7 +13,7 @@ from benchmarks.study.arms import ABLATION, ARMS
 __all__ = ["report"]
 
 Cell = dict[str, Any]
-COLUMNS: dict[str, Callable[[Cell], float | None]] = {
+SCORES: dict[str, Callable[[Cell], float | None]] = {
     "k-NN on val": lambda cell: cell.get("val", {}).get("knn"),
     "probe on val": lambda cell: cell.get("val", {}).get("linear_probe"),
     "k-NN": lambda cell: cell.get("knn"),
@@ -38,22 +38,31 @@ def report(folder: Path) -> str:
 
 
 def _table(cells: list[Cell], order: list[str]) -> str:
-    columns = [name for name, get in COLUMNS.items() if any(get(c) is not None for c in cells)]
+    columns = {name: get for name, get in SCORES.items() if any(get(c) is not None for c in cells)}
+    timed = any("seconds_distilled" in cell for cell in cells)
+    heads = [*columns, *(["distilled, s"] if timed else [])]
     lines = [
-        f"| arm | seeds | {' | '.join(columns)} |",
-        f"|---|---:|{'---:|' * len(columns)}",
+        f"| arm | seeds | {' | '.join(heads)} |",
+        f"|---|---:|{'---:|' * len(heads)}",
     ]
     for arm in order:
         own = [cell for cell in cells if cell["arm"] == arm]
         if own:
-            figures = [_figure([COLUMNS[name](cell) for cell in own]) for name in columns]
+            figures = [_percent([get(cell) for cell in own]) for get in columns.values()]
+            if timed:
+                figures.append(_seconds([cell.get("seconds_distilled") for cell in own]))
             lines.append(f"| {arm} | {len(own)} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
-def _figure(values: list[float | None]) -> str:
+def _percent(values: list[float | None]) -> str:
     found = [100 * value for value in values if value is not None]
     if not found:
         return "-"
     spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
     return f"{statistics.mean(found):.1f}{spread}"
+
+
+def _seconds(values: list[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    return f"{statistics.mean(found):.0f}" if found else "-"
