@@ -15,7 +15,7 @@ SPARK = [*PIXELS, *SIX_TENTHS]
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
-    SCRATCH: [],
+    SCRATCH: MAE,  # no other teacher is wanted for a student that has none
     "pixels": [*MAE, *SPARK],
     # Plain feature distillation: nothing masked, so the sparse student is a dense one.
     "dense-features": [*MAE, *PLAIN, *DENSE],
