@@ -14,8 +14,10 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (3 to 5 minutes)
 	$(BIN)/hgkd-edge demo
 
+# What measures runs after the rest, and alone.
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench
+	$(BIN)/python -m pytest tests/bench -q
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -19,6 +19,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 BUNDLED = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give every worker of pytest-xdist a core of its own, or their threads fight for all."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"][2:]) % len(cores)]})
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
 def extract_photos(to: Path, *, split: str, per_class: int, classes: int = 3) -> None:
     """Copy real photos of a few classes to `to/<class>/*.webp`."""
     with zipfile.ZipFile(BUNDLED) as archive:
