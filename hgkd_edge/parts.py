@@ -67,6 +67,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
             hint=f"use images of at least {2 * stride} px, or a smaller student.stem_stride",
         )
     teacher_size = tokens[0] * patch, tokens[1] * patch
+    torch.manual_seed(recipe.seed)  # one to pre-train starts the same whatever the student is
     vit = create_vit(
         recipe.teacher, size=teacher_size, pretrained=download and recipe.teacher.weights == "hub"
     )

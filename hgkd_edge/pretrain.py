@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
+from hgkd_edge.models.teacher import save_vit_weights
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import PretrainConfig, Recipe, TrainConfig
 from hgkd_edge.rundir import atomic_write, cache_dir, write_json
@@ -117,7 +117,7 @@ def _save(
     encoder: nn.Module, weights: Path, recipe: Recipe, source: ImageSource, size: tuple[int, int]
 ) -> None:
     with atomic_write(weights) as temporary:
-        save_file({k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary)
+        save_vit_weights(encoder, temporary, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     write_json(
         weights.parent / "teacher.json",
         {
@@ -190,4 +190,6 @@ def _content_hash(recipe: Recipe, source: ImageSource, size: tuple[int, int]) ->
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),
     }
+    if recipe.teacher.pretrain.label_epochs:
+        parts["labels"] = source.labels.tolist()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Iterable
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgkd_edge.data.augment import normalize
+from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import create_timm_model
 from hgkd_edge.models.vit import encode_visible
@@ -26,11 +27,13 @@ __all__ = [
     "Teacher",
     "create_vit",
     "load_vit_weights",
+    "save_vit_weights",
     "teacher_licence",
     "teacher_patch",
 ]
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
+NORMALISATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
 
 
 class Teacher(nn.Module):
@@ -64,8 +67,8 @@ class Teacher(nn.Module):
                 hint=f"such as [{depth - 1}]",
             )
         config = getattr(vit, "pretrained_cfg", {})
-        self.mean = tuple(config.get("mean", (0.485, 0.456, 0.406)))
-        self.std = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        self.mean = tuple(config.get("mean", IMAGENET_MEAN))
+        self.std = tuple(config.get("std", IMAGENET_STD))
         self.register_buffer("center", torch.zeros(self.grid[0] * self.grid[1], self.width))
         self.register_buffer("spread", torch.ones(self.width))
 
@@ -190,6 +193,8 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
     """Load a local checkpoint: timm, official MAE, or safetensors.
 
     Position embeddings are resampled to the teacher's grid; decoders and heads are left out.
+    Weights that were trained here bring the normalisation of their photos, which takes the place
+    of the one that timm knows for the teacher's name.
 
     Raises:
         RecipeError: The file cannot be read safely, or does not fit the teacher.
@@ -210,6 +215,25 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
             hint="teacher.name and teacher.args must describe the network in the file",
         )
     vit.load_state_dict(usable)
+    known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
+    vit.pretrained_cfg = {**known, **_read_normalisation(path)}  # type: ignore[assignment]
+
+
+def save_vit_weights(
+    vit: nn.Module, path: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Write a teacher that was trained here, with the normalisation of the photos that it saw."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
+    normalisation = json.dumps({"mean": mean, "std": std})
+    save_file(tensors, path, metadata={"format": "pt", NORMALISATION: normalisation})
+
+
+def _read_normalisation(path: Path) -> dict[str, Any]:
+    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as stored:
+        return json.loads((stored.metadata() or {}).get(NORMALISATION, "{}"))
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

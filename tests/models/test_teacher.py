@@ -9,11 +9,21 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hgkd_edge.data.augment import IMAGENET_MEAN
+from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.mae import MaskedAutoencoder
-from hgkd_edge.models.teacher import Teacher, create_vit, load_vit_weights, teacher_patch
+from hgkd_edge.models.teacher import (
+    BUNDLED_TEACHER,
+    Teacher,
+    create_vit,
+    load_vit_weights,
+    teacher_patch,
+)
 from hgkd_edge.models.vit import encode_visible, patches_of
-from hgkd_edge.recipe import TeacherConfig
+from hgkd_edge.parts import build
+from hgkd_edge.pretrain import pretrain_teacher
+from hgkd_edge.recipe import Recipe, TeacherConfig
 
 SMALL: dict[str, Any] = {"patch_size": 8, "depth": 3, "embed_dim": 48, "num_classes": 0}
 
@@ -250,6 +260,45 @@ def test_a_teacher_normalises_by_its_own_mean_and_deviation() -> None:
 
     wanted = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
     torch.testing.assert_close(Teacher(vit, layers="last", size=(32, 32))(images), wanted)
+
+
+def test_a_teacher_trained_here_sees_photos_as_it_saw_them_in_its_training(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.model_validate({**tiny_recipe, "seed": 5})  # not in the cache yet
+    parts, source = build(recipe), open_splits(recipe.data)["train"]
+    seen: list[torch.Tensor] = []
+    forward = MaskedAutoencoder.forward
+    monkeypatch.setattr("hgkd_edge.pretrain.random_view", lambda images, *_, **__: images / 255)
+    monkeypatch.setattr(
+        MaskedAutoencoder,
+        "forward",
+        lambda self, images, noise: (
+            seen.append(images) or forward(self, images[..., :64, :64], noise)
+        ),
+    )
+
+    weights = pretrain_teacher(parts.vit, source, recipe, size=parts.teacher_size)
+    vit = create_vit(recipe.teacher, size=parts.teacher_size)
+    load_vit_weights(vit, weights)
+    teacher = Teacher(vit, layers="last", size=source.images.shape[-2:])
+
+    views = teacher._prepare(source.images / 255)
+    assert all((views == image).flatten(1).all(1).any() for image in seen[0])
+    assert (
+        vit.pretrained_cfg["mean"] != timm.create_model(recipe.teacher.name).pretrained_cfg["mean"]
+    )
+
+
+def test_the_bundled_teacher_brings_the_normalisation_of_its_training() -> None:
+    vit = create_vit(
+        TeacherConfig(name="vit_tiny_patch16_224", args={"patch_size": 8, "depth": 6}),
+        size=(64, 64),
+    )
+
+    load_vit_weights(vit, BUNDLED_TEACHER)
+
+    assert Teacher(vit, layers="last", size=(64, 64)).mean == IMAGENET_MEAN
 
 
 def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path: Path) -> None:
