@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from hgkd_edge.data.geometry import cover
+from hgkd_edge.data.geometry import cover, to_rgb
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.errors import DataError
 
@@ -203,5 +203,5 @@ def _decode_into(content: bytes, pixels: np.ndarray) -> None:
     height, width = pixels.shape[1:]
     with Image.open(io.BytesIO(content)) as image:
         image.draft("RGB", (width * 2, height * 2))  # JPEG: decode at a coarser scale
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = to_rgb(ImageOps.exif_transpose(image))
     pixels[:] = np.asarray(cover(upright, (height, width))).transpose(2, 0, 1)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLITS, UNLABELLED, Listing, Photos, hold_out
+from hgkd_edge.data.photos import (
+    SPLIT_NAMES,
+    UNLABELLED,
+    Listing,
+    Photos,
+    image_names,
+    splits_by_name,
+    with_holdout,
+)
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -38,47 +45,38 @@ def bundled_photos(config: DataConfig) -> Listing:
 
 
 def folder_photos(config: DataConfig) -> Listing:
-    """Photos by split: `root/{train,val,test}/...`, or one tree with a share held out.
+    """Photos by split: `root/{train,val,test}/...`, or one tree.
+
+    Where only training photos are there, a share is held out.
 
     Raises:
-        DataError: The folder is missing or holds no image files.
+        DataError: The folder is missing, holds no image files, or two folders are one split.
     """
     assert config.path is not None, "checked by DataConfig"
     root = config.path.expanduser()
     if not root.is_dir():
         raise DataError(f"data.path '{root}' is not a folder", hint="name a folder of images")
-    tops = [split for split in SPLITS if (root / split).is_dir()]
-    if "train" not in tops:
-        tops = []
-    names = {top: _image_files(root, top) for top in tops or [""]}
+    tops: dict[str, str] = {"train": ""}
+    if (root / "train").is_dir():
+        tops = splits_by_name((name for name in SPLIT_NAMES if (root / name).is_dir()), root)
+    names = {split: image_names(root, top) for split, top in tops.items()}
     if not any(names.values()):
         raise DataError(f"data.path '{root}' holds no image files", hint="is it the right folder?")
-    labels = {top: [_class_of(name, top) for name in names[top]] for top in names}
+    labels = {s: [_class_of(name, top) for name in names[s]] for s, top in tops.items()}
     classes = sorted({label for column in labels.values() for label in column if label})
     if len(classes) < 2:
         classes = []  # one subfolder is a place, not a label
     number = {name: i for i, name in enumerate(classes)}
     splits = {
-        top: Photos(
-            names=names[top],
-            labels=np.array([number.get(label, UNLABELLED) for label in labels[top]], np.int64),
-            read=partial(read_file, root, names[top]),
-            size=partial(size_of_file, root, names[top]),
+        split: Photos(
+            names=names[split],
+            labels=np.array([number.get(label, UNLABELLED) for label in labels[split]], np.int64),
+            read=partial(read_file, root, names[split]),
+            size=partial(size_of_file, root, names[split]),
         )
-        for top in names
+        for split in tops
     }
-    return Listing(splits if tops else hold_out(splits[""], config.holdout), classes)
-
-
-def _image_files(root: Path, top: str) -> list[str]:
-    """Names of image files below `root/top`, relative to `root`, in the order of their paths."""
-    start = root / top
-    found = []
-    for folder, _, files in os.walk(start):
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + f for f in files if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda name: name.split("/"))
+    return Listing(with_holdout(splits, config.holdout), classes)
 
 
 def _class_of(name: str, top: str) -> str:

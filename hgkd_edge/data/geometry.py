@@ -1,4 +1,4 @@
-"""Where a photo lies on the canvas that a network sees, and the way back. PIL only, no torch."""
+"""From a photo to the canvas that a network sees, and the way back. PIL and numpy, no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,29 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-__all__ = ["IGNORED", "PAD", "Placement", "cover", "letterbox", "place"]
+__all__ = ["IGNORED", "PAD", "Placement", "cover", "letterbox", "place", "to_rgb"]
 
 PAD = 114  # grey of what a photo does not cover: near the mean that networks subtract
 IGNORED = 255  # of a label map: no class is given here, or here is no photo
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A photo of any mode as 8-bit RGB.
+
+    Pixels of 16 bits are divided by 257 and floats from 0 to 1 multiplied by 255: PIL's own
+    conversion cuts both off instead, to all white or all black.
+
+    Raises:
+        ValueError: Wider pixels hold values outside 16 bits, or floats values outside 0 to 1.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    pixels = np.asarray(image)  # [H, W]
+    kind, highest = ("float", 1) if image.mode == "F" else ("whole-number", 65535)
+    low, high = pixels.min(), pixels.max()
+    if not (low >= 0 and high <= highest):  # so put, NaN is refused too
+        raise ValueError(f"{kind} pixels from {low:g} to {high:g}: can be 0 to {highest} only")
+    return Image.fromarray(np.round(pixels * (255 / highest)).astype(np.uint8)).convert("RGB")
 
 
 @dataclass(frozen=True)

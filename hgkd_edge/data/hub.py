@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, hold_out
+from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, splits_by_name, with_holdout
 from hgkd_edge.errors import DataError, MissingExtraError
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["hub_photos"]
-
-SPLIT_NAMES = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
 
 def hub_photos(config: DataConfig) -> Listing:
@@ -40,14 +38,13 @@ def hub_photos(config: DataConfig) -> Listing:
         ) from error
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    splits = {SPLIT_NAMES[name]: part for name, part in loaded.items() if name in SPLIT_NAMES}
+    names = splits_by_name(loaded, Path(path))
+    splits = {split: loaded[name] for split, name in names.items()}
     if "train" not in splits:
         raise DataError(f"data.path '{path}' has no split 'train', only {', '.join(loaded)}")
     image, label, classes = _columns(path, splits["train"])
     photos = {split: _photos(split, part, image, label, classes) for split, part in splits.items()}
-    return Listing(
-        photos if len(photos) > 1 else hold_out(photos["train"], config.holdout), classes
-    )
+    return Listing(with_holdout(photos, config.holdout), classes)
 
 
 def _load(path: str) -> Any:

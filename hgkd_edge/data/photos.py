@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["IMAGE_SUFFIXES", "SPLITS", "UNLABELLED", "Listing", "Photos", "held_out", "hold_out"]
+from hgkd_edge.errors import DataError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SPLIT_NAMES",
+    "UNLABELLED",
+    "Listing",
+    "Photos",
+    "held_out",
+    "image_names",
+    "splits_by_name",
+    "with_holdout",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-SPLITS = ("train", "val", "test")
+# What folders, files and columns call a split -> what it is called here.
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 UNLABELLED = -1
 T = TypeVar("T")
 
@@ -57,8 +72,57 @@ class Listing(NamedTuple):
     classes: list[str]
 
 
-def hold_out(photos: Photos, share: float) -> dict[str, Photos]:
-    """Keep a fixed share from training: by hash of the name, so new photos never move old ones."""
+def image_names(root: Path, top: str = "") -> list[str]:
+    """Names of image files below `root/top`, relative to `root`, in the order of their paths.
+
+    Folders that are links are followed; what is hidden is left out: other programs' folders, and
+    the `._*` files that macOS leaves, are no photos.
+    """
+    found, seen = [], set()
+    for folder, folders, files in os.walk(root / top, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [prefix + name for name in files if _is_image(name)]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def splits_by_name(names: Iterable[str], root: Path) -> dict[str, str]:
+    """Split -> the one of these names in `root` that stands for it; other names are passed over.
+
+    Raises:
+        DataError: Two names stand for one split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        split = SPLIT_NAMES.get(name)
+        if split in found:
+            raise DataError(
+                f"{root}: both '{found[split]}' and '{name}' stand for split '{split}'",
+                hint="keep one of them",
+            )
+        if split is not None:
+            found[split] = name
+    return found
+
+
+def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:
+    """The same splits; where only `train` holds photos, a fixed share of them is kept from it.
+
+    By hash of the name, so new photos never move old ones.
+    """
+    if any(len(photos) for split, photos in splits.items() if split != "train"):
+        return splits
+    photos = splits["train"]
     held = [held_out(name, share) for name in photos.names]
     parts = {
         "train": [i for i, out in enumerate(held) if not out],

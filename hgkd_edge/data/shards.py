@@ -21,7 +21,14 @@ import numpy as np
 
 from hgkd_edge import processes
 from hgkd_edge.console import track_steps
-from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLITS, UNLABELLED, Listing, Photos, hold_out
+from hgkd_edge.data.photos import (
+    IMAGE_SUFFIXES,
+    SPLIT_NAMES,
+    UNLABELLED,
+    Listing,
+    Photos,
+    with_holdout,
+)
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
@@ -67,7 +74,7 @@ def shard_photos(config: DataConfig) -> Listing:
     }
     if len(splits) == 1:
         (photos,) = splits.values()
-        splits = hold_out(photos, config.holdout)
+        splits = with_holdout({"train": photos}, config.holdout)
     return Listing(splits, classes)
 
 
@@ -134,8 +141,7 @@ def _shard_files(pattern: str) -> list[Path]:
 
 def _split_of(file: Path) -> str:
     words = re.split(r"[^a-z]+", f"{file.parent.name} {file.stem}".lower())
-    words = ["val" if word == "validation" else word for word in words]
-    return next((word for word in reversed(words) if word in SPLITS), "train")
+    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
 
 
 def _index_unknown(files: Sequence[Path]) -> None:

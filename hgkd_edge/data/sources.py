@@ -28,7 +28,7 @@ from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["ImageSource", "canvas_size", "held_out_split", "open_splits"]
+__all__ = ["ImageSource", "canvas_size", "held_out_split", "open_splits", "why_unlabelled"]
 
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
     "bundled": bundled_photos,
@@ -46,7 +46,7 @@ class ImageSource:
     Attributes:
         images: uint8 [n, 3, H_canvas, W_canvas], or what decodes them when indexed by int64 [B] or
             `split` into batches.
-        labels: int64 [n], -1 where unlabelled.
+        labels: int64 [n], -1 where unlabelled; or boxes or label maps, see `annotations`.
         names: File names, relative to the source's root.
         classes: Class names; empty when the photos are unlabelled.
         fingerprint: sha256, equal exactly when the data are: over names and contents of photos
@@ -67,6 +67,8 @@ class ImageSource:
     @property
     def labelled(self) -> bool:
         """Whether every photo has a label."""
+        if self.labels.ndim > 1:  # boxes or label maps: photos without any were left out
+            return len(self) > 0
         return len(self.classes) > 1 and bool((self.labels != UNLABELLED).all())
 
     @property
@@ -125,9 +127,33 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     return splits
 
 
-def held_out_split(splits: dict[str, ImageSource]) -> str | None:
-    """Name of the split kept from training, the most independent first."""
-    return next((s for s in ("test", "val", "holdout") if len(splits.get(s, ()))), None)
+def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) -> str | None:
+    """Name of the split kept from training, the most independent first.
+
+    Args:
+        splits: By name.
+        labelled: Pass over splits that cannot be scored, such as `test/` without class folders.
+    """
+    for name in ("test", "val", "holdout"):
+        source = splits.get(name)
+        if source is not None and len(source) and (source.labelled or not labelled):
+            return name
+    return None
+
+
+def why_unlabelled(source: ImageSource) -> str:
+    """What keeps a source of one label per photo from being `labelled`; '' if nothing does."""
+    if source.labelled:
+        return ""
+    if not len(source):
+        return "there are no photos"
+    if len(source.classes) < 2:
+        return f"all {len(source)} photos are of one class, or of none"
+    bare = (source.labels == UNLABELLED).nonzero().flatten().tolist()
+    count = f"{len(bare)} of {len(source)} photos"
+    return (
+        f"outside the class folders, or without a label: {count}, such as {source.names[bare[0]]}"
+    )
 
 
 def _keep(photos: Photos, classes: list[str], canvas: tuple[int, int], threads: int) -> ImageSource:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hgkd_edge.data.folder import read_file, size_of_file
-from hgkd_edge.data.photos import SPLITS, UNLABELLED, Listing, Photos, hold_out
+from hgkd_edge.data.photos import SPLIT_NAMES, UNLABELLED, Listing, Photos, with_holdout
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -17,7 +17,7 @@ __all__ = ["is_table", "table_photos"]
 
 IMAGE_COLUMNS = ("image", "file", "filename", "path")
 LABEL_COLUMNS = ("label", "class")
-Row = tuple[str, str, str]  # file, label, split; '' where there is none
+Row = tuple[str, str, str]  # file, label ('' where there is none), split
 
 
 def is_table(config: DataConfig) -> bool:
@@ -29,7 +29,8 @@ def table_photos(config: DataConfig) -> Listing:
     """Photos of a CSV file with a header: `image,label` and, if given, `split`.
 
     Image paths are relative to the CSV file. A file that is missing or broken is skipped and
-    listed, as in a folder.
+    listed, as in a folder. Where all rows are of split `train`, or no split is given, a share is
+    held out.
 
     Raises:
         DataError: The file, a column or a split's name is wrong; names the line.
@@ -43,7 +44,7 @@ def table_photos(config: DataConfig) -> Listing:
         split: _photos([row for row in rows if row[2] == split], number, table.parent)
         for split in sorted({split for _, _, split in rows})
     }
-    return Listing(photos if "" not in photos else hold_out(photos[""], config.holdout), classes)
+    return Listing(with_holdout(photos, config.holdout), classes)
 
 
 def _photos(rows: list[Row], number: dict[str, int], root: Path) -> Photos:
@@ -68,7 +69,7 @@ def _read_rows(table: Path) -> list[Row]:
     if not rows:
         raise DataError(f"data.path '{table}' lists no photos")
     _check_splits(table, rows)
-    return rows
+    return [(file, text, SPLIT_NAMES.get(split, "train")) for file, text, split in rows]
 
 
 def _column(table: Path, header: object, names: tuple[str, ...]) -> str:
@@ -85,10 +86,10 @@ def _column(table: Path, header: object, names: tuple[str, ...]) -> str:
 def _check_splits(table: Path, rows: list[Row]) -> None:
     """All rows name a split, train among them, or none does."""
     for line, (_, _, split) in enumerate(rows, start=2):
-        if split not in ("", *SPLITS) or bool(split) != bool(rows[0][2]):
+        if split not in ("", *SPLIT_NAMES) or bool(split) != bool(rows[0][2]):
             raise DataError(
                 f"{table}, line {line}: split '{split}'",
-                hint=f"name one of {', '.join(SPLITS)} in every line, or leave the column out",
+                hint="name one of train, val, test in every line, or leave the column out",
             )
     if rows[0][2] and all(split != "train" for _, _, split in rows):
         raise DataError(f"data.path '{table}': no line is of split 'train'")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from hgkd_edge.data.annotations import open_boxes, open_masks
-from hgkd_edge.data.annotations.coco import Shape, paint
+from hgkd_edge.data.annotations.outlines import Shape, paint
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
 from hgkd_edge.provenance import report_photos
@@ -205,6 +206,307 @@ def test_one_coco_file_for_all_holds_a_share_out(tmp_path: Path) -> None:
     assert len(reasons) == 4
 
 
+def write_coco(
+    root: Path, split: str = "train", *, photos: int = 3, change: Change | None = None
+) -> Path:
+    """`SPLIT.json` with 100 x 50 photos `SPLIT0.png`, ... and on each a cat, box and outline."""
+    content: dict[str, Any] = {
+        "images": [
+            {"id": i, "file_name": f"{split}{i}.png", "width": 100, "height": 50}
+            for i in range(photos)
+        ],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [
+            {"image_id": i, "category_id": 7, "bbox": [10, 10, 20, 30], "segmentation": [SQUARE]}
+            for i in range(photos)
+        ],
+    }
+    for i in range(photos):
+        save_image(root / "images" / f"{split}{i}.png", np.zeros((50, 100, 3), np.uint8))
+    if change is not None:
+        change(content)
+    file = root / f"{split}.json"
+    file.write_text(json.dumps(content, indent=1))
+    return file
+
+
+SQUARE = [10, 10, 30, 10, 30, 40, 10, 40]
+Change = Callable[[dict[str, Any]], object]
+
+
+def faults_of(splits: dict[str, ImageSource]) -> list[tuple[str, str]]:
+    return [fault for source in splits.values() for fault in source.skipped]
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ("images", "id"),
+        ("annotations", "image_id"),
+        ("annotations", "category_id"),
+        ("categories", "id"),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, float])
+def test_an_id_written_as_text_is_the_same_id(
+    tmp_path: Path, part: str, field: str, kind: type
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for item in content[part]:
+            item[field] = kind(item[field])
+
+    write_coco(tmp_path, change=change)
+
+    source = boxes(tmp_path, holdout=0)["train"]
+
+    assert source.classes == ["cat"]
+    assert (source.labels[:, :, 0] == 0).all()
+    assert not source.skipped
+
+
+def test_ids_written_as_text_are_sorted_as_numbers(tmp_path: Path) -> None:
+    names = {"100": "c", "9": "a", "10": "b"}
+
+    def change(content: dict[str, Any]) -> None:
+        content["categories"] += [{"id": key, "name": name} for key, name in names.items()]
+
+    write_coco(tmp_path, change=change)
+
+    assert boxes(tmp_path, holdout=0)["train"].classes == ["cat", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "said"),
+    [
+        ({"image_id": 777, "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id 777 is no image's"),
+        ({"image_id": [1], "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id [1] is no image's"),
+        ({"category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id None is no image's"),
+        ("nonsense", "'nonsense' is no annotation"),
+        ({"image_id": 0, "category_id": [7], "bbox": [1, 1, 9, 9]}, "no category_id"),
+    ],
+)
+def test_an_annotation_that_belongs_nowhere_is_told_by_line(
+    tmp_path: Path, annotation: Any, said: str
+) -> None:
+    file = write_coco(tmp_path, change=lambda content: content["annotations"].append(annotation))
+
+    splits = boxes(tmp_path, holdout=0)
+
+    ((where, reason),) = splits["train"].skipped
+    name, line = where.rsplit(":", 1)
+    assert name == str(file)
+    start = file.read_text().splitlines()[int(line) - 1 :]
+    assert start[0].strip() == ("{" if isinstance(annotation, dict) else '"nonsense"')
+    assert len("\n".join(start)) < 150, "the last annotation, not another"
+    assert said in reason
+    assert int((splits["train"].labels[..., 0] >= 0).sum()) == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ({"id": 1, "file_name": "gone.png"}, "image 'gone.png' is not there"),
+        ({"id": [1], "file_name": "train1.png"}, "image 'train1.png' has no id"),
+        ("nonsense", "image '' has no id"),
+    ],
+)
+def test_an_image_that_is_not_there_is_told_by_line(tmp_path: Path, image: Any, said: str) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"][1] = image
+
+    file = write_coco(tmp_path, change=change)
+
+    source = boxes(tmp_path, holdout=0)["train"]
+
+    assert len(source) == 2
+    told = [where for where, reason in source.skipped if said in reason]
+    assert told == [f"{file}:9"]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_absolute_file_name_may_lead_anywhere(tmp_path: Path, inside: bool) -> None:
+    folder = tmp_path / "data" / "images" if inside else tmp_path / "elsewhere"
+
+    def change(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            save_image(folder / image["file_name"], np.zeros((50, 100, 3), np.uint8))
+            image["file_name"] = str(folder / image["file_name"])
+
+    write_coco(tmp_path / "data", change=change)
+
+    source = boxes(tmp_path / "data", holdout=0)["train"]
+
+    assert source.names[0] == ("images/train0.png" if inside else "../elsewhere/train0.png")
+
+
+@pytest.mark.parametrize("annotations", [None, []])
+def test_a_test_split_without_annotations_is_left_out_and_told(
+    tmp_path: Path, annotations: list[Any] | None
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        del content["annotations"]
+        if annotations is not None:
+            content["annotations"] = annotations
+
+    write_coco(tmp_path)
+    write_coco(tmp_path, "val")
+    file = write_coco(tmp_path, "test", change=change)
+
+    for splits in (boxes(tmp_path), masks(tmp_path)):
+        assert splits.keys() == {"train", "val"}
+        assert faults_of(splits) == [(str(file), "has no annotations; split 'test' left out")]
+
+
+def test_coco_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"][1] |= {"width": 200, "height": 100}
+        content["images"][2] |= {"width": 0, "height": None}
+
+    write_coco(tmp_path, change=change)
+
+    for source in (boxes(tmp_path, holdout=0)["train"], masks(tmp_path, holdout=0)["train"]):
+        assert source.names == ["images/train0.png", "images/train2.png"]
+        ((where, reason),) = source.skipped
+        assert where == str(tmp_path / "images" / "train1.png")
+        assert "has 100 x 50 pixels, its annotations are for 200 x 100; photo left out" in reason
+
+
+def test_voc_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+    size = "<size><width>{}</width><height>{}</height><depth>3</depth></size>"
+    cell = OBJECT.format("cell", CORNERS.format(10, 10, 30, 30))
+    sizes = {"right": (100, 50), "wrong": (200, 100), "turned": (50, 100), "none": (0, 0)}
+    xml = {
+        name: f"<annotation>{size.format(*wide)}{cell}</annotation>" for name, wide in sizes.items()
+    }
+
+    source = boxes(voc(tmp_path, xml, train=" ".join(xml)), holdout=0)["train"]
+
+    assert [Path(name).stem for name in source.names] == ["right", "none"]
+    assert "has 100 x 50 pixels, its annotations are for 200 x 100" in source.skipped[0][1]
+    assert "its annotations are for 50 x 100" in source.skipped[1][1]
+
+
+def test_difficult_objects_are_objects(tmp_path: Path) -> None:
+    cell = OBJECT.format("cell", CORNERS.format(10, 10, 30, 30))
+    cell = cell.replace("<bndbox>", "<difficult>1</difficult><bndbox>")
+
+    source = boxes(voc(tmp_path, {"a": f"<annotation>{cell}</annotation>"}, train="a"), holdout=0)
+
+    assert source["train"].labels[0, 0, 0] == 0
+
+
+def test_voc_lists_may_hold_spaces_suffixes_and_marks(tmp_path: Path) -> None:
+    cell = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 30))}</annotation>"
+    names = ["my photo 1", "i0", "i1", "v1.2", "a b"]
+    root = voc(tmp_path, dict.fromkeys(names, cell), train="")
+    lines = ["my photo 1 ", "i0.png", "i1  -1", "v1.2", "a b.png", "a c"]
+    (root / "ImageSets/Main/train.txt").write_text("\r\n".join(["\ufeff", *lines]))
+
+    source = boxes(root, holdout=0)["train"]
+
+    assert [name.removeprefix("JPEGImages/") for name in source.names] == [
+        f"{n}.png" for n in names
+    ]
+    (fault,) = source.skipped
+    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' has no image in JPEGImages/")
+
+
+@pytest.mark.parametrize("file", ["ImageSets/Main/train.txt", "classes.txt"])
+def test_a_list_in_another_encoding_is_told_by_line(tmp_path: Path, file: str) -> None:
+    voc(tmp_path, {"a": "<annotation/>"}, train="a")
+    (tmp_path / file).write_bytes("a\né\n".encode("latin-1"))
+
+    with pytest.raises(DataError, match=f"{file}:2: is not text in UTF-8.*save it as UTF-8"):
+        boxes(tmp_path)
+
+
+def test_classes_txt_may_come_from_any_editor(tmp_path: Path) -> None:
+    cell = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 30))}</annotation>"
+    root = voc(tmp_path, {"a": cell}, train="a")
+    (root / "classes.txt").write_text("\ufeffcell \r\n\r\ndust\r\n\r\n", encoding="utf-8")
+
+    source = boxes(root, holdout=0)["train"]
+
+    assert source.classes == ["cell", "dust"]
+    assert source.labels[0, 0, 0] == 0
+
+
+def test_training_without_one_usable_box_is_refused_with_the_first_reason(tmp_path: Path) -> None:
+    cell = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 30))}</annotation>"
+    root = voc(tmp_path, {"a": cell, "b": cell}, train="a b")
+    (root / "classes.txt").write_text("sell\n")
+
+    with pytest.raises(
+        DataError, match="not one box in 2 training photos; the first of 2.*xml:1: class 'cell'"
+    ):
+        boxes(root, holdout=0)
+
+
+@pytest.mark.parametrize(
+    "outline", [{"size": [9, 9], "counts": [81]}, [[1, 1, 2]], None], ids=["size", "points", "none"]
+)
+def test_training_without_one_usable_outline_is_refused(tmp_path: Path, outline: Any) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for item in content["annotations"]:
+            item["segmentation"] = outline
+
+    write_coco(tmp_path, change=change)
+
+    with pytest.raises(DataError, match="not one pixel of an object in 3 training.*first of 3"):
+        masks(tmp_path, holdout=0)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_every_name_of_the_validation_split_means_it(tmp_path: Path, name: str) -> None:
+    label_maps(tmp_path / "folders", "train/images", "train/masks", [1, 2])
+    label_maps(tmp_path / "folders", f"{name}/images", f"{name}/masks", [2])
+    label_maps(tmp_path / "lists", "images", "masks", [1, 2])
+    (tmp_path / "lists" / "train.txt").write_text("1\n")
+    (tmp_path / "lists" / f"{name}.txt").write_text("2\n")
+    write_coco(tmp_path / "coco")
+    write_coco(tmp_path / "coco", name)
+
+    for layout in ("folders", "lists", "coco"):
+        assert list(masks(tmp_path / layout)) == ["train", "val"], layout
+
+
+def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
+    label_maps(tmp_path, "images", "masks", [1, 2])
+    for name in ("train", "val", "valid"):
+        (tmp_path / f"{name}.txt").write_text("1\n")
+
+    with pytest.raises(DataError, match="both 'val' and 'valid' stand for split 'val'.*keep one"):
+        masks(tmp_path)
+
+
+def train_only(root: Path, layout: str) -> None:
+    """30 photos that are all of split `train`."""
+    if layout == "coco":
+        write_coco(root, photos=30)
+        return
+    folder = "train/" if layout == "folders" else ""
+    label_maps(root, f"{folder}images", f"{folder}masks", list(range(1, 31)))
+    if layout == "lists":
+        (root / "train.txt").write_text("\n".join(map(str, range(1, 31))))
+        (root / "val.txt").write_text("\nabsent\n")
+
+
+@pytest.mark.parametrize("layout", ["coco", "folders", "lists"])
+def test_where_only_a_training_split_is_there_a_share_is_held_out(
+    tmp_path: Path, layout: str
+) -> None:
+    train_only(tmp_path, layout)
+
+    parted, whole = masks(tmp_path, holdout=0.3), masks(tmp_path, holdout=0)
+
+    assert len(whole["train"]) == 30
+    assert 3 <= len(parted["holdout"]) <= 15
+    assert len(parted["train"]) + len(parted["holdout"]) == 30
+    assert set(parted["holdout"].names) < set(whole["train"].names), "names stay the same"
+    assert "holdout" not in whole
+    assert len(faults_of(parted)) == (layout == "lists")
+
+
 def test_outlines_of_every_kind_are_painted_small_over_large() -> None:
     square = np.zeros((40, 60), np.uint8)
     square[5:15, 5:15] = 1
@@ -229,6 +531,93 @@ def test_outlines_of_every_kind_are_painted_small_over_large() -> None:
     assert (labels[:, 50:] == 255).all()
     assert (labels[:, 30:50] == 0).all()
     assert [where for where, _ in faults] == ["d", "e"]
+
+
+def packed(counts: list[int], size: tuple[int, int]) -> str:
+    """COCO's own compressed text of run lengths."""
+    return str(
+        coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)["counts"], "ascii"
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_compressed_run_lengths_are_read_as_coco_reads_them(seed: int) -> None:
+    size = 37, 211
+    noise = np.random.default_rng(seed).random(size) < 0.2 * seed  # seed 0: long runs
+    noise[5:9, 100:] = True
+    runs = coco_mask.encode(np.asfortranarray(noise.astype(np.uint8)))
+
+    labels, faults = paint([Shape(1, {**runs, "counts": runs["counts"].decode()}, "a")], size)
+
+    assert not faults
+    assert (labels.astype(bool) == noise).all()
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        {"size": [10**9, 10**9], "counts": "abc"},  # pycocotools would end the process
+        {"size": [60, 40], "counts": [2400]},
+        {"size": [40, 60], "counts": [1000, 1000]},
+        {"size": [40, 60], "counts": [3000, -600]},
+        {"size": [40, 60], "counts": [1200.5, 1199.5]},
+        {"size": [40, 60], "counts": "garbage"},
+        {"size": [40, 60], "counts": "é"},
+        {"size": [40, 60], "counts": packed([1200, 1199], (40, 60))},
+        {"size": [40, 60], "counts": packed([1200, 1200], (40, 60)) + "o"},
+        {"size": [40, 60]},
+        {"counts": [1200, 1200]},
+        [[0, 0, 1e9, 0, 1e9, 1e9]],
+        [[0, 0, float("nan"), 0, 9, 9]],
+        [[0, 0, 9, 9]],
+        [0, 0, 9, 0, 9, 9],
+        "outline",
+    ],
+    ids=str,
+)
+def test_an_outline_that_is_none_paints_nothing_and_is_told(outline: Any) -> None:
+    labels, faults = paint([Shape(1, outline, "a:1")], (40, 60))
+
+    assert not labels.any()
+    ((where, reason),) = faults
+    assert where == "a:1"
+    assert "no proper outline" in reason
+
+
+@pytest.mark.parametrize("by", ["coco", "classes.txt"])
+def test_more_classes_than_a_label_map_holds_are_refused_at_once(tmp_path: Path, by: str) -> None:
+    if by == "coco":
+        more = [{"id": 1000 + i, "name": f"class {i}"} for i in range(254)]
+        write_coco(tmp_path, change=lambda content: content["categories"].extend(more))
+    else:
+        label_maps(tmp_path, "images", "masks", [1, 2])
+        (tmp_path / "classes.txt").write_text("\n".join(f"class {i}" for i in range(256)))
+
+    with pytest.raises(DataError, match="has 256 classes; label maps hold 255.*segment.binary"):
+        masks(tmp_path, holdout=0)
+    assert masks(tmp_path, holdout=0, binary=True)["train"].classes == ["background", "foreground"]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_masks_stored_with_loss_are_refused(tmp_path: Path, binary: bool) -> None:
+    label_maps(tmp_path, "images", "masks", [1, 2])
+    blurred = Image.open(tmp_path / "masks" / "1.png")
+    (tmp_path / "masks" / "1.png").unlink()
+    blurred.save(tmp_path / "masks" / "1.jpg")
+
+    source = masks(tmp_path, holdout=0, binary=binary)["train"]
+
+    assert source.names == ["images/2.png"]
+    ((where, reason),) = source.skipped
+    assert where.endswith("images/1.png")
+    assert "1.jpg: JPEG blurs class numbers; masks must be lossless: PNG" in reason
+
+
+def test_photos_of_16_bits_keep_their_shades_beside_annotations(tmp_path: Path) -> None:
+    label_maps(tmp_path, "images", "masks", [1])
+    save_image(tmp_path / "images" / "1.png", np.full((64, 96), 128 * 257, np.uint16))
+
+    assert masks(tmp_path, holdout=0)["train"].images.unique().tolist() == [128]
 
 
 def test_coco_outlines_become_label_maps(tmp_path: Path) -> None:
@@ -334,7 +723,7 @@ def test_masks_that_are_none_are_told_and_their_photos_left_out(tmp_path: Path) 
     assert source.images[0].unique().tolist() == [5]
     assert (source.labels[0, :, :48] == 5).all(), "photo and label stayed together"
     reasons = " ".join(reason for _, reason in source.skipped)
-    assert "3 channels (RGB)" in reasons
+    assert "3 channels (RGB), not one class number per pixel; turn its colours into" in reasons
     assert "mask is 96 x 32 pixels, its photo 96 x 64" in reasons
     assert "holds number 300" in reasons
     assert len(source.skipped) == 4

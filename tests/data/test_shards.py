@@ -60,6 +60,19 @@ def test_captions_are_no_labels(photos: Path, tmp_path: Path) -> None:
     assert not source.labelled
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_every_name_of_the_validation_split_means_it(
+    photos: Path, tmp_path: Path, name: str
+) -> None:
+    write_shards(photos, tmp_path / "shards")
+    for file in (tmp_path / "shards").glob("test-*.tar"):
+        file.rename(file.with_name(file.name.replace("test", name)))
+
+    splits = open_splits(data_config(tmp_path / "shards", source="webdataset"))
+
+    assert {split: len(source) for split, source in splits.items()} == {"train": 48, "val": 18}
+
+
 def test_where_all_shards_are_of_one_split_a_share_is_held_out(
     photos: Path, tmp_path: Path
 ) -> None:

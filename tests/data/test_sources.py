@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hgkd_edge.data.geometry import cover
-from hgkd_edge.data.sources import open_splits
+from hgkd_edge.data.annotations import open_boxes, open_masks
+from hgkd_edge.data.geometry import cover, to_rgb
+from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -47,6 +48,87 @@ def test_a_plain_tree_holds_out_the_same_photos_whatever_else_is_added(
 
     assert before
     assert before <= set(after)
+
+
+def labelled_tree(photos: Path, to: Path) -> Path:
+    """The fixture's folder without its `test/`."""
+    shutil.copytree(photos / "train", to / "train")
+    return to
+
+
+def test_a_folder_with_only_train_holds_a_share_out(photos: Path, tmp_path: Path) -> None:
+    tree = labelled_tree(photos, tmp_path)
+    (tree / "val").mkdir()
+
+    parted, whole = open_splits(folder(tree, holdout=0.2)), open_splits(folder(tree, holdout=0))
+
+    assert parted.keys() == {"train", "holdout"}
+    assert 3 <= len(parted["holdout"]) <= 18
+    both = parted["train"].names + parted["holdout"].names
+    assert sorted(both) == sorted(open_splits(folder(photos))["train"].names)
+    assert len(whole["train"]) == 48
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_every_name_of_the_validation_folder_means_it(
+    photos: Path, tmp_path: Path, name: str
+) -> None:
+    tree = labelled_tree(photos, tmp_path)
+    shutil.copytree(photos / "test", tree / name)
+
+    splits = open_splits(folder(tree))
+
+    assert {split: len(source) for split, source in splits.items()} == {"train": 48, "val": 18}
+    assert splits["val"].names[0].startswith(f"{name}/")
+    assert splits["val"].labels.bincount().tolist() == [6, 6, 6]
+
+
+def test_two_folders_of_one_split_are_an_error(photos: Path, tmp_path: Path) -> None:
+    tree = labelled_tree(photos, tmp_path)
+    for name in ("val", "valid"):
+        shutil.copytree(photos / "test", tree / name)
+
+    with pytest.raises(DataError, match="both 'val' and 'valid' stand for split 'val'"):
+        open_splits(folder(tree))
+
+
+def test_a_split_without_labels_is_not_offered_to_be_scored(photos: Path, tmp_path: Path) -> None:
+    tree = labelled_tree(photos, tmp_path)
+    (tree / "test").mkdir()
+    for i, file in enumerate(photos.glob("test/*/*.webp")):
+        shutil.copy(file, tree / "test" / f"{i}.webp")
+    flat = open_splits(folder(tree))
+    shutil.copytree(photos / "test", tree / "val")
+    also_labelled = open_splits(folder(tree))
+
+    assert held_out_split(flat) == "test"
+    assert held_out_split(flat, labelled=True) is None
+    assert held_out_split(also_labelled, labelled=True) == "val"
+    assert "18 of 18 photos, such as test/0.webp" in why_unlabelled(flat["test"])
+
+
+def test_boxes_and_label_maps_are_labels() -> None:
+    samples = Path(__file__).parent.parent / "samples"
+    splits = [
+        open_boxes(DataConfig(path=samples / "bccd", image_size=32)),
+        open_masks(DataConfig(path=samples / "nuclei", image_size=32), binary=True),
+    ]
+
+    assert all(held_out_split(one, labelled=True) == "val" for one in splits)
+
+
+def test_what_keeps_photos_from_being_labelled_is_named(photos: Path, tmp_path: Path) -> None:
+    tree = labelled_tree(photos, tmp_path / "stray")
+    shutil.copy(next(photos.glob("test/*/*.webp")), tree / "train" / "cover.webp")
+    one = tmp_path / "one"
+    shutil.copytree(next((photos / "train").iterdir()), one / "only")
+
+    def reason(path: Path) -> str:
+        return why_unlabelled(open_splits(folder(path, holdout=0))["train"])
+
+    assert reason(tree).endswith("1 of 49 photos, such as train/cover.webp")
+    assert reason(one) == "all 16 photos are of one class, or of none"
+    assert reason(photos) == ""
 
 
 def test_photos_without_subfolders_are_unlabelled(photos: Path, tmp_path: Path) -> None:
@@ -126,6 +208,35 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     source = open_splits(folder(tmp_path, holdout=0))["train"]
 
     assert source.images.shape == (5, 3, 37, 37)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full((30, 50), 128 * 257, np.uint16),
+        np.full((30, 50), 128 * 257, np.int32),
+        np.full((30, 50), 128 / 255, np.float32),
+    ],
+    ids=lambda pixels: str(pixels.dtype),
+)
+def test_photos_of_16_bits_and_of_floats_keep_their_shades(
+    tmp_path: Path, pixels: np.ndarray
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+
+    source = open_splits(folder(tmp_path, holdout=0))["train"]
+
+    assert source.images.unique().tolist() == [128]
+
+
+@pytest.mark.parametrize("value", [255.0, -0.5, float("nan"), 70000])
+def test_pixels_of_no_known_range_are_told(value: float) -> None:
+    kind = np.int32 if isinstance(value, int) else np.float32
+    pixels = np.zeros((3, 3), kind)
+    pixels[1, 1] = value
+
+    with pytest.raises(ValueError, match="pixels from .* to .*: can be 0 to"):
+        to_rgb(Image.fromarray(pixels))
 
 
 def test_the_fingerprint_follows_the_bytes(photos: Path, tmp_path: Path) -> None:

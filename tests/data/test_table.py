@@ -49,6 +49,26 @@ def test_without_splits_a_share_is_held_out(photos: Path) -> None:
     assert len(splits["train"]) + len(splits["holdout"]) == 48
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_every_name_of_the_validation_split_means_it(photos: Path, name: str) -> None:
+    table = write_table(photos, photos / "v.csv", header=["image", "label", "split"], split=True)
+    table.write_text(table.read_text().replace(",val", f",{name}"))
+
+    splits = open_splits(config(table))
+
+    assert {split: len(source) for split, source in splits.items()} == {"train": 36, "val": 12}
+
+
+def test_where_all_rows_are_of_training_a_share_is_held_out(photos: Path) -> None:
+    table = write_table(photos, photos / "t.csv", header=["image", "label", "split"], split=True)
+    table.write_text(table.read_text().replace(",val", ",train"))
+
+    splits = open_splits(config(table))
+
+    assert splits.keys() == {"train", "holdout"}
+    assert len(splits["train"]) + len(splits["holdout"]) == 48
+
+
 def test_a_file_that_is_not_there_is_skipped_and_named(photos: Path) -> None:
     table = write_table(photos, photos / "more.csv", header=["image", "label"])
     with table.open("a") as stream:

@@ -1,65 +1,80 @@
-"""COCO JSON: boxes, and label maps painted from polygons and run lengths."""
+"""COCO JSON: boxes, and outlines that label maps are painted from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, split_of
+from hgkd_edge.data.annotations.listing import (
+    Annotated,
+    Box,
+    Fault,
+    Listing,
+    split_of,
+    stated_size,
+)
+from hgkd_edge.data.annotations.outlines import Shape
 from hgkd_edge.data.geometry import IGNORED
+from hgkd_edge.data.photos import SPLIT_NAMES
 from hgkd_edge.errors import DataError
 
-__all__ = ["Shape", "coco_boxes", "coco_files", "coco_shapes", "paint"]
+__all__ = ["coco_boxes", "coco_files", "coco_shapes"]
 
 T = TypeVar("T")
 
 
-class Shape(NamedTuple):
-    """The outline of one object.
-
-    Attributes:
-        label: Number of its class; 255 for a crowd, whose pixels are ignored.
-        outline: Polygons, or run lengths, as COCO keeps them.
-        where: File and line.
-    """
-
-    label: int
-    outline: Any
-    where: str
-
-
 @dataclass(frozen=True)
 class _File:
-    """One parsed JSON file, and the lines at which its annotations begin."""
+    """One parsed JSON file, and the lines at which its images and annotations begin."""
 
     path: Path
     content: dict[str, Any]
-    lines: list[int]
+    lines: dict[str, list[int]]
 
-    def by_image(self) -> dict[Any, list[tuple[str, Any]]]:
-        """Image id -> (file and line, annotation)."""
-        found: dict[Any, list[tuple[str, Any]]] = {}
-        for line, item in zip(self.lines, self.content["annotations"], strict=True):
-            image = item.get("image_id") if isinstance(item, dict) else None
-            found.setdefault(image, []).append((f"{self.path}:{line}", item))
+    def items(self, key: str) -> Iterator[tuple[str, Any]]:
+        """File and line, and item, of `images` or `annotations`."""
+        for line, item in zip(self.lines[key], self.content[key], strict=True):
+            yield f"{self.path}:{line}", item
+
+    def by_image(self, faults: list[Fault]) -> dict[str | None, list[tuple[str, dict[str, Any]]]]:
+        """Image id -> (file and line, annotation); those of no image are faults."""
+        found: dict[str | None, list[tuple[str, dict[str, Any]]]] = {
+            _id(image, "id"): [] for _, image in self.items("images")
+        }
+        for where, item in self.items("annotations"):
+            key = _id(item, "image_id")
+            if key is not None and key in found:
+                found[key].append((where, item))
+            elif isinstance(item, dict):
+                shown = item.get("image_id")
+                faults.append((where, f"image_id {shown!r} is no image's; annotation left out"))
+            else:
+                faults.append((where, f"{str(item)[:40]!r} is no annotation; left out"))
         return found
+
+
+class _Parsed(NamedTuple):
+    """Files by split, and splits that were left out."""
+
+    files: dict[str, _File]
+    faults: list[Fault]
 
 
 def coco_files(root: Path) -> dict[str, Path]:
     """Annotation files by split ('' where the name speaks of none); empty if there are none.
 
-    Looked for in `annotations/`, in `root` itself, and beside the photos in `train/`, `val/`,
-    `valid/` and `test/`.
+    Looked for in `annotations/`, in `root` itself, and beside the photos in `train/`, `val/` (or
+    `valid/`, `validation/`) and `test/`.
 
     Raises:
         DataError: Two files speak of one split.
     """
-    inside = [file for split in ("train", "val", "valid", "test") for file in _jsons(root / split)]
+    inside = [file for name in SPLIT_NAMES for file in _jsons(root / name)]
     files = _jsons(root / "annotations") or _jsons(root) or inside
     chosen = [file for file in files if file.name.startswith("instances")] or files
     found: dict[str, Path] = {}
@@ -81,7 +96,7 @@ def coco_boxes(root: Path, files: dict[str, Path], holdout: float) -> Listing[li
     Raises:
         DataError: A file is not COCO JSON.
     """
-    parsed = {split: _read(file) for split, file in files.items()}
+    parsed = _parse(files)
 
     def box(item: dict[str, Any], name: str, where: str) -> Box | None:
         x, y, width, height = map(float, item["bbox"])
@@ -99,7 +114,7 @@ def coco_shapes(
     Raises:
         DataError: A file is not COCO JSON.
     """
-    parsed = {split: _read(file) for split, file in files.items()}
+    parsed = _parse(files)
     classes = ["background", *(["foreground"] if binary else _classes(parsed))]
 
     def shape(item: dict[str, Any], name: str, where: str) -> Shape:
@@ -111,72 +126,71 @@ def coco_shapes(
     return _listing(root, parsed, classes, holdout, shape)
 
 
-def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
-    """The label map of a photo of height and width `size`, uint8 [H, W], and the faults.
-
-    Small objects are painted over large ones.
-    """
-    from pycocotools import mask as coco_mask
-
-    painted, faults = [], []
-    for shape in shapes:
-        try:
-            runs = shape.outline
-            if not isinstance(runs, dict) or isinstance(runs["counts"], list):
-                runs = coco_mask.frPyObjects(runs, *size)
-            inside = coco_mask.decode(coco_mask.merge(runs) if isinstance(runs, list) else runs)
-            if inside.shape != size:
-                raise ValueError(f"outline of a photo of {inside.shape[1]} x {inside.shape[0]}")
-        except Exception as error:  # pycocotools raises bare Exceptions
-            faults.append((shape.where, f"no proper outline ({error}); left out"))
-            continue
-        if inside.any():
-            painted.append((shape.label, inside.astype(bool)))
-        else:
-            faults.append((shape.where, "outline has no area; left out"))
-    labels = np.zeros(size, np.uint8)
-    for label, inside in sorted(painted, key=lambda pair: -int(pair[1].sum())):
-        labels[inside] = label
-    return labels, faults
-
-
 def _jsons(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json")) if folder.is_dir() else []
 
 
-def _read(path: Path) -> _File:
+def _parse(files: dict[str, Path]) -> _Parsed:
+    """All files but those of photos that are to be scored and bring no annotations.
+
+    So a challenge publishes its test split: scored by it, every answer would be wrong.
+
+    Raises:
+        DataError: A file is not COCO JSON.
+    """
+    parsed = _Parsed({}, [])
+    for split, path in files.items():
+        text, content = _load(path)
+        bare = (
+            isinstance(content, dict) and content.get("images") and not content.get("annotations")
+        )
+        if bare and split in ("val", "test") and {"train", ""} & files.keys():
+            parsed.faults.append((str(path), f"has no annotations; split '{split}' left out"))
+        else:
+            parsed.files[split] = _checked(path, text, content)
+    return parsed
+
+
+def _load(path: Path) -> tuple[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+        return text, json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _checked(path: Path, text: str, content: Any) -> _File:
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(p), list) for p in parts):
         raise DataError(
             f"{path}: is not COCO JSON: it lacks a list of {', '.join(parts)}",
             hint="see https://cocodataset.org/#format-data",
         )
-    return _File(path, content, _lines(text, "annotations"))
+    return _File(path, content, _lines(text, {"images", "annotations"}))
 
 
-def _lines(text: str, key: str) -> list[int]:
-    """The line at which each item of the top-level list `key` begins, in valid JSON."""
+def _lines(text: str, keys: set[str]) -> dict[str, list[int]]:
+    """The line at which each item of the top-level lists `keys` begins, in valid JSON."""
     decoder = json.JSONDecoder()
-    place = text.index("{") + 1
-    while True:
-        name, place = decoder.raw_decode(text, _skip(text, place, " \t\r\n,"))
+    found: dict[str, list[int]] = {}
+    line, counted = 1, 0
+    place = _skip(text, text.index("{") + 1, " \t\r\n,")
+    while text[place] != "}":
+        key, place = decoder.raw_decode(text, place)
         place = _skip(text, place, " \t\r\n:")
-        if name == key:
-            break
-        _, place = decoder.raw_decode(text, place)
-    lines, line, counted = [], 1, 0
-    place = _skip(text, place + 1, " \t\r\n,")
-    while text[place] != "]":
-        line, counted = line + text.count("\n", counted, place), place
-        lines.append(line)
-        _, place = decoder.raw_decode(text, place)
+        if key not in keys:
+            _, place = decoder.raw_decode(text, place)
+        else:
+            found[key] = []
+            place = _skip(text, place + 1, " \t\r\n,")
+            while text[place] != "]":
+                line, counted = line + text.count("\n", counted, place), place
+                found[key].append(line)
+                _, place = decoder.raw_decode(text, place)
+                place = _skip(text, place, " \t\r\n,")
+            place += 1
         place = _skip(text, place, " \t\r\n,")
-    return lines
+    return found
 
 
 def _skip(text: str, place: int, characters: str) -> int:
@@ -185,65 +199,92 @@ def _skip(text: str, place: int, characters: str) -> int:
     return place
 
 
-def _categories(file: _File) -> dict[Any, str]:
+def _id(item: Any, field: str) -> str | None:
+    """An id as text, since some tools write 12 as "12" or 12.0; None if there is none."""
+    value = item.get(field) if isinstance(item, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, (int, str)) else None
+
+
+def _categories(file: _File) -> dict[str, str]:
     """Category id -> name, in the order of ids."""
+    found: dict[str, str] = {}
+    for item in file.content["categories"]:
+        key = _id(item, "id")
+        if key is None or "name" not in item:
+            raise DataError(f"{file.path}: a category lacks its id or name: {item!r}")
+        found[key] = str(item["name"])
+    return dict(sorted(found.items(), key=lambda pair: _as_number(pair[0])))
+
+
+def _as_number(key: str) -> tuple[float, str]:
+    """To sort ids by: numbers in their own order, then texts."""
     try:
-        found = {item["id"]: str(item["name"]) for item in file.content["categories"]}
-        return dict(sorted(found.items()))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{file.path}: a category lacks its id or name: {error!r}") from error
+        return int(key), key
+    except ValueError:
+        return math.inf, key
 
 
-def _classes(parsed: dict[str, _File]) -> list[str]:
+def _classes(parsed: _Parsed) -> list[str]:
     """Names of the training split's categories: another file may number them differently."""
-    file = parsed.get("train") or next(iter(parsed.values()))
+    file = parsed.files.get("train") or next(iter(parsed.files.values()))
     return list(dict.fromkeys(_categories(file).values()))
 
 
 def _images(
     root: Path, split: str, file: _File, faults: list[Fault]
-) -> list[tuple[str, Path, Any]]:
-    """Name, file and id of every photo that is there."""
+) -> Iterator[tuple[str, Annotated[None]]]:
+    """Id of every photo that is there, and the photo."""
     place = file.path.stem.removeprefix("instances_")  # train2017, as COCO itself names folders
     folders = [file.path.parent, root, root / "images"]
     folders += [base / name for base in (root, root / "images") for name in (place, split) if name]
-    found = []
-    for image in file.content["images"]:
-        name = image.get("file_name") if isinstance(image, dict) else None
-        candidates = [folder / str(name) for folder in folders]
+    for where, image in file.items("images"):
+        key, name = _id(image, "id"), str(image.get("file_name")) if isinstance(image, dict) else ""
+        candidates = [folder / name for folder in folders]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if name is None or path is None or "id" not in image:
-            faults.append((str(file.path), f"image '{name}' is not there; left out"))
+        if path is None or key is None:
+            reason = "has no id" if key is None else "is not there"
+            faults.append((where, f"image '{name}' {reason}; left out"))
         else:
-            found.append((path.relative_to(root).as_posix(), path, image["id"]))
-    return found
+            size = stated_size(image.get("height"), image.get("width"))
+            yield key, Annotated(_name(root, path), path, None, size)
+
+
+def _name(root: Path, path: Path) -> str:
+    """Relative to `root`, outside of which an absolute `file_name` may lead."""
+    if not path.is_relative_to(root):
+        path = root / os.path.relpath(path, root)
+    return path.relative_to(root).as_posix()
 
 
 def _listing(
     root: Path,
-    parsed: dict[str, _File],
+    parsed: _Parsed,
     classes: list[str],
     holdout: float,
     convert: Callable[[dict[str, Any], str, str], T | None],
 ) -> Listing[list[T]]:
     """All photos of all files; `convert` takes an annotation, its class's name, file and line."""
     listing: Listing[list[T]] = Listing({}, classes)
-    for split, file in parsed.items():
-        names, annotations = _categories(file), file.by_image()
+    for split, file in parsed.files.items():
+        names, faults = _categories(file), list[Fault]()
+        annotations = file.by_image(faults)
         photos: list[Annotated[list[T]]] = []
-        faults: list[Fault] = []
-        for name, image, key in _images(root, split, file, faults):
+        for key, image in _images(root, split, file, faults):
             objects = []
-            for where, item in annotations.get(key, ()):
+            for where, item in annotations[key]:
                 try:
-                    number = item["category_id"]
-                    objects.append(convert(item, names.get(number, str(number)), where))
+                    number = _id(item, "category_id")
+                    if number is None:
+                        raise ValueError("no category_id")
+                    objects.append(convert(item, names.get(number, number), where))
                 except (KeyError, TypeError, ValueError) as error:
                     faults.append((where, f"annotation left out: {error!r}"))
-            photos.append(Annotated(name, image, [item for item in objects if item is not None]))
-        listing.splits[split], listing.faults[split] = photos, faults
-    if list(parsed) != [""]:
-        return listing
-    parted = Listing.of_one(listing.splits[""], classes, holdout)
-    parted.faults = {"train": listing.faults[""]}
-    return parted
+            found = [item for item in objects if item is not None]
+            photos.append(Annotated(image.name, image.file, found, image.size))
+        # A file that speaks of no split, and is the only one, is of training.
+        name = "train" if list(parsed.files) == [""] else split
+        listing.splits[name], listing.faults[name] = photos, faults
+    listing.faults["train"] = parsed.faults + listing.faults.get("train", [])
+    return listing.hold_out(holdout)

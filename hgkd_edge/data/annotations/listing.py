@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLITS, held_out
+from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLIT_NAMES, held_out, splits_by_name
+from hgkd_edge.errors import DataError
 
 __all__ = [
     "Annotated",
@@ -20,8 +21,10 @@ __all__ = [
     "checked_boxes",
     "class_file",
     "images_by_stem",
+    "in_pixels",
     "split_lists",
     "split_of",
+    "stated_size",
 ]
 
 A = TypeVar("A")
@@ -47,12 +50,14 @@ class Box:
 class Annotated(Generic[A]):
     """One photo and its annotation: its boxes, or what its mask is read from.
 
-    Photos are taken as stored, not turned by EXIF: annotations count stored pixels.
+    Photos are taken as stored, not turned by EXIF: annotations count stored pixels. `size` is the
+    height and width in pixels that the annotation's file states, if it does.
     """
 
     name: str
     file: Path
     annotation: A
+    size: tuple[int, int] | None = None
 
 
 @dataclass
@@ -63,14 +68,16 @@ class Listing(Generic[A]):
     classes: list[str]
     faults: dict[str, list[Fault]] = field(default_factory=dict)
 
-    @classmethod
-    def of_one(cls, photos: list[Annotated[A]], classes: list[str], share: float) -> Listing[A]:
-        """Photos that bring no splits: a fixed share is kept from training."""
-        splits: dict[str, list[Annotated[A]]] = {"train": []}
-        for photo in photos:
+    def hold_out(self, share: float) -> Listing[A]:
+        """The same; where only `train` holds photos, a fixed share of them is kept from it."""
+        others = any(photos for split, photos in self.splits.items() if split != "train")
+        if others or "train" not in self.splits:
+            return self
+        splits = {**self.splits, "train": []}
+        for photo in self.splits["train"]:
             split = "holdout" if held_out(photo.name, share) else "train"
             splits.setdefault(split, []).append(photo)
-        return cls(splits, classes)
+        return Listing(splits, self.classes, self.faults)
 
 
 def checked_boxes(
@@ -107,7 +114,8 @@ def checked_boxes(
 def class_file(root: Path) -> list[str]:
     """Names in `classes.txt`, one per line in the order of their numbers; empty without it."""
     file = root / "classes.txt"
-    return file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else []
+    lines = _lines(file) if file.is_file() else []
+    return [name for line in lines if (name := line.strip())]
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
@@ -116,26 +124,67 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
 
 
-def split_lists(folder: Path) -> dict[str, list[tuple[str, str]]]:
+def split_lists(folder: Path, known: Collection[str]) -> dict[str, list[tuple[str, str]]]:
     """`train.txt`, `val.txt`, `test.txt` of a folder: the names in each, and file and line.
 
-    `trainval.txt` stands in for a `train.txt` that is not there.
+    A line is one of the names `known`, perhaps with an image's suffix or, as in Pascal VOC's lists
+    per class, with words behind it. `trainval.txt` stands in for a `train.txt` that is not there.
+
+    Raises:
+        DataError: Two lists are of one split, or one is not text in UTF-8.
     """
-    files = {split: folder / f"{split}.txt" for split in SPLITS}
-    if not files["train"].is_file():
-        files["train"] = folder / "trainval.txt"
-        if (folder / "val.txt").is_file():  # part of trainval
-            del files["val"]
-    return {split: list(_names(file)) for split, file in files.items() if file.is_file()}
+    names = (name for name in SPLIT_NAMES if (folder / f"{name}.txt").is_file())
+    files = {s: folder / f"{name}.txt" for s, name in splits_by_name(names, folder).items()}
+    everything = folder / "trainval.txt"
+    if "train" not in files and everything.is_file():
+        files.pop("val", None)  # part of trainval
+        files = {"train": everything, **files}
+    return {
+        split: [
+            (_known_name(line.strip(), known), f"{file}:{number}")
+            for number, line in enumerate(_lines(file), start=1)
+            if line.strip()
+        ]
+        for split, file in files.items()
+    }
 
 
 def split_of(name: str) -> str:
     """The split that a name such as `instances_val2017` speaks of, or ''."""
-    found = re.search(r"train|valid|val|test", name.lower())
-    return {"valid": "val"}.get(found[0], found[0]) if found else ""
+    longest_first = sorted(SPLIT_NAMES, key=len, reverse=True)
+    found = re.search("|".join(longest_first), name.lower())
+    return SPLIT_NAMES[found[0]] if found else ""
 
 
-def _names(file: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if words := line.split():
-            yield words[0], f"{file}:{number}"
+def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Height and width as a file states them; None where they are missing, no numbers or 0."""
+    try:
+        size = int(height), int(width)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def in_pixels(size: tuple[int, int]) -> str:
+    """Height and width as people say them, width first."""
+    return f"{size[1]} x {size[0]}"
+
+
+def _known_name(line: str, known: Collection[str]) -> str:
+    """The name that a line speaks of; the line itself where it is not known."""
+    readings = [line, _stem(line), line.split()[0], _stem(line.split()[0])]
+    return next((name for name in readings if name in known), line)
+
+
+def _stem(name: str) -> str:
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _lines(file: Path) -> list[str]:
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise DataError(f"{file}:{line}: is not text in UTF-8", hint="save it as UTF-8") from error

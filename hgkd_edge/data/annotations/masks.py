@@ -13,10 +13,11 @@ from hgkd_edge.data.annotations.listing import (
     Listing,
     class_file,
     images_by_stem,
+    in_pixels,
     split_lists,
 )
 from hgkd_edge.data.geometry import IGNORED
-from hgkd_edge.data.photos import SPLITS
+from hgkd_edge.data.photos import SPLIT_NAMES, splits_by_name
 
 __all__ = ["all_mask_folders", "mask_folders", "read_mask"]
 
@@ -25,15 +26,18 @@ IMAGES, MASKS = ("images", "JPEGImages"), ("masks", "labels", "instances", "Segm
 
 def all_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of photos and of their masks: by split in `train/` and others, or '' for `root`."""
-    found = {split: _folders(root / split) for split in ("", *SPLITS)}
-    return {split: folders for split, folders in found.items() if folders is not None}
+    found = {name: _folders(root / name) for name in ("", *SPLIT_NAMES)}
+    here = {name: folders for name, folders in found.items() if folders is not None}
+    names = {split: here[name] for split, name in splits_by_name(here, root).items()}
+    return {"": here[""], **names} if "" in here else names
 
 
 def mask_folders(root: Path, holdout: float) -> Listing[Path]:
     """Photos and masks of equal names.
 
     Splits are `train/images` + `train/masks`, lists of names (`train.txt`, `val.txt`, `test.txt`,
-    beside the folders or in VOC's `ImageSets/Segmentation`), or else a held-out share.
+    beside the folders or in VOC's `ImageSets/Segmentation`); where those name training photos
+    only, or there are none, a share is held out.
     """
     parts = all_mask_folders(root)
     folders = parts.pop("", None)
@@ -41,16 +45,12 @@ def mask_folders(root: Path, holdout: float) -> Listing[Path]:
     if folders is None:
         for split, own in parts.items():
             _add(listing, split, root, own, _all_names(own[0]))
-        return listing
-    lists = split_lists(root) or split_lists(root / "ImageSets" / "Segmentation")
-    for split, names in lists.items():
+        return listing.hold_out(holdout)
+    known = images_by_stem(folders[0])
+    lists = split_lists(root, known) or split_lists(root / "ImageSets" / "Segmentation", known)
+    for split, names in (lists or {"train": _all_names(folders[0])}).items():
         _add(listing, split, root, folders, names)
-    if lists:
-        return listing
-    _add(listing, "train", root, folders, _all_names(folders[0]))
-    parted = Listing.of_one(listing.splits["train"], listing.classes, holdout)
-    parted.faults = listing.faults
-    return parted
+    return listing.hold_out(holdout)
 
 
 def read_mask(file: Path, size: tuple[int, int], *, binary: bool) -> np.ndarray:
@@ -60,11 +60,16 @@ def read_mask(file: Path, size: tuple[int, int], *, binary: bool) -> np.ndarray:
         ValueError: It does not hold one class number below 255 per pixel of a photo of `size`.
     """
     with Image.open(file) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError(f"{file.name}: JPEG blurs class numbers; masks must be lossless: PNG")
         bands, labels = image.getbands(), np.asarray(image)
     if labels.ndim != 2:
-        raise ValueError(f"mask has {len(bands)} channels ({''.join(bands)}), not class numbers")
+        raise ValueError(
+            f"mask has {len(bands)} channels ({''.join(bands)}), not one class number per pixel; "
+            "turn its colours into numbers (a palette image keeps both)"
+        )
     if labels.shape != size:
-        shapes = " x ".join(map(str, labels.shape[::-1])), " x ".join(map(str, size[::-1]))
+        shapes = in_pixels(labels.shape), in_pixels(size)
         raise ValueError(f"mask is {shapes[0]} pixels, its photo {shapes[1]}")
     if binary:
         return (labels > 0).astype(np.uint8)

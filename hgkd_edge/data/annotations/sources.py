@@ -15,12 +15,20 @@ import torch
 from PIL import Image
 
 from hgkd_edge import processes
-from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes, paint
-from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, checked_boxes
+from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes
+from hgkd_edge.data.annotations.listing import (
+    Annotated,
+    Box,
+    Fault,
+    Listing,
+    checked_boxes,
+    in_pixels,
+)
 from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, read_mask
+from hgkd_edge.data.annotations.outlines import paint
 from hgkd_edge.data.annotations.voc import voc_boxes
 from hgkd_edge.data.decode import allocate
-from hgkd_edge.data.geometry import IGNORED, letterbox, place
+from hgkd_edge.data.geometry import IGNORED, letterbox, place, to_rgb
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -38,7 +46,7 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     Labels are float32 [n, M, 5]: class, x1, y1, x2, y2 in canvas pixels; rows of class -1 fill up.
 
     Raises:
-        DataError: The folder is none of these, or no photo can be used.
+        DataError: The folder is none of these, or no photo or no box of training can be used.
     """
     root, canvas = _root(config), config.size
     if any((root / "Annotations").glob("*.xml")):
@@ -68,7 +76,10 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
             row[: len(boxes)] = torch.from_numpy(boxes)
         source.labels = padded
         sources[split] = source
-    return _ready(sources, root)
+    _ready(sources, root)
+    if not bool((sources["train"].labels[..., 0] != NO_BOX).any()):
+        raise _no_object(sources["train"], root, "box")
+    return sources
 
 
 def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
@@ -82,7 +93,8 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
         binary: Take all numbers above 0 (all objects) as one class, `foreground`.
 
     Raises:
-        DataError: The folder is none of these, or no photo can be used.
+        DataError: The folder is none of these, has too many classes, or no photo or no object of
+            training can be used.
     """
     root = _root(config)
     listing: Listing[Any]
@@ -106,6 +118,12 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
         )
     if binary:
         listing.classes = ["background", "foreground"]
+    if len(listing.classes) > IGNORED:
+        raise DataError(
+            f"{root}: has {len(listing.classes)} classes; label maps hold {IGNORED}, numbers 0 to "
+            f"{IGNORED - 1}",
+            hint="--set segment.binary=true takes all objects as one class",
+        )
     sources = {}
     for split, photos in listing.splits.items():
         labels = allocate((len(photos), *config.size))
@@ -113,7 +131,11 @@ def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
         source.labels = torch.from_numpy(labels[: len(source)])
         sources[split] = source
     _name_classes(sources, root)
-    return _ready(sources, root)
+    _ready(sources, root)
+    # Photo by photo: one is enough, and all may be larger than memory.
+    if not any(((one > 0) & (one != IGNORED)).any() for one in sources["train"].labels):
+        raise _no_object(sources["train"], root, "pixel of an object")
+    return sources
 
 
 def _mask_reader(classes: Sequence[str], *, binary: bool) -> Reader:
@@ -161,8 +183,11 @@ def _decode(
             content = photo.file.read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 size = image.height, image.width  # before a JPEG is decoded at a coarser scale
+                if photo.size not in (None, size):
+                    stated, found = in_pixels(photo.size), in_pixels(size)
+                    raise ValueError(f"has {found} pixels, its annotations are for {stated}")
                 image.draft("RGB", (width * 2, height * 2))
-                canvas = letterbox(image.convert("RGB"), (height, width))
+                canvas = letterbox(to_rgb(image), (height, width))
             labels[i], faults = read(photo.annotation, size)
         except Exception as error:  # a broken file may raise anything
             return "", [(str(photo.file), f"{error or type(error).__name__}; photo left out")]
@@ -209,8 +234,7 @@ def _require_classes(listing: Listing[Any], root: Path) -> None:
             hint="name one of the annotation files or lists 'train'",
         )
     if not listing.classes:
-        faults = listing.faults.get("train", [])
-        first = f"; the first fault, {faults[0][0]}: {faults[0][1]}" if faults else ""
+        first = _first(listing.faults.get("train", []))
         raise DataError(f"{root}: its training split names no class of object{first}")
 
 
@@ -232,10 +256,20 @@ def _name_classes(sources: dict[str, ImageSource], root: Path) -> None:
         source.classes = ["background", *(f"class {i}" for i in range(1, highest + 1))]
 
 
-def _ready(sources: dict[str, ImageSource], root: Path) -> dict[str, ImageSource]:
-    """The same; a training split of which nothing is left is refused."""
-    faults = [fault for source in sources.values() for fault in source.skipped]
+def _ready(sources: dict[str, ImageSource], root: Path) -> None:
+    """Refuse a training split of which nothing is left."""
     if not len(sources.get("train", ())):
-        first = f"; the first of {len(faults)} faults, {': '.join(faults[0])}" if faults else ""
+        first = _first([fault for source in sources.values() for fault in source.skipped])
         raise DataError(f"{root}: no photo of a training split can be used{first}")
-    return sources
+
+
+def _no_object(source: ImageSource, root: Path, missing: str) -> DataError:
+    """The error for training photos on which there is nothing to learn."""
+    return DataError(
+        f"{root}: not one {missing} in {len(source)} training photos{_first(source.skipped)}",
+        hint="do annotations, categories and classes.txt use the same ids and names?",
+    )
+
+
+def _first(faults: list[Fault]) -> str:
+    return f"; the first of {len(faults)} faults, {': '.join(faults[0])}" if faults else ""

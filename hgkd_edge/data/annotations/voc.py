@@ -13,6 +13,7 @@ from hgkd_edge.data.annotations.listing import (
     class_file,
     images_by_stem,
     split_lists,
+    stated_size,
 )
 
 __all__ = ["voc_boxes"]
@@ -25,9 +26,11 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
 
     Classes are the names in `classes.txt`, else those met in the training split. A photo whose
     XML cannot be read is left out: taken without its boxes it would teach that nothing is there.
+    Objects marked `<difficult>1</difficult>` are objects like all others, in training and in
+    scores, as torchvision's VOCDetection gives them; VOC's own scores pass over them.
     """
     images = images_by_stem(root / "JPEGImages")
-    lists = split_lists(root / "ImageSets" / "Main")
+    lists = split_lists(root / "ImageSets" / "Main", images)
     splits: dict[str, list[Annotated[list[Box]]]] = {}
     faults: dict[str, list[Fault]] = {}
     everything = {"train": [(file.stem, str(file)) for file in _xml_files(root)]}
@@ -42,11 +45,8 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
                 file = root / "Annotations" / f"{name}.xml"
                 line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
                 faults[split].append((f"{file}{line}", f"cannot be read, photo left out: {error}"))
-    listing = Listing(splits, [], faults)
-    if not lists:
-        listing = Listing.of_one(splits["train"], [], holdout)
-        listing.faults = faults
-    met = {box.name for photo in listing.splits["train"] for box in photo.annotation}
+    listing = Listing(splits, [], faults).hold_out(holdout)
+    met = {box.name for photo in listing.splits.get("train", ()) for box in photo.annotation}
     listing.classes = class_file(root) or sorted(met)
     return listing
 
@@ -60,27 +60,32 @@ def _photo(
     if not file.is_file():
         raise FileNotFoundError("no XML in Annotations/")
     boxes = []
-    for line, fields in _objects(file.read_bytes()):
+    size, objects = _parse(file.read_bytes())
+    for line, fields in objects:
         where = f"{file}:{line}"
         try:
             corners = tuple(float(fields[f"bndbox/{corner}"]) for corner in CORNERS)
             boxes.append(Box(fields["name"], corners, where))
         except (KeyError, ValueError) as error:
             faults.append((where, f"object without a proper name and box ({error}); left out"))
-    return Annotated(images[name].relative_to(root).as_posix(), images[name], boxes)
+    stated = stated_size(size.get("height"), size.get("width"))
+    return Annotated(images[name].relative_to(root).as_posix(), images[name], boxes, stated)
 
 
 def _xml_files(root: Path) -> list[Path]:
     return sorted((root / "Annotations").glob("*.xml"))
 
 
-def _objects(content: bytes) -> list[tuple[int, dict[str, str]]]:
-    """Line and fields (`name`, `bndbox/xmin`, ...) of every object: expat knows the line.
+def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
+    """The photo's size (`width`, `height`), and line and fields of every object.
+
+    Fields are `name`, `bndbox/xmin`, ...; expat knows the line.
 
     Raises:
         ExpatError: This is not XML.
     """
     parser = expat.ParserCreate()
+    size: dict[str, str] = {}
     found: list[tuple[int, dict[str, str]]] = []
     path: list[str] = []
     text: list[str] = []
@@ -92,11 +97,12 @@ def _objects(content: bytes) -> list[tuple[int, dict[str, str]]]:
             found.append((parser.CurrentLineNumber, {}))
 
     def end(tag: str) -> None:
-        if path[1:2] == ["object"]:
-            found[-1][1].setdefault("/".join(path[2:]), "".join(text).strip())
+        if path[1:2] in (["object"], ["size"]):
+            fields = found[-1][1] if path[1] == "object" else size
+            fields.setdefault("/".join(path[2:]), "".join(text).strip())
         path.pop()
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = text.append
     parser.Parse(content, True)
-    return found
+    return size, found

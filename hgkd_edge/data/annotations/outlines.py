@@ -1,0 +1,116 @@
+"""Outlines of objects, as COCO keeps them (polygons, run lengths), painted into label maps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hgkd_edge.data.annotations.listing import Fault, in_pixels
+
+__all__ = ["Shape", "paint"]
+
+
+class Shape(NamedTuple):
+    """The outline of one object.
+
+    Attributes:
+        label: Number of its class; 255 for a crowd, whose pixels are ignored.
+        outline: Polygons, or run lengths, as COCO keeps them.
+        where: File and line.
+    """
+
+    label: int
+    outline: Any
+    where: str
+
+
+def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
+    """The label map of a photo of height and width `size`, uint8 [H, W], and the faults.
+
+    Small objects are painted over large ones.
+    """
+    painted, faults = [], []
+    for shape in shapes:
+        try:
+            inside = _inside(shape.outline, size)
+        except Exception as error:  # pycocotools raises bare Exceptions
+            faults.append((shape.where, f"no proper outline ({error}); left out"))
+            continue
+        if inside.any():
+            painted.append((shape.label, inside))
+        else:
+            faults.append((shape.where, "outline has no area; left out"))
+    labels = np.zeros(size, np.uint8)
+    for label, inside in sorted(painted, key=lambda pair: -int(pair[1].sum())):
+        labels[inside] = label
+    return labels, faults
+
+
+def _inside(outline: Any, size: tuple[int, int]) -> np.ndarray:
+    """Which pixels of a photo of height and width `size` belong to an object, bool [H, W].
+
+    Raises:
+        ValueError: This is no outline on such a photo.
+    """
+    if not isinstance(outline, dict):
+        return _inside_polygons(outline, size)
+    stated = tuple(outline.get("size", ()))
+    if stated != size:  # before anything is allocated: the size may be any number
+        raise ValueError(f"for a photo of size {list(stated)}, this has {list(size)}")
+    runs = outline.get("counts")
+    counts = runs if isinstance(runs, list) else _unpacked(runs)
+    if (
+        any(type(count) is not int or count < 0 for count in counts)
+        or sum(counts) != size[0] * size[1]
+    ):
+        raise ValueError(f"run lengths do not add up to {size[1]} x {size[0]} pixels")
+    belongs = np.arange(len(counts)) % 2 == 1  # runs of outside and inside alternate
+    return np.repeat(belongs, counts).reshape(size[::-1]).T  # column by column
+
+
+def _unpacked(packed: Any) -> list[int]:
+    """Run lengths of COCO's compressed text.
+
+    Each is written in digits of 5 bits, the lowest first, with 32 added to all but the last and 48
+    to make it printable; from the third on, as the difference to the last but one (rleFrString in
+    pycocotools' maskApi.c, which takes any text for granted).
+
+    Raises:
+        ValueError: This is no such text.
+    """
+    if not isinstance(packed, str) or not all(48 <= ord(digit) < 48 + 64 for digit in packed):
+        raise ValueError("neither polygons nor run lengths")
+    counts: list[int] = []
+    value = shift = 0
+    for digit in (ord(character) - 48 for character in packed):
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            continue
+        if digit & 16:  # the sign
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("run lengths break off")
+    return counts
+
+
+def _inside_polygons(outline: Any, size: tuple[int, int]) -> np.ndarray:
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    polygons = [
+        [float(number) for number in polygon]
+        for polygon in (outline if isinstance(outline, list) else ())
+        # Fewer than three points come of converters, beside the true polygons of an object.
+        if isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+    ]
+    if not polygons:
+        raise ValueError("neither polygons of three points or more nor run lengths")
+    far = 10 * max(size)  # pycocotools takes memory for every pixel that an edge passes
+    if not all(abs(number) <= far for polygon in polygons for number in polygon):
+        raise ValueError(f"points far outside the {in_pixels(size)} photo")
+    runs = coco_mask.frPyObjects(polygons, height, width)
+    return coco_mask.decode(coco_mask.merge(runs)).astype(bool)
