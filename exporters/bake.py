@@ -11,6 +11,7 @@ from the reader's by up to two grey levels (of 255), and by less than half a lev
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,9 @@ def bake(
         _put_before(model, preprocessing)
     if postprocessing is not None:
         _put_behind(model, postprocessing)
-    onnx.helper.set_model_props(model, metadata)
+    baked = {"preprocessing": preprocessing, "postprocessing": postprocessing}
+    inside = [end for end, given in baked.items() if given is not None]
+    onnx.helper.set_model_props(model, {**metadata, "hgkd_edge.baked": json.dumps(inside)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
         info = onnx_info(temporary)

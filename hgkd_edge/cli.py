@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import sys
@@ -68,7 +69,7 @@ def distill(
     def prepare() -> tuple[Recipe, RunDir]:
         loaded = load_recipe(find_recipe(recipe), overrides or ())
         if resume:
-            folder = RunDir.resolve(run if run is not None else Path("runs") / loaded.name)
+            folder = RunDir.unfinished(loaded) if run is None else RunDir.resolve(run)
             folder.require_same_recipe(loaded)
         else:
             from hgkd_edge.parts import build
@@ -80,7 +81,8 @@ def distill(
     loaded, folder = on_main(prepare)
     from hgkd_edge import distill as verb  # torch: seconds that a mistyped name need not wait for
 
-    result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
+    with _alone_in(folder):
+        result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
     _show(result, as_json, lambda: _distilled_lines(result))
 
 
@@ -110,13 +112,16 @@ def pretrain(
 @app.command()
 def finetune(
     run: RunArgument = None,
-    task: Annotated[str, typer.Option(help="classify, segment or detect.")] = "classify",
+    task: Annotated[
+        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Labelled photos; default: the run's own.")
     ] = None,
     init: Annotated[
-        str, typer.Option(help="distilled; or timm, scratch: to compare with, in a run of its own.")
-    ] = "distilled",
+        str | None,
+        typer.Option(help="distilled (default); or timm, scratch: to compare with."),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with its own settings where it stopped.")
@@ -125,25 +130,36 @@ def finetune(
 ) -> None:
     """Train the run's backbone for a task; leave model.safetensors and a model card.
 
+    A run keeps one fine-tuned model: a second one, and one not begun from the run's weights, gets
+    a run of its own, RUN-TASK or RUN-INIT.
+
     Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
     """
-    from hgkd_edge.rundir import RunDir
     from hgkd_edge.tasks import config as settings
 
     def prepare() -> tuple[settings.FinetuneConfig, RunDir]:
         folder = _run(run)
         if resume:
-            return settings.resume(folder), folder
-        chosen = settings.resolve(folder, task, data, init, overrides or ())
-        if init != "distilled":
-            recipe = folder.recipe()
-            folder = RunDir.create(recipe.model_copy(update={"name": f"{recipe.name}-{init}"}))
-        return chosen, folder
+            named = {"task": task, "init": init, "data.path": data}
+            asked = [f"{key}={value}" for key, value in named.items() if value is not None]
+            return settings.resume(folder, [*asked, *(overrides or ())]), folder
+        chosen = settings.resolve(
+            folder, task or "classify", data, init or "distilled", overrides or ()
+        )
+        if chosen.init == "distilled" and not folder.finetune_file.is_file():
+            return chosen, folder
+        from hgkd_edge.finetune import starting_weights
+
+        starting_weights(chosen)  # weights that cannot be had leave no folder behind
+        own = folder.branch(chosen.task if chosen.init == "distilled" else chosen.init)
+        typer.echo(f"run folder of its own: {own.path}", err=True)
+        return chosen, own
 
     chosen, folder = on_main(prepare)
     from hgkd_edge import finetune as verb
 
-    result = verb.finetune(chosen, folder, resume=resume)
+    with _alone_in(folder):
+        result = verb.finetune(chosen, folder, resume=resume)
     _show(result, as_json, lambda: _finetuned_lines(result))
 
 
@@ -155,7 +171,8 @@ def evaluate(
         typer.Option(help="A file exported from the run's model: .onnx, .xml or .plan."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test; default: what training never saw.")
+        str | None,
+        typer.Option(help="train, val, test or holdout; default: what training never saw."),
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Score the frozen backbone: k-NN, linear probe.")
@@ -171,7 +188,7 @@ def evaluate(
     from hgkd_edge.tables import score_table, task_table
 
     if features or not (model or folder.model_file.is_file()):
-        result = verb.evaluate_features(folder)
+        result = verb.evaluate_features(folder, split=split)
         _show(result, as_json, lambda: [score_table(result)])
         return
     result = verb.evaluate_model(folder, model=model, split=split)
@@ -181,12 +198,12 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="Run folder, model.safetensors, .onnx, .xml or .plan.")
+        Path, typer.Argument(help="Run folder or name, model.safetensors, .onnx, .xml or .plan.")
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(help="Lowest score of a box [default: 0.4].")
+        float | None, typer.Option(help="Lowest score of a box [default: 0.4].", min=0, max=1)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -319,7 +336,7 @@ def _show(result: Any, as_json: bool, lines: Any) -> None:
 
     out = Console(highlight=False)
     for line in lines():
-        out.print(line, soft_wrap=isinstance(line, str))
+        out.print(line, soft_wrap=isinstance(line, str), markup=False)
 
 
 def _load_for_bench(run: Path) -> Any:
@@ -377,6 +394,11 @@ def _missing_package(package: str) -> tuple[str, str]:
         f"this command needs the package '{package}', which is not installed",
         f'pip install "hgkd-edge[{extra}]"',
     )
+
+
+def _alone_in(folder: RunDir) -> contextlib.AbstractContextManager[None]:
+    """No other training in this folder while the context lasts; the main process sees to it."""
+    return folder.locked() if is_main() else contextlib.nullcontext()
 
 
 def _run(path: Path | None) -> RunDir:

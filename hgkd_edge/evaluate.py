@@ -8,17 +8,22 @@ from typing import Any
 
 import torch
 
-from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.finetune import TASKS, answers
-from hgkd_edge.models.backbone import EmbeddingNet, create_features, load_embedding_net
+from hgkd_edge.models.backbone import (
+    BackboneSpec,
+    EmbeddingNet,
+    create_features,
+    load_embedding_net,
+)
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.serving import open_served
+from hgkd_edge.serving import Served, open_served
 from hgkd_edge.tasks.base import read_model
-from hgkd_edge.tasks.config import resume
+from hgkd_edge.tasks.config import begun_with
 
 __all__ = ["FeatureScores", "evaluate_features", "evaluate_model", "score_features"]
 
@@ -45,10 +50,10 @@ def evaluate_model(
         Task, runtime, split, number of photos and scores; also written to `evaluation.json`.
 
     Raises:
-        RunError: The run was not fine-tuned, or `model` is of another task or other classes.
-        DataError: There is no such split.
+        RunError: The run was not fine-tuned, or `model` is of another task, classes or input.
+        DataError: There is no such split with labels.
     """
-    config = resume(run)
+    config = begun_with(run)
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}"))
     served = open_served(model or run.model_file)
@@ -58,10 +63,14 @@ def evaluate_model(
             f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
             hint="name the run that the model was exported from",
         )
+    spec = card.backbone
+    if (served.size, served.mean, served.std) != (spec.size, spec.mean, spec.std):
+        raise RunError(
+            f"{model}: takes {_input(served)}, run '{run.path}' {_input(spec)}",
+            hint="name the run that the model was exported from",
+        )
     splits = task.open_splits(config)
-    name = split or held_out_split(splits)
-    if name not in splits:
-        raise DataError(f"there is no split '{name}'", hint=f"splits: {', '.join(splits)}")
+    name = _split_to_score(splits, split)
     if tuple(splits[name].classes) != card.classes:
         raise DataError(
             f"the photos have classes {', '.join(splits[name].classes)}, "
@@ -69,7 +78,7 @@ def evaluate_model(
             hint="name photos with the classes that the model was fine-tuned on",
         )
     report_photos({"train": splits["train"], name: splits[name]})
-    batches = answers(served.run, task, card, splits[name])
+    batches, unseen = answers(served.run, task, card, splits[name]), held_out_split(splits)
     result = {
         "task": config.task,
         "model": str(model or run.model_file),
@@ -77,14 +86,21 @@ def evaluate_model(
         "split": name,
         "photos": len(splits[name]),
         "metric": task.metric,
-        "scores": task.judge(batches, card, run.path / "pictures"),
+        # What a person looks at first are photos that training never saw; others lie apart.
+        "scores": task.judge(
+            batches, card, run.path / "pictures" / ("" if name == unseen else name)
+        ),
     }
     write_json(run.path / "evaluation.json", result)
     return result
 
 
-def evaluate_features(run: RunDir) -> dict[str, Any]:
+def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any]:
     """Score a run's dense backbone beside the same network untrained and the majority class.
+
+    Args:
+        run: Its recipe says where the photos are.
+        split: Name of the split; None is the one kept from training.
 
     Returns:
         Also written to the run's `evaluation.json`.
@@ -92,17 +108,15 @@ def evaluate_features(run: RunDir) -> dict[str, Any]:
     Raises:
         DataError: The photos carry no labels, or none were held out.
     """
-    run.require(
-        run.backbone_file, mend=f"hgkd-edge distill {run.recipe_file} --resume --run {run.path}"
-    )
+    run.require(run.backbone_file, mend=run.resume_command)
     recipe = run.recipe()
     splits = open_splits(recipe.data)
-    name = held_out_split(splits)
-    if name is None or not (splits["train"].labelled and splits[name].labelled):
+    if why := why_unlabelled(splits["train"]):
         raise DataError(
-            "evaluate needs labelled photos in two splits",
-            hint="keep photos in one subfolder per class, with data.holdout > 0 or a test/ folder",
+            f"evaluate needs labelled photos: {why}",
+            hint="keep photos in one subfolder per class",
         )
+    name = _split_to_score(splits, split)
     train, test = splits["train"], splits[name]
     trained = load_embedding_net(run.backbone_file)
     torch.manual_seed(recipe.seed)
@@ -120,6 +134,28 @@ def evaluate_features(run: RunDir) -> dict[str, Any]:
     }
     write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
+    """The name of a split with labels: the one asked for, or one kept from training."""
+    name = asked or held_out_split(splits, labelled=True)
+    if name is None:
+        raise DataError(
+            "no labelled photos were kept from training to score on",
+            hint="set data.holdout, keep photos in a test/ folder, or name --split train",
+        )
+    if name not in splits:
+        raise DataError(f"there is no split '{name}'", hint=f"splits: {', '.join(splits)}")
+    if not len(splits[name]):
+        raise DataError(f"split '{name}' holds no photos", hint=f"splits: {', '.join(splits)}")
+    if why := why_unlabelled(splits[name]):
+        raise DataError(f"split '{name}' cannot be scored: {why}", hint="name another --split")
+    return name
+
+
+def _input(of: Served | BackboneSpec) -> str:
+    height, width = of.size
+    return f"{height} x {width} px (mean {of.mean}, deviation {of.std})"
 
 
 def score_features(network: EmbeddingNet, train: ImageSource, test: ImageSource) -> FeatureScores:

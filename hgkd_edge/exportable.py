@@ -15,7 +15,7 @@ from exporters import ExportError
 from exporters.runners import Runner, torch_runner
 from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
-from hgkd_edge.data.photos import IMAGE_SUFFIXES
+from hgkd_edge.data.photos import image_names
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.finetune import TASKS, answers, load_model
@@ -23,7 +23,7 @@ from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY, Geometry, load_photo, prepare
-from hgkd_edge.tasks.config import resume
+from hgkd_edge.tasks.config import begun_with
 
 __all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
 
@@ -122,7 +122,7 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
     Raises:
         DataError: The folder is missing or holds no photos, or one cannot be read.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = [folder / name for name in image_names(folder)]
     if not files:
         what = "holds no image files" if folder.is_dir() else "is not a folder"
         raise DataError(f"calibration folder '{folder}' {what}", hint="name a folder of photos")
@@ -131,7 +131,7 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
     return np.concatenate(
         [
             prepare(
-                load_photo(file),
+                load_photo(file, geometry=subject.geometry),
                 size=spec.size,
                 mean=spec.mean,
                 std=spec.std,
@@ -145,7 +145,7 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
 def _fine_tuned(run: RunDir) -> Exportable:
     network, card = load_model(run.model_file)
     task = TASKS[card.task]
-    splits = task.open_splits(resume(run))
+    splits = task.open_splits(begun_with(run))
 
     def score(runner: Runner) -> float:
         judged = task.judge(answers(runner, task, card, _held_out(splits)), card)
@@ -166,8 +166,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
 
 
 def _bare(run: RunDir) -> Exportable:
-    mend = f"hgkd-edge distill {run.recipe_file} --run {run.path} --resume"
-    network = load_embedding_net(run.require(run.backbone_file, mend=mend))
+    network = load_embedding_net(run.require(run.backbone_file, mend=run.resume_command))
     spec, splits = network.spec, open_splits(run.recipe().data)
     labelled = all(source.labelled for source in splits.values() if len(source))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from exporters.runners import Runner, torch_runner
 from hgkd_edge.data.sources import ImageSource, held_out_split
 from hgkd_edge.engine import Workplace, train
+from hgkd_edge.errors import RunError
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
@@ -25,7 +27,9 @@ from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.detect import ObjectDetection
 from hgkd_edge.tasks.segment import Segmentation
 
-__all__ = ["TASKS", "answers", "finetune", "load_model"]
+__all__ = ["TASKS", "answers", "finetune", "load_model", "starting_weights"]
+
+BATCH = 16  # photos answered at a time: a label map of many classes is large
 
 TASKS: dict[str, VisionTask] = {
     task.name: task for task in (Classification(), Segmentation(), ObjectDetection())
@@ -45,11 +49,11 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
         Nothing on processes beside the main one, whose part ends with the training.
 
     Raises:
-        RunError: The backbone file is missing or not ours.
+        RunError: The backbone file is missing or not ours, or the hub's weights cannot be had.
         DataError: The photos do not carry the task's labels.
     """
     task = TASKS[config.task]
-    state, spec = _start(config)
+    state, spec = starting_weights(config)
     splits = task.open_splits(config)
     source = splits["train"]
     card = ModelCard(config.task, tuple(source.classes), spec)
@@ -72,7 +76,7 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
             log_file=run.path / "finetune.jsonl",
             checkpoint_file=run.path / "checkpoints" / "finetune.pt",
             tracker_dir=run.path,
-            resume_command=f"hgkd-edge finetune {run.path} --resume",
+            resume_command=f"hgkd-edge finetune {shlex.quote(str(run.path))} --resume",
         ),
         label=f"fine-tuning ({config.task})",
         resume=resume,
@@ -100,7 +104,7 @@ def _leave(
         "card": str(run.card_file),
         "metric": task.metric,
     }
-    if (held_out := held_out_split(splits)) is not None:
+    if (held_out := held_out_split(splits, labelled=True)) is not None:
         batches = answers(torch_runner(network, task.output_names), task, card, splits[held_out])
         result |= {"split": held_out, "photos": len(splits[held_out])}
         result["scores"] = task.judge(batches, card, run.path / "pictures")
@@ -114,7 +118,8 @@ def answers(
     runner: Runner, task: VisionTask, card: ModelCard, source: ImageSource
 ) -> Iterator[Answers]:
     """What a network says of every photo of a source, batch by batch."""
-    for images, labels in zip(source.images.split(64), source.labels.split(64), strict=True):
+    parts = source.images.split(BATCH), source.labels.split(BATCH)
+    for images, labels in zip(*parts, strict=True):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
 
 
@@ -130,13 +135,23 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     return network.eval(), card
 
 
-def _start(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
-    """The weights to begin from (None: untrained) and the backbone's description."""
+def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
+    """The weights to begin from (None: untrained) and the backbone's description.
+
+    Raises:
+        RunError: The backbone file is missing or not ours, or the hub's weights cannot be had.
+    """
     state, spec = read_backbone(config.backbone)
     spec = replace(spec, size=config.data.size)
     if config.init == "distilled":
         return state, spec
     if config.init == "scratch":
         return None, spec
-    hub = create_timm_model("student.name", spec.name, pretrained=True, **spec.args)
+    try:
+        hub = create_timm_model("student.name", spec.name, pretrained=True, **spec.args)
+    except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
+        raise RunError(
+            f"--init timm: weights of '{spec.name}' cannot be downloaded ({type(error).__name__})",
+            hint="try again with a network, or use --init distilled or scratch",
+        ) from error
     return hub.state_dict(), spec

@@ -15,7 +15,7 @@ from PIL import Image
 from exporters.runners import Outputs
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.geometry import Placement
-from hgkd_edge.data.photos import IMAGE_SUFFIXES
+from hgkd_edge.data.photos import image_names
 from hgkd_edge.errors import DataError
 from hgkd_edge.rundir import write_json
 from hgkd_edge.serving import Served, open_served
@@ -45,9 +45,11 @@ def predict(
 
     Raises:
         RunError: The model cannot be opened.
-        DataError: There are no photos.
+        DataError: There are no photos, none can be read, or `folder` is a file.
     """
-    files = list(_image_files(photos))
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--out {folder}: is a file", hint="name a folder")
+    files = list(_image_files(photos, but=folder))
     served = open_served(model)
     console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
     records = []
@@ -56,21 +58,25 @@ def predict(
             name = f"{i:04d}-{file.stem}"  # two folders may hold photos of one name
             records.append(_answer(served, file, folder / name, threshold))
             show(i + 1, "")
+    if all("error" in record for record in records):
+        first = f"the first, {records[0]['photo']}: {records[0]['error']}"
+        raise DataError(f"none of {len(records)} photos can be read; {first}")
     write_json(folder / "predictions.json", records)
     return records
 
 
 def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
+    geometry = answers.GEOMETRY[served.task]
     try:
-        photo = answers.load_photo(file)
+        photo = answers.load_photo(file, geometry=geometry)
     except DataError as error:
-        return {"photo": str(file), "error": error.message}
+        return {"photo": str(file), "error": error.message.removeprefix(f"{file}: ")}
     batch, placement = answers.prepare(
         photo,
         size=served.size,
         mean=served.mean,
         std=served.std,
-        geometry=answers.GEOMETRY[served.task],
+        geometry=geometry,
     )
     outputs = {name: value[0] for name, value in served.run(batch).items()}
     record, picture = ANSWERERS[served.task](served, outputs, photo, placement, threshold)
@@ -115,8 +121,8 @@ def _detect(
 ANSWERERS: dict[str, Answerer] = {"classify": _classify, "segment": _segment, "detect": _detect}
 
 
-def _image_files(photos: Sequence[Path]) -> Iterator[Path]:
-    """The files named, and the image files in the folders named.
+def _image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
+    """The files named, and the image files in the folders named, those in `but` left out.
 
     Raises:
         DataError: One does not exist, or there is no image at all.
@@ -124,7 +130,8 @@ def _image_files(photos: Sequence[Path]) -> Iterator[Path]:
     found = 0
     for path in photos:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = [path / name for name in image_names(path)]
+            inside = [file for file in inside if but.resolve() not in file.resolve().parents]
         elif path.is_file():
             inside = [path]
         else:

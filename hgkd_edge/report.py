@@ -67,7 +67,7 @@ def _sections(run: RunDir) -> Iterator[tuple[str, str]]:
         if records := _records(run.path / name):
             yield title, _curve(records)
     if scores := [*_scores(run)]:
-        yield "Scores on photos that training never saw", _text(scores)
+        yield "Scores", _text(scores)
     if pictures := sorted((run.path / "pictures").glob("*.png")):
         yield "Pictures", "\n".join(map(_picture, pictures))
     if exported := _json(run.path / "export.json"):

@@ -10,15 +10,24 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RecipeError, RunError
 from hgkd_edge.recipe import Recipe, load_recipe
 
-__all__ = ["RunDir", "atomic_write", "cache_dir", "file_sha256", "write_json"]
+__all__ = [
+    "RunDir",
+    "atomic_write",
+    "cache_dir",
+    "differing_keys",
+    "file_sha256",
+    "write_json",
+]
 
 RUNS = Path("runs")
 
@@ -46,22 +55,26 @@ class RunDir:
     def create(cls, recipe: Recipe, path: Path | None = None) -> RunDir:
         """Make a new run folder, `runs/<name>` or the first free `runs/<name>-2`, `-3`, ...
 
+        Args:
+            recipe: Fully resolved; written into it.
+            path: The folder; new, empty, or one whose run ended before it trained anything.
+
         Raises:
             RunError: `path` is in use, or the folder cannot be written.
         """
-        if path is not None and path.exists() and any(path.iterdir()):
+        if path is not None and path.exists() and _in_use(path):
             raise RunError(
                 f"run folder '{path}' is not empty",
                 hint="add --resume to go on with it, or name another --run",
             )
-        run = cls(path if path is not None else _first_free(RUNS / recipe.name))
         try:
+            run = cls(path if path is not None else _make_first_free(RUNS / recipe.name))
             run.path.mkdir(parents=True, exist_ok=True)
             with atomic_write(run.recipe_file) as temporary:
                 temporary.write_text(recipe.to_yaml(), encoding="utf-8")
         except OSError as error:
             raise RunError(
-                f"run folder '{run.path}' cannot be written: {error.strerror}",
+                f"run folder '{path or RUNS / recipe.name}' cannot be written: {error.strerror}",
                 hint="name a folder you may write with --run",
             ) from error
         run._point_latest_here()
@@ -87,6 +100,55 @@ class RunDir:
             raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
         return run
 
+    @classmethod
+    def unfinished(cls, recipe: Recipe) -> RunDir:
+        """The newest run of this very recipe that has no backbone yet, else `runs/<name>`.
+
+        Raises:
+            RunError: There is no run of that name.
+        """
+        for folder in sorted(RUNS.glob(f"{recipe.name}*"), key=_begun_at, reverse=True):
+            run = cls(folder)
+            if folder.is_symlink() or not run.recipe_file.is_file() or run.backbone_file.is_file():
+                continue
+            with contextlib.suppress(RecipeError):  # of another version of this tool
+                if run.recipe() == recipe:
+                    return run
+        return cls.resolve(RUNS / recipe.name)
+
+    def branch(self, suffix: str) -> RunDir:
+        """A new run `runs/<name>-<suffix>` with this one's recipe and backbone."""
+        recipe = self.recipe()
+        new = RunDir.create(recipe.model_copy(update={"name": f"{recipe.name}-{suffix}"}))
+        with atomic_write(new.backbone_file) as temporary:
+            shutil.copyfile(self.backbone_file, temporary)
+        new.add_artefact(new.backbone_file, made_from=[self.backbone_file])
+        return new
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; a killed one leaves no lock behind.
+
+        Raises:
+            RunError: Another process is training here.
+        """
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield
+            return
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"run '{self.path}': another process is training in it",
+                    hint="wait for it, stop it, or begin a run of its own",
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+
     def recipe(self) -> Recipe:
         """The fully resolved recipe this run was made from."""
         return load_recipe(self.recipe_file)
@@ -98,20 +160,30 @@ class RunDir:
             RunError: `recipe` differs from the run's own; names the keys.
         """
         ours, theirs = (r.model_dump(mode="json") for r in (self.recipe(), recipe))
-        changed = sorted(_differing_keys(ours, theirs))
+        changed = sorted(differing_keys(ours, theirs))
         if changed:
             raise RunError(
                 f"run '{self.path}' was begun with other values of {', '.join(changed)}",
                 hint="resume it with its own recipe "
-                f"(hgkd-edge distill {self.recipe_file} --run {self.path} --resume), "
+                f"({self.resume_command}), "
                 "or begin a new run without --resume",
             )
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest so far; empty for a run that has just begun."""
+        """The manifest so far; empty for a run that has just begun.
+
+        Raises:
+            RunError: It is damaged.
+        """
         if not self.manifest_file.is_file():
             return {}
-        return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(
+                f"{self.manifest_file}: is damaged: {error}",
+                hint="mend it, or move it away: the rest of the run is whole",
+            ) from error
 
     def update_manifest(self, **entries: Any) -> None:
         """Set top-level entries of the manifest."""
@@ -125,6 +197,12 @@ class RunDir:
             "made_from": [self._name(source) for source in made_from],
         }
         self.update_manifest(artefacts=artefacts)
+
+    @property
+    def resume_command(self) -> str:
+        """What a user types to go on with this run's distillation."""
+        recipe, path = shlex.quote(str(self.recipe_file)), shlex.quote(str(self.path))
+        return f"hgkd-edge distill {recipe} --run {path} --resume"
 
     def require(self, file: Path, *, mend: str) -> Path:
         """`file`, if it is there.
@@ -150,21 +228,34 @@ class RunDir:
             os.replace(temporary, RUNS / "latest")
 
 
-def _differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys at which two nested mappings differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in a.keys() | b.keys():
-            yield from _differing_keys(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
+            yield from differing_keys(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
     elif a != b:
         yield prefix
 
 
-def _first_free(path: Path) -> Path:
+def _in_use(path: Path) -> bool:
+    """Whether a folder holds more than what a run writes before it trains."""
+    return any(p.name not in ("recipe.yaml", "manifest.json", ".lock") for p in path.iterdir())
+
+
+def _make_first_free(path: Path) -> Path:
     candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+
+
+def _begun_at(folder: Path) -> float:
+    recipe = folder / "recipe.yaml"
+    return recipe.stat().st_mtime if recipe.is_file() else 0.0
 
 
 @contextlib.contextmanager

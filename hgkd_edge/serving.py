@@ -11,6 +11,8 @@ from typing import Any
 from exporters.onnx_info import onnx_info
 from exporters.runners import Runner, onnx_runner
 from hgkd_edge.errors import RunError
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.tasks.answers import GEOMETRY
 
 __all__ = ["Served", "open_served"]
 
@@ -43,14 +45,15 @@ def open_served(path: Path) -> Served:
 
     Args:
         path: `model.safetensors` (PyTorch), `.onnx` (ONNX Runtime), `.xml` (OpenVINO), `.plan` or
-            `.engine` (TensorRT; its ONNX file must lie beside it), or a run folder.
+            `.engine` (TensorRT; its ONNX file must lie beside it), or a run's folder or name.
 
     Raises:
         RunError: There is no such file, or it is not a fine-tuned model of ours.
         MissingExtraError: Its runtime is not installed.
     """
-    if path.is_dir():
-        path = path / "model.safetensors"
+    if not path.suffix or path.is_dir():
+        run = RunDir.resolve(path)
+        path = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
     if path.suffix not in OPENERS:
         raise RunError(
             f"{path}: not a model file", hint=f"name a run folder or one of {', '.join(OPENERS)}"
@@ -79,19 +82,14 @@ def _open_torch(path: Path) -> Served:
 
 def _open_onnx(path: Path) -> Served:
     info = onnx_info(path)
-    (feed,) = info.inputs
-    if feed.dtype == "uint8":
-        raise RunError(
-            f"{path}: its preprocessing is baked in, for a device that feeds frames",
-            hint="name the plain ONNX file of the same export",
-        )
     return _described(path, info.metadata, onnx_runner(path), "ONNX Runtime")
 
 
 def _open_openvino(path: Path) -> Served:
     from exporters.openvino_export import openvino_metadata, openvino_runner
 
-    return _described(path, openvino_metadata(path), openvino_runner(path), "OpenVINO")
+    run = openvino_runner(path)  # says what is wrong with a file that it cannot read
+    return _described(path, openvino_metadata(path), run, "OpenVINO")
 
 
 def _open_engine(path: Path) -> Served:
@@ -118,6 +116,12 @@ OPENERS: dict[str, Callable[[Path], Served]] = {
 
 def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: str) -> Served:
     """Read what `export` wrote into the file."""
+    if "hgkd_edge.baked" in metadata:
+        inside = " and ".join(json.loads(metadata["hgkd_edge.baked"]))
+        raise RunError(
+            f"{path}: its {inside} is baked in, for a device that feeds frames",
+            hint="name the plain file of the same export",
+        )
     try:
         about: dict[str, Any] = {
             key: json.loads(metadata[f"hgkd_edge.{key}"])
@@ -128,6 +132,11 @@ def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: st
             f"{path}: does not say which task and classes it is for",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         ) from error
+    if about["task"] not in GEOMETRY:
+        raise RunError(
+            f"{path}: is a bare backbone, which answers nothing",
+            hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
+        )
     return Served(
         run=run,
         runtime=runtime,

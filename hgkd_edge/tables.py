@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from hgkd_edge.doctor import Capability
@@ -63,13 +64,13 @@ def prediction_line(record: dict[str, Any]) -> str:
 def task_table(result: dict[str, Any]) -> Table:
     """Scores of a fine-tuned model on held-out photos."""
     title = f"{result['task']} on {result['photos']} photos of the {result['split']} split"
-    table = Table("score", title=title)
+    table = Table("score", title=title, min_width=len(title))
     table.add_column("", justify="right")
     for name, value in result["scores"].items():
         if isinstance(value, float):
             table.add_row(name, _percent(value))
     for name, value in result["scores"].get("per_class", {}).items():
-        table.add_row(f"  {name}", _percent(value))
+        table.add_row(f"  {escape(name)}", _percent(value))
     return table
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -99,6 +102,52 @@ def test_what_is_missing_is_said_in_one_line(
     with pytest.raises(RunError, match="not a model file"):
         predict(tmp_path / "model.h5", [photos], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"task": "embed"}, "is a bare backbone"),
+        ({"baked": ["preprocessing"]}, "its preprocessing is baked in"),
+        ({"task": None}, "does not say which task"),
+    ],
+)
+def test_a_file_that_does_not_answer_photos_says_so(
+    models: dict[str, Path], photos: Path, tmp_path: Path, entries: dict[str, Any], said: str
+) -> None:
+    model = onnx.load(models["onnx"])
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    for key, value in entries.items():
+        known[f"hgkd_edge.{key}"] = json.dumps(value) if value else ""
+    onnx.helper.set_model_props(model, known)
+    onnx.save(model, tmp_path / "other.onnx")
+
+    with pytest.raises(RunError, match=said):
+        predict(tmp_path / "other.onnx", [photos / "test"], tmp_path / "out")
+
+
+def test_answers_of_an_earlier_call_are_no_photos(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "test", tmp_path / "photos")
+    out = tmp_path / "photos" / "predictions"
+
+    first, second = (predict(models["onnx"], [tmp_path / "photos"], out) for _ in range(2))
+
+    assert len(first) == len(second) == 18
+
+
+def test_photos_none_of_which_can_be_read_are_an_error(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+
+    with pytest.raises(
+        DataError, match="none of 1 photos can be read; the first, .*broken.jpg: cannot"
+    ):
+        predict(models["onnx"], [tmp_path / "broken.jpg"], tmp_path / "out")
+    with pytest.raises(DataError, match="is a file"):
+        predict(models["onnx"], [tmp_path], tmp_path / "broken.jpg")
 
 
 def test_an_onnx_file_answers_without_torch(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,73 @@ def test_a_run_is_found_by_its_name(elsewhere: Path, tiny_recipe_file: Path) -> 
 
 def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file: Path) -> None:
     recipe = load_recipe(tiny_recipe_file)
-    RunDir.create(recipe, Path("mine"))
+    RunDir.create(recipe, Path("mine")).log_file.touch()
 
     with pytest.raises(RunError, match="not empty"):
         RunDir.create(recipe, Path("mine"))
+
+
+def test_a_run_that_ended_before_it_trained_does_not_block_its_folder(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    RunDir.create(load_recipe(tiny_recipe_file, ["data.path=/nowhere"]), Path("mine"))
+
+    again = RunDir.create(load_recipe(tiny_recipe_file), Path("mine"))
+
+    assert again.recipe() == load_recipe(tiny_recipe_file)
+
+
+def test_runs_begun_at_once_never_share_a_folder(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    recipe = load_recipe(tiny_recipe_file)
+
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: RunDir.create(recipe).path, range(16)))
+
+    assert len(set(runs)) == 16
+
+
+def test_the_run_to_go_on_with_is_the_newest_of_its_recipe_that_is_not_done(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    recipe, other = (load_recipe(tiny_recipe_file, [f"seed={seed}"]) for seed in (0, 1))
+    done, stopped, foreign = (RunDir.create(made) for made in (recipe, recipe, other))
+    done.backbone_file.touch()
+    for age, run in enumerate((foreign, stopped, done)):
+        os.utime(run.recipe_file, (1e9 - age, 1e9 - age))
+
+    assert RunDir.unfinished(recipe).path == stopped.path
+    assert RunDir.unfinished(load_recipe(tiny_recipe_file, ["seed=2"])).path == done.path
+
+
+def test_one_process_at_a_time_trains_in_a_folder(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file))
+
+    with run.locked(), pytest.raises(RunError, match="another process"), run.locked():
+        pass
+
+    with run.locked():  # the lock has gone with its holder
+        pass
+
+
+def test_a_branch_has_the_backbone_and_a_folder_of_its_own(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file))
+    run.backbone_file.write_text("weights")
+
+    branch = run.branch("segment")
+
+    assert branch.path == Path("runs/tiny-segment")
+    assert branch.backbone_file.read_text() == "weights"
+    assert RunDir.resolve().path == branch.path
+
+
+def test_a_damaged_manifest_is_one_clear_error(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file))
+    run.manifest_file.write_text("{")
+
+    with pytest.raises(RunError, match="manifest.json: is damaged"):
+        run.manifest()
 
 
 def test_what_is_no_run_is_refused(elsewhere: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from hgkd_edge.data.geometry import Placement, cover, letterbox, place
+from hgkd_edge.data.geometry import Placement, cover, letterbox, place, to_rgb
 from hgkd_edge.errors import DataError
 
 __all__ = [
@@ -56,15 +56,15 @@ class Detection(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def load_photo(path: Path) -> Image.Image:
-    """A photo as RGB, upright.
+def load_photo(path: Path, *, geometry: Geometry = "cover") -> Image.Image:
+    """A photo as RGB: upright, or as stored where answers have a place, as annotations have.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image) if geometry == "cover" else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from error
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from hgkd_edge.tasks.answers import GEOMETRY, Geometry
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 
 __all__ = ["model_card"]
+
+GEOMETRIES: dict[Geometry, str] = {
+    "cover": "upright, the middle cut out in the input's shape and resized (antialiased)",
+    "letterbox": "as stored, scaled to fit (antialiased), at the top left, the rest grey (114)",
+}
 
 
 def model_card(
@@ -34,6 +40,10 @@ def model_card(
         f"- **Classes** ({len(card.classes)}): {', '.join(card.classes)}",
         f"- **Input**: RGB, {height} x {width} px (height x width), values in [0, 1], then "
         f"minus mean {_figures(spec.mean)}, divided by standard deviation {_figures(spec.std)}",
+        f"- **Photos**: {GEOMETRIES[GEOMETRY[card.task]]}",
+        f"- **Network**: timm's `{spec.name}`, arguments {spec.args or 'as published'}"
+        + (f", stem stride {spec.stem_stride} instead of timm's 4" if spec.stem_stride != 4 else "")
+        + "; `hgkd_edge.finetune.load_model` makes it again from the file alone",
         f"- **Training**: {photos} photos, {config.train.epochs} epochs from {begun}, "
         f"seed {config.seed}; all settings in `finetune.yaml`",
     ]

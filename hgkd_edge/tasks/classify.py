@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize, random_view
-from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.data.sources import ImageSource, open_splits, why_unlabelled
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
@@ -35,9 +35,9 @@ class Classification:
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
         splits = open_splits(config.data)
         source = splits["train"]
-        if not source.labelled:
+        if why := why_unlabelled(source):
             raise DataError(
-                "fine-tuning for classification needs labelled photos",
+                f"fine-tuning for classification needs labelled photos: {why}",
                 hint="keep photos in one subfolder per class",
             )
         if config.label_share < 1:
@@ -84,7 +84,10 @@ class Classification:
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
     ) -> dict[str, Any]:
-        """`top1`, `top5`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts."""
+        """`top1`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts.
+
+        `top5` too where there are more classes than five. Classes without a photo are left out.
+        """
         pairs = [(batch.outputs["logits"], batch.labels.numpy()) for batch in answers]
         logits, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         best = np.argsort(-logits, axis=1)[:, :5]  # [n, 5]
@@ -92,11 +95,13 @@ class Classification:
         np.add.at(confusion, (labels, best[:, 0]), 1)
         counts = confusion.sum(axis=1)
         recall = confusion.diagonal() / np.maximum(counts, 1)
-        scores: dict[str, Any] = {
-            "top1": float((best[:, 0] == labels).mean()),
-            "top5": float((best == labels[:, None]).any(axis=1).mean()),
-            "mean_class": float(recall[counts > 0].mean()),
-            "per_class": dict(zip(card.classes, recall.tolist(), strict=True)),
+        scores: dict[str, Any] = {"top1": float((best[:, 0] == labels).mean())}
+        if len(card.classes) > best.shape[1]:
+            scores["top5"] = float((best == labels[:, None]).any(axis=1).mean())
+        seen = np.flatnonzero(counts)
+        scores |= {
+            "mean_class": float(recall[seen].mean()),
+            "per_class": {card.classes[i]: float(recall[i]) for i in seen},
             "confusion": confusion.tolist(),
         }
         if pictures is not None:

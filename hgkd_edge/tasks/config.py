@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.recipe import (
     DataConfig,
     Fraction,
@@ -16,7 +17,7 @@ from hgkd_edge.recipe import (
     parse_settings,
     read_settings,
 )
-from hgkd_edge.rundir import RunDir
+from hgkd_edge.rundir import RunDir, differing_keys
 
 __all__ = [
     "ClassifyConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "FinetuneTrainConfig",
     "SegmentConfig",
     "ViewConfig",
+    "begun_with",
     "resolve",
     "resume",
 ]
@@ -111,11 +113,13 @@ def resolve(
     Raises:
         RecipeError: One line, all problems together.
         RunError: The run has no backbone yet.
+        DataError: There is nothing at `data`.
     """
-    again = f"hgkd-edge distill {run.recipe_file} --resume --run {run.path}"
-    recipe, backbone = run.recipe(), run.require(run.backbone_file, mend=again)
+    recipe, backbone = run.recipe(), run.require(run.backbone_file, mend=run.resume_command)
     photos = recipe.data.model_dump(mode="json")
     if data is not None:
+        if not data.exists():
+            raise DataError(f"--data {data}: there is no such folder or file")
         photos |= {"source": "folder", "path": str(data)}
     raw: dict[str, Any] = {
         "task": task,
@@ -127,12 +131,33 @@ def resolve(
     return parse_settings(FinetuneConfig, raw, overrides, name="finetune")
 
 
-def resume(run: RunDir) -> FinetuneConfig:
+def begun_with(run: RunDir) -> FinetuneConfig:
     """Settings of a fine-tuning that was begun.
 
     Raises:
         RunError: None was.
     """
-    mend = "leave --resume out"
-    file = run.require(run.finetune_file, mend=mend)
+    file = run.require(run.finetune_file, mend=f"hgkd-edge finetune {run.path}")
     return parse_settings(FinetuneConfig, read_settings(file), name=str(file))
+
+
+def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
+    """Settings to go on with: those of the beginning.
+
+    Args:
+        run: Where a fine-tuning was begun.
+        asked: Overrides, as for a new one; they must change nothing.
+
+    Raises:
+        RunError: None was begun, or `asked` differs from what it was begun with; names the keys.
+    """
+    begun = begun_with(run)
+    raw = begun.model_dump(mode="json")
+    wanted = parse_settings(FinetuneConfig, begun.model_dump(mode="json"), asked, name="finetune")
+    changed = sorted(differing_keys(raw, wanted.model_dump(mode="json")))
+    if changed:
+        raise RunError(
+            f"the fine-tuning in '{run.path}' was begun with other values of {', '.join(changed)}",
+            hint="leave them out to go on with it, or leave --resume out to begin a new one",
+        )
+    return begun

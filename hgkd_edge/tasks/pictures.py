@@ -34,15 +34,16 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     from matplotlib.figure import Figure
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.45 * len(classes) + 2)
+    side = min(16.0, max(4.0, 0.45 * len(classes) + 2))  # inches
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(classes) <= 30:  # more would not be legible
+    if len(classes) <= 60:  # names of more would not be legible
+        axes.set_xticks(range(len(classes)), classes, rotation=90)
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 30:  # nor numbers
         for (row, column), count in np.ndenumerate(confusion):
             if count:
                 colour = "white" if share[row, column] > 0.5 else "black"

@@ -2,27 +2,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
 from hgkd_edge.errors import DataError, RecipeError, RunError
-from hgkd_edge.finetune import answers, finetune, load_model
+from hgkd_edge.evaluate import evaluate_model
+from hgkd_edge.finetune import answers, finetune, load_model, starting_weights
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.rundir import RunDir
+from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks import config as settings
-from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.base import Answers, ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification, ClassifyTask
 from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.tasks.pictures import draw_confusion
 
 QUICK = ["train.precision=fp32", "train.lr=3e-3", "train.layer_decay=1", "classify.augment=none"]
 CARD = ModelCard(
@@ -166,6 +172,27 @@ def test_scores_count_what_they_say() -> None:
     assert scores["confusion"] == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
 
 
+def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_left_out() -> None:
+    logits = -np.arange(7.0)[None].repeat(3, 0)
+    card = replace(CARD, classes=tuple("abcdefg"))
+    batch = Answers(torch.empty(0), torch.tensor([0, 4, 5]), {"logits": logits})
+
+    scores = Classification().judge([batch], card)
+
+    assert scores["top5"] == pytest.approx(2 / 3)
+    assert scores["per_class"] == {"a": 1.0, "e": 0.0, "f": 0.0}
+    assert "top5" not in judge([[3, 1, 0]], [0])
+
+
+def test_the_confusion_of_a_thousand_classes_is_a_picture_that_fits(tmp_path: Path) -> None:
+    file = draw_confusion(
+        np.eye(1000, dtype=int), [f"class {i}" for i in range(1000)], tmp_path / "c.png"
+    )
+
+    with Image.open(file) as picture:
+        assert max(picture.size) <= 2000
+
+
 def test_photos_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "plain.png")
 
@@ -190,6 +217,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     finetune(config, run)
     wanted = load_file(run.model_file)
     run.model_file.unlink()
+    run.finetune_file.unlink()  # the run is as if nothing had been fine-tuned in it
     (run.path / "checkpoints" / "finetune.pt").unlink()
     command = [sys.executable, "-m", "hgkd_edge.cli", "finetune", str(run.path)]
     begun = subprocess.Popen([*command, *options, "--set", "train.checkpoint_every=1"])
@@ -208,10 +236,93 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     assert all(torch.equal(again[key], wanted[key]) for key in wanted)
 
 
+def test_a_second_fine_tuning_leaves_the_first_alone(run: RunDir) -> None:
+    quick = ["train.epochs=1", "label_share=0.1", *QUICK]
+    options = [part for setting in quick for part in ("--set", setting)]
+    finetune(configure(run, *quick), run)
+    first = file_sha256(run.model_file)
+    command = [sys.executable, "-m", "hgkd_edge.cli", "finetune", str(run.path)]
+
+    refused = subprocess.run(
+        [*command, "--resume", "--set", "train.epochs=9"], capture_output=True, text=True
+    )
+    second = subprocess.run([*command, "--init", "scratch", *options], capture_output=True)
+
+    assert refused.returncode == 2
+    assert "begun with other values of train.epochs" in refused.stderr
+    assert second.returncode == 0, second.stderr
+    assert file_sha256(run.model_file) == first
+    own = RunDir.resolve("demo-scratch")
+    assert own.model_file.is_file()
+    assert file_sha256(own.backbone_file) == file_sha256(run.backbone_file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"init": "distilled"}, ""), ({"init": "scratch", "train.epochs": 3}, "init, train.epochs")],
+)
+def test_a_fine_tuning_goes_on_with_its_own_settings_only(
+    run: RunDir, changes: dict[str, Any], said: str
+) -> None:
+    config = configure(run, "train.epochs=1")
+    run.finetune_file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    asked = [f"{key}={value}" for key, value in changes.items()]
+
+    if not said:
+        assert settings.resume(run, asked) == config
+        return
+    with pytest.raises(RunError, match=f"other values of {said}"):
+        settings.resume(run, asked)
+
+
+def test_weights_of_the_hub_without_a_network_are_one_clear_error(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+
+    with pytest.raises(RunError, match="--init timm: weights of 'resnet18' cannot be downloaded"):
+        starting_weights(configure(run, "init=timm"))
+
+
+def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos: Path) -> None:
+    data = run.path / "photos"
+    shutil.copytree(photos, data)
+    (data / "val").mkdir()
+    for photo in [*(data / "test").rglob("*.webp")]:
+        photo.rename(data / "test" / photo.name)  # in no class folder
+    config = configure(
+        run, f"data={{source: folder, path: {data}, image_size: 32}}", "train.epochs=1"
+    )
+
+    result = finetune(config, run)
+
+    assert "scores" not in result  # photos without labels are no held-out split
+    with pytest.raises(DataError, match="no labelled photos were kept from training"):
+        evaluate_model(run)
+    with pytest.raises(DataError, match="split 'test' cannot be scored"):
+        evaluate_model(run, split="test")
+    with pytest.raises(DataError, match="split 'val' holds no photos"):
+        evaluate_model(run, split="val")
+    assert evaluate_model(run, split="train")["photos"] == 48
+
+
+def test_a_model_of_another_input_is_not_scored(run: RunDir, tmp_path: Path) -> None:
+    config = configure(run, "train.epochs=1", "label_share=0.1")
+    finetune(config, run)
+    network, card = load_model(run.model_file)
+    other = replace(card, backbone=replace(card.backbone, size=(64, 64)))
+    save_model(network, other, tmp_path / "other.safetensors")
+
+    with pytest.raises(RunError, match="takes 64 x 64 px"):
+        evaluate_model(run, model=tmp_path / "other.safetensors")
+
+
 def test_evaluate_gives_the_same_scores_whichever_runtime_serves(
     run: RunDir, tmp_path: Path
 ) -> None:
-    from hgkd_edge.evaluate import evaluate_model
     from hgkd_edge.export import export_run
 
     finetune(configure(run, "train.epochs=1", "label_share=0.3"), run)
