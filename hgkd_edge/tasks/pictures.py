@@ -72,7 +72,8 @@ def draw_boxes(
     for name, score, box in reversed(found):  # the best lie on top
         colour = _colour(classes.index(name))
         draw.rectangle(box, outline=colour, width=max(1, size // 6))
-        _write(draw, (box[0], max(0, box[1] - size)), f"{name} {score:.2f}", size, colour)
+        text = name if score == 1 else f"{name} {score:.2f}"  # 1: true boxes, which need none
+        _write(draw, (box[0], max(0, box[1] - size)), text, size, colour)
     return picture
 
 
