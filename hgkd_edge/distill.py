@@ -7,11 +7,13 @@ image, what the teacher infers from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,18 +22,25 @@ from hgkd_edge.data.augment import center_view, normalize, random_view
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.engine import Draws, Workplace, train
+from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.models.distillation import Distillation
 from hgkd_edge.models.student import Student
-from hgkd_edge.models.teacher import BUNDLED_TEACHER, Teacher, load_vit_weights, teacher_licence
+from hgkd_edge.models.teacher import (
+    BUNDLED_TEACHER,
+    Teacher,
+    forbids_commerce,
+    load_vit_weights,
+    teacher_licence,
+)
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.pretrain import pretrain_teacher
 from hgkd_edge.processes import from_all, is_main
 from hgkd_edge.provenance import circumstances, record_skipped, report_photos
 from hgkd_edge.recipe import Recipe
-from hgkd_edge.rundir import RunDir
+from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.sparse import densify
 
 __all__ = ["Distilling", "distill", "held_out_cosine", "teacher_origin"]
@@ -54,14 +63,19 @@ class Distilling:
         view = random_view(
             images, draws.uniform(len(images), 5), size=data.size, scale=data.crop_scale
         )
-        whole = self.teacher(view) if self.recipe.teacher.view == "full" else None
+        shared = self._shared_targets(view)
         for _ in range(self.updates_per_batch):
             visible = draw_visible(draws, len(view), self.parts, self._ratio(draws))
-            if whole is not None:
-                yield view, visible, whole
+            if shared is not None:
+                yield view, visible, shared
             else:
-                tokens = upsample_mask(visible, self.parts.token_grid).flatten(1)
-                yield view, visible, self.teacher.forward_visible(view, tokens)
+                yield view, visible, self.teacher.targets(view, _tokens(visible, self.parts))
+
+    def _shared_targets(self, view: Tensor) -> Tensor | None:
+        """Targets that no mask changes, [B, N, D]; None where every mask has its own."""
+        if not self.recipe.loss.feature_weight:
+            return view.new_zeros(len(view), 1)  # nothing looks at them: the teacher rests
+        return self.teacher(view) if self.recipe.teacher.view == "full" else None
 
     def _ratio(self, draws: Draws) -> float:
         """Share of masked patches in this update: none in the last `whole_share` of them."""
@@ -74,6 +88,11 @@ def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor
     grid = parts.mask_grid
     visible = random_masks(draws.uniform(count, grid[0] * grid[1]), grid, ratio)
     return upsample_mask(visible, [side // parts.encoder.patch for side in parts.spec.size])
+
+
+def _tokens(visible: Tensor, parts: Parts) -> Tensor:
+    """Masks bool [B, h, w] on the teacher's tokens: bool [B, N]."""
+    return upsample_mask(visible, parts.token_grid).flatten(1)
 
 
 def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
@@ -96,13 +115,13 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         run.update_manifest(
             **circumstances(seed=recipe.seed, precision=recipe.train.precision, splits=splits)
         )
-    teacher, weights = _load_teacher(recipe, parts, source)
+    teacher, weights = _load_teacher(recipe, parts, source, resume_command=run.resume_command)
     if is_main():
         run.update_manifest(teacher=weights)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if recipe.teacher.standardize:
-        _standardize(teacher.to(device), source, recipe)
+    if recipe.teacher.standardize and recipe.loss.feature_weight:
+        _standardize(teacher.to(device), source, parts, recipe)
     torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
     student = Student(
         parts.encoder,
@@ -116,7 +135,7 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         log_file=run.log_file,
         checkpoint_file=run.checkpoint_file,
         tracker_dir=run.path,
-        resume_command=f"hgkd-edge distill {run.recipe_file} --run {run.path} --resume",
+        resume_command=run.resume_command,
     )
     trained = train(
         task, source, recipe.train, seed=recipe.seed, place=place, label="distilling", resume=resume
@@ -126,10 +145,21 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
     if not is_main():
         return {}
     record_skipped(run, skipped)
-    result = {"held_out": held_out_cosine(trained, teacher, parts, splits, recipe)}
     _save(trained, parts, source, run)
+    result = {"held_out": _held_out_if_readable(trained, teacher, parts, splits, recipe)}
     run.update_manifest(result=result)
     return result
+
+
+def _held_out_if_readable(*of: Any) -> dict[str, Any]:
+    """The training is done: photos that cannot be read any more cost its score and no more."""
+    try:
+        return held_out_cosine(*of)
+    except DataError as error:
+        console.print(
+            f"[yellow]warning:[/] no held-out score: {escape(str(error))}", soft_wrap=True
+        )
+        return {}
 
 
 @torch.inference_mode()
@@ -139,38 +169,37 @@ def held_out_cosine(
     parts: Parts,
     splits: dict[str, ImageSource],
     recipe: Recipe,
-) -> dict[str, float]:
-    """Cosine similarity of predicted and true teacher tokens at masked sites of held-out photos.
+) -> dict[str, Any]:
+    """Cosine similarity of predicted and true teacher tokens on held-out photos.
 
-    At all sites where the recipe masks none.
-
-    The trivial predictor beside it knows the training photos' mean token at every place.
+    At masked sites; at visible ones where the teacher sees no others, and at all where the recipe
+    masks none. The trivial predictor beside it knows the training photos' mean token of each place.
 
     Returns:
-        `student` and `mean_token` cosine, and `photos`; empty when nothing was held out.
+        `student` and `mean_token` cosine, and `photos`; empty when nothing was held out, or no
+        features were learnt.
+
+    Raises:
+        DataError: Photos that were to be decoded now cannot be read.
     """
     held_out = held_out_split(splits)
-    if held_out is None:
+    if held_out is None or not recipe.loss.feature_weight:
         return {}
     model.eval()
     device = next(model.parameters()).device
-    sums, count = torch.zeros((), device=device), 0
-    for images in _sample(splits["train"]):
-        targets = teacher(center_view(images.to(device), size=recipe.data.size))  # [B, N, D]
-        sums, count = sums + targets.sum(dim=0), count + len(images)
-    mean_token = sums / count  # [N, D]
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    mean_token, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
+    only_visible = recipe.teacher.view == "visible"
     ours, trivial = [], []
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
-        targets = teacher(view)
         visible = draw_visible(draws, len(view), parts, recipe.mask.ratio)
+        tokens = _tokens(visible, parts)
+        targets = teacher.targets(view, tokens if only_visible else None)
         predicted, _ = model.student(normalize(view, model.mean, model.std), visible)
-        masked = ~upsample_mask(visible, parts.token_grid).flatten(1)  # [B, N]
-        if not recipe.mask.ratio:
-            masked = ~masked
-        ours.append(F.cosine_similarity(predicted, targets, dim=-1)[masked])
-        trivial.append(F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)[masked])
+        judged = tokens if only_visible or tokens.all() else ~tokens  # [B, N]
+        ours.append(F.cosine_similarity(predicted, targets, dim=-1)[judged])
+        trivial.append(F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)[judged])
     return {
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
@@ -186,31 +215,52 @@ def _sample(source: ImageSource) -> Iterator[Tensor]:
         yield source.images[indices]
 
 
-def _standardize(teacher: Teacher, source: ImageSource, recipe: Recipe) -> None:
+def _teacher_views(
+    batches: Iterable[Tensor], draws: Draws, parts: Parts, recipe: Recipe
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Photos as the teacher sees them in training: views, and their visible tokens (None: all)."""
+    for images in batches:
+        view = center_view(images.to(draws.device), size=recipe.data.size)
+        if recipe.teacher.view == "full":
+            yield view, None
+        else:
+            yield view, _tokens(draw_visible(draws, len(view), parts, recipe.mask.ratio), parts)
+
+
+def _standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Recipe) -> None:
     """Let the teacher take its statistics from at most 1,024 training photos of a fixed shuffle."""
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:1024]
+    batches = (source.images[indices] for indices in order.split(128))
     device = next(teacher.parameters()).device
-    teacher.standardize(
-        center_view(source.images[indices].to(device), size=recipe.data.size)
-        for indices in order.split(128)
-    )
+    draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    teacher.standardize(_teacher_views(batches, draws, parts, recipe))
 
 
 def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -> None:
     """Densify, set BatchNorm to whole photos, write the backbone and record it."""
-    dense = densify(model.student.encoder)
+    dense = densify(copy.deepcopy(model.student.encoder))  # the student's own is still to be judged
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
     save_backbone(dense, parts.spec, run.backbone_file)
     run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
 
 
-def teacher_origin(name: str, vit: nn.Module) -> dict[str, str]:
-    """The licence of the hub's weights, for the manifest; shown, with a warning where it is due."""
+def teacher_origin(name: str, vit: nn.Module, *, file: Path | None = None) -> dict[str, str]:
+    """The licence of the teacher's weights, for the manifest; shown, with a warning where due.
+
+    Args:
+        name: timm's, which says under what licence weights are published.
+        vit: The teacher.
+        file: Where its weights are from, if not from the hub: then nobody knows whether they are
+            the published ones.
+    """
     licence = teacher_licence(vit)
     if not licence:
         return {}
-    console.print(f"teacher: {name}, licence {licence}")
-    if "nc" in licence.lower().split("-"):
+    said = f"teacher: {name}, licence {licence}"
+    if file is not None:
+        said = f"teacher: {file}; the published weights of {name} have the licence {licence}"
+    console.print(said, soft_wrap=True, markup=False)
+    if forbids_commerce(licence):
         console.print(
             f"[yellow]warning:[/] {licence} forbids commercial use of the teacher's weights",
             soft_wrap=True,
@@ -219,20 +269,28 @@ def teacher_origin(name: str, vit: nn.Module) -> dict[str, str]:
 
 
 def _load_teacher(
-    recipe: Recipe, parts: Parts, source: ImageSource
+    recipe: Recipe, parts: Parts, source: ImageSource, *, resume_command: str
 ) -> tuple[Teacher, dict[str, Any]]:
-    """The teacher with its weights, and what the manifest says of them."""
+    """The teacher with its weights, and what the manifest says of them.
+
+    Untrained where no features are learnt: only its token grid is used.
+    """
     config, vit = recipe.teacher, parts.vit
+    if not recipe.loss.feature_weight:
+        teacher = Teacher(vit, layers=config.layers, size=parts.teacher_size)
+        return teacher, {"name": config.name, "weights": "none: loss.feature_weight is 0"}
     origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
     files = {"path": config.path, "bundled": BUNDLED_TEACHER}
     if config.weights == "pretrain":
-        files["pretrain"] = pretrain_teacher(vit, source, recipe, size=parts.teacher_size)
+        files["pretrain"] = pretrain_teacher(
+            vit, source, recipe, size=parts.teacher_size, resume_command=resume_command
+        )
     file = files.get(config.weights)
     if file is not None:
-        load_vit_weights(vit, Path(file))
-        origin["file"] = str(file)
-    else:
-        origin |= teacher_origin(config.name, vit)
+        load_vit_weights(vit, file)
+        origin |= {"file": str(file), "sha256": file_sha256(file)}
+    if config.weights in ("hub", "path"):
+        origin |= teacher_origin(config.name, vit, file=file)
     teacher = Teacher(vit, layers=config.layers, size=parts.teacher_size)
     if recipe.train.compile:  # the sparse student gathers by the mask: nothing to compile there
         teacher.compile()

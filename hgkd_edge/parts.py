@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from hgkd_edge.data.masks import mask_grid, visible_count
+from hgkd_edge.engine.setup import check_machine
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.models.backbone import BackboneSpec, create_features
+from hgkd_edge.models.backbone import (
+    BackboneSpec,
+    create_features,
+    freeze_unused,
+    require_plain_form,
+)
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.teacher import create_vit, teacher_patch
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.sparse import SparseEncoder, sparsify
 
 __all__ = ["Parts", "build"]
+
+
+# Arguments of `timm.create_model` that are set here.
+OWN_ARGS = frozenset(
+    {
+        "features_only",
+        "global_pool",
+        "in_chans",
+        "num_classes",
+        "out_indices",
+        "output_stride",
+        "pretrained",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -36,16 +58,24 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
 
     Args:
         recipe: Fully resolved.
-        download: Load the hub's weights where the recipe asks for them.
+        download: To train here: load the hub's weights where the recipe asks for them, and refuse
+            what this machine cannot do. Without it a recipe may be for another machine.
 
     Raises:
         RecipeError: The student is not convolutional, the mask patch does not divide the image,
-            nothing stays visible, or the teacher's grid cannot be matched.
-        ConversionError: A module of the student cannot run on visible patches only.
+            nothing stays visible or nothing would be learnt, the teacher's grid cannot be matched,
+            or this machine lacks what the recipe needs.
+        ConversionError: A module of the student cannot run on visible patches only, or one of its
+            weights has no place in the plain timm model.
     """
-    student, data = recipe.student, recipe.data
+    student, data, teacher = recipe.student, recipe.data, recipe.teacher
+    if download:
+        _check_machine(recipe)
+    _refuse_own_args(student.args)
+    if teacher.path is not None and not teacher.path.is_file():
+        raise RecipeError(f"teacher.path = '{teacher.path}': no such file")
     torch.manual_seed(recipe.seed)
-    patch = teacher_patch(create_vit(recipe.teacher))
+    patch = teacher_patch(create_vit(teacher))
     every = create_features(student.name, stem_stride=student.stem_stride, args=student.args)
     reductions = every.feature_info.reduction()  # type: ignore[union-attr,operator]
     deepest = max(reductions)
@@ -57,7 +87,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
             hint="use auto",
         )
     grid = mask_grid(data.size, mask_patch)
-    visible_count(grid, recipe.mask.ratio)
+    _check_mask(recipe, grid, mask_patch)
     stride = token_stride(reductions, patch)
     tokens = data.size[0] // stride, data.size[1] // stride
     if min(tokens) < 2:
@@ -68,15 +98,16 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         )
     teacher_size = tokens[0] * patch, tokens[1] * patch
     torch.manual_seed(recipe.seed)  # one to pre-train starts the same whatever the student is
-    vit = create_vit(
-        recipe.teacher, size=teacher_size, pretrained=download and recipe.teacher.weights == "hub"
-    )
+    wanted = download and teacher.weights == "hub" and recipe.loss.feature_weight > 0
+    vit = create_vit(teacher, size=teacher_size, pretrained=wanted)
     torch.manual_seed(recipe.seed)  # the student starts the same whatever the teacher drew
     features = create_features(
         student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
     )
+    require_plain_form(features, student.name, student.args)
     backend = "tiles" if student.backend == "auto" else student.backend
     encoder = sparsify(features, backend=backend)
+    freeze_unused(features)
     config = getattr(every, "pretrained_cfg", {})
     spec = BackboneSpec(
         name=student.name,
@@ -87,3 +118,38 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         args=student.args,
     )
     return Parts(encoder, spec, vit, teacher_size, grid, mask_patch, tokens)
+
+
+def _check_machine(recipe: Recipe) -> None:
+    check_machine(recipe.train)
+    if recipe.student.backend == "spconv" and not torch.cuda.is_available():
+        raise RecipeError(
+            "student.backend = 'spconv': needs a GPU (on a CPU spconv has no backward pass)",
+            hint="use auto",
+        )
+
+
+def _refuse_own_args(args: dict[str, Any]) -> None:
+    refused = sorted(args.keys() & OWN_ARGS)
+    if refused:
+        raise RecipeError(
+            f"student.args.{refused[0]}: is set by hgkd-edge itself",
+            hint="leave it out; student.args is for the architecture, such as channels or depths",
+        )
+
+
+def _check_mask(recipe: Recipe, grid: tuple[int, int], patch: int) -> None:
+    """See that some patches stay visible, and that some are masked where only those are learnt."""
+    ratio, total = recipe.mask.ratio, grid[0] * grid[1]
+    if total == 1 and ratio > 0:
+        raise RecipeError(
+            f"mask.patch {patch}: a single patch is the whole image, so none could be masked "
+            "beside a visible one",
+            hint="use a smaller mask.patch or student.stem_stride, or a larger data.image_size",
+        )
+    only_masked = recipe.loss.where == "masked" or recipe.loss.feature_weight == 0
+    if visible_count(grid, ratio) == total and only_masked:
+        raise RecipeError(
+            f"mask.ratio {ratio} masks none of {grid[0]}x{grid[1]} patches, so nothing is learnt",
+            hint=f"use at least {math.ceil(1000 / total) / 1000:g}",
+        )

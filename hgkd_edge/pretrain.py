@@ -15,9 +15,9 @@ from hgkd_edge.console import console
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize, random_view
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Workplace, resolve_precision, train
-from hgkd_edge.errors import DataError, RecipeError
+from hgkd_edge.errors import DataError
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
-from hgkd_edge.models.teacher import save_vit_weights
+from hgkd_edge.models.teacher import require_plain_vit, save_vit_weights
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import PretrainConfig, Recipe, TrainConfig
 from hgkd_edge.rundir import atomic_write, cache_dir, write_json
@@ -56,7 +56,12 @@ class LabelTuning:
 
 
 def pretrain_teacher(
-    vit: nn.Module, source: ImageSource, recipe: Recipe, *, size: tuple[int, int]
+    vit: nn.Module,
+    source: ImageSource,
+    recipe: Recipe,
+    *,
+    size: tuple[int, int],
+    resume_command: str = "run the same command again",
 ) -> Path:
     """Pre-train a ViT on the training photos, or find it done in the cache.
 
@@ -67,6 +72,7 @@ def pretrain_teacher(
         source: Training photos.
         recipe: The whole recipe; its `teacher.pretrain` says how.
         size: Height and width in pixels that the teacher sees.
+        resume_command: What a user types to go on when this is stopped.
 
     Returns:
         The teacher's weights, `model.safetensors` in the cache, under a hash of all that they
@@ -77,11 +83,6 @@ def pretrain_teacher(
         DataError: Label tuning is asked for on unlabelled photos.
     """
     config = recipe.teacher.pretrain
-    if not isinstance(vit, VisionTransformer):
-        raise RecipeError(
-            f"teacher.name = '{recipe.teacher.name}': cannot be pre-trained here",
-            hint="weights 'pretrain' takes timm's plain ViTs, such as vit_tiny_patch16_224",
-        )
     if config.label_epochs and not source.labelled:
         raise DataError("teacher.pretrain.label_epochs: the photos carry no labels")
     folder = cache_dir() / "teachers" / _content_hash(recipe, source, size)
@@ -91,7 +92,7 @@ def pretrain_teacher(
         return weights
     torch.manual_seed(recipe.seed)
     mae = MaskedAutoencoder(
-        vit,
+        require_plain_vit(vit, recipe.teacher.name),
         mask_ratio=config.mask_ratio,
         decoder_width=config.decoder_width,
         decoder_depth=config.decoder_depth,
@@ -102,13 +103,14 @@ def pretrain_teacher(
         source,
         schedule,
         seed=recipe.seed,
-        place=_workplace(folder, "mae"),
+        place=_workplace(folder, "mae", "lr", resume_command),
         label="pre-training the teacher",
         resume=True,
     )
     encoder = trained.get_submodule("encoder")
     if config.label_epochs:
-        encoder = _tune_with_labels(encoder, source, recipe, size, folder)
+        place = _workplace(folder, "labels", "label_lr", resume_command)
+        encoder = _tune_with_labels(encoder, source, recipe, size, place)
     on_main(lambda: _save(encoder, weights, recipe, source, size))
     return weights
 
@@ -134,7 +136,7 @@ def _tune_with_labels(
     source: ImageSource,
     recipe: Recipe,
     size: tuple[int, int],
-    folder: Path,
+    place: Workplace,
 ) -> nn.Module:
     config = recipe.teacher.pretrain
     assert isinstance(encoder, VisionTransformer), "checked by pretrain_teacher"
@@ -144,7 +146,7 @@ def _tune_with_labels(
         source,
         schedule,
         seed=recipe.seed + 1,
-        place=_workplace(folder, "labels"),
+        place=place,
         label="tuning the teacher with labels",
         resume=True,
     )
@@ -170,11 +172,13 @@ def _schedule(config: PretrainConfig, base: TrainConfig, *, epochs: int, lr: flo
     )
 
 
-def _workplace(folder: Path, stage: str) -> Workplace:
+def _workplace(folder: Path, stage: str, lr: str, resume_command: str) -> Workplace:
     return Workplace(
         log_file=folder / f"{stage}.jsonl",
         checkpoint_file=folder / f"{stage}.pt",
-        resume_command="run the same command again",
+        resume_command=resume_command,
+        batch_key="teacher.pretrain.batch_size",
+        lr_key=f"teacher.pretrain.{lr}",
     )
 
 

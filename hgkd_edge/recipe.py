@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -34,7 +34,9 @@ SectionType = TypeVar("SectionType", bound="Section")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 PATHS = {
@@ -94,7 +96,7 @@ class PretrainConfig(Section):
     label_lr: Annotated[float, Field(gt=0)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    decoder_width: Positive = 128
+    decoder_width: Annotated[int, Field(gt=0, multiple_of=32)] = 128  # heads are 32 wide
     decoder_depth: Positive = 2
 
 
@@ -115,6 +117,11 @@ class TeacherConfig(Section):
     layers: Literal["last"] | list[int] = "last"
     standardize: bool = True
     pretrain: PretrainConfig = PretrainConfig()
+
+    @field_validator("path")
+    @classmethod
+    def _home_is_spelled_out(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
 
     @model_validator(mode="after")
     def _path_goes_with_weights(self) -> TeacherConfig:
@@ -194,6 +201,28 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 10
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            fits = max(1, self.batch_size // self.accumulate) * self.accumulate
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into accumulate = "
+                f"{self.accumulate} parts: use a batch_size of {fits}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.warmup_epochs <= self.epochs:
+            return self
+        if "warmup_epochs" in self.model_fields_set:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}: the "
+                "rate would never come to lr; set warmup_epochs lower"
+            )
+        object.__setattr__(self, "warmup_epochs", self.epochs / 2)  # nobody chose the default
+        return self
+
 
 class Recipe(Section):
     """A whole distillation, fully resolved; `hgkd-edge recipes show demo` is a commented one."""
@@ -221,8 +250,14 @@ class Recipe(Section):
                 "teacher.view 'visible' gives targets at visible patches only: "
                 "set loss.where to 'visible'"
             )
-        if self.loss.where == "masked" and (self.mask.ratio == 0 or self.mask.whole_share):
+        whole = self.mask.ratio == 0 or self.mask.whole_share > 0
+        if self.loss.where == "masked" and whole:
             raise ValueError("whole photos leave nothing masked: set loss.where to 'all'")
+        if self.loss.feature_weight == 0 and whole:
+            raise ValueError(
+                "whole photos leave no masked pixels to learn: with loss.feature_weight 0 set "
+                "mask.ratio above 0 and mask.whole_share to 0"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -261,7 +296,7 @@ def parse_settings(
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        problems = [_describe(problem, model) for problem in error.errors()]
+        problems = _one_per_key(error.errors(), model)
         raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
 
 
@@ -302,16 +337,32 @@ def read_settings(path: Path) -> dict[str, Any]:
         RecipeError: It cannot be read, or is not one.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}: not valid YAML{where}") from error
+        why = f": {problem}" if problem else ""
+        raise RecipeError(f"{path}: not valid YAML{where}{why}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
     return raw
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of a key's values in silence, made to refuse."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{name}' stands there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -331,6 +382,34 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         node[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
+    """Pydantic's problems; of a value that may be of several types, the most telling one."""
+    by_key: dict[str, list[Any]] = {}
+    for problem in problems:
+        location = _without_types(problem["loc"], model)
+        field = ".".join(part for part in location if isinstance(part, str))
+        by_key.setdefault(field, []).append({**problem, "loc": location})
+    return [_describe(max(same, key=_telling), model) for same in by_key.values()]
+
+
+def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
+    """A problem's location without the names that pydantic gives to a union's types."""
+    kept = []
+    for part in location:
+        in_section = isinstance(model, type) and issubclass(model, BaseModel)
+        if in_section or isinstance(part, int):
+            kept.append(part)
+        field = model.model_fields.get(part) if in_section else None
+        model = field.annotation if field else None
+    return kept
+
+
+def _telling(problem: Any) -> tuple[bool, int]:
+    """A value of the right type but out of range says more than one of another type."""
+    of_another_type = problem["type"].endswith(("_type", "_parsing", "literal_error"))
+    return not of_another_type, len(problem["loc"])
 
 
 def _describe(problem: Any, model: type[BaseModel]) -> str:

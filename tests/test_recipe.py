@@ -52,6 +52,11 @@ def test_set_overrides_replace_values_and_later_ones_win(tiny_recipe_file: Path)
         ("teacher={name: a, view: visible, layers: [0]}", ["teacher", "set layers to 'last'"]),
         ("name=a/b", ["name", "'a/b'"]),
         ("train=3", ["train", "3"]),
+        ("train.lr=.inf", ["train.lr", "inf", "finite"]),
+        ("loss.pixel_weight=.nan", ["loss.pixel_weight", "nan", "finite"]),
+        ("train.accumulate=3", ["batch_size 16", "accumulate = 3", "use a batch_size of 15"]),
+        ("train.warmup_epochs=3", ["warmup_epochs 3", "epochs 2", "set warmup_epochs lower"]),
+        ("teacher.pretrain.decoder_width=48", ["teacher.pretrain.decoder_width", "of 32"]),
     ],
 )
 def test_a_bad_value_is_named_with_file_key_value_and_mend(
@@ -64,6 +69,41 @@ def test_a_bad_value_is_named_with_file_key_value_and_mend(
     assert str(tiny_recipe_file) in message
     assert all(part in message for part in parts), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.image_size=0", "data.image_size = 0: Input should be greater than 0"),
+        ("data.image_size=[64, 0]", "data.image_size.1 = 0: Input should be greater than 0"),
+        ("data.workers=-1", "data.workers = -1: Input should be greater than or equal to 0"),
+        ("mask.patch=atuo", "mask.patch = 'atuo': must be 'auto' (did you mean 'auto'?)"),
+        ("teacher.layers=lats", "teacher.layers = 'lats': must be 'last' (did you mean 'last'?)"),
+    ],
+)
+def test_a_value_of_several_types_has_one_line_without_pydantics_names_for_them(
+    tiny_recipe_file: Path, override: str, said: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tiny_recipe_file, [override])
+
+    assert str(caught.value) == f"{tiny_recipe_file}: {said}"
+
+
+def test_a_warmup_that_nobody_chose_ends_within_the_training(tiny_recipe_file: Path) -> None:
+    recipe = load_recipe(tiny_recipe_file, ["train={epochs: 2}"])
+
+    assert recipe.train.warmup_epochs == 1
+
+
+def test_a_teachers_path_may_begin_at_home(
+    tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+
+    recipe = load_recipe(tiny_recipe_file, ["teacher={name: a, weights: path, path: ~/w.pth}"])
+
+    assert recipe.teacher.path == Path("/somewhere/w.pth")
 
 
 def test_all_problems_of_a_recipe_are_reported_together(
@@ -86,6 +126,7 @@ def test_all_problems_of_a_recipe_are_reported_together(
     [
         ("name: [", "not valid YAML at line"),
         ("just words", "mapping"),
+        ("a: {b: 1}\nc: {d: 1,\n  d: 2}", "not valid YAML at line 3: 'd' stands there twice"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hgkd_edge.errors import RunError, TrainingError
-from hgkd_edge.rundir import atomic_write
+from hgkd_edge.rundir import atomic_write, cache_dir
 
 __all__ = ["mend_for", "read_checkpoint", "write_checkpoint"]
 
@@ -32,7 +32,7 @@ def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) 
         raise TrainingError(
             f"checkpoint {file} cannot be written at step {state['step']}: {reason}; "
             "the previous checkpoint is untouched",
-            hint=f"{mend_for(error)}, then go on: {resume_command}",
+            hint=f"{mend_for(error, file)}, then go on: {resume_command}",
         ) from error
 
 
@@ -51,9 +51,11 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
         ) from error
 
 
-def mend_for(error: Exception) -> str:
-    """What helps against a write that failed."""
+def mend_for(error: Exception, file: Path) -> str:
+    """What helps against a write to `file` that failed."""
     number = error.errno if isinstance(error, OSError) else errno.ENOSPC
     if number in DISK_IS_FULL:
         return "free disk space"
-    return "make the folder writable, or name another with --run"
+    in_cache = file.absolute().is_relative_to(cache_dir().absolute())
+    other = "set HGKD_EDGE_CACHE to another" if in_cache else "name another with --run"
+    return f"make the folder writable, or {other}"

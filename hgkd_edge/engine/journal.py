@@ -21,6 +21,7 @@ from hgkd_edge.rundir import atomic_write
 
 __all__ = ["Journal", "open_journal"]
 
+PROJECT = "hgkd-edge"  # how wandb and mlflow call it
 WINDOW = 50  # batches over which waiting for photos is judged
 WORTH_SHOWING, STARVING = 0.1, 0.2  # shares of the time
 
@@ -68,7 +69,7 @@ class Journal:
             "images_per_s": round(photos / seconds, 1),
             "data_share": round(waited / seconds, 3),
         }
-        with _writing(self.stream.name):
+        with _writing(Path(self.stream.name)):
             self.stream.write(json.dumps({"step": step, **figures}) + "\n")
             self.stream.flush()
             self.accelerator.log(figures, step=step)
@@ -110,12 +111,12 @@ def open_journal(
     if not accelerator.is_main_process:
         yield None
         return
-    with _writing(str(place.log_file)):
+    with _writing(place.log_file):
         _truncate(place.log_file, done)
         place.log_file.parent.mkdir(parents=True, exist_ok=True)
         stream = place.log_file.open("a", encoding="utf-8")
         if place.tracker_dir is not None:
-            accelerator.init_trackers("tensorboard")
+            accelerator.init_trackers(PROJECT)
     try:
         with track_steps(label, total=total, done=done) as show:
             yield Journal(accelerator, stream, show, source)
@@ -127,12 +128,13 @@ def open_journal(
 
 
 @contextlib.contextmanager
-def _writing(name: str) -> Iterator[None]:
+def _writing(log_file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise TrainingError(
-            f"log {name} cannot be written: {error.strerror or error}", hint=mend_for(error)
+            f"log {log_file} cannot be written: {error.strerror or error}",
+            hint=mend_for(error, log_file),
         ) from error
 
 

@@ -22,7 +22,7 @@ from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.setup import make_accelerator
 from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
 from hgkd_edge.engine.task import Draws, Task, Workplace
-from hgkd_edge.errors import Interrupted, RecipeError, TrainingError
+from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
 
@@ -80,14 +80,7 @@ class _Loop:
         self.accelerator = make_accelerator(config, place)
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
-        self.batch_size = min(config.batch_size, len(source))
-        shares = self.world * config.accumulate
-        if self.batch_size % shares:
-            raise RecipeError(
-                f"train.batch_size = {self.batch_size}: does not divide among "
-                f"{self.world} processes x {config.accumulate} accumulation steps",
-                hint=f"use {max(shares, self.batch_size // shares * shares)}",
-            )
+        self.batch_size = _batch_size(config, len(source), self.world, key=place.batch_key)
         self.batches_per_epoch = len(source) // self.batch_size
         self.steps_per_epoch = self.batches_per_epoch * task.updates_per_batch
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -98,6 +91,8 @@ class _Loop:
         options: dict[str, Any] = {"betas": (0.9, 0.95)}
         if config.optimizer == "adamw":  # one pass over the weights; LAMB has no such form
             options["fused"] = True
+        else:  # gradients are clipped here, by `clip_grad` alone
+            options["max_grad_norm"] = None
         optimizer = create_optimizer_v2(
             model,
             config.optimizer,
@@ -112,6 +107,8 @@ class _Loop:
     def run(self, *, resume: bool) -> nn.Module:
         if resume and on_main(self.place.checkpoint_file.is_file):
             self._load_checkpoint()
+        else:  # a checkpoint of an earlier training must not be gone on from
+            on_main(lambda: self.place.checkpoint_file.unlink(missing_ok=True))
         self.model.train()
         journal = open_journal(
             self.place,
@@ -243,7 +240,7 @@ class _Loop:
         )
         raise TrainingError(
             f"{what} is {value} at step {self.step} (learning rate {lr:.2e}); {kept}",
-            hint="lower the rate, such as --set train.lr="
+            hint=f"lower the rate, such as --set {self.place.lr_key}="
             f"{self.config.lr / 3:.1e}, or use --set train.precision=fp32",
         )
 
@@ -268,6 +265,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "scaler": scaler.state_dict() if scaler else None,
+            "photos": self.source.fingerprint,
         }
         write_checkpoint(
             self.place.checkpoint_file, state, resume_command=self.place.resume_command
@@ -275,6 +273,12 @@ class _Loop:
 
     def _load_checkpoint(self) -> None:
         def load(state: Any) -> None:
+            if state.get("photos", self.source.fingerprint) != self.source.fingerprint:
+                raise RunError(
+                    f"{self.place.checkpoint_file}: the training photos are not those that it was "
+                    f"begun with (now {len(self.source)})",
+                    hint="put them back as they were, or begin a new run",
+                )
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema and state["ema"]:
@@ -285,6 +289,24 @@ class _Loop:
 
         read_checkpoint(self.place.checkpoint_file, device=self.accelerator.device, load=load)
         console.print(f"{self.label}: going on from step {self.step} of {self.total_steps}")
+
+
+def _batch_size(config: TrainConfig, photos: int, world: int, *, key: str) -> int:
+    """Photos in a batch: as configured, or all where there are fewer; equal parts for everyone.
+
+    Raises:
+        RecipeError: It does not divide among processes and accumulation steps.
+    """
+    size, parts = min(config.batch_size, photos), world * config.accumulate
+    if size % parts == 0:
+        return size
+    what = f"there are only {photos} photos, which do" if size == photos else f"{size} does"
+    fits = size // parts * parts
+    raise RecipeError(
+        f"{key} = {config.batch_size}: {what} not divide among {world} processes x "
+        f"{config.accumulate} accumulation steps",
+        hint=f"use {fits}" if fits else f"use at most {size} processes and accumulation steps",
+    )
 
 
 def _generator(seed: int, purpose: str, index: int) -> torch.Generator:

@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from hgkd_edge.engine.task import Workplace
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe import TrainConfig
 
-__all__ = ["make_accelerator", "resolve_precision"]
+__all__ = ["check_machine", "make_accelerator", "resolve_precision"]
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Refuse what this machine cannot do, before a photo is read.
+
+    Raises:
+        RecipeError: fp16 without a GPU, a tracker that is not installed, or a teacher to compile
+            where nothing can be compiled.
+    """
+    resolve_precision(config.precision)
+    _require_trackers(config.trackers)
+    if config.compile:
+        _require_compiler()
+
+
+def _require_trackers(names: Sequence[str]) -> None:
+    installed = {tracker.value for tracker in get_available_trackers()}
+    missing = [name for name in names if name not in installed]
+    if missing:
+        raise RecipeError(
+            f"train.trackers: {missing[0]} is not installed",
+            hint=f"pip install {' '.join(missing)}, or leave it out of train.trackers",
+        )
+
+
+def _require_compiler() -> None:
+    """Compile a function of one line: what is missing shows itself in many ways."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise RecipeError(
+            f"train.compile = true: nothing can be compiled here ({reason})",
+            hint="set train.compile to false, or install a C++ compiler (g++)",
+        ) from error
 
 
 def resolve_precision(precision: str) -> str:
@@ -46,9 +85,16 @@ def make_accelerator(config: TrainConfig, place: Workplace) -> Accelerator:
     precision = resolve_precision(config.precision)
     AcceleratorState._reset_state()  # else a second training could not choose another precision
     folder = str(place.tracker_dir) if place.tracker_dir else None
+    if folder:
+        _require_trackers(config.trackers)
     return Accelerator(
         cpu=not torch.cuda.is_available(),  # without it, several processes would not find together
         mixed_precision="no" if precision == "fp32" else precision,
-        log_with=list(config.trackers) or None if folder else None,
+        log_with=[_tracker(name, folder) for name in config.trackers] if folder else None,
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=folder),
     )
+
+
+def _tracker(name: str, folder: str) -> Any:
+    """TensorBoard's events lie in `folder/tensorboard`; the others are told the project's name."""
+    return TensorBoardTracker("tensorboard", folder) if name == "tensorboard" else name

@@ -61,9 +61,20 @@ class Draws:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a training writes: its log, its checkpoint, its trackers' folder."""
+    """Where a training writes, and how its errors call what the user can change.
+
+    Attributes:
+        log_file: One JSON object per batch.
+        checkpoint_file: The state to go on from.
+        tracker_dir: Folder of TensorBoard's events; None for no tracker at all.
+        resume_command: What a user types to go on.
+        batch_key: Setting of the batch size.
+        lr_key: Setting of the learning rate.
+    """
 
     log_file: Path
     checkpoint_file: Path
     tracker_dir: Path | None = None
     resume_command: str = ""
+    batch_key: str = "train.batch_size"
+    lr_key: str = "train.lr"

@@ -7,6 +7,7 @@ in the file's metadata, so the file alone is enough.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,9 +31,11 @@ __all__ = [
     "create_timm_model",
     "fill_classifier",
     "fill_features",
+    "freeze_unused",
     "load_embedding_net",
     "load_features",
     "read_backbone",
+    "require_plain_form",
     "save_backbone",
 ]
 
@@ -129,6 +133,34 @@ def create_features(
         )
         _set_stem_stride(model, name, stem_stride)
     return model
+
+
+def require_plain_form(features: nn.Module, name: str, args: dict[str, Any]) -> None:
+    """See that every weight of a feature extractor has its place in the plain timm model.
+
+    Raises:
+        ConversionError: One has none; `save_backbone` would fail after the training.
+    """
+    with torch.device("meta"):  # its names are wanted, not its weights
+        plain = create_timm_model("student.name", name, num_classes=0, **args).state_dict()
+    for key in features.state_dict():
+        _full_key(key, plain)
+
+
+def freeze_unused(features: nn.Module) -> None:
+    """Freeze weights that no feature map depends on: several processes would wait for them.
+
+    Networks that keep all scales side by side (HRNet) have such weights when the finest maps are
+    left out.
+    """
+    plain = copy.deepcopy(features).eval()
+    side = 2 * max(plain.feature_info.reduction())  # type: ignore[union-attr,operator]
+    with torch.enable_grad():
+        maps = plain(torch.zeros(1, 3, side, side))
+        torch.stack([m.sum() for m in maps]).sum().backward()
+    used = {name for name, weight in plain.named_parameters() if weight.grad is not None}
+    for name, weight in features.named_parameters():
+        weight.requires_grad_(name in used)
 
 
 def save_backbone(features: nn.Module, spec: BackboneSpec, path: Path) -> None:
@@ -240,8 +272,12 @@ def _full_key(key: str, full: dict[str, Tensor]) -> str:
     """A feature extractor's parameter name as the plain timm model calls it."""
     head, _, rest = key.partition(".")
     stage, _, number = head.rpartition("_")
-    # timm's feature extractors either keep names, flatten `stages.0` to `stages_0`, or wrap.
-    for candidate in (key, f"{stage}.{number}.{rest}", rest):
+    # timm's feature extractors either keep names, flatten `stages.0` to `stages_0` (or
+    # `stem.in_conv` to `stem_in_conv`), or wrap.
+    for candidate in (key, f"{stage}.{number}.{rest}", key.replace("_", ".", 1), rest):
         if candidate in full:
             return candidate
-    raise ConversionError(f"weight '{key}' has no place in the plain timm model")
+    raise ConversionError(
+        f"weight '{key}' has no place in the plain timm model",
+        hint="use another student.name: this one could not be saved as a timm model",
+    )

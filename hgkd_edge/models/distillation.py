@@ -18,6 +18,8 @@ __all__ = ["Distillation"]
 class Distillation(nn.Module):
     """The student and its loss: what the engine trains.
 
+    Where features have no weight, their head is frozen and their targets are not looked at.
+
     Args:
         student: Predicts teacher tokens from visible patches.
         loss: How and where prediction and target are compared.
@@ -32,6 +34,7 @@ class Distillation(nn.Module):
         self.student = student
         self.config = loss
         self.mean, self.std = mean, std
+        student.head.requires_grad_(loss.feature_weight > 0)
 
     def forward(self, images: Tensor, visible: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss of one batch.
@@ -40,19 +43,24 @@ class Distillation(nn.Module):
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, h, w], True = visible.
             targets: float [B, N, D], the teacher's tokens.
+
+        Returns:
+            `loss`, and where features have a weight the `cosine` of prediction and target.
         """
         predicted, pixels = self.student(normalize(images, self.mean, self.std), visible)
-        predicted = predicted.float()  # [B, N, D]
-        chosen = self._where(visible, images)  # [B, N]
-        cosine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
-        loss = self.config.feature_weight * _mean(
-            self._distance(predicted, targets, cosine), chosen
-        )
+        scalars = {"loss": torch.zeros((), device=images.device)}
+        if self.config.feature_weight:
+            predicted = predicted.float()  # [B, N, D]
+            chosen = self._where(visible, images)  # [B, N]
+            cosine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
+            distance = _mean(self._distance(predicted, targets, cosine), chosen)
+            scalars["loss"] = self.config.feature_weight * distance
+            scalars["cosine"] = _mean(cosine, chosen).detach()
         if pixels is not None:
             masked = ~self._tokens(visible, images)
             pixel_loss = _mean(self._pixel_distance(pixels, images), masked)
-            loss = loss + self.config.pixel_weight * pixel_loss
-        return {"loss": loss, "cosine": _mean(cosine, chosen).detach()}
+            scalars["loss"] = scalars["loss"] + self.config.pixel_weight * pixel_loss
+        return scalars
 
     def _distance(self, predicted: Tensor, wanted: Tensor, cosine: Tensor) -> Tensor:
         """Of every token, float [B, N]."""

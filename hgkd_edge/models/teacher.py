@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,13 +27,19 @@ __all__ = [
     "BUNDLED_TEACHER",
     "Teacher",
     "create_vit",
+    "forbids_commerce",
     "load_vit_weights",
+    "require_plain_vit",
     "save_vit_weights",
     "teacher_licence",
     "teacher_patch",
 ]
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
+RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # their texts say so, not their names
+# As timm's own loader: averaged weights before the raw ones.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+PREFIXES = re.compile(r"^((module|_orig_mod|model|teacher|encoder|backbone)\.)+")
 NORMALISATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
 
 
@@ -59,13 +66,7 @@ class Teacher(nn.Module):
         self.size = size
         self.grid = tuple(side // teacher_patch(vit) for side in size)
         self.width: int = vit.embed_dim  # type: ignore[assignment]
-        depth = len(vit.blocks)  # type: ignore[arg-type]
-        self.indices = [depth - 1] if layers == "last" else [int(i) for i in layers]
-        if not all(-depth <= i < depth for i in self.indices):
-            raise RecipeError(
-                f"teacher.layers = {layers}: the teacher has blocks 0 to {depth - 1}",
-                hint=f"such as [{depth - 1}]",
-            )
+        self.indices = _block_indices(vit, layers)
         config = getattr(vit, "pretrained_cfg", {})
         self.mean = tuple(config.get("mean", IMAGENET_MEAN))
         self.std = tuple(config.get("std", IMAGENET_STD))
@@ -73,24 +74,40 @@ class Teacher(nn.Module):
         self.register_buffer("spread", torch.ones(self.width))
 
     @torch.no_grad()
-    def standardize(self, batches: Iterable[Tensor]) -> None:
+    def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
         """From now on, take the mean token of every place from targets, and even out channels.
 
         Most of what a masked autoencoder's tokens hold is where they are: a student that has
         learnt the mean token looks good and knows nothing.
 
         Args:
-            batches: Images float [B, 3, H, W] in [0, 1] that the statistics are taken from.
+            batches: What the statistics are taken from, as for `moments`.
         """
-        count, total, squares = 0, torch.zeros_like(self.center), torch.zeros_like(self.center)
-        for images in batches:
-            targets = self(images)  # [B, N, D]
-            count += len(targets)
+        center, squares = self.moments(batches)
+        variance = (squares - center.square()).mean(dim=0)  # [D], within places
+        self.center, self.spread = center, variance.clamp(min=1e-6).sqrt()
+
+    @torch.no_grad()
+    def moments(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
+        """Mean and mean square of the targets at every place, float [N, D] each.
+
+        Args:
+            batches: Images float [B, 3, H, W] in [0, 1] and their visible tokens, bool [B, N]; None
+                for whole images.
+        """
+        total, squares = torch.zeros_like(self.center), torch.zeros_like(self.center)
+        count = torch.zeros_like(self.center[:, :1])  # [N, 1]
+        for images, visible in batches:
+            targets = self.targets(images, visible)  # [B, N, D], zero where not visible
+            count += len(images) if visible is None else visible.sum(dim=0)[:, None]
             total += targets.sum(dim=0)
             squares += targets.square().sum(dim=0)
-        center = total / count  # [N, D]
-        variance = (squares / count - center.square()).mean(dim=0)  # [D], within places
-        self.center, self.spread = center, variance.clamp(min=1e-6).sqrt()
+        count = count.clamp(min=1)
+        return total / count, squares / count
+
+    def targets(self, images: Tensor, visible: Tensor | None) -> Tensor:
+        """Targets from the visible tokens, bool [B, N], or from whole images: [B, N, D]."""
+        return self(images) if visible is None else self.forward_visible(images, visible)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -165,8 +182,8 @@ def create_vit(
             f"({type(error).__name__})",
             hint="with no network use teacher.weights 'path' (a local file) or 'pretrain'",
         ) from error
-    has_tokens = hasattr(vit, "patch_embed") and hasattr(vit, "forward_intermediates")
-    if not (has_tokens and hasattr(vit, "blocks") and hasattr(vit, "num_prefix_tokens")):
+    parts = ("patch_embed", "forward_intermediates", "blocks", "num_prefix_tokens")
+    if not (all(hasattr(vit, part) for part in parts) and _has_square_patches(vit)):
         raise RecipeError(
             f"teacher.name = '{config.name}': is not a Vision Transformer of plain patch tokens",
             hint="use a ViT, BEiT, DINOv2, EVA or CLIP image tower of timm",
@@ -176,7 +193,45 @@ def create_vit(
             f"teacher.view = 'visible': '{config.name}' cannot run on a part of its tokens",
             hint="use view 'full', or a plain ViT such as vit_base_patch16_224.mae",
         )
+    if config.weights == "pretrain":
+        require_plain_vit(vit, config.name)
+    _block_indices(vit, config.layers)
     return vit
+
+
+def require_plain_vit(vit: nn.Module, name: str) -> VisionTransformer:
+    """The same network, which can be pre-trained here.
+
+    Raises:
+        RecipeError: It is not a plain timm VisionTransformer.
+    """
+    if not isinstance(vit, VisionTransformer):
+        raise RecipeError(
+            f"teacher.name = '{name}': cannot be pre-trained here",
+            hint="weights 'pretrain' takes timm's plain ViTs, such as vit_tiny_patch16_224",
+        )
+    return vit
+
+
+def _block_indices(vit: nn.Module, layers: str | list[int]) -> list[int]:
+    """Indices of the blocks that `teacher.layers` names.
+
+    Raises:
+        RecipeError: The teacher has fewer blocks.
+    """
+    depth = len(vit.blocks)  # type: ignore[arg-type]
+    indices = [depth - 1] if layers == "last" else [int(i) for i in layers]
+    if not all(-depth <= i < depth for i in indices):
+        raise RecipeError(
+            f"teacher.layers = {layers}: the teacher has blocks 0 to {depth - 1}",
+            hint=f"such as [{depth - 1}]",
+        )
+    return indices
+
+
+def _has_square_patches(vit: nn.Module) -> bool:
+    sides = getattr(vit.patch_embed, "patch_size", None)
+    return isinstance(sides, tuple) and len(set(sides)) == 1
 
 
 def teacher_patch(vit: nn.Module) -> int:
@@ -187,6 +242,12 @@ def teacher_patch(vit: nn.Module) -> int:
 def teacher_licence(vit: nn.Module) -> str:
     """Licence of the hub's weights as timm states it, '' where it states none."""
     return getattr(vit, "pretrained_cfg", {}).get("license") or ""
+
+
+def forbids_commerce(licence: str) -> bool:
+    """Whether a licence, as timm calls it, forbids commercial use."""
+    name = licence.lower()
+    return "nc" in name.split("-") or "noncommercial" in name or name in RESEARCH_ONLY
 
 
 def load_vit_weights(vit: nn.Module, path: Path) -> None:
@@ -202,7 +263,14 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
     state = _read_state(path)
     module = sys.modules[type(vit).__module__]
     if hasattr(module, "checkpoint_filter_fn"):
-        state = module.checkpoint_filter_fn(state, vit)
+        try:
+            state = module.checkpoint_filter_fn(state, vit)
+        except Exception as error:  # written for known files: an unknown one may meet anything
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise RecipeError(
+                f"teacher.path = '{path}': timm cannot fit it to {type(vit).__name__} ({reason})",
+                hint="teacher.name and teacher.args must describe the network in the file",
+            ) from error
     own = vit.state_dict()
     usable = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     missing = sorted(own.keys() - usable.keys())
@@ -257,12 +325,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"teacher.path = '{path}': cannot be read ({type(error).__name__})",
             hint="is it complete? it must be a PyTorch or .safetensors checkpoint",
         ) from error
-    for wrapper in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+    while isinstance(state, dict):
+        inner = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), None)
+        if inner is None:
+            break
+        state = inner
     if not isinstance(state, dict):
         raise RecipeError(f"teacher.path = '{path}': is not a state dict")
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "encoder.", "backbone."):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return {key: value.float() for key, value in tensors.items()}
+    return {
+        PREFIXES.sub("", key): value.float()
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }

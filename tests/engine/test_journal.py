@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.engine.journal import open_journal
-from hgkd_edge.engine.setup import make_accelerator
+from hgkd_edge.engine.setup import check_machine, make_accelerator
 from hgkd_edge.engine.task import Workplace
+from hgkd_edge.errors import RecipeError
 from tests.data.helpers import data_config
 from tests.engine.helpers import Classify, config, run, tiny_source
 
@@ -76,6 +78,32 @@ def test_waiting_for_photos_is_what_the_log_calls_so(tmp_path: Path) -> None:
     run(Classify(), source, tmp_path, epochs=1)
 
     assert max(record["data_share"] for record in records(tmp_path)) > 0.3
+
+
+def test_trackers_are_told_the_projects_name_and_events_lie_in_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Workplace(tmp_path / "log.jsonl", tmp_path / "last.pt", tracker_dir=tmp_path)
+    accelerator = make_accelerator(config(), place)
+    named: list[str] = []
+    init_trackers = accelerator.init_trackers
+    monkeypatch.setattr(
+        accelerator, "init_trackers", lambda name: (named.append(name), init_trackers(name))
+    )
+
+    with open_journal(place, accelerator, tiny_source(), label="training", total=1, done=0):
+        pass
+
+    assert named == ["hgkd-edge"]  # what wandb and mlflow call it
+    assert list(tmp_path.glob("tensorboard/events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install() -> None:
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+
+    with pytest.raises(RecipeError, match="wandb is not installed.*pip install wandb"):
+        check_machine(config(trackers=["tensorboard", "wandb"]))
 
 
 def test_a_streamed_source_is_told_of_its_threads(photos: Path) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
-from hgkd_edge.errors import RecipeError, TrainingError
-from tests.engine.helpers import Classify, losses, place, run, tiny_source
+from hgkd_edge.engine.loop import _batch_size
+from hgkd_edge.errors import RecipeError, RunError, TrainingError
+from tests.engine.helpers import Classify, config, losses, place, run, tiny_source
 
 
 @pytest.fixture
@@ -23,6 +26,26 @@ def test_training_learns_and_logs_every_step(source: ImageSource, tmp_path: Path
     curve = losses(tmp_path)
     assert len(curve) == 60 * 5
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+
+
+def test_other_photos_than_those_begun_with_are_refused(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    run(Classify(), source, tmp_path)
+
+    with pytest.raises(RunError, match="photos are not those that it was begun with"):
+        run(Classify(), replace(source, fingerprint="other"), tmp_path, resume=True)
+
+
+def test_a_new_training_leaves_no_checkpoint_of_an_old_one_to_go_on_from(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    run(Classify(), source, tmp_path)
+
+    with pytest.raises(TrainingError, match="nan"):
+        run(Classify(spoil_at=1), source, tmp_path)
+
+    assert not place(tmp_path).checkpoint_file.exists()
 
 
 def test_the_rate_warms_up_then_falls_to_zero(source: ImageSource, tmp_path: Path) -> None:
@@ -59,8 +82,39 @@ def test_accumulated_gradients_equal_the_large_batch(source: ImageSource, tmp_pa
 
 
 def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="does not divide.*use 6"):
-        run(Classify(), source, tmp_path, accumulate=3)
+    few = source.subset(torch.arange(5))
+
+    with pytest.raises(RecipeError, match="only 5 photos, which do not divide.*use 4"):
+        run(Classify(), few, tmp_path, accumulate=4)
+
+
+@pytest.mark.parametrize(
+    ("photos", "world", "said"),
+    [
+        (1000, 3, "mine.batch_size = 256: 256 does not divide among 3 processes.*use 255"),
+        (5, 2, "mine.batch_size = 256: there are only 5 photos, which do not.*use 4"),
+        (1, 2, "there are only 1 photos.*use at most 1 processes and accumulation steps"),
+    ],
+)
+def test_the_batch_error_names_the_setting_and_what_fits(
+    photos: int, world: int, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        _batch_size(config(batch_size=256), photos, world, key="mine.batch_size")
+
+
+def test_lamb_clips_no_gradient_of_its_own(source: ImageSource, tmp_path: Path) -> None:
+    limits: list[float | None] = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: limits.append(optimizer.defaults["max_grad_norm"])
+    )
+
+    try:
+        run(Classify(), source, tmp_path, optimizer="lamb", clip_grad=0, epochs=1)
+    finally:
+        hook.remove()
+
+    assert limits == [None] * 5
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(

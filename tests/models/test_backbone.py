@@ -7,12 +7,14 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from hgkd_edge.errors import RecipeError, RunError
+from hgkd_edge.errors import ConversionError, RecipeError, RunError
 from hgkd_edge.models.backbone import (
     BackboneSpec,
     create_features,
+    freeze_unused,
     load_embedding_net,
     load_features,
+    require_plain_form,
     save_backbone,
 )
 from hgkd_edge.sparse import densify, sparsify
@@ -89,6 +91,29 @@ def test_a_student_that_cannot_be_is_refused_with_a_mend(
 def test_arguments_that_timm_refuses_are_named() -> None:
     with pytest.raises(RecipeError, match="chanels"):
         create_features("resnet18", args={"chanels": [1]})
+
+
+@pytest.mark.parametrize("name", ["dpn48b", "efficientvit_b0", "hrnet_w18_small", "convnext_atto"])
+def test_every_weight_has_its_place_in_the_plain_model(name: str) -> None:
+    require_plain_form(create_features(name), name, {})
+
+
+def test_a_weight_without_a_place_in_the_plain_model_is_named() -> None:
+    features = create_features("resnet18")
+    features.new_part = torch.nn.Linear(2, 2)
+
+    with pytest.raises(ConversionError, match=r"'new_part.weight' has no place.*another student"):
+        require_plain_form(features, "resnet18", {})
+
+
+def test_weights_that_no_map_depends_on_are_frozen() -> None:
+    features = create_features("hrnet_w18_small", min_stride=16)
+
+    freeze_unused(features)
+
+    sum(m.sum() for m in features(torch.rand(2, 3, 64, 64))).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in features.parameters())
+    assert not all(p.requires_grad for p in features.parameters())
 
 
 def test_a_foreign_file_is_no_backbone(tmp_path: Path) -> None:

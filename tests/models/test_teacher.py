@@ -17,6 +17,7 @@ from hgkd_edge.models.teacher import (
     BUNDLED_TEACHER,
     Teacher,
     create_vit,
+    forbids_commerce,
     load_vit_weights,
     teacher_patch,
 )
@@ -107,7 +108,10 @@ def test_a_teacher_stays_frozen_and_in_evaluation_mode() -> None:
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("wrapped", ["safetensors", "state_dict", "official MAE"])
+@pytest.mark.parametrize(
+    "wrapped",
+    ["safetensors", "state_dict", "official MAE", "averaged", "compiled", "DINO", "numbered"],
+)
 def test_local_checkpoints_of_every_usual_kind_load(wrapped: str, tmp_path: Path) -> None:
     source, vit = small_vit(), small_vit()
     nn.init.normal_(source.pos_embed)
@@ -118,9 +122,17 @@ def test_local_checkpoints_of_every_usual_kind_load(wrapped: str, tmp_path: Path
     else:
         # The official release holds {"model": ...} with the decoder beside the encoder.
         extra = {"decoder_embed.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1)}
-        content: Any = {"model": {**state, **extra}} if wrapped == "official MAE" else state
+        raw = {key: torch.zeros_like(value) for key, value in state.items()}
+        content: dict[str, Any] = {
+            "state_dict": state,
+            "official MAE": {"model": {**state, **extra}},
+            "averaged": {"epoch": 3, "state_dict": raw, "state_dict_ema": state},
+            "compiled": {f"_orig_mod.model.{key}": value for key, value in state.items()},
+            "DINO": {"model": {f"teacher.backbone.{key}": v for key, v in state.items()}},
+            "numbered": {**state, 3: torch.zeros(1)},
+        }
         path = tmp_path / "w.pth"
-        torch.save(content, path)
+        torch.save(content[wrapped], path)
 
     load_vit_weights(vit, path)
 
@@ -165,6 +177,17 @@ def test_a_checkpoint_of_another_network_names_what_is_missing(tmp_path: Path) -
         load_vit_weights(small_vit(), tmp_path / "w.safetensors")
 
 
+def test_a_checkpoint_that_timm_cannot_convert_is_one_clear_error(tmp_path: Path) -> None:
+    """BEiT's pre-training shares one table of positions among its blocks."""
+    config = TeacherConfig(name="beitv2_base_patch16_224", args={"depth": 1, "embed_dim": 48})
+    vit = create_vit(config, size=(32, 32))
+    table = {"rel_pos_bias.relative_position_bias_table": torch.zeros(12, 12)}
+    torch.save({**vit.state_dict(), **table}, tmp_path / "w.pth")
+
+    with pytest.raises(RecipeError, match="timm cannot fit it to Beit.*must describe the network"):
+        load_vit_weights(vit, tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
 def test_a_missing_or_broken_checkpoint_is_one_clear_error(
     content: bytes | None, tmp_path: Path
@@ -184,9 +207,10 @@ def test_hub_weights_without_a_network_say_what_to_do(monkeypatch: pytest.Monkey
         create_vit(TeacherConfig(name="vit_tiny_patch16_224"), size=(224, 224), pretrained=True)
 
 
-def test_a_network_without_patch_tokens_is_no_teacher() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "xcit_nano_12_p8_224"])
+def test_a_network_without_patch_tokens_is_no_teacher(name: str) -> None:
     with pytest.raises(RecipeError, match="not a Vision Transformer"):
-        create_vit(TeacherConfig(name="resnet18"))
+        create_vit(TeacherConfig(name=name))
 
 
 def test_the_masked_autoencoder_sees_a_quarter_and_learns(photos: Path) -> None:
@@ -239,7 +263,7 @@ def test_standardised_targets_hold_no_mean_token_and_even_channels() -> None:
     images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     before = teacher(images)
-    teacher.standardize(images.split(8))
+    teacher.standardize((part, None) for part in images.split(8))
     after = teacher(images)
 
     assert before.mean(dim=0).abs().max() > 0.5
@@ -319,14 +343,31 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     torch.testing.assert_close(wide.pos_embed, wanted)
 
 
+@pytest.mark.parametrize("file", [None, Path("/weights/mae.pth")])
 def test_a_licence_that_forbids_commercial_use_is_said(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], file: Path | None
 ) -> None:
     from hgkd_edge.distill import teacher_origin
 
     vit = create_vit(TeacherConfig(name="vit_base_patch16_224.mae", args={"depth": 1}))
 
-    origin = teacher_origin("vit_base_patch16_224.mae", vit)
+    origin = teacher_origin("vit_base_patch16_224.mae", vit, file=file)
 
     assert origin["licence"] == "cc-by-nc-4.0"
-    assert "forbids commercial use" in capsys.readouterr().err.replace("\n", " ")
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "forbids commercial use" in said
+    assert ("the published weights of vit_base_patch16_224.mae" in said) == (file is not None)
+
+
+@pytest.mark.parametrize(
+    ("licence", "forbidden"),
+    [
+        ("cc-by-nc-4.0", True),
+        ("fair-noncommercial-research-license", True),
+        ("apple-amlr", True),
+        ("apache-2.0", False),
+        ("dinov3-license", False),
+    ],
+)
+def test_what_forbids_commercial_use_is_known_by_its_name(licence: str, forbidden: bool) -> None:
+    assert forbids_commerce(licence) == forbidden
