@@ -14,7 +14,7 @@ import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
 from hgkd_edge.export_command import make_export_command
-from hgkd_edge.processes import is_main, on_main, rank
+from hgkd_edge.processes import end, is_main, on_main, rank
 
 if TYPE_CHECKING:
     from hgkd_edge.recipe import Recipe
@@ -358,6 +358,8 @@ def main() -> NoReturn:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
+    except SystemExit as done:  # how typer ends, also well
+        end(done.code if isinstance(done.code, int) else 0)
     except KeyboardInterrupt:
         _fail("stopped", "", 130)
     except Exception as error:
@@ -365,7 +367,7 @@ def main() -> NoReturn:
             traceback.print_exc()
         if hasattr(error, "hint") and hasattr(error, "exit_code"):
             if not is_main() and type(error).__name__ != "DataError":
-                sys.exit(error.exit_code)  # all fail of it, main tells
+                end(error.exit_code)  # all fail of it, main tells
             _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
         if isinstance(error, ModuleNotFoundError) and error.name:
             _fail(*_missing_package(error.name), 2)
@@ -375,7 +377,7 @@ def main() -> NoReturn:
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         _fail(f"{type(error).__name__}: {error}", "a fault of hgkd-edge; see it with --debug", 1)
-    sys.exit(0)
+    end(0)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
@@ -384,7 +386,7 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
     typer.echo(f"error{where}: {message}", err=True)
     if hint:
         typer.echo(f"hint: {hint}", err=True)
-    sys.exit(code)
+    end(code)
 
 
 def _missing_package(package: str) -> tuple[str, str]:

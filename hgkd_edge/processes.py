@@ -6,16 +6,25 @@ is joined at the first exchange. The main process alone writes files and talks.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hgkd_edge.errors import TrainingError
 
-__all__ = ["count", "from_all", "heeding_others", "is_main", "local_count", "on_main", "rank"]
+__all__ = [
+    "count",
+    "end",
+    "from_all",
+    "heeding_others",
+    "is_main",
+    "local_count",
+    "on_main",
+    "rank",
+]
 
 # While the main process indexes shards or downloads weights the others wait; a process that has
 # ended is noticed at once all the same.
@@ -90,6 +99,19 @@ def heeding_others() -> Iterator[None]:
         ) from error
 
 
+def end(code: int) -> NoReturn:
+    """End this process with an exit status.
+
+    One of several does not take the interpreter down first: threads of the exchange that outlive
+    it abort the process now and then, and torchrun takes that for a failure.
+    """
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _group() -> Any:
     """`torch.distributed`, with this process in the group."""
     import torch
@@ -98,5 +120,4 @@ def _group() -> Any:
 
     if not torch.distributed.is_initialized():
         PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-        atexit.register(torch.distributed.destroy_process_group)
     return torch.distributed
