@@ -96,9 +96,15 @@ def pretrain(
 
     Stopped, the same command goes on. Example: hgkd-edge pretrain demo-teacher
     """
+    from hgkd_edge.errors import RecipeError
     from hgkd_edge.recipe import find_recipe, load_recipe
 
     loaded = load_recipe(find_recipe(recipe), overrides or ())
+    if loaded.teacher.weights != "pretrain":
+        raise RecipeError(
+            f"teacher.weights = '{loaded.teacher.weights}': only 'pretrain' is trained here",
+            hint="--set teacher.weights=pretrain",
+        )
     from hgkd_edge.data.sources import open_splits
     from hgkd_edge.parts import build
     from hgkd_edge.pretrain import pretrain_teacher
@@ -415,7 +421,8 @@ def _distilled_lines(result: dict[str, Any]) -> list[str]:
     lines = [f"run folder: {run}", f"dense backbone: {run}/backbone.safetensors"]
     if held_out:
         lines.append(
-            f"teacher features at masked sites of {held_out['photos']} held-out photos: cosine "
+            f"teacher features at {held_out['sites']} sites of {held_out['photos']} held-out "
+            "photos: cosine "
             f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
         )
     return [*lines, "next: hgkd-edge evaluate, hgkd-edge export --onnx --trt, hgkd-edge bench"]

@@ -176,8 +176,8 @@ def held_out_cosine(
     masks none. The trivial predictor beside it knows the training photos' mean token of each place.
 
     Returns:
-        `student` and `mean_token` cosine, and `photos`; empty when nothing was held out, or no
-        features were learnt.
+        `student` and `mean_token` cosine, `sites` (masked, visible or all) and `photos`; empty when
+        nothing was held out, or no features were learnt.
 
     Raises:
         DataError: Photos that were to be decoded now cannot be read.
@@ -190,6 +190,7 @@ def held_out_cosine(
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
     mean_token, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
     only_visible = recipe.teacher.view == "visible"
+    sites = "visible" if only_visible else "masked" if recipe.mask.ratio else "all"
     ours, trivial = [], []
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
@@ -197,12 +198,13 @@ def held_out_cosine(
         tokens = _tokens(visible, parts)
         targets = teacher.targets(view, tokens if only_visible else None)
         predicted, _ = model.student(normalize(view, model.mean, model.std), visible)
-        judged = tokens if only_visible or tokens.all() else ~tokens  # [B, N]
+        judged = ~tokens if sites == "masked" else tokens  # [B, N]
         ours.append(F.cosine_similarity(predicted, targets, dim=-1)[judged])
         trivial.append(F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)[judged])
     return {
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
+        "sites": sites,
         "photos": min(SAMPLE, len(splits[held_out])),
     }
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -260,7 +261,11 @@ def _begun_at(folder: Path) -> float:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, else removed."""
+    """A temporary path beside `path`, renamed to it when the block ends well, else removed.
+
+    Raises:
+        OSError: It cannot be written; names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -271,6 +276,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o644)  # mkstemp makes files private; a run is to be shared
         os.replace(temporary, path)
+    except Exception as error:
+        # A full disk has no file name, and is no OSError where a library in Rust met it.
+        number = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else number and int(number[1])
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

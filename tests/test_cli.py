@@ -121,3 +121,10 @@ def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert 'hint: pip install "hgkd-edge[train]"' in done.stderr
+
+
+def test_only_a_teacher_that_is_to_be_pretrained_is(tmp_path: Path) -> None:
+    done = hgkd("pretrain", "demo", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert "teacher.weights = 'bundled': only 'pretrain' is trained here" in done.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
 
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: no space (os error 28)")],
+    ids=["Python", "a library in Rust"],
+)
+def test_a_write_that_fails_names_the_file(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError, match="artefact") as raised, atomic_write(tmp_path / "artefact"):
+        raise error
+
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(tmp_path / "artefact")
 
 
 def test_the_manifest_says_what_an_artefact_is_and_what_it_was_made_from(

@@ -192,10 +192,30 @@ def memory_bytes() -> int:
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 zeros: in memory, or in an unnamed temporary file where they would crowd it out."""
-    if math.prod(shape) < memory_bytes() // 4:
+    """uint8 zeros: in memory, or in an unnamed temporary file where they would crowd it out.
+
+    Raises:
+        DataError: The disk cannot take that file.
+    """
+    size = math.prod(shape)
+    if size < memory_bytes() // 4:
         return np.zeros(shape, np.uint8)
-    return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps it when it is closed
+        _reserve(file.fileno(), size)
+        return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its bytes: a disk that fills up under a mapped one kills without a word."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: {error.strerror}: decoded photos take {size / 1e9:.1f} GB",
+            hint="set TMPDIR to a folder on a larger disk, or data.decode to streaming",
+        ) from error
 
 
 def _decode_into(content: bytes, pixels: np.ndarray) -> None:

@@ -35,7 +35,7 @@ from hgkd_edge.rundir import cache_dir, write_json
 
 __all__ = ["shard_photos"]
 
-INDEX_VERSION = 1  # part of the cached index's name: raise it when the index changes
+INDEX_VERSION = 2  # part of the cached index's name: raise it when the index changes
 
 
 class Member(NamedTuple):
@@ -182,7 +182,8 @@ def _index(file: Path) -> list[Member]:
                 if not member.isfile() or not extension:
                     continue
                 if PurePosixPath(base).suffix.lower() in IMAGE_SUFFIXES:
-                    images.setdefault(key, member)  # a second one is not the photo but its mask
+                    # `0001.depth.png` is not the photo; nor is a second one, but its mask.
+                    images[key] = min(images.get(key, member), member, key=_dots)
                 elif extension in ("cls", "json", "txt"):
                     stream = shard.extractfile(member)
                     assert stream is not None, "isfile() was asked"
@@ -196,6 +197,11 @@ def _index(file: Path) -> list[Member]:
         Member(member.name, member.offset_data, member.size, labels.get(key, ""))
         for key, member in images.items()
     ]
+
+
+def _dots(member: tarfile.TarInfo) -> int:
+    """How many parts a name's extension has."""
+    return PurePosixPath(member.name).name.count(".")
 
 
 def _label_text(extension: str, content: bytes) -> str:

@@ -26,7 +26,7 @@ def is_table(config: DataConfig) -> bool:
 
 
 def table_photos(config: DataConfig) -> Listing:
-    """Photos of a CSV file with a header: `image,label` and, if given, `split`.
+    """Photos of a CSV file with a header: `image` and, if given, `label` and `split`.
 
     Image paths are relative to the CSV file. A file that is missing or broken is skipped and
     listed, as in a folder. Where all rows are of split `train`, or no split is given, a share is
@@ -62,8 +62,10 @@ def _read_rows(table: Path) -> list[Row]:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             image = _column(table, reader.fieldnames or (), IMAGE_COLUMNS)
-            label = _column(table, reader.fieldnames or (), LABEL_COLUMNS)
-            rows = [(row[image] or "", row[label] or "", row.get("split") or "") for row in reader]
+            label = next((c for c in LABEL_COLUMNS if c in (reader.fieldnames or ())), "")
+            rows = [
+                (row[image] or "", row.get(label) or "", row.get("split") or "") for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"data.path '{table}' cannot be read as CSV: {error}") from error
     if not rows:
@@ -79,7 +81,7 @@ def _column(table: Path, header: object, names: tuple[str, ...]) -> str:
             return name
     raise DataError(
         f"data.path '{table}': its first line has no column '{names[0]}'",
-        hint="begin with a header line: image,label or image,label,split",
+        hint="begin with a header line: image, image,label or image,label,split",
     )
 
 

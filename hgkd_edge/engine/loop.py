@@ -108,7 +108,8 @@ class _Loop:
         if resume and on_main(self.place.checkpoint_file.is_file):
             self._load_checkpoint()
         else:  # a checkpoint of an earlier training must not be gone on from
-            on_main(lambda: self.place.checkpoint_file.unlink(missing_ok=True))
+            with contextlib.suppress(OSError):  # told when the new one is written
+                on_main(lambda: self.place.checkpoint_file.unlink(missing_ok=True))
         self.model.train()
         journal = open_journal(
             self.place,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 import tarfile
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_a_damaged_shard_is_an_error_that_names_it(
 
     with pytest.raises(DataError, match="train-001.tar' cannot be read"):
         open_splits(data_config(tmp_path / "shards", source="webdataset"))
+
+
+def test_a_samples_photo_is_told_from_its_depth_map(photos: Path, tmp_path: Path) -> None:
+    file = next((photos / "train").rglob("*.webp"))
+    with tarfile.open(tmp_path / "train-000.tar", "w") as shard:
+        for i in range(2):
+            for name, content in (
+                (f"{i}.depth.png", b"no photo"),
+                (f"{i}.webp", file.read_bytes()),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+    splits = open_splits(data_config(tmp_path / "train-000.tar", source="webdataset", holdout=0))
+
+    assert len(splits["train"]) == 2
+    assert not splits["train"].skipped

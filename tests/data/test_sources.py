@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from hgkd_edge.data.annotations import open_boxes, open_masks
+from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import cover, to_rgb
+from hgkd_edge.data.photos import image_names
 from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -255,3 +257,28 @@ def test_no_photo_is_lost_to_rounding_whatever_its_shape(canvas: tuple[int, int]
     for height in range(20, 1000, 7):
         photo = Image.new("RGB", (640, height))
         assert cover(photo, canvas).size == canvas[::-1]
+
+
+def test_hidden_files_are_no_photos_and_linked_folders_are_followed(
+    photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "linked").symlink_to(photos / "train")
+    (tmp_path / "linked again").symlink_to(tmp_path)  # round and round
+    hidden = tmp_path / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for file in (hidden / "a.png", tmp_path / "._a.png"):
+        file.write_bytes(b"no photo")
+
+    names = image_names(tmp_path)
+
+    assert len(names) == 48
+    assert all(name.startswith("linked/") for name in names)
+
+
+def test_decoded_photos_that_no_disk_can_take_are_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hgkd_edge.data.decode.memory_bytes", lambda: 0)
+
+    with pytest.raises(DataError, match=r"decoded photos take .* GB.*TMPDIR"):
+        allocate((10**7, 3, 10**4, 10**3))

@@ -98,3 +98,14 @@ def test_what_is_wrong_with_a_table_is_said_by_line(tmp_path: Path, text: str, s
 
     with pytest.raises(DataError, match=said):
         open_splits(config(table))
+
+
+def test_photos_without_labels_need_no_column_for_them(photos: Path) -> None:
+    table = photos / "plain.csv"
+    names = [str(file.relative_to(photos)) for file in (photos / "train").rglob("*.webp")]
+    table.write_text("\n".join(["image", *names]))
+
+    splits = open_splits(config(table))
+
+    assert sum(len(source) for source in splits.values()) == 48
+    assert not splits["train"].labelled
