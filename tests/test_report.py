@@ -86,7 +86,7 @@ def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(r
 
     page = Page(report(run))
 
-    assert page.titles[:-1] == ["Scores on photos that training never saw", "Pictures", "Origin"]
+    assert page.titles[:-1] == ["Scores", "Pictures", "Origin"]
     for text in (
         "81.2 %",
         "<i>hat</i>",

@@ -154,7 +154,10 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
         ("frames", ("batch", 90, 120, 3), "uint8")
     ]
     assert [output.name for output in written.outputs] == ["probabilities"]
-    assert onnx_info(path).metadata == {"classes": '["a", "b"]'}
+    assert onnx_info(path).metadata == {
+        "classes": '["a", "b"]',
+        "hgkd_edge.baked": '["preprocessing", "postprocessing"]',
+    }
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
