@@ -147,7 +147,11 @@ class RunDir:
                     hint="wait for it, stop it, or begin a run of its own",
                 ) from error
             except OSError:  # a file system without locks
-                pass
+                yield
+                return
+            # Checkpoints that a killed process did not finish: nobody else can be writing them.
+            for half in self.checkpoint_file.parent.glob(".*.tmp"):
+                half.unlink()
             yield
 
     def recipe(self) -> Recipe:

@@ -88,8 +88,11 @@ def test_one_process_at_a_time_trains_in_a_folder(elsewhere: Path, tiny_recipe_f
     with run.locked(), pytest.raises(RunError, match="another process"), run.locked():
         pass
 
+    half = run.checkpoint_file.parent / ".last.pt.x1y2.tmp"  # as a killed process leaves it
+    half.parent.mkdir()
+    half.touch()
     with run.locked():  # the lock has gone with its holder
-        pass
+        assert not half.exists()
 
 
 def test_a_branch_has_the_backbone_and_a_folder_of_its_own(
