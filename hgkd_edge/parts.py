@@ -139,7 +139,7 @@ def _refuse_own_args(args: dict[str, Any]) -> None:
 
 
 def _check_mask(recipe: Recipe, grid: tuple[int, int], patch: int) -> None:
-    """See that some patches stay visible, and that some are masked where only those are learnt."""
+    """See that some patches stay visible and, unless none are to be, some are masked."""
     ratio, total = recipe.mask.ratio, grid[0] * grid[1]
     if total == 1 and ratio > 0:
         raise RecipeError(
@@ -147,9 +147,8 @@ def _check_mask(recipe: Recipe, grid: tuple[int, int], patch: int) -> None:
             "beside a visible one",
             hint="use a smaller mask.patch or student.stem_stride, or a larger data.image_size",
         )
-    only_masked = recipe.loss.where == "masked" or recipe.loss.feature_weight == 0
-    if visible_count(grid, ratio) == total and only_masked:
+    if ratio and visible_count(grid, ratio) == total:
         raise RecipeError(
-            f"mask.ratio {ratio} masks none of {grid[0]}x{grid[1]} patches, so nothing is learnt",
-            hint=f"use at least {math.ceil(1000 / total) / 1000:g}",
+            f"mask.ratio {ratio} masks none of {grid[0]}x{grid[1]} patches",
+            hint=f"use at least {math.ceil(1000 / total) / 1000:g}, or 0 to learn without masks",
         )

@@ -168,7 +168,7 @@ class LossConfig(Section):
     """
 
     target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
-    where: Literal["masked", "visible", "all"] = "masked"
+    where: Literal["all", "masked", "visible"] = "all"
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
     pixel_weight: Annotated[float, Field(ge=0)] = 0.0
 

@@ -377,7 +377,9 @@ def test_without_a_whole_share_the_last_update_is_masked_too(tiny_recipe: dict[s
 
 def test_whole_photos_need_a_loss_where_something_is_visible(tiny_recipe: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"leave nothing masked: set loss.where to 'all'"):
-        Recipe.model_validate({**tiny_recipe, "mask": {"whole_share": 0.5}})
+        Recipe.model_validate(
+            {**tiny_recipe, "mask": {"whole_share": 0.5}, "loss": {"where": "masked"}}
+        )
 
 
 def test_held_out_photos_that_cannot_be_read_cost_their_score_and_not_the_backbone(
