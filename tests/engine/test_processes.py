@@ -44,14 +44,14 @@ def two_processes(recipe: Path, run: Path, *settings: str) -> subprocess.Complet
 def assert_close(one: Path, other: Path) -> None:
     ours, theirs = torch.tensor(losses(one)), torch.tensor(losses(other))
     torch.testing.assert_close(ours[:6], theirs[:6], rtol=1e-5, atol=1e-6)
-    # Sums in another order differ in the last bit, which every update makes some threefold.
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # rounding grows by the update
 
 
 def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
     tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["train.epochs=4", "train.sync_batchnorm=true"]
+    # With a loss at all sites rounding alone grows to 1.5e-4 in these twelve updates.
+    settings = ["train.epochs=4", "train.sync_batchnorm=true", "loss.where=masked"]
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache one"))
     one_process(tiny_recipe_file, tmp_path / "one", *settings)
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache two"))  # pre-train there as well
