@@ -9,35 +9,26 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.settings import Section, parse_settings, read_settings
 
 __all__ = [
     "Recipe",
     "builtin_recipes",
     "find_recipe",
     "load_recipe",
-    "parse_settings",
-    "read_settings",
     "recipe_summary",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-SectionType = TypeVar("SectionType", bound="Section")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
 
 PATHS = {
     "folder": "a folder of images, or a CSV file that lists them",
@@ -112,7 +103,7 @@ class TeacherConfig(Section):
     name: str
     weights: Literal["hub", "path", "pretrain", "bundled"] = "hub"
     path: Path | None = None
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     view: Literal["full", "visible"] = "full"
     layers: Literal["last"] | list[int] = "last"
     standardize: bool = True
@@ -144,7 +135,7 @@ class StudentConfig(Section):
     name: str
     stem_stride: Literal[1, 2, 4] = 4
     backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
     decoder_width: Positive = 256
 
 
@@ -199,7 +190,7 @@ class TrainConfig(Section):
     sync_batchnorm: bool = False
     compile: bool = False
     checkpoint_every: Positive = 10
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
@@ -277,29 +268,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_settings(Recipe, read_settings(Path(path)), overrides, name=str(path))
 
 
-def parse_settings(
-    model: type[SectionType], raw: dict[str, Any], overrides: Sequence[str] = (), *, name: str
-) -> SectionType:
-    """Validate nested settings after applying `a.b=c` overrides to them.
-
-    Args:
-        model: What they should be.
-        raw: As read; changed by the overrides.
-        overrides: Later ones win.
-        name: File or command that the settings come from, for the error message.
-
-    Raises:
-        RecipeError: One line, all problems together: name, key, value, nearest key.
-    """
-    for override in overrides:
-        _apply_override(raw, override)
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        problems = _one_per_key(error.errors(), model)
-        raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
-
-
 def builtin_recipes() -> dict[str, Path]:
     """Name -> file of every recipe that comes with the package."""
     here = Path(__file__).parent
@@ -328,112 +296,3 @@ def recipe_summary(path: Path) -> str:
     """A recipe's first comment line: what it gives and costs."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        RecipeError: It cannot be read, or is not one.
-    """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        why = f": {problem}" if problem else ""
-        raise RecipeError(f"{path}: not valid YAML{where}{why}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
-    return raw
-
-
-class _SafeLoader(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of a key's values in silence, made to refuse."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{name}' stands there twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {override}: must be KEY=VALUE, such as train.epochs=10")
-    *parents, leaf = key.strip().split(".")
-    node = raw
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {override}: '{parent}' is a value, not a section")
-        node = child
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
-
-
-def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
-    """Pydantic's problems; of a value that may be of several types, the most telling one."""
-    by_key: dict[str, list[Any]] = {}
-    for problem in problems:
-        location = _without_types(problem["loc"], model)
-        field = ".".join(part for part in location if isinstance(part, str))
-        by_key.setdefault(field, []).append({**problem, "loc": location})
-    return [_describe(max(same, key=_telling), model) for same in by_key.values()]
-
-
-def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
-    """A problem's location without the names that pydantic gives to a union's types."""
-    kept = []
-    for part in location:
-        in_section = isinstance(model, type) and issubclass(model, BaseModel)
-        if in_section or isinstance(part, int):
-            kept.append(part)
-        field = model.model_fields.get(part) if in_section else None
-        model = field.annotation if field else None
-    return kept
-
-
-def _telling(problem: Any) -> tuple[bool, int]:
-    """A value of the right type but out of range says more than one of another type."""
-    of_another_type = problem["type"].endswith(("_type", "_parsing", "literal_error"))
-    return not of_another_type, len(problem["loc"])
-
-
-def _describe(problem: Any, model: type[BaseModel]) -> str:
-    """One pydantic problem as `key = value: what is wrong`."""
-    location = [str(part) for part in problem["loc"]]
-    key, message = ".".join(location), problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        valid = list(_keys_of(model, location[:-1]))
-        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.4)
-        mend = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
-        return f"unknown key '{key}' ({mend})"
-    if problem["type"] == "missing":
-        return f"'{key}' is required"
-    value = problem["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
-    if problem["type"] == "literal_error":
-        expected = problem["ctx"]["expected"]
-        nearest = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", expected), n=1)
-        message = f"must be {expected}" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
-    return f"{key}{shown}: {message}" if key else message
-
-
-def _keys_of(model: Any, section: Sequence[str]) -> Iterator[str]:
-    """Valid keys of a section such as ['train'] of a model (the model's own for [])."""
-    for name in section:
-        model = model.model_fields[name].annotation
-    yield from model.model_fields

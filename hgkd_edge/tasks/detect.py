@@ -163,4 +163,6 @@ def _picture(photo: _Photo, classes: Sequence[str]) -> Image.Image:
         for box, label, score in zip(photo.boxes, photo.labels, photo.scores, strict=True)
         if score >= THRESHOLD
     ]
-    return side_by_side([draw_boxes(image, true, classes), draw_boxes(image, found, classes)])
+    return side_by_side(
+        [draw_boxes(image, true, classes, scored=False), draw_boxes(image, found, classes)]
+    )

@@ -64,15 +64,18 @@ def draw_labels(photo: Image.Image, labels: Sequence[Label]) -> Image.Image:
 
 
 def draw_boxes(
-    photo: Image.Image, found: Sequence[Detection], classes: Sequence[str]
+    photo: Image.Image, found: Sequence[Detection], classes: Sequence[str], *, scored: bool = True
 ) -> Image.Image:
-    """A copy of the photo with a frame round every object, in its class's colour."""
+    """A copy of the photo with a frame round every object, in its class's colour.
+
+    True objects have no score to show: `scored` is False.
+    """
     picture = photo.copy()
     draw, size = ImageDraw.Draw(picture), _text_size(picture)
     for name, score, box in reversed(found):  # the best lie on top
         colour = _colour(classes.index(name))
         draw.rectangle(box, outline=colour, width=max(1, size // 6))
-        text = name if score == 1 else f"{name} {score:.2f}"  # 1: true boxes, which need none
+        text = f"{name} {score:.2f}" if scored else name
         _write(draw, (box[0], max(0, box[1] - size)), text, size, colour)
     return picture
 

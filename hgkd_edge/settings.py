@@ -1,0 +1,158 @@
+"""Settings in YAML, read strictly: what is wrong with them is told by key, with the mend."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hgkd_edge.errors import RecipeError
+
+__all__ = ["Section", "parse_settings", "read_settings"]
+
+SectionType = TypeVar("SectionType", bound="Section")
+
+
+class Section(BaseModel):
+    """Settings that refuse unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        RecipeError: It cannot be read, or is not one.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        why = f": {problem}" if problem else ""
+        raise RecipeError(f"{path}: not valid YAML{where}{why}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
+    return raw
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of a key's values in silence, made to refuse."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{name}' stands there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def parse_settings(
+    model: type[SectionType], raw: dict[str, Any], overrides: Sequence[str] = (), *, name: str
+) -> SectionType:
+    """Validate nested settings after applying `a.b=c` overrides to them.
+
+    Args:
+        model: What they should be.
+        raw: As read; changed by the overrides.
+        overrides: Later ones win.
+        name: File or command that the settings come from, for the error message.
+
+    Raises:
+        RecipeError: One line, all problems together: name, key, value, nearest key.
+    """
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        problems = _one_per_key(error.errors(), model)
+        raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: must be KEY=VALUE, such as train.epochs=10")
+    *parents, leaf = key.strip().split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override}: '{parent}' is a value, not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
+    """Pydantic's problems; of a value that may be of several types, the most telling one."""
+    by_key: dict[str, list[Any]] = {}
+    for problem in problems:
+        location = _without_types(problem["loc"], model)
+        field = ".".join(part for part in location if isinstance(part, str))
+        by_key.setdefault(field, []).append({**problem, "loc": location})
+    return [_describe(max(same, key=_telling), model) for same in by_key.values()]
+
+
+def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
+    """A problem's location without the names that pydantic gives to a union's types."""
+    kept = []
+    for part in location:
+        in_section = isinstance(model, type) and issubclass(model, BaseModel)
+        if in_section or isinstance(part, int):
+            kept.append(part)
+        field = model.model_fields.get(part) if in_section else None
+        model = field.annotation if field else None
+    return kept
+
+
+def _telling(problem: Any) -> tuple[bool, int]:
+    """A value of the right type but out of range says more than one of another type."""
+    of_another_type = problem["type"].endswith(("_type", "_parsing", "literal_error"))
+    return not of_another_type, len(problem["loc"])
+
+
+def _describe(problem: Any, model: type[BaseModel]) -> str:
+    """One pydantic problem as `key = value: what is wrong`."""
+    location = [str(part) for part in problem["loc"]]
+    key, message = ".".join(location), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        valid = list(_keys_of(model, location[:-1]))
+        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.4)
+        mend = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
+        return f"unknown key '{key}' ({mend})"
+    if problem["type"] == "missing":
+        return f"'{key}' is required"
+    value = problem["input"]
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    if problem["type"] == "literal_error":
+        expected = problem["ctx"]["expected"]
+        nearest = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", expected), n=1)
+        message = f"must be {expected}" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
+    return f"{key}{shown}: {message}" if key else message
+
+
+def _keys_of(model: Any, section: Sequence[str]) -> Iterator[str]:
+    """Valid keys of a section such as ['train'] of a model (the model's own for [])."""
+    for name in section:
+        model = model.model_fields[name].annotation
+    yield from model.model_fields
