@@ -167,6 +167,18 @@ def test_pictures_show_what_was_found_and_leave_the_photo_alone() -> None:
     assert side_by_side([boxed, tinted]).size == (244, 90)
 
 
+@pytest.mark.parametrize("score", [0.5, 1.0])
+def test_found_boxes_show_their_score_and_true_ones_none(score: float) -> None:
+    photo, box = Image.new("RGB", (200, 120)), (30.0, 60.0, 90.0, 110.0)
+
+    def drawn(score: float, *, scored: bool) -> bytes:
+        found = [answers.Detection("a", score, box)]
+        return draw_boxes(photo, found, ["a"], scored=scored).tobytes()
+
+    assert drawn(score, scored=True) != drawn(score, scored=False)
+    assert drawn(score, scored=False) == drawn(0.25, scored=False)
+
+
 def test_what_the_edge_needs_loads_no_torch() -> None:
     code = "import sys, hgkd_edge.tasks.answers, hgkd_edge.tasks.pictures as p; "
     code += "from PIL import Image; p.side_by_side([Image.new('RGB', (2, 2))]); "
