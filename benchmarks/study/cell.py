@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.study.protocols import PROTOCOLS
@@ -20,7 +21,7 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify
 from hgkd_edge.tasks.config import FinetuneConfig
 
-__all__ = ["score_cell"]
+__all__ = ["finetuned_scores", "score_cell"]
 
 
 def score_cell(
@@ -38,8 +39,8 @@ def score_cell(
 
     Returns:
         Where the task is classification, `knn` and `linear_probe` top-1, and the same two in `val`;
-        `finetune` score by share, `held_out` cosine, `seconds_distilled` and
-        `seconds` in all.
+        `finetune` score by share, single `draws` where it is their mean, `held_out` cosine,
+        `seconds_distilled` and `seconds` in all.
     """
     begin = time.monotonic()
     splits = open_splits(recipe.data)
@@ -56,8 +57,12 @@ def score_cell(
         cell["val"] = asdict(score_features(network, splits["train"], splits["val"]))
         if finetuned:
             cell |= asdict(score_features(network, splits["train"], splits["test"]))
-    shares = protocol.epochs if finetuned else {}
-    cell["finetune"] = {share: _finetuned(recipe, run, annotated, share) for share in shares}
+    draws = {
+        share: finetuned_scores(recipe, run, annotated, share)
+        for share in (protocol.epochs if finetuned else {})
+    }
+    cell["finetune"] = {share: mean(scores) for share, scores in draws.items()}
+    cell["draws"] = {share: scores for share, scores in draws.items() if len(scores) > 1}
     return {**cell, "seconds": round(time.monotonic() - begin)}
 
 
@@ -69,15 +74,18 @@ def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
     save_backbone(dense, parts.spec, run.backbone_file)
 
 
-def _finetuned(recipe: Recipe, run: RunDir, annotated: Path, share: float) -> float:
-    """The task's metric on held-out photos after fine-tuning, the same way in every arm."""
+def finetuned_scores(recipe: Recipe, run: RunDir, annotated: Path, share: float) -> list[float]:
+    """The task's metric on held-out photos after fine-tuning, the same way in every arm.
+
+    One score for each drawing of the labelled photos; the drawings of one seed are those of all
+    arms.
+    """
     protocol = PROTOCOLS[recipe.name]
     config = FinetuneConfig.model_validate(
         {
             "task": protocol.task,
             "backbone": run.backbone_file,
             "data": recipe.data.model_dump() | {"path": annotated},
-            "seed": recipe.seed,
             "label_share": share,
             "train": {
                 "epochs": protocol.epochs[share],
@@ -89,4 +97,6 @@ def _finetuned(recipe: Recipe, run: RunDir, annotated: Path, share: float) -> fl
             protocol.task: protocol.settings,
         }
     )
-    return float(finetune(config, run)["scores"][TASKS[protocol.task].metric])
+    seeds = [recipe.seed + 1000 * draw for draw in range(protocol.draws.get(share, 1))]
+    results = [finetune(config.model_copy(update={"seed": seed}), run) for seed in seeds]
+    return [float(result["scores"][TASKS[protocol.task].metric]) for result in results]

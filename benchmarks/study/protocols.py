@@ -17,6 +17,8 @@ class Protocol:
         task: As in `hgkd-edge finetune --task`.
         epochs: By share of the training labels: fewer photos are seen more often.
         batch_size: Photos of an update.
+        draws: By share, how many times its photos are drawn, where the few that are drawn decide
+            much of the score: the mean counts. Else once.
         listing: Text file of the training photos' names, where the data are not class folders.
         images: Folder of the photos, likewise.
         per_class: Take only so many training photos of each class, and as `val` its last 300: a
@@ -27,6 +29,7 @@ class Protocol:
     task: str
     epochs: dict[float, int]
     batch_size: int
+    draws: dict[float, int] = field(default_factory=dict)
     listing: str = ""
     images: str = ""
     per_class: int = 0
@@ -34,8 +37,16 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "clothing10": Protocol("classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64),
-    "cifar10": Protocol("classify", {0.01: 40, 0.1: 15, 1.0: 5}, batch_size=64, per_class=1000),
+    "clothing10": Protocol(
+        "classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64, draws={0.01: 5}
+    ),
+    "cifar10": Protocol(
+        "classify",
+        {0.01: 40, 0.1: 15, 1.0: 5},
+        batch_size=64,
+        draws={0.01: 5},
+        per_class=1000,
+    ),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
