@@ -46,6 +46,11 @@ _CHANGES: dict[str, list[str]] = {
     "target mse": ["loss.target=mse"],
     "target cosine": ["loss.target=cosine"],
     "2 masks, half the epochs": ["mask.per_image=2", "train.epochs={half}"],
+    "4 masks, ratio 0.25, half the epochs": [
+        "mask.per_image=4",
+        "mask.ratio=0.25",
+        "train.epochs={half}",
+    ],
     "layers 2, 4 and last": ["teacher.layers=[1, 3, 5]"],
     "pixels too": ["loss.pixel_weight=0.2"],
 }
