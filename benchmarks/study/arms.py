@@ -30,6 +30,10 @@ ARMS: dict[str, list[str]] = {
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
     "h-gkd, labelled teacher": [],
+    "h-gkd, 4 masks, twice the updates, labelled teacher": [
+        "mask.per_image=4",
+        "train.epochs={half}",
+    ],
 }
 
 # One change at a time to "h-gkd".

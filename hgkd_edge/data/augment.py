@@ -7,9 +7,11 @@ step draws the same crops on one process or on many, before or after a resume.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -33,18 +35,54 @@ def random_view(
     Returns:
         float32 [B, 3, H, W] in [0, 1].
     """
-    height, width = canvas.shape[-2:]
-    views = []
-    for image, (area, aspect, top, left, flip) in zip(canvas, draws.tolist(), strict=True):
-        share = scale[0] + area * (scale[1] - scale[0])
-        ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # aspect change in [3/4, 4/3]
-        crop_height = min(height, round(height * math.sqrt(share / ratio)))
-        crop_width = min(width, round(width * math.sqrt(share * ratio)))
-        y, x = int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1))
-        view = image[:, y : y + crop_height, x : x + crop_width]
-        view = F.resize(view, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-        views.append(view.flip(-1) if flip < 0.5 else view)
-    return torch.stack(views).float() / 255  # [B, 3, H, W]
+    boxes = [_box(row, canvas.shape[-2:], scale) for row in draws.tolist()]
+    if canvas.device.type == "cpu":
+        return torch.stack([_cut(*each, size) for each in zip(canvas, boxes, strict=True)])
+    return _cut_all(canvas, torch.tensor(boxes, device=canvas.device), size)
+
+
+def _box(
+    draws: Sequence[float], canvas: Sequence[int], scale: tuple[float, float]
+) -> tuple[int, int, int, int, bool]:
+    """Top, left, height and width of a crop in pixels, and whether it is mirrored."""
+    (area, aspect, top, left, flip), (height, width) = draws, canvas
+    share = scale[0] + area * (scale[1] - scale[0])
+    ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # aspect change in [3/4, 4/3]
+    crop_height = min(height, round(height * math.sqrt(share / ratio)))
+    crop_width = min(width, round(width * math.sqrt(share * ratio)))
+    y, x = int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1))
+    return y, x, crop_height, crop_width, flip < 0.5
+
+
+def _cut(image: Tensor, box: tuple[int, int, int, int, bool], size: tuple[int, int]) -> Tensor:
+    """One crop of an image uint8 [3, H_canvas, W_canvas]: float32 [3, H, W] in [0, 1]."""
+    y, x, height, width, mirrored = box
+    view = image[:, y : y + height, x : x + width]
+    view = F.resize(view, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return (view.flip(-1) if mirrored else view).float() / 255
+
+
+def _cut_all(canvas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The crops of all images at once, as `_cut` but for rounding and smoothing.
+
+    On a GPU, starting a kernel for each image takes longer than its work. Without smoothing: a crop
+    is at most 8/7 as large as its view, which leaves nothing to alias.
+
+    Args:
+        boxes: int64 [B, 5], what `_box` gives.
+    """
+    top, left, height, width, mirrored = boxes.float().T[:, :, None]  # [B, 1] each
+    rows, columns = (
+        (torch.arange(side, device=canvas.device) + 0.5) / side for side in size
+    )  # [H], [W] in (0, 1)
+    columns = torch.where(mirrored > 0, 1 - columns, columns)  # [B, W]
+    y = 2 * (top + height * rows) / canvas.shape[-2] - 1  # [B, H] in [-1, 1]
+    x = 2 * (left + width * columns) / canvas.shape[-1] - 1  # [B, W]
+    shape = (len(canvas), *size)
+    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=-1)
+    return grid_sample(
+        canvas.float() / 255, grid, padding_mode="border", align_corners=False
+    )  # [B, 3, H, W]
 
 
 def center_view(canvas: Tensor, *, size: tuple[int, int]) -> Tensor:

@@ -6,8 +6,9 @@ state-dict keys are timm's, and the way back is the network itself.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError
 from hgkd_edge.sparse import layers, proof, rules, sync  # noqa: F401  (rules register themselves)
+from hgkd_edge.sparse.features import feature_list, plain_maps
 from hgkd_edge.sparse.masked import MaskedEngine
 from hgkd_edge.sparse.sites import Engine
 from hgkd_edge.sparse.spconv import SpconvEngine
@@ -26,11 +28,6 @@ BACKENDS: dict[str, Callable[[Visible], Engine]] = {
     "masked": MaskedEngine,
     "spconv": SpconvEngine,
 }
-
-
-def feature_list(maps: Any) -> list[Any]:
-    """The maps of any of timm's feature networks, which return lists, tuples or dicts."""
-    return list(maps.values()) if isinstance(maps, Mapping) else list(maps)
 
 
 class SparseEncoder(nn.Module):
@@ -91,18 +88,21 @@ class SparseEncoder(nn.Module):
                 run on visible sites only.
         """
         self._check(images, visible)
+        sites = Visible(visible, self.patch)
+        with _batchnorm_fault_named():
+            if sites.n == visible.numel():  # plain layers, which have nothing to gather
+                return plain_maps(self.network, images)
+            return self._on_sites(images, sites)
+
+    def on_sites(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+        """As `forward`, on visible sites also where nothing is masked: what a proof looks at."""
+        self._check(images, visible)
+        return self._on_sites(images, Visible(visible, self.patch))
+
+    def _on_sites(self, images: Tensor, sites: Visible) -> list[Tensor]:
         sync.adapt(self)
-        engine = BACKENDS[self.backend](Visible(visible, self.patch))
-        try:
-            maps = feature_list(self.network(engine.enter(images)))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ConversionError(
-                "BatchNorm in training cannot average over the one visible site of the batch",
-                hint="show more patches or photos at a time, or call .eval()",
-            ) from error
-        return [engine.leave(m) for m in maps]
+        engine = BACKENDS[self.backend](sites)
+        return [engine.leave(m) for m in feature_list(self.network(engine.enter(images)))]
 
     def _check(self, images: Tensor, visible: Tensor) -> None:
         if images.dim() != 4 or any(side % self.patch for side in images.shape[2:]):
@@ -120,6 +120,19 @@ class SparseEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}, patch={self.patch}"
+
+
+@contextlib.contextmanager
+def _batchnorm_fault_named() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConversionError(
+            "BatchNorm in training cannot average over the one visible site of the batch",
+            hint="show more patches or photos at a time, or call .eval()",
+        ) from error
 
 
 @torch.inference_mode(False)  # the proof needs gradients, also where the caller only infers

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError
+from hgkd_edge.sparse.features import plain_maps
 
 if TYPE_CHECKING:
     from hgkd_edge.sparse.encoder import SparseEncoder
@@ -100,17 +101,13 @@ def _against_plain(
     ours: SparseEncoder, plain: nn.Module, images: Tensor, everything: Tensor
 ) -> None:
     """With everything visible: maps, strides and parameter gradients of the plain network."""
-    from hgkd_edge.sparse.encoder import feature_list
-
     try:
-        expected = feature_list(plain(images))
+        expected = plain_maps(plain, images)
     except Exception as error:
         raise ConversionError(
             f"the network itself fails on images of {list(images.shape[2:])} px: {error}",
             hint="fixed-size networks (most Transformers) cannot be made sparse",
         ) from error
-    if str(getattr(getattr(plain, "output_fmt", None), "value", "NCHW")) == "NHWC":
-        expected = [m.permute(0, 3, 1, 2) for m in expected]
     for m, stride in zip(expected, ours.reductions, strict=True):
         if images.shape[2] != m.shape[2] * stride or images.shape[3] != m.shape[3] * stride:
             raise ConversionError(
@@ -156,7 +153,7 @@ def _run(encoder: SparseEncoder, images: Tensor, visible: Tensor) -> list[Tensor
     """One pass; a failure names the module in which it happened."""
     with _tracing(encoder) as path:
         try:
-            return encoder(images, visible)
+            return encoder.on_sites(images, visible)
         except ConversionError as error:
             raise ConversionError(
                 f"{_where(encoder, path)}: {error.message}", hint=error.hint

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hgkd_edge.data import augment
 from hgkd_edge.data.augment import center_view, random_view
 from hgkd_edge.data.masks import mask_grid, random_masks, visible_count
+from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.recipe import DataConfig
 
 
 @given(
@@ -35,6 +40,25 @@ def test_the_flip_mirrors_and_a_whole_crop_shows_everything() -> None:
 
     torch.testing.assert_close(views[0].flip(-1), views[1])
     torch.testing.assert_close(views[1], center_view(canvas, size=(32, 32)))
+
+
+def test_crops_of_a_whole_batch_are_those_of_one_image_at_a_time(photos: Path) -> None:
+    source = open_splits(DataConfig(source="folder", path=photos, image_size=(56, 64)))["train"]
+    canvas = source.images[torch.arange(16)]
+    draws = torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
+
+    one_by_one = random_view(canvas, draws, size=(56, 64), scale=(0.67, 1.0))
+    boxes = [augment._box(row, canvas.shape[-2:], (0.67, 1.0)) for row in draws.tolist()]
+    at_once = augment._cut_all(canvas, torch.tensor(boxes), (56, 64))
+
+    gap = (at_once - one_by_one).abs()
+    assert (
+        gap.mean() < 1 / 255
+    )  # smoothing and rounding; a shift of half a pixel is four times that
+    shifted = augment._cut_all(
+        canvas, torch.tensor(boxes) + torch.tensor([0, 1, 0, 0, 0]), (56, 64)
+    )
+    assert (shifted - one_by_one).abs().mean() > 4 * gap.mean()
 
 
 @given(

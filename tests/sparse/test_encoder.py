@@ -12,6 +12,7 @@ from torch import nn
 
 from hgkd_edge.errors import ConversionError
 from hgkd_edge.sparse import densify, sparsify
+from hgkd_edge.sparse.encoder import BACKENDS
 from tests.sparse.helpers import assert_same_step, gap, network, pair, random_visible
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
@@ -48,10 +49,20 @@ def test_float32_step_agrees_at_timms_own_initialisation(name, share):
 def test_nothing_masked_equals_the_plain_network(name):
     model = network(name).eval()
 
-    maps = sparsify(copy.deepcopy(model))(IMAGES, torch.ones(2, 2, 3, dtype=torch.bool))
+    encoder, everything = sparsify(copy.deepcopy(model)), torch.ones(2, 2, 3, dtype=torch.bool)
 
-    for ours, plain in zip(maps, model(IMAGES), strict=True):
-        assert gap(ours, plain) < 1e-5
+    for maps in (encoder(IMAGES, everything), encoder.on_sites(IMAGES, everything)):
+        for ours, plain in zip(maps, model(IMAGES), strict=True):
+            assert gap(ours, plain) < 1e-5
+
+
+def test_nothing_masked_runs_the_plain_layers(monkeypatch):
+    encoder = sparsify(network("resnet18"))
+    monkeypatch.delitem(BACKENDS, "tiles")
+
+    assert encoder(IMAGES, torch.ones(2, 2, 3, dtype=torch.bool))[-1].shape == (2, 512, 2, 3)
+    with pytest.raises(KeyError):
+        encoder(IMAGES, random_visible(2, 2, 3))
 
 
 @pytest.mark.parametrize("backend", ["tiles", "masked"])

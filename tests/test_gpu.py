@@ -1,0 +1,102 @@
+"""What only a GPU can show. `pytest tests/test_gpu.py` on a machine that has one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hgkd_edge.data import augment
+from hgkd_edge.distill import distill
+from hgkd_edge.models.backbone import load_embedding_net
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.sparse import kernels
+from tests.sparse.helpers import distance, network, pair, random_visible
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def step(
+    encoder: torch.nn.Module, images: torch.Tensor, visible: torch.Tensor, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Maps and parameter gradients of a fixed random projection; bf16 and fp16 by autocast."""
+    images, half = images.cuda(), dtype.itemsize == 2
+    with torch.autocast("cuda", dtype if half else torch.bfloat16, enabled=half):
+        maps = [m.to(images.dtype) for m in encoder.cuda()(images, visible.cuda())]
+    generator = torch.Generator("cuda").manual_seed(0)
+    loss = torch.zeros((), device="cuda", dtype=images.dtype)
+    for m in maps:
+        loss = loss + (m * torch.randn(m.shape, generator=generator, device="cuda")).mean()
+    loss.backward()
+    return maps, [p.grad for p in encoder.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("method", ["rows", "native", "grid", "table"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_100", "efficientnet_lite0", "convnext_atto"]
+)
+def test_tiles_equal_the_masked_reference(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "rows":  # the table never chooses it for grouped layers
+        monkeypatch.setattr(
+            kernels, "choose", lambda *of: "rows" if of[2].groups == 1 else "native"
+        )
+    elif method != "table":
+        monkeypatch.setattr(kernels, "choose", lambda *_: method)
+    tiles, masked = pair(network(name, torch.float64))
+    images = torch.rand(4, 3, 128, 160, dtype=torch.float64)
+    visible = random_visible(4, 4, 5)
+
+    ours = step(tiles, images, visible, torch.float64)
+    theirs = step(masked, images, visible, torch.float64)
+
+    assert distance(ours[0], theirs[0]) < 1e-10
+    assert distance(ours[1], theirs[1]) < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_the_masked_reference(dtype: torch.dtype) -> None:
+    tiles, masked = pair(network("resnet18", act_layer=torch.nn.SiLU))
+    images, visible = torch.rand(4, 3, 128, 160), random_visible(4, 4, 5)
+
+    ours = step(tiles, images, visible, dtype)
+    theirs = step(masked, images, visible, torch.float32)
+
+    assert distance(ours[0], theirs[0]) < 0.05
+    assert distance(ours[1], theirs[1]) < 0.1
+
+
+def test_crops_on_the_gpu_are_those_on_the_cpu() -> None:
+    smooth = torch.linspace(0, 255, 73)
+    canvas = (smooth[:, None] * 0.5 + smooth * 0.5).byte().expand(8, 3, 73, 73).contiguous()
+    draws = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+
+    on_cpu = augment.random_view(canvas, draws, size=(64, 64), scale=(0.67, 1.0))
+    on_gpu = augment.random_view(canvas.cuda(), draws.cuda(), size=(64, 64), scale=(0.67, 1.0))
+
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=2 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_distillation_learns_and_its_backbone_is_the_same_on_a_cpu(
+    tiny_recipe: dict[str, Any], tmp_path: Path, precision: str
+) -> None:
+    tiny_recipe["train"] |= {"precision": precision, "epochs": 6, "lr": 3e-3, "trackers": []}
+    tiny_recipe["mask"] = {"per_image": 2}
+    run = RunDir.create(Recipe.model_validate(tiny_recipe), tmp_path / "run")
+
+    distill(Recipe.model_validate(tiny_recipe), run)
+
+    losses = [json.loads(line)["loss"] for line in run.log_file.read_text().splitlines()]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    images = torch.rand(4, 3, 64, 64)
+    with torch.inference_mode():
+        here = load_embedding_net(run.backbone_file)(images)
+        there = load_embedding_net(run.backbone_file).cuda()(images.cuda()).cpu()
+    assert F.cosine_similarity(here, there).min() > 0.999
