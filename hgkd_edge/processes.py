@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-from hgkd_edge.errors import TrainingError
+from hgkd_edge.errors import RecipeError, TrainingError
 
 __all__ = [
     "count",
@@ -113,11 +113,21 @@ def end(code: int) -> NoReturn:
 
 
 def _group() -> Any:
-    """`torch.distributed`, with this process in the group."""
+    """`torch.distributed`, with this process in the group.
+
+    Raises:
+        RecipeError: More processes than GPUs on this machine.
+    """
     import torch
     import torch.distributed
     from accelerate import PartialState
 
     if not torch.distributed.is_initialized():
+        if torch.cuda.is_available() and local_count() > (gpus := torch.cuda.device_count()):
+            raise RecipeError(
+                f"{local_count()} processes on this machine, which has {gpus} GPU"
+                + ("s" if gpus > 1 else ""),
+                hint=f"start {gpus}, or set CUDA_VISIBLE_DEVICES= to train on the CPU",
+            )
         PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return torch.distributed

@@ -28,6 +28,7 @@ class Choice(NamedTuple):
 
 
 MEASURED = "2 cores of an AMD EPYC (Zen 5), torch 2.15"
+ON_H200 = "one NVIDIA H200, torch 2.11"
 TABLE = (
     Choice("cpu", "float32", "dense", 1, 4, "rows", MEASURED),
     Choice("cpu", "bfloat16", "dense", 1, 4, "rows", MEASURED),
@@ -35,7 +36,9 @@ TABLE = (
     Choice("cpu", "*", "depthwise", 5, 2, "grid", MEASURED),
     Choice("cpu", "*", "depthwise", 1, 1, "grid", MEASURED),
     Choice("cpu", "*", "grouped", 1, 2, "grid", MEASURED),
-    Choice("cuda", "*", "dense", 1, 2, "rows", "not measured: as on a CPU"),
+    Choice("cuda", "bfloat16", "dense", 1, 2, "rows", ON_H200),
+    Choice("cuda", "float16", "dense", 1, 2, "rows", "as bfloat16"),
+    Choice("cuda", "float32", "dense", 1, 1 << 30, "native", ON_H200),
     Choice("*", "*", "*", 1, 1 << 30, "native", "default"),
 )
 

@@ -247,22 +247,26 @@ def fold_window(near: Tensor, visible: Visible, t: int, rows: Window, cols: Wind
     if all(0 <= w.before <= w.size - t for w in (rows, cols)):
         own = near[:, rows.before : rows.before + t, cols.before : cols.before + t]
         total[:count].view(own.shape).copy_(own)
-        edge = _border(t, rows, cols, near.device)
+        edge = _border(visible, t, rows, cols)
         index = index.flatten(1).index_select(1, edge)
         near = near.flatten(1, 2).index_select(1, edge)
     total.index_add_(0, index.flatten(), near.reshape(-1, channels))
     return tiles_of(total[:count], t)
 
 
-def _border(t: int, rows: Window, cols: Window, device: torch.device) -> Tensor:
+def _border(visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
     """Places of a window, counted row by row, that lie outside its tile."""
+    key = ("border", t, rows, cols)
+    border = visible.cached(key)
+    if border is not None:
+        return border
     at = [
         y * cols.size + x
         for y in range(rows.size)
         for x in range(cols.size)
         if not (0 <= y - rows.before < t and 0 <= x - cols.before < t)
     ]
-    return torch.tensor(at, device=device)
+    return visible.keep(key, torch.tensor(at, device=visible.device))
 
 
 def padding_of(shape: ConvShape, visible: Visible) -> tuple[int, int, int, int]:

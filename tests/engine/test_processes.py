@@ -14,12 +14,17 @@ from typing import Any
 import pytest
 import torch
 
+from hgkd_edge import processes
 from hgkd_edge.distill import distill
+from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe import load_recipe
 from hgkd_edge.rundir import RunDir
 from tests.engine.helpers import losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.device_count() == 1, reason="takes two GPUs, or none"),
+]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -91,6 +96,20 @@ def test_an_error_is_told_once_and_ends_all(tiny_recipe_file: Path, tmp_path: Pa
     assert done.stderr.count("error:") == 1
     assert "did you mean 'resnet18" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_more_processes_than_gpus_are_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    with pytest.raises(RecipeError, match="2 processes on this machine, which has 1 GPU") as caught:
+        processes.from_all(0)
+
+    assert "CUDA_VISIBLE_DEVICES= " in caught.value.hint
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "one is killed"])
