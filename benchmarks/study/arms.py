@@ -55,6 +55,8 @@ _CHANGES: dict[str, list[str]] = {
         "mask.ratio=0.25",
         "train.epochs={half}",
     ],
+    "30 epochs": ["train.epochs=30"],
+    "nothing masked, 30 epochs": [*DENSE, "train.epochs=30"],
     "layers 2, 4 and last": ["teacher.layers=[1, 3, 5]"],
     "pixels too": ["loss.pixel_weight=0.2"],
 }

@@ -47,6 +47,13 @@ PROTOCOLS = {
         draws={0.01: 5},
         per_class=1000,
     ),
+    "cifar10-vit-s": Protocol(
+        "classify",
+        {0.01: 80, 0.1: 20, 1.0: 5},
+        batch_size=128,
+        draws={0.01: 3},
+        per_class=2500,
+    ),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
