@@ -29,6 +29,7 @@ from hgkd_edge.tasks.base import Answers, ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification, ClassifyTask
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
+from tests.engine.helpers import exact_on_a_cpu
 
 QUICK = ["train.precision=fp32", "train.lr=3e-3", "train.layer_decay=1", "classify.augment=none"]
 CARD = ModelCard(
@@ -209,6 +210,7 @@ def test_wrong_settings_are_named(run: RunDir) -> None:
         settings.resume(run)
 
 
+@exact_on_a_cpu
 def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     options = ["--set", "label_share=0.1", "--set", "train.epochs=4"]
     for override in QUICK:

@@ -14,6 +14,7 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.detect import DetectLoss, ObjectDetection
+from tests.engine.helpers import exact_on_a_cpu
 from tests.tasks.helpers import (
     check_onnx_scores_the_same,
     check_resume_is_exact,
@@ -59,6 +60,7 @@ def test_a_few_dozen_steps_find_cells_and_onnx_scores_the_same(run: RunDir) -> N
         assert picture.size == (2 * 160 + 4, 120)
 
 
+@exact_on_a_cpu
 def test_broken_off_and_resumed_it_ends_with_the_same_weights(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

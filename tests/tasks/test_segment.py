@@ -16,6 +16,7 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.segment import Segmentation, SegmentLoss
+from tests.engine.helpers import exact_on_a_cpu
 from tests.tasks.helpers import (
     check_onnx_scores_the_same,
     check_resume_is_exact,
@@ -62,6 +63,7 @@ def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: Run
     assert "foreground" in run.card_file.read_text()
 
 
+@exact_on_a_cpu
 def test_broken_off_and_resumed_it_ends_with_the_same_weights(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
