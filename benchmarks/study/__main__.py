@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.study.arms import ABLATION, ARMS, SCRATCH
-from benchmarks.study.cell import score_cell
+from benchmarks.study.arms import ABLATION, ARMS, SCRATCH, TEACHERS
+from benchmarks.study.cell import score_cell, score_teacher
 from benchmarks.study.protocols import PROTOCOLS, training_photos
 from benchmarks.study.report import report
 from hgkd_edge.console import console
@@ -61,13 +61,16 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
     photos = training_photos(arguments.base, arguments.data, arguments.out)
     changes = [f"data.path={photos}", *(change.format(half=half) for change in changes)]
     recipe = load_recipe(base, [*changes, *_teacher(load_recipe(base, changes)), f"seed={seed}"])
-    cell = score_cell(
-        recipe,
-        _fresh(arguments.out / "runs" / name),
-        photos if PROTOCOLS[arguments.base].per_class else arguments.data,
-        scratch=arm == SCRATCH,
-        finetuned=not arguments.ablation,
-    )
+    if arm in TEACHERS:
+        cell = score_teacher(recipe)
+    else:
+        cell = score_cell(
+            recipe,
+            _fresh(arguments.out / "runs" / name),
+            photos if PROTOCOLS[arguments.base].per_class else arguments.data,
+            scratch=arm == SCRATCH,
+            finetuned=not arguments.ablation,
+        )
     where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     write_json(
         file, {"base": arguments.base, "kind": kind, "arm": arm, "seed": seed, **cell, **where}

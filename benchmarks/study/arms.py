@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ABLATION", "ARMS", "SCRATCH"]
+__all__ = ["ABLATION", "ARMS", "SCRATCH", "TEACHERS"]
 
 SCRATCH = "scratch"
 MAE = ["teacher.pretrain.label_epochs=0"]
@@ -17,8 +17,12 @@ SPARK = [
     "mask.whole_share=0",
 ]
 
+# What students learn from, scored by itself: they cannot be expected to know much more.
+TEACHERS: dict[str, list[str]] = {"teacher": MAE, "labelled teacher": []}
+
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
+    **TEACHERS,
     SCRATCH: MAE,  # no other teacher is wanted for a student that has none
     "pixels": [*MAE, *SPARK],
     # Plain feature distillation: nothing masked, so the sparse student is a dense one.
@@ -26,6 +30,14 @@ ARMS: dict[str, list[str]] = {
     "dense-features, standardised": [*MAE, *DENSE],
     "h-gkd": MAE,
     # Half of the teacher's passes: what that saves goes into updates. Times: docs/results.md.
+    # Nothing masked, the four updates of a pass see the same photos.
+    "dense-features, 4 updates a pass": [
+        *MAE,
+        *PLAIN,
+        *DENSE,
+        "mask.per_image=4",
+        "train.epochs={half}",
+    ],
     "h-gkd, 4 masks, twice the updates": [*MAE, "mask.per_image=4", "train.epochs={half}"],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
@@ -40,6 +52,7 @@ ARMS: dict[str, list[str]] = {
 _CHANGES: dict[str, list[str]] = {
     "none": [],
     "nothing masked": DENSE,
+    "nothing masked, 4 updates a pass": [*DENSE, "mask.per_image=4", "train.epochs={half}"],
     "not standardised": PLAIN,
     "ratio 0.25": ["mask.ratio=0.25"],
     "ratio 0.6": ["mask.ratio=0.6"],

@@ -8,20 +8,28 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from torch import Tensor, nn
+
 from benchmarks.study.protocols import PROTOCOLS
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distill import distill
 from hgkd_edge.evaluate import score_features
 from hgkd_edge.finetune import TASKS, finetune
-from hgkd_edge.models.backbone import EmbeddingNet, load_embedding_net, save_backbone
+from hgkd_edge.models.backbone import (
+    BackboneSpec,
+    EmbeddingNet,
+    load_embedding_net,
+    save_backbone,
+)
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
+from hgkd_edge.models.teacher import Teacher, load_vit_weights
 from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify
 from hgkd_edge.tasks.config import FinetuneConfig
 
-__all__ = ["finetuned_scores", "score_cell"]
+__all__ = ["finetuned_scores", "score_cell", "score_teacher"]
 
 
 def score_cell(
@@ -72,6 +80,31 @@ def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
     dense = densify(parts.encoder)
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
     save_backbone(dense, parts.spec, run.backbone_file)
+
+
+class _TeacherFeatures(nn.Module):
+    """A teacher as `score_features` takes a network: photos -> its tokens' mean."""
+
+    def __init__(self, teacher: Teacher, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.teacher = teacher  # normalises by itself
+        self.spec = BackboneSpec("", 4, size, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.teacher(images).mean(dim=1)  # [B, N, D] -> [B, D]
+
+
+def score_teacher(recipe: Recipe) -> dict[str, Any]:
+    """`knn` and `linear_probe` top-1 of the teacher itself, and the same two in `val`."""
+    parts, splits = build(recipe, download=False), open_splits(recipe.data)
+    load_vit_weights(parts.vit, recipe.teacher.path)
+    teacher = Teacher(parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size)
+    network = _TeacherFeatures(teacher.eval(), recipe.data.size)
+    scores = {
+        split: asdict(score_features(network, splits["train"], splits[split]))
+        for split in ("val", "test")
+    }
+    return {"finetune": {}, "val": scores["val"], **scores["test"]}
 
 
 def finetuned_scores(recipe: Recipe, run: RunDir, annotated: Path, share: float) -> list[float]:
