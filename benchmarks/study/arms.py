@@ -41,6 +41,12 @@ ARMS: dict[str, list[str]] = {
     "h-gkd, 4 masks, twice the updates": [*MAE, "mask.per_image=4", "train.epochs={half}"],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
+    "dense-features, 4 updates a pass, labelled teacher": [
+        *PLAIN,
+        *DENSE,
+        "mask.per_image=4",
+        "train.epochs={half}",
+    ],
     "h-gkd, labelled teacher": [],
     "h-gkd, 4 masks, twice the updates, labelled teacher": [
         "mask.per_image=4",
