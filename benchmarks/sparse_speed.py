@@ -50,8 +50,8 @@ def variants(name: str, batch: int, size: int, ratio: float, device: str) -> dic
     return {
         "dense": lambda: plain(images),
         "dense_cl": lambda: last(images_last),
-        "masked": lambda: masked(images, visible),
-        "tiles": lambda: tiles(images, visible),
+        "masked": lambda: masked.on_sites(images, visible),
+        "tiles": lambda: tiles.on_sites(images, visible),
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torchvision.ops import roi_align
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -71,18 +71,12 @@ def _cut_all(canvas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     Args:
         boxes: int64 [B, 5], what `_box` gives.
     """
-    top, left, height, width, mirrored = boxes.float().T[:, :, None]  # [B, 1] each
-    rows, columns = (
-        (torch.arange(side, device=canvas.device) + 0.5) / side for side in size
-    )  # [H], [W] in (0, 1)
-    columns = torch.where(mirrored > 0, 1 - columns, columns)  # [B, W]
-    y = 2 * (top + height * rows) / canvas.shape[-2] - 1  # [B, H] in [-1, 1]
-    x = 2 * (left + width * columns) / canvas.shape[-1] - 1  # [B, W]
-    shape = (len(canvas), *size)
-    grid = torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], dim=-1)
-    return grid_sample(
-        canvas.float() / 255, grid, padding_mode="border", align_corners=False
-    )  # [B, 3, H, W]
+    top, left, height, width, mirrored = boxes.T  # [B] each
+    number = torch.arange(len(boxes), device=boxes.device)
+    regions = torch.stack([number, left, top, left + width, top + height], dim=1)  # [B, 5]
+    pixels = canvas.float() / 255
+    views = roi_align(pixels, regions.to(pixels), size, sampling_ratio=1, aligned=True)
+    return torch.where(mirrored[:, None, None, None] > 0, views.flip(-1), views)  # [B, 3, H, W]
 
 
 def center_view(canvas: Tensor, *, size: tuple[int, int]) -> Tensor:

@@ -30,6 +30,20 @@ BACKENDS: dict[str, Callable[[Visible], Engine]] = {
 }
 
 
+@contextlib.contextmanager
+def _batchnorm_fault_named() -> Iterator[None]:
+    """torch's error on a batch of one value per channel, in this project's words."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConversionError(
+            "BatchNorm in training cannot average over the one visible site of the batch",
+            hint="show more patches or photos at a time, or call .eval()",
+        ) from error
+
+
 class SparseEncoder(nn.Module):
     """A timm feature network that computes visible patches only.
 
@@ -73,6 +87,7 @@ class SparseEncoder(nn.Module):
         self.network.training = mode
         return self
 
+    @_batchnorm_fault_named()
     def forward(self, images: Tensor, visible: Tensor) -> list[Tensor]:
         """Encode the visible patches.
 
@@ -89,11 +104,11 @@ class SparseEncoder(nn.Module):
         """
         self._check(images, visible)
         sites = Visible(visible, self.patch)
-        with _batchnorm_fault_named():
-            if sites.n == visible.numel():  # plain layers, which have nothing to gather
-                return plain_maps(self.network, images)
-            return self._on_sites(images, sites)
+        if sites.n == visible.numel():  # plain layers, which have nothing to gather
+            return plain_maps(self.network, images)
+        return self._on_sites(images, sites)
 
+    @_batchnorm_fault_named()
     def on_sites(self, images: Tensor, visible: Tensor) -> list[Tensor]:
         """As `forward`, on visible sites also where nothing is masked: what a proof looks at."""
         self._check(images, visible)
@@ -120,19 +135,6 @@ class SparseEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}, patch={self.patch}"
-
-
-@contextlib.contextmanager
-def _batchnorm_fault_named() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ConversionError(
-            "BatchNorm in training cannot average over the one visible site of the batch",
-            hint="show more patches or photos at a time, or call .eval()",
-        ) from error
 
 
 @torch.inference_mode(False)  # the proof needs gradients, also where the caller only infers
