@@ -136,7 +136,7 @@ class StudentConfig(Section):
     stem_stride: Literal[1, 2, 4] = 4
     backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
     args: dict[str, Any] = Field(default_factory=dict)
-    decoder_width: Positive = 256
+    decoder_width: Positive = 128
 
 
 class MaskConfig(Section):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.study.__main__ import HERE
-from benchmarks.study.arms import ABLATION, ARMS
+from benchmarks.study.arms import ABLATION, ARMS, spelled
 from benchmarks.study.protocols import PROTOCOLS
 from benchmarks.study.report import report
 from hgkd_edge.recipe import load_recipe
@@ -16,10 +16,10 @@ from hgkd_edge.recipe import load_recipe
 @pytest.mark.parametrize("base", PROTOCOLS)
 def test_every_arm_and_change_is_a_recipe(base: str) -> None:
     file = HERE / f"{base}.yaml"
-    half = load_recipe(file).train.epochs // 2
+    epochs = load_recipe(file).train.epochs
 
     for changes in (*ARMS.values(), *ABLATION.values()):
-        recipe = load_recipe(file, [change.format(half=half) for change in changes])
+        recipe = load_recipe(file, spelled(changes, epochs))
         assert recipe.name == base
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.study.arms import ABLATION, ARMS, SCRATCH, TEACHERS
+from benchmarks.study.arms import ABLATION, ARMS, SCRATCH, TEACHERS, spelled
 from benchmarks.study.cell import score_cell, score_teacher
 from benchmarks.study.protocols import PROTOCOLS, training_photos
 from benchmarks.study.report import report
@@ -57,9 +57,9 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
         return
     console.rule(name)
     base = HERE / f"{arguments.base}.yaml"
-    half = load_recipe(base).train.epochs // 2
+    epochs = load_recipe(base).train.epochs
     photos = training_photos(arguments.base, arguments.data, arguments.out)
-    changes = [f"data.path={photos}", *(change.format(half=half) for change in changes)]
+    changes = [f"data.path={photos}", *spelled(changes, epochs)]
     recipe = load_recipe(base, [*changes, *_teacher(load_recipe(base, changes)), f"seed={seed}"])
     if arm in TEACHERS:
         cell = score_teacher(recipe)

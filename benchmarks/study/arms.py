@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ABLATION", "ARMS", "SCRATCH", "TEACHERS"]
+__all__ = ["ABLATION", "ARMS", "SCRATCH", "TEACHERS", "spelled"]
 
 SCRATCH = "scratch"
 MAE = ["teacher.pretrain.label_epochs=0"]
@@ -39,6 +39,14 @@ ARMS: dict[str, list[str]] = {
         "train.epochs={half}",
     ],
     "h-gkd, 4 masks, twice the updates": [*MAE, "mask.per_image=4", "train.epochs={half}"],
+    # Whether masks pay once a student of whole photos has learned its teacher.
+    "dense-features, standardised, 4 updates a pass, ten times the updates": [
+        *MAE,
+        *DENSE,
+        "mask.per_image=4",
+        "train.epochs={long}",
+    ],
+    "h-gkd, 4 masks, ten times the updates": [*MAE, "mask.per_image=4", "train.epochs={long}"],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
     "dense-features, 4 updates a pass, labelled teacher": [
@@ -53,6 +61,9 @@ ARMS: dict[str, list[str]] = {
         "train.epochs={half}",
     ],
 }
+
+# Sixteen times the weights of the study's student: room for both tasks, seeing and guessing.
+WIDE = ["student.args.channels=[64, 128, 256, 512]", "student.decoder_width=128"]
 
 # One change at a time to "h-gkd".
 _CHANGES: dict[str, list[str]] = {
@@ -74,9 +85,21 @@ _CHANGES: dict[str, list[str]] = {
         "mask.ratio=0.25",
         "train.epochs={half}",
     ],
-    "30 epochs": ["train.epochs=30"],
-    "nothing masked, 30 epochs": [*DENSE, "train.epochs=30"],
+    "4 masks, half the epochs, the last 60 % whole": [
+        "mask.per_image=4",
+        "mask.whole_share=0.6",
+        "train.epochs={half}",
+    ],
+    "full width": WIDE,
+    "nothing masked, full width": [*DENSE, *WIDE],
+    "decoder half as wide": ["student.decoder_width=32"],
+    "decoder twice as wide": ["student.decoder_width=128"],
     "layers 2, 4 and last": ["teacher.layers=[1, 3, 5]"],
     "pixels too": ["loss.pixel_weight=0.2"],
 }
 ABLATION = {name: [*MAE, *changes] for name, changes in _CHANGES.items()}
+
+
+def spelled(changes: list[str], epochs: int) -> list[str]:
+    """Changes with the epochs that they name, of a base recipe that has `epochs`."""
+    return [change.format(half=epochs // 2, long=epochs * 5 // 2) for change in changes]

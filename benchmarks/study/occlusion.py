@@ -1,0 +1,69 @@
+"""What a backbone still knows of photos that are partly hidden.
+
+    python -m benchmarks.study.occlusion study/runs/cifar10.arms.h-gkd.0 ... [--areas 0 0.25 0.5]
+
+k-NN top-1 on held-out photos, beside whole training photos, when a square of the photo is set to
+the mean colour: another square in every photo, the same ones for every run. Squares lie anywhere,
+not on the grid of the masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from hgkd_edge.data.augment import center_view, normalize
+from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.models.backbone import EmbeddingNet, load_embedding_net
+from hgkd_edge.probe import embed, knn_top1
+from hgkd_edge.rundir import RunDir
+
+
+@torch.inference_mode()
+def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> Tensor:
+    """Embeddings float [n, C], a square of `area` of every photo hidden."""
+    spec = network.spec
+    hide = v2.RandomErasing(p=1, scale=(area, area), ratio=(1, 1), value=list(spec.mean))
+    torch.manual_seed(0)
+    parts = []
+    for batch in photos.images.split(128):
+        view = center_view(batch, size=spec.size)
+        if area:
+            view = torch.stack([hide(each) for each in view])
+        parts.append(network(normalize(view, spec.mean, spec.std)).float())
+    return torch.cat(parts)
+
+
+def score(run: RunDir, areas: list[float]) -> tuple[str, list[float]]:
+    """The held-out split's name, and k-NN top-1 for each hidden share of it."""
+    splits = open_splits(run.recipe().data)
+    held_out = held_out_split(splits)
+    assert held_out, "nothing held out"
+    train, photos = splits["train"], splits[held_out]
+    network = load_embedding_net(run.backbone_file)
+    known = embed(network, train), train.labels
+    count = len(train.classes)
+    return held_out, [
+        knn_top1(*known, embed_hidden(network, photos, area), photos.labels, classes=count)
+        for area in areas
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, photos with labels")
+    parser.add_argument("--areas", nargs="+", type=float, default=[0.0, 0.1, 0.25, 0.5])
+    arguments = parser.parse_args()
+    print("".join(f"{area:>7.0%}" for area in arguments.areas), " hidden")
+    for folder in arguments.runs:
+        held_out, scores = score(RunDir(folder), arguments.areas)
+        figures = "".join(f"{100 * score:>7.1f}" for score in scores)
+        print(f"{figures}  {folder.name} ({held_out})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
