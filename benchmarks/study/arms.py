@@ -8,6 +8,11 @@ SCRATCH = "scratch"
 MAE = ["teacher.pretrain.label_epochs=0"]
 PLAIN = ["teacher.standardize=false"]
 DENSE = ["mask.ratio=0", "mask.whole_share=0", "loss.where=all"]
+# Four updates share each pass of the teacher; nothing masked, the four see the same photos.
+FOUR = ["mask.per_image=4", "train.epochs={half}"]  # half the passes, twice the updates
+LONG = ["mask.per_image=4", "train.epochs={long}"]  # ten times the updates
+# Sixteen times the weights of the study's student: room for both tasks, seeing and guessing.
+WIDE = ["student.args.channels=[64, 128, 256, 512]", "student.decoder_width=128"]
 # SparK (Tian et al. 2023): pixels of masked patches, normalised within each patch.
 SPARK = [
     "loss.feature_weight=0",
@@ -29,47 +34,24 @@ ARMS: dict[str, list[str]] = {
     "dense-features": [*MAE, *PLAIN, *DENSE],
     "dense-features, standardised": [*MAE, *DENSE],
     "h-gkd": MAE,
-    # Half of the teacher's passes: what that saves goes into updates. Times: docs/results.md.
-    # Nothing masked, the four updates of a pass see the same photos.
-    "dense-features, 4 updates a pass": [
-        *MAE,
-        *PLAIN,
-        *DENSE,
-        "mask.per_image=4",
-        "train.epochs={half}",
-    ],
-    "h-gkd, 4 masks, twice the updates": [*MAE, "mask.per_image=4", "train.epochs={half}"],
+    # What the spared passes save goes into updates. Times: docs/results.md.
+    "dense-features, 4 updates a pass": [*MAE, *PLAIN, *DENSE, *FOUR],
+    "h-gkd, 4 masks, twice the updates": [*MAE, *FOUR],
     # Whether masks pay once a student of whole photos has learned its teacher.
-    "dense-features, standardised, 4 updates a pass, ten times the updates": [
-        *MAE,
-        *DENSE,
-        "mask.per_image=4",
-        "train.epochs={long}",
-    ],
-    "h-gkd, 4 masks, ten times the updates": [*MAE, "mask.per_image=4", "train.epochs={long}"],
+    "dense-features, standardised, 4 updates a pass, ten times the updates": [*MAE, *DENSE, *LONG],
+    "h-gkd, 4 masks, ten times the updates": [*MAE, *LONG],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
-    "dense-features, 4 updates a pass, labelled teacher": [
-        *PLAIN,
-        *DENSE,
-        "mask.per_image=4",
-        "train.epochs={half}",
-    ],
+    "dense-features, 4 updates a pass, labelled teacher": [*PLAIN, *DENSE, *FOUR],
     "h-gkd, labelled teacher": [],
-    "h-gkd, 4 masks, twice the updates, labelled teacher": [
-        "mask.per_image=4",
-        "train.epochs={half}",
-    ],
+    "h-gkd, 4 masks, twice the updates, labelled teacher": [*FOUR],
 }
-
-# Sixteen times the weights of the study's student: room for both tasks, seeing and guessing.
-WIDE = ["student.args.channels=[64, 128, 256, 512]", "student.decoder_width=128"]
 
 # One change at a time to "h-gkd".
 _CHANGES: dict[str, list[str]] = {
     "none": [],
     "nothing masked": DENSE,
-    "nothing masked, 4 updates a pass": [*DENSE, "mask.per_image=4", "train.epochs={half}"],
+    "nothing masked, 4 updates a pass": [*DENSE, *FOUR],
     "not standardised": PLAIN,
     "ratio 0.25": ["mask.ratio=0.25"],
     "ratio 0.6": ["mask.ratio=0.6"],
@@ -80,18 +62,12 @@ _CHANGES: dict[str, list[str]] = {
     "target mse": ["loss.target=mse"],
     "target cosine": ["loss.target=cosine"],
     "2 masks, half the epochs": ["mask.per_image=2", "train.epochs={half}"],
-    "4 masks, ratio 0.25, half the epochs": [
-        "mask.per_image=4",
-        "mask.ratio=0.25",
-        "train.epochs={half}",
-    ],
-    "4 masks, half the epochs, the last 60 % whole": [
-        "mask.per_image=4",
-        "mask.whole_share=0.6",
-        "train.epochs={half}",
-    ],
+    "4 masks, ratio 0.25, half the epochs": [*FOUR, "mask.ratio=0.25"],
+    "4 masks, half the epochs, the last 60 % whole": [*FOUR, "mask.whole_share=0.6"],
     "full width": WIDE,
     "nothing masked, full width": [*DENSE, *WIDE],
+    "full width, 4 masks, half the epochs": [*WIDE, *FOUR],
+    "nothing masked, full width, 4 updates a pass": [*DENSE, *WIDE, *FOUR],
     "decoder half as wide": ["student.decoder_width=32"],
     "decoder twice as wide": ["student.decoder_width=128"],
     "layers 2, 4 and last": ["teacher.layers=[1, 3, 5]"],

@@ -2,9 +2,9 @@
 
     python -m benchmarks.study.occlusion study/runs/cifar10.arms.h-gkd.0 ... [--areas 0 0.25 0.5]
 
-k-NN top-1 on held-out photos, beside whole training photos, when a square of the photo is set to
-the mean colour: another square in every photo, the same ones for every run. Squares lie anywhere,
-not on the grid of the masks.
+k-NN top-1 on photos of one split, beside whole training photos, when a square of each is set to the
+mean colour: another square in every photo, the same ones for every run. Squares lie anywhere, not
+on the grid of the masks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize
-from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.models.backbone import EmbeddingNet, load_embedding_net
 from hgkd_edge.probe import embed, knn_top1
 from hgkd_edge.rundir import RunDir
@@ -38,16 +38,14 @@ def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> Ten
     return torch.cat(parts)
 
 
-def score(run: RunDir, areas: list[float]) -> tuple[str, list[float]]:
-    """The held-out split's name, and k-NN top-1 for each hidden share of it."""
+def score(run: RunDir, split: str, areas: list[float]) -> list[float]:
+    """k-NN top-1 on the photos of `split` for each hidden share of them."""
     splits = open_splits(run.recipe().data)
-    held_out = held_out_split(splits)
-    assert held_out, "nothing held out"
-    train, photos = splits["train"], splits[held_out]
+    train, photos = splits["train"], splits[split]
     network = load_embedding_net(run.backbone_file)
     known = embed(network, train), train.labels
     count = len(train.classes)
-    return held_out, [
+    return [
         knn_top1(*known, embed_hidden(network, photos, area), photos.labels, classes=count)
         for area in areas
     ]
@@ -57,12 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, photos with labels")
     parser.add_argument("--areas", nargs="+", type=float, default=[0.0, 0.1, 0.25, 0.5])
+    parser.add_argument("--split", default="val", help="its photos are scored")
     arguments = parser.parse_args()
     print("".join(f"{area:>7.0%}" for area in arguments.areas), " hidden")
     for folder in arguments.runs:
-        held_out, scores = score(RunDir(folder), arguments.areas)
+        scores = score(RunDir(folder), arguments.split, arguments.areas)
         figures = "".join(f"{100 * score:>7.1f}" for score in scores)
-        print(f"{figures}  {folder.name} ({held_out})", flush=True)
+        print(f"{figures}  {folder.name}", flush=True)
 
 
 if __name__ == "__main__":
