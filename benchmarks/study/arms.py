@@ -63,7 +63,7 @@ _CHANGES: dict[str, list[str]] = {
     "target cosine": ["loss.target=cosine"],
     "2 masks, half the epochs": ["mask.per_image=2", "train.epochs={half}"],
     "4 masks, ratio 0.25, half the epochs": [*FOUR, "mask.ratio=0.25"],
-    "4 masks, half the epochs, the last 60 % whole": [*FOUR, "mask.whole_share=0.6"],
+    "4 masks, half the epochs, whole share 0.6": [*FOUR, "mask.whole_share=0.6"],
     "full width": WIDE,
     "nothing masked, full width": [*DENSE, *WIDE],
     "full width, 4 masks, half the epochs": [*WIDE, *FOUR],
