@@ -18,9 +18,12 @@ def test_every_arm_and_change_is_a_recipe(base: str) -> None:
     file = HERE / f"{base}.yaml"
     epochs = load_recipe(file).train.epochs
 
-    for changes in (*ARMS.values(), *ABLATION.values()):
+    for name, changes in {**ARMS, **ABLATION}.items():
         recipe = load_recipe(file, spelled(changes, epochs))
-        assert recipe.name == base
+        assert recipe.name == base, name
+        masks = recipe.mask.per_image
+        times = 10 if "ten times" in name else 2 if masks == 4 else 1
+        assert recipe.train.epochs * masks == epochs * times, name
 
 
 def test_the_report_shows_every_cell_that_is_committed() -> None:

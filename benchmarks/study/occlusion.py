@@ -41,6 +41,8 @@ def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> Ten
 def score(run: RunDir, split: str, areas: list[float]) -> list[float]:
     """k-NN top-1 on the photos of `split` for each hidden share of them."""
     splits = open_splits(run.recipe().data)
+    if split not in splits:
+        raise SystemExit(f"{run.path}: no split '{split}'; it has {', '.join(splits)}")
     train, photos = splits["train"], splits[split]
     network = load_embedding_net(run.backbone_file)
     known = embed(network, train), train.labels
