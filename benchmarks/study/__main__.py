@@ -68,7 +68,7 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
             recipe,
             _fresh(arguments.out / "runs" / name),
             photos if PROTOCOLS[arguments.base].per_class else arguments.data,
-            scratch=arm == SCRATCH,
+            scratch=arm in SCRATCH,
             finetuned=not arguments.ablation,
         )
     where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["ABLATION", "ARMS", "SCRATCH", "TEACHERS", "spelled"]
 
-SCRATCH = "scratch"
+# Arms whose students are not distilled.
+SCRATCH = ("scratch", "scratch, full width")
 MAE = ["teacher.pretrain.label_epochs=0"]
 PLAIN = ["teacher.standardize=false"]
 DENSE = ["mask.ratio=0", "mask.whole_share=0", "loss.where=all"]
@@ -28,7 +29,7 @@ TEACHERS: dict[str, list[str]] = {"teacher": MAE, "labelled teacher": []}
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
     **TEACHERS,
-    SCRATCH: MAE,  # no other teacher is wanted for a student that has none
+    "scratch": MAE,  # no other teacher is wanted for a student that has none
     "pixels": [*MAE, *SPARK],
     # Plain feature distillation: nothing masked, so the sparse student is a dense one.
     "dense-features": [*MAE, *PLAIN, *DENSE],
@@ -40,6 +41,10 @@ ARMS: dict[str, list[str]] = {
     # Whether masks pay once a student of whole photos has learned its teacher.
     "dense-features, standardised, 4 updates a pass, ten times the updates": [*MAE, *DENSE, *LONG],
     "h-gkd, 4 masks, ten times the updates": [*MAE, *LONG],
+    # The same student as published.
+    "scratch, full width": [*MAE, *WIDE],
+    "dense-features, standardised, full width, 4 updates a pass": [*MAE, *DENSE, *WIDE, *FOUR],
+    "h-gkd, full width, 4 masks, twice the updates": [*MAE, *WIDE, *FOUR],
     # Upper reference: the teacher has seen the labels of the training photos.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
     "dense-features, 4 updates a pass, labelled teacher": [*PLAIN, *DENSE, *FOUR],

@@ -19,7 +19,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
 from hgkd_edge.engine.journal import Journal, open_journal
-from hgkd_edge.engine.setup import make_accelerator
+from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
 from hgkd_edge.engine.task import Draws, Task, Workplace
 from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
@@ -87,6 +87,8 @@ class _Loop:
         self.step = 0
         self.stop = StopFlag()
 
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         model = task.model.to(self.accelerator.device)
         options: dict[str, Any] = {"betas": (0.9, 0.95)}
         if config.optimizer == "adamw":  # one pass over the weights; LAMB has no such form

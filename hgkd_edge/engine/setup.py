@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,10 @@ from hgkd_edge.engine.task import Workplace
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe import TrainConfig
 
-__all__ = ["check_machine", "make_accelerator", "resolve_precision"]
+__all__ = ["check_machine", "keep_freed_memory", "make_accelerator", "resolve_precision"]
+
+# Names and numbers of malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -78,6 +82,19 @@ def _cpu_has_bf16() -> bool:
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed instead of giving it back to the kernel (mallopt(3)).
+
+    A step's tensors are as large as the last one's, and memory from the kernel is cleared page by
+    page at first touch: docs/training.md says what that cost. From here on the process stays as
+    large as it was at its largest. Other C libraries are left alone.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(M_MMAP_MAX, 0)  # no allocation is a mapping of its own
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)  # the heap's free end is not cut off
 
 
 def make_accelerator(config: TrainConfig, place: Workplace) -> Accelerator:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +176,35 @@ def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it() -> None:
     has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text()  # avx512_bf16, amx_bf16, Arm's bf16
 
     assert resolve_precision("auto") == ("bf16" if has_bf16 else "fp32")
+
+
+COUNT_FAULTS = """
+import resource, sys
+from pathlib import Path
+import torch
+from tests.engine.helpers import Classify, run, tiny_source
+
+def faults():  # pages from the kernel for 64 MiB, used and freed four times
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fresh = faults()
+run(Classify(), tiny_source(), Path(sys.argv[1]))
+faults()
+print(fresh, faults())
+"""
+
+
+def test_freed_memory_is_kept_once_a_training_has_begun(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS, str(tmp_path)],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    fresh, kept = map(int, ended.stdout.split()[-2:])
+    assert kept < fresh / 10
