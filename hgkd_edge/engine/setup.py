@@ -1,4 +1,4 @@
-"""The precision to compute in, and the Accelerator that does it."""
+"""The precision to compute in, what becomes of freed memory, and the Accelerator."""
 
 from __future__ import annotations
 
