@@ -38,7 +38,7 @@ from hgkd_edge.models.teacher import (
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.pretrain import pretrain_teacher
 from hgkd_edge.processes import from_all, is_main
-from hgkd_edge.provenance import circumstances, record_skipped, report_photos
+from hgkd_edge.provenance import circumstances, record_met, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.sparse import densify
@@ -141,10 +141,10 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         task, source, recipe.train, seed=recipe.seed, place=place, label="distilling", resume=resume
     )
     assert isinstance(trained, Distillation)
-    skipped = from_all(source.skipped)
+    met = from_all({"skipped": source.skipped, "noted": source.noted})
     if not is_main():
         return {}
-    record_skipped(run, skipped)
+    record_met(run, met)
     _save(trained, parts, source, run)
     result = {"held_out": _held_out_if_readable(trained, teacher, parts, splits, recipe)}
     run.update_manifest(result=result)

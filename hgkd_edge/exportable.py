@@ -127,11 +127,11 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
         what = "holds no image files" if folder.is_dir() else "is not a folder"
         raise DataError(f"calibration folder '{folder}' {what}", hint="name a folder of photos")
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
-    spec = subject.spec
+    spec, bits = subject.spec, subject.splits["train"].decided.get("data.bits", 0)
     return np.concatenate(
         [
             prepare(
-                load_photo(file, geometry=subject.geometry),
+                load_photo(file, bits=bits),
                 size=spec.size,
                 mean=spec.mean,
                 std=spec.std,

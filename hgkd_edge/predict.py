@@ -68,7 +68,7 @@ def predict(
 def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
     geometry = answers.GEOMETRY[served.task]
     try:
-        photo = answers.load_photo(file, geometry=geometry)
+        photo = answers.load_photo(file)
     except DataError as error:
         return {"photo": str(file), "error": error.message.removeprefix(f"{file}: ")}
     batch, placement = answers.prepare(

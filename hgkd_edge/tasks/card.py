@@ -12,7 +12,7 @@ __all__ = ["model_card"]
 
 GEOMETRIES: dict[Geometry, str] = {
     "cover": "upright, the middle cut out in the input's shape and resized (antialiased)",
-    "letterbox": "as stored, scaled to fit (antialiased), at the top left, the rest grey (114)",
+    "letterbox": "upright, scaled to fit (antialiased), at the top left, the rest grey (114)",
 }
 
 
