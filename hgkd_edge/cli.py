@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import sys
 import traceback
@@ -360,6 +361,10 @@ app.command("devices")(devices_command)
 
 def main() -> NoReturn:
     """Entry point: the one place where an error becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or class that the terminal cannot show is shown as \xe9, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

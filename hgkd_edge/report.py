@@ -57,7 +57,7 @@ def report(run: RunDir) -> Path:
     path = run.path / "report.html"
     with atomic_write(path) as temporary:
         page = PAGE.format(title=title, body="\n".join(sections), version=__version__)
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
