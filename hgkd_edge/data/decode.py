@@ -24,12 +24,32 @@ from hgkd_edge.data.geometry import cover, to_rgb
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.errors import DataError
 
-__all__ = ["Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
+__all__ = ["Canvas", "Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
 
 BATCHES_AHEAD = 2
 STAND_INS = 100  # unreadable photos in a row after which the disk, not a photo, is at fault
 BLOCK = 4096
 T = TypeVar("T")
+
+
+class Canvas(NamedTuple):
+    """What photos are decoded to.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        exact: Pixels are those of the input contract (`InputSpec`), as `predict` makes them. Else
+            JPEGs are decoded at a coarser scale and resized sharper, for views that resize again.
+    """
+
+    height: int
+    width: int
+    exact: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
 
 
 class Kept(NamedTuple):
@@ -48,15 +68,15 @@ class Kept(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def keep(photos: Photos, canvas: tuple[int, int], *, threads: int) -> Kept:
+def keep(photos: Photos, canvas: Canvas, *, threads: int) -> Kept:
     """Decode all photos (PIL releases the interpreter lock), leaving unreadable ones out."""
-    pixels = allocate((len(photos), 3, *canvas))
+    pixels = allocate((len(photos), 3, *canvas.size))
 
     def decode(i: int) -> tuple[str, str]:
         """sha256 of the file, or what is wrong with it."""
         try:
             content = photos.read(i)
-            _decode_into(content, pixels[i])
+            _decode_into(content, pixels[i], exact=canvas.exact)
         except Exception as error:  # a broken file may raise anything
             return "", str(error) or type(error).__name__
         return hashlib.sha256(content).hexdigest(), ""
@@ -86,16 +106,14 @@ class StreamedPixels:
     Args:
         photos: The photos.
         labels: int64 [n]; where a photo is replaced, its label is too.
-        canvas: Height and width of a decoded photo.
+        canvas: What a photo is decoded to.
         threads: How many decode at a time.
 
     Attributes:
         skipped: Name and reason of each unreadable photo met so far.
     """
 
-    def __init__(
-        self, photos: Photos, labels: Tensor, canvas: tuple[int, int], *, threads: int
-    ) -> None:
+    def __init__(self, photos: Photos, labels: Tensor, canvas: Canvas, *, threads: int) -> None:
         self.photos, self.labels, self.canvas, self.threads = photos, labels, canvas, threads
         self.skipped: list[tuple[str, str]] = []
         self._known: set[str] = set()
@@ -111,7 +129,7 @@ class StreamedPixels:
         Raises:
             DataError: None of many photos in a row can be read.
         """
-        pixels = np.empty((len(indices), 3, *self.canvas), np.uint8)
+        pixels = np.empty((len(indices), 3, *self.canvas.size), np.uint8)
         for _ in self._pool.map(self._fill, indices.tolist(), pixels):
             pass  # an error is raised here
         return torch.from_numpy(pixels)
@@ -140,7 +158,7 @@ class StreamedPixels:
         tries = min(len(self), STAND_INS)
         for candidate in ((i + k) % len(self) for k in range(tries)):
             try:
-                _decode_into(self.photos.read(candidate), pixels)
+                _decode_into(self.photos.read(candidate), pixels, exact=self.canvas.exact)
             except Exception as error:  # a broken file may raise anything
                 self._skip(self.photos.names[candidate], str(error) or type(error).__name__)
                 continue
@@ -218,10 +236,13 @@ def _reserve(file: int, size: int) -> None:
         ) from error
 
 
-def _decode_into(content: bytes, pixels: np.ndarray) -> None:
-    """Decode an image file into `pixels`, uint8 [3, H_canvas, W_canvas]."""
+def _decode_into(content: bytes, pixels: np.ndarray, *, exact: bool) -> None:
+    """Decode an image file into `pixels`, uint8 [3, H_canvas, W_canvas]; see `Canvas`."""
     height, width = pixels.shape[1:]
+    filtering = Image.Resampling.BILINEAR if exact else Image.Resampling.BICUBIC
     with Image.open(io.BytesIO(content)) as image:
-        image.draft("RGB", (width * 2, height * 2))  # JPEG: decode at a coarser scale
+        if not exact:
+            image.draft("RGB", (width * 2, height * 2))
         upright = to_rgb(ImageOps.exif_transpose(image))
-    pixels[:] = np.asarray(cover(upright, (height, width))).transpose(2, 0, 1)
+    seen = cover(upright, (height, width), resample=filtering)
+    pixels[:] = np.asarray(seen).transpose(2, 0, 1)

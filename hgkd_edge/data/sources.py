@@ -1,6 +1,6 @@
 """Image sources: a sequence of (photo, label), the same photo for the same index every time.
 
-A source decodes to a fixed square-ish *canvas* of uint8 pixels, a little larger than what the
+A source decodes to a fixed *canvas* of uint8 pixels, for training a little larger than what the
 networks see; everything random (crop, flip, mask) happens later, on the device, from the step's own
 random numbers. So a source holds no random state and a run can be resumed at any step.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from hgkd_edge import processes
-from hgkd_edge.data.decode import StreamedPixels, keep, memory_bytes
+from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
@@ -28,7 +28,7 @@ from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["ImageSource", "canvas_size", "held_out_split", "open_splits", "why_unlabelled"]
+__all__ = ["ImageSource", "canvas_of", "held_out_split", "open_splits", "why_unlabelled"]
 
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
     "bundled": bundled_photos,
@@ -98,9 +98,15 @@ class ImageSource:
         return part
 
 
-def canvas_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Side lengths that photos are decoded to: 8/7 of what the networks see (256 for 224)."""
-    return round(size[0] * 8 / 7), round(size[1] * 8 / 7)
+def canvas_of(split: str, size: tuple[int, int]) -> Canvas:
+    """What a split's photos are decoded to.
+
+    Training photos get a margin for random crops, 8/7 of what the networks see (256 for 224).
+    Others are decoded as `predict` does, so that a score and a prediction see the same pixels.
+    """
+    if split == "train":
+        return Canvas(round(size[0] * 8 / 7), round(size[1] * 8 / 7), exact=False)
+    return Canvas(*size, exact=True)
 
 
 def open_splits(config: DataConfig) -> dict[str, ImageSource]:
@@ -111,16 +117,18 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         MissingExtraError: A package that reads this kind of source is not installed.
     """
     listing = LISTINGS["table" if is_table(config) else config.source](config)
-    canvas = canvas_size(config.size)
     if config.decode == "auto":
-        pixels = 3 * math.prod(canvas) * sum(len(photos) for photos in listing.splits.values())
+        largest = math.prod(canvas_of("train", config.size).size)
+        pixels = 3 * largest * sum(len(photos) for photos in listing.splits.values())
         stream = pixels * processes.local_count() > memory_bytes() // 4
     else:
         stream = config.decode == "streaming"
     cores = max(1, (os.cpu_count() or 1) // processes.local_count())
     threads = cores if config.workers == "auto" else max(1, config.workers)
     splits = {
-        name: (_stream if stream else _keep)(photos, listing.classes, canvas, threads)
+        name: (_stream if stream else _keep)(
+            photos, listing.classes, canvas_of(name, config.size), threads
+        )
         for name, photos in listing.splits.items()
     }
     _check_readable(config, splits.get("train"))
@@ -156,7 +164,7 @@ def why_unlabelled(source: ImageSource) -> str:
     )
 
 
-def _keep(photos: Photos, classes: list[str], canvas: tuple[int, int], threads: int) -> ImageSource:
+def _keep(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> ImageSource:
     kept = keep(photos, canvas, threads=threads)
     return ImageSource(
         images=kept.pixels,
@@ -168,9 +176,7 @@ def _keep(photos: Photos, classes: list[str], canvas: tuple[int, int], threads: 
     )
 
 
-def _stream(
-    photos: Photos, classes: list[str], canvas: tuple[int, int], threads: int
-) -> ImageSource:
+def _stream(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> ImageSource:
     labels = torch.from_numpy(photos.labels.copy())
     images = StreamedPixels(photos, labels, canvas, threads=threads)
     return ImageSource(

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hgkd_edge.data.geometry import Geometry
+from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError
 from hgkd_edge.rundir import atomic_write
 
@@ -59,6 +61,10 @@ class BackboneSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     args: dict[str, Any] = field(default_factory=dict)
+
+    def input(self, geometry: Geometry) -> InputSpec:
+        """What the network takes, and how an image becomes that."""
+        return InputSpec(self.size, self.mean, self.std, geometry)
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
