@@ -11,7 +11,7 @@ import torch
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.finetune import TASKS, answers
+from hgkd_edge.finetune import TASKS, answers, unscored
 from hgkd_edge.models.backbone import (
     EmbeddingNet,
     create_features,
@@ -93,7 +93,8 @@ def evaluate_model(
         # What a person looks at first are photos that training never saw; others lie apart.
         "scores": task.judge(
             batches, card, run.path / "pictures" / ("" if name == unseen else name)
-        ),
+        )
+        | unscored(splits[name]),
     }
     write_json(run.path / "evaluation.json", result)
     return result

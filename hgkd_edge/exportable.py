@@ -117,7 +117,7 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
         raise DataError(f"calibration folder '{folder}' {what}", hint="name a folder of photos")
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     spec = subject.input
-    photos = (load_photo(file, geometry=spec.geometry) for file in chosen)
+    photos = (load_photo(file, bits=spec.bits) for file in chosen)
     return np.concatenate([spec.array(photo) for photo in photos])
 
 

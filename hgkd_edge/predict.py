@@ -78,7 +78,7 @@ def _check_threshold(served: Served, threshold: float) -> None:
 def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
     """One photo's record; whatever is wrong with a photo is its record's `error`."""
     try:
-        photo = answers.load_photo(file, geometry=served.input.geometry)
+        photo = answers.load_photo(file, bits=served.input.bits)
         outputs = served.outputs(photo)
         record, picture = ANSWERERS[served.task](served, outputs, photo, threshold)
     except Exception as error:  # a damaged file may raise anything, in any library on the way

@@ -15,11 +15,14 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 
 from hgkd_edge import processes
 from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
+from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
@@ -28,7 +31,14 @@ from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["ImageSource", "canvas_of", "held_out_split", "open_splits", "why_unlabelled"]
+__all__ = [
+    "ImageSource",
+    "canvas_of",
+    "decoding_threads",
+    "held_out_split",
+    "open_splits",
+    "why_unlabelled",
+]
 
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
     "bundled": bundled_photos,
@@ -52,6 +62,10 @@ class ImageSource:
         fingerprint: sha256, equal exactly when the data are: over names and contents of photos
             that are kept, over names, labels and sizes of files that are streamed.
         skipped: Files that could not be read (of streamed ones: so far), with the reason.
+        noted: Files that were read and are not as they should be, with what is wrong.
+        remarks: What was decided about the data, one line each.
+        decided: The settings behind it: key -> the value that `auto` took.
+        ignored: Share of the pixels whose class is not given; None without label maps.
     """
 
     images: torch.Tensor | StreamedPixels
@@ -60,6 +74,10 @@ class ImageSource:
     classes: list[str]
     fingerprint: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    noted: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    decided: dict[str, Any] = field(default_factory=dict)
+    ignored: float | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,7 +110,7 @@ class ImageSource:
         )
         if isinstance(self.images, StreamedPixels):
             part.images = self.images.select(indices, part.labels)
-            part.skipped = part.images.skipped
+            part.skipped, part.noted = part.images.skipped, part.images.noted
         else:
             part.images = self.images[indices]
         return part
@@ -123,16 +141,25 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         stream = pixels * processes.local_count() > memory_bytes() // 4
     else:
         stream = config.decode == "streaming"
-    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
-    threads = cores if config.workers == "auto" else max(1, config.workers)
+    threads = decoding_threads(config)
+    training = listing.splits.get("train") or next(iter(listing.splits.values()))
+    bits, why = settled_bits(training.read, training.names, config.bits, threads=threads)
+    open_split = partial(_stream if stream else _keep, threads=threads, bits=bits)
     splits = {
-        name: (_stream if stream else _keep)(
-            photos, listing.classes, canvas_of(name, config.size), threads
-        )
+        name: open_split(photos, listing.classes, canvas_of(name, config.size))
         for name, photos in listing.splits.items()
     }
+    for source in splits.values():
+        source.decided |= {"data.bits": bits} if bits else {}
     _check_readable(config, splits.get("train"))
+    splits["train"].remarks += [why] if why else []
     return splits
+
+
+def decoding_threads(config: DataConfig) -> int:
+    """How many threads decode in this process."""
+    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
+    return cores if config.workers == "auto" else max(1, config.workers)
 
 
 def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) -> str | None:
@@ -164,8 +191,10 @@ def why_unlabelled(source: ImageSource) -> str:
     )
 
 
-def _keep(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> ImageSource:
-    kept = keep(photos, canvas, threads=threads)
+def _keep(
+    photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
+) -> ImageSource:
+    kept = keep(photos, canvas, threads=threads, bits=bits)
     return ImageSource(
         images=kept.pixels,
         labels=torch.from_numpy(photos.labels[kept.indices]),
@@ -173,12 +202,15 @@ def _keep(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> I
         classes=classes,
         fingerprint=kept.fingerprint,
         skipped=kept.skipped,
+        noted=kept.noted,
     )
 
 
-def _stream(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> ImageSource:
+def _stream(
+    photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
+) -> ImageSource:
     labels = torch.from_numpy(photos.labels.copy())
-    images = StreamedPixels(photos, labels, canvas, threads=threads)
+    images = StreamedPixels(photos, labels, canvas, threads=threads, bits=bits)
     return ImageSource(
         images=images,
         labels=labels,
@@ -186,6 +218,7 @@ def _stream(photos: Photos, classes: list[str], canvas: Canvas, threads: int) ->
         classes=classes,
         fingerprint=images.fingerprint(),
         skipped=images.skipped,
+        noted=images.noted,
     )
 
 

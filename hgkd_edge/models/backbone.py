@@ -53,6 +53,7 @@ class BackboneSpec:
         size: Image height and width in pixels that it was trained for.
         mean: Per-channel mean of its input, in [0, 1].
         std: Per-channel standard deviation of its input.
+        bits: That the 16-bit image files it was trained on use; 0: all 16, or there were none.
     """
 
     name: str
@@ -61,10 +62,11 @@ class BackboneSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     args: dict[str, Any] = field(default_factory=dict)
+    bits: int = 0
 
     def input(self, geometry: Geometry) -> InputSpec:
         """What the network takes, and how an image becomes that."""
-        return InputSpec(self.size, self.mean, self.std, geometry)
+        return InputSpec(self.size, self.mean, self.std, geometry, self.bits)
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
