@@ -38,6 +38,9 @@ def to_rgb(image: Image.Image, *, bits: int = 16) -> Image.Image:
     Raises:
         ValueError: Wider pixels hold values outside `bits` bits, or floats values outside 0 to 1.
     """
+    if image.mode == "RGB":
+        image.load()  # Pillow's conversion would copy it
+        return image
     if not image.mode.startswith(("I", "F")):
         return image.convert("RGB")
     highest = 1 if image.mode == "F" else 2**bits - 1
