@@ -24,9 +24,10 @@ from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.sources import canvas_size
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_record import write_exports
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256, write_json
+from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
 
 __all__ = ["export_run", "verification_images"]
 
@@ -325,7 +326,7 @@ class _Work:
         about = {"kind": kind, "precision": precision, "made_from": source.name}
         self.result["files"].append({**about, **entry, "verification": proof})
         self.run.add_artefact(Path(entry["path"]), made_from=[source])
-        write_json(self.run.path / "export.json", self.result)
+        write_exports(self.run, self.result)
 
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hgkd_edge import __version__
-from hgkd_edge.console import console
+from hgkd_edge.console import console, warn
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
 from hgkd_edge.rundir import RunDir
@@ -78,9 +78,9 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
     console.print(f"photos: {counts}{how}")
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
-        console.print(f"[yellow]left out {len(skipped)} files or annotations:[/]")
+        warn(f"left out {len(skipped)} files or annotations:")
         for name, reason in skipped[:5]:
-            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+            console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
             console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
 
@@ -91,6 +91,6 @@ def record_skipped(run: RunDir, skipped: list[list[tuple[str, str]]]) -> None:
     known = [tuple(entry) for entry in data["train"]["skipped"]]
     found = sorted({*known, *(entry for entries in skipped for entry in entries)})
     if len(found) > len(known):
-        console.print(f"[yellow]left out {len(found)} files:[/] manifest.json lists them")
+        warn(f"left out {len(found)} files; manifest.json lists them")
         data["train"]["skipped"] = found
         run.update_manifest(data=data)

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from hgkd_edge import __version__
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.tables import session_view
+from hgkd_edge.console import make_console
 from hgkd_edge.export_command import export_lines
 from hgkd_edge.rundir import RunDir, atomic_write
-from hgkd_edge.tables import score_table, task_table
+from hgkd_edge.tables import score_table, task_table, warning_lines
 
 __all__ = ["report"]
 
@@ -83,12 +84,14 @@ def _scores(run: RunDir) -> Iterator[RenderableType]:
     finetuned = _json(run.path / "finetune.json")
     if "scores" in finetuned:
         yield task_table(finetuned)
+        yield from warning_lines(finetuned)
     if evaluated := _json(run.path / "evaluation.json"):
         if "distilled" in evaluated:
             yield score_table(evaluated)
         else:
             yield f"{evaluated['model']} in {evaluated['runtime']}"
             yield task_table(evaluated)
+        yield from warning_lines(evaluated)
 
 
 def _origin(manifest: dict[str, Any]) -> Table:
@@ -146,9 +149,9 @@ def _picture(file: Path) -> str:
 
 def _text(parts: Iterable[RenderableType]) -> str:
     """What the terminal would show, as HTML."""
-    console = Console(record=True, file=io.StringIO(), width=COLUMNS, highlight=False)
+    console = make_console(record=True, file=io.StringIO(), width=COLUMNS)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+        console.print(part, soft_wrap=isinstance(part, str))
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 # Lower layers first: a module may import from its own layer's package and from what stands before.
 LAYERS = [
     {"errors"},
-    {"settings"},
+    {"confidence", "files", "settings"},
     {"recipe"},
+    {"run_files"},
     {"rundir"},
     {"processes"},
     {"console"},
@@ -28,7 +29,7 @@ LAYERS = [
     {"finetune"},
     {"serving"},
     {"evaluate", "predict"},
-    {"export_options"},
+    {"export_options", "export_record"},
     {"exportable"},
     {"export"},
     {"export_command"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -93,7 +92,7 @@ def _latency_table(measurements: Sequence[Measurement]) -> Table:
 def _row(one: Measurement, *, threads: bool, several: bool) -> list[str]:
     latency = one.latency_ms
     return [
-        escape(one.model),
+        one.model,
         one.runner,
         one.precision,
         str(one.batch),
@@ -181,8 +180,8 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
         for one in session.measurements:
             seen = one.telemetry
             table.add_row(
-                escape(session.target),
-                escape(one.model),
+                session.target,
+                one.model,
                 one.precision,
                 str(one.batch),
                 milliseconds(one.latency_ms.p50),
@@ -211,7 +210,7 @@ def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
     for one in estimates:
         table.add_row(
             one.device + ("?" if one.unconfirmed else ""),
-            escape(one.model),
+            one.model,
             one.precision,
             str(one.batch),
             milliseconds(one.estimated_ms),
@@ -244,8 +243,8 @@ def comparison_view(comparison: Comparison) -> RenderableType:
         table.add_column(name, justify="left" if name == "" else "right")
     for row in comparison.rows:
         table.add_row(
-            escape(row.target),
-            escape(row.case),
+            row.target,
+            row.case,
             milliseconds(row.a_p50_ms),
             milliseconds(row.b_p50_ms),
             f"{row.ratio:.2f}x",

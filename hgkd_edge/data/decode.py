@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hgkd_edge.data.geometry import cover, to_rgb
 from hgkd_edge.data.photos import Photos
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 
 __all__ = ["Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
 
@@ -58,7 +58,7 @@ def keep(photos: Photos, canvas: tuple[int, int], *, threads: int) -> Kept:
             content = photos.read(i)
             _decode_into(content, pixels[i])
         except Exception as error:  # a broken file may raise anything
-            return "", str(error) or type(error).__name__
+            return "", reason_of(error)
         return hashlib.sha256(content).hexdigest(), ""
 
     with ThreadPoolExecutor(threads) as pool:
@@ -142,7 +142,7 @@ class StreamedPixels:
             try:
                 _decode_into(self.photos.read(candidate), pixels)
             except Exception as error:  # a broken file may raise anything
-                self._skip(self.photos.names[candidate], str(error) or type(error).__name__)
+                self._skip(self.photos.names[candidate], reason_of(error))
                 continue
             if candidate != i:
                 self.labels[i] = self.labels[candidate]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hgkd_edge.data.geometry import Placement, cover, letterbox, place, to_rgb
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 
 __all__ = [
     "GEOMETRY",
@@ -66,7 +66,7 @@ def load_photo(path: Path, *, geometry: Geometry = "cover") -> Image.Image:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image) if geometry == "cover" else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from error
+        raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 
 def prepare(
