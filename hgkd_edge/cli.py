@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
-import shlex
 import signal
-import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -18,7 +13,9 @@ import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
 from hgkd_edge.export_command import make_export_command
-from hgkd_edge.processes import end, is_main, on_main, rank
+from hgkd_edge.failures import run_app
+from hgkd_edge.processes import is_main, on_main
+from hgkd_edge.result_lines import distilled_lines, finetuned_lines, grid_lines, next_line
 
 if TYPE_CHECKING:
     from hgkd_edge.recipe import Recipe
@@ -36,10 +33,6 @@ recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
 )
 app.add_typer(recipes_app, name="recipes")
-STOPPED = 130  # exit code after Ctrl-C
-# What an OSError says when a file could not be written.
-WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder or name; default: the latest.")
 ]
@@ -109,7 +102,7 @@ def distill(
 
         with _at_work(folder, folder.why_this_folder()):
             result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
-    _show(result, as_json, lambda: _distilled_lines(result))
+    _show(result, as_json, lambda: distilled_lines(result))
 
 
 @app.command()
@@ -196,7 +189,7 @@ def finetune(
 
         with _at_work(folder, because):
             result = verb.finetune(chosen, folder, resume=resume)
-    _show(result, as_json, lambda: _finetuned_lines(result, folder))
+    _show(result, as_json, lambda: finetuned_lines(result, folder))
 
 
 @app.command()
@@ -232,7 +225,7 @@ def evaluate(
     _show(
         result,
         as_json,
-        lambda: [table(result), *warning_lines(result), _next_line(str(folder.path), *following)],
+        lambda: [table(result), *warning_lines(result), next_line(str(folder.path), *following)],
     )
 
 
@@ -283,7 +276,7 @@ def demo(
             f"run folder: {result['run']}",
             *warning_lines(result),
             *warning_lines(result["evaluation"]),
-            _next_line(result["run"], *following),
+            next_line(result["run"], *following),
         ],
     )
 
@@ -375,7 +368,7 @@ def recipes_validate(
         "token_grid": parts.token_grid,
         "teacher_size": parts.teacher_size,
     }
-    _show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+    _show(result, as_json, lambda: [f"{path}: valid", *grid_lines(result)])
 
 
 def _show(result: Any, as_json: bool, lines: Any) -> None:
@@ -405,58 +398,6 @@ def _load_for_bench(run: Path) -> Any:
 app.command("export")(make_export_command(_show))
 app.command("bench")(make_bench_command(_load_for_bench))
 app.command("devices")(devices_command)
-
-
-def main() -> NoReturn:
-    """Entry point: the one place where an error becomes one line and an exit code."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        app()
-    except SystemExit as done:  # how typer ends, also well
-        end(done.code if isinstance(done.code, int) else 0)
-    except KeyboardInterrupt:
-        _fail("stopped", "", STOPPED)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        if hasattr(error, "hint") and hasattr(error, "exit_code"):
-            if not is_main() and type(error).__name__ != "DataError":
-                end(error.exit_code)  # all fail of it, main tells
-            _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            _fail(*_missing_package(error.name), 2)
-        if isinstance(error, OSError) and error.filename:
-            hint = _hint_for(error) if error.errno in WRITING else ""
-            _fail(f"{error.filename}: {error.strerror}", hint, 1)
-        if debug:
-            _fail(f"{type(error).__name__}: {error}", "", 1)
-        _fail(f"{type(error).__name__}: {error}", "a fault of hgkd-edge; see it with --debug", 1)
-    end(0)
-
-
-def _fail(message: str, hint: str, code: int) -> NoReturn:
-    """One line for what and where, one for the fix, on stderr; being stopped is no error."""
-    where = "" if is_main() else f" in process {rank()}"
-    typer.echo(message if code == STOPPED else f"error{where}: {message}", err=True)
-    if hint:
-        typer.echo(f"hint: {hint}", err=True)
-    end(code)
-
-
-def _hint_for(error: OSError) -> str:
-    from hgkd_edge.files import hint_for_write
-
-    return hint_for_write(error.errno, Path(os.fsdecode(error.filename)))
-
-
-def _missing_package(package: str) -> tuple[str, str]:
-    extras = {"openvino": "openvino", "polygraphy": "trt", "spconv": "spconv"}
-    extra = extras.get(package.split(".")[0], "train")
-    return (
-        f"this command needs the package '{package}', which is not installed",
-        f'pip install "hgkd-edge[{extra}]"',
-    )
 
 
 def _say(line: str) -> None:
@@ -491,45 +432,9 @@ def _run(path: Path | None) -> RunDir:
     return RunDir.resolve(path)
 
 
-def _distilled_lines(result: dict[str, Any]) -> list[Any]:
-    from hgkd_edge.tables import warning_lines
-
-    held_out = result["held_out"]
-    run = result["run"]
-    lines: list[Any] = [f"run folder: {run}", f"dense backbone: {run}/backbone.safetensors"]
-    if held_out:
-        lines.append(
-            f"teacher features at {held_out['sites']} sites of {held_out['photos']} held-out "
-            "photos: cosine "
-            f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
-        )
-    lines += warning_lines(result)
-    return [*lines, _next_line(run, "evaluate", "export {run} --onnx --trt", "bench")]
-
-
-def _next_line(run: str, *commands: str) -> str:
-    """What to type next, each command with the run that it is for."""
-    quoted = shlex.quote(run)
-    named = [c.format(run=quoted) if "{run}" in c else f"{c} {quoted}" for c in commands]
-    return "next: " + ", ".join(f"hgkd-edge {command}" for command in named)
-
-
-def _finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
-    from hgkd_edge.tables import task_table, warning_lines
-
-    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
-    if "scores" in result:
-        lines.insert(0, task_table(result))
-    commands = ("export {run} --onnx --trt", "predict {run} IMAGES", "bench")
-    return [*lines, *warning_lines(result), _next_line(str(run.path), *commands)]
-
-
-def _grid_lines(result: dict[str, Any]) -> list[str]:
-    mask, tokens = result["mask_grid"], result["token_grid"]
-    return [
-        f"  mask: {mask[0]}x{mask[1]} patches of {result['mask_patch']} px",
-        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {result['teacher_size']}",
-    ]
+def main() -> NoReturn:
+    """Entry point."""
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     shrink = 1 + Z * Z / count
     middle = (share + Z * Z / (2 * count)) / shrink
     half = Z / shrink * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At 0 and 1 rounding would leave the share itself outside.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -324,6 +324,7 @@ class _Work:
         """Enter a file into export.json and the manifest."""
         proof = None if verification is None else verification.to_dict()
         about = {"kind": kind, "precision": precision, "made_from": source.name}
+        about |= {key: self.result[key] for key in ("verified_on", "weights")}
         self.result["files"].append({**about, **entry, "verification": proof})
         self.run.add_artefact(Path(entry["path"]), made_from=[source])
         write_exports(self.run, self.result)

@@ -26,9 +26,7 @@ def write_exports(run: RunDir, result: dict[str, Any]) -> None:
         for entry in _earlier(run)
         if _file(run, entry) not in made and _is_unchanged(run, _file(run, entry))
     ]
-    about = {"verified_on": result["verified_on"], "weights": result["weights"]}
-    files = [*kept, *({**about, **entry} for entry in result["files"])]
-    write_json(run.export_file, {**result, "files": files})
+    write_json(run.export_file, {**result, "files": [*kept, *result["files"]]})
 
 
 def read_exports(run: RunDir) -> dict[str, Any]:

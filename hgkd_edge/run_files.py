@@ -92,6 +92,12 @@ class RunFiles:
         """Set top-level entries of the manifest."""
         write_json(self.manifest_file, {**self.manifest(), **entries})
 
+    def drop_from_manifest(self, entry: str) -> None:
+        """Remove a top-level entry of the manifest, if it is there."""
+        manifest = self.manifest()
+        if manifest.pop(entry, None) is not None:
+            write_json(self.manifest_file, manifest)
+
     def recorded_sha256(self, file: Path) -> str | None:
         """What the manifest says of a file of this run; None if it says nothing."""
         return self.manifest().get("artefacts", {}).get(self._name(file), {}).get("sha256")

@@ -267,9 +267,10 @@ class RunDir(RunFiles):
         """
         with contextlib.suppress(OSError, RunError):  # what failed first is what the user is told
             if not self._taken:
-                for file in (self.finetune_file, self.finetune_log_file):
-                    if file.name not in settled:
-                        file.unlink(missing_ok=True)
+                if self.finetune_file.name not in settled:
+                    self.finetune_file.unlink(missing_ok=True)
+                    self.finetune_log_file.unlink(missing_ok=True)
+                    self.drop_from_manifest("finetune")
                 return
             for entry in self.path.iterdir():
                 if entry.name in (self._held_before or ()):

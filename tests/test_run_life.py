@@ -72,7 +72,12 @@ def test_a_run_that_never_trained_is_gone_and_the_latest_is_what_it_was(
 def test_a_finetuning_that_never_trained_leaves_the_run_it_was_for_as_it_was(good: RunDir) -> None:
     before = tree(good.path)
 
-    refuse(RunDir.resolve(good.path), DataError("no labels"), "finetune.yaml", "finetune.jsonl")
+    run = RunDir.resolve(good.path)
+    with pytest.raises(DataError), run.at_work():
+        run.update_manifest(finetune={"seed": 0})
+        run.finetune_file.touch()
+        run.finetune_log_file.touch()
+        raise DataError("no labels")
 
     assert tree(good.path) == before
     assert not good.holds_finetuning

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hgkd_edge.bench.baseline import failed_models
 from hgkd_edge.bench.compare import Comparison
 from hgkd_edge.bench.records import Estimate, Measurement, Refusal, Session
 
@@ -21,11 +22,18 @@ __all__ = [
 ]
 
 
-def session_view(session: Session) -> RenderableType:
-    """The table of a session, then what it needs to be read rightly."""
+def session_view(session: Session, *, failed: Collection[str] = ()) -> RenderableType:
+    """The table of a session, then what it needs to be read rightly.
+
+    Args:
+        session: As measured.
+        failed: Names of model files that are known to have failed verification.
+    """
+    bad = failed_models(session, failed)
     return Group(
         _heading(session),
-        _latency_table(session.measurements),
+        _latency_table(session.measurements, bad),
+        *(_failure_line(name) for name in sorted(bad)),
         *_telemetry_lines(session.measurements),
         *_verification_lines(session.measurements),
         *_command_lines(session.measurements),
@@ -69,7 +77,11 @@ def _board_line(session: Session) -> str:
     return ", ".join(parts)
 
 
-def _latency_table(measurements: Sequence[Measurement]) -> Table:
+def _failure_line(model: str) -> Text:
+    return Text(f"{model}: FAILED verification, do not deploy it", style="red")
+
+
+def _latency_table(measurements: Sequence[Measurement], failed: Collection[str]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     several = any(one.ratio for one in measurements)
     threads = any(one.threads for one in measurements)
@@ -85,7 +97,10 @@ def _latency_table(measurements: Sequence[Measurement]) -> Table:
     if several:
         table.add_column("ratio", justify="right")
     for one in measurements:
-        table.add_row(*_row(one, threads=threads, several=several))
+        row = _row(one, threads=threads, several=several)
+        if one.model in failed:
+            row[0] = f"{one.model} (FAILED)"
+        table.add_row(*row, style="red" if one.model in failed else None)
     return table
 
 
