@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgkd_edge.console import console
+from hgkd_edge.console import warn
 from hgkd_edge.data.depth import decode_rgb
 from hgkd_edge.data.geometry import cover
 from hgkd_edge.data.images import open_image, turn_of
 from hgkd_edge.data.photos import Photos
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 
 __all__ = ["Canvas", "Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
 
@@ -90,7 +90,7 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
             if fault := decode_into(content, pixels[i], exact=canvas.exact, bits=bits):
                 noted.append((photos.names[i], fault))
         except Exception as error:  # a broken file may raise anything
-            return "", str(error) or type(error).__name__
+            return "", reason_of(error)
         return hashlib.sha256(content).hexdigest(), ""
 
     with ThreadPoolExecutor(threads) as pool:
@@ -182,11 +182,10 @@ class StreamedPixels:
                 content = self.photos.read(candidate)
                 fault = decode_into(content, pixels, exact=self.canvas.exact, bits=self.bits)
             except Exception as error:  # a broken file may raise anything
-                self._add(self.skipped, name, str(error) or type(error).__name__)
+                self._add(self.skipped, name, reason_of(error))
                 continue
             if fault and self._add(self.noted, name, fault) and len(self.noted) == 1:
-                told = f"warning: {name}: {fault} (others like it are listed in manifest.json)"
-                console.print(told, soft_wrap=True, markup=False)
+                warn(f"{name}: {fault} (others like it are listed in manifest.json)")
             if candidate != i:
                 self.labels[i] = self.labels[candidate]
             return

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.errors import ConversionError, RecipeError, RunError
+from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.rundir import atomic_write
 
 __all__ = [
@@ -110,8 +110,7 @@ def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
     try:
         return timm.create_model(name, **args)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason}") from error
+        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason_of(error)}") from error
 
 
 def create_features(
@@ -202,7 +201,7 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
             return {key: stored.get_tensor(key) for key in stored.keys()}, spec  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError(
-            f"{path} is not a backbone of hgkd-edge: {error}", hint="distil it again"
+            f"{path} is not a backbone of hgkd-edge: {reason_of(error)}", hint="distil it again"
         ) from error
 
 

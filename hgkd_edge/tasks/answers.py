@@ -16,7 +16,7 @@ from PIL import Image
 from hgkd_edge.data.depth import decode_rgb
 from hgkd_edge.data.geometry import Geometry, Placement
 from hgkd_edge.data.images import open_image, read_image_file, turn_of
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 
 __all__ = [
     "GEOMETRY",
@@ -73,7 +73,7 @@ def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
         with open_image(content) as image:
             return decode_rgb(image, content, turn_of(image), bits=bits)
     except Exception as error:  # a broken file may raise anything
-        raise DataError(f"{path}: cannot be read as an image: {error}") from error
+        raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 
 def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
