@@ -32,11 +32,11 @@ from hgkd_edge.data.photos import (
     why_not_an_image,
     with_holdout,
 )
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
 
-__all__ = ["shard_photos"]
+__all__ = ["shard_files", "shard_photos"]
 
 # What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
 SHARED_KEY = "a sample is named up to the first dot, and another image has the same name"
@@ -74,7 +74,7 @@ def shard_photos(config: DataConfig) -> Listing:
     Raises:
         DataError: No shard is there, one is no tar file, or none holds an image.
     """
-    files = _shard_files(str(config.path))
+    files = shard_files(str(config.path))
     processes.on_main(lambda: _index_unknown(files))  # the others find it in the cache
     indices = {file: _read_index(file) for file in files}
     shards = {file: index.photos for file, index in indices.items() if index.photos}
@@ -155,10 +155,13 @@ def _photos(shards: dict[Path, list[Member]], classes: ClassNames) -> Photos:
     )
 
 
-def _shard_files(pattern: str) -> list[Path]:
+def shard_files(pattern: str) -> list[Path]:
     """Files of a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern.
 
     What exists is a path, whatever characters it holds; only the rest is a pattern.
+
+    Raises:
+        DataError: There are none, or some of them are missing.
     """
     from braceexpand import braceexpand
 
@@ -251,7 +254,8 @@ def _index(file: Path) -> Index:
                     index.unused.append((readable(member.name), reason))
     except (tarfile.TarError, OSError) as error:
         raise DataError(
-            f"shard '{file}' cannot be read: {error}", hint="it must be an uncompressed, whole tar"
+            f"shard '{file}' cannot be read: {reason_of(error)}",
+            hint="it must be an uncompressed, whole tar",
         ) from error
     for key, members in images.items():
         photo = min(members, key=_dots)  # `0001.png`; `0001.depth.png` is another view of it

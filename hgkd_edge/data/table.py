@@ -12,7 +12,7 @@ import numpy as np
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import read_text
 from hgkd_edge.recipe import DataConfig
 
@@ -115,7 +115,8 @@ def _read_rows(table: Path) -> list[Row]:
             rows.append(Row(lines.line_num, *(cells[c] if c >= 0 else "" for c in columns)))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
-            f"data.path '{table}' cannot be read as CSV: {error}", hint="save it as CSV in UTF-8"
+            f"data.path '{table}' cannot be read as CSV: {reason_of(error)}",
+            hint="save it as CSV in UTF-8",
         ) from error
     if not rows:
         raise DataError(f"data.path '{table}' lists no photos", hint=HEADER)
