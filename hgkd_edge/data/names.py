@@ -65,7 +65,7 @@ def split_in(name: str) -> str | None:
 
 
 def splits_by_name(names: Iterable[str], root: object) -> dict[str, str]:
-    """Split -> the one of these names in `root` that stands for it; other names are passed over.
+    """Split, train first -> the one of these names that stands for it; others are passed over.
 
     Raises:
         DataError: Two names stand for one split.
@@ -80,7 +80,7 @@ def splits_by_name(names: Iterable[str], root: object) -> dict[str, str]:
             )
         if split is not None:
             found[split] = name
-    return found
+    return {split: found[split] for split in SPELLINGS if split in found}
 
 
 def readable(name: str) -> str:

@@ -241,7 +241,7 @@ def test_label_sets_that_differ_between_splits_are_reported_with_counts(tmp_path
 
     said = remarks(opened(root))
 
-    assert "classes without a training photo in split 'val': 'owl' (2 photos)" in said
+    assert "split 'val': 2 of 4 photos are of classes without a training photo ('owl')" in said
     assert "classes without a photo in split 'val': 'dog'" in said
     assert "2 of 2 photos of split 'test' have no label" in said
 
