@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,7 +92,7 @@ class _Loop:
         self.late = reads_late(self.accelerator, config)
         self.unsettled: Update | None = None  # its figures are not read yet
         self.journal: Journal | None = None
-        self.unlogged: deque[Batch] = deque()
+        self.unlogged: Batch | None = None
 
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -142,8 +141,9 @@ class _Loop:
             for images, labels in batches:
                 waited = time.perf_counter() - begin
                 last = self._train_batch(images, labels)
-                self.unlogged.append(Batch(last, time.perf_counter() - begin, waited))
-                self._log(all_but=1 if self.late else 0)
+                self.unlogged = Batch(last, time.perf_counter() - begin, waited)
+                if not self.late:
+                    self._log()
                 if self.told_to_stop:
                     self._save_checkpoint()
                     raise Interrupted(
@@ -251,6 +251,7 @@ class _Loop:
         self.told_to_stop |= update.figures.read()[STOP] > 0
         if self.ema:
             self.ema.update(self.after, step=update.step + 1)
+        self._log()
 
     def _check_finite(self, update: Update) -> None:
         """Stop before a bad gradient reaches the weights; the last checkpoint stays as it was."""
@@ -271,22 +272,21 @@ class _Loop:
             f"{self.config.lr / 3:.1e}, or use --set train.precision=fp32",
         )
 
-    def _log(self, *, all_but: int = 0) -> None:
-        """Write the batches that are not in the log yet, but for the last ones."""
-        while len(self.unlogged) > all_but:
-            batch = self.unlogged.popleft()
-            if self.journal is None:
-                continue
-            figures = batch.last.figures.read()
-            self.journal.record(
-                step=batch.last.step + 1,
-                epoch=batch.last.step // self.steps_per_epoch,
-                scalars={k: v for k, v in figures.items() if k not in (STOP, NORM)},
-                lr=batch.last.lr,
-                photos=self.batch_size,
-                seconds=batch.seconds,
-                waited=batch.waited,
-            )
+    def _log(self) -> None:
+        """Write the batch that is done and not yet in the log, if there is one."""
+        batch, self.unlogged = self.unlogged, None
+        if batch is None or self.journal is None:
+            return
+        figures = batch.last.figures.read()
+        self.journal.record(
+            step=batch.last.step + 1,
+            epoch=batch.last.step // self.steps_per_epoch,
+            scalars={k: v for k, v in figures.items() if k not in (STOP, NORM)},
+            lr=batch.last.lr,
+            photos=self.batch_size,
+            seconds=batch.seconds,
+            waited=batch.waited,
+        )
 
     def _lr(self, step: int) -> float:
         """Linear warm-up, then cosine to zero (or constant)."""
@@ -300,7 +300,6 @@ class _Loop:
 
     def _save_checkpoint(self) -> None:
         self._settle()
-        self._log()
         on_main(self._write_checkpoint)  # all processes learn of it when it fails
 
     def _write_checkpoint(self) -> None:

@@ -108,10 +108,8 @@ class SparseEncoder(nn.Module):
                 run on visible sites only.
         """
         self._check(images, visible)
-        if per_image == visible[0].numel():  # plain layers, which have nothing to gather
-            return plain_maps(self.network, images)
         sites = Visible(visible, self.patch, per_image)
-        if sites.n == visible.numel():
+        if sites.n == visible.numel():  # plain layers, which have nothing to gather
             return plain_maps(self.network, images)
         return self._on_sites(images, sites)
 
