@@ -156,7 +156,7 @@ def _tune_with_labels(
 def _view(
     images: Tensor, draws: Draws, size: tuple[int, int], crop_scale: tuple[float, float]
 ) -> Tensor:
-    view = random_view(images, draws.uniform(len(images), 5), size=size, scale=crop_scale)
+    view = random_view(images, draws.on_cpu(len(images), 5), size=size, scale=crop_scale)
     return normalize(view, IMAGENET_MEAN, IMAGENET_STD)
 
 

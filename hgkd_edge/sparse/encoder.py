@@ -88,12 +88,17 @@ class SparseEncoder(nn.Module):
         return self
 
     @_batchnorm_fault_named()
-    def forward(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+    def forward(
+        self, images: Tensor, visible: Tensor, per_image: int | None = None
+    ) -> list[Tensor]:
         """Encode the visible patches.
 
         Args:
             images: float `[B, 3, H, W]`; H and W are multiples of `patch`.
             visible: bool `[B, H / patch, W / patch]`, True = visible.
+            per_image: Number of visible patches in every image, if it is the same and known. The
+                maps are the same; on a GPU nothing then waits for the device, so that the pass can
+                be captured as a CUDA graph.
 
         Returns:
             One map `[B, C_s, H / s, W / s]` per stride s of `reductions`, zero at masked sites.
@@ -103,7 +108,7 @@ class SparseEncoder(nn.Module):
                 run on visible sites only.
         """
         self._check(images, visible)
-        sites = Visible(visible, self.patch)
+        sites = Visible(visible, self.patch, per_image)
         if sites.n == visible.numel():  # plain layers, which have nothing to gather
             return plain_maps(self.network, images)
         return self._on_sites(images, sites)
