@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,13 +16,29 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from hgkd_edge.processes import is_main
 
-__all__ = ["console", "track_steps"]
+__all__ = ["console", "make_console", "track_steps", "warn"]
 
-console = Console(stderr=True, highlight=False, quiet=not is_main())
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+def make_console(**options: Any) -> Console:
+    """A console that shows every text as it is: brackets are no markup, `:car:` is no emoji.
+
+    The only place where the package makes one. What is to be colored is a `rich.text.Text`.
+    """
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+console = make_console(stderr=True, quiet=not is_main())
+
+
+def warn(message: str) -> None:
+    """One warning, in one line."""
+    console.print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -34,16 +51,16 @@ def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[
         done: Steps done before, by a run that is resumed.
 
     Yields:
-        A function of (steps done, figures to show beside the bar).
+        A function of (steps done, figures to show next to the bar).
     """
     if not console.is_terminal:
         yield _line_printer(label, total)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -8,16 +8,17 @@ image, what the teacher infers from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgkd_edge.console import console
+from hgkd_edge.confidence import mean_interval
+from hgkd_edge.console import console, warn
 from hgkd_edge.data.augment import center_view, normalize, random_view
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
@@ -146,7 +147,10 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         return {}
     record_met(run, met)
     _save(trained, parts, source, run)
-    result = {"held_out": _held_out_if_readable(trained, teacher, parts, splits, recipe)}
+    held_out = _held_out_if_readable(trained, teacher, parts, splits, recipe)
+    result: dict[str, Any] = {"held_out": held_out}
+    if line := _not_better_than_the_mean(held_out):
+        result["warnings"] = [line]
     run.update_manifest(result=result)
     return result
 
@@ -156,10 +160,22 @@ def _held_out_if_readable(*of: Any) -> dict[str, Any]:
     try:
         return held_out_cosine(*of)
     except DataError as error:
-        console.print(
-            f"[yellow]warning:[/] no held-out score: {escape(str(error))}", soft_wrap=True
-        )
+        warn(f"no held-out score: {error}")
         return {}
+
+
+def _not_better_than_the_mean(held_out: Mapping[str, Any]) -> str:
+    """One line that says so when the student predicts no better than the mean token; else ''."""
+    if not held_out:
+        return ""
+    low, high = held_out["gain_ci95"]
+    if low > 0:
+        return ""
+    return (
+        f"the student predicts teacher features no better than the mean token: cosine "
+        f"{held_out['student']:.3f} against {held_out['mean_token']:.3f}, difference "
+        f"{low:.3f} to {high:.3f} (95 % interval over {held_out['photos']} images)"
+    )
 
 
 @torch.inference_mode()
@@ -176,8 +192,9 @@ def held_out_cosine(
     masks none. The trivial predictor beside it knows the training photos' mean token of each place.
 
     Returns:
-        `student` and `mean_token` cosine, `sites` (masked, visible or all) and `photos`; empty when
-        nothing was held out, or no features were learnt.
+        `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
+        photos), `sites` (masked, visible or all) and `photos`; empty when nothing was held out, or
+        no features were learnt.
 
     Raises:
         DataError: Photos that were to be decoded now cannot be read.
@@ -191,7 +208,7 @@ def held_out_cosine(
     mean_token, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
     only_visible = recipe.teacher.view == "visible"
     sites = "visible" if only_visible else "masked" if recipe.mask.ratio else "all"
-    ours, trivial = [], []
+    ours, trivial, gains = [], [], []
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
         visible = draw_visible(draws, len(view), parts, recipe.mask.ratio)
@@ -199,11 +216,15 @@ def held_out_cosine(
         targets = teacher.targets(view, tokens if only_visible else None)
         predicted, _ = model.student(normalize(view, model.mean, model.std), visible)
         judged = ~tokens if sites == "masked" else tokens  # [B, N]
-        ours.append(F.cosine_similarity(predicted, targets, dim=-1)[judged])
-        trivial.append(F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)[judged])
+        mine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
+        means = F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)
+        ours.append(mine[judged])
+        trivial.append(means[judged])
+        gains.append(((mine - means) * judged).sum(dim=1) / judged.sum(dim=1))  # [B]
     return {
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
+        "gain_ci95": mean_interval(torch.cat(gains).tolist()),
         "sites": sites,
         "photos": min(SAMPLE, len(splits[held_out])),
     }
@@ -242,7 +263,8 @@ def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -
     """Densify, set BatchNorm to whole photos, write the backbone and record it."""
     dense = densify(copy.deepcopy(model.student.encoder))  # the student's own is still to be judged
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
-    save_backbone(dense, parts.spec, run.backbone_file)
+    spec = replace(parts.spec, bits=source.decided.get("data.bits", 0))
+    save_backbone(dense, spec, run.backbone_file)
     run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
 
 
@@ -261,12 +283,9 @@ def teacher_origin(name: str, vit: nn.Module, *, file: Path | None = None) -> di
     said = f"teacher: {name}, licence {licence}"
     if file is not None:
         said = f"teacher: {file}; the published weights of {name} have the licence {licence}"
-    console.print(said, soft_wrap=True, markup=False)
+    console.print(said, soft_wrap=True)
     if forbids_commerce(licence):
-        console.print(
-            f"[yellow]warning:[/] {licence} forbids commercial use of the teacher's weights",
-            soft_wrap=True,
-        )
+        warn(f"{licence} forbids commercial use of the teacher's weights")
     return {"licence": licence}
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ import yaml
 from torch import Tensor, nn
 
 from exporters.runners import Runner, torch_runner
+from hgkd_edge.confidence import METHOD, not_better, score_intervals, task_baseline
 from hgkd_edge.data.sources import ImageSource, held_out_split
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
+from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.rundir import RunDir, atomic_write, write_json
@@ -27,7 +28,15 @@ from hgkd_edge.tasks.config import FinetuneConfig, settled
 from hgkd_edge.tasks.detect import ObjectDetection
 from hgkd_edge.tasks.segment import Segmentation
 
-__all__ = ["TASKS", "answers", "finetune", "load_model", "starting_weights", "unscored"]
+__all__ = [
+    "TASKS",
+    "answers",
+    "finetune",
+    "load_model",
+    "starting_weights",
+    "unscored",
+    "weigh",
+]
 
 BATCH = 16  # photos answered at a time: a label map of many classes is large
 
@@ -57,6 +66,7 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     splits = task.open_splits(config)
     source = splits["train"]
     config = settled(config, source.decided)
+    spec = replace(spec, bits=source.decided.get("data.bits", 0))
     card = ModelCard(config.task, tuple(source.classes), spec)
     torch.manual_seed(config.seed)
     network = task.create(card)
@@ -74,10 +84,10 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
         config.train,
         seed=config.seed,
         place=Workplace(
-            log_file=run.path / "finetune.jsonl",
-            checkpoint_file=run.path / "checkpoints" / "finetune.pt",
+            log_file=run.finetune_log_file,
+            checkpoint_file=run.finetune_checkpoint_file,
             tracker_dir=run.path,
-            resume_command=f"hgkd-edge finetune {shlex.quote(str(run.path))} --resume",
+            resume_command=f"hgkd-edge finetune {run.quoted} --resume",
         ),
         label=f"fine-tuning ({config.task})",
         resume=resume,
@@ -110,10 +120,38 @@ def _leave(
         result |= {"split": held_out, "photos": len(splits[held_out])}
         result["scores"] = task.judge(batches, card, run.path / "pictures")
         result["scores"] |= unscored(splits[held_out])
-    write_json(run.path / "finetune.json", result)
+        result |= weigh(result, splits["train"], splits[held_out])
+    write_json(run.finetune_result_file, result)
     with atomic_write(run.card_file) as temporary:
         temporary.write_text(model_card(card, config, result, photos=len(splits["train"])))
     return result
+
+
+def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> dict[str, Any]:
+    """What a model's scores are worth: their intervals, the baseline, and a warning where due.
+
+    Args:
+        result: Task, metric, scores and number of photos.
+        train: The training photos.
+        test: The photos that were scored.
+    """
+    task, scores, count, metric = (result[k] for k in ("task", "scores", "photos", "metric"))
+    majority = majority_top1(train.labels, test.labels) if task == "classify" else None
+    baseline = task_baseline(task, scores, majority)
+    intervals = score_intervals(scores, train.classes)
+    line = not_better(
+        metric,
+        scores[metric],
+        (baseline["name"], baseline["score"]),
+        interval=intervals.get(metric),
+        count=count,
+    )
+    return {
+        "baseline": baseline,
+        "intervals": intervals,
+        "interval_method": METHOD if intervals else None,
+        "warnings": [line] if line else [],
+    }
 
 
 def answers(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hgkd_edge import __version__
-from hgkd_edge.console import console
+from hgkd_edge.console import console, warn
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
 from hgkd_edge.rundir import RunDir
@@ -79,19 +79,17 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
     how = ", decoded as training goes" if splits["train"].streamed else ""
     console.print(f"photos: {counts}{how}")
     for remark in (line for source in splits.values() for line in source.remarks):
-        console.print(remark, soft_wrap=True, markup=False)
+        console.print(remark, soft_wrap=True)
     noted = [item for source in splits.values() for item in source.noted]
     if noted:
-        console.print(
-            f"[yellow]warning:[/] {len(noted)} images are used although something is odd:"
-        )
+        warn(f"{len(noted)} images are used although something is odd:")
         for name, what in noted[:5]:
-            console.print(f"  {name}: {what}", soft_wrap=True, markup=False)
+            console.print(f"  {name}: {what}", soft_wrap=True)
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
-        console.print(f"[yellow]left out {len(skipped)} files or annotations:[/]")
+        warn(f"left out {len(skipped)} files or annotations:")
         for name, reason in skipped[:5]:
-            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+            console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
             console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
 
@@ -108,6 +106,6 @@ def record_met(run: RunDir, met: list[dict[str, list[tuple[str, str]]]]) -> None
         known = [tuple(entry) for entry in data["train"].get(key, ())]
         found = sorted({*known, *(entry for entries in met for entry in entries[key])})
         if key == "skipped" and len(found) > len(known):
-            console.print(f"[yellow]left out {len(found)} files:[/] manifest.json lists them")
+            warn(f"left out {len(found)} files; manifest.json lists them")
         data["train"][key] = found
     run.update_manifest(data=data)

@@ -13,15 +13,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from exporters.verify import SET_ASIDE
 from hgkd_edge import __version__
-from hgkd_edge.bench.records import load_bench
+from hgkd_edge.bench.baseline import failed_models, with_fp32_baseline
+from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
+from hgkd_edge.console import make_console
 from hgkd_edge.export_command import export_lines
+from hgkd_edge.export_record import read_exports
 from hgkd_edge.rundir import RunDir, atomic_write
-from hgkd_edge.tables import score_table, task_table
+from hgkd_edge.tables import score_table, task_table, warning_lines
 
 __all__ = ["report"]
 
@@ -50,7 +55,7 @@ def report(run: RunDir) -> Path:
         The page.
 
     Raises:
-        RunError: `bench.json` is damaged.
+        RunError: A file of the run is damaged.
     """
     sections = [f"<h2>{title}</h2>\n{content}" for title, content in _sections(run)]
     title = f"hgkd-edge: {html.escape(run.path.resolve().name)}"
@@ -70,25 +75,60 @@ def _sections(run: RunDir) -> Iterator[tuple[str, str]]:
         yield "Scores", _text(scores)
     if pictures := sorted((run.path / "pictures").glob("*.png")):
         yield "Pictures", "\n".join(map(_picture, pictures))
-    if exported := _json(run.path / "export.json"):
-        yield "Exported files and their proof", _text([*export_lines(exported)])
+    exported = read_exports(run)
+    failed = _failed_files(run, exported)
+    if exported or failed:
+        yield "Exported files and their proof", _text(_proofs(exported, failed))
     if (bench := run.path / "bench.json").is_file():
-        yield "Speed", _text(session_view(session) for session in load_bench(bench).sessions)
+        yield "Speed", _text(_speed(session, failed) for session in load_bench(bench).sessions)
     if manifest := run.manifest():
         yield "Origin", _text([_origin(manifest), _artefacts(manifest)])
     yield "Recipe", f"<pre>{html.escape(run.recipe_file.read_text(encoding='utf-8'))}</pre>"
+
+
+def _failed_files(run: RunDir, exported: dict[str, Any]) -> frozenset[str]:
+    """Names of files that failed verification: as recorded, and those that were set aside."""
+    recorded = {
+        Path(entry["path"]).name for entry in exported.get("files", []) if not _passed(entry)
+    }
+    return frozenset({*recorded, *(f.name for f in run.export_dir.glob(f"*.{SET_ASIDE}.*"))})
+
+
+def _passed(entry: dict[str, Any]) -> bool:
+    proof = entry.get("verification")
+    return proof is None or bool(proof.get("passed", True))
+
+
+def _proofs(exported: dict[str, Any], failed: frozenset[str]) -> Iterator[RenderableType]:
+    """What every good file agrees with, by the images it was verified on; then the failed ones."""
+    good = [entry for entry in exported.get("files", []) if _passed(entry)]
+    while good:
+        images = good[0]["verified_on"]
+        same = [entry for entry in good if entry["verified_on"] == images]
+        good = [entry for entry in good if entry["verified_on"] != images]
+        shown = {} if good else {"sensitivity": exported.get("sensitivity", {})}
+        yield from export_lines({"verified_on": images, "files": same, **shown})
+    for name in sorted(failed):
+        yield Text(f"{name}: FAILED verification, do not deploy it", style="red")
+
+
+def _speed(session: Session, failed: frozenset[str]) -> RenderableType:
+    compared = with_fp32_baseline(session, failed_models(session, failed))
+    return session_view(compared, failed=failed)
 
 
 def _scores(run: RunDir) -> Iterator[RenderableType]:
     finetuned = _json(run.path / "finetune.json")
     if "scores" in finetuned:
         yield task_table(finetuned)
+        yield from warning_lines(finetuned)
     if evaluated := _json(run.path / "evaluation.json"):
         if "distilled" in evaluated:
             yield score_table(evaluated)
         else:
             yield f"{evaluated['model']} in {evaluated['runtime']}"
             yield task_table(evaluated)
+        yield from warning_lines(evaluated)
 
 
 def _origin(manifest: dict[str, Any]) -> Table:
@@ -146,9 +186,9 @@ def _picture(file: Path) -> str:
 
 def _text(parts: Iterable[RenderableType]) -> str:
     """What the terminal would show, as HTML."""
-    console = Console(record=True, file=io.StringIO(), width=COLUMNS, highlight=False)
+    console = make_console(record=True, file=io.StringIO(), width=COLUMNS)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+        console.print(part, soft_wrap=isinstance(part, str))
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["Section", "parse_settings", "read_settings"]
+__all__ = ["Section", "differing_keys", "parse_settings", "read_settings"]
 
 SectionType = TypeVar("SectionType", bound="Section")
 
@@ -82,6 +82,15 @@ def parse_settings(
     except ValidationError as error:
         problems = _one_per_key(error.errors(), model)
         raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys at which two nested mappings differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from differing_keys(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
+    elif a != b:
+        yield prefix
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -16,7 +16,13 @@ from hgkd_edge import pretrain
 from hgkd_edge.data.augment import center_view
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import Distilling, _standardize, distill, held_out_cosine
+from hgkd_edge.distill import (
+    Distilling,
+    _not_better_than_the_mean,
+    _standardize,
+    distill,
+    held_out_cosine,
+)
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.models.decoder import upsample_mask
@@ -171,7 +177,7 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     result = distill(recipe, run)
 
     manifest = run.manifest()
-    assert set(result["held_out"]) == {"student", "mean_token", "photos", "sites"}
+    assert set(result["held_out"]) == {"student", "mean_token", "gain_ci95", "photos", "sites"}
     assert manifest["artefacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
     assert manifest["data"]["train"]["photos"] == 48
     assert manifest["seed"] == 0
@@ -369,3 +375,18 @@ def test_a_pretraining_stopped_in_a_distillation_says_how_that_goes_on(
 
     assert stopped.value.hint == f"go on: {run.resume_command}"
     assert f"'{run.path}' --resume" in stopped.value.hint
+
+
+@pytest.mark.parametrize(
+    ("gain", "warned"), [((-0.01, 0.03), True), ((-0.2, -0.1), True), ((0.001, 0.03), False)]
+)
+def test_a_student_no_better_than_the_mean_token_says_so(
+    gain: tuple[float, float], warned: bool
+) -> None:
+    held_out = {"student": 0.02, "mean_token": 0.01, "photos": 18, "gain_ci95": gain}
+
+    line = _not_better_than_the_mean(held_out)
+
+    assert bool(line) == warned
+    assert not warned or line.endswith("(95 % interval over 18 images)")
+    assert _not_better_than_the_mean({}) == ""

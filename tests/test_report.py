@@ -99,6 +99,113 @@ def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(r
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
 
 
+def entry(name: str, *, passed: bool = True, split: str = "test") -> dict[str, Any]:
+    proof = {"passed": passed, "cosine": 0.999, "max_abs_error": 1e-6}
+    return {
+        "kind": "onnx",
+        "precision": "fp32",
+        "path": f"runs/x/export/{name}",
+        "size_bytes": 1 << 20,
+        "verification": {**proof, "top1_agreement": None, "iou": None},
+        "verified_on": {"split": split, "photos": 16},
+    }
+
+
+def measured(model: str, ms: float, *, to: str, median: float) -> dict[str, Any]:
+    times = dict.fromkeys(("mean", "min", "p50", "p90", "p95", "p99", "max"), ms)
+    return {
+        **{"case": f"{model} ort-cpu b1", "model": model, "runner": "ort-cpu", "batch": 1},
+        **{"runner_version": "1", "backend": "cpu", "precision": "fp32", "threads": None},
+        **{"copies": "in", "inputs": [], "throughput_ips": 1000 / ms, "first_inference_ms": None},
+        **{"load_ms": None, "build_ms": None, "host_memory_mb": None, "engine_mb": None},
+        "latency_ms": {**times, "count": 9, "std": 0, "mean_ci95": [ms, ms]},
+        "warmup": {"runs": 1, "seconds": 0.1, "stable": True},
+        **{"measured_s": 1, "rounds_p50_ms": [ms, ms]},
+        "noise": {"spread": 0, "drift": 0, "noisy": False},
+        "ratio": {"to": to, "median": median, "low": median, "high": median},
+    }
+
+
+def write_bench(run: RunDir, *measurements: dict[str, Any]) -> None:
+    models = [
+        {
+            **{"label": one["model"], "path": f"export/{one['model']}.onnx", "sha256": ""},
+            **{"size_mb": 1, "precision": "fp32"},
+            "metadata": {"hgkd_edge.baked": "[]"} if "baked" in one["model"] else {},
+        }
+        for one in measurements
+    ]
+    session = {
+        **{"target": "cpu", "created": "", "tool_version": "", "settings": {}, "environment": {}},
+        **{"models": models, "measurements": measurements},
+    }
+    record = {"schema": "hgkd-edge.bench", "version": 1, "sessions": [session]}
+    (run.path / "bench.json").write_text(json.dumps(record))
+
+
+def lines_with(page: Page, text: str) -> list[str]:
+    return [line for line in page.text.splitlines() if text in line]
+
+
+def test_every_export_is_shown_with_the_images_it_was_verified_on(run: RunDir) -> None:
+    files = [entry("x.fp32.onnx"), entry("x.fp16.onnx", split="holdout")]
+    run.export_file.write_text(json.dumps({"files": files}))
+
+    text = Page(report(run)).text
+
+    assert text.index("16 photos of the test split") < text.index("x.fp32.onnx")
+    assert text.index("16 photos of the holdout split") < text.index("x.fp16.onnx")
+
+
+@pytest.mark.parametrize("known_from", ["the record", "its name"])
+def test_a_file_that_failed_verification_never_looks_like_a_good_one(
+    run: RunDir, known_from: str
+) -> None:
+    bad = "x.int8" if known_from == "the record" else "x.int8.failed-verification"
+    files = [entry("x.fp32.onnx")]
+    if known_from == "the record":
+        files.append(entry("x.int8.onnx", passed=False))
+    else:
+        run.export_dir.mkdir()
+        (run.export_dir / f"{bad}.onnx").touch()
+    run.export_file.write_text(json.dumps({"files": files}))
+    fast = measured(bad, 1.0, to="x.fp32 ort-cpu b1", median=0.25)
+    write_bench(run, measured("x.fp32", 4.0, to="x.fp32 ort-cpu b1", median=1.0), fast)
+
+    page = Page(report(run))
+
+    assert page.text.count("agrees:") == 1
+    assert all("FAILED" in line for line in lines_with(page, bad))
+    assert len(lines_with(page, f"{bad}: FAILED verification, do not deploy it")) == 1
+    assert lines_with(page, "0.25x")[0].split()[1] == "(FAILED)"
+
+
+@pytest.mark.parametrize("first", ["x.fp32.baked", "x.fp32.failed-verification"])
+def test_the_plain_fp32_file_is_what_others_are_compared_with(run: RunDir, first: str) -> None:
+    to = f"{first} ort-cpu b1"
+    write_bench(
+        run, measured(first, 2.0, to=to, median=1.0), measured("x.fp32", 4.0, to=to, median=2.0)
+    )
+
+    page = Page(report(run))
+
+    assert lines_with(page, "x.fp32  ")[-1].endswith("1.00x")
+    assert lines_with(page, "0.50x")[0].strip().startswith(first[:12])
+
+
+def test_a_result_that_does_not_beat_its_baseline_says_so_in_the_page(run: RunDir) -> None:
+    result = {"task": "classify", "photos": 16, "split": "test", "scores": {"top1": 0.25}}
+    result |= {"warnings": ["top1 25.0 % is not better"], "intervals": {"top1": [0.1, 0.5]}}
+    result |= {"interval_method": "Wilson score interval, 95 %"}
+    (run.path / "finetune.json").write_text(json.dumps(result))
+
+    text = Page(report(run)).text
+
+    assert "25.0 % (10.0 to 50.0)" in text
+    assert "warning: top1 25.0 % is not better" in text
+    assert "Wilson" in text
+
+
 def test_a_damaged_bench_file_is_named_and_an_old_page_stays(run: RunDir) -> None:
     before = report(run).read_bytes()
     (run.path / "bench.json").write_text("{")

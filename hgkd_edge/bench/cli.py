@@ -212,9 +212,9 @@ def _compare(a: Path, b: Path, *, as_json: bool) -> None:
 
 
 def _show(view: Any) -> None:
-    from rich.console import Console
+    from hgkd_edge.console import make_console
 
-    Console(highlight=False).print(view)
+    make_console().print(view)
 
 
 def _print_json(content: Any) -> None:

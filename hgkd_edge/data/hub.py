@@ -11,7 +11,7 @@ import numpy as np
 
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, splits_by_name, with_holdout
-from hgkd_edge.errors import DataError, MissingExtraError
+from hgkd_edge.errors import DataError, MissingExtraError, reason_of
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["hub_photos"]
@@ -33,7 +33,7 @@ def hub_photos(config: DataConfig) -> Listing:
         loaded = _load(path)
     except Exception as error:  # the library has no common type for what can go wrong here
         raise DataError(
-            f"data.path '{path}' cannot be loaded as a dataset: {str(error).splitlines()[0]}",
+            f"data.path '{path}' cannot be loaded as a dataset: {reason_of(error)}",
             hint="a name on the hub such as 'uoft-cs/cifar10', a folder of parquet or image "
             "files, or what save_to_disk wrote",
         ) from error

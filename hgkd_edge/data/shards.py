@@ -30,11 +30,11 @@ from hgkd_edge.data.photos import (
     Photos,
     with_holdout,
 )
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
 
-__all__ = ["shard_photos"]
+__all__ = ["shard_files", "shard_photos"]
 
 INDEX_VERSION = 2  # part of the cached index's name: raise it when the index changes
 
@@ -57,7 +57,7 @@ def shard_photos(config: DataConfig) -> Listing:
     Raises:
         DataError: No shard is there, one is no tar file, or none holds an image.
     """
-    files = _shard_files(str(config.path))
+    files = shard_files(str(config.path))
     processes.on_main(lambda: _index_unknown(files))  # the others find it in the cache
     shards = {file: index for file in files if (index := _read_index(file))}
     if not shards:
@@ -117,8 +117,12 @@ def _photos(shards: dict[Path, list[Member]], classes: list[str]) -> Photos:
     )
 
 
-def _shard_files(pattern: str) -> list[Path]:
-    """Files of a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern."""
+def shard_files(pattern: str) -> list[Path]:
+    """Files of a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern.
+
+    Raises:
+        DataError: There are none, or some of them are missing.
+    """
     from braceexpand import braceexpand
 
     if Path(pattern).expanduser().is_dir():
@@ -193,7 +197,8 @@ def _index(file: Path) -> list[Member]:
                     labels[key] = text or labels.get(key, "")
     except (tarfile.TarError, OSError) as error:
         raise DataError(
-            f"shard '{file}' cannot be read: {error}", hint="it must be an uncompressed, whole tar"
+            f"shard '{file}' cannot be read: {reason_of(error)}",
+            hint="it must be an uncompressed, whole tar",
         ) from error
     return [
         Member(member.name, member.offset_data, member.size, labels.get(key, ""))

@@ -1,6 +1,6 @@
 """Image sources: a sequence of (photo, label), the same photo for the same index every time.
 
-A source decodes to a fixed square-ish *canvas* of uint8 pixels, a little larger than what the
+A source decodes to a fixed *canvas* of uint8 pixels, for training a little larger than what the
 networks see; everything random (crop, flip, mask) happens later, on the device, from the step's own
 random numbers. So a source holds no random state and a run can be resumed at any step.
 
@@ -22,7 +22,7 @@ import torch
 
 from hgkd_edge import processes
 from hgkd_edge.data.boxes import BoxLabels
-from hgkd_edge.data.decode import StreamedPixels, keep, memory_bytes
+from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
@@ -34,7 +34,7 @@ from hgkd_edge.recipe import DataConfig
 
 __all__ = [
     "ImageSource",
-    "canvas_size",
+    "canvas_of",
     "decoding_threads",
     "held_out_split",
     "open_splits",
@@ -119,9 +119,15 @@ class ImageSource:
         return part
 
 
-def canvas_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Side lengths that photos are decoded to: 8/7 of what the networks see (256 for 224)."""
-    return round(size[0] * 8 / 7), round(size[1] * 8 / 7)
+def canvas_of(split: str, size: tuple[int, int]) -> Canvas:
+    """What a split's photos are decoded to.
+
+    Training photos get a margin for random crops, 8/7 of what the networks see (256 for 224).
+    Others are decoded as `predict` does, so that a score and a prediction see the same pixels.
+    """
+    if split == "train":
+        return Canvas(round(size[0] * 8 / 7), round(size[1] * 8 / 7), exact=False)
+    return Canvas(*size, exact=True)
 
 
 def open_splits(config: DataConfig) -> dict[str, ImageSource]:
@@ -132,17 +138,20 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         MissingExtraError: A package that reads this kind of source is not installed.
     """
     listing = LISTINGS["table" if is_table(config) else config.source](config)
-    canvas = canvas_size(config.size)
     if config.decode == "auto":
-        pixels = 3 * math.prod(canvas) * sum(len(photos) for photos in listing.splits.values())
+        largest = math.prod(canvas_of("train", config.size).size)
+        pixels = 3 * largest * sum(len(photos) for photos in listing.splits.values())
         stream = pixels * processes.local_count() > memory_bytes() // 4
     else:
         stream = config.decode == "streaming"
     threads = decoding_threads(config)
     training = listing.splits.get("train") or next(iter(listing.splits.values()))
     bits, why = settled_bits(training.read, training.names, config.bits, threads=threads)
-    open_split = partial(_stream if stream else _keep, canvas=canvas, threads=threads, bits=bits)
-    splits = {name: open_split(photos, listing.classes) for name, photos in listing.splits.items()}
+    open_split = partial(_stream if stream else _keep, threads=threads, bits=bits)
+    splits = {
+        name: open_split(photos, listing.classes, canvas_of(name, config.size))
+        for name, photos in listing.splits.items()
+    }
     for source in splits.values():
         source.decided |= {"data.bits": bits} if bits else {}
     _check_readable(config, splits.get("train"))
@@ -186,7 +195,7 @@ def why_unlabelled(source: ImageSource) -> str:
 
 
 def _keep(
-    photos: Photos, classes: list[str], canvas: tuple[int, int], threads: int, bits: int
+    photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
 ) -> ImageSource:
     kept = keep(photos, canvas, threads=threads, bits=bits)
     return ImageSource(
@@ -201,7 +210,7 @@ def _keep(
 
 
 def _stream(
-    photos: Photos, classes: list[str], canvas: tuple[int, int], threads: int, bits: int
+    photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
 ) -> ImageSource:
     labels = torch.from_numpy(photos.labels.copy())
     images = StreamedPixels(photos, labels, canvas, threads=threads, bits=bits)

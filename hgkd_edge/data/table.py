@@ -10,7 +10,7 @@ import numpy as np
 
 from hgkd_edge.data.folder import read_file, size_of_file
 from hgkd_edge.data.photos import SPLIT_NAMES, UNLABELLED, Listing, Photos, with_holdout
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["is_table", "table_photos"]
@@ -67,7 +67,7 @@ def _read_rows(table: Path) -> list[Row]:
                 (row[image] or "", row.get(label) or "", row.get("split") or "") for row in reader
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"data.path '{table}' cannot be read as CSV: {error}") from error
+        raise DataError(f"data.path '{table}' cannot be read as CSV: {reason_of(error)}") from error
     if not rows:
         raise DataError(f"data.path '{table}' lists no photos")
     _check_splits(table, rows)

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from accelerate import Accelerator
 
-from hgkd_edge.console import console, track_steps
+from hgkd_edge.console import track_steps, warn
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.checkpoint import mend_for
@@ -85,10 +85,9 @@ class Journal:
         share = sum(w for _, w in self.recent) / sum(s for s, _ in self.recent)
         if share > STARVING and len(self.recent) == WINDOW and not self.warned:
             self.warned = True
-            console.print(
-                f"[yellow]warning:[/] the student waits for photos {share:.0%} of the time; "
-                f"hint: {_mend_starving(self.source)}",
-                soft_wrap=True,
+            warn(
+                f"the student waits for photos {share:.0%} of the time; "
+                f"hint: {_mend_starving(self.source)}"
             )
         return share
 

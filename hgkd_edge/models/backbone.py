@@ -20,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hgkd_edge.errors import ConversionError, RecipeError, RunError
+from hgkd_edge.data.geometry import Geometry
+from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.rundir import atomic_write
 
 __all__ = [
@@ -51,6 +53,7 @@ class BackboneSpec:
         size: Image height and width in pixels that it was trained for.
         mean: Per-channel mean of its input, in [0, 1].
         std: Per-channel standard deviation of its input.
+        bits: That the 16-bit image files it was trained on use; 0: all 16, or there were none.
     """
 
     name: str
@@ -59,6 +62,11 @@ class BackboneSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     args: dict[str, Any] = field(default_factory=dict)
+    bits: int = 0
+
+    def input(self, geometry: Geometry) -> InputSpec:
+        """What the network takes, and how an image becomes that."""
+        return InputSpec(self.size, self.mean, self.std, geometry, self.bits)
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
@@ -102,8 +110,7 @@ def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
     try:
         return timm.create_model(name, **args)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason}") from error
+        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason_of(error)}") from error
 
 
 def create_features(
@@ -194,7 +201,7 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
             return {key: stored.get_tensor(key) for key in stored.keys()}, spec  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError(
-            f"{path} is not a backbone of hgkd-edge: {error}", hint="distil it again"
+            f"{path} is not a backbone of hgkd-edge: {reason_of(error)}", hint="distil it again"
         ) from error
 
 

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.recipe import DataConfig, Fraction, TrainConfig
-from hgkd_edge.rundir import RunDir, differing_keys
-from hgkd_edge.settings import Section, parse_settings, read_settings
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.settings import Section, differing_keys, parse_settings, read_settings
 
 __all__ = [
     "ClassifyConfig",

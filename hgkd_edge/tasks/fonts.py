@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from hgkd_edge.console import console
+from hgkd_edge.console import warn
 
 __all__ = ["drawable", "font_file", "readable"]
 
@@ -128,9 +128,7 @@ def _folders() -> Iterator[Path]:
 @functools.lru_cache(maxsize=1024)
 def _report(text: str) -> None:
     shown = text.replace("\n", ", ")
-    console.print(
-        f"warning: no installed font can draw '{shown}': pictures show it escaped; "
-        "hint: install one, such as Debian's fonts-noto-cjk",
-        soft_wrap=True,
-        markup=False,
+    warn(
+        f"no installed font can draw '{shown}': pictures show it escaped; "
+        "hint: install one, such as Debian's fonts-noto-cjk"
     )

@@ -111,7 +111,7 @@ class AnnotatedPhotos:
         pixels = allocate((len(photos), 3, *self.config.size))
 
         def decode(i: int, default: bool | None = None) -> _Outcome:
-            return self._decode(photos[i], i, pixels, labels, read, default)
+            return self._decode(photos[i], i, pixels, labels, read, default, split == "train")
 
         with ThreadPoolExecutor(self.threads) as pool:
             outcomes = list(pool.map(decode, range(len(photos))))
@@ -152,8 +152,12 @@ class AnnotatedPhotos:
         labels: Labels,
         read: Reader,
         default: bool | None,
+        coarse: bool,
     ) -> _Outcome:
-        """Read photo i into `pixels` and `labels`, unless `default` must say which way up it is."""
+        """Read photo i into `pixels` and `labels`, unless `default` must say which way up it is.
+
+        Photos that are scored (`coarse` is False) are decoded exactly as `predict` does.
+        """
         height, width = self.config.size
         try:
             content = read_image_file(photo.file)
@@ -167,7 +171,8 @@ class AnnotatedPhotos:
                 if upright is None:
                     return _Outcome("", [], turned=True, upright=None)
                 size = size_of(turn, upright=upright)  # before a JPEG is decoded at a coarser scale
-                turn.draft(image, (height * 2, width * 2), upright=upright)
+                if coarse:
+                    turn.draft(image, (height * 2, width * 2), upright=upright)
                 seen = decode_rgb(image, content, turn, bits=self.bits, upright=upright)
                 canvas = letterbox(seen, (height, width))
             labels[i], faults = read(photo.annotation, size)

@@ -1,0 +1,96 @@
+"""Files as the whole package writes them: whole or not at all. Plain data, no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hgkd_edge.errors import RunError
+
+__all__ = ["atomic_write", "cache_dir", "file_sha256", "hint_for_write", "write_json"]
+
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path next to `path`, renamed to it when the block ends well, else removed.
+
+    Raises:
+        OSError: It cannot be written; names `path`.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)  # mkstemp makes files private; a run is to be shared
+        os.replace(temporary, path)
+    except Exception as error:
+        # A full disk has no file name, and is no OSError where a library in Rust met it.
+        number = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else number and int(number[1])
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Folder of reusable results: $HGKD_EDGE_CACHE, else $XDG_CACHE_HOME/hgkd-edge.
+
+    Raises:
+        RunError: Neither is set, and this user has no home folder.
+    """
+    if named := os.environ.get("HGKD_EDGE_CACHE"):
+        return Path(named)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise RunError(
+            "the cache has no folder: HOME is not set",
+            hint="set HGKD_EDGE_CACHE to a folder you can write to",
+        ) from error
+    return Path(base) / "hgkd-edge"
+
+
+def hint_for_write(number: int | None, file: Path) -> str:
+    """The fix for a write to `file` that failed with this errno."""
+    if number in DISK_IS_FULL:
+        return "free disk space"
+    in_cache = file.absolute().is_relative_to(cache_dir().absolute())
+    other = (
+        "set HGKD_EDGE_CACHE to a folder you can write to"
+        if in_cache
+        else "choose another one with --run"
+    )
+    return f"make the folder writable, or {other}"
