@@ -11,6 +11,7 @@ from typing import Any
 from exporters.onnx_info import onnx_info
 from exporters.runners import Runner, onnx_runner
 from hgkd_edge.errors import RunError
+from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY
 
@@ -48,7 +49,8 @@ def open_served(path: Path) -> Served:
             `.engine` (TensorRT; its ONNX file must lie beside it), or a run's folder or name.
 
     Raises:
-        RunError: There is no such file, or it is not a fine-tuned model of ours.
+        RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
+            its run recorded.
         MissingExtraError: Its runtime is not installed.
     """
     if not path.suffix or path.is_dir():
@@ -60,6 +62,7 @@ def open_served(path: Path) -> Served:
         )
     if not path.is_file():
         raise RunError(f"{path}: there is no such file", hint="make a model: hgkd-edge finetune")
+    require_recorded(path)
     return OPENERS[path.suffix](path)
 
 
