@@ -14,6 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from hgkd_edge.bench.models import resolve_models
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.run import _with_kept_images
 from hgkd_edge.cli import main
 from hgkd_edge.engine.journal import _open_log
 from hgkd_edge.errors import RunError
@@ -185,6 +187,10 @@ LOADS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "predict, ONNX": ("export/tiny.fp32.onnx", open_served),
     "predict, OpenVINO": ("export/tiny.fp32.xml", open_served),
     "bench": ("export/tiny.fp32.onnx", lambda path: resolve_models([path])),
+    "bench, its images": (
+        "export/images.npy",
+        lambda path: _with_kept_images(BenchOptions(models=(path.parent.parent,)), []),
+    ),
     "a new branch": ("backbone.safetensors", lambda path: RunDir(path.parent).branch("x")),
 }
 
