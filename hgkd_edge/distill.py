@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from hgkd_edge.models.teacher import (
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.pretrain import pretrain_teacher
 from hgkd_edge.processes import from_all, is_main
-from hgkd_edge.provenance import circumstances, record_skipped, report_photos
+from hgkd_edge.provenance import circumstances, record_met, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.sparse import densify
@@ -141,10 +142,10 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         task, source, recipe.train, seed=recipe.seed, place=place, label="distilling", resume=resume
     )
     assert isinstance(trained, Distillation)
-    skipped = from_all(source.skipped)
+    met = from_all({"skipped": source.skipped, "noted": source.noted})
     if not is_main():
         return {}
-    record_skipped(run, skipped)
+    record_met(run, met)
     _save(trained, parts, source, run)
     held_out = _held_out_if_readable(trained, teacher, parts, splits, recipe)
     result: dict[str, Any] = {"held_out": held_out}
@@ -262,7 +263,8 @@ def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -
     """Densify, set BatchNorm to whole photos, write the backbone and record it."""
     dense = densify(copy.deepcopy(model.student.encoder))  # the student's own is still to be judged
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
-    save_backbone(dense, parts.spec, run.backbone_file)
+    spec = replace(parts.spec, bits=source.decided.get("data.bits", 0))
+    save_backbone(dense, spec, run.backbone_file)
     run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
 
 

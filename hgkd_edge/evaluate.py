@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from hgkd_edge.confidence import METHOD, not_better, wilson
+from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.finetune import TASKS, answers, weigh
+from hgkd_edge.finetune import TASKS, answers, unscored, weigh
 from hgkd_edge.models.backbone import (
-    BackboneSpec,
     EmbeddingNet,
     create_features,
     load_embedding_net,
@@ -23,7 +23,7 @@ from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.serving import Served, open_served
+from hgkd_edge.serving import open_served
 from hgkd_edge.tasks.base import read_model
 from hgkd_edge.tasks.config import begun_with
 
@@ -65,11 +65,15 @@ def evaluate_model(
             f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
             hint="name the run that the model was exported from",
         )
-    spec = card.backbone
-    if (served.size, served.mean, served.std) != (spec.size, spec.mean, spec.std):
+    if served.input != card.input:
         raise RunError(
-            f"{model}: takes {_input(served)}, run '{run.path}' {_input(spec)}",
+            f"{model}: takes {_shown(served.input)}, run '{run.path}' {_shown(card.input)}",
             hint="name the run that the model was exported from",
+        )
+    if served.baked:
+        raise RunError(
+            f"{model}: its {' and '.join(sorted(served.baked))} is baked in",
+            hint="name the plain file of the same export; predict takes either",
         )
     splits = task.open_splits(config)
     name = _split_to_score(splits, split)
@@ -91,7 +95,8 @@ def evaluate_model(
         # What a person looks at first are photos that training never saw; others lie apart.
         "scores": task.judge(
             batches, card, run.path / "pictures" / ("" if name == unseen else name)
-        ),
+        )
+        | unscored(splits[name]),
     }
     result |= weigh(result, splits["train"], splits[name])
     write_json(run.path / "evaluation.json", result)
@@ -181,9 +186,9 @@ def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
     return name
 
 
-def _input(of: Served | BackboneSpec) -> str:
-    height, width = of.size
-    return f"{height} x {width} px (mean {of.mean}, deviation {of.std})"
+def _shown(spec: InputSpec) -> str:
+    height, width = spec.size
+    return f"{height} x {width} px (mean {spec.mean}, deviation {spec.std}, {spec.geometry})"
 
 
 def score_features(network: EmbeddingNet, train: ImageSource, test: ImageSource) -> FeatureScores:

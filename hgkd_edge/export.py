@@ -22,7 +22,6 @@ from exporters.openvino_export import export_openvino, openvino_runner, require_
 from exporters.runners import Outputs, onnx_runner
 from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.sources import canvas_size
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
@@ -268,13 +267,9 @@ class _Work:
         path = plain.with_name(f"{plain.stem}.baked.onnx")
         verification, preprocessing = None, None
         if options.bake_preprocessing:
-            boxed = subject.geometry == "letterbox"
+            taken = subject.input
             preprocessing = Preprocessing(
-                mean=subject.spec.mean,
-                std=subject.spec.std,
-                canvas=subject.spec.size if boxed else canvas_size(subject.spec.size),
-                geometry=subject.geometry,
-                frame=options.frame,
+                mean=taken.mean, std=taken.std, geometry=taken.geometry, frame=options.frame
             )
             bake(plain, path, preprocessing=preprocessing)
             verification = self._prove_preprocessing(plain, path)
@@ -332,13 +327,10 @@ class _Work:
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
     """What the ONNX file itself says of its task, input and origin; values are JSON."""
-    spec = subject.spec
     entries = {
         "task": subject.task,
-        "model": spec.name,
-        "input_size": [3, *spec.size],
-        "mean": spec.mean,
-        "std": spec.std,
+        "model": subject.spec.name,
+        **subject.input.metadata(),
         "classes": subject.classes,
         "weights_sha256": file_sha256(subject.weights),
         "run": run.path.resolve().name,

@@ -24,11 +24,19 @@ from hgkd_edge.rundir import RunDir, atomic_write, write_json
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
-from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.tasks.config import FinetuneConfig, settled
 from hgkd_edge.tasks.detect import ObjectDetection
 from hgkd_edge.tasks.segment import Segmentation
 
-__all__ = ["TASKS", "answers", "finetune", "load_model", "starting_weights", "weigh"]
+__all__ = [
+    "TASKS",
+    "answers",
+    "finetune",
+    "load_model",
+    "starting_weights",
+    "unscored",
+    "weigh",
+]
 
 BATCH = 16  # photos answered at a time: a label map of many classes is large
 
@@ -57,6 +65,8 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     state, spec = starting_weights(config)
     splits = task.open_splits(config)
     source = splits["train"]
+    config = settled(config, source.decided)
+    spec = replace(spec, bits=source.decided.get("data.bits", 0))
     card = ModelCard(config.task, tuple(source.classes), spec)
     torch.manual_seed(config.seed)
     network = task.create(card)
@@ -109,6 +119,7 @@ def _leave(
         batches = answers(torch_runner(network, task.output_names), task, card, splits[held_out])
         result |= {"split": held_out, "photos": len(splits[held_out])}
         result["scores"] = task.judge(batches, card, run.path / "pictures")
+        result["scores"] |= unscored(splits[held_out])
         result |= weigh(result, splits["train"], splits[held_out])
     write_json(run.finetune_result_file, result)
     with atomic_write(run.card_file) as temporary:
@@ -150,6 +161,11 @@ def answers(
     parts = source.images.split(BATCH), source.labels.split(BATCH)
     for images, labels in zip(*parts, strict=True):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
+
+
+def unscored(source: ImageSource) -> dict[str, float]:
+    """Share of the photos' pixels that no score counts; empty where labels are no label maps."""
+    return {} if source.ignored is None else {"ignored_pixels": source.ignored}
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelCard]:

@@ -43,7 +43,8 @@ class DataConfig(Section):
     `image_size` is the side (or [height, width]) in pixels that the networks see. `holdout` is the
     share that is kept from training where the data bring no split of their own. `decode`: `once`
     keeps all photos decoded, `streaming` decodes them as training goes, `auto` streams what would
-    take more than a quarter of the memory. `workers` is the number of decoding threads.
+    take more than a quarter of the memory. `workers` is the number of decoding threads. `bits` are
+    those that 16-bit image files use.
     """
 
     source: Literal["folder", "webdataset", "hf", "bundled"] = "folder"
@@ -53,6 +54,7 @@ class DataConfig(Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     holdout: Fraction = 0.1
     crop_scale: tuple[float, float] = (0.67, 1.0)
+    bits: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = "auto"
 
     @property
     def size(self) -> tuple[int, int]:

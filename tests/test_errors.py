@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from hgkd_edge.data.decode import keep
+from hgkd_edge.data.decode import Canvas, keep
 from hgkd_edge.errors import reason_of
 
 
@@ -49,7 +49,7 @@ def test_skipped_files_carry_such_reasons() -> None:
 
     photos = Photos(["a.jpg"], np.array([0]), [b"no picture"].__getitem__, lambda i: 10)
 
-    ((name, reason),) = keep(photos, (8, 8), threads=1).skipped
+    ((name, reason),) = keep(photos, Canvas(8, 8, exact=False), threads=1).skipped
 
     assert name == "a.jpg"
     assert " at 0x" not in reason

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hgkd_edge.data.geometry import Geometry
+from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
@@ -52,6 +54,7 @@ class BackboneSpec:
         size: Image height and width in pixels that it was trained for.
         mean: Per-channel mean of its input, in [0, 1].
         std: Per-channel standard deviation of its input.
+        bits: That the 16-bit image files it was trained on use; 0: all 16, or there were none.
     """
 
     name: str
@@ -60,6 +63,11 @@ class BackboneSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     args: dict[str, Any] = field(default_factory=dict)
+    bits: int = 0
+
+    def input(self, geometry: Geometry) -> InputSpec:
+        """What the network takes, and how an image becomes that."""
+        return InputSpec(self.size, self.mean, self.std, geometry, self.bits)
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:

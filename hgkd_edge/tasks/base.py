@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from exporters.runners import Outputs
+from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Task
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
+from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.config import FinetuneConfig
 
 __all__ = ["Answers", "ModelCard", "VisionTask", "read_model", "save_model"]
@@ -37,6 +39,11 @@ class ModelCard:
     task: str
     classes: tuple[str, ...]
     backbone: BackboneSpec
+
+    @property
+    def input(self) -> InputSpec:
+        """What the network takes, and how an image becomes that."""
+        return self.backbone.input(GEOMETRY.get(self.task, "cover"))
 
 
 class VisionTask(Protocol):

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import Detection, Label
+from hgkd_edge.tasks.fonts import drawable, font_file, readable
 
 __all__ = [
     "draw_boxes",
@@ -32,6 +33,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
         path: A PNG file.
     """
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = min(16.0, max(4.0, 0.45 * len(classes) + 2))  # inches
@@ -41,8 +43,12 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= 60:  # names of more would not be legible
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [readable(name).replace("$", r"\$") for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90)
+        axes.set_yticks(range(len(classes)), names)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            if (file := font_file(label.get_text())) is not None:
+                label.set_fontproperties(FontProperties(fname=file, size=label.get_fontsize()))
     if len(classes) <= 30:  # nor numbers
         for (row, column), count in np.ndenumerate(confusion):
             if count:
@@ -126,6 +132,6 @@ def _write(
     ground: tuple[int, int, int],
 ) -> None:
     """Text on a ground of its own, black on light colours and white on dark ones."""
-    font = ImageFont.load_default(size)
+    text, font = drawable(text, size)
     draw.rectangle(draw.multiline_textbbox(corner, text, font=font), fill=ground)
     draw.multiline_text(corner, text, font=font, fill="black" if sum(ground) > 300 else "white")

@@ -40,7 +40,11 @@ class Segmentation(PyramidTask):
     metric = "miou"
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
-        return labelled_share(open_masks(config.data, binary=config.segment.binary), config)
+        options = config.segment
+        splits = open_masks(
+            config.data, binary=options.binary, codes=options.codes, ignore=options.ignore
+        )
+        return labelled_share(splits, config)
 
     def create(self, card: ModelCard) -> nn.Module:
         return Segmenter(card.backbone, len(card.classes))

@@ -24,6 +24,7 @@ from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, weigh
 from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.predict import predict
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard, save_model
@@ -88,6 +89,23 @@ def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
     assert f"top1: {result['scores']['top1']:.4f} (95 % interval {low:.4f} to {high:.4f})" in card
     with Image.open(run.path / "pictures" / "confusion.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_the_cards_snippet_gives_what_predict_answers(run: RunDir, photos: Path) -> None:
+    finetune(configure(run, "train.epochs=1", "label_share=0.1"), run)
+    network, card = load_model(run.model_file)
+    snippet = run.card_file.read_text().split("```python\n")[1].split("```")[0]
+    scope: dict[str, Any] = {}
+    exec(snippet, scope)
+
+    records = predict(run.model_file, [photos / "test"], run.path / "predictions")
+
+    for record in records:
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(scope["preprocess"](record["photo"])))[0]
+        for label in record["labels"]:
+            chance = logits.softmax(0)[card.classes.index(label["name"])].item()
+            assert chance == pytest.approx(label["probability"], abs=1e-5)
 
 
 def test_beginning_from_a_linear_probe_beats_beginning_from_a_random_head(run: RunDir) -> None:

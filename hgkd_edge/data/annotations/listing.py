@@ -37,7 +37,7 @@ class Box:
 
     Attributes:
         name: Its class.
-        corners: x1, y1, x2, y2 in pixels of the photo as stored.
+        corners: x1, y1, x2, y2 in pixels of the photo.
         where: File and line.
     """
 
@@ -50,8 +50,8 @@ class Box:
 class Annotated(Generic[A]):
     """One photo and its annotation: its boxes, or what its mask is read from.
 
-    Photos are taken as stored, not turned by EXIF: annotations count stored pixels. `size` is the
-    height and width in pixels that the annotation's file states, if it does.
+    `size` is the height and width in pixels that the annotation's file states, if it does; `turns`
+    says which way up that is, where EXIF turns the photo.
     """
 
     name: str

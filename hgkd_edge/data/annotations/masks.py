@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hgkd_edge.data.annotations.listing import (
     Annotated,
@@ -13,13 +12,12 @@ from hgkd_edge.data.annotations.listing import (
     Listing,
     class_file,
     images_by_stem,
-    in_pixels,
     split_lists,
 )
-from hgkd_edge.data.geometry import IGNORED
+from hgkd_edge.data.images import open_image, turn_of
 from hgkd_edge.data.photos import SPLIT_NAMES, splits_by_name
 
-__all__ = ["all_mask_folders", "mask_folders", "read_mask"]
+__all__ = ["all_mask_folders", "mask_folders", "mask_size", "read_mask"]
 
 IMAGES, MASKS = ("images", "JPEGImages"), ("masks", "labels", "instances", "SegmentationClass")
 
@@ -53,32 +51,36 @@ def mask_folders(root: Path, holdout: float) -> Listing[Path]:
     return listing.hold_out(holdout)
 
 
-def read_mask(file: Path, size: tuple[int, int], *, binary: bool) -> np.ndarray:
-    """A label map, uint8 [H, W]; `binary` makes every number but 0 class 1.
+def mask_size(file: Path) -> tuple[int, int]:
+    """Height and width of a label map as viewers show it.
 
     Raises:
-        ValueError: It does not hold one class number below 255 per pixel of a photo of `size`.
+        OSError, ValueError: It cannot be read.
     """
-    with Image.open(file) as image:
+    with open_image(file) as image:
+        return turn_of(image).upright
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """The numbers of a label map, integers [H, W].
+
+    Raises:
+        OSError, ValueError: It does not hold one whole number per pixel.
+    """
+    with open_image(file) as image:
         if image.format in ("JPEG", "MPO"):
             raise ValueError(f"{file.name}: JPEG blurs class numbers; masks must be lossless: PNG")
-        bands, labels = image.getbands(), np.asarray(image)
-    if labels.ndim != 2:
+        bands, pixels = image.getbands(), np.asarray(turn_of(image).apply(image))
+    if pixels.ndim != 2:
         raise ValueError(
             f"mask has {len(bands)} channels ({''.join(bands)}), not one class number per pixel; "
-            "turn its colours into numbers (a palette image keeps both)"
+            "turn its colors into numbers (a palette image keeps both)"
         )
-    if labels.shape != size:
-        shapes = in_pixels(labels.shape), in_pixels(size)
-        raise ValueError(f"mask is {shapes[0]} pixels, its photo {shapes[1]}")
-    if binary:
-        return (labels > 0).astype(np.uint8)
-    if labels.min() < 0 or labels.max() > IGNORED:
-        raise ValueError(
-            f"mask holds number {labels.max()}; classes end at 254 (segment.binary=true takes all "
-            "numbers above 0 as one class)"
-        )
-    return labels.astype(np.uint8)
+    if pixels.dtype.kind == "b":
+        return pixels.astype(np.uint8)
+    if pixels.dtype.kind == "f" and not np.array_equal(pixels, np.rint(pixels)):
+        raise ValueError("mask holds fractions, not class numbers")
+    return pixels
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hgkd_edge.data.annotations.listing import Fault, in_pixels
+from hgkd_edge.data.annotations.listing import Fault, in_pixels, stated_size
 
-__all__ = ["Shape", "paint"]
+__all__ = ["Shape", "outlined_size", "paint"]
 
 
 class Shape(NamedTuple):
@@ -45,6 +45,16 @@ def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[
     for label, inside in sorted(painted, key=lambda pair: -int(pair[1].sum())):
         labels[inside] = label
     return labels, faults
+
+
+def outlined_size(shapes: list[Shape]) -> tuple[int, int] | None:
+    """Height and width of the photo that run lengths are for; None where all are polygons."""
+    for shape in shapes:
+        if isinstance(shape.outline, dict) and isinstance(shape.outline.get("size"), list):
+            return (
+                stated_size(*shape.outline["size"][:2]) if len(shape.outline["size"]) == 2 else None
+            )
+    return None
 
 
 def _inside(outline: Any, size: tuple[int, int]) -> np.ndarray:

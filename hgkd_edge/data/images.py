@@ -1,0 +1,213 @@
+"""Image files: which are opened, how large they may be, which way up they are.
+
+Every reader of images opens them here: training photos, masks, calibration photos, `predict`.
+PIL and numpy, no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+__all__ = [
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "Turn",
+    "open_image",
+    "read_image_file",
+    "turn_of",
+]
+
+# Formats by content, whatever the file's name says. Others stay closed: Pillow would start
+# Ghostscript for an EPS file, and its rare decoders see little testing.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_FILE_BYTES = 2**29  # of one image file
+MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded
+
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say it, by file
+ORIENTATION = 0x0112  # the EXIF tag
+EMPTY_EXIF = 20  # bytes of EXIF data without any tag
+# What brings an image upright, by EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What undoes it: two quarter turns undo each other, all others undo themselves.
+STORED = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+@contextmanager
+def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """An image file's first frame, not decoded yet: the one place where image files are opened.
+
+    Args:
+        source: The file, or its content.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no regular file, of no format in `FORMATS`, or too large.
+    """
+    content = source if isinstance(source, bytes) else read_image_file(source)
+    with _opened(content) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise _too_many_pixels(f"{image.width} x {image.height}")
+        yield image
+
+
+def read_image_file(file: Path) -> bytes:
+    """The bytes of a file that may be an image: a regular file of bounded size, nothing else.
+
+    A named pipe would block the reader, and a device such as /dev/zero never ends.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, is empty, or is larger than `MAX_FILE_BYTES`.
+    """
+    _require_regular(os.stat(file))  # first: opening a device may already act on it
+    with open(file, "rb", opener=_open_without_waiting) as stream:
+        about = os.fstat(stream.fileno())
+        _require_regular(about)
+        if about.st_size > MAX_FILE_BYTES:
+            raise ValueError(
+                f"has {about.st_size:,} bytes; image files are read up to {MAX_FILE_BYTES:,}"
+            )
+        return stream.read(about.st_size)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which way up an image is to be seen, by its EXIF orientation.
+
+    Attributes:
+        orientation: 1 (as stored) to 8.
+        stored: Height and width as stored.
+        fault: What is wrong with its EXIF data; '' if nothing is.
+    """
+
+    orientation: int
+    stored: tuple[int, int]
+    fault: str = ""
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width as viewers show the image."""
+        return self.stored[::-1] if self.orientation >= 5 else self.stored
+
+    def draft(self, image: Image.Image, near: tuple[int, int], *, upright: bool = True) -> None:
+        """Let a JPEG be decoded at a coarser scale, not below the height and width `near`."""
+        swap = upright and self.orientation >= 5
+        image.draft("RGB", near if swap else near[::-1])  # Pillow names the width first
+
+    def apply(self, image: Image.Image, *, upright: bool = True) -> Image.Image:
+        """The image upright, or as stored, decoded.
+
+        Args:
+            image: The one that `turn_of` was asked about, perhaps drafted since.
+            upright: False: as stored.
+        """
+        if self.orientation == 1:
+            return image
+        image.load()
+        # Pillow brings TIFF images upright while it decodes them, and removes the tag.
+        already = image.format == "TIFF" and _orientation(image) == 1
+        if already == upright:
+            return image
+        return image.transpose((UPRIGHT if upright else STORED)[self.orientation])
+
+
+def turn_of(image: Image.Image) -> Turn:
+    """The EXIF orientation of an opened image; damaged EXIF data cost no image.
+
+    What cannot be read is taken as absent. Where other tags are damaged, the orientation counts.
+    """
+    size = _stored_size(image)
+    try:
+        orientation = _orientation(image)
+    except Exception as error:  # damaged tags raise almost anything
+        return Turn(1, size, f"damaged EXIF data ({error or type(error).__name__}); used as stored")
+    if orientation not in UPRIGHT:
+        known = orientation in (0, 1)
+        fault = _unread(image) if known else f"EXIF orientation {orientation!r}; used as stored"
+        return Turn(1, size, fault)
+    return Turn(orientation, size, _damage(image))
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
+    """Pillow's image, its errors in our words."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is an option of Pillow's
+    try:
+        image = Image.open(io.BytesIO(content), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"not an image of a known format ({', '.join(formats)})") from error
+    with image:
+        yield image
+
+
+def _too_many_pixels(size: str) -> ValueError:
+    return ValueError(f"too many pixels ({size}); images are decoded up to {MAX_PIXELS:,}")
+
+
+def _open_without_waiting(file: str, flags: int) -> int:
+    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _require_regular(about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        kinds = {
+            stat.S_IFDIR: "folder",
+            stat.S_IFIFO: "named pipe",
+            stat.S_IFSOCK: "socket",
+            stat.S_IFCHR: "device",
+            stat.S_IFBLK: "device",
+        }
+        raise ValueError(f"is a {kinds.get(stat.S_IFMT(about.st_mode), 'special file')}, no image")
+    if about.st_size == 0:
+        raise ValueError("is empty")
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    tags = getattr(image, "tag_v2", None)  # of TIFF; newer Pillow gives the upright size instead
+    if tags is None:
+        return image.height, image.width
+    return int(tags[257]), int(tags[256])
+
+
+def _orientation(image: Image.Image) -> int:
+    value: int = image.getexif().get(ORIENTATION, 1)
+    return value
+
+
+def _unread(image: Image.Image) -> str:
+    """Pillow passes over EXIF data of which it can read nothing."""
+    stored = len(image.info.get("exif", b""))
+    damaged = stored > EMPTY_EXIF and not len(image.getexif())
+    return "damaged EXIF data; used as stored" if damaged else ""
+
+
+def _damage(image: Image.Image) -> str:
+    """What is wrong with the EXIF data of a turned image: Pillow's own turning fails on this."""
+    if image.format == "TIFF":  # these tags describe the pixels: damage shows in decoding
+        return ""
+    try:
+        image.getexif().tobytes()
+    except Exception as error:  # as above
+        return f"damaged EXIF data ({error}); turned as its orientation says"
+    return ""
