@@ -21,6 +21,7 @@ __all__ = [
     "cache_dir",
     "file_sha256",
     "hint_for_write",
+    "is_cached",
     "open_regular",
     "read_regular",
     "write_json",
@@ -126,10 +127,13 @@ def hint_for_write(number: int | None, file: Path) -> str:
     """The fix for a write to `file` that failed with this errno."""
     if number in DISK_IS_FULL:
         return "free disk space"
-    in_cache = file.absolute().is_relative_to(cache_dir().absolute())
-    other = (
-        "set HGKD_EDGE_CACHE to a folder you can write to"
-        if in_cache
-        else "choose another one with --run"
-    )
-    return f"make the folder writable, or {other}"
+    if is_cached(file):
+        return "make the folder writable, or set HGKD_EDGE_CACHE to a folder you can write to"
+    return "make the folder writable, or choose another one with --run"
+
+
+def is_cached(file: Path) -> bool:
+    """Whether a file lies in the cache."""
+    with contextlib.suppress(RunError):  # there is no cache at all
+        return file.absolute().is_relative_to(cache_dir().absolute())
+    return False
