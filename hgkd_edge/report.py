@@ -39,6 +39,7 @@ __all__ = ["report"]
 
 COLUMNS = 100  # of the tables, in characters
 POINTS = 240  # of a curve: each is the mean of its share of the steps
+BAD = ("FAILED verification", "│ CHANGED: ", "│ MISSING ")  # in a line that warns
 PNG = b"\x89PNG\r\n\x1a\n"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }
@@ -57,7 +58,7 @@ class Line:
 
     @property
     def bad(self) -> bool:
-        return self.text.startswith("warning:") or "FAILED verification" in self.text
+        return self.text.startswith("warning:") or any(sign in self.text for sign in BAD)
 
 
 @dataclass(frozen=True)

@@ -343,6 +343,7 @@ def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, 
 
     (row,) = lines_with(page, "backbone.safetensors")
     assert said in row
+    assert ("strong" in page.tags) == (change != "none")
 
 
 def test_what_is_only_called_a_picture_is_not_embedded(run: RunDir) -> None:
