@@ -174,7 +174,7 @@ class TrainConfig(Section):
     """The optimisation: one epoch is one pass over the photos.
 
     `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch. `graph`:
-    `auto` records a distillation's forward and backward pass as a CUDA graph where that can be
+    `auto` captures a distillation's forward and backward pass as a CUDA graph where that can be
     done, `off` never does.
     """
 

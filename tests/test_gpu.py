@@ -20,6 +20,7 @@ from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import kernels, sparsify
 from tests.engine.helpers import Masks, losses, run, tiny_source
+from tests.engine.test_graph import Asks
 from tests.sparse.helpers import distance, network, pair, random_visible
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -126,7 +127,7 @@ def test_a_captured_pass_is_right_for_another_mask(name: str) -> None:
 
         return work
 
-    replayed = graph.GraphedPass(work_of(captured), captured, graph.CudaGraphs())
+    replayed = graph.GraphedPass(work_of(captured), captured, graph.CudaGraphs)
     for images, visible in batches:  # two of them before the capture
         if not replayed.holds_gradients:
             captured.zero_grad(set_to_none=True)
@@ -215,3 +216,15 @@ def test_an_update_that_is_not_finite_changes_no_weight(tmp_path: Path, setting:
 
     assert all(weight.isfinite().all() for weight in weights(stopped))
     assert distance(weights(stopped), after[6]) < 1e-4
+
+
+def test_a_pass_that_cannot_be_captured_runs_as_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Masks(), tiny_source(), tmp_path / "eager", graph="off")
+
+    run(Asks(accumulated_only=False), tiny_source(), tmp_path / "asks")
+
+    assert "without a CUDA graph: it cannot be captured" in capsys.readouterr().err
+    curves = [torch.tensor(losses(tmp_path / name)) for name in ("asks", "eager")]
+    torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-3)

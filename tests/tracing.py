@@ -91,7 +91,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Tracing]:
         if not wanted:
             return None
         made.append(Tracing(model))
-        return graph.GraphedPass(work, model, made[-1])
+        return graph.GraphedPass(work, model, lambda: made[-1])
 
     monkeypatch.setattr(loop, "graphed_pass", graphed_pass)
     monkeypatch.setattr(loop, "reads_late", lambda _, config: config.optimizer == "adamw")

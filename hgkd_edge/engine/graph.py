@@ -2,8 +2,8 @@
 
 A pass of the sparse student starts more than a thousand short kernels, which takes the host longer
 than the GPU needs to run them. A graph starts all of them at once. Captured are the model with its
-loss, and the backward pass; learning rate, clipping, optimizer, average and checkpoints stay
-outside, and a run can be resumed with or without a graph.
+loss, and the backward pass. Learning rate, clipping, optimizer, average and checkpoints stay
+outside: they are the same with and without a graph.
 
 A graph reads and writes the same memory at every replay: inputs are copied to where it expects
 them, its outputs and the gradients lie where it leaves them.
@@ -17,12 +17,13 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from rich.markup import escape
 from torch import Tensor, nn
 
 from hgkd_edge.console import console
 from hgkd_edge.engine.task import Inputs
 
-__all__ = ["Capturing", "CudaGraphs", "GraphedPass", "graphed_pass"]
+__all__ = ["Capturing", "CudaGraphs", "GraphedPass", "Outputs", "Work", "graphed_pass"]
 
 WARM_UP = 2  # updates before the capture, in which libraries choose and build their kernels
 
@@ -31,17 +32,17 @@ Work = Callable[[Inputs], Outputs]  # adds to the gradients of a model and retur
 
 
 class Capturing(Protocol):
-    """How a pass is recorded; `CudaGraphs`, or in tests a trace on the CPU."""
+    """How a pass is captured; `CudaGraphs`, or in tests a trace on the CPU."""
 
     def warm_up(self, work: Work, inputs: Inputs) -> Outputs:
-        """Run it, as it will be run while it is recorded."""
+        """Run it, as it will be run while it is captured."""
         ...
 
     def capture(self, work: Work, inputs: Inputs) -> Callable[[], Outputs]:
-        """Record it without running it; returns what runs it on these inputs' memory.
+        """Capture it without running it; returns what runs it on these inputs' memory.
 
         Raises:
-            RuntimeError: It cannot be recorded.
+            RuntimeError: It cannot be captured.
         """
         ...
 
@@ -60,10 +61,10 @@ class CudaGraphs:
     def capture(self, work: Work, inputs: Inputs) -> Callable[[], Outputs]:
         graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that reads photos ahead may pin memory in the meantime.
-        recording = torch.cuda.graph(
+        capture = torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         )
-        with self._aside(), recording:
+        with self._aside(), capture:
             outputs = work(inputs)
 
         def replay() -> Outputs:
@@ -82,19 +83,20 @@ class CudaGraphs:
 
 
 class GraphedPass:
-    """A pass that is recorded after two updates and replayed from then on.
+    """A pass that is captured after two updates and replayed from then on.
 
     Inputs of another form (shapes, dtypes, numbers) than the last ones', such as whole images after
-    masked ones, are recorded anew, and what was recorded before is forgotten.
+    masked ones, are captured again, and what was captured before is forgotten.
 
     Args:
         work: The pass. It reads no value of a tensor.
         model: Whose gradients it adds to.
-        how: What records it.
+        how: Makes what captures the passes of one form.
     """
 
-    def __init__(self, work: Work, model: nn.Module, how: Capturing) -> None:
+    def __init__(self, work: Work, model: nn.Module, how: Callable[[], Capturing]) -> None:
         self.work, self.model, self.how = work, model, how
+        self.capturing = how()
         self.form: tuple[object, ...] = ()
         self.updates = 0  # that this form was run in
         self.inputs: Inputs = ()
@@ -124,7 +126,7 @@ class GraphedPass:
             self._forget(form)
         self.updates += not adds
         if self.updates <= WARM_UP:
-            return self.how.warm_up(self.work, inputs)
+            return self.capturing.warm_up(self.work, inputs)
         if adds not in self.replays and not self._capture(inputs, adds=adds):
             return self.work(inputs)
         for static, new in zip(self.inputs, inputs, strict=True):
@@ -133,24 +135,25 @@ class GraphedPass:
         return self.replays[adds]()
 
     def _capture(self, inputs: Inputs, *, adds: bool) -> bool:
-        """Record the pass, if that can be done."""
+        """Capture the pass, if that can be done."""
         if not adds:
-            self.model.zero_grad(set_to_none=True)  # recorded, a pass makes its gradients itself
+            self.model.zero_grad(set_to_none=True)  # captured, a pass makes its gradients itself
             self.inputs = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
         try:
-            self.replays[adds] = self.how.capture(self.work, self.inputs)
+            self.replays[adds] = self.capturing.capture(self.work, self.inputs)
         except RuntimeError as error:
             if not adds:
-                self.model.zero_grad(set_to_none=True)  # made by the recording, and never filled
+                self.model.zero_grad(set_to_none=True)  # made by the capture, and never filled
             self._forget(())
             self.failed = True
-            _report(f"it cannot be recorded ({_cause(error)})")
+            _report(f"it cannot be captured ({_cause(error)})")
         return not self.failed
 
     def _forget(self, form: tuple[object, ...]) -> None:
-        """Free the memory of what was recorded; the gradients stay."""
+        """Free the memory of what was captured; the gradients stay."""
         self.form, self.updates, self.inputs = form, 0, ()
         self.replays.clear()
+        self.capturing = self.how()  # freed memory cannot be shared again
 
 
 def graphed_pass(
@@ -162,18 +165,18 @@ def graphed_pass(
         work: The pass.
         model: Whose gradients it adds to.
         accelerator: The training's.
-        wanted: Whether the recipe wants it, and the task's model can be recorded.
+        wanted: Whether the recipe wants it, and the task's model can be captured.
     """
     if not wanted or accelerator.device.type != "cuda":
         return None
     if why := _obstacle(accelerator):
         _report(why)
         return None
-    return GraphedPass(work, model, CudaGraphs())
+    return GraphedPass(work, model, CudaGraphs)
 
 
 def _obstacle(accelerator: Accelerator) -> str:
-    """Why passes cannot be recorded on this GPU, '' if they can."""
+    """Why passes cannot be captured on this GPU, '' if they can."""
     if accelerator.num_processes > 1:
         return "several processes exchange gradients during the backward pass"
     if accelerator.scaler is not None:
@@ -184,7 +187,9 @@ def _obstacle(accelerator: Accelerator) -> str:
 def _report(why: str) -> None:
     """One line on what is slower than it could be, and why."""
     console.print(
-        f"[yellow]warning:[/] training without a CUDA graph: {why}", soft_wrap=True, highlight=False
+        f"[yellow]warning:[/] training without a CUDA graph: {escape(why)}",
+        soft_wrap=True,
+        highlight=False,
     )
 
 

@@ -30,7 +30,7 @@ from hgkd_edge.recipe import TrainConfig
 
 __all__ = ["train"]
 
-STOP, NORM = "stop", "gradient norm"  # figures of an update beside what the model returns
+STOP, NORM = "stop", "gradient norm"  # figures of an update next to the model's own
 
 
 def train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,10 +154,38 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before_and_one_line_says_why(
 
     said = [line for line in capsys.readouterr().err.splitlines() if "CUDA graph" in line]
     assert len(said) == 1
-    assert "warning: training without a CUDA graph: it cannot be recorded" in said[0]
+    assert "warning: training without a CUDA graph: it cannot be captured" in said[0]
     assert len(made[-1].traces) == accumulated_only
     assert losses(tmp_path / "asks") == losses(tmp_path / "eager")
     assert same(saved(tmp_path / "asks"), saved(tmp_path / "eager"))
+
+
+def test_every_form_of_inputs_is_recorded_in_memory_of_its_own() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            made.append(0)
+
+        def warm_up(self, work: graph.Work, inputs: Inputs) -> graph.Outputs:
+            return work(inputs)
+
+        def capture(self, work: graph.Work, inputs: Inputs) -> Callable[[], graph.Outputs]:
+            made[-1] += 1
+            return lambda: work(inputs)
+
+    made: list[int] = []
+    recorded = graph.GraphedPass(
+        lambda inputs: {"sum": torch.as_tensor(sum(map(torch.as_tensor, inputs)))},
+        torch.nn.Identity(),
+        Recorder,
+    )
+    forms: list[Inputs] = [(torch.ones(2), 1), (torch.ones(2), 2), (torch.ones(3), 2)]
+
+    for form in forms:
+        for value in range(5):
+            given = (form[0] * value, form[1])
+            assert torch.equal(recorded(given, adds=False)["sum"], given[0] + given[1])
+
+    assert [count for count in made if count] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
