@@ -55,6 +55,9 @@ class Results:
                 message = f"{section}: {what}: {type(error).__name__}: {error}"
                 self.found["errors"].append(message[:500])
                 print(message[:500], file=sys.stderr, flush=True)
+        self.write()
+
+    def write(self) -> None:
         self.file.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def _add(self, section: str, measured: Any) -> None:
@@ -162,7 +165,7 @@ def main() -> None:
         for section in ("encoder", "gather", "update", "skipped", "errors"):
             results.found[section] += results.found.get("rows", {}).get(section, [])
         results.found.pop("rows", None)
-        results.part("done", "", lambda: True)
+        results.write()
 
 
 if __name__ == "__main__":
