@@ -49,7 +49,8 @@ class Student(nn.Module):
         Returns:
             Tokens float [B, N, D], and pixels float [B, N, side*side*3] or None.
         """
-        decoded = self.decoder(self.encoder(images, visible), visible)  # [B, width, H/s, W/s]
+        maps = self.encoder(images, visible, each=self.decoder.lateral)  # [B, width, H/s, W/s]
+        decoded = self.decoder(maps, visible)
         tokens = self.head(decoded).flatten(2).transpose(1, 2)
         if self.pixel_head is None:
             return tokens, None
