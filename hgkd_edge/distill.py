@@ -58,6 +58,7 @@ class Distilling:
         self.model: nn.Module = model
         self.teacher, self.parts, self.recipe = teacher, parts, recipe
         self.updates_per_batch = recipe.mask.per_image
+        self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
         data, parts, ratio = self.recipe.data, self.parts, self._ratio(draws)

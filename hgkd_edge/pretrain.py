@@ -29,6 +29,7 @@ class MaskedAutoencoding:
     """Task: reconstruct masked patches of augmented photos."""
 
     updates_per_batch = 1
+    capturable = False
     layer_decay: float | None = None
 
     def __init__(self, model: MaskedAutoencoder, recipe: Recipe, size: tuple[int, int]) -> None:
@@ -45,6 +46,7 @@ class LabelTuning:
     """Task: classify augmented photos by the mean patch token."""
 
     updates_per_batch = 1
+    capturable = False
     layer_decay: float | None = None
 
     def __init__(self, model: LabelTuner, recipe: Recipe, size: tuple[int, int]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,11 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from hgkd_edge.data.augment import random_view
 from hgkd_edge.data.masks import random_masks
-from hgkd_edge.distill import Distilling
+from hgkd_edge.distill import Distilling, distill
 from hgkd_edge.engine import Draws, Inputs
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import choice, kernels
+from tests.engine.helpers import log_lines
 from tests.test_distill import make_task
-from tests.tracing import Tracing, host_data
+from tests.tracing import Tracing, host_data, record
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "resnet18": {"args": {"channels": [8, 16, 24, 32]}, "stem_stride": 2},
@@ -42,9 +47,10 @@ def inputs_of(task: Distilling, seed: int, progress: float = 0.0) -> Inputs:
     return next(iter(task.inputs(photos, torch.zeros(2), draws)))
 
 
-def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """What the loop captures, without its precision."""
-    outputs = model(*inputs)
+def run(model: nn.Module, inputs: Inputs, *, half: bool = False) -> dict[str, Tensor]:
+    """What the loop records."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        outputs = model(*inputs)
     outputs["loss"].backward()
     return {name: value.detach() for name, value in outputs.items()}
 
@@ -57,30 +63,31 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize(
-    ("student", "sections", "progress"),
+    ("student", "sections", "progress", "half"),
     [
-        ("resnet18", {"loss": {"pixel_weight": 1.0}}, 0.0),
-        ("resnet18", {"mask": {"whole_share": 0.5}}, 0.9),
-        ("mobilenetv3_small_100", {}, 0.0),
-        ("convnext_atto", {"loss": {"where": "masked", "target": "cosine"}}, 0.0),
+        ("resnet18", {"loss": {"pixel_weight": 1.0}}, 0.0, False),
+        ("resnet18", {}, 0.0, True),
+        ("resnet18", {"mask": {"whole_share": 0.5}}, 0.9, True),
+        ("mobilenetv3_small_100", {}, 0.0, False),
+        ("convnext_atto", {"loss": {"where": "masked", "target": "cosine"}}, 0.0, False),
     ],
 )
 def test_a_pass_recorded_with_one_mask_is_right_for_another(
-    tiny_recipe: dict[str, Any], student: str, sections: dict[str, Any], progress: float
+    tiny_recipe: dict[str, Any], student: str, sections: dict[str, Any], progress: float, half: bool
 ) -> None:
     task = task_for(tiny_recipe, student, **sections)
     model = task.model.train()
     start = {name: value.clone() for name, value in model.state_dict().items()}
     first, other = (inputs_of(task, seed, progress) for seed in (1, 2))
     torch.manual_seed(0)
-    wanted = run(model, other)
+    wanted = run(model, other, half=half)
     gradients = [None if w.grad is None else w.grad.clone() for w in model.parameters()]
     buffers = [buffer.clone() for buffer in model.buffers()]
     model.load_state_dict(start)
     model.zero_grad(set_to_none=True)
     tracing = Tracing(model)
 
-    replay = tracing.capture(lambda inputs: run(model, inputs), first)
+    replay = tracing.capture(lambda inputs: run(model, inputs, half=half), first)
     assert host_data(tracing.traces[0]) == []
     for static, new in zip(first, other, strict=True):
         if isinstance(static, Tensor):
@@ -97,6 +104,25 @@ def test_a_pass_recorded_with_one_mask_is_right_for_another(
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other is None or torch.equal(one, other)  # type: ignore[arg-type]
+
+
+def test_a_recorded_distillation_is_the_same_to_the_last_bit(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_recipe["mask"] = {"per_image": 2, "whole_share": 0.4}
+    tiny_recipe["train"] |= {"epochs": 3, "trackers": []}
+    recipe = Recipe.model_validate(tiny_recipe)
+    folders = [tmp_path / "eager", tmp_path / "recorded"]
+    distill(recipe, RunDir.create(recipe, folders[0]))
+    made = record(monkeypatch)
+
+    distill(recipe, RunDir.create(recipe, folders[1]))
+
+    assert [len(tracing.traces) for tracing in made] == [2]  # masked images, then whole ones
+    assert made[0].replays == 18 - 2 * 2
+    assert log_lines(folders[0]) == log_lines(folders[1])
+    eager, recorded = (load_file(folder / "backbone.safetensors") for folder in folders)
+    assert all(torch.equal(eager[name], recorded[name]) for name in eager)
 
 
 def test_without_a_known_number_of_patches_nothing_can_be_recorded(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.stateless import _reparametrize_module
+
+from hgkd_edge.engine import graph, loop
 
 Values = tuple[Any, ...]  # tensors, and numbers that a trace keeps as they were
 Work = Callable[[Values], dict[str, Tensor]]
@@ -51,9 +55,14 @@ class Tracing:
 
         learns = {name: w.requires_grad for name, w in weights.items()}
         state = {name: w.detach() for name, w in weights.items()}
-        trace = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(
-            state, buffers, adds, tensors
-        )
+        make = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)
+        try:
+            trace = make(state, buffers, adds, tensors)
+        finally:
+            for name, weight in weights.items():  # as after a capture: nothing has written to them
+                if learns[name] and weight.grad is None:
+                    weight.grad = torch.full_like(weight, math.nan)
+        static = {name: w.grad for name, w in weights.items() if w.grad is not None}
         self.traces.append(trace)
         kept: dict[str, Tensor] = {}
 
@@ -63,14 +72,30 @@ class Tracing:
             for name, value in outputs.items():
                 kept.setdefault(name, torch.empty_like(value)).copy_(value)
             for name, grad in grads.items():
-                if grad is None:
-                    continue
-                if weights[name].grad is None:
-                    weights[name].grad = torch.empty_like(grad)
-                weights[name].grad.copy_(grad)
+                if grad is not None:
+                    static[name].copy_(grad)
             return kept
 
         return replay
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> list[Tracing]:
+    """From now on trainings record their passes by a trace, and read figures late.
+
+    Returns:
+        What records each training, filled in as they begin.
+    """
+    made: list[Tracing] = []
+
+    def graphed_pass(work: Any, model: Any, _: Any, *, wanted: bool) -> graph.GraphedPass | None:
+        if not wanted:
+            return None
+        made.append(Tracing(model))
+        return graph.GraphedPass(work, model, lambda: made[-1])
+
+    monkeypatch.setattr(loop, "graphed_pass", graphed_pass)
+    monkeypatch.setattr(loop, "reads_late", lambda _, config: config.optimizer == "adamw")
+    return made
 
 
 def host_data(trace: fx.GraphModule) -> list[str]:

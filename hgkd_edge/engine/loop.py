@@ -18,6 +18,7 @@ from hgkd_edge.data.decode import read_ahead
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
+from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
@@ -29,7 +30,7 @@ from hgkd_edge.recipe import TrainConfig
 
 __all__ = ["train"]
 
-STOP, NORM = "stop", "gradient norm"  # figures of an update beside what the model returns
+STOP, NORM = "stop", "gradient norm"  # figures of an update next to the model's own
 
 
 def train(
@@ -113,6 +114,8 @@ class _Loop:
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.after = Snapshot(model) if self.late else model  # what the average is taken from
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        wanted = config.graph == "auto" and task.capturable
+        self.graphed = graphed_pass(self._pass, model, self.accelerator, wanted=wanted)
 
     def run(self, *, resume: bool) -> nn.Module:
         if resume and on_main(self.place.checkpoint_file.is_file):
@@ -203,8 +206,9 @@ class _Loop:
         else:
             self._check_finite(update)
         self.optimizer.step()
-        # Fresh memory for every gradient costs a CPU more than clearing the old.
-        self.optimizer.zero_grad(set_to_none=self.accelerator.device.type == "cuda")
+        if self.graphed is None or not self.graphed.holds_gradients:
+            # Fresh memory for every gradient costs a CPU more than clearing the old.
+            self.optimizer.zero_grad(set_to_none=self.accelerator.device.type == "cuda")
         self.step += 1
         self.unsettled = update
         if isinstance(self.after, Snapshot):
@@ -220,7 +224,8 @@ class _Loop:
         for i, chunk in enumerate(_chunks(inputs, parts)):
             last = i == parts - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                for name, value in self._pass(chunk).items():
+                outputs = self.graphed(chunk, adds=i > 0) if self.graphed else self._pass(chunk)
+                for name, value in outputs.items():
                     totals[name] = totals.get(name, 0.0) + value
         return totals
 

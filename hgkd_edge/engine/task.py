@@ -25,11 +25,14 @@ class Task(Protocol):
         updates_per_batch: How many updates `inputs` makes of one batch.
         layer_decay: Factor of the learning rate per group of layers below the head, as timm groups
             them; None trains every layer at one rate.
+        capturable: Whether a pass of the model reads no value of a tensor on the host, so that it
+            may run as a CUDA graph.
     """
 
     model: nn.Module
     updates_per_batch: int
     layer_decay: float | None
+    capturable: bool
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterable[Inputs]:
         """Inputs of the model, one tuple per update: tensors [B, ...], and numbers for all images.

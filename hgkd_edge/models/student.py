@@ -52,8 +52,9 @@ class Student(nn.Module):
         Returns:
             Tokens float [B, N, D], and pixels float [B, N, side*side*3] or None.
         """
-        maps = self.encoder(images, visible, per_image)
-        decoded = self.decoder(maps, visible)  # [B, width, H/s, W/s]
+        # [B, width, H/s, W/s]
+        maps = self.encoder(images, visible, per_image, each=self.decoder.lateral)
+        decoded = self.decoder(maps, visible)
         tokens = self.head(decoded).flatten(2).transpose(1, 2)
         if self.pixel_head is None:
             return tokens, None

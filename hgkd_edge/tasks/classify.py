@@ -114,6 +114,7 @@ class ClassifyTask:
     """Engine task: augmented, perhaps mixed photos and their soft labels."""
 
     updates_per_batch = 1
+    capturable = False
 
     def __init__(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig

@@ -99,6 +99,7 @@ class SegmentTask:
     """Engine task: random views of photos and their label maps."""
 
     updates_per_batch = 1
+    capturable = False
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = SegmentLoss(network)

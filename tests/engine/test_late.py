@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Draws, Inputs, loop
+from hgkd_edge.engine import Inputs, loop
 from hgkd_edge.errors import Interrupted, TrainingError
-from tests.engine.helpers import losses, place, run, tiny_source
-
-
-class Masks:
-    """A task with BatchNorm, and two updates per batch.
-
-    Args:
-        spoil: What is not finite in pass `at`: the loss, or the gradient alone.
-    """
-
-    updates_per_batch = 2
-    layer_decay: float | None = None
-
-    def __init__(self, *, spoil: str = "", at: int = -1) -> None:
-        torch.manual_seed(0)
-        self.model: nn.Module = Net(spoil, at)
-
-    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        for _ in range(2):
-            noise = draws.uniform(len(images), 1)[..., None, None]
-            yield images.float() / 255 + 0.1 * noise, labels, 3
-
-
-class Net(nn.Module):
-    def __init__(self, spoil: str, at: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(32, 3)
-        )
-        self.spoil, self.at, self.calls = spoil, at, 0
-        self.layers[0].weight.register_hook(self._spoil_gradient)
-
-    def forward(self, images: Tensor, labels: Tensor, classes: int) -> dict[str, Tensor]:
-        self.calls += 1
-        logits = self.layers(images)
-        loss = nn.functional.cross_entropy(logits[:, :classes], labels)
-        if self.spoil == "loss" and self.calls == self.at:
-            loss = loss * math.nan
-        return {"loss": loss, "confidence": logits.softmax(1).amax(1).mean()}
-
-    def _spoil_gradient(self, grad: Tensor) -> Tensor:
-        return grad * math.inf if self.spoil == "gradient" and self.calls == self.at else grad
+from tests.engine.helpers import Masks, log_lines, losses, place, run, same, saved, tiny_source
 
 
 @pytest.fixture
@@ -71,19 +27,6 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "reads_late", lambda *_: True)
 
 
-def saved(folder: Path) -> dict[str, Any]:
-    return torch.load(place(folder).checkpoint_file, weights_only=True)
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, through nested containers."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return torch.equal(one, other) if isinstance(one, Tensor) else one == other
-
-
 @pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"ema": 0.0}, {"clip_grad": 0}])
 def test_figures_read_late_change_nothing(
     source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
@@ -93,18 +36,10 @@ def test_figures_read_late_change_nothing(
 
     later = run(Masks(), source, tmp_path / "late", **more)
 
-    logs = [_lines(tmp_path / name) for name in ("now", "late")]
+    logs = [log_lines(tmp_path / name) for name in ("now", "late")]
     assert logs[0] == logs[1]
     assert same(saved(tmp_path / "now"), saved(tmp_path / "late"))
     assert same(dict(now.state_dict()), dict(later.state_dict()))
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    """The log, but for what the clock says."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("images_per_s", "data_share")} for line in lines
-    ]
 
 
 @pytest.mark.usefixtures("late")
@@ -184,7 +119,7 @@ def test_a_run_that_read_late_and_was_stopped_resumes_exactly(
     task.inputs = press_ctrl_c  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="stopped at step 14"):
         run(task, source, tmp_path / "stopped")
-    assert [line["step"] for line in _lines(tmp_path / "stopped")] == list(range(2, 15, 2))
+    assert [line["step"] for line in log_lines(tmp_path / "stopped")] == list(range(2, 15, 2))
     run(Masks(), source, tmp_path / "stopped", resume=True)
 
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")

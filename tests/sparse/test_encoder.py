@@ -8,6 +8,7 @@ import io
 import pytest
 import timm
 import torch
+from timm.layers import Format
 from torch import nn
 
 from hgkd_edge.errors import ConversionError
@@ -113,6 +114,38 @@ def test_maps_have_the_promised_shapes_and_are_zero_at_masked_sites(backend):
         sites = visible.repeat_interleave(t, 1).repeat_interleave(t, 2).unsqueeze(1)
         assert not (m * ~sites).any()
         assert (m * sites).any()
+
+
+class ChannelsLast(nn.Module):
+    """A feature network whose maps are `[B, H, W, C]`, as some of timm's are."""
+
+    output_fmt = Format.NHWC
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.feature_info = inner, inner.feature_info
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [m.permute(0, 2, 3, 1) for m in self.inner(x)]
+
+
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("share", [0.5, 2.0], ids=["masked", "nothing masked"])
+def test_modules_given_for_each_map_run_before_it_is_put_on_the_grid(
+    backend: str, channels_last: bool, share: float
+) -> None:
+    encoder = sparsify(
+        ChannelsLast(network("resnet18")) if channels_last else network("resnet18"), backend
+    )
+    visible = random_visible(2, 2, 3, share=share)
+    heads = [nn.Conv2d(c, 5, kernel_size=1, bias=False) for c in encoder.channels]
+
+    ours = encoder(IMAGES, visible, each=heads)
+    theirs = [head(m) for head, m in zip(heads, encoder(IMAGES, visible), strict=True)]
+
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_of_one_with_one_visible_patch():
