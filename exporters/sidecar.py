@@ -59,7 +59,7 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     if not engine.is_file():
         raise ExportError(f"no engine at '{engine}'", hint="check the path, or build one first")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Sidecar)}
         sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
     except FileNotFoundError as error:

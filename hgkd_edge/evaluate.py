@@ -11,7 +11,13 @@ import torch
 
 from hgkd_edge.confidence import METHOD, not_better, wilson
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits, why_unlabelled
+from hgkd_edge.data.sources import (
+    ImageSource,
+    held_out_split,
+    how_to_label,
+    open_splits,
+    why_unlabelled,
+)
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.finetune import TASKS, answers, unscored, weigh
 from hgkd_edge.models.backbone import (
@@ -122,7 +128,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     if why := why_unlabelled(splits["train"]):
         raise DataError(
             f"evaluate needs labelled photos: {why}",
-            hint="keep photos in one subfolder per class",
+            hint=how_to_label(recipe.data),
         )
     name = _split_to_score(splits, split)
     train, test = splits["train"], splits[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -23,6 +24,10 @@ WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, e
 
 def run_app(app: Callable[[], Any]) -> NoReturn:
     """Run the command line: the one place where an error becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or class that the terminal cannot show is shown as \xe9, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -77,7 +77,8 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
         origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
         run.update_manifest(finetune=origin)
         with atomic_write(run.finetune_file) as temporary:
-            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            temporary.write_text(settings, encoding="utf-8")
     trained = train(
         task.learner(network, card, source, config),
         source,
@@ -123,7 +124,8 @@ def _leave(
         result |= weigh(result, splits["train"], splits[held_out])
     write_json(run.finetune_result_file, result)
     with atomic_write(run.card_file) as temporary:
-        temporary.write_text(model_card(card, config, result, photos=len(splits["train"])))
+        text = model_card(card, config, result, photos=len(splits["train"]))
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return result
 
 

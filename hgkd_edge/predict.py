@@ -14,7 +14,7 @@ from PIL import Image
 
 from exporters.runners import Outputs
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.photos import image_names
+from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
 from hgkd_edge.serving import Served, open_served
@@ -137,7 +137,10 @@ def _image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
     found = 0
     for path in photos:
         if path.is_dir():
-            inside = [path / name for name in image_names(path)]
+            images = find_images(path)
+            if remark := images.remark(path):
+                console.print(remark, soft_wrap=True, markup=False)
+            inside = [path / name for name in images.names]
             inside = [file for file in inside if but.resolve() not in file.resolve().parents]
         elif path.is_file():
             inside = [path]

@@ -115,7 +115,7 @@ def report(run: RunDir) -> Path:
     )
     path = run.path / "report.html"
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.parsing import read_text
 
 __all__ = ["Section", "differing_keys", "parse_settings", "read_settings"]
 
@@ -33,10 +34,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         RecipeError: It cannot be read, or is not one.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
+        raw = yaml.load(read_text(path), _SafeLoader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}", hint="save it as UTF-8") from error
+    except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 1}" if mark else ""
         why = f": {problem}" if problem else ""

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # Lower layers first: a module may import from its own layer's package and from what stands before.
 LAYERS = [
     {"errors"},
+    {"parsing"},
     {"confidence", "files", "settings"},
     {"recipe"},
     {"run_files"},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,27 @@ def test_a_bad_recipe_is_one_line_and_exit_2(tiny_recipe_file: Path, tmp_path: P
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {tiny_recipe_file}: unknown key 'train.epoch'")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "utf-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["latin-1", "utf-8", "C"],
+)
+@pytest.mark.parametrize("name", [b"caf\xe9.yaml", "\u5927.yaml".encode()], ids=["bytes", "wide"])
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(
+    tmp_path: Path, locale: dict[str, str], name: bytes
+) -> None:
+    command = [sys.executable, "-m", "hgkd_edge.cli", "recipes", "validate", name]
+
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env={**os.environ, **locale})
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: no recipe file")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

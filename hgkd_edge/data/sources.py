@@ -26,6 +26,7 @@ from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
+from hgkd_edge.data.names import a_few
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
 from hgkd_edge.data.shards import shard_photos
 from hgkd_edge.data.table import is_table, table_photos
@@ -37,6 +38,7 @@ __all__ = [
     "canvas_of",
     "decoding_threads",
     "held_out_split",
+    "how_to_label",
     "open_splits",
     "why_unlabelled",
 ]
@@ -155,8 +157,38 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     for source in splits.values():
         source.decided |= {"data.bits": bits} if bits else {}
     _check_readable(config, splits.get("train"))
-    splits["train"].remarks += [why] if why else []
+    splits["train"].remarks += [*listing.remarks, *_remark_labels(splits), *([why] if why else [])]
+    splits["train"].skipped[:0] = listing.unused
     return splits
+
+
+def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
+    """What the label sets of the splits have not in common, one line each."""
+    train = splits["train"]
+    if not train.classes:
+        return []
+    learned, remarks = set(train.labels.tolist()), list[str]()
+    for name, source in splits.items():
+        labels = source.labels.tolist()
+        bare = labels.count(UNLABELLED)
+        if bare and len(splits) > 1:
+            remarks.append(f"{bare} of {len(source)} photos of split '{name}' have no label")
+        if name == "train" or bare == len(source):
+            continue
+        unknown = sorted(set(labels) - learned - {UNLABELLED})
+        if unknown:
+            count = sum(label in unknown for label in labels)
+            shown = a_few([source.classes[i] for i in unknown])
+            remarks.append(
+                f"classes without a training photo in split '{name}': {shown} ({count} photos): no "
+                "network can answer them right"
+            )
+        if missing := sorted(learned - set(labels) - {UNLABELLED}):
+            shown = a_few([source.classes[i] for i in missing])
+            remarks.append(
+                f"classes without a photo in split '{name}': {shown}: its scores leave them out"
+            )
+    return [f"warning: {remark}" for remark in remarks]
 
 
 def decoding_threads(config: DataConfig) -> int:
@@ -179,6 +211,17 @@ def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) ->
     return None
 
 
+def how_to_label(config: DataConfig) -> str:
+    """What gives photos of a source their labels, as a hint."""
+    if is_table(config):
+        return f"give {config.path} a column 'label' that is filled in every line"
+    hints = {
+        "webdataset": "give every sample of the shards a .cls file with its class",
+        "hf": "name a dataset that has a column 'label' with a value in every row",
+    }
+    return hints.get(config.source, "keep photos in one subfolder per class")
+
+
 def why_unlabelled(source: ImageSource) -> str:
     """What keeps a source of one label per photo from being `labelled`; '' if nothing does."""
     if source.labelled:
@@ -189,9 +232,7 @@ def why_unlabelled(source: ImageSource) -> str:
         return f"all {len(source)} photos are of one class, or of none"
     bare = (source.labels == UNLABELLED).nonzero().flatten().tolist()
     count = f"{len(bare)} of {len(source)} photos"
-    return (
-        f"outside the class folders, or without a label: {count}, such as {source.names[bare[0]]}"
-    )
+    return f"without a label, or outside class folders: {count}, such as {source.names[bare[0]]}"
 
 
 def _keep(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from hgkd_edge.data.names import split_named
 from hgkd_edge.errors import DataError
 from hgkd_edge.provenance import report_photos
-from tests.data.annotated import BCCD, boxes, save_image, write_coco
+from tests.data.annotated import BCCD, boxes, masks, save_image, write_coco
 
 OBJECT = "<object><name>{}</name><bndbox>{}</bndbox></object>"
 
@@ -114,7 +116,7 @@ def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path
     assert "is outside its 100 x 50 photo" in faults[f"{root}/Annotations/a.xml:3"]
     assert "class 'moon' is not known" in faults[f"{root}/Annotations/a.xml:7"]
     assert "photo left out" in faults[f"{root}/Annotations/b.xml:1"]
-    assert "no image in JPEGImages/" in faults[f"{root}/ImageSets/Main/train.txt:4"]
+    assert "'absent' is not in JPEGImages/" in faults[f"{root}/ImageSets/Main/train.txt:4"]
     assert len(faults) == 8
 
 
@@ -324,7 +326,7 @@ def test_voc_lists_may_hold_spaces_suffixes_and_marks(tmp_path: Path) -> None:
         f"{n}.png" for n in names
     ]
     (fault,) = source.skipped
-    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' has no image in JPEGImages/")
+    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' is not in JPEGImages/; left out")
 
 
 @pytest.mark.parametrize("file", ["ImageSets/Main/train.txt", "classes.txt"])
@@ -332,7 +334,7 @@ def test_a_list_in_another_encoding_is_told_by_line(tmp_path: Path, file: str) -
     voc(tmp_path, {"a": "<annotation/>"}, train="a")
     (tmp_path / file).write_bytes("a\né\n".encode("latin-1"))
 
-    with pytest.raises(DataError, match=f"{file}:2: is not text in UTF-8.*save it as UTF-8"):
+    with pytest.raises(DataError, match=f"{file}: line 2 is not text in UTF-8.*save it as UTF-8"):
         boxes(tmp_path)
 
 
@@ -388,3 +390,112 @@ def test_the_same_data_have_the_same_fingerprint_and_another_box_changes_it(tmp_
 
     assert boxes(BCCD)["train"].fingerprint == before
     assert boxes(tmp_path / "copy")["train"].fingerprint != before
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "Validation"), ("trn", "dev")])
+def test_splits_of_coco_folders_are_found_by_any_spelling(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        write_coco(tmp_path / name, name)
+        for image in (tmp_path / name / "images").iterdir():
+            image.rename(tmp_path / name / image.name)
+
+    splits = boxes(tmp_path, size=100)
+
+    assert [len(source) for source in splits.values()] == [3, 3]
+    assert splits.keys() == {"train", split_named(names[1])}
+
+
+def test_a_word_that_holds_a_splits_name_is_no_split(tmp_path: Path) -> None:
+    write_coco(tmp_path, "latest")
+
+    assert boxes(tmp_path, size=100, holdout=0).keys() == {"train"}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["TRAIN0.PNG", "images\\train0.png", " train0.png", "Images/train0.png"],
+)
+def test_a_file_name_in_coco_is_found_by_other_spellings(tmp_path: Path, spelled: str) -> None:
+    write_coco(tmp_path, change=lambda coco: coco["images"][0].update(file_name=spelled))
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert len(source) == 3
+    assert source.skipped == []
+
+
+def test_category_names_that_look_alike_are_one_class(tmp_path: Path) -> None:
+    def change(coco: dict[str, Any]) -> None:
+        coco["categories"].append({"id": 8, "name": "cat "})
+        coco["annotations"][0]["category_id"] = 8
+
+    write_coco(tmp_path, change=change)
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert source.classes == ["cat"]
+    assert source.labels[..., 0].tolist() == [[0], [0], [0]]
+
+
+def test_a_category_without_objects_stays_a_class_and_is_reported(tmp_path: Path) -> None:
+    write_coco(
+        tmp_path, change=lambda coco: coco["categories"].insert(0, {"id": 0, "name": "animals"})
+    )
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert source.classes == ["animals", "cat"]
+    assert "without a training object: 'animals'" in source.remarks[0]
+
+
+@pytest.mark.parametrize("second", ["a.jpg", "A.png"])
+def test_two_images_of_one_stem_are_reported_and_not_guessed(tmp_path: Path, second: str) -> None:
+    xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
+    root = voc(tmp_path, {"a": xml, "b": xml}, train="a b")
+    save_image(root / "JPEGImages" / second, np.zeros((50, 100, 3), np.uint8))
+
+    source = boxes(root, size=100, holdout=0)["train"]
+
+    ambiguous = second == "a.jpg"  # `A` is another name where `a` is there too
+    assert len(source) == (1 if ambiguous else 2)
+    assert ("can be a.jpg, a.png in JPEGImages/" in str(source.skipped)) == ambiguous
+
+
+def test_voc_names_match_in_any_unicode_form_and_unread_formats_are_named(tmp_path: Path) -> None:
+    xml = f"<annotation>{OBJECT.format('cell ', CORNERS.format(10, 10, 30, 40))}</annotation>"
+    root = voc(tmp_path, {unicodedata.normalize("NFD", "é"): xml}, train="é")
+    (root / "JPEGImages" / "x.heic").touch()
+    (root / "ImageSets/Main/train.txt").rename(root / "ImageSets/Main/Training.txt")
+
+    source = boxes(root, size=100, holdout=0)["train"]
+
+    assert len(source) == 1
+    assert source.classes == ["cell"]
+    assert "x.heic" in str(source.skipped)
+
+
+@pytest.mark.parametrize("names", [("Train", "Valid"), ("training", "dev")])
+def test_splits_of_mask_folders_are_found_by_any_spelling(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        save_image(tmp_path / name / "images" / "a.png", np.zeros((50, 100, 3), np.uint8))
+        save_image(tmp_path / name / "masks" / "A.png", np.eye(50, 100, dtype=np.uint8))
+
+    splits = masks(tmp_path)
+
+    assert {split: len(source) for split, source in splits.items()} == {"train": 1, "val": 1}
+
+
+def test_two_masks_of_one_photo_are_reported_and_not_guessed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_image(tmp_path / "images" / f"{name}.png", np.zeros((50, 100, 3), np.uint8))
+        save_image(tmp_path / "masks" / f"{name}.png", np.eye(50, 100, dtype=np.uint8))
+    save_image(tmp_path / "masks" / "a.tif", np.zeros((50, 100), np.uint8))
+
+    source = masks(tmp_path, holdout=0)["train"]
+
+    assert source.names == ["images/b.png"]
+    assert "'a' can be a.png, a.tif in masks/" in str(source.skipped)

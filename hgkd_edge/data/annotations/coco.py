@@ -15,12 +15,12 @@ from hgkd_edge.data.annotations.listing import (
     Box,
     Fault,
     Listing,
-    split_of,
+    split_folders,
     stated_size,
 )
 from hgkd_edge.data.annotations.outlines import Shape
 from hgkd_edge.data.geometry import IGNORED
-from hgkd_edge.data.photos import SPLIT_NAMES
+from hgkd_edge.data.names import FileFinder, a_few, clean, readable, split_in, split_named
 from hgkd_edge.errors import DataError
 
 __all__ = ["coco_boxes", "coco_files", "coco_shapes"]
@@ -64,22 +64,28 @@ class _Parsed(NamedTuple):
     files: dict[str, _File]
     faults: list[Fault]
 
+    @property
+    def training(self) -> _File:
+        """The file of the training split."""
+        return self.files.get("train") or next(iter(self.files.values()))
+
 
 def coco_files(root: Path) -> dict[str, Path]:
     """Annotation files by split ('' where the name speaks of none); empty if there are none.
 
-    Looked for in `annotations/`, in `root` itself, and beside the photos in `train/`, `val/` (or
+    Looked for in `annotations/`, in `root` itself, and next to the photos in `train/`, `val/` (or
     `valid/`, `validation/`) and `test/`.
 
     Raises:
         DataError: Two files speak of one split.
     """
-    inside = [file for name in SPLIT_NAMES for file in _jsons(root / name)]
+    inside = [file for name in split_folders(root) for file in _jsons(root / name)]
     files = _jsons(root / "annotations") or _jsons(root) or inside
     chosen = [file for file in files if file.name.startswith("instances")] or files
     found: dict[str, Path] = {}
     for file in chosen:
-        split = split_of(file.stem) or (split_of(file.parent.name) if file in inside else "")
+        by_folder = split_named(file.parent.name) if file in inside else None
+        split = split_in(file.stem) or by_folder or ""
         if split in found:
             raise DataError(
                 f"{root}: both {found[split].name} and {file.name} could be the annotations"
@@ -214,7 +220,7 @@ def _categories(file: _File) -> dict[str, str]:
         key = _id(item, "id")
         if key is None or "name" not in item:
             raise DataError(f"{file.path}: a category lacks its id or name: {item!r}")
-        found[key] = str(item["name"])
+        found[key] = clean(str(item["name"]))
     return dict(sorted(found.items(), key=lambda pair: _as_number(pair[0])))
 
 
@@ -228,8 +234,7 @@ def _as_number(key: str) -> tuple[float, str]:
 
 def _classes(parsed: _Parsed) -> list[str]:
     """Names of the training split's categories: another file may number them differently."""
-    file = parsed.files.get("train") or next(iter(parsed.files.values()))
-    return list(dict.fromkeys(_categories(file).values()))
+    return list(dict.fromkeys(_categories(parsed.training).values()))
 
 
 def _images(
@@ -238,11 +243,15 @@ def _images(
     """Id of every photo that is there, and the photo."""
     place = file.path.stem.removeprefix("instances_")  # train2017, as COCO itself names folders
     folders = [file.path.parent, root, root / "images"]
-    folders += [base / name for base in (root, root / "images") for name in (place, split) if name]
+    for base in (root, root / "images"):
+        own = split_folders(base) if split and base.is_dir() else []
+        folders += [base / place, *(base / name for name in own if split_named(name) == split)]
+    finders = [FileFinder(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
     for where, image in file.items("images"):
         key, name = _id(image, "id"), str(image.get("file_name")) if isinstance(image, dict) else ""
-        candidates = [folder / name for folder in folders]
-        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        exact = (finder.root / name for finder in finders)
+        path = next((candidate for candidate in exact if candidate.is_file()), None)
+        path = path or next((found for finder in finders if (found := finder.find(name))), None)
         if path is None or key is None:
             reason = "has no id" if key is None else "is not there"
             faults.append((where, f"image '{name}' {reason}; left out"))
@@ -255,7 +264,7 @@ def _name(root: Path, path: Path) -> str:
     """Relative to `root`, outside of which an absolute `file_name` may lead."""
     if not path.is_relative_to(root):
         path = root / os.path.relpath(path, root)
-    return path.relative_to(root).as_posix()
+    return readable(path.relative_to(root).as_posix())
 
 
 def _listing(
@@ -287,4 +296,22 @@ def _listing(
         name = "train" if list(parsed.files) == [""] else split
         listing.splits[name], listing.faults[name] = photos, faults
     listing.faults["train"] = parsed.faults + listing.faults.get("train", [])
+    listing.remarks += _without_objects(parsed)
     return listing.hold_out(holdout)
+
+
+def _without_objects(parsed: _Parsed) -> list[str]:
+    """A remark about categories that no training object is of.
+
+    They stay classes: annotation tools export one numbering for all their files, and dropping a
+    class would renumber the outputs of models that were trained with it.
+    """
+    file = parsed.training
+    owned = {_id(item, "category_id") for _, item in file.items("annotations")}
+    bare = [name for key, name in _categories(file).items() if key not in owned]
+    if not bare:
+        return []
+    return [
+        f"warning: categories without a training object: {a_few(bare)}; they stay classes that are "
+        f"never predicted and never scored (remove them from {file.path.name} to drop them)"
+    ]

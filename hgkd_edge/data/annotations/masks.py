@@ -12,10 +12,14 @@ from hgkd_edge.data.annotations.listing import (
     Listing,
     class_file,
     images_by_stem,
+    name_in,
+    only_one,
+    split_folders,
     split_lists,
+    unread_images,
 )
 from hgkd_edge.data.images import open_image, turn_of
-from hgkd_edge.data.photos import SPLIT_NAMES, splits_by_name
+from hgkd_edge.data.names import readable, splits_by_name
 
 __all__ = ["all_mask_folders", "mask_folders", "mask_size", "read_mask"]
 
@@ -24,7 +28,7 @@ IMAGES, MASKS = ("images", "JPEGImages"), ("masks", "labels", "instances", "Segm
 
 def all_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of photos and of their masks: by split in `train/` and others, or '' for `root`."""
-    found = {name: _folders(root / name) for name in ("", *SPLIT_NAMES)}
+    found = {name: _folders(root / name) for name in ("", *split_folders(root))}
     here = {name: folders for name, folders in found.items() if folders is not None}
     names = {split: here[name] for split, name in splits_by_name(here, root).items()}
     return {"": here[""], **names} if "" in here else names
@@ -92,7 +96,7 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def _all_names(images: Path) -> list[tuple[str, str]]:
-    return [(stem, str(file)) for stem, file in images_by_stem(images).items()]
+    return [(stem, readable(str(images / stem))) for stem in images_by_stem(images)]
 
 
 def _add(
@@ -104,13 +108,14 @@ def _add(
 ) -> None:
     """Add a split's photos; `names` come with file and line."""
     images, masks = map(images_by_stem, folders)
-    faults: list[Fault] = []
+    faults: list[Fault] = unread_images(folders[0])
     photos = []
     for name, where in names:
-        if name in images and name in masks:
-            file = images[name]
-            photos.append(Annotated(file.relative_to(root).as_posix(), file, masks[name]))
+        try:
+            file = only_one(name, images.find(name), folders[0].name)
+            mask = only_one(name, masks.find(name), folders[1].name)
+        except FileNotFoundError as error:
+            faults.append((where, f"{error}; left out"))
         else:
-            missing = folders[0] if name not in images else folders[1]
-            faults.append((where, f"'{name}' is not in {missing.name}/; left out"))
+            photos.append(Annotated(name_in(root, file), file, mask))
     listing.splits[split], listing.faults[split] = photos, faults

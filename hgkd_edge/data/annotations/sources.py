@@ -78,7 +78,7 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
         sources[split] = source = annotated.read(split, labels, read)
         source.labels = cast("Tensor", BoxLabels(labels[: len(source)]))
     _ready(sources, root)
-    sources["train"].remarks += annotated.remarks()
+    sources["train"].remarks += [*listing.remarks, *annotated.remarks()]
     if not any(len(boxes) for boxes in sources["train"].labels):
         raise _no_object(sources["train"], root, "box")
     return sources
@@ -127,7 +127,8 @@ def open_masks(
         source.decided |= coding.settings() if coding else {}
         sources[split] = source
     _ready(sources, root)
-    sources["train"].remarks += [*([maps.remark] if maps.remark else []), *photos.remarks()]
+    decided = [maps.remark] if maps.remark else []
+    sources["train"].remarks += [*photos.listing.remarks, *decided, *photos.remarks()]
     lowest = 0 if coding and coding.ignored == 0 else 1  # class 0 is the background, if any
     # Photo by photo: one is enough, and all may be larger than memory.
     if not any(((one >= lowest) & (one != IGNORED)).any() for one in sources["train"].labels):
