@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import a_few, clean, splits_by_name
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
 from hgkd_edge.errors import DataError, MissingExtraError, reason_of
@@ -135,7 +136,7 @@ def _photos(split: str, part: Any, image: str, label: str | None, classes: list[
 
 def _read(rows: Sequence[Any], image: str, i: int) -> bytes:
     cell = rows[i][image]
-    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    return cell["bytes"] if cell["bytes"] is not None else read_image_file(Path(cell["path"]))
 
 
 def _unknown(i: int) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 
 from hgkd_edge import processes
 from hgkd_edge.console import track_steps
-from hgkd_edge.data.images import MAX_FILE_BYTES
+from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
 from hgkd_edge.data.names import ClassNames, name_classes, readable, split_in
 from hgkd_edge.data.photos import (
     IMAGE_SUFFIXES,
@@ -135,6 +135,7 @@ class _Shards:
 
     def read(self, i: int) -> bytes:
         number, offset, size = self.places[i].tolist()
+        require_size(size)
         with self.files[number].open("rb") as shard:
             shard.seek(offset)
             return shard.read(size)
