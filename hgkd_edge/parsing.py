@@ -47,7 +47,7 @@ MARKS = (
 )
 
 
-def read_file(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+def read_file(path: Path, limit: int = MAX_TEXT_BYTES, *, kind: str = "text") -> bytes:
     """The bytes of a regular file of bounded size.
 
     A named pipe would block the reader, and a device such as /dev/zero never ends.
@@ -56,13 +56,13 @@ def read_file(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
         OSError: It cannot be read.
         ValueError: It is no regular file, or larger than `limit` bytes.
     """
-    _require_regular(os.stat(path))  # first: opening a device may already act on it
+    _require_regular(os.stat(path), kind)  # first: opening a device may already act on it
     with open(path, "rb", opener=_open_without_waiting) as stream:
         about = os.fstat(stream.fileno())
-        _require_regular(about)
+        _require_regular(about, kind)
         if about.st_size > limit:
-            raise ValueError(f"has {about.st_size:,} bytes; files of its kind may have {limit:,}")
-        return stream.read(limit)
+            raise ValueError(f"has {about.st_size:,} bytes; {kind} files are read up to {limit:,}")
+        return stream.read(about.st_size)
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
@@ -196,7 +196,7 @@ def _open_without_waiting(file: str, flags: int) -> int:
     return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _require_regular(about: os.stat_result) -> None:
+def _require_regular(about: os.stat_result, kind: str) -> None:
     if not stat.S_ISREG(about.st_mode):
         kinds = {
             stat.S_IFDIR: "folder",
@@ -205,4 +205,5 @@ def _require_regular(about: os.stat_result) -> None:
             stat.S_IFCHR: "device",
             stat.S_IFBLK: "device",
         }
-        raise ValueError(f"is a {kinds.get(stat.S_IFMT(about.st_mode), 'special file')}, no file")
+        found = kinds.get(stat.S_IFMT(about.st_mode), "special file")
+        raise ValueError(f"is a {found}, no {kind}")

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 from hgkd_edge.errors import DataError
 
 __all__ = [
+    "SPELLINGS",
     "ByName",
     "ClassNames",
     "FileFinder",
