@@ -16,6 +16,7 @@ from hgkd_edge.data.sources import (
     held_out_split,
     how_to_label,
     open_splits,
+    unlearned_classes,
     why_unlabelled,
 )
 from hgkd_edge.errors import DataError, RunError
@@ -146,13 +147,13 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
         "untrained": asdict(score_features(untrained, train, test)),
         "majority": majority_top1(train.labels, test.labels),
     }
-    result |= _weigh_features(result, len(test))
+    result |= _weigh_features(result, len(test), unlearned_classes(train, test))
     write_json(run.path / "evaluation.json", result)
     return result
 
 
-def _weigh_features(result: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Intervals of feature scores, and a warning where they do not beat what needs no training."""
+def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> dict[str, Any]:
+    """Intervals of feature scores, and warnings: where they beat nothing, what was not taught."""
     intervals: dict[str, Any] = {
         network: {name: wilson(share, count) for name, share in result[network].items()}
         for network in ("distilled", "untrained")
@@ -171,7 +172,7 @@ def _weigh_features(result: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {
         "intervals": {**intervals, "majority": wilson(result["majority"], count)},
         "interval_method": METHOD,
-        "warnings": ["; ".join(warnings)] if warnings else [],
+        "warnings": [text for text in ("; ".join(warnings), unlearned) if text],
     }
 
 

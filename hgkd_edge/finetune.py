@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from exporters.runners import Runner, torch_runner
 from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals, task_baseline
-from hgkd_edge.data.sources import ImageSource, held_out_split
+from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
@@ -139,6 +139,7 @@ def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> d
     """
     task, scores, count, metric = (result[k] for k in ("task", "scores", "photos", "metric"))
     majority = majority_top1(train.labels, test.labels) if task == "classify" else None
+    unlearned = unlearned_classes(train, test) if task == "classify" else ""
     baseline = task_baseline(task, scores, majority)
     intervals = score_intervals(scores, train.classes)
     line = not_better(
@@ -152,7 +153,7 @@ def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> d
         "baseline": baseline,
         "intervals": intervals,
         "interval_method": (METHOD if task == "classify" else BOOTSTRAP) if intervals else None,
-        "warnings": [line] if line else [],
+        "warnings": [text for text in (line, unlearned) if text],
     }
 
 

@@ -75,7 +75,12 @@ def folder_photos(config: DataConfig) -> Listing:
         for split, names in named.items()
     }
     remarks = [line for line in (found.remark(root), *layout.remarks, *classes.remarks) if line]
-    return Listing(with_holdout(splits, config.holdout), classes.names, found.unused, remarks)
+    return Listing(
+        with_holdout(splits, config.holdout),
+        classes.names,
+        [*found.unused, *found.unlisted],
+        remarks,
+    )
 
 
 def _below(top: str, names: list[str]) -> list[str]:

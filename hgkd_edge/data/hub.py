@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import a_few, clean, splits_by_name
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
 from hgkd_edge.errors import DataError, MissingExtraError, reason_of
+from hgkd_edge.parsing import cut
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["hub_photos"]
@@ -32,6 +34,8 @@ def hub_photos(config: DataConfig) -> Listing:
     path = str(config.path)
     try:
         loaded = _load(path)
+    except DataError:
+        raise
     except Exception as error:  # the library has no common type for what can go wrong here
         raise DataError(
             f"data.path '{path}' cannot be loaded as a dataset: {reason_of(error)}",
@@ -61,6 +65,13 @@ def _load(path: str) -> Any:
     local = Path(path).expanduser()
     if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return datasets.load_from_disk(str(local))
+    if local.exists() and glob.has_magic(str(local.resolve())):
+        # The library takes a folder's path as a pattern: it finds nothing, or other folders' files.
+        raise DataError(
+            f"data.path '{path}': the package `datasets` takes {cut(str(local.resolve()))} as a "
+            "pattern, for its brackets, * or ?",
+            hint="rename the folder, or set data.source to folder",
+        )
     return datasets.load_dataset(str(local) if local.exists() else path)
 
 

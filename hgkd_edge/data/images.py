@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageFile
+
+from hgkd_edge.parsing import read_file
 
 __all__ = [
     "FORMATS",
@@ -78,18 +78,14 @@ def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
 def read_image_file(file: Path) -> bytes:
     """The bytes of a file that may be an image: a regular file of bounded size, nothing else.
 
-    A named pipe would block the reader, and a device such as /dev/zero never ends.
-
     Raises:
         OSError: It cannot be read.
         ValueError: It is no regular file, is empty, or is larger than `MAX_FILE_BYTES`.
     """
-    _require_regular(os.stat(file))  # first: opening a device may already act on it
-    with open(file, "rb", opener=_open_without_waiting) as stream:
-        about = os.fstat(stream.fileno())
-        _require_regular(about)
-        require_size(about.st_size)
-        return stream.read(about.st_size)
+    content = read_file(file, MAX_FILE_BYTES, kind="image")
+    if not content:
+        raise ValueError("is empty")
+    return content
 
 
 def require_size(size: int) -> None:
@@ -177,24 +173,6 @@ def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
 
 def _too_many_pixels(size: str) -> ValueError:
     return ValueError(f"too many pixels ({size}); images are decoded up to {MAX_PIXELS:,}")
-
-
-def _open_without_waiting(file: str, flags: int) -> int:
-    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _require_regular(about: os.stat_result) -> None:
-    if not stat.S_ISREG(about.st_mode):
-        kinds = {
-            stat.S_IFDIR: "folder",
-            stat.S_IFIFO: "named pipe",
-            stat.S_IFSOCK: "socket",
-            stat.S_IFCHR: "device",
-            stat.S_IFBLK: "device",
-        }
-        raise ValueError(f"is a {kinds.get(stat.S_IFMT(about.st_mode), 'special file')}, no image")
-    if about.st_size == 0:
-        raise ValueError("is empty")
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:

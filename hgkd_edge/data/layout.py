@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hgkd_edge.data.names import a_few, readable, split_named, splits_by_name
+from hgkd_edge.data.names import SPELLINGS, a_few, readable, split_named, splits_by_name
 from hgkd_edge.errors import DataError
 
 __all__ = ["Layout", "read_layout"]
@@ -69,7 +69,12 @@ def read_layout(root: Path, names: Sequence[str]) -> Layout:
                 "other folders elsewhere",
             )
         tops = splits_by_name(splits, root)
-        return Layout(tops, _outside(root, names, set(tops.values())))
+        empty = {split_named(entry.name): entry.name for entry in root.iterdir() if entry.is_dir()}
+        tops = {split: name for split, name in empty.items() if split} | tops
+        return Layout(
+            {split: tops[split] for split in SPELLINGS if split in tops},
+            _outside(root, names, set(tops.values())),
+        )
     if not others and all("/" in name for name in names):
         raise DataError(
             f"data.path '{root}' has no training split, only {_shown(splits)}",

@@ -6,6 +6,7 @@ Two of them may be one name although they differ: in Unicode form, in blanks, in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -16,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 from hgkd_edge.errors import DataError
 
 __all__ = [
+    "SPELLINGS",
     "ByName",
     "ClassNames",
     "FileFinder",
@@ -64,7 +66,7 @@ def split_in(name: str) -> str | None:
 
 
 def splits_by_name(names: Iterable[str], root: object) -> dict[str, str]:
-    """Split -> the one of these names in `root` that stands for it; other names are passed over.
+    """Split, train first -> the one of these names that stands for it; others are passed over.
 
     Raises:
         DataError: Two names stand for one split.
@@ -79,7 +81,7 @@ def splits_by_name(names: Iterable[str], root: object) -> dict[str, str]:
             )
         if split is not None:
             found[split] = name
-    return found
+    return {split: found[split] for split in SPELLINGS if split in found}
 
 
 def readable(name: str) -> str:
@@ -87,7 +89,9 @@ def readable(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        with contextlib.suppress(UnicodeEncodeError):
+            return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return name.encode("utf-8", "backslashreplace").decode()  # half of a pair, out of JSON
     return name
 
 
@@ -205,7 +209,7 @@ class FileFinder:
     def find(self, name: str) -> Path | None:
         """The file of this name; None if there is none, or more than one that could be meant."""
         exact = self.root / name
-        if exact.is_file():
+        if os.path.isfile(exact):  # unlike pathlib's, False for names too long
             return exact
         place = Path(exact.anchor)
         parts = re.split(r"[/\\]" if "\\" in name else "/", name)
@@ -219,13 +223,13 @@ class FileFinder:
             if len(meant) != 1:
                 return None
             place /= meant[0]
-        return place if place.is_file() else None
+        return place if os.path.isfile(place) else None
 
     def _children(self, folder: Path) -> ByName[str]:
         if folder not in self._listed:
             try:
                 names = sorted(os.listdir(folder))
-            except OSError:
+            except (OSError, ValueError):
                 names = []
             self._listed[folder] = ByName((name, name) for name in names)
         return self._listed[folder]

@@ -103,21 +103,27 @@ class Found(NamedTuple):
     Attributes:
         names: Those that are read.
         unused: Those whose format cannot be read, with the reason.
+        unlisted: Folders that cannot be listed, with the reason.
     """
 
     names: list[str]
     unused: list[tuple[str, str]]
+    unlisted: list[tuple[str, str]]
 
     def remark(self, root: Path) -> str:
-        """One line about the unused ones; '' without any."""
-        if not self.unused:
-            return ""
-        counts = Counter(os.path.splitext(name)[1].lower() for name, _ in self.unused)
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
-        return (
-            f"warning: {len(self.unused)} image files in {root} are not used, their format cannot "
-            f"be read: {kinds}, such as {self.unused[0][0]} (convert them to JPEG or PNG)"
-        )
+        """One line about what is not used; '' if there is nothing."""
+        parts = []
+        if self.unused:
+            counts = Counter(os.path.splitext(name)[1].lower() for name, _ in self.unused)
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+            parts.append(
+                f"{len(self.unused)} image files in {root} are not used, their format cannot be "
+                f"read: {kinds}, such as {self.unused[0][0]} (convert them to JPEG or PNG)"
+            )
+        if self.unlisted:
+            (name, reason), count = self.unlisted[0], len(self.unlisted)
+            parts.append(f"{count} folders in {root} are not used: {name or root}: {reason}")
+        return f"warning: {'; '.join(parts)}" if parts else ""
 
 
 def find_images(root: Path) -> Found:
@@ -126,20 +132,37 @@ def find_images(root: Path) -> Found:
     Folders that are links are followed; what is hidden is skipped: other programs' folders, and
     the `._*` files that macOS leaves, are no photos.
     """
-    found, unused, seen = list[str](), list[str](), set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:  # a link back up
-            folders.clear()
+    found, unused, unlisted, seen = (
+        list[str](),
+        list[str](),
+        list[tuple[str, str]](),
+        set[tuple[int, int]](),
+    )
+    folders = [""]
+    while folders:
+        inside = folders.pop()
+        folder = os.path.join(root, inside)
+        try:
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:  # a link back up
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            unlisted.append((readable(inside), f"cannot be listed: {error.strerror}"))
             continue
-        seen.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in files if is_image(name)]
-        unused += [prefix + name for name in files if why_not_an_image(name)]
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(name)
+            elif is_image(name):
+                found.append(name)
+            elif why_not_an_image(name):
+                unused.append(name)
     found.sort(key=lambda name: name.split("/"))
-    return Found(found, [(readable(name), why_not_an_image(name)) for name in sorted(unused)])
+    return Found(found, [(readable(n), why_not_an_image(n)) for n in sorted(unused)], unlisted)
 
 
 def is_image(name: str) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 
 from hgkd_edge import processes
 from hgkd_edge.console import track_steps
-from hgkd_edge.data.images import require_size
+from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
 from hgkd_edge.data.names import ClassNames, name_classes, readable, split_in
 from hgkd_edge.data.photos import (
     IMAGE_SUFFIXES,
@@ -34,6 +34,7 @@ from hgkd_edge.data.photos import (
     with_holdout,
 )
 from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.parsing import MAX_LABEL_BYTES, parse_json
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
 
@@ -41,6 +42,7 @@ __all__ = ["shard_files", "shard_photos"]
 
 # What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
 SHARED_KEY = "a sample is named up to the first dot, and another image has the same name"
+BAD_MEMBER = "the member is sparse or too large"
 INDEX_VERSION = 3  # part of the cached index's name: raise it when the index changes
 
 
@@ -245,16 +247,19 @@ def _index(file: Path) -> Index:
                 key, extension = _key_and_extension(member.name)
                 if not member.isfile() or not key:
                     continue
-                if is_image(f"{key}.{extension}"):
+                if member.issparse() or member.size > MAX_FILE_BYTES:
+                    # Its size is what it claims: the bytes are not all in the archive.
+                    index.unused.append((readable(member.name), BAD_MEMBER))
+                elif is_image(f"{key}.{extension}"):
                     images.setdefault(key, []).append(member)
-                elif extension in ("cls", "json", "txt"):
+                elif extension in ("cls", "json", "txt") and member.size <= MAX_LABEL_BYTES:
                     stream = shard.extractfile(member)
                     assert stream is not None, "isfile() was asked"
                     text = _label_text(extension, stream.read())
                     labels[key] = text or labels.get(key, "")
                 elif reason := why_not_an_image(f"{key}.{extension}"):
                     index.unused.append((readable(member.name), reason))
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"shard '{file}' cannot be read: {reason_of(error)}",
             hint="it must be an uncompressed, whole tar",
@@ -296,7 +301,7 @@ def _label_text(extension: str, content: bytes) -> str:
     if extension != "json":
         return text
     try:
-        entry: Any = json.loads(text)
+        entry: Any = parse_json(text)
     except ValueError:
         return ""
     if isinstance(entry, dict):

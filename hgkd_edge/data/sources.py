@@ -40,6 +40,7 @@ __all__ = [
     "held_out_split",
     "how_to_label",
     "open_splits",
+    "unlearned_classes",
     "why_unlabelled",
 ]
 
@@ -175,20 +176,30 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
             remarks.append(f"{bare} of {len(source)} photos of split '{name}' have no label")
         if name == "train" or bare == len(source):
             continue
-        unknown = sorted(set(labels) - learned - {UNLABELLED})
-        if unknown:
-            count = sum(label in unknown for label in labels)
-            shown = a_few([source.classes[i] for i in unknown])
-            remarks.append(
-                f"classes without a training photo in split '{name}': {shown} ({count} photos): no "
-                "network can answer them right"
-            )
+        if said := unlearned_classes(train, source):
+            remarks.append(f"split '{name}': {said}")
         if missing := sorted(learned - set(labels) - {UNLABELLED}):
             shown = a_few([source.classes[i] for i in missing])
             remarks.append(
                 f"classes without a photo in split '{name}': {shown}: its scores leave them out"
             )
     return [f"warning: {remark}" for remark in remarks]
+
+
+def unlearned_classes(train: ImageSource, test: ImageSource) -> str:
+    """What `test` asks for that `train` does not teach, of one label per photo; '' for nothing.
+
+    Photos of these classes count in every score, and no network can be right about them.
+    """
+    known = set(train.labels.tolist()) | {UNLABELLED}
+    labels = [label for label in test.labels.tolist() if label not in known]
+    if not labels:
+        return ""
+    shown = a_few([test.classes[i] for i in sorted(set(labels))])
+    return (
+        f"{len(labels)} of {len(test)} photos are of classes without a training photo ({shown}): "
+        "they count as errors in every score"
+    )
 
 
 def decoding_threads(config: DataConfig) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -144,3 +145,14 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(MissingExtraError, match=r"hgkd-edge\[hf\]"):
         open_splits(data_config("anything", source="hf"))
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*"])
+def test_a_folder_that_the_library_takes_for_a_pattern_is_refused(
+    tmp_path: Path, photos: Path, name: str
+) -> None:
+    shutil.copytree(photos, tmp_path / name)
+    shutil.copytree(photos, tmp_path / "a1")
+
+    with pytest.raises(DataError, match="as a pattern"):
+        open_splits(data_config(tmp_path / name, source="hf"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -240,7 +241,7 @@ def test_label_sets_that_differ_between_splits_are_reported_with_counts(tmp_path
 
     said = remarks(opened(root))
 
-    assert "classes without a training photo in split 'val': 'owl' (2 photos)" in said
+    assert "split 'val': 2 of 4 photos are of classes without a training photo ('owl')" in said
     assert "classes without a photo in split 'val': 'dog'" in said
     assert "2 of 2 photos of split 'test' have no label" in said
 
@@ -251,3 +252,37 @@ def test_images_are_listed_in_the_order_of_their_paths(tmp_path: Path) -> None:
     names = find_images(tmp_path).names
 
     assert names == ["a/0.png", "a/1.png", "a b/0.png", "a b/1.png", "b/0.png", "b/1.png"]
+
+
+def test_a_tree_deeper_than_pythons_stack_is_listed(tmp_path: Path) -> None:
+    here = os.open(".", os.O_RDONLY)
+    os.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    image(Path("a.png"))
+    os.fchdir(here)
+
+    found = find_images(tmp_path)
+
+    assert len(found.names) == 1
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # shutil cannot
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path, "cat", "dog", "secret")
+    scan = os.scandir
+
+    def guarded(folder: str) -> object:
+        if str(folder).endswith("secret"):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+
+    splits = opened(tmp_path)
+
+    assert "1 folders in" in remarks(splits)
+    assert ("secret", "cannot be listed: Permission denied") in splits["train"].skipped

@@ -226,3 +226,64 @@ def test_splits_of_shards_are_found_by_any_spelling(tmp_path: Path, names: tuple
     splits = shards(tmp_path)
 
     assert splits.keys() == {"train", "val" if "Dev" in names[1] else "test"}
+
+
+def sparse_member(name: str, size: int) -> bytes:
+    """A member in GNU's old format that claims `size` bytes and holds none."""
+    header = bytearray(512)
+    header[: len(name)] = name.encode()
+    for place, text in ((100, b"0000644\0"), (124, b"00000000000\0"), (136, b"00000000000\0")):
+        header[place : place + len(text)] = text
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[257:265] = b"ustar  \0"
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def test_sparse_members_that_claim_gigabytes_are_not_read(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "s.tar", ["a.png", "b.png"])
+    claims = [sparse_member(name, 8**11 - 1) for name in ("a.cls", "c.png", "d.json")]
+    file.write_bytes(b"".join(claims) + file.read_bytes())
+
+    source = shards(file)["train"]
+
+    assert source.names == ["s.tar/a.png", "s.tar/b.png"]
+    assert [reason for _, reason in source.skipped] == ["the member is sparse or too large"] * 3
+
+
+def test_a_shard_of_nothing_but_long_names_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 0
+    (tmp_path / "s.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) * 20_000)
+
+    with pytest.raises(DataError, match=r"s.tar' cannot be read|hold no image"):
+        shards(tmp_path / "s.tar")
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/x.png", "a/../../x.png"])
+def test_members_named_outside_the_shard_write_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in" / "side").mkdir(parents=True)
+    write_tar(tmp_path / "in" / "side" / "s.tar", [name, "b.png"])
+    before = sorted(tmp_path.rglob("*"))
+
+    source = shards(tmp_path / "in" / "side" / "s.tar")["train"]
+
+    assert len(source) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/x.png").exists()
+
+
+@pytest.mark.parametrize("label", ["[" * 100_000, "9" * 5000, '{"label": ' + "[" * 5000])
+def test_labels_that_were_made_to_harm_are_no_labels(tmp_path: Path, label: str) -> None:
+    file = write_tar(tmp_path / "s.tar", ["a.png", "b.png"])
+    with tarfile.open(file, "a") as shard:
+        member = tarfile.TarInfo("a.json")
+        member.size = len(label)
+        shard.addfile(member, io.BytesIO(label.encode()))
+
+    source = shards(file)["train"]
+
+    assert len(source) == 2
+    assert source.classes == []

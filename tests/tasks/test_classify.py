@@ -213,6 +213,23 @@ def test_scores_carry_intervals_and_a_baseline(run: RunDir) -> None:
     assert "is not better than the baseline: majority class, 14.0 %" in warning
 
 
+def test_classes_that_training_never_saw_are_named_with_the_score(run: RunDir) -> None:
+    splits = Classification().open_splits(configure(run))
+    card = ModelCard("classify", tuple(splits["train"].classes), CARD.backbone)
+    train, test = splits["train"], splits["test"]
+    lacking = train.subset((train.labels != 1).nonzero().flatten())
+    right = np.eye(10, dtype=np.float32)[test.labels.numpy()]
+    scores = Classification().judge([Answers(torch.empty(0), test.labels, {"logits": right})], card)
+    result = {"task": "classify", "metric": "top1", "photos": len(test), "scores": scores}
+
+    (warning,) = weigh(result, lacking, test)["warnings"]
+
+    count = int((test.labels == 1).sum())
+    assert f"{count} of 372 photos are of classes without a training photo" in warning
+    assert test.classes[1] in warning
+    assert weigh(result, train, test)["warnings"] == []
+
+
 def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_left_out() -> None:
     logits = -np.arange(7.0)[None].repeat(3, 0)
     card = replace(CARD, classes=tuple("abcdefg"))

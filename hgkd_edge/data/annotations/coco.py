@@ -21,7 +21,8 @@ from hgkd_edge.data.annotations.listing import (
 from hgkd_edge.data.annotations.outlines import Shape
 from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.names import FileFinder, a_few, clean, readable, split_in, split_named
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.parsing import brief, cut, parse_json, read_text
 
 __all__ = ["coco_boxes", "coco_files", "coco_shapes"]
 
@@ -52,9 +53,11 @@ class _File:
                 found[key].append((where, item))
             elif isinstance(item, dict):
                 shown = item.get("image_id")
-                faults.append((where, f"image_id {shown!r} is no image's; annotation left out"))
+                faults.append(
+                    (where, f"image_id {brief(shown)} is no image's; annotation left out")
+                )
             else:
-                faults.append((where, f"{str(item)[:40]!r} is no annotation; left out"))
+                faults.append((where, f"{brief(item)} is no annotation; left out"))
         return found
 
 
@@ -159,10 +162,13 @@ def _parse(files: dict[str, Path]) -> _Parsed:
 
 def _load(path: Path) -> tuple[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return text, json.loads(text)
+        text = read_text(path)
+        return text, parse_json(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+        reason = cut(reason_of(error))
+        raise DataError(
+            f"{path}: cannot be read as JSON: {reason}", hint="export the annotations again"
+        ) from error
 
 
 def _checked(path: Path, text: str, content: Any) -> _File:
@@ -219,8 +225,8 @@ def _categories(file: _File) -> dict[str, str]:
     for item in file.content["categories"]:
         key = _id(item, "id")
         if key is None or "name" not in item:
-            raise DataError(f"{file.path}: a category lacks its id or name: {item!r}")
-        found[key] = clean(str(item["name"]))
+            raise DataError(f"{file.path}: a category lacks its id or name: {brief(item)}")
+        found[key] = clean(item["name"] if isinstance(item["name"], str) else brief(item["name"]))
     return dict(sorted(found.items(), key=lambda pair: _as_number(pair[0])))
 
 
@@ -250,11 +256,11 @@ def _images(
     for where, image in file.items("images"):
         key, name = _id(image, "id"), str(image.get("file_name")) if isinstance(image, dict) else ""
         exact = (finder.root / name for finder in finders)
-        path = next((candidate for candidate in exact if candidate.is_file()), None)
+        path = next((candidate for candidate in exact if os.path.isfile(candidate)), None)
         path = path or next((found for finder in finders if (found := finder.find(name))), None)
         if path is None or key is None:
             reason = "has no id" if key is None else "is not there"
-            faults.append((where, f"image '{name}' {reason}; left out"))
+            faults.append((where, f"image '{cut(name)}' {reason}; left out"))
         else:
             size = stated_size(image.get("height"), image.get("width"))
             yield key, Annotated(_name(root, path), path, None, size)
@@ -288,8 +294,8 @@ def _listing(
                     if number is None:
                         raise ValueError("no category_id")
                     objects.append(convert(item, names.get(number, number), where))
-                except (KeyError, TypeError, ValueError) as error:
-                    faults.append((where, f"annotation left out: {error!r}"))
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
+                    faults.append((where, f"annotation left out: {brief(error)}"))
             found = [item for item in objects if item is not None]
             photos.append(Annotated(image.name, image.file, found, image.size))
         # A file that speaks of no split, and is the only one, is of training.

@@ -20,6 +20,7 @@ from hgkd_edge.data.annotations.listing import (
     unread_images,
 )
 from hgkd_edge.data.names import clean, name_classes
+from hgkd_edge.parsing import MAX_DEPTH, MAX_LABEL_BYTES, cut, read_file
 
 __all__ = ["voc_boxes"]
 
@@ -50,7 +51,7 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
                 continue
             try:
                 splits[split].append(_photo(root, photo, xml, faults[split]))
-            except (OSError, expat.ExpatError) as error:
+            except (OSError, ValueError, expat.ExpatError) as error:
                 line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
                 faults[split].append((f"{xml}{line}", f"cannot be read, photo left out: {error}"))
     listing = Listing(splits, [], faults).hold_out(holdout)
@@ -63,14 +64,16 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
 
 def _photo(root: Path, file: Path, xml: Path, faults: list[Fault]) -> Annotated[list[Box]]:
     boxes = []
-    size, objects = _parse(xml.read_bytes())
+    size, objects = _parse(read_file(xml, MAX_LABEL_BYTES))
     for line, fields in objects:
         where = f"{xml}:{line}"
         try:
             corners = tuple(float(fields[f"bndbox/{corner}"]) for corner in CORNERS)
             boxes.append(Box(clean(fields["name"]), corners, where))
         except (KeyError, ValueError) as error:
-            faults.append((where, f"object without a proper name and box ({error}); left out"))
+            faults.append(
+                (where, f"object without a proper name and box ({cut(str(error))}); left out")
+            )
     stated = stated_size(size.get("height"), size.get("width"))
     return Annotated(name_in(root, file), file, boxes, stated)
 
@@ -82,6 +85,7 @@ def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, st
 
     Raises:
         ExpatError: This is not XML.
+        ValueError: It is nested too deeply.
     """
     parser = expat.ParserCreate()
     size: dict[str, str] = {}
@@ -92,6 +96,8 @@ def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, st
     def start(tag: str, attributes: dict[str, str]) -> None:
         path.append(tag)
         text.clear()
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
         if path[1:] == ["object"]:
             found.append((parser.CurrentLineNumber, {}))
 
