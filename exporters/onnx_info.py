@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionFailed, ExportError
-from .files import digest
+from .network_files import network_digest, network_size
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-__all__ = ["OnnxInfo", "TensorInfo", "onnx_info", "open_session", "read_onnx"]
+IMAGE_TYPES = ("float32", "float16", "uint8")
+# TensorProto.COMPLEX128; BFLOAT16 and the 8-bit and 4-bit types come after it.
+_LAST_PLAIN_TYPE = 15
+
+__all__ = [
+    "OnnxInfo",
+    "TensorInfo",
+    "onnx_info",
+    "open_session",
+    "read_onnx",
+    "require_image_input",
+]
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxInfo:
-    """What an ONNX file holds. `precision` is `int8` (Q/DQ nodes), `fp16` or `fp32`."""
+    """What an ONNX file holds. `precision` is `int8` (Q/DQ nodes), `fp16` or `fp32`.
+
+    `sha256` and `size_bytes` are those of the whole network, weights in other files included;
+    `opset` is None where the graph uses none of ONNX's own operators.
+    """
 
     path: str
     sha256: str
     size_bytes: int
-    opset: int
+    opset: int | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     precision: str
@@ -71,13 +86,42 @@ def onnx_info(path: str | Path) -> OnnxInfo:
         ExportError: No such file, or not a valid ONNX model.
     """
     model = read_onnx(path)
+    try:
+        return _described(Path(path), model)
+    except _Unusable as error:
+        raise ExportError(
+            f"'{path}': {error}",
+            hint="export the model with plain tensors of a numpy type as inputs and outputs",
+        ) from error
+
+
+def require_image_input(path: str | Path, info: OnnxInfo) -> TensorInfo:
+    """The only input of a network that takes a batch of images.
+
+    Raises:
+        ExportError: It has another number of inputs, or its input is no batch of images.
+    """
+    hint = "name a model that takes one batch of images: [batch, channels, height, width]"
+    if len(info.inputs) != 1:
+        names = ", ".join(f"'{one.name}'" for one in info.inputs) or "none"
+        raise ExportError(f"'{path}': one input is expected, it has {names}", hint=hint)
+    [taken] = info.inputs
+    if len(taken.shape) != 4 or taken.dtype not in IMAGE_TYPES:
+        raise ExportError(
+            f"'{path}': input '{taken.name}' is {taken.dtype}{list(taken.shape)}, no images",
+            hint=hint,
+        )
+    return taken
+
+
+def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
     return OnnxInfo(
         path=str(path),
-        sha256=digest(path),
-        size_bytes=Path(path).stat().st_size,
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        sha256=network_digest(path),
+        size_bytes=network_size(path),
+        opset=_opset(model),
         inputs=graph_inputs(model),
-        outputs=tuple(_tensor(value) for value in model.graph.output),
+        outputs=tuple(_tensor(value, "output") for value in model.graph.output),
         precision=graph_precision(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -86,7 +130,8 @@ def onnx_info(path: str | Path) -> OnnxInfo:
 def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
     """The inputs a caller has to feed; old files list their weights among the inputs too."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return tuple(_tensor(value) for value in model.graph.input if value.name not in weights)
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    return tuple(_tensor(value, "input") for value in inputs)
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
@@ -138,10 +183,40 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+class _Unusable(Exception):
+    """An input or output that cannot be fed or read as a numpy array; the text says which."""
+
+
+def _tensor(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
+    kind = value.type.tensor_type
+    form = value.type.WhichOneof("value")
+    if form != "tensor_type":
+        what = (form or "unknown").removesuffix("_type").replace("_", " ")
+        raise _Unusable(f"{role} '{value.name}' is of type '{what}', which is no tensor")
+    if role == "input" and not kind.HasField("shape"):
+        raise _Unusable(f"input '{value.name}' has no stated number of axes")
+    shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
+    return TensorInfo(value.name, shape, _dtype(kind.elem_type, f"{role} '{value.name}'"))
+
+
+def _dtype(number: int, where: str) -> str:
+    """The numpy type of a tensor; types that numpy does not have cannot be fed or read."""
     import onnx
 
-    kind = value.type.tensor_type
-    shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return TensorInfo(value.name, shape, dtype)
+    names = {value: name for name, value in onnx.TensorProto.DataType.items()}
+    name = names.get(number, f"number {number}").lower()
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(number)
+    except KeyError as error:
+        raise _Unusable(
+            f"{where} holds values of type {name}, which numpy does not have"
+        ) from error
+    # `bfloat16` and the like: an extension of numpy, or (older onnx) a wider type in its place.
+    if dtype.isbuiltin != 1 or dtype.kind not in "biufc" or number > _LAST_PLAIN_TYPE:
+        raise _Unusable(f"{where} holds values of type {name}, which numpy does not have")
+    return str(dtype)
+
+
+def _opset(model: onnx.ModelProto) -> int | None:
+    versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    return versions[0] if versions else None

@@ -49,8 +49,8 @@ class Host:
             DeviceError: Anything else; in particular nothing that ssh could take for an option.
         """
         user, at, rest = text.rpartition("@")
-        bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", rest)
-        plain = re.fullmatch(r"([^:\[\]]+)(?::(\d+))?", rest)
+        bracketed = re.fullmatch(r"\[([^\]]+)\](?::([0-9]{1,9}))?", rest)
+        plain = re.fullmatch(r"([^:\[\]]+)(?::([0-9]{1,9}))?", rest)
         match = bracketed or plain
         if match is None or (at and not _USER.match(user)) or not _NAME.match(match[1]):
             raise DeviceError(
