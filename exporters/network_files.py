@@ -33,7 +33,7 @@ def network_files(path: str | Path) -> tuple[Path, ...]:
     path = Path(path)
     if path.suffix == ".xml":
         return path, _require(path.with_suffix(".bin"), path)
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         return (path,)
     names = dict.fromkeys(location_of(tensor) for tensor in external_tensors(_read_graph(path)))
     return path, *(_external_file(path, name) for name in names)

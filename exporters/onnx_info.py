@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 IMAGE_TYPES = ("float32", "float16", "uint8")
+_RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
 # TensorProto.COMPLEX128; BFLOAT16 and the 8-bit and 4-bit types come after it.
 _LAST_PLAIN_TYPE = 15
 
@@ -63,20 +66,36 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     Raises:
         ExportError: No such file, or not a valid ONNX model.
     """
+    model = _load(Path(path))
+    _check(Path(path), model)
+    return model
+
+
+def _load(path: Path) -> onnx.ModelProto:
     import onnx
 
-    path = Path(path)
     if not path.is_file():
         raise ExportError(f"no ONNX file at '{path}'", hint="check the path, or export one first")
     try:
-        model = onnx.load(path, format="protobuf")
+        return onnx.load(path, format="protobuf")
+    except Exception as error:  # protobuf's and the system's errors share no base class
+        raise _invalid(path, error) from error
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    import onnx
+
+    try:
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf, checker and file errors share no base class
-        raise ExportError(
-            f"'{path}' is not a valid ONNX model: {first_line(error)}",
-            hint="the file is damaged or not an ONNX file; export it again",
-        ) from error
-    return model
+    except Exception as error:  # the checker's and the system's errors share no base class
+        raise _invalid(path, error) from error
+
+
+def _invalid(path: Path, error: Exception) -> ExportError:
+    return ExportError(
+        f"'{path}' is not a valid ONNX model: {first_line(error)}",
+        hint="the file is damaged or not an ONNX file; export it again",
+    )
 
 
 def onnx_info(path: str | Path) -> OnnxInfo:
@@ -85,14 +104,17 @@ def onnx_info(path: str | Path) -> OnnxInfo:
     Raises:
         ExportError: No such file, or not a valid ONNX model.
     """
-    model = read_onnx(path)
+    path = Path(path)
+    model = _load(path)
     try:
-        return _described(Path(path), model)
+        info = _described(path, model)
     except _Unusable as error:
         raise ExportError(
             f"'{path}': {error}",
             hint="export the model with plain tensors of a numpy type as inputs and outputs",
         ) from error
+    _check(path, model)
+    return info
 
 
 def require_image_input(path: str | Path, info: OnnxInfo) -> TensorInfo:
@@ -178,8 +200,10 @@ def open_session(
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, without a tail of context."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first non-empty line of an error's text, without a tail of context, nor ONNX Runtime's
+    numbers and places in its own source."""
+    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", str(error)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
@@ -195,6 +219,10 @@ def _tensor(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
         raise _Unusable(f"{role} '{value.name}' is of type '{what}', which is no tensor")
     if role == "input" and not kind.HasField("shape"):
         raise _Unusable(f"input '{value.name}' has no stated number of axes")
+    if role == "input" and any(
+        axis.HasField("dim_value") and axis.dim_value == 0 for axis in kind.shape.dim
+    ):
+        raise _Unusable(f"input '{value.name}' has an axis of size 0, so it takes no values")
     shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
     return TensorInfo(value.name, shape, _dtype(kind.elem_type, f"{role} '{value.name}'"))
 
