@@ -10,9 +10,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["METHOD", "mean_interval", "not_better", "score_intervals", "task_baseline", "wilson"]
+__all__ = [
+    "BOOTSTRAP",
+    "METHOD",
+    "mean_interval",
+    "not_better",
+    "score_intervals",
+    "task_baseline",
+    "wilson",
+]
 
 METHOD = "Wilson score interval, 95 %"
+BOOTSTRAP = "bootstrap over images, 95 %"
 Z = 1.959964  # two-sided 95 % of a normal distribution
 COUNTED = ("top1", "top5")  # scores that are a share of the images
 
@@ -40,8 +49,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def score_intervals(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Intervals of those scores of a task that are shares of images, by name.
 
-    `per_class` holds those of each class, from its number of images. Means over classes, IoU and
-    average precision are no such shares: they have none.
+    `per_class` holds those of each class, from its number of images. A task whose scores are no
+    such shares may bring `intervals` among them.
 
     Args:
         scores: As a task's `judge` returns them.
@@ -49,7 +58,7 @@ def score_intervals(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[s
     """
     counted = [name for name in COUNTED if name in scores]
     if not counted:
-        return {}
+        return dict(scores.get("intervals", {}))
     counts = [sum(row) for row in scores["confusion"]]
     per_class = scores.get("per_class", {})
     return {

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from hgkd_edge.confidence import mean_interval
 from hgkd_edge.console import console, warn
 from hgkd_edge.data.augment import center_view, normalize, random_view
-from hgkd_edge.data.masks import random_masks
+from hgkd_edge.data.masks import random_masks, visible_count
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
-from hgkd_edge.engine import Draws, Workplace, train
+from hgkd_edge.engine import Draws, Inputs, Workplace, train
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
@@ -58,19 +58,23 @@ class Distilling:
         self.model: nn.Module = model
         self.teacher, self.parts, self.recipe = teacher, parts, recipe
         self.updates_per_batch = recipe.mask.per_image
+        self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
-    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
-        data = self.recipe.data
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
+        data, parts, ratio = self.recipe.data, self.parts, self._ratio(draws)
         view = random_view(
-            images, draws.uniform(len(images), 5), size=data.size, scale=data.crop_scale
+            images, draws.on_cpu(len(images), 5), size=data.size, scale=data.crop_scale
         )
+        per_image = visible_patches(parts, ratio)
         shared = self._shared_targets(view)
         for _ in range(self.updates_per_batch):
-            visible = draw_visible(draws, len(view), self.parts, self._ratio(draws))
-            if shared is not None:
-                yield view, visible, shared
-            else:
-                yield view, visible, self.teacher.targets(view, _tokens(visible, self.parts))
+            visible = draw_visible(draws, len(view), parts, ratio)
+            targets = shared
+            if targets is None:
+                tokens = _tokens(visible, parts)
+                seen = per_image * tokens[0].numel() // visible[0].numel()
+                targets = self.teacher.targets(view, tokens, seen)
+            yield view, visible, targets, per_image
 
     def _shared_targets(self, view: Tensor) -> Tensor | None:
         """Targets that no mask changes, [B, N, D]; None where every mask has its own."""
@@ -89,6 +93,13 @@ def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor
     grid = parts.mask_grid
     visible = random_masks(draws.uniform(count, grid[0] * grid[1]), grid, ratio)
     return upsample_mask(visible, [side // parts.encoder.patch for side in parts.spec.size])
+
+
+def visible_patches(parts: Parts, ratio: float) -> int:
+    """How many of an image's patches a mask of `draw_visible` shows, the same for every image."""
+    rows, columns = (side // parts.encoder.patch for side in parts.spec.size)
+    h, w = parts.mask_grid
+    return visible_count((h, w), ratio) * (rows // h) * (columns // w)
 
 
 def _tokens(visible: Tensor, parts: Parts) -> Tensor:

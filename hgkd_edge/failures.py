@@ -59,10 +59,10 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
 
 
 def _hint_for(error: OSError) -> str:
-    from hgkd_edge.files import cache_dir, hint_for_write
+    from hgkd_edge.files import hint_for_write, is_cached
 
     file = Path(os.fsdecode(error.filename))
-    if error.errno in WRITING or file.absolute().is_relative_to(cache_dir().absolute()):
+    if error.errno in WRITING or is_cached(file):
         return hint_for_write(error.errno, file)
     return ""
 

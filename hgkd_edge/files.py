@@ -8,14 +8,24 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hgkd_edge.errors import RunError
 
-__all__ = ["atomic_write", "cache_dir", "file_sha256", "hint_for_write", "write_json"]
+__all__ = [
+    "atomic_write",
+    "cache_dir",
+    "file_sha256",
+    "hint_for_write",
+    "is_cached",
+    "open_regular",
+    "read_regular",
+    "write_json",
+]
 
 DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -30,13 +40,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        unused = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        os.close(os.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        temporary = unused
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask and the folder say
         yield temporary
+        temporary.chmod(mode)  # a library may have put a private file in its place
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files private; a run is to be shared
         os.replace(temporary, path)
     except Exception as error:
         # A full disk has no file name, and is no OSError where a library in Rust met it.
@@ -48,6 +59,35 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a regular file, never reached through a link at `path`.
+
+    A pipe, a device or a socket is refused and not waited for.
+
+    Args:
+        path: The file; made where `flags` hold `O_CREAT`, as the umask says.
+        flags: Of `os.open`.
+
+    Raises:
+        OSError: It cannot be opened, is a link, or is no regular file; names `path`.
+    """
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags | safe, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file, opened as `open_regular` does."""
+    with open_regular(path, os.O_RDONLY) as descriptor, open(descriptor, "rb", closefd=False) as f:
+        return f.read()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -87,10 +127,13 @@ def hint_for_write(number: int | None, file: Path) -> str:
     """The fix for a write to `file` that failed with this errno."""
     if number in DISK_IS_FULL:
         return "free disk space"
-    in_cache = file.absolute().is_relative_to(cache_dir().absolute())
-    other = (
-        "set HGKD_EDGE_CACHE to a folder you can write to"
-        if in_cache
-        else "choose another one with --run"
-    )
-    return f"make the folder writable, or {other}"
+    if is_cached(file):
+        return "make the folder writable, or set HGKD_EDGE_CACHE to a folder you can write to"
+    return "make the folder writable, or choose another one with --run"
+
+
+def is_cached(file: Path) -> bool:
+    """Whether a file lies in the cache."""
+    with contextlib.suppress(RunError):  # there is no cache at all
+        return file.absolute().is_relative_to(cache_dir().absolute())
+    return False

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from exporters.runners import Runner, torch_runner
-from hgkd_edge.confidence import METHOD, not_better, score_intervals, task_baseline
+from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals, task_baseline
 from hgkd_edge.data.sources import ImageSource, held_out_split
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError
@@ -149,7 +149,7 @@ def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> d
     return {
         "baseline": baseline,
         "intervals": intervals,
-        "interval_method": METHOD if intervals else None,
+        "interval_method": (METHOD if task == "classify" else BOOTSTRAP) if intervals else None,
         "warnings": [line] if line else [],
     }
 

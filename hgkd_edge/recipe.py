@@ -175,7 +175,9 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The optimisation: one epoch is one pass over the photos.
 
-    `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch.
+    `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch. `graph`:
+    `auto` captures a distillation's forward and backward pass as a CUDA graph where that can be
+    done, `off` never does.
     """
 
     epochs: Positive = 100
@@ -191,8 +193,14 @@ class TrainConfig(Section):
     accumulate: Positive = 1
     sync_batchnorm: bool = False
     compile: bool = False
+    graph: Literal["auto", "off"] = "auto"
     checkpoint_every: Positive = 10
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+
+    @field_validator("graph", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of a bare off
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:

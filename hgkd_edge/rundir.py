@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hgkd_edge.errors import HgkdError, RecipeError, RunError
-from hgkd_edge.files import atomic_write, cache_dir, file_sha256, write_json
+from hgkd_edge.files import atomic_write, cache_dir, file_sha256, open_regular, write_json
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.run_files import RunFiles
 from hgkd_edge.settings import differing_keys
@@ -69,7 +69,7 @@ class RunDir(RunFiles):
         """An existing run: the named one, or the latest.
 
         Raises:
-            RunError: There is none, or the folder is not a run.
+            RunError: There is none, the folder is not a run, or a link in it leads out of it.
         """
         given = Path(path) if path is not None else RUNS / "latest"
         if not given.is_dir() and (RUNS / given).is_dir():
@@ -80,6 +80,7 @@ class RunDir(RunFiles):
         run = cls(_from_here(given.resolve()))
         if not run.recipe_file.is_file():
             raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
+        run.require_own_files()
         return run
 
     @classmethod
@@ -91,19 +92,21 @@ class RunDir(RunFiles):
         Raises:
             RunError: There is no run of that name.
         """
-        finished: RunDir | None = None
+        chosen: Path | None = None
         for folder in sorted(RUNS.glob(f"{recipe.name}*"), key=_begun_at, reverse=True):
-            run = cls(folder)
-            if folder.is_symlink() or not run.recipe_file.is_file():
+            if folder.is_symlink():
                 continue
+            run = cls(folder)
             with contextlib.suppress(RecipeError, RunError):  # of another version, or damaged
-                if run.recipe() != recipe:
+                if not run.recipe_file.is_file() or run.recipe() != recipe:
                     continue
-                if run.is_distilled:
-                    finished = finished or run
-                elif not run.backbone_file.is_file() or run.checkpoint_file.is_file():
-                    return run
-        return finished or cls.resolve(RUNS / recipe.name)
+                if not run.is_distilled:
+                    if run.backbone_file.is_file() and not run.checkpoint_file.is_file():
+                        continue  # a branch: its backbone is a copy
+                    chosen = folder
+                    break
+                chosen = chosen or folder
+        return cls.resolve(chosen or RUNS / recipe.name)
 
     def branch(self, suffix: str) -> RunDir:
         """A new run next to this one, `<folder>-<suffix>`, with its recipe and backbone."""
@@ -111,6 +114,7 @@ class RunDir(RunFiles):
         path = _from_here(home.with_name(f"{home.name}-{suffix}"))
         new = RunDir._take(self.recipe(), path, number_it=True)
         try:
+            self.require_recorded(self.own(self.backbone_file))
             with atomic_write(new.backbone_file) as temporary:
                 shutil.copyfile(self.backbone_file, temporary)
             new.enter(new.backbone_file, [self.backbone_file])
@@ -163,7 +167,8 @@ class RunDir(RunFiles):
         except ImportError:  # no such locks on this system
             yield
             return
-        with (self.path / ".lock").open("w") as lock:
+        self.require_own_files()
+        with open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

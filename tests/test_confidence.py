@@ -63,7 +63,9 @@ def test_only_shares_of_images_carry_an_interval_and_classes_count_their_own() -
     assert found["top1"] == wilson(0.5, 6)
     assert found["per_class"] == {"a": wilson(0.25, 4), "c": wilson(1.0, 2)}
     assert "mean_class" not in found
-    assert score_intervals({"miou": 0.5, "confusion": [[1]]}, ("a",)) == {}
+    assert score_intervals({"map": 0.5}, ("a",)) == {}
+    brought = {"miou": (0.4, 0.6)}
+    assert score_intervals({"miou": 0.5, "intervals": brought}, ("a",)) == brought
 
 
 @pytest.mark.parametrize(

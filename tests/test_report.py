@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,16 @@ class Page(HTMLParser):
         self.sources: list[str] = []
         self.curves: list[list[tuple[float, float]]] = []
         self.text, self.open = "", [""]
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
         self.feed(file.read_text(encoding="utf-8"))
         assert self.open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("meta", "img"):
             self.open.append(tag)
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
         values = dict(attrs)
         self.sources += [value for key in ("src", "href") if (value := values.get(key))]
         if tag == "polyline":
@@ -214,3 +221,135 @@ def test_a_damaged_bench_file_is_named_and_an_old_page_stays(run: RunDir) -> Non
         report(run)
 
     assert (run.path / "report.html").read_bytes() == before
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</pre></style><svg onload=alert(1)>",
+    '[link=javascript:alert(1)" onmouseover="alert(1)]x[/link]',
+    "{{ 7 * 7 }}{% raw %}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_in_a_run_becomes_part_of_the_page(
+    tiny_recipe: dict[str, Any], tmp_path: Path, text: str
+) -> None:
+    run = RunDir.create(Recipe.model_validate(tiny_recipe), tmp_path / text.replace("/", "|"))
+    run.log_file.write_text(json.dumps({"step": 1, "loss": 1.0, text: 2.0}))
+    scores = {text: 0.5, "per_class": {text: 0.5}}
+    result = {"task": text, "photos": 1, "split": text, "scores": scores, "warnings": [text]}
+    (run.path / "finetune.json").write_text(json.dumps(result))
+    (run.path / "evaluation.json").write_text(
+        json.dumps(
+            {**result, "model": text, "runtime": text, "baseline": {"name": text, "score": 0}}
+        )
+    )
+    run.export_file.write_text(json.dumps({"files": [entry(text.replace("/", "|"))]}))
+    run.update_manifest(
+        teacher={text: text},
+        git_revision=text,
+        artefacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
+    )
+    with run.recipe_file.open("a") as recipe:
+        recipe.write(f"# {text}\n")
+    (run.path / "pictures").mkdir()
+    picture = run.path / "pictures" / f"{text.replace('/', '|')}.png"
+    Image.new("RGB", (8, 8)).save(picture, format="png")
+
+    page = Page(report(run))
+
+    assert page.tags <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "strong"),
+        *("figure", "img", "svg", "polyline", "text"),
+    }
+    assert not {name for name in page.attributes if name.startswith("on")} | page.attributes & {
+        "href",
+        "style",
+    }
+    assert page.sources[0].startswith("data:image/png;base64,")
+    assert len(page.sources) == 1
+    assert text[:20] in page.text, "it is shown as the text that it is"
+
+
+def test_the_page_allows_no_script_and_nothing_from_elsewhere(run: RunDir) -> None:
+    html = report(run).read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+
+    assert policy is not None
+    assert style is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].replace("&#39;", "'").split(";"))
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert rules["default-src"] == "'none'"
+    assert rules["style-src"] == f"'sha256-{digest}'"
+    assert rules["img-src"] == "data:"
+    assert "script-src" not in rules
+    assert html.index("Content-Security-Policy") < html.index("<style>")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100000,
+        '{"step": "x", "loss": 1}',
+        '{"step": 1, "loss": NaN}',
+        "[1]",
+        "3",
+        "{}",
+        f'{{"step": 1, "loss": {"9" * 5000}}}',
+        '{"step": 1, "loss": 1e308}',
+        "\\xff",
+    ],
+    ids=lambda line: line[:12],
+)
+def test_a_log_that_is_none_costs_its_lines_and_no_more(run: RunDir, line: str) -> None:
+    run.log_file.write_text(f'{line}\n{{"step": 2, "loss": 1.5}}\n')
+
+    page = Page(report(run))
+
+    assert page.titles[0] == "Distillation"
+    assert "step 2" in page.text
+
+
+@pytest.mark.parametrize(
+    "name", ["finetune.json", "evaluation.json", "export.json", "manifest.json"]
+)
+@pytest.mark.parametrize("content", ["[1]", "{", '{"scores": 3, "files": [3], "artefacts": [3]}'])
+def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str) -> None:
+    if name == "evaluation.json" and "scores" in content:
+        content = '{"distilled": 3}'
+    (run.path / name).write_text(content)
+
+    with pytest.raises(RunError) as raised:
+        report(run)
+
+    assert "damaged" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("none", "the same"), ("other bytes", "CHANGED"), ("removed", "MISSING")]
+)
+def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, said: str) -> None:
+    run.backbone_file.write_bytes(b"weights")
+    run.add_artefact(run.backbone_file)
+    if change == "other bytes":
+        run.backbone_file.write_bytes(b"zeroed!")
+    elif change == "removed":
+        run.backbone_file.unlink()
+
+    page = Page(report(run))
+
+    (row,) = lines_with(page, "backbone.safetensors")
+    assert said in row
+    assert ("strong" in page.tags) == (change != "none")
+
+
+def test_what_is_only_called_a_picture_is_not_embedded(run: RunDir) -> None:
+    (run.path / "pictures").mkdir()
+    (run.path / "pictures" / "key.png").write_text("-----BEGIN PRIVATE KEY-----")
+
+    page = Page(report(run))
+
+    assert page.sources == []

@@ -286,10 +286,11 @@ def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 
         if not exact:
             turn.draft(image, canvas)
         upright = decode_rgb(image, content, turn, bits=bits)
-    if exact:
-        pixels[:] = np.asarray(cover(upright, canvas)).transpose(2, 0, 1)
-    else:
-        pixels[:] = _covering(np.asarray(upright), canvas)
+        # While the image is open: large ones take their memory one at a time.
+        if exact:
+            pixels[:] = np.asarray(cover(upright, canvas)).transpose(2, 0, 1)
+        else:
+            pixels[:] = _covering(np.asarray(upright), canvas)
     return turn.fault
 
 

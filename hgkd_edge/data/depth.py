@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from hgkd_edge.data.geometry import scale_to_8, to_rgb
-from hgkd_edge.data.images import Turn, open_image, turn_of
+from hgkd_edge.data.geometry import row_blocks, scale_to_8, to_rgb
+from hgkd_edge.data.images import MAX_PIXELS, Turn, open_image, turn_of
 
 __all__ = ["Depth", "decode_rgb", "depth_of", "settle_bits", "settled_bits"]
 
@@ -180,11 +180,18 @@ def _color_pixels(
     with open_image(content) as other:  # once an image is decoded, it does not say what it was
         if not (order := _color_order(other)):
             return None
+        if 2 * other.width * other.height > MAX_PIXELS:  # both bytes are decoded
+            raise ValueError(
+                f"too many pixels for 16-bit color; up to {MAX_PIXELS // 2:,} are read"
+            )
         swapped = _raw_mode(other).replace(f";16{order}", f";16{OTHER_ORDER[order]}")
         other.tile = [_with_raw_mode(tile, swapped) for tile in other.tile]
         low = np.asarray(turn.apply(other, upright=upright))
     high = np.asarray(turn.apply(image, upright=upright))
-    return high[..., :3].astype(np.uint16) * 256 + low[..., :3]
+    pixels = np.empty((*high.shape[:2], 3), np.uint16)
+    for rows in row_blocks(pixels):
+        pixels[rows] = high[rows, :, :3].astype(np.uint16) * 256 + low[rows, :, :3]
+    return pixels
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:

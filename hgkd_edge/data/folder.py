@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.photos import (
     SPLIT_NAMES,
     UNLABELLED,
@@ -87,7 +88,7 @@ def _class_of(name: str, top: str) -> str:
 
 def read_file(root: Path, names: list[str], i: int) -> bytes:
     """Bytes of file i."""
-    return (root / names[i]).read_bytes()
+    return read_image_file(root / names[i])
 
 
 def size_of_file(root: Path, names: list[str], i: int) -> int:

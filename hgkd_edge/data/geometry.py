@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ __all__ = [
     "cover",
     "letterbox",
     "place",
+    "row_blocks",
     "scale_to_8",
     "to_rgb",
 ]
@@ -25,7 +27,7 @@ BILINEAR = Image.Resampling.BILINEAR  # Pillow's filters are antialiased
 LONGEST = 8  # times the canvas: what a resized image may take before it is cut
 
 PAD = 114  # grey of what a photo does not cover: near the mean that networks subtract
-ROWS = 64  # of an image that are scaled at a time
+ROWS = 64  # of an image that are worked on at a time
 IGNORED = 255  # of a label map: no class is given here, or here is no photo
 
 
@@ -61,10 +63,14 @@ def scale_to_8(pixels: np.ndarray, highest: int) -> np.ndarray:
             f"{kind} pixels from {low:g} to {high:g}: can be 0 to {highest} only{more}"
         )
     scaled = np.empty(pixels.shape, np.uint8)
-    for top in range(0, len(pixels), ROWS):  # floats of all would take 8 times the memory
-        rows = slice(top, top + ROWS)
+    for rows in row_blocks(pixels):  # floats of all would take 8 times the memory
         scaled[rows] = np.round(pixels[rows] * (255 / highest))
     return scaled
+
+
+def row_blocks(pixels: np.ndarray) -> Iterator[slice]:
+    """The rows of an image in blocks, for work that needs much more memory than the image."""
+    yield from (slice(top, top + ROWS) for top in range(0, len(pixels), ROWS))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, splits_by_name, with_holdout
 from hgkd_edge.errors import DataError, MissingExtraError, reason_of
 from hgkd_edge.recipe import DataConfig
@@ -96,7 +97,7 @@ def _photos(split: str, part: Any, image: str, label: str | None, classes: list[
 
 def _read(rows: Sequence[Any], image: str, i: int) -> bytes:
     cell = rows[i][image]
-    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    return cell["bytes"] if cell["bytes"] is not None else read_image_file(Path(cell["path"]))
 
 
 def _unknown(i: int) -> int:

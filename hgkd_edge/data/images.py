@@ -6,12 +6,14 @@ PIL and numpy, no torch.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ __all__ = [
     "Turn",
     "open_image",
     "read_image_file",
+    "require_size",
     "turn_of",
 ]
 
@@ -32,9 +35,11 @@ __all__ = [
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_BYTES = 2**29  # of one image file
 MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded
+LARGE = 2**26  # pixels of an image from which on a process decodes one at a time
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say it, by file
 ORIENTATION = 0x0112  # the EXIF tag
+_ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
 EMPTY_EXIF = 20  # bytes of EXIF data without any tag
 # What brings an image upright, by EXIF orientation.
 UPRIGHT = {
@@ -50,7 +55,7 @@ UPRIGHT = {
 STORED = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
     """An image file's first frame, not decoded yet: the one place where image files are opened.
 
@@ -63,9 +68,11 @@ def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
     """
     content = source if isinstance(source, bytes) else read_image_file(source)
     with _opened(content) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise _too_many_pixels(f"{image.width} x {image.height}")
-        yield image
+        width, height = max(image.size, _tile_size(image), key=math.prod)
+        if (pixels := width * height) > MAX_PIXELS:
+            raise _too_many_pixels(f"{width} x {height}")
+        with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
+            yield image
 
 
 def read_image_file(file: Path) -> bytes:
@@ -81,11 +88,18 @@ def read_image_file(file: Path) -> bytes:
     with open(file, "rb", opener=_open_without_waiting) as stream:
         about = os.fstat(stream.fileno())
         _require_regular(about)
-        if about.st_size > MAX_FILE_BYTES:
-            raise ValueError(
-                f"has {about.st_size:,} bytes; image files are read up to {MAX_FILE_BYTES:,}"
-            )
+        require_size(about.st_size)
         return stream.read(about.st_size)
+
+
+def require_size(size: int) -> None:
+    """Refuse an image file of more than `MAX_FILE_BYTES`, before it is read.
+
+    Raises:
+        ValueError: It is larger.
+    """
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"has {size:,} bytes; image files are read up to {MAX_FILE_BYTES:,}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +160,7 @@ def turn_of(image: Image.Image) -> Turn:
     return Turn(orientation, size, _damage(image))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
     """Pillow's image, its errors in our words."""
     Image.init()
@@ -181,6 +195,12 @@ def _require_regular(about: os.stat_result) -> None:
         raise ValueError(f"is a {kinds.get(stat.S_IFMT(about.st_mode), 'special file')}, no image")
     if about.st_size == 0:
         raise ValueError("is empty")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the pieces that a TIFF file is decoded in; they may exceed the image."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(322, 0)), int(tags.get(323, 0))
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

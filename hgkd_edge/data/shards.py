@@ -21,6 +21,7 @@ import numpy as np
 
 from hgkd_edge import processes
 from hgkd_edge.console import track_steps
+from hgkd_edge.data.images import require_size
 from hgkd_edge.data.photos import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
@@ -94,6 +95,7 @@ class _Shards:
 
     def read(self, i: int) -> bytes:
         number, offset, size = self.places[i].tolist()
+        require_size(size)
         with self.files[number].open("rb") as shard:
             shard.seek(offset)
             return shard.read(size)

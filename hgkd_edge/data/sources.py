@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from hgkd_edge import processes
+from hgkd_edge.data.boxes import BoxLabels
 from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
@@ -56,7 +57,7 @@ class ImageSource:
     Attributes:
         images: uint8 [n, 3, H_canvas, W_canvas], or what decodes them when indexed by int64 [B] or
             `split` into batches.
-        labels: int64 [n], -1 where unlabelled; or boxes or label maps, see `annotations`.
+        labels: int64 [n], -1 where unlabelled; or label maps, or `BoxLabels`, see `annotations`.
         names: File names, relative to the source's root.
         classes: Class names; empty when the photos are unlabelled.
         fingerprint: sha256, equal exactly when the data are: over names and contents of photos
@@ -102,9 +103,11 @@ class ImageSource:
     def subset(self, indices: torch.Tensor) -> ImageSource:
         """The photos at `indices`, int64 [m]."""
         chosen = hashlib.sha256(f"{self.fingerprint}\0{indices.tolist()}".encode())
+        labels: Any = self.labels
+        labels = labels.select(indices) if isinstance(labels, BoxLabels) else labels[indices]
         part = replace(
             self,
-            labels=self.labels[indices],
+            labels=labels,
             names=[self.names[i] for i in indices.tolist()],
             fingerprint=chosen.hexdigest(),
         )

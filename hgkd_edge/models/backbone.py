@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
+from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
 
 __all__ = [
@@ -193,8 +194,9 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
     """State dict and description of a `backbone.safetensors`.
 
     Raises:
-        RunError: The file is not one of ours, or broken.
+        RunError: The file is not one of ours, broken, or not the one that its run recorded.
     """
+    require_recorded(path)
     try:
         with safe_open(path, framework="pt") as stored:
             spec = BackboneSpec.from_metadata(stored.metadata() or {})

@@ -22,6 +22,7 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import create_timm_model
 from hgkd_edge.models.vit import encode_visible
 from hgkd_edge.recipe import TeacherConfig
+from hgkd_edge.sparse.visible import indices
 
 __all__ = [
     "BUNDLED_TEACHER",
@@ -105,9 +106,13 @@ class Teacher(nn.Module):
         count = count.clamp(min=1)
         return total / count, squares / count
 
-    def targets(self, images: Tensor, visible: Tensor | None) -> Tensor:
+    def targets(
+        self, images: Tensor, visible: Tensor | None, per_image: int | None = None
+    ) -> Tensor:
         """Targets from the visible tokens, bool [B, N], or from whole images: [B, N, D]."""
-        return self(images) if visible is None else self.forward_visible(images, visible)
+        if visible is None:
+            return self(images)
+        return self.forward_visible(images, visible, per_image)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -131,17 +136,22 @@ class Teacher(nn.Module):
         return (torch.stack(targets).mean(dim=0) - self.center) / self.spread
 
     @torch.no_grad()
-    def forward_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+    def forward_visible(
+        self, images: Tensor, visible: Tensor, per_image: int | None = None
+    ) -> Tensor:
         """Targets from visible tokens only, as a masked autoencoder's encoder sees them.
 
         Args:
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, N] on the token grid, as many visible in every image.
+            per_image: How many, if that is known: then nothing waits for the device.
 
         Returns:
             float32 [B, N, D], zero at masked tokens.
         """
-        keep = visible.nonzero()[:, 1].view(len(images), -1)  # [B, N_visible]
+        if per_image is None:
+            per_image = int(visible[0].sum())
+        keep = indices(visible, per_image)  # [B, N_visible]
         tokens = encode_visible(self.vit, self._prepare(images), keep)  # type: ignore[arg-type]
         tokens = tokens[:, self.vit.num_prefix_tokens :].float()
         tokens = (F.layer_norm(tokens, tokens.shape[-1:]) - self.center[keep]) / self.spread

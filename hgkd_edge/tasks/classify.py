@@ -114,6 +114,7 @@ class ClassifyTask:
     """Engine task: augmented, perhaps mixed photos and their soft labels."""
 
     updates_per_batch = 1
+    capturable = False
 
     def __init__(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
@@ -131,7 +132,7 @@ class ClassifyTask:
         if self.augment is not None:
             images = torch.stack([self.augment(image) for image in images])
         view = random_view(
-            images, draws.uniform(len(images), 5), size=self.spec.size, scale=self.crop_scale
+            images, draws.on_cpu(len(images), 5), size=self.spec.size, scale=self.crop_scale
         )
         view = normalize(view, self.spec.mean, self.spec.std)
         if self.mix is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hgkd_edge.data.geometry import IGNORED
+from hgkd_edge.data.geometry import IGNORED, row_blocks
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import Detection, Label
 from hgkd_edge.tasks.fonts import drawable, font_file, readable
@@ -89,10 +89,12 @@ def draw_boxes(
 def draw_segments(photo: Image.Image, labels: np.ndarray) -> Image.Image:
     """A copy of the photo tinted by class, uint8 [H, W]; class 0 and ignored pixels stay clear."""
     table = np.array([_colour(label) for label in range(256)], np.float32)  # [256, 3]
-    pixels = np.asarray(photo, np.float32)
-    tinted = 0.5 * pixels + 0.5 * table[labels]
-    shown = (labels != 0) & (labels != IGNORED)
-    return Image.fromarray(np.where(shown[..., None], tinted, pixels).astype(np.uint8))
+    pixels = np.array(photo)  # [H, W, 3]
+    for rows in row_blocks(pixels):
+        tinted = 0.5 * pixels[rows] + 0.5 * table[labels[rows]]
+        shown = (labels[rows] != 0) & (labels[rows] != IGNORED)
+        pixels[rows] = np.where(shown[..., None], tinted, pixels[rows])
+    return Image.fromarray(pixels)
 
 
 def side_by_side(pictures: Sequence[Image.Image], *, gap: int = 4) -> Image.Image:

@@ -47,6 +47,23 @@ def judge(truth: Any, answer: Any, pictures: Path | None = None) -> dict[str, An
     return Segmentation().judge([Answers(images, labels, {"logits": logits})], CARD, pictures)
 
 
+def test_the_interval_of_the_miou_shrinks_with_more_images_and_holds_the_score() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for images in (10, 40, 160):
+        truth = rng.integers(0, 3, (images, 4, 4))
+        quality = rng.random((images, 1, 1))  # of each image: errors are not spread evenly
+        answer = np.where(rng.random(truth.shape) < quality, truth, (truth + 1) % 3)
+        scores = judge(truth, answer)
+        low, high = scores["intervals"]["miou"]
+        assert low < scores["miou"] < high
+        widths.append(high - low)
+
+    assert widths[0] > 1.5 * widths[1] > 2 * widths[2]
+    assert judge(truth, answer)["intervals"] == scores["intervals"], "the same each time"
+    assert judge([[[0, 1]]], [[[0, 1]]])["intervals"]["miou"] == (1.0, 1.0)
+
+
 def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: RunDir) -> None:
     config = nuclei(run, "train.epochs=16")
 

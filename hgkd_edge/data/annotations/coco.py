@@ -127,7 +127,7 @@ def coco_shapes(
 
 
 def _jsons(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.json")) if folder.is_dir() else []
+    return sorted(file for file in folder.glob("*.json") if file.is_file())
 
 
 def _parse(files: dict[str, Path]) -> _Parsed:

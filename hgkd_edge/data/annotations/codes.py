@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hgkd_edge.data.geometry import IGNORED
+from hgkd_edge.data.geometry import IGNORED, row_blocks
 from hgkd_edge.errors import DataError
 
 __all__ = ["Codes", "Coding", "Ignore", "Tally", "binary_labels", "fixed_coding", "settle_coding"]
@@ -53,14 +53,21 @@ class Coding:
         table[list(self.codes)] = np.arange(len(self.codes))
         if self.ignored is not None:
             table[self.ignored] = IGNORED
-        found = table[in_range(pixels)]
-        if found.min() < 0:
-            code = int(pixels[found < 0].max())
+        codes = in_range(pixels)
+        labels = np.empty(codes.shape, np.uint8)
+        for rows in row_blocks(codes):
+            found = table[codes[rows]]
+            self._require_known(codes[rows][found < 0])
+            labels[rows] = found
+        return labels
+
+    def _require_known(self, strange: np.ndarray) -> None:
+        if len(strange):
+            code = int(strange.max())
             if self.codes == tuple(range(len(self.codes))):
                 raise ValueError(f"mask holds class {code}, classes.txt names {len(self.codes)}")
             shown = ", ".join(map(str, self.codes))
             raise ValueError(f"mask holds code {code}; segment.codes are {shown}")
-        return found.astype(np.uint8)
 
     def settings(self) -> dict[str, object]:
         """The settings that fix this coding."""
@@ -107,7 +114,9 @@ class Tally(NamedTuple):
     @classmethod
     def of(cls, codes: np.ndarray) -> Tally:
         """Of one label map, uint8 [H, W]."""
-        pixels = np.bincount(codes.ravel(), minlength=256)
+        pixels = np.zeros(256, np.int64)
+        for rows in row_blocks(codes):
+            pixels += np.bincount(codes[rows].ravel(), minlength=256)
         return cls(pixels, *(_between(codes) if pixels[IGNORED] else ()))
 
     @classmethod

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes
 from hgkd_edge.data.annotations.codes import (
@@ -32,6 +33,7 @@ from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, mas
 from hgkd_edge.data.annotations.outlines import outlined_size, paint
 from hgkd_edge.data.annotations.reading import AnnotatedPhotos, LetterboxedMaps, Reader
 from hgkd_edge.data.annotations.voc import voc_boxes
+from hgkd_edge.data.boxes import MAX_BOXES, BoxLabels
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import IGNORED, place
 from hgkd_edge.data.sources import ImageSource, decoding_threads
@@ -40,13 +42,11 @@ from hgkd_edge.recipe import DataConfig
 
 __all__ = ["open_boxes", "open_masks"]
 
-NO_BOX = -1  # class of the rows that fill up a photo's boxes
-
 
 def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     """Photos with boxes by split: COCO JSON or Pascal VOC XML.
 
-    Labels are float32 [n, M, 5]: class, x1, y1, x2, y2 in canvas pixels; rows of class -1 fill up.
+    Labels are `BoxLabels`: class, x1, y1, x2, y2 in canvas pixels.
 
     Raises:
         DataError: The folder is none of these, or no photo or no box of training can be used.
@@ -65,6 +65,8 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     _require_classes(listing, root)
 
     def read(boxes: list[Box], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
+        if len(boxes) > MAX_BOXES:
+            raise ValueError(f"has {len(boxes):,} boxes; photos with up to {MAX_BOXES:,} are used")
         kept, faults = checked_boxes(boxes, listing.classes, size)
         kept[:, 1:] = place(size, canvas).to_canvas(kept[:, 1:])
         return kept, faults
@@ -73,16 +75,11 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     annotated = AnnotatedPhotos(config, listing, lambda photo: photo.size)
     for split, photos in listing.splits.items():
         labels: list[np.ndarray] = [np.zeros((0, 5), np.float32)] * len(photos)
-        source = annotated.read(split, labels, read)
-        most = max((len(boxes) for boxes in labels), default=0)
-        padded = torch.full((len(source), max(1, most), 5), float(NO_BOX))
-        for row, boxes in zip(padded, labels, strict=False):
-            row[: len(boxes)] = torch.from_numpy(boxes)
-        source.labels = padded
-        sources[split] = source
+        sources[split] = source = annotated.read(split, labels, read)
+        source.labels = cast("Tensor", BoxLabels(labels[: len(source)]))
     _ready(sources, root)
     sources["train"].remarks += annotated.remarks()
-    if not bool((sources["train"].labels[..., 0] != NO_BOX).any()):
+    if not any(len(boxes) for boxes in sources["train"].labels):
         raise _no_object(sources["train"], root, "box")
     return sources
 
