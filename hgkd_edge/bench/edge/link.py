@@ -34,6 +34,9 @@ _HELLO_S = 150.0
 # The agent speaks at least every two seconds while it works; a minute and a half of silence
 # outlasts ssh's own keepalive.
 _SILENCE_S = 90.0
+# How long ssh may take to end by itself: after its output ended, and after our last word.
+_END_S = 10.0
+_GRACE_S = 5.0
 _NOT_OURS = "log in there and see what runs; do not trust its numbers"
 
 
@@ -84,9 +87,11 @@ class Link:
         with suppress(OSError):  # a refused connection shows below, with ssh's own reason
             self._write(f"{len(archive)}\n".encode() + archive)
         event = self._next(_HELLO_S)
-        if event is None and self._fault:
+        if event is not None and event["event"] != "hello":
+            self._fault = "it sent other messages before its facts"
+        if self._fault:
             raise self._broken()
-        if event is None or event["event"] != "hello":
+        if event is None:
             code = self._ended()
             if self.host is not None:
                 raise explain(self.host, code, self._said())
@@ -173,7 +178,7 @@ class Link:
                 with suppress(OSError):
                     os.killpg(self.process.pid, number)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+                self.process.wait(_GRACE_S)
                 return
 
     def _upload(self, contents: list[bytes | Path], tell: Callable[[Event], None]) -> None:
@@ -244,7 +249,7 @@ class Link:
 
     def _ended(self) -> int:
         try:
-            return self.process.wait(10)
+            return self.process.wait(_END_S)
         except subprocess.TimeoutExpired:
             return -1
 
@@ -254,7 +259,7 @@ class Link:
             return AgentFailed(f"{self.where} cannot be measured: {self._fault}", hint=_NOT_OURS)
         said = [line.strip() for line in self._said().splitlines() if line.strip()]
         return AgentFailed(
-            f"the connection to {self.where} broke" + (f": {said[-1]}" if said else ""),
+            f"the connection to {self.where} broke" + (f": {said[-1][:300]}" if said else ""),
             hint="the same command with --resume picks up a finished build",
         )
 

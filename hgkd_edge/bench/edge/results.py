@@ -169,7 +169,11 @@ def _from_onnxruntime(
     options: BenchOptions,
     facts: dict[str, Any],
 ) -> tuple[Measurement, Rounds]:
-    rounds = [np.array(part) for part in result["rounds"]]
+    rounds = [np.array(part, dtype=np.float64) for part in result["rounds"]]
+    if not rounds or not all(part.size and (part > 0).all() for part in rounds):
+        raise ValueError("times of inferences that are not above zero")
+    if not all(np.isfinite(part).all() for part in rounds):
+        raise ValueError("times of inferences that are not finite")
     trace = Trace(warmup=Warmup(**result["warmup"]), rounds=rounds)
     throughput = case.batch * trace.times_ms.size / (trace.times_ms.sum() / 1000)
     one = measurement_of(
