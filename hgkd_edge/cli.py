@@ -403,7 +403,9 @@ app.command("devices")(devices_command)
 def _say(line: str) -> None:
     """A line for people, on stderr."""
     if is_main():
-        typer.echo(line, err=True)
+        from hgkd_edge.console import printable
+
+        typer.echo(printable(line), err=True)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from exporters import ExportError, quantize, sensitivity, trt_build, verify
 from exporters.bake import Preprocessing, bake
 from exporters.calibrate import Calibration, calibrate
 from exporters.fp16 import convert_fp16
+from exporters.network_files import network_files
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
 from exporters.runners import Outputs, onnx_runner
@@ -321,7 +322,8 @@ class _Work:
         about = {"kind": kind, "precision": precision, "made_from": source.name}
         about |= {key: self.result[key] for key in ("verified_on", "weights")}
         self.result["files"].append({**about, **entry, "verification": proof})
-        self.run.add_artefact(Path(entry["path"]), made_from=[source])
+        for file in network_files(entry["path"]):
+            self.run.add_artefact(file, made_from=[source])
         write_exports(self.run, self.result)
 
 

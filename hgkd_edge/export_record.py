@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporters.errors import ExportError
+from exporters.network_files import network_files
 from hgkd_edge.console import warn
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256, write_json
@@ -58,5 +60,9 @@ def _file(run: RunDir, entry: dict[str, Any]) -> Path:
 
 
 def _is_unchanged(run: RunDir, file: Path) -> bool:
-    """Whether a file is on disk as the manifest knows it."""
-    return file.is_file() and run.recorded_sha256(file) == file_sha256(file)
+    """Whether a network is on disk, with all its files, as the manifest knows it."""
+    try:
+        files = network_files(file) if file.is_file() else ()
+    except ExportError:  # its weights are missing
+        return False
+    return bool(files) and all(run.recorded_sha256(one) == file_sha256(one) for one in files)

@@ -56,10 +56,12 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
     """One line for what and where, one for the fix, on stderr; being stopped is no error."""
+    from hgkd_edge.console import printable
+
     where = "" if is_main() else f" in process {rank()}"
-    typer.echo(message if code == STOPPED else f"error{where}: {message}", err=True)
+    typer.echo(printable(message if code == STOPPED else f"error{where}: {message}"), err=True)
     if hint:
-        typer.echo(f"hint: {hint}", err=True)
+        typer.echo(printable(f"hint: {hint}"), err=True)
     end(code)
 
 

@@ -1,57 +1,79 @@
-"""Text is shown as it is: brackets in names, paths and hints are never markup."""
+"""Foreign text at the door of the console: it is shown, and steers no terminal."""
 
 from __future__ import annotations
 
 import io
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from hgkd_edge.console import make_console
-from hgkd_edge.doctor import Capability
-from hgkd_edge.tables import doctor_table, score_table, task_table
+from hgkd_edge.console import make_console, printable
 
-PACKAGE = Path(__file__).parent.parent / "hgkd_edge"
-HOSTILE = ["[bold]x[/]", r"a\[b]", "[link=http://x]y[/link]", ":warning:", "[/]", "x[0]"]
-
-
-def shown(renderable: object, *, terminal: bool = False) -> str:
-    stream = io.StringIO()
-    make_console(file=stream, width=120, force_terminal=terminal).print(renderable)
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_text_reaches_the_screen_letter_by_letter(text: str) -> None:
-    result = {"task": text, "photos": 3, "split": text, "scores": {"per_class": {text: 0.5}}}
-    scores = {"knn": 0.5, "linear_probe": 0.5}
-    features = {"photos": {text: 3}, "split": text, "distilled": scores, "untrained": scores}
-
-    assert text in shown(text)
-    assert shown(task_table(result)).count(text) == 3
-    assert text in shown(score_table({**features, "majority": 0.1}))
+HOSTILE = {
+    "title": "a\x1b]0;owned\x07b",
+    "cleared screen": "a\x1b[2J\x1b[Hb",
+    "eight-bit controls": "a\x9b2Jb",
+    "a line that says verified": "a\nverified: all outputs agree\r\x1b[1Ab",
+    "other line ends": "a\u2028verified\x85verified\x0bb",
+    "reordered": "a\u202everified\u2066b",
+}
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_doctor_shows_commands_that_can_be_pasted_and_no_markup(terminal: bool) -> None:
-    hint = 'pip install "hgkd-edge[train]"'
-    text = shown(
-        doctor_table([Capability("a", True, "here"), Capability("b", False, "", hint)]),
-        terminal=terminal,
+def table_of(text: str) -> Table:
+    table = Table(text, title=text)
+    table.add_row(text)
+    table.add_row(Text(text, style="red"))
+    return table
+
+
+def printed(renderable: RenderableType, **options: object) -> str:
+    out = io.StringIO()
+    make_console(file=out, width=200, **options).print(renderable, soft_wrap=False)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("wrap", [str, Text, table_of, lambda text: Group(text, Text(text))])
+def test_foreign_text_steers_no_terminal_and_adds_no_line(text: str, wrap: object) -> None:
+    shown = printed(wrap(text))  # type: ignore[operator]
+    expected = printed(wrap("a b"))  # type: ignore[operator]
+
+    assert not {c for c in shown if not c.isprintable()} - {"\n"}
+    assert shown.count("\n") == expected.count("\n")
+    assert not any(line.lstrip("│┃ ").startswith("verified") for line in shown.splitlines())
+
+
+def test_our_own_colors_and_other_scripts_are_kept() -> None:
+    shown = printed(
+        Text.assemble(("warning:", "yellow"), " 猫 кот Å \x1b[31m"), force_terminal=True
     )
 
-    assert hint in text
-    assert "\\" not in text
-    assert "[green]" not in text
-    assert "[yellow]" not in text
-    assert ("\x1b[32m" in text) == terminal, "yes is green where there are colors"
+    assert shown.startswith("\x1b[33mwarning:\x1b[0m 猫 кот Å ")
+    assert "\x1b[31m" not in shown
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: f.name)
-def test_only_one_place_makes_consoles_and_none_writes_markup(file: Path) -> None:
-    code = file.read_text()
+def test_printable_keeps_the_length_so_that_styles_fit() -> None:
+    for text in HOSTILE.values():
+        assert len(printable(text)) == len(text)
+        assert printable(text).isprintable() or "\N{REPLACEMENT CHARACTER}" in printable(text)
 
-    assert not re.search(r"rich\.markup|from_markup|\[/\]|\[(bold|red|green|yellow)\]", code)
-    assert file.name == "console.py" or not re.search(r"(?<!\w)Console\(", code)
-    assert not re.search(r"TextColumn\((?!.*markup=False)[^)]*\{", code)
+
+def test_an_error_about_a_hostile_file_name_is_one_line(tmp_path: Path) -> None:
+    name = "no\x1b[2J\nverified: all outputs agree.onnx"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "hgkd_edge.cli", "bench", str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+    )
+
+    error, hint = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert error.startswith("error: no model at ")
+    assert hint.startswith("hint: ")
+    assert "\x1b" not in done.stderr

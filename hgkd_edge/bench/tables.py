@@ -267,7 +267,8 @@ def comparison_view(comparison: Comparison) -> RenderableType:
             "" if row.beyond_noise else "within noise",
         )
     lines: list[RenderableType] = [
-        Text(f"a: {comparison.a}\nb: {comparison.b}", style="dim"),
+        Text(f"a: {comparison.a}", style="dim"),
+        Text(f"b: {comparison.b}", style="dim"),
         table,
     ]
     for row in comparison.rows:

@@ -81,7 +81,7 @@ def test_a_host_without_python_is_refused(make_model: MakeModel, start_board: St
 def test_hostile_names_reach_no_shell(
     make_model: MakeModel, start_board: StartBoard, tmp_path: Path
 ) -> None:
-    board = start_board(greeting="Welcome to this board!")
+    board = start_board(login="echo Welcome to this board!")
     trap = tmp_path / "trapped"
     name = (
         f'a b\'; touch {trap.name}; $(touch {trap.name}) `touch {trap.name}` "q" -rf *\n& {{onnx}}'
