@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError, RecipeError, RunError
 from hgkd_edge.rundir import atomic_write
+from hgkd_edge.sparse.strided import guard_strided
 
 __all__ = [
     "BackboneSpec",
@@ -100,10 +101,12 @@ def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
             hint=f"did you mean '{near[0]}'?" if near else "see timm.list_models()",
         )
     try:
-        return timm.create_model(name, **args)
+        model: nn.Module = timm.create_model(name, **args)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason}") from error
+    guard_strided(model)
+    return model
 
 
 def create_features(
