@@ -4,11 +4,13 @@ oneDNN's `backward_weights` writes past its scratchpad and corrupts the heap
 (https://github.com/uxlfoundation/oneDNN/issues/6035, present in torch 2.14.1). All of these must
 hold, as found with a guard page behind every allocation:
 
-- float32 on an x86 CPU; bfloat16, float16 and float64 take other kernels
+- float32 or bfloat16 (autocast included) on an x86 CPU; float64 takes another kernel
 - kernel 1x1 without padding, one group, stride above 1 along either axis
 - channels-last input
-- fewer than 16 input channels with AVX-512, fewer than 8 with AVX2; any number of output channels
-- an image large enough to be computed in blocks: from 56 px a side at stride 2, any batch size
+- fewer than 16 input channels with AVX-512, fewer than 8 with AVX2 (float32 only); any number of
+  output channels
+- an image large enough to be computed in blocks: from 56 px a side at stride 2, any batch size.
+  The size depends on the processor, so the guard ignores it
 
 The same convolution of a channels-first input is computed by another kernel, which is correct.
 """
@@ -36,7 +38,6 @@ def safe_layout(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     """
     affected = (
         x.device.type == "cpu"
-        and x.dtype == torch.float32
         and torch.is_grad_enabled()
         and weight.requires_grad
         and tuple(weight.shape[2:]) == (1, 1)

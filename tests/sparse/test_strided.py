@@ -32,9 +32,11 @@ for c in (4, 8, 15):
     ]
     for net in layers:
         guard_strided(net)
-        for _ in range(3):
+        for bfloat16 in (False, True, False, True):
             images = torch.rand(16, c, 96, 96).contiguous(memory_format=torch.channels_last)
-            net(images.requires_grad_()).square().mean().backward()
+            with torch.autocast("cpu", enabled=bfloat16):
+                out = net(images.requires_grad_())
+            out.float().square().mean().backward()
 """
 
 
@@ -68,7 +70,7 @@ def test_every_network_made_for_training_is_guarded(made_by: str) -> None:
         (16, 1, 2, torch.float32, True, False),
         (8, 1, 1, torch.float32, True, False),
         (8, 3, 2, torch.float32, True, False),
-        (8, 1, 2, torch.bfloat16, True, False),
+        (8, 1, 2, torch.bfloat16, True, True),
         (8, 1, 2, torch.float32, False, False),
     ],
 )
