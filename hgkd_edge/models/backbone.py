@@ -25,6 +25,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
+from hgkd_edge.sparse.strided import guard_strided
 
 __all__ = [
     "BackboneSpec",
@@ -109,9 +110,11 @@ def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
             hint=f"did you mean '{near[0]}'?" if near else "see timm.list_models()",
         )
     try:
-        return timm.create_model(name, **args)
+        model: nn.Module = timm.create_model(name, **args)
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason_of(error)}") from error
+    guard_strided(model)
+    return model
 
 
 def create_features(

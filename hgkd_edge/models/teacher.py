@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hgkd_edge.console import console
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import create_timm_model
+from hgkd_edge.models.checkpoint import fitting_weights
 from hgkd_edge.models.vit import encode_visible
 from hgkd_edge.recipe import TeacherConfig
 from hgkd_edge.sparse.visible import indices
@@ -38,9 +37,6 @@ __all__ = [
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
 RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # their texts say so, not their names
-# As timm's own loader: averaged weights before the raw ones.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
-PREFIXES = re.compile(r"^((module|_orig_mod|model|teacher|encoder|backbone)\.)+")
 NORMALISATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
 
 
@@ -261,38 +257,19 @@ def forbids_commerce(licence: str) -> bool:
 
 
 def load_vit_weights(vit: nn.Module, path: Path) -> None:
-    """Load a local checkpoint: timm, official MAE, or safetensors.
+    """Load a local checkpoint: timm, official MAE, DINO, or safetensors.
 
-    Position embeddings are resampled to the teacher's grid; decoders and heads are left out.
+    Position embeddings are resampled to the teacher's grid; decoders and heads are skipped.
     Weights that were trained here bring the normalisation of their photos, which takes the place
     of the one that timm knows for the teacher's name.
 
     Raises:
         RecipeError: The file cannot be read safely, or does not fit the teacher.
     """
-    state = _read_state(path)
-    module = sys.modules[type(vit).__module__]
-    if hasattr(module, "checkpoint_filter_fn"):
-        try:
-            state = module.checkpoint_filter_fn(state, vit)
-        except Exception as error:  # written for known files: an unknown one may meet anything
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise RecipeError(
-                f"teacher.path = '{path}': timm cannot fit it to {type(vit).__name__} ({reason})",
-                hint="teacher.name and teacher.args must describe the network in the file",
-            ) from error
-    own = vit.state_dict()
-    usable = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = sorted(own.keys() - usable.keys())
-    if missing:
-        wrong = missing[0]
-        found = f"shape {list(state[wrong].shape)}" if wrong in state else "not in the file"
-        raise RecipeError(
-            f"teacher.path = '{path}': does not fit the teacher: {len(missing)} of {len(own)} "
-            f"weights missing, such as '{wrong}' {list(own[wrong].shape)} ({found})",
-            hint="teacher.name and teacher.args must describe the network in the file",
-        )
-    vit.load_state_dict(usable)
+    state, origin = fitting_weights(vit, path, key="teacher.path")
+    vit.load_state_dict(state)
+    if origin:
+        console.print(f"teacher: {path.name} holds several networks; loaded '{origin}'")
     known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
     vit.pretrained_cfg = {**known, **_read_normalisation(path)}  # type: ignore[assignment]
 
@@ -312,38 +289,3 @@ def _read_normalisation(path: Path) -> dict[str, Any]:
         return {}
     with safe_open(path, framework="pt") as stored:
         return json.loads((stored.metadata() or {}).get(NORMALISATION, "{}"))
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name, without prefixes of wrappers."""
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            # weights_only: a checkpoint from elsewhere must not run code here.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RecipeError(f"teacher.path = '{path}': no such file") from error
-    except pickle.UnpicklingError as error:
-        raise RecipeError(
-            f"teacher.path = '{path}': holds more than tensors, so it is not loaded "
-            "(it could run code)",
-            hint="save its state dict as .safetensors and name that",
-        ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise RecipeError(
-            f"teacher.path = '{path}': cannot be read ({type(error).__name__})",
-            hint="is it complete? it must be a PyTorch or .safetensors checkpoint",
-        ) from error
-    while isinstance(state, dict):
-        inner = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), None)
-        if inner is None:
-            break
-        state = inner
-    if not isinstance(state, dict):
-        raise RecipeError(f"teacher.path = '{path}': is not a state dict")
-    return {
-        PREFIXES.sub("", key): value.float()
-        for key, value in state.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }

@@ -20,6 +20,7 @@ from hgkd_edge.sparse.features import feature_list, plain_maps
 from hgkd_edge.sparse.masked import MaskedEngine
 from hgkd_edge.sparse.sites import Engine
 from hgkd_edge.sparse.spconv import SpconvEngine
+from hgkd_edge.sparse.strided import guard_strided
 from hgkd_edge.sparse.tiles import TileEngine
 from hgkd_edge.sparse.visible import Visible
 
@@ -73,6 +74,7 @@ class SparseEncoder(nn.Module):
         # conversion does that) is replaced in the network too. The tuple keeps the network from
         # being registered as a child, which would put a prefix before every name.
         self._network = (network,)
+        guard_strided(network)
         self._modules = network._modules
         self._parameters = network._parameters
         self._buffers = network._buffers
