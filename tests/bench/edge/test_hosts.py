@@ -112,7 +112,19 @@ def test_an_input_name_that_trtexec_would_misread_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["-oProxyCommand=touch x", "a b", "user@", "@host", "h:0", "h:99999", "h;ls", "$(x)@h", ""],
+    [
+        "-oProxyCommand=touch x",
+        "a b",
+        "user@",
+        "@host",
+        "h:0",
+        "h:99999",
+        "h:２２",
+        "h:٢٢",
+        "h;ls",
+        "$(x)@h",
+        "",
+    ],
 )
 def test_hosts_that_are_no_hosts_are_refused_before_ssh_is_started(
     make_model: MakeModel, text: str
