@@ -196,7 +196,7 @@ def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, 
     if config.init == "scratch":
         return None, spec
     try:
-        hub = create_timm_model("student.name", spec.name, pretrained=True, **spec.args)
+        hub = create_timm_model("student.name", spec.name, spec.args, pretrained=True)
     except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
         raise RunError(
             f"--init timm: weights of '{spec.name}' cannot be downloaded ({type(error).__name__})",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from exporters.onnx_info import onnx_info
+from exporters.onnx_info import onnx_info, require_image_input
 from exporters.runners import Outputs, Runner, onnx_runner
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingExtraError, RunError
@@ -120,6 +120,7 @@ def _open_torch(path: Path) -> Served:
 
 def _open_onnx(path: Path) -> Served:
     info = onnx_info(path)
+    require_image_input(path, info)
     return _described(path, info.metadata, onnx_runner(path), "ONNX Runtime")
 
 

@@ -104,10 +104,10 @@ def test_a_student_that_cannot_be_sparse_is_refused_by_module_path(tiny_recipe_f
 def test_a_student_that_could_not_be_saved_is_refused_before_the_training(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plain(key: str, name: str, **args: Any) -> torch.nn.Module:
+    def plain(key: str, name: str, args: dict[str, Any], **own: Any) -> torch.nn.Module:
         """timm, had it another name for ResNet's stem in the plain model."""
-        model = timm.create_model(name, **args)
-        if "features_only" not in args:
+        model = timm.create_model(name, **args, **own)
+        if "features_only" not in own:
             model.stem = model._modules.pop("conv1")
         return model
 

@@ -177,11 +177,11 @@ def create_vit(
     Raises:
         RecipeError: Unknown to timm, or not a Transformer of plain patch tokens.
     """
-    args: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained, **config.args}
+    own: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if size is not None:
-        args["img_size"] = size
+        own["img_size"] = size
     try:
-        vit = create_timm_model("teacher.name", config.name, **args)
+        vit = create_timm_model("teacher.name", config.name, config.args, **own)
     except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
         raise RecipeError(
             f"teacher.name = '{config.name}': its weights cannot be downloaded "
@@ -284,8 +284,25 @@ def save_vit_weights(
 
 
 def _read_normalisation(path: Path) -> dict[str, Any]:
-    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere."""
+    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere.
+
+    Raises:
+        RecipeError: The file's metadata holds something else under their name.
+    """
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as stored:
-        return json.loads((stored.metadata() or {}).get(NORMALISATION, "{}"))
+        text = (stored.metadata() or {}).get(NORMALISATION)
+    if text is None:
+        return {}
+    try:
+        fields = json.loads(text)
+        found = {key: tuple(float(n) for n in fields[key]) for key in ("mean", "std")}
+        if not (all(len(n) == 3 for n in found.values()) and min(found["std"]) > 0):
+            raise ValueError(text[:80])
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"teacher.path = '{path}': its metadata gives no usable mean and std",
+            hint="train the teacher again: teacher.weights=pretrain",
+        ) from error
+    return found

@@ -337,8 +337,12 @@ def test_a_fine_tuning_goes_on_with_its_own_settings_only(
 def test_weights_of_the_hub_without_a_network_are_one_clear_error(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
+    create = timm.create_model
+
+    def offline(*args: Any, pretrained: bool = False, **more: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return create(*args, **more)
 
     monkeypatch.setattr(timm, "create_model", offline)
 
