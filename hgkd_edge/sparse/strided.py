@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hgkd_edge.sparse.sites import SiteTensor
+
 __all__ = ["guard_strided", "safe_layout"]
 
 WIDEST_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512, its widest vectors
@@ -60,6 +62,6 @@ def guard_strided(network: nn.Module) -> None:
 
 def _before(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Runs before each forward pass; sites of the sparse engines have convolutions of their own."""
-    if type(inputs[0]) is not Tensor:
+    if isinstance(inputs[0], SiteTensor):
         return None
     return (safe_layout(inputs[0], module.weight, module.stride), *inputs[1:])
