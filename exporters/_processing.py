@@ -8,7 +8,7 @@ import numpy as np
 
 from .errors import ExportError
 from .onnx_info import TensorInfo
-from .resize import cover, letterbox, resize_matrix, whole
+from .resize import cover, letterbox, resize_matrix
 
 __all__ = [
     "FRAMES",
@@ -26,27 +26,24 @@ GEOMETRIES = ("cover", "letterbox")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded photo to what the network sees.
+    """From a decoded image to what the network sees, by one bilinear, antialiased resize.
 
     Args:
         mean: Per channel (RGB), in [0, 1].
         std: Per channel, in [0, 1].
-        canvas: (H, W) that the photo is resized to first (bicubic); when it is not the network's
-            own size, the canvas is then resized to that (bilinear).
-        geometry: `cover` fills the canvas and cuts the overhang off evenly; `letterbox` puts the
-            whole photo into its top left corner, on grey.
-        frame: (H, W) of the photos; None leaves it free, where each frame costs the computing of
+        geometry: `cover` fills the network's input and cuts the overhang off evenly; `letterbox`
+            puts the whole image into its top left corner, on gray.
+        frame: (H, W) of the images; None leaves it free, where each frame costs the computing of
             the resize matrices as well (TensorRT needs it fixed).
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    canvas: tuple[int, int]
     geometry: str = "cover"
     frame: tuple[int, int] | None = None
 
 
-_PAD = 114  # grey of a letterbox's margin
+_PAD = 114  # gray of a letterbox's margin
 
 # Boxes are (x1, y1, x2, y2) in pixels of the network's input; a detection is
 # (index of the image in the batch, x1, y1, x2, y2, score, class).
@@ -88,59 +85,42 @@ argmax (float[batch,K,H,W] logits) => (int32[batch,H,W] classes)
     "nms": _NMS,
 }
 
-# For frames of any size: where each canvas pixel lies in the frame. `exporters.resize` computes the
-# same from sizes known beforehand.
-_COVER = """
-    pre_tall = Div (height, pre_height_target)
-    pre_wide = Div (width, pre_width_target)
-    pre_scale = Min (pre_tall, pre_wide)
+# For frames of any size: where each pixel of the input lies in the frame, and the triangle filter
+# around that place. `exporters.resize` computes the same from sizes known beforehand.
+_SCALED = """
+    {axis}_across = Mul (pre_int_{axis}, pre_int_{other}_target)
+    {axis}_scaled = Div ({axis}_across, pre_int_{other})
 """
 _COVER_AXIS = """
-    {axis}_scale = Identity (pre_scale)
-    {axis}_span = Mul (pre_scale, pre_{axis}_target)
-    {axis}_overhang = Sub ({axis}, {axis}_span)
-    {axis}_start = Mul ({axis}_overhang, pre_half)
+    {axis}_int_resized = Max ({axis}_scaled, pre_int_{axis}_target)
+    {axis}_resized = Cast <to = 1> ({axis}_int_resized)
+    {axis}_scale = Div ({axis}, {axis}_resized)
+    {axis}_overhang = Sub ({axis}_resized, pre_{axis}_target)
+    {axis}_half = Mul ({axis}_overhang, pre_half)
+    {axis}_offset = Round ({axis}_half)
+    {axis}_start = Mul ({axis}_offset, {axis}_scale)
     {axis}_reached = Identity (pre_one)
 """
-_LETTERBOX = """
-    pre_tall = Div (pre_height_target, height)
-    pre_wide = Div (pre_width_target, width)
-    pre_fit = Min (pre_tall, pre_wide)
-"""
 _LETTERBOX_AXIS = """
-    {axis}_fitted = Mul ({axis}, pre_fit)
-    {axis}_rounded = Round ({axis}_fitted)
-    {axis}_placed = Clip ({axis}_rounded, pre_one, pre_{axis}_target)
+    {axis}_fitted = Min ({axis}_scaled, pre_int_{axis}_target)
+    {axis}_int_placed = Max ({axis}_fitted, pre_int_one)
+    {axis}_placed = Cast <to = 1> ({axis}_int_placed)
     {axis}_scale = Div ({axis}, {axis}_placed)
     {axis}_start = Identity (pre_zero)
-    {axis}_inside = Less (pre_{axis}_centres, {axis}_placed)
+    {axis}_inside = Less (pre_{axis}_centers, {axis}_placed)
     {axis}_reached = Cast <to = 1> ({axis}_inside)
 """
-# Pillow's bicubic filter (a = -0.5) around that place.
 _MATRIX = """
-    {axis}_offset = Mul (pre_{axis}_centres, {axis}_scale)
-    {axis}_centres = Add ({axis}_offset, {axis}_start)
+    {axis}_shifted = Mul (pre_{axis}_centers, {axis}_scale)
+    {axis}_centers = Add ({axis}_shifted, {axis}_start)
     {axis}_corners = Range (pre_zero, {axis}, pre_one)
     {axis}_pixels = Add ({axis}_corners, pre_half)
-    {axis}_away = Sub ({axis}_pixels, {axis}_centres)
+    {axis}_away = Sub ({axis}_pixels, {axis}_centers)
     {axis}_widened = Max ({axis}_scale, pre_one)
-    {axis}_scaled = Div ({axis}_away, {axis}_widened)
-    {axis}_t = Abs ({axis}_scaled)
-    {axis}_t2 = Mul ({axis}_t, {axis}_t)
-    {axis}_near0 = Mul ({axis}_t, pre_near1)
-    {axis}_near1 = Sub ({axis}_near0, pre_near2)
-    {axis}_near2 = Mul ({axis}_near1, {axis}_t2)
-    {axis}_near = Add ({axis}_near2, pre_one)
-    {axis}_far0 = Sub ({axis}_t, pre_five)
-    {axis}_far1 = Mul ({axis}_far0, {axis}_t)
-    {axis}_far2 = Add ({axis}_far1, pre_eight)
-    {axis}_far3 = Mul ({axis}_far2, {axis}_t)
-    {axis}_far4 = Sub ({axis}_far3, pre_four)
-    {axis}_far = Mul ({axis}_far4, pre_minus_half)
-    {axis}_is_near = Less ({axis}_t, pre_one)
-    {axis}_is_far = Less ({axis}_t, pre_two)
-    {axis}_outer = Where ({axis}_is_far, {axis}_far, pre_zero)
-    {axis}_filter = Where ({axis}_is_near, {axis}_near, {axis}_outer)
+    {axis}_relative = Div ({axis}_away, {axis}_widened)
+    {axis}_distance = Abs ({axis}_relative)
+    {axis}_slope = Sub (pre_one, {axis}_distance)
+    {axis}_filter = Relu ({axis}_slope)
     {axis}_sum = ReduceSum ({axis}_filter, pre_last)
     {axis}_some = Max ({axis}_sum, pre_tiny)
     {axis}_full = Div ({axis}_filter, {axis}_some)
@@ -163,27 +143,21 @@ _TURN = """
     width_columns = Transpose <perm = [1, 0]> (width_matrix)
 """
 
-_TO_CANVAS = """
+_RESIZE = """
     pre_float = Cast <to = 1> (frames)
     pre_planes = Transpose <perm = [0, 3, 1, 2]> (pre_float)
     pre_narrow = MatMul (pre_planes, width_columns)
-    pre_overshooting = MatMul (height_matrix, pre_narrow)
-    pre_seen = Clip (pre_overshooting, pre_zero, pre_white)
+    pre_resized = MatMul (height_matrix, pre_narrow)
 """
 _FILL = """
-    pre_canvas = Add (pre_seen, pre_margin)
+    pre_filled = Add (pre_resized, pre_margin)
 """
-_NORMALISE = """
+_NORMALIZE = """
     pre_scaled = Mul ({pixels}, pre_factor)
-    {normal} = Add (pre_scaled, pre_shift)
+    {image} = Add (pre_scaled, pre_shift)
 """
-# After normalising, which commutes with it: OpenVINO fails on a per-channel product behind these.
-_SHRINK = """
-    pre_narrower = MatMul (pre_normal, pre_shrink_columns)
-    {image} = MatMul (pre_shrink_rows, pre_narrower)
-"""
-_COVER_BODY = _TO_CANVAS + _NORMALISE.format(pixels="pre_seen", normal="pre_normal") + _SHRINK
-_LETTERBOX_BODY = _TO_CANVAS + _FILL + _NORMALISE.format(pixels="pre_canvas", normal="{image}")
+_COVER_BODY = _RESIZE + _NORMALIZE.replace("{pixels}", "pre_resized")
+_LETTERBOX_BODY = _RESIZE + _FILL + _NORMALIZE.replace("{pixels}", "pre_filled")
 
 
 def preprocessing_graph(image: TensorInfo, preprocessing: Preprocessing) -> str:
@@ -191,17 +165,17 @@ def preprocessing_graph(image: TensorInfo, preprocessing: Preprocessing) -> str:
     boxed = preprocessing.geometry == "letterbox"
     parts = [_LETTERBOX_BODY if boxed else _COVER_BODY]
     if preprocessing.frame is None:
-        axis = (_LETTERBOX_AXIS if boxed else _COVER_AXIS) + _MATRIX
-        matrices = [axis.replace("{axis}", name) for name in ("height", "width")]
-        margin = [_MARGIN] if boxed else []
-        parts[:0] = [_SIZES, _LETTERBOX if boxed else _COVER, *matrices, _TURN, *margin]
+        axis = _SCALED + (_LETTERBOX_AXIS if boxed else _COVER_AXIS) + _MATRIX
+        sides = (("height", "width"), ("width", "height"))
+        matrices = [axis.replace("{axis}", own).replace("{other}", other) for own, other in sides]
+        parts[:0] = [_SIZES, *matrices, _TURN, _MARGIN if boxed else ""]
     body = "".join(parts).replace("{image}", image.name)
     height, width = preprocessing.frame or ("height", "width")
     batch, *rest = image.shape
-    sides = ",".join(map(str, rest))
+    shape = ",".join(map(str, rest))
     return (
         f"preprocessing (uint8[{batch},{height},{width},3] {FRAMES}) "
-        f"=> (float[{batch},{sides}] {image.name}) {{{body}}}"
+        f"=> (float[{batch},{shape}] {image.name}) {{{body}}}"
     )
 
 
@@ -211,61 +185,50 @@ def preprocessing_constants(
     """The constants that the graph of `preprocessing_graph` reads.
 
     Raises:
-        ExportError: An unknown geometry, or a letterbox on a canvas of another size.
+        ExportError: An unknown geometry.
     """
-    canvas = preprocessing.canvas
-    size = tuple(int(side) for side in image.shape[2:])
-    boxed = preprocessing.geometry == "letterbox"
-    if preprocessing.geometry not in GEOMETRIES or (boxed and canvas != size):
+    if preprocessing.geometry not in GEOMETRIES:
         raise ExportError(
-            f"geometry '{preprocessing.geometry}' on a canvas {canvas} for a network of {size}",
-            hint=f"one of {', '.join(GEOMETRIES)}; a letterbox is as large as the network's input",
+            f"unknown geometry '{preprocessing.geometry}'", hint=f"one of {', '.join(GEOMETRIES)}"
         )
+    height, width = image.shape[2:]
+    size = int(height), int(width)
+    boxed = preprocessing.geometry == "letterbox"
     mean, std = (
         np.array(values, np.float32).reshape(1, -1, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)
     )
-    constants = {
-        "pre_zero": np.float32(0),
-        "pre_white": np.float32(255),
-        "pre_factor": 1 / (255 * std),
-        "pre_shift": -mean / std,
-    }
-    if not boxed:
-        rows, columns = (
-            resize_matrix(whole(c, s), bicubic=False) for c, s in zip(canvas, size, strict=True)
-        )
-        constants |= {"pre_shrink_rows": rows, "pre_shrink_columns": columns.T.copy()}
+    constants = {"pre_factor": 1 / (255 * std), "pre_shift": -mean / std}
     if preprocessing.frame is None:
-        constants |= _free_frame_constants(canvas)
+        constants |= _free_frame_constants(size)
     else:
-        constants |= _fixed_frame_constants(preprocessing.frame, canvas, boxed=boxed)
+        constants |= _fixed_frame_constants(preprocessing.frame, size, boxed=boxed)
     # numpy turns 0-d results into scalars, which ONNX's helper does not take.
     return {name: np.asarray(value) for name, value in constants.items()}
 
 
 def _fixed_frame_constants(
-    frame: tuple[int, int], canvas: tuple[int, int], *, boxed: bool
+    frame: tuple[int, int], size: tuple[int, int], *, boxed: bool
 ) -> dict[str, np.ndarray]:
-    axes = letterbox(frame, canvas) if boxed else cover(frame, canvas)
-    rows, columns = (resize_matrix(axis, bicubic=True) for axis in axes)
-    constants = {"height_matrix": rows, "width_columns": columns.T.copy()}
+    rows, columns = letterbox(frame, size) if boxed else cover(frame, size)
+    constants = {
+        "height_matrix": resize_matrix(rows),
+        "width_columns": resize_matrix(columns).T.copy(),
+    }
     if boxed:
-        margin = np.full(canvas, _PAD, np.float32)
-        margin[: axes[0].placed, : axes[1].placed] = 0
+        margin = np.full(size, _PAD, np.float32)
+        margin[: rows.placed, : columns.placed] = 0
         constants["pre_margin"] = margin
     return constants
 
 
-def _free_frame_constants(canvas: tuple[int, int]) -> dict[str, np.ndarray]:
-    numbers = {
-        "one": 1, "two": 2, "four": 4, "five": 5, "eight": 8, "half": 0.5, "minus_half": -0.5,
-        "near1": 1.5, "near2": 2.5, "height_target": canvas[0], "width_target": canvas[1],
-        "pad": _PAD, "tiny": 1e-9,
-    }  # fmt: skip
+def _free_frame_constants(size: tuple[int, int]) -> dict[str, np.ndarray]:
+    numbers = {"zero": 0, "one": 1, "half": 0.5, "pad": _PAD, "tiny": 1e-9}
     constants = {f"pre_{name}": np.asarray(value, np.float32) for name, value in numbers.items()}
-    for axis, target in zip(("height", "width"), canvas, strict=True):
-        constants[f"pre_{axis}_centres"] = np.arange(target, dtype=np.float32)[:, None] + 0.5
+    for axis, target in zip(("height", "width"), size, strict=True):
+        constants[f"pre_{axis}_target"] = np.asarray(target, np.float32)
+        constants[f"pre_int_{axis}_target"] = np.asarray(target)
+        constants[f"pre_{axis}_centers"] = np.arange(target, dtype=np.float32)[:, None] + 0.5
     constants |= {"pre_axis_1": np.asarray(1), "pre_axis_2": np.asarray(2)}
-    constants["pre_last"] = np.array([1])
+    constants |= {"pre_int_one": np.asarray(1), "pre_last": np.array([1])}
     return constants

@@ -75,8 +75,12 @@ def available() -> tuple[Flavour, ...]:
     return tuple(found)
 
 
-def choose(backend: str | None) -> Flavour:
+def choose(backend: str | None, *, what: str = "building an engine") -> Flavour:
     """The flavour asked for, or the first one installed.
+
+    Args:
+        backend: A name of `EXTRAS`, or None.
+        what: What needs it, for the error.
 
     Raises:
         ExportError: `backend` is not a name of `EXTRAS`.
@@ -91,11 +95,9 @@ def choose(backend: str | None) -> Flavour:
         if backend in (None, flavour.name):
             return flavour
     if backend == "tensorrt_rtx":
-        raise MissingPackageError("building an engine", package=backend, extra="trt-rtx")
+        raise MissingPackageError(what, package=backend, extra="trt-rtx")
     others = "" if found else 'pip install "hgkd-edge[trt-rtx]" for RTX desktop GPUs; '
-    raise MissingPackageError(
-        "building an engine", package="tensorrt", extra="trt", more=others + _JETPACK
-    )
+    raise MissingPackageError(what, package="tensorrt", extra="trt", more=others + _JETPACK)
 
 
 def typing_for(flavour: Flavour, precision: str, *, dla: bool) -> Typing:

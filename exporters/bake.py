@@ -4,9 +4,8 @@
 
 Baked in after the precision was chosen, so that both stay in fp32 around an fp16 or INT8 network.
 
-Resizing is what this project's photo reader does (see `Preprocessing`), antialiased, as matrix
-products (`exporters.resize`). It is not rounded to whole grey levels in between, so pixels differ
-from the reader's by up to two grey levels (of 255), and by less than half a level on average.
+Resizing is bilinear and antialiased, as matrix products (`exporters.resize`). It is not rounded to
+whole gray levels in between, so pixels differ from Pillow's by up to one gray level (of 255).
 """
 
 from __future__ import annotations
@@ -86,7 +85,10 @@ def bake(
         _put_behind(model, postprocessing)
     baked = {"preprocessing": preprocessing, "postprocessing": postprocessing}
     inside = [end for end, given in baked.items() if given is not None]
-    onnx.helper.set_model_props(model, {**metadata, "hgkd_edge.baked": json.dumps(inside)})
+    metadata["hgkd_edge.baked"] = json.dumps(inside)
+    if preprocessing is not None and preprocessing.frame is not None:
+        metadata["hgkd_edge.frame"] = json.dumps(preprocessing.frame)
+    onnx.helper.set_model_props(model, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
         info = onnx_info(temporary)

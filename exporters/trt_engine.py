@@ -107,7 +107,7 @@ def verify_engine(
 
 
 def _checked(path: str | Path, onnx_path: str | Path | None) -> tuple[Flavour, Sidecar]:
-    flavour = choose(read_sidecar(path).backend)
+    flavour = choose(read_sidecar(path).backend, what="running an engine")
     sidecar = require_own_engine(path, flavour, onnx_path=onnx_path)
     if gpu_name() is None:
         raise ExportError(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits, why_unlabelled
+from hgkd_edge.confidence import METHOD, not_better, wilson
+from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.data.sources import (
+    ImageSource,
+    held_out_split,
+    how_to_label,
+    open_splits,
+    unlearned_classes,
+    why_unlabelled,
+)
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.finetune import TASKS, answers
+from hgkd_edge.finetune import TASKS, answers, unscored, weigh
 from hgkd_edge.models.backbone import (
-    BackboneSpec,
     EmbeddingNet,
     create_features,
     load_embedding_net,
@@ -21,7 +30,7 @@ from hgkd_edge.models.batchnorm import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.serving import Served, open_served
+from hgkd_edge.serving import open_served
 from hgkd_edge.tasks.base import read_model
 from hgkd_edge.tasks.config import begun_with
 
@@ -63,11 +72,15 @@ def evaluate_model(
             f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
             hint="name the run that the model was exported from",
         )
-    spec = card.backbone
-    if (served.size, served.mean, served.std) != (spec.size, spec.mean, spec.std):
+    if served.input != card.input:
         raise RunError(
-            f"{model}: takes {_input(served)}, run '{run.path}' {_input(spec)}",
+            f"{model}: takes {_shown(served.input)}, run '{run.path}' {_shown(card.input)}",
             hint="name the run that the model was exported from",
+        )
+    if served.baked:
+        raise RunError(
+            f"{model}: its {' and '.join(sorted(served.baked))} is baked in",
+            hint="name the plain file of the same export; predict takes either",
         )
     splits = task.open_splits(config)
     name = _split_to_score(splits, split)
@@ -79,7 +92,7 @@ def evaluate_model(
         )
     report_photos({"train": splits["train"], name: splits[name]})
     batches, unseen = answers(served.run, task, card, splits[name]), held_out_split(splits)
-    result = {
+    result: dict[str, Any] = {
         "task": config.task,
         "model": str(model or run.model_file),
         "runtime": served.runtime,
@@ -89,8 +102,10 @@ def evaluate_model(
         # What a person looks at first are photos that training never saw; others lie apart.
         "scores": task.judge(
             batches, card, run.path / "pictures" / ("" if name == unseen else name)
-        ),
+        )
+        | unscored(splits[name]),
     }
+    result |= weigh(result, splits["train"], splits[name])
     write_json(run.path / "evaluation.json", result)
     return result
 
@@ -114,7 +129,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     if why := why_unlabelled(splits["train"]):
         raise DataError(
             f"evaluate needs labelled photos: {why}",
-            hint="keep photos in one subfolder per class",
+            hint=how_to_label(recipe.data),
         )
     name = _split_to_score(splits, split)
     train, test = splits["train"], splits[name]
@@ -125,15 +140,40 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     untrained = EmbeddingNet(fresh, spec).eval()
     # The same favour that the distilled network gets: statistics of whole photos.
     recalibrate_batchnorm(untrained, train, spec)
-    result = {
+    result: dict[str, Any] = {
         "split": name,
         "photos": {"train": len(train), name: len(test)},
         "distilled": asdict(score_features(trained, train, test)),
         "untrained": asdict(score_features(untrained, train, test)),
         "majority": majority_top1(train.labels, test.labels),
     }
+    result |= _weigh_features(result, len(test), unlearned_classes(train, test))
     write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> dict[str, Any]:
+    """Intervals of feature scores, and warnings: where they beat nothing, what was not taught."""
+    intervals: dict[str, Any] = {
+        network: {name: wilson(share, count) for name, share in result[network].items()}
+        for network in ("distilled", "untrained")
+    }
+    warnings = []
+    for name, title in (("knn", "k-NN"), ("linear_probe", "linear probe")):
+        baselines = {"untrained": result["untrained"][name], "majority class": result["majority"]}
+        line = not_better(
+            title,
+            result["distilled"][name],
+            max(baselines.items(), key=lambda item: item[1]),
+            interval=intervals["distilled"][name],
+            count=count,
+        )
+        warnings += [line] if line else []
+    return {
+        "intervals": {**intervals, "majority": wilson(result["majority"], count)},
+        "interval_method": METHOD,
+        "warnings": [text for text in ("; ".join(warnings), unlearned) if text],
+    }
 
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
@@ -153,9 +193,9 @@ def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
     return name
 
 
-def _input(of: Served | BackboneSpec) -> str:
-    height, width = of.size
-    return f"{height} x {width} px (mean {of.mean}, deviation {of.std})"
+def _shown(spec: InputSpec) -> str:
+    height, width = spec.size
+    return f"{height} x {width} px (mean {spec.mean}, deviation {spec.std}, {spec.geometry})"
 
 
 def score_features(network: EmbeddingNet, train: ImageSource, test: ImageSource) -> FeatureScores:

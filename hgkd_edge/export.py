@@ -28,16 +28,17 @@ from exporters import (
 from exporters.bake import Preprocessing, bake
 from exporters.calibrate import Calibration, calibrate
 from exporters.fp16 import convert_fp16
+from exporters.network_files import network_files
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
 from exporters.runners import Outputs, Runner, onnx_runner
 from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.sources import canvas_size
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_record import write_exports
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256, write_json
+from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
 
 __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 
@@ -330,13 +331,9 @@ class _Work:
         path = plain.with_name(f"{plain.stem}.baked.onnx")
         verification, preprocessing = None, None
         if options.bake_preprocessing:
-            boxed = subject.geometry == "letterbox"
+            taken = subject.input
             preprocessing = Preprocessing(
-                mean=subject.spec.mean,
-                std=subject.spec.std,
-                canvas=subject.spec.size if boxed else canvas_size(subject.spec.size),
-                geometry=subject.geometry,
-                frame=options.frame,
+                mean=taken.mean, std=taken.std, geometry=taken.geometry, frame=options.frame
             )
             bake(plain, path, preprocessing=preprocessing)
             verification = self._prove_preprocessing(plain, path)
@@ -386,23 +383,22 @@ class _Work:
         """Enter a file into export.json and the manifest."""
         proof = None if verification is None else verification.to_dict()
         about = {"kind": kind, "precision": precision, "made_from": source.name}
+        about |= {key: self.result[key] for key in ("verified_on", "weights")}
         self.result["files"].append({**about, **entry, "verification": proof})
-        self.run.add_artefact(Path(entry["path"]), made_from=[source])
+        for file in network_files(entry["path"]):
+            self.run.add_artefact(file, made_from=[source])
         self._save()
 
     def _save(self) -> None:
-        write_json(self.run.path / "export.json", self.result)
+        write_exports(self.run, self.result)
 
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
     """What the ONNX file itself says of its task, input and origin; values are JSON."""
-    spec = subject.spec
     entries = {
         "task": subject.task,
-        "model": spec.name,
-        "input_size": [3, *spec.size],
-        "mean": spec.mean,
-        "std": spec.std,
+        "model": subject.spec.name,
+        **subject.input.metadata(),
         "classes": subject.classes,
         "weights_sha256": file_sha256(subject.weights),
         "run": run.path.resolve().name,

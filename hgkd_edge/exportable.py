@@ -15,14 +15,15 @@ from exporters import ExportError
 from exporters.runners import Runner, torch_runner
 from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
-from hgkd_edge.data.photos import image_names
+from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.finetune import TASKS, answers, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tasks.answers import GEOMETRY, Geometry, load_photo, prepare
+from hgkd_edge.tasks.answers import GEOMETRY, load_photo
 from hgkd_edge.tasks.config import begun_with
 
 __all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
@@ -61,9 +62,9 @@ class Exportable:
     metric: str
 
     @property
-    def geometry(self) -> Geometry:
-        """How a photo comes to the network's size."""
-        return GEOMETRY.get(self.task, "cover")
+    def input(self) -> InputSpec:
+        """What the network takes, and how an image becomes that."""
+        return self.spec.input(GEOMETRY.get(self.task, "cover"))
 
     def canvases(self, split: str, count: int) -> Tensor:
         """At most `count` photos, spread over a split (they lie sorted by class), uint8."""
@@ -84,19 +85,7 @@ class Exportable:
 
     def prepared(self, frames: np.ndarray) -> np.ndarray:
         """Frames as our own preprocessing makes them, float32 [n, 3, H, W]."""
-        spec = self.spec
-        return np.concatenate(
-            [
-                prepare(
-                    Image.fromarray(frame),
-                    size=spec.size,
-                    mean=spec.mean,
-                    std=spec.std,
-                    geometry=self.geometry,
-                )[0]
-                for frame in frames
-            ]
-        )
+        return np.concatenate([self.input.array(Image.fromarray(frame)) for frame in frames])
 
     @property
     def unseen(self) -> str:
@@ -122,24 +111,16 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
     Raises:
         DataError: The folder is missing or holds no photos, or one cannot be read.
     """
-    files = [folder / name for name in image_names(folder)]
+    found = find_images(folder)
+    files = [folder / name for name in found.names]
     if not files:
-        what = "holds no image files" if folder.is_dir() else "is not a folder"
-        raise DataError(f"calibration folder '{folder}' {what}", hint="name a folder of photos")
+        what = "holds no image files that can be read" if folder.is_dir() else "is not a folder"
+        hint = found.remark(folder).removeprefix("warning: ") or "name a folder of images"
+        raise DataError(f"calibration folder '{folder}' {what}", hint=hint)
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
-    spec = subject.spec
-    return np.concatenate(
-        [
-            prepare(
-                load_photo(file, geometry=subject.geometry),
-                size=spec.size,
-                mean=spec.mean,
-                std=spec.std,
-                geometry=subject.geometry,
-            )[0]
-            for file in chosen
-        ]
-    )
+    spec = subject.input
+    photos = (load_photo(file, bits=spec.bits) for file in chosen)
+    return np.concatenate([spec.array(photo) for photo in photos])
 
 
 def _fine_tuned(run: RunDir) -> Exportable:

@@ -14,9 +14,8 @@ from PIL import Image
 
 from exporters.runners import Outputs
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.geometry import Placement
-from hgkd_edge.data.photos import image_names
-from hgkd_edge.errors import DataError
+from hgkd_edge.data.photos import find_images
+from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
 from hgkd_edge.serving import Served, open_served
 from hgkd_edge.tasks import answers, pictures
@@ -24,7 +23,7 @@ from hgkd_edge.tasks import answers, pictures
 __all__ = ["predict"]
 
 Answer = tuple[dict[str, Any], Image.Image]
-Answerer = Callable[[Served, Outputs, Image.Image, Placement, float], Answer]
+Answerer = Callable[[Served, Outputs, Image.Image, float], Answer]
 
 
 def predict(
@@ -51,6 +50,7 @@ def predict(
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
     files = list(_image_files(photos, but=folder))
     served = open_served(model)
+    _check_threshold(served, threshold)
     console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
     records = []
     with track_steps("predicting", total=len(files)) as show:
@@ -60,26 +60,30 @@ def predict(
             show(i + 1, "")
     if all("error" in record for record in records):
         first = f"the first, {records[0]['photo']}: {records[0]['error']}"
-        raise DataError(f"none of {len(records)} photos can be read; {first}")
+        raise DataError(f"none of {len(records)} photos could be answered; {first}")
     write_json(folder / "predictions.json", records)
     return records
 
 
+def _check_threshold(served: Served, threshold: float) -> None:
+    """Refuse a threshold below the one that suppression inside the file was given."""
+    inside = served.task == "detect" and "postprocessing" in served.baked
+    if inside and threshold < answers.THRESHOLD:
+        raise DataError(
+            f"--threshold {threshold:g}: the file keeps boxes of at least {answers.THRESHOLD:g}",
+            hint="name the file without baked postprocessing of the same export",
+        )
+
+
 def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
-    geometry = answers.GEOMETRY[served.task]
+    """One photo's record; whatever is wrong with a photo is its record's `error`."""
     try:
-        photo = answers.load_photo(file, geometry=geometry)
-    except DataError as error:
-        return {"photo": str(file), "error": error.message.removeprefix(f"{file}: ")}
-    batch, placement = answers.prepare(
-        photo,
-        size=served.size,
-        mean=served.mean,
-        std=served.std,
-        geometry=geometry,
-    )
-    outputs = {name: value[0] for name, value in served.run(batch).items()}
-    record, picture = ANSWERERS[served.task](served, outputs, photo, placement, threshold)
+        photo = answers.load_photo(file, bits=served.input.bits)
+        outputs = served.outputs(photo)
+        record, picture = ANSWERERS[served.task](served, outputs, photo, threshold)
+    except Exception as error:  # a damaged file may raise anything, in any library on the way
+        reason = error.message if isinstance(error, HgkdError) else reason_of(error)
+        return {"photo": str(file), "error": reason.removeprefix(f"{file}: ")}
     saved = pictures.save_picture(picture, target.with_name(f"{target.name}.png"))
     if (label_map := record.pop("label_map", None)) is not None:
         plain = Image.fromarray(label_map)
@@ -89,33 +93,36 @@ def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[
     return {"photo": str(file), "picture": str(saved), **record}
 
 
-def _classify(
-    served: Served, outputs: Outputs, photo: Image.Image, placement: Placement, threshold: float
-) -> Answer:
-    labels = answers.read_classify(outputs["logits"], served.classes)
+def _classify(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    if "postprocessing" in served.baked:
+        labels = answers.rank_classes(outputs["probabilities"][0], served.classes)
+    else:
+        labels = answers.read_classify(outputs["logits"][0], served.classes)
     return {"labels": [label._asdict() for label in labels]}, pictures.draw_labels(
         photo, labels[:1]
     )
 
 
-def _segment(
-    served: Served, outputs: Outputs, photo: Image.Image, placement: Placement, threshold: float
-) -> Answer:
-    found = answers.read_segment(outputs["logits"], placement)  # uint8 [H, W]
+def _segment(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement = served.input.placement(photo)
+    if "postprocessing" in served.baked:
+        found = answers.read_class_map(outputs["classes"][0], placement)  # uint8 [H, W]
+    else:
+        found = answers.read_segment(outputs["logits"][0], placement)
     counts = np.bincount(found.ravel(), minlength=len(served.classes))
     shares = dict(zip(served.classes, (counts / found.size).tolist(), strict=True))
     return {"shares": shares, "label_map": found}, pictures.draw_segments(photo, found)
 
 
-def _detect(
-    served: Served, outputs: Outputs, photo: Image.Image, placement: Placement, threshold: float
-) -> Answer:
-    found = answers.read_detect(
-        outputs["boxes"], outputs["scores"], placement, served.classes, threshold=threshold
-    )
-    return {"boxes": [box._asdict() for box in found]}, pictures.draw_boxes(
-        photo, found, served.classes
-    )
+def _detect(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement, classes = served.input.placement(photo), served.classes
+    if "postprocessing" in served.baked:
+        rows = outputs["detections"]  # of all images of the batch, here one
+        found = answers.read_detections(rows, placement, classes, threshold=threshold)
+    else:
+        boxes, scores = outputs["boxes"][0], outputs["scores"][0]
+        found = answers.read_detect(boxes, scores, placement, classes, threshold=threshold)
+    return {"boxes": [box._asdict() for box in found]}, pictures.draw_boxes(photo, found, classes)
 
 
 ANSWERERS: dict[str, Answerer] = {"classify": _classify, "segment": _segment, "detect": _detect}
@@ -130,7 +137,10 @@ def _image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
     found = 0
     for path in photos:
         if path.is_dir():
-            inside = [path / name for name in image_names(path)]
+            images = find_images(path)
+            if remark := images.remark(path):
+                console.print(remark, soft_wrap=True, markup=False)
+            inside = [path / name for name in images.names]
             inside = [file for file in inside if but.resolve() not in file.resolve().parents]
         elif path.is_file():
             inside = [path]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from exporters.onnx_info import onnx_info
-from exporters.runners import Runner, onnx_runner
-from hgkd_edge.errors import RunError
-from hgkd_edge.rundir import RunDir
+import numpy as np
+from PIL import Image
+
+from exporters.onnx_info import onnx_info, require_image_input
+from exporters.runners import Outputs, Runner, onnx_runner
+from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.errors import DataError, MissingExtraError, RunError
+from hgkd_edge.run_files import require_recorded
+from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks.answers import GEOMETRY
 
 __all__ = ["Served", "open_served"]
@@ -22,22 +27,40 @@ class Served:
     """A model and what it says of itself.
 
     Attributes:
-        run: Normalised images f32[B, 3, H, W] -> outputs by name, f32[B, ...].
+        run: Normalized images f32[B, 3, H, W] (frames u8[B, H, W, 3] where preprocessing is baked
+            in) -> outputs by name, f32[B, ...].
         runtime: What runs it, for people.
         task: `classify`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
-        size: Height and width of its input in pixels.
-        mean: Per-channel mean of its input, in [0, 1].
-        std: Per-channel standard deviation, likewise.
+        input: What it takes, and how a photo becomes that.
+        baked: What was baked into the file: `preprocessing`, `postprocessing`.
+        frame: Height and width of the only frames it takes, where preprocessing is baked in for
+            frames of one size.
     """
 
     run: Runner
     runtime: str
     task: str
     classes: tuple[str, ...]
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    input: InputSpec
+    baked: frozenset[str] = frozenset()
+    frame: tuple[int, int] | None = None
+
+    def outputs(self, photo: Image.Image) -> Outputs:
+        """What the network says of an upright RGB photo: outputs by name, batch of one.
+
+        Raises:
+            DataError: The photo has not the size of the frames that it takes.
+        """
+        if "preprocessing" not in self.baked:
+            return self.run(self.input.array(photo))
+        if self.frame not in (None, (photo.height, photo.width)):
+            height, width = self.frame or ()
+            raise DataError(
+                f"is {photo.width} x {photo.height}: the model takes frames of {width} x {height}",
+                hint="name the plain file of the same export",
+            )
+        return self.run(np.asarray(photo)[None])
 
 
 def open_served(path: Path) -> Served:
@@ -48,19 +71,37 @@ def open_served(path: Path) -> Served:
             `.engine` (TensorRT; its ONNX file must lie beside it), or a run's folder or name.
 
     Raises:
-        RunError: There is no such file, or it is not a fine-tuned model of ours.
+        RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
+            its run recorded.
         MissingExtraError: Its runtime is not installed.
     """
     if not path.suffix or path.is_dir():
-        run = RunDir.resolve(path)
-        path = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
+        path = _model_of(RunDir.resolve(path))
     if path.suffix not in OPENERS:
         raise RunError(
             f"{path}: not a model file", hint=f"name a run folder or one of {', '.join(OPENERS)}"
         )
     if not path.is_file():
         raise RunError(f"{path}: there is no such file", hint="make a model: hgkd-edge finetune")
+    require_recorded(path)
     return OPENERS[path.suffix](path)
+
+
+def _model_of(run: RunDir) -> Path:
+    """A run's fine-tuned model; without PyTorch, the ONNX file that was exported from it."""
+    model = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
+    if importlib.util.find_spec("torch") is not None:
+        return model
+    exported = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
+    if not exported.is_file():
+        raise MissingExtraError(f"predicting with {model}", extra="train", package="torch")
+    stated = json.loads(onnx_info(exported).metadata.get("hgkd_edge.weights_sha256", "null"))
+    if stated != file_sha256(model):
+        raise RunError(
+            f"{exported}: was not exported from the run's present model",
+            hint=f"export it again where PyTorch is installed: hgkd-edge export {run.path}",
+        )
+    return exported
 
 
 def _open_torch(path: Path) -> Served:
@@ -68,20 +109,18 @@ def _open_torch(path: Path) -> Served:
     from hgkd_edge.finetune import TASKS, load_model
 
     network, card = load_model(path)
-    spec = card.backbone
     return Served(
         run=torch_runner(network, TASKS[card.task].output_names),
         runtime="PyTorch",
         task=card.task,
         classes=card.classes,
-        size=spec.size,
-        mean=spec.mean,
-        std=spec.std,
+        input=card.input,
     )
 
 
 def _open_onnx(path: Path) -> Served:
     info = onnx_info(path)
+    require_image_input(path, info)
     return _described(path, info.metadata, onnx_runner(path), "ONNX Runtime")
 
 
@@ -101,6 +140,7 @@ def _open_engine(path: Path) -> Served:
             f"{path}: an engine says nothing of its classes",
             hint=f"put the ONNX file that it was built from beside it, as {source.name}",
         )
+    require_recorded(source)
     run = engine_runner(path, onnx_path=source)
     return _described(path, onnx_info(source).metadata, run, "TensorRT")
 
@@ -116,23 +156,19 @@ OPENERS: dict[str, Callable[[Path], Served]] = {
 
 def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: str) -> Served:
     """Read what `export` wrote into the file."""
-    if "hgkd_edge.baked" in metadata:
-        inside = " and ".join(json.loads(metadata["hgkd_edge.baked"]))
-        raise RunError(
-            f"{path}: its {inside} is baked in, for a device that feeds frames",
-            hint="name the plain file of the same export",
-        )
     try:
-        about: dict[str, Any] = {
-            key: json.loads(metadata[f"hgkd_edge.{key}"])
-            for key in ("task", "classes", "input_size", "mean", "std")
-        }
-    except (KeyError, ValueError) as error:
+        task = json.loads(metadata["hgkd_edge.task"])
+        classes = tuple(map(str, json.loads(metadata["hgkd_edge.classes"])))
+        baked = frozenset(json.loads(metadata.get("hgkd_edge.baked", "[]")))
+        frame = json.loads(metadata.get("hgkd_edge.frame", "null"))
+        geometry = GEOMETRY.get(task, "cover")
+        described = InputSpec.from_metadata(metadata, geometry=geometry)
+    except (KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"{path}: does not say which task and classes it is for",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         ) from error
-    if about["task"] not in GEOMETRY:
+    if task not in GEOMETRY:
         raise RunError(
             f"{path}: is a bare backbone, which answers nothing",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
@@ -140,9 +176,9 @@ def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: st
     return Served(
         run=run,
         runtime=runtime,
-        task=about["task"],
-        classes=tuple(about["classes"]),
-        size=tuple(about["input_size"][1:]),
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
+        task=task,
+        classes=classes,
+        input=described,
+        baked=baked,
+        frame=tuple(frame) if frame else None,
     )

@@ -13,12 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
+from hgkd_edge.rundir import file_sha256
+from hgkd_edge.tasks import answers
 from hgkd_edge.tasks.base import ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification
+from hgkd_edge.tasks.detect import ObjectDetection
+from hgkd_edge.tasks.segment import Segmentation
 
 SPEC = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.25,) * 3, {"channels": [8, 16, 24, 32]})
 CARD = ModelCard("classify", ("hat", "dress", "shirt"), SPEC)
@@ -108,7 +113,7 @@ def test_what_is_missing_is_said_in_one_line(
     ("entries", "said"),
     [
         ({"task": "embed"}, "is a bare backbone"),
-        ({"baked": ["preprocessing"]}, "its preprocessing is baked in"),
+        ({"input_size": [3, 0, 64]}, "does not say which task"),
         ({"task": None}, "does not say which task"),
     ],
 )
@@ -124,6 +129,158 @@ def test_a_file_that_does_not_answer_photos_says_so(
 
     with pytest.raises(RunError, match=said):
         predict(tmp_path / "other.onnx", [photos / "test"], tmp_path / "out")
+
+
+BAKED = {
+    "pre": {"preprocessing": True},
+    "post": {"postprocessing": True},
+    "both": {"preprocessing": True, "postprocessing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An untrained network of every task as ONNX."""
+    folder = tmp_path_factory.mktemp("plain")
+    for task in (Classification(), Segmentation(), ObjectDetection()):
+        card = ModelCard(task.name, CARD.classes, SPEC)
+        torch.manual_seed(3)
+        entries = {"task": card.task, "classes": card.classes, **card.input.metadata()}
+        export_onnx(
+            task.create(card).eval(),
+            folder / f"{task.name}.onnx",
+            input_size=(3, *SPEC.size),
+            output_names=task.output_names,
+            metadata={f"hgkd_edge.{key}": json.dumps(value) for key, value in entries.items()},
+        )
+    return {file.stem: file for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("ends", BAKED.values(), ids=BAKED)
+@pytest.mark.parametrize("task", ["classify", "segment", "detect"])
+def test_a_file_with_baked_processing_answers_as_the_plain_one(
+    plain: dict[str, Path], photos: Path, tmp_path: Path, task: str, ends: dict[str, bool]
+) -> None:
+    geometry = "cover" if task == "classify" else "letterbox"
+    post = {"classify": "softmax", "segment": "argmax", "detect": "nms"}[task]
+    bake(
+        plain[task],
+        tmp_path / "baked.onnx",
+        preprocessing=Preprocessing(SPEC.mean, SPEC.std, geometry)
+        if "preprocessing" in ends
+        else None,
+        postprocessing=post if "postprocessing" in ends else None,
+    )
+
+    wanted = predict(plain[task], [photos / "test"], tmp_path / "plain")
+    got = predict(tmp_path / "baked.onnx", [photos / "test"], tmp_path / "baked")
+
+    for one, other in zip(got, wanted, strict=True):
+        if task == "classify":
+            for ours, theirs in zip(one["labels"], other["labels"], strict=True):
+                assert ours["probability"] == pytest.approx(theirs["probability"], abs=0.02)
+        elif task == "segment":
+            maps = [np.asarray(Image.open(record["map"])) for record in (one, other)]
+            assert maps[0].shape == maps[1].shape
+            assert (maps[0] == maps[1]).mean() > 0.9  # classes are enlarged, not their scores
+        else:
+            assert len(one["boxes"]) == len(other["boxes"])
+            for ours, theirs in zip(one["boxes"], other["boxes"], strict=True):
+                np.testing.assert_allclose(ours["box"], theirs["box"], atol=2)
+
+
+def test_a_file_for_frames_of_one_size_names_the_size(
+    plain: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    file = sorted((photos / "test").rglob("*.webp"))[0]
+    with Image.open(file) as photo:
+        photo.convert("RGB").resize((120, 90)).save(tmp_path / "fits.png")
+    fixed = Preprocessing(SPEC.mean, SPEC.std, frame=(90, 120))
+    bake(plain["classify"], tmp_path / "baked.onnx", preprocessing=fixed)
+
+    first, second = predict(
+        tmp_path / "baked.onnx", [tmp_path / "fits.png", file], tmp_path / "out"
+    )
+
+    assert "labels" in first
+    assert "the model takes frames of 120 x 90" in second["error"]
+
+
+def test_a_threshold_that_the_file_cannot_follow_is_refused(
+    plain: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing="nms")
+
+    with pytest.raises(DataError, match="--threshold 0.1: the file keeps boxes of at least 0.4"):
+        predict(tmp_path / "baked.onnx", [photos / "test"], tmp_path / "out", threshold=0.1)
+
+
+WITHOUT_TORCH = (
+    "import sys\n"
+    "for name in ('torch', 'torchvision', 'timm', 'safetensors', 'matplotlib'):\n"
+    "    sys.modules[name] = None\n"
+    "from hgkd_edge.cli import main\n"
+    "sys.argv = ['hgkd-edge', *sys.argv[1:]]\n"
+    "main()\n"
+)
+
+
+def without_torch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line as the base install runs it."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_run_answers_without_torch_from_its_own_onnx_file(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "export").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("name: run\n")
+    shutil.copy(models["torch"], run / "model.safetensors")
+
+    missing = without_torch("predict", run, photos / "test", "--out", tmp_path / "out")
+    assert missing.returncode == 2
+    assert "needs the package 'torch'" in missing.stderr
+
+    model = onnx.load(models["onnx"])
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    digest = file_sha256(run / "model.safetensors")
+    onnx.helper.set_model_props(model, known | {"hgkd_edge.weights_sha256": json.dumps(digest)})
+    onnx.save(model, run / "export" / "run.fp32.onnx")
+    done = without_torch("predict", run, photos / "test", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "ONNX Runtime" in done.stderr
+
+    with (run / "model.safetensors").open("ab") as stream:
+        stream.write(b" ")
+    stale = without_torch("predict", run, photos / "test", "--out", tmp_path / "out")
+    assert stale.returncode == 2
+    assert "was not exported from the run's present model" in stale.stderr
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("broken"), MemoryError(), KeyError("tag")])
+def test_whatever_one_photo_raises_the_others_are_answered(
+    models: dict[str, Path],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+) -> None:
+    load, files = answers.load_photo, sorted((photos / "test").rglob("*.webp"))[:3]
+
+    def fails_once(path: Path, **options: Any) -> Image.Image:
+        if path == files[1]:
+            raise fault
+        return load(path, **options)
+
+    monkeypatch.setattr(answers, "load_photo", fails_once)
+
+    first, second, third = predict(models["onnx"], files, tmp_path / "out")
+
+    assert "labels" in first
+    assert "labels" in third
+    assert second["error"]
 
 
 def test_answers_of_an_earlier_call_are_no_photos(
@@ -143,7 +300,7 @@ def test_photos_none_of_which_can_be_read_are_an_error(
     (tmp_path / "broken.jpg").write_bytes(b"not a photo")
 
     with pytest.raises(
-        DataError, match="none of 1 photos can be read; the first, .*broken.jpg: cannot"
+        DataError, match="none of 1 photos could be answered; the first, .*broken.jpg: cannot"
     ):
         predict(models["onnx"], [tmp_path / "broken.jpg"], tmp_path / "out")
     with pytest.raises(DataError, match="is a file"):
@@ -154,17 +311,7 @@ def test_an_onnx_file_answers_without_torch(
     models: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
     """The base install has no torch, no torchvision, no timm."""
-    program = (
-        "import sys\n"
-        "for name in ('torch', 'torchvision', 'timm', 'safetensors', 'matplotlib'):\n"
-        "    sys.modules[name] = None\n"
-        "from hgkd_edge.cli import main\n"
-        f"sys.argv = ['hgkd-edge', 'predict', {str(models['onnx'])!r}, {str(photos / 'test')!r},"
-        f" '--out', {str(tmp_path / 'out')!r}]\n"
-        "main()\n"
-    )
-
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = without_torch("predict", models["onnx"], photos / "test", "--out", tmp_path / "out")
 
     assert done.returncode == 0, done.stderr
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 18

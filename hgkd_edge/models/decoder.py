@@ -17,13 +17,20 @@ class Decoder(nn.Module):
     are filled with that scale's mask token, then each level is doubled, added to the next finer one
     and refined by two 3x3 convolutions:
 
-        stride 32  [B, C4, 2, 2]  -fill-1x1- x ──┐ up
-        stride 16  [B, C3, 4, 4]  -fill-1x1- + ──┴─ refine ──┐ up
-        stride  8  [B, C2, 8, 8]  -fill-1x1- + ──────────────┴─ refine -> [B, width, 8, 8]
+        stride 32  [B, C4, 2, 2]  -1x1-fill- x ──┐ up
+        stride 16  [B, C3, 4, 4]  -1x1-fill- + ──┴─ refine ──┐ up
+        stride  8  [B, C2, 8, 8]  -1x1-fill- + ──────────────┴─ refine -> [B, width, 8, 8]
+
+    SparK fills first. A 1x1 convolution looks at one site at a time, so filling with the convolved
+    token is the same, and the convolution can run in the encoder, on visible sites only
+    (`encoder(images, visible, each=decoder.lateral)`).
 
     Args:
         channels: Channels of the encoder's maps, finest first.
         width: Channels of every decoder level.
+
+    Attributes:
+        lateral: The 1x1 convolution of each encoder map, finest first.
     """
 
     def __init__(self, channels: Sequence[int], *, width: int) -> None:
@@ -43,14 +50,15 @@ class Decoder(nn.Module):
         """Decode.
 
         Args:
-            maps: Encoder maps, finest first, float [B, C_s, H/s, W/s], zero at masked sites.
+            maps: Encoder maps after `lateral`, finest first, float [B, width, H/s, W/s]; what they
+                hold at masked sites is not read.
             visible: bool [B, h, w], True = visible.
 
         Returns:
             float [B, width, H/s, W/s] at the finest given stride s.
         """
         levels = [
-            lateral(self._fill(level, token, visible))
+            self._fill(level, lateral(token), visible)
             for level, token, lateral in zip(maps, self.mask_tokens, self.lateral, strict=True)
         ]
         x = levels.pop()  # [B, width, h, w], the deepest

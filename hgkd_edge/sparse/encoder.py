@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from hgkd_edge.sparse.features import feature_list, plain_maps
 from hgkd_edge.sparse.masked import MaskedEngine
 from hgkd_edge.sparse.sites import Engine
 from hgkd_edge.sparse.spconv import SpconvEngine
+from hgkd_edge.sparse.strided import guard_strided
 from hgkd_edge.sparse.tiles import TileEngine
 from hgkd_edge.sparse.visible import Visible
 
@@ -73,6 +74,7 @@ class SparseEncoder(nn.Module):
         # conversion does that) is replaced in the network too. The tuple keeps the network from
         # being registered as a child, which would put a prefix before every name.
         self._network = (network,)
+        guard_strided(network)
         self._modules = network._modules
         self._parameters = network._parameters
         self._buffers = network._buffers
@@ -88,25 +90,38 @@ class SparseEncoder(nn.Module):
         return self
 
     @_batchnorm_fault_named()
-    def forward(self, images: Tensor, visible: Tensor) -> list[Tensor]:
+    def forward(
+        self,
+        images: Tensor,
+        visible: Tensor,
+        per_image: int | None = None,
+        *,
+        each: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    ) -> list[Tensor]:
         """Encode the visible patches.
 
         Args:
             images: float `[B, 3, H, W]`; H and W are multiples of `patch`.
             visible: bool `[B, H / patch, W / patch]`, True = visible.
+            per_image: Number of visible patches in every image, if it is the same and known. The
+                maps are the same; on a GPU nothing then waits for the device, so that the pass can
+                be captured as a CUDA graph.
+            each: One module per map, run on it while it holds visible sites only. A 1x1 convolution
+                to fewer channels costs less there than on the dense map.
 
         Returns:
-            One map `[B, C_s, H / s, W / s]` per stride s of `reductions`, zero at masked sites.
+            One map `[B, C_s, H / s, W / s]` per stride s of `reductions`, zero at masked sites;
+            with `each`, what its modules make of them.
 
         Raises:
             ConversionError: Shapes that do not fit, nothing visible, or an operation that cannot
                 run on visible sites only.
         """
         self._check(images, visible)
-        sites = Visible(visible, self.patch)
+        sites = Visible(visible, self.patch, per_image)
         if sites.n == visible.numel():  # plain layers, which have nothing to gather
-            return plain_maps(self.network, images)
-        return self._on_sites(images, sites)
+            return _apply(each, plain_maps(self.network, images))
+        return self._on_sites(images, sites, each)
 
     @_batchnorm_fault_named()
     def on_sites(self, images: Tensor, visible: Tensor) -> list[Tensor]:
@@ -114,10 +129,17 @@ class SparseEncoder(nn.Module):
         self._check(images, visible)
         return self._on_sites(images, Visible(visible, self.patch))
 
-    def _on_sites(self, images: Tensor, sites: Visible) -> list[Tensor]:
+    def _on_sites(
+        self,
+        images: Tensor,
+        sites: Visible,
+        each: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    ) -> list[Tensor]:
         sync.adapt(self)
         engine = BACKENDS[self.backend](sites)
-        return [engine.leave(m) for m in feature_list(self.network(engine.enter(images)))]
+        maps = feature_list(self.network(engine.enter(images)))
+        maps = [m.permute(0, 3, 1, 2) if m.channels_last else m for m in maps]
+        return [engine.leave(m) for m in _apply(each, maps)]
 
     def _check(self, images: Tensor, visible: Tensor) -> None:
         if images.dim() != 4 or any(side % self.patch for side in images.shape[2:]):
@@ -135,6 +157,13 @@ class SparseEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}, patch={self.patch}"
+
+
+def _apply(functions: Sequence[Callable[[Tensor], Tensor]] | None, maps: list[Any]) -> list[Any]:
+    """One function per map, or the maps as they are."""
+    if functions is None:
+        return maps
+    return [function(m) for function, m in zip(functions, maps, strict=True)]
 
 
 @torch.inference_mode(False)  # the proof needs gradients, also where the caller only infers

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from hgkd_edge.data.geometry import Placement, cover, letterbox, place, to_rgb
-from hgkd_edge.errors import DataError
+from hgkd_edge.data.depth import decode_rgb
+from hgkd_edge.data.geometry import Geometry, Placement
+from hgkd_edge.data.images import open_image, read_image_file, turn_of
+from hgkd_edge.errors import DataError, reason_of
 
 __all__ = [
     "GEOMETRY",
     "THRESHOLD",
     "Detection",
-    "Geometry",
     "Label",
     "box_iou",
     "load_photo",
-    "prepare",
+    "rank_classes",
+    "read_class_map",
     "read_classify",
     "read_detect",
+    "read_detections",
     "read_segment",
     "select_boxes",
 ]
 
-Geometry = Literal["cover", "letterbox"]
 GEOMETRY: dict[str, Geometry] = {
     "classify": "cover",
     "segment": "letterbox",
@@ -56,55 +58,32 @@ class Detection(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def load_photo(path: Path, *, geometry: Geometry = "cover") -> Image.Image:
-    """A photo as RGB: upright, or as stored where answers have a place, as annotations have.
+def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
+    """A photo as RGB, upright as viewers show it.
+
+    Args:
+        path: The image file.
+        bits: That 16-bit files use; 0: all 16.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image) if geometry == "cover" else image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from error
-
-
-def prepare(
-    photo: Image.Image,
-    *,
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    geometry: Geometry,
-) -> tuple[np.ndarray, Placement]:
-    """A photo as a network's input.
-
-    Args:
-        photo: RGB.
-        size: Height and width that the network takes.
-        mean: Per-channel mean that is subtracted, in [0, 1].
-        std: Per-channel standard deviation that is divided by.
-        geometry: `GEOMETRY[task]`.
-
-    Returns:
-        float32 [1, 3, H, W], and where the photo lies on it (of meaning for `letterbox` only).
-    """
-    if geometry == "cover":
-        # Two steps, as photos take them in training: a canvas with a margin, then the view.
-        canvas = round(size[0] * 8 / 7), round(size[1] * 8 / 7)
-        seen = cover(photo, canvas).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    else:
-        seen = letterbox(photo, size)
-    pixels = np.asarray(seen, np.float32) / 255  # [H, W, 3]
-    pixels = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
-    return batch, place((photo.height, photo.width), size)
+        content = read_image_file(path)
+        with open_image(content) as image:
+            return decode_rgb(image, content, turn_of(image), bits=bits)
+    except Exception as error:  # a broken file may raise anything
+        raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 
 def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
     """The most probable classes of logits [K], best first."""
     weights = np.exp(logits - logits.max())
-    probabilities = weights / weights.sum()
+    return rank_classes(weights / weights.sum(), classes, top=top)
+
+
+def rank_classes(probabilities: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
+    """The most probable of K classes, best first."""
     best = np.argsort(-probabilities, kind="stable")[:top]
     return [Label(classes[i], float(probabilities[i])) for i in best]
 
@@ -125,6 +104,14 @@ def read_segment(logits: np.ndarray, placement: Placement) -> np.ndarray:
         better = enlarged > best
         labels[better], best[better] = label, enlarged[better]
     return labels
+
+
+def read_class_map(classes: np.ndarray, placement: Placement) -> np.ndarray:
+    """Class of every pixel of a canvas, int [H, W] -> of the photo, uint8 [H, W]."""
+    rows, columns = placement.placed
+    height, width = placement.original
+    placed = Image.fromarray(np.ascontiguousarray(classes[:rows, :columns].astype(np.uint8)))
+    return np.asarray(placed.resize((width, height), Image.Resampling.NEAREST))
 
 
 def read_detect(
@@ -148,6 +135,25 @@ def read_detect(
     return [
         Detection(classes[label], float(score), tuple(box.tolist()))
         for box, label, score in zip(placement.to_original(found), labels, kept, strict=True)
+    ]
+
+
+def read_detections(
+    detections: np.ndarray, placement: Placement, classes: Sequence[str], *, threshold: float
+) -> list[Detection]:
+    """Detections of a canvas after suppression -> objects of the photo, best first.
+
+    Args:
+        detections: [m, 7] of image, x1, y1, x2, y2 in pixels of the canvas, score, class.
+        placement: Where the photo lies on the canvas.
+        classes: K names.
+        threshold: Lowest score that counts as an object.
+    """
+    rows = detections[detections[:, 5] > threshold]
+    rows = rows[np.argsort(-rows[:, 5], kind="stable")]
+    return [
+        Detection(classes[int(row[6])], float(row[5]), tuple(box.tolist()))
+        for row, box in zip(rows, placement.to_original(rows[:, 1:5]), strict=True)
     ]
 
 

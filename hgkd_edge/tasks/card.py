@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from hgkd_edge.tasks.answers import GEOMETRY, Geometry
+from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 
 __all__ = ["model_card"]
 
 GEOMETRIES: dict[Geometry, str] = {
-    "cover": "upright, the middle cut out in the input's shape and resized (antialiased)",
-    "letterbox": "as stored, scaled to fit (antialiased), at the top left, the rest grey (114)",
+    "cover": "resized (bilinear, antialiased) until it covers the input, center cropped",
+    "letterbox": "resized (bilinear, antialiased) until it fits, top left on gray (114)",
 }
 
 
@@ -40,28 +40,37 @@ def model_card(
         f"- **Classes** ({len(card.classes)}): {', '.join(card.classes)}",
         f"- **Input**: RGB, {height} x {width} px (height x width), values in [0, 1], then "
         f"minus mean {_figures(spec.mean)}, divided by standard deviation {_figures(spec.std)}",
-        f"- **Photos**: {GEOMETRIES[GEOMETRY[card.task]]}",
+        f"- **Geometry**: {GEOMETRIES[card.input.geometry]}",
         f"- **Network**: timm's `{spec.name}`, arguments {spec.args or 'as published'}"
         + (f", stem stride {spec.stem_stride} instead of timm's 4" if spec.stem_stride != 4 else "")
         + "; `hgkd_edge.finetune.load_model` makes it again from the file alone",
         f"- **Training**: {photos} photos, {config.train.epochs} epochs from {begun}, "
         f"seed {config.seed}; all settings in `finetune.yaml`",
     ]
+    lines += ["", *_scores(result)]
+    lines += ["", "## Preprocessing", "", "```python", card.input.snippet() + "```", ""]
+    return "\n".join(lines)
+
+
+def _scores(result: dict[str, Any]) -> list[str]:
     scores = result.get("scores")
     if scores is None:
-        return "\n".join([*lines, "- **Scores**: none, no photos were held out", ""])
+        return ["No photos were held out, so there are no scores."]
+    lines = [f"## Scores on the {result['photos']} photos of the `{result['split']}` split", ""]
+    intervals = result.get("intervals", {})
     lines += [
-        "",
-        f"## Scores on the {result['photos']} photos of the `{result['split']}` split",
-        "",
-    ]
-    lines += [
-        f"- {name}: {value:.4f}" for name, value in scores.items() if isinstance(value, float)
+        f"- {name}: {value:.4f}" + _interval(intervals.get(name))
+        for name, value in scores.items()
+        if isinstance(value, float)
     ]
     if classes := scores.get("per_class"):
         lines += ["", "| class | score |", "|---|---:|"]
         lines += [f"| {name} | {value:.4f} |" for name, value in classes.items()]
-    return "\n".join([*lines, ""])
+    return lines
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f" (95 % interval {bounds[0]:.4f} to {bounds[1]:.4f})"
 
 
 def _figures(values: tuple[float, ...]) -> str:

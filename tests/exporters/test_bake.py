@@ -1,80 +1,20 @@
-"""Processing inside the ONNX file, held against the code that does it outside."""
-
-import io
-import zipfile
+"""Processing inside the ONNX file; its pixels are tested in tests/data/test_input_spec.py."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from exporters.bake import Preprocessing, bake
 from exporters.errors import ExportError
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, open_session
-from hgkd_edge.tasks.answers import prepare, select_boxes
+from hgkd_edge.tasks.answers import select_boxes
 
-from ..conftest import BUNDLED
 from .conftest import SIZE
 
-CANVAS = {"cover": (round(SIZE * 8 / 7),) * 2, "letterbox": (SIZE, SIZE)}
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-
-
-def photos() -> list[Image.Image]:
-    """Real photos, stretched to frames of several shapes."""
-    with zipfile.ZipFile(BUNDLED) as archive:
-        names = sorted(archive.namelist())[::400]
-        read = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names]
-    sides = [(487, 640), (640, 361), (301, 299), (71, 53)]
-    return [p.resize(side[::-1]) for p, side in zip(read, sides, strict=False)]
-
-
-@pytest.fixture(scope="module")
-def identity(tmp_path_factory):
-    """A network that returns what it is given, to look at the pixels."""
-    path = tmp_path_factory.mktemp("identity") / "net.onnx"
-    export_onnx(nn.Hardtanh(-1e6, 1e6), path, input_size=(3, SIZE, SIZE), output_names=["pixels"])
-    return path
-
-
-@pytest.mark.parametrize("fixed", [False, True], ids=["free frame", "fixed frame"])
-@pytest.mark.parametrize("geometry", ["cover", "letterbox"])
-def test_pixels_are_those_of_our_own_reader_within_two_grey_levels(
-    identity, tmp_path, geometry, fixed
-):
-    for index, photo in enumerate(photos()):
-        frame = (photo.height, photo.width) if fixed else None
-        path = tmp_path / f"{index}.onnx"
-        bake(
-            identity,
-            path,
-            preprocessing=Preprocessing(
-                **PLAIN, canvas=CANVAS[geometry], geometry=geometry, frame=frame
-            ),
-        )
-
-        (got,) = open_session(path).run(None, {"frames": np.asarray(photo)[None]})
-
-        wanted, _ = prepare(photo, size=(SIZE, SIZE), **PLAIN, geometry=geometry)
-        error = 255 * np.abs(got - wanted)
-        assert error.max() < 2.0
-        assert error.mean() < 0.5
-
-
-def test_values_are_normalised_per_channel(identity, tmp_path):
-    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
-    grey = np.full((2, 90, 120, 3), 51, np.uint8)
-
-    bake(identity, tmp_path / "n.onnx", preprocessing=Preprocessing(mean, std, canvas=(73, 73)))
-
-    (got,) = open_session(tmp_path / "n.onnx").run(None, {"frames": grey})
-    wanted = (51 / 255 - np.array(mean)) / np.array(std)
-    assert got.shape == (2, 3, SIZE, SIZE)
-    np.testing.assert_allclose(got.mean(axis=(0, 2, 3)), wanted, atol=1e-4)
-    assert got.std(axis=(0, 2, 3)).max() < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +84,7 @@ def test_detections_are_those_of_our_own_suppression(heads, images, tmp_path):
 
 def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
     path = tmp_path / "n.onnx"
-    preprocessing = Preprocessing(**PLAIN, canvas=CANVAS["cover"], frame=(90, 120))
+    preprocessing = Preprocessing(**PLAIN, frame=(90, 120))
 
     written = bake(
         exported("resnet18").path, path, preprocessing=preprocessing, postprocessing="softmax"
@@ -157,6 +97,7 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
     assert onnx_info(path).metadata == {
         "classes": '["a", "b"]',
         "hgkd_edge.baked": '["preprocessing", "postprocessing"]',
+        "hgkd_edge.frame": "[90, 120]",
     }
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
@@ -167,8 +108,8 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
         ({"postprocessing": "nms"}, "needs the output boxes and scores; here: logits"),
         ({"postprocessing": "sort"}, "unknown postprocessing 'sort'"),
         (
-            {"preprocessing": Preprocessing(**PLAIN, canvas=(73, 73), geometry="letterbox")},
-            "letterbox",
+            {"preprocessing": Preprocessing(**PLAIN, geometry="stretch")},
+            "unknown geometry 'stretch'",
         ),
     ],
 )

@@ -2,19 +2,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from hgkd_edge.models.backbone import create_features
-from hgkd_edge.models.decoder import upsample_mask
+from hgkd_edge.models.decoder import Decoder, upsample_mask
 from hgkd_edge.models.student import Student, token_stride
 from hgkd_edge.sparse import sparsify
 
 
-def small_student(**more: object) -> Student:
+def small_student(backend: str = "tiles", **more: object) -> Student:
     torch.manual_seed(0)
     # timm starts residual branches at zero, which would keep gradients from them at first.
     args = {"channels": [8, 16, 24, 32], "zero_init_last": False}
     features = create_features("resnet18", stem_stride=2, args=args, min_stride=8)
-    return Student(sparsify(features), teacher_width=12, decoder_width=16, **more)  # type: ignore[arg-type]
+    return Student(sparsify(features, backend), teacher_width=12, decoder_width=16, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,70 @@ def test_every_weight_of_the_student_learns() -> None:
 
     silent = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
+
+
+def filled_first(decoder: Decoder, maps: list[Tensor], visible: Tensor) -> Tensor:
+    """SparK's own order: mask tokens on the dense map, then the 1x1 convolution."""
+    levels = []
+    for level, token, lateral in zip(maps, decoder.mask_tokens, decoder.lateral, strict=True):
+        mask = upsample_mask(visible, level.shape[-2:])[:, None]
+        levels.append(lateral(torch.where(mask, level, token)))
+    x = levels.pop()
+    for up, refine in zip(decoder.up, decoder.refine, strict=True):
+        x = refine(up(x) + levels.pop())
+    return x
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "nothing masked"])
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+def test_lateral_convolutions_on_visible_sites_give_sparks_values_and_gradients(
+    backend: str, masked: bool
+) -> None:
+    student = small_student(pixels=True, backend=backend).double()
+    encoder, decoder = student.encoder, student.decoder
+    visible = torch.rand(2, 4, 6) < (0.5 if masked else 2)
+    visible[:, 0, 0] = True
+    images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
+
+    tokens, pixels = student(images, visible)
+    expected = filled_first(decoder, encoder(images, visible), visible)
+
+    assert pixels is not None
+    assert student.pixel_head is not None
+    for head, ours in ((student.head, tokens), (student.pixel_head, pixels)):
+        theirs = head(expected).flatten(2).transpose(1, 2)
+        parameters = [*encoder.parameters(), *decoder.parameters(), *head.parameters()]
+        cotangent = torch.randn_like(theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        for a, b in zip(
+            torch.autograd.grad(ours, parameters, cotangent, retain_graph=True),
+            torch.autograd.grad(theirs, parameters, cotangent, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+
+
+def test_no_dense_map_of_the_encoders_width_is_made() -> None:
+    student = small_student()
+    visible = torch.zeros(2, 4, 4, dtype=torch.bool)
+    visible[:, 1:3, 1:3] = True
+    seen: list[str] = []
+    for lateral in student.decoder.lateral:
+        lateral.register_forward_pre_hook(lambda _, args: seen.append(type(args[0]).__name__))
+
+    student(torch.rand(2, 3, 64, 64), visible)
+
+    assert seen[: len(student.decoder.lateral)] == ["SiteTensor"] * len(student.decoder.lateral)
+
+
+def test_the_decoders_state_has_the_names_that_checkpoints_hold() -> None:
+    decoder = Decoder([8, 16], width=4)
+
+    assert {name.split(".")[0] for name in decoder.state_dict()} == {
+        "mask_tokens", "lateral", "up", "refine",
+    }  # fmt: skip
+    assert decoder.mask_tokens[1].shape == (1, 16, 1, 1)
+    assert decoder.lateral[1].weight.shape == (4, 16, 1, 1)
 
 
 def test_a_mask_is_repeated_over_its_patch() -> None:

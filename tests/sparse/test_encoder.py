@@ -8,6 +8,7 @@ import io
 import pytest
 import timm
 import torch
+from timm.layers import Format
 from torch import nn
 
 from hgkd_edge.errors import ConversionError
@@ -56,6 +57,30 @@ def test_nothing_masked_equals_the_plain_network(name):
             assert gap(ours, plain) < 1e-5
 
 
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_a_known_number_of_visible_patches_gives_the_same_maps(backend, count):
+    visible = torch.rand(2, 6, generator=torch.Generator().manual_seed(count)).argsort(1) < count
+    visible = visible.view(2, 2, 3)
+    counted, known = (sparsify(network("resnet18"), backend, check=False) for _ in range(2))
+
+    maps, again = counted(IMAGES, visible), known(IMAGES, visible, count)
+    for results in (maps, again):
+        sum(m.square().sum() for m in results).backward()
+
+    assert all(map(torch.equal, maps, again))
+    for one, other in zip(counted.parameters(), known.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("claimed", [1, 3, 6])
+def test_a_wrong_number_of_visible_patches_is_an_error(claimed):
+    visible = torch.tensor([[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [1, 0, 0]]]).bool()
+
+    with pytest.raises(RuntimeError, match=f"not every image has {claimed} visible patches"):
+        sparsify(network("resnet18"), check=False)(IMAGES, visible, claimed)
+
+
 def test_nothing_masked_runs_the_plain_layers(monkeypatch):
     encoder = sparsify(network("resnet18"))
     monkeypatch.delitem(BACKENDS, "tiles")
@@ -89,6 +114,38 @@ def test_maps_have_the_promised_shapes_and_are_zero_at_masked_sites(backend):
         sites = visible.repeat_interleave(t, 1).repeat_interleave(t, 2).unsqueeze(1)
         assert not (m * ~sites).any()
         assert (m * sites).any()
+
+
+class ChannelsLast(nn.Module):
+    """A feature network whose maps are `[B, H, W, C]`, as some of timm's are."""
+
+    output_fmt = Format.NHWC
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.feature_info = inner, inner.feature_info
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [m.permute(0, 2, 3, 1) for m in self.inner(x)]
+
+
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("share", [0.5, 2.0], ids=["masked", "nothing masked"])
+def test_modules_given_for_each_map_run_before_it_is_put_on_the_grid(
+    backend: str, channels_last: bool, share: float
+) -> None:
+    encoder = sparsify(
+        ChannelsLast(network("resnet18")) if channels_last else network("resnet18"), backend
+    )
+    visible = random_visible(2, 2, 3, share=share)
+    heads = [nn.Conv2d(c, 5, kernel_size=1, bias=False) for c in encoder.channels]
+
+    ours = encoder(IMAGES, visible, each=heads)
+    theirs = [head(m) for head, m in zip(heads, encoder(IMAGES, visible), strict=True)]
+
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_of_one_with_one_visible_patch():

@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
-from hgkd_edge.data.annotations import open_masks
-from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.geometry import PAD, letterbox, place
-from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
 from hgkd_edge.tasks import answers
 from hgkd_edge.tasks.pictures import draw_boxes, draw_labels, draw_segments, side_by_side
 
@@ -51,34 +47,6 @@ def test_letterboxing_keeps_the_shape_of_things_and_fills_the_rest() -> None:
 
     assert (canvas[:32] == 255).all()
     assert (canvas[32:] == PAD).all()
-
-
-def test_the_edge_sees_a_photo_as_training_and_evaluation_do(photos: Path) -> None:
-    source = open_splits(DataConfig(path=photos, image_size=64))["test"]
-    wanted = normalize(center_view(source.images[:4], size=(64, 64)), MEAN, STD).numpy()
-
-    for name, view in zip(source.names, wanted, strict=False):
-        photo = answers.load_photo(photos / name)
-        got, _ = answers.prepare(photo, size=(64, 64), mean=MEAN, std=STD, geometry="cover")
-
-        assert got.shape == (1, 3, 64, 64)
-        assert got.dtype == np.float32
-        assert np.abs(got[0] - view).max() < 0.04  # two levels of 255, divided by 0.225
-
-
-def test_so_it_does_where_nothing_is_cut_off() -> None:
-    root = Path(__file__).parent.parent / "samples" / "nuclei"
-    source = open_masks(DataConfig(path=root, image_size=(64, 96)), binary=True)["val"]
-    wanted = normalize(source.images.float() / 255, MEAN, STD).numpy()
-
-    for name, view in zip(source.names, wanted, strict=True):
-        photo = answers.load_photo(root / name)
-        got, placement = answers.prepare(
-            photo, size=(64, 96), mean=MEAN, std=STD, geometry="letterbox"
-        )
-
-        assert np.abs(got[0] - view).mean() < 0.03  # a JPEG may be decoded at a coarser scale
-        assert placement == place((photo.height, photo.width), (64, 96))
 
 
 def test_photos_are_turned_upright_and_broken_ones_named(tmp_path: Path) -> None:
