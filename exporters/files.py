@@ -12,13 +12,18 @@ from pathlib import Path
 from .errors import ExportError
 
 __all__ = [
+    "SET_ASIDE",
     "atomic_path",
     "digest",
     "flush",
     "require_writable_folder",
     "set_aside",
+    "was_set_aside",
     "write_bytes",
 ]
+
+
+SET_ASIDE = "failed-verification"
 
 
 @contextlib.contextmanager
@@ -100,6 +105,11 @@ def set_aside(path: str | Path, reason: str) -> Path:
     if path.suffix == ".xml":
         os.replace(path.with_suffix(".bin"), aside.with_suffix(".bin"))
     return aside
+
+
+def was_set_aside(path: str | Path) -> bool:
+    """Whether a file failed its verification, by the name that `set_aside` gave it."""
+    return f".{SET_ASIDE}." in Path(path).name
 
 
 def flush(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Which layers INT8 hurts, and how many of them have to stay in float.
 
 `rank_layers` quantises one layer at a time and looks at what it does to the network's outputs.
-`quantize_within` leaves the worst layers in float, as few as will do, until a score on held-out
-images is within a bound of the float network's.
+`quantize_within` keeps the worst layers in float, as few as needed, until the network passes its
+verification and its score on held-out images is within a bound of the float network's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ import numpy as np
 
 from ._graph import module_of
 from .calibrate import Calibration
-from .errors import ConversionFailed, ExportError
+from .errors import ExportError, VerificationFailed
+from .files import SET_ASIDE, set_aside
 from .onnx_info import read_onnx
 from .quantize import Int8Export, quantizable_nodes, quantize_int8, quantized_graph
 from .runners import Outputs, Runner, onnx_runner
+from .verify import Verification
 
-__all__ = ["BoundedInt8", "LayerDamage", "Score", "quantize_within", "rank_layers"]
+__all__ = ["BoundedInt8", "LayerDamage", "Proof", "Score", "quantize_within", "rank_layers"]
 
 Score = Callable[[Runner], float]
 """Runs a network over held-out images and returns its score in points (0 to 100)."""
+
+Proof = Callable[[Runner], Verification]
+"""Compares a network with its original, as it will be compared once it is written."""
 
 Progress = Callable[[int, int], None]
 
@@ -90,6 +95,21 @@ def rank_layers(
     return sorted(found, key=lambda layer: -layer.damage)
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What a network with some layers in float would be written as."""
+
+    drop: float
+    verification: Verification
+
+    def within(self, max_drop: float) -> bool:
+        return self.drop <= max_drop and self.verification.passed
+
+    def describe(self) -> str:
+        agrees = "agrees" if self.verification.passed else "does not agree"
+        return f"{self.drop:.2f} points lost, {agrees} ({self.verification.describe()})"
+
+
 def quantize_within(
     onnx_path: str | Path,
     path: str | Path,
@@ -97,14 +117,15 @@ def quantize_within(
     calibration: Calibration,
     ranking: Sequence[LayerDamage],
     score: Score,
+    proof: Proof,
     max_drop: float,
     flavour: str,
-    progress: Callable[[int, float], None] = lambda kept, drop: None,
+    progress: Callable[[int, float, bool], None] = lambda kept, drop, agrees: None,
 ) -> BoundedInt8:
-    """Quantise to INT8, keeping the worst layers in float until the drop is within the bound.
+    """Quantise to INT8, keeping the worst layers in float until the result is within its bounds.
 
-    The number of layers to keep is doubled until the bound holds, then halved back to the smallest
-    that was seen to hold.
+    The number of layers to keep is doubled until the bounds hold, then halved back to the smallest
+    that was seen to hold. The bounds are those the file is judged by afterwards.
 
     Args:
         onnx_path: An fp32 ONNX file.
@@ -112,48 +133,63 @@ def quantize_within(
         calibration: Ranges of the fp32 file.
         ranking: Layers as `rank_layers` found them for this flavour.
         score: Held-out score in points.
+        proof: The comparison that the file has to pass.
         max_drop: The most points that INT8 may lose.
         flavour: `tensorrt` or `cpu`.
-        progress: Called after each try with (layers kept in float, points lost).
+        progress: Called after each try with (layers kept in float, points lost, proof passed).
 
     Raises:
-        ConversionFailed: Not even one quantised layer is within the bound.
+        VerificationFailed: Not even one quantised layer is within the bounds; that file is put
+            aside.
     """
     model = read_onnx(onnx_path)
     float_score = score(onnx_runner(onnx_path))
+    most = max(0, len(ranking) - 1)
+    trials: dict[int, _Trial] = {}
 
-    def drop_with(kept: int) -> float:
+    def holds(kept: int) -> bool:
         nodes = [layer.node for layer in ranking[:kept]]
         graph = quantized_graph(model, calibration, flavour=flavour, exclude=nodes)
-        drop = float_score - score(onnx_runner(graph.SerializeToString()))
-        progress(kept, drop)
-        return drop
+        runner = onnx_runner(graph.SerializeToString())
+        trial = trials[kept] = _Trial(float_score - score(runner), proof(runner))
+        progress(kept, trial.drop, trial.verification.passed)
+        return trial.within(max_drop)
 
-    kept = _fewest(drop_with, most=len(ranking) - 1, bound=max_drop)
-    if kept is None:
-        raise ConversionFailed(
-            f"INT8 loses more than {max_drop:g} points even with one layer quantised",
-            hint="allow a larger --max-drop, or export with --precision fp16",
-        )
-    nodes = [layer.node for layer in ranking[:kept]]
+    kept = _fewest(holds, most=most)
+    nodes = [layer.node for layer in ranking[: most if kept is None else kept]]
     exported = quantize_int8(
         onnx_path, path, calibration=calibration, flavour=flavour, keep_float=nodes
     )
+    if kept is None:
+        raise _nothing_holds(path, trials[most], max_drop)
     return BoundedInt8(exported, float_score, score(onnx_runner(path)), max_drop, tuple(nodes))
 
 
-def _fewest(drop_with: Callable[[int], float], *, most: int, bound: float) -> int | None:
-    """The smallest number of float layers whose drop was seen within the bound; None if none is."""
-    if drop_with(0) <= bound:
+def _nothing_holds(path: str | Path, trial: _Trial, max_drop: float) -> VerificationFailed:
+    aside = set_aside(path, SET_ASIDE)
+    larger = "a larger --max-drop or " if trial.drop > max_drop else ""
+    return VerificationFailed(
+        f"'{Path(path).name}' is out of bounds even with one layer quantized: {trial.describe()}; "
+        f"--max-drop allows {max_drop:g} points",
+        hint=f"use {larger}--precision fp16; the file was kept as '{aside}' for inspection, do not "
+        "deploy it",
+    )
+
+
+def _fewest(holds: Callable[[int], bool], *, most: int) -> int | None:
+    """The smallest number of float layers that was seen to hold; None if none did."""
+    if holds(0):
         return 0
-    failed, held = 0, min(1, most)
-    while drop_with(held) > bound:
+    if most == 0:
+        return None
+    failed, held = 0, 1
+    while not holds(held):
         if held >= most:
             return None
         failed, held = held, min(2 * held, most)
     while held - failed > 1:
         middle = (failed + held) // 2
-        if drop_with(middle) <= bound:
+        if holds(middle):
             held = middle
         else:
             failed = middle

@@ -16,7 +16,7 @@ import numpy as np
 
 from .agreement import TOLERANCES, Comparison, OutputAgreement, Tolerance
 from .errors import ExportError, VerificationFailed
-from .files import set_aside
+from .files import SET_ASIDE, set_aside
 from .onnx_info import onnx_info
 from .runners import Runner, onnx_runner, torch_runner
 
@@ -35,8 +35,6 @@ __all__ = [
     "verify",
     "verify_onnx",
 ]
-
-SET_ASIDE = "failed-verification"
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,18 @@ class Verification:
         return min((o.top1 for o in self.outputs if o.top1 is not None), default=None)
 
     @property
+    def kept(self) -> float | None:
+        return min((o.kept for o in self.outputs if o.kept is not None), default=None)
+
+    @property
+    def noise(self) -> float | None:
+        return max((o.noise for o in self.outputs if o.noise is not None), default=None)
+
+    @property
+    def worst(self) -> float | None:
+        return max((o.worst for o in self.outputs if o.worst is not None), default=None)
+
+    @property
     def iou(self) -> float | None:
         return min((o.iou for o in self.outputs if o.iou is not None), default=None)
 
@@ -88,21 +98,28 @@ class Verification:
             "relative_error": self.relative_error,
             "cosine": self.cosine,
             "top1_agreement": self.top1_agreement,
+            "kept": self.kept,
+            "noise": self.noise,
+            "worst": self.worst,
             "iou": self.iou,
         }
 
     def describe(self) -> str:
-        """One line for people: the figures, and the bounds they were held against."""
+        """One line for people: the figures, each with its bound."""
         bound, parts = self.tolerance, []
         if self.max_abs_error is not None:
             parts.append(f"max error {self.max_abs_error:.2e}")
         if self.relative_error is not None:
             at_most = f" (at most {bound.relative:g})" if bound.relative is not None else ""
             parts.append(f"relative {self.relative_error:.2e}{at_most}")
-        if self.cosine is not None:
+        if self.noise is not None and bound.noise is not None:
+            parts.append(f"error {self.noise:.3f} of the spread (at most {bound.noise:g})")
+            if bound.worst is not None:
+                parts.append(f"in the worst image {self.worst:.3f} (at most {bound.worst:g})")
+        elif self.cosine is not None:
             parts.append(f"cosine {self.cosine:.6f} (at least {bound.cosine:g})")
-        if self.top1_agreement is not None:
-            parts.append(f"same class {self.top1_agreement:.1%} (at least {bound.top1:.1%})")
+        if self.kept is not None:
+            parts.append(f"same class {self.kept:.1%} (at least {bound.top1:.1%})")
         if self.iou is not None:
             parts.append(f"IoU {self.iou:.3f} (at least {bound.iou:g})")
         return f"{self.precision}, {self.images} images: " + ", ".join(parts)

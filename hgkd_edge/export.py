@@ -7,20 +7,31 @@ with the one it was made from on photos that no network has seen, before its nam
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from exporters import ExportError, quantize, sensitivity, trt_build, verify
+from exporters import (
+    ConversionFailed,
+    ExportError,
+    MissingPackageError,
+    VerificationFailed,
+    quantize,
+    sensitivity,
+    trt_build,
+    verify,
+)
 from exporters.bake import Preprocessing, bake
 from exporters.calibrate import Calibration, calibrate
 from exporters.fp16 import convert_fp16
 from exporters.network_files import network_files
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
-from exporters.runners import Outputs, onnx_runner
+from exporters.runners import Outputs, Runner, onnx_runner
 from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
@@ -29,13 +40,28 @@ from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
 
-__all__ = ["export_run", "verification_images"]
+__all__ = ["ExportIncomplete", "export_run", "verification_images"]
 
 VERIFICATION_PHOTOS = 64
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
 BENCH_PHOTOS = 16
 POSTPROCESSING = {"classify": "softmax", "segment": "argmax", "detect": "nms"}
+
+
+class ExportIncomplete(VerificationFailed):
+    """Some files failed; what could be made without them was made all the same.
+
+    Args:
+        result: As `export_run` returns it; `failed` lists the files that failed.
+        failures: Their errors, in the order of `failed`.
+    """
+
+    def __init__(self, result: dict[str, Any], failures: list[ExportError]) -> None:
+        hints = dict.fromkeys(error.hint for error in failures if error.hint)
+        super().__init__("; ".join(error.message for error in failures), hint="; ".join(hints))
+        self.exit_code = max(error.exit_code for error in failures)
+        self.result, self.failures = result, failures
 
 
 def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, Any]:
@@ -52,8 +78,8 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     Raises:
         RunError: The run has no weights yet.
         DataError: Its photos, or those to calibrate on, cannot be read.
-        ExportError: Options that cannot work, a conversion or its verification failed, or a
-            runtime is not installed; what was made before is there all the same.
+        ExportError: Options that cannot work, or the fp32 file failed, from which all others come.
+        ExportIncomplete: Other files failed, or a runtime is not installed.
     """
     options = options or ExportOptions()
     options.check()
@@ -66,14 +92,19 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     work = _Work(run, options, subject)
     work.make_fp32()
     if options.precision == "fp16":
-        work.make_fp16()
+        with work.separately("fp16.onnx"):
+            work.make_fp16()
     elif options.precision == "int8":
         work.make_int8()
     work.bake_all()
     if options.openvino:
-        work.make_openvino()
+        with work.separately(f"{options.precision}.xml"):
+            work.make_openvino()
     if options.trt:
-        work.make_engine()
+        with work.separately("plan"):
+            work.make_engine()
+    if work.failures:
+        raise ExportIncomplete(work.result, work.failures)
     return work.result
 
 
@@ -96,6 +127,7 @@ class _Work:
         default_factory=dict
     )  # of this precision, by INT8 flavour or ""
     baked: dict[Path, Path] = field(default_factory=dict)  # plain -> with processing inside
+    failures: list[ExportError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         subject, options = self.subject, self.options
@@ -108,7 +140,20 @@ class _Work:
             "options": options.to_dict(),
             "verified_on": {"split": subject.unseen, "photos": len(self.images)},
             "files": [],
+            "failed": [],
         }
+
+    @contextmanager
+    def separately(self, ending: str) -> Iterator[None]:
+        """A file that fails here is recorded, and does not stop the files that need it not."""
+        try:
+            yield
+        except (VerificationFailed, ConversionFailed, MissingPackageError) as error:
+            self.failures.append(error)
+            self.result["failed"].append(
+                {"file": self._path(ending).name, "reason": error.message, "hint": error.hint}
+            )
+            self._save()
 
     def make_fp32(self) -> None:
         options, subject = self.options, self.subject
@@ -129,20 +174,22 @@ class _Work:
 
     def make_fp16(self) -> None:
         path = self._path("fp16.onnx")
+        self.wanted = {}
         half = convert_fp16(self.fp32, path, images=self.images)
-        self.wanted = {"": path}
         self._record("onnx", "fp16", half.to_dict(), self.fp32, self._prove(path, "fp16"))
+        self.wanted = {"": path}
 
     def make_int8(self) -> None:
         calibration = self._calibrate()
         flavours = self.options.made_flavours()
         self.wanted = {}
         for flavour in flavours:
-            path = self._path(f"int8-{flavour}.onnx")
-            bounded = self._quantise(path, calibration, flavour)
-            verification = self._prove(path, "int8")
-            self.wanted[flavour] = path
-            self._record("onnx", "int8", bounded, self.fp32, verification)
+            with self.separately(f"int8-{flavour}.onnx"):
+                path = self._path(f"int8-{flavour}.onnx")
+                bounded = self._quantise(path, calibration, flavour)
+                verification = self._prove(path, "int8")
+                self._record("onnx", "int8", bounded, self.fp32, verification)
+                self.wanted[flavour] = path
 
     def bake_all(self) -> None:
         """Write processing into the files that are going to be deployed."""
@@ -157,7 +204,7 @@ class _Work:
     def make_openvino(self) -> None:
         require_openvino()
         precision = self.options.precision
-        plain = self.wanted["cpu"] if precision == "int8" else self.fp32
+        plain = self._source("cpu") if precision == "int8" else self.fp32
         source = self.baked.get(plain, plain)
         path = self._path("int8.xml" if precision == "int8" else f"{precision}.xml")
         written = export_openvino(source, path, half_weights=precision == "fp16")
@@ -173,7 +220,7 @@ class _Work:
 
     def make_engine(self) -> None:
         options = self.options
-        plain = self.wanted["tensorrt" if options.precision == "int8" else ""]
+        plain = self._source("tensorrt" if options.precision == "int8" else "")
         source = self.baked.get(plain, plain)
         # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
         with track_steps("building the engine", total=1) as show:
@@ -195,6 +242,17 @@ class _Work:
         verification = verify_engine(source, build.path, images)
         self.result["engine"] = build.to_dict()
         self._record("engine", options.precision, build.to_dict(), source, verification)
+
+    def _source(self, flavour: str) -> Path:
+        """The ONNX file of this precision and flavour.
+
+        Raises:
+            ConversionFailed: It failed before.
+        """
+        if flavour not in self.wanted:
+            name = self._path(f"int8-{flavour}.onnx" if flavour else "fp16.onnx").name
+            raise ConversionFailed(f"not made, because '{name}' failed, from which it is made")
+        return self.wanted[flavour]
 
     def _calibrate(self) -> Calibration:
         options, subject = self.options, self.subject
@@ -231,16 +289,21 @@ class _Work:
             calibration=calibration,
             ranking=ranking,
             score=self.subject.score,
+            proof=self._int8_proof,
             max_drop=options.max_drop,
             flavour=flavour,
-            progress=lambda kept, drop: console.print(
+            progress=lambda kept, drop, agrees: console.print(
                 f"INT8 ({flavour}): {kept} layers in float lose {drop:.2f} points"
+                + ("" if agrees else ", and the outputs do not agree")
             ),
         )
         return {
             **bounded.exported.to_dict(),
             "accuracy": {**bounded.to_dict(), "metric": self.subject.metric},
         }
+
+    def _int8_proof(self, runner: Runner) -> verify.Verification:
+        return verify.verify(onnx_runner(self.fp32), runner, self.images, precision="int8")
 
     def _plain_int8(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
         return quantize.quantize_int8(
@@ -324,6 +387,9 @@ class _Work:
         self.result["files"].append({**about, **entry, "verification": proof})
         for file in network_files(entry["path"]):
             self.run.add_artefact(file, made_from=[source])
+        self._save()
+
+    def _save(self) -> None:
         write_exports(self.run, self.result)
 
 

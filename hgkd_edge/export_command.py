@@ -127,9 +127,18 @@ def make_export_command(show: Show) -> Callable[..., None]:
         from hgkd_edge.rundir import RunDir
 
         folder = RunDir.resolve(run)
-        from hgkd_edge.export import export_run
+        from hgkd_edge.export import ExportIncomplete, export_run
 
-        result = export_run(folder, options)
+        try:
+            result = export_run(folder, options)
+        except ExportIncomplete as incomplete:
+            made = incomplete.result
+            show(made, as_json, lambda: list(export_lines(made)))
+            for error, failed in zip(incomplete.failures, made["failed"], strict=True):
+                typer.echo(f"error: {failed['file']}: {error.message}", err=True)
+                if error.hint:
+                    typer.echo(f"hint: {error.hint}", err=True)
+            raise typer.Exit(incomplete.exit_code) from incomplete
         show(result, as_json, lambda: list(export_lines(result)))
 
     return export_command
@@ -160,6 +169,8 @@ def _proof(verification: dict[str, Any]) -> str:
     if verification["max_abs_error"] is not None:
         parts.append(f"max error {verification['max_abs_error']:.1e}")
         parts.append(f"cosine {verification['cosine']:.6f}")
+    if verification["precision"] == "int8" and verification["noise"] is not None:
+        parts.append(f"error {verification['noise']:.3f} of the spread")
     if verification["top1_agreement"] is not None:
         parts.append(f"same class {verification['top1_agreement']:.1%}")
     if verification["iou"] is not None:

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from exporters import ExportError, VerificationFailed, _trt_compat
+from exporters import ExportError, VerificationFailed, _trt_compat, quantize, sensitivity
 from exporters.onnx_info import onnx_info, open_session
 from exporters.openvino_export import openvino_metadata
 from exporters.trt_build import available
+from hgkd_edge.cli import app
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distill import recalibrate_batchnorm
 from hgkd_edge.errors import DataError
-from hgkd_edge.export import export_run, verification_images
+from hgkd_edge.export import ExportIncomplete, export_run, verification_images
 from hgkd_edge.export_options import ExportOptions, parse_frame
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (
@@ -210,6 +212,71 @@ def test_a_failed_conversion_is_put_aside_and_the_layer_named(
     names = sorted(file.name for file in run.export_dir.glob("run.*"))
     assert names == ["run.fp32.onnx", "run.int8-tensorrt.failed-verification.onnx"]
     assert len(json.loads((run.path / "export.json").read_text())["files"]) == 1
+
+
+@pytest.mark.parametrize("broken", ["tensorrt", "cpu"])
+def test_a_flavour_that_fails_does_not_stop_the_other_files(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    zero_the_stem(monkeypatch, broken)
+    other = "cpu" if broken == "tensorrt" else "tensorrt"
+    options = ExportOptions(precision="int8", calibration=8, openvino=True, sensitivity=True)
+
+    with pytest.raises(ExportIncomplete) as caught:
+        export_run(run, options)
+
+    record = json.loads((run.path / "export.json").read_text())
+    assert caught.value.exit_code == 1
+    assert record["failed"] == caught.value.result["failed"]
+    failed = [entry["file"] for entry in record["failed"]]
+    made = {"run.fp32.onnx", f"run.int8-{other}.onnx"}
+    if broken == "tensorrt":
+        assert failed == ["run.int8-tensorrt.onnx"]
+        made.add("run.int8.xml")
+    else:  # OpenVINO's file is made from it
+        assert failed == ["run.int8-cpu.onnx", "run.int8.xml"]
+        assert "'run.int8-cpu.onnx' failed" in record["failed"][1]["reason"]
+    assert files(record).keys() == made
+    assert f"run.int8-{broken}.failed-verification.onnx" in record["failed"][0]["hint"]
+    assert not (run.export_dir / f"run.int8-{broken}.onnx").exists()
+    assert record["sensitivity"].keys() == {"tensorrt", "cpu"}
+
+
+def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
+    """Files of one INT8 flavour are written with a layer that computes nothing."""
+    import onnx
+
+    whole = quantize.quantized_graph
+
+    def broken(model: Any, calibration: Any, **options: Any) -> Any:
+        graph = whole(model, calibration, **options)
+        if options["flavour"] == flavour and not options.get("only"):
+            weights = (w for w in graph.graph.initializer if len(w.dims) == 4)
+            weight = next(weights)
+            values = onnx.numpy_helper.to_array(weight)
+            weight.CopyFrom(onnx.numpy_helper.from_array(0 * values, weight.name))
+        return graph
+
+    monkeypatch.setattr(quantize, "quantized_graph", broken)
+    monkeypatch.setattr(sensitivity, "quantized_graph", broken)
+
+
+def test_the_command_prints_the_ranking_and_one_line_for_each_file_that_failed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero_the_stem(monkeypatch, "cpu")
+    options = ["--precision", "int8", "--calib", "8", "--openvino", "--max-drop", "100"]
+
+    done = CliRunner().invoke(app, ["export", str(run.path), *options])
+
+    assert done.exit_code == 1
+    assert "most damaging layers in INT8 (cpu):" in done.stdout
+    assert "onnx int8 tensorrt:" in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split(": ")[1] for line in errors] == ["run.int8-cpu.onnx", "run.int8.xml"]
+    assert "even with one layer quantized" in errors[0]
+    hint = next(line for line in done.stderr.splitlines() if line.startswith("hint: "))
+    assert "--max-drop" not in hint
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "unreadable"])

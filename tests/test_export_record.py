@@ -27,7 +27,7 @@ def export(run: RunDir, **files: str) -> None:
     """An export of files by name and content; each one's proof is its content."""
     entries = []
     for name, content in files.items():
-        file = run.export_dir / f"{name}.onnx"
+        file = run.export_dir / f"{name}.plan"
         file.write_text(content)
         run.add_artefact(file)
         entries.append({"path": str(file), "verification": content, "verified_on": ON})
@@ -50,7 +50,7 @@ def test_a_second_export_keeps_the_files_of_the_first(run: RunDir) -> None:
 @pytest.mark.parametrize("what", ["is gone", "was changed"])
 def test_a_proof_ends_with_its_file(run: RunDir, what: str) -> None:
     export(run, fp32="a", fp16="b")
-    file = run.export_dir / "fp16.onnx"
+    file = run.export_dir / "fp16.plan"
     file.unlink() if what == "is gone" else file.write_text("other")
 
     export(run, fp32="a")

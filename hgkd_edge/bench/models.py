@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.errors import ExportError
+from exporters.files import was_set_aside
 from exporters.onnx_info import OnnxInfo, TensorInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
 from hgkd_edge.errors import RunError
@@ -58,6 +59,7 @@ def resolve_models(sources: Sequence[Path], *, precisions: Sequence[str] = ()) -
 
     Args:
         sources: .onnx files, run folders, or folders of .onnx files; empty means the latest run.
+            Of a folder, fp32 comes first, and files that failed verification are skipped.
         precisions: Keep only files of these precisions; empty keeps all.
 
     Raises:
@@ -65,8 +67,8 @@ def resolve_models(sources: Sequence[Path], *, precisions: Sequence[str] = ()) -
             these precisions.
     """
     wanted: list[Path | None] = [*sources] or [None]
-    paths = [path for source in wanted for path in _files_of(source)]
-    described = [(path, _describe(path)) for path in dict.fromkeys(paths)]
+    described = [pair for source in wanted for pair in _described(source)]
+    described = list(dict(described).items())
     kept = [
         (path, info) for path, info in described if not precisions or info.precision in precisions
     ]
@@ -94,8 +96,23 @@ def run_folder_of(source: Path | None) -> Path | None:
     return named.resolve() if (named / "recipe.yaml").is_file() else None
 
 
+_ORDER = ("fp32", "fp16", "bf16", "int8")
+
+
+def _described(source: Path | None) -> list[tuple[Path, OnnxInfo]]:
+    """The files of one source; the first, which is what ratios refer to, is the plain fp32 file."""
+
+    def place(found: tuple[Path, OnnxInfo]) -> tuple[bool, int, str]:
+        path, info = found
+        known = info.precision in _ORDER
+        order = _ORDER.index(info.precision) if known else len(_ORDER)
+        return "hgkd_edge.baked" in info.metadata, order, path.name
+
+    return sorted(((path, _describe(path)) for path in _files_of(source)), key=place)
+
+
 def _files_of(source: Path | None) -> list[Path]:
-    """ONNX files of one source, sorted by name."""
+    """ONNX files of one source; those that failed verification only where they are named."""
     if source is not None and source.is_file():
         return [source]
     if source is not None and source.suffix == ".onnx":
@@ -103,7 +120,13 @@ def _files_of(source: Path | None) -> list[Path]:
     folder = source if source is not None and source.is_dir() else RunDir.resolve(source).path
     if (folder / "recipe.yaml").is_file():
         RunFiles(folder).require_own_files()
-    files = sorted(folder.glob("export/*.onnx")) or sorted(folder.glob("*.onnx"))
+    found = sorted(folder.glob("export/*.onnx")) or sorted(folder.glob("*.onnx"))
+    files = [path for path in found if not was_set_aside(path)]
+    if found and not files:
+        raise RunError(
+            f"every ONNX model in '{folder}' failed its verification",
+            hint=f"export again, or name the file to measure it all the same: {found[0]}",
+        )
     if not files:
         raise RunError(f"'{folder}' holds no ONNX model", hint="hgkd-edge export --onnx")
     return files

@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from hgkd_edge.models.backbone import BackboneSpec, create_features
 
-__all__ = ["Detector", "Pyramid", "Segmenter"]
+__all__ = ["Detector", "Pyramid", "Segmenter", "mean_probability"]
 
 FINEST_BOXES, COARSEST_BOXES = 8, 64  # strides of the maps that find boxes
 FIRST_DISTANCE = 4.0  # in strides; every map is matched to boxes that reach up to 8 strides
@@ -132,8 +132,7 @@ class Detector(FCOS):
         boxes = self.box_coder.decode(found["bbox_regression"], self._points(levels))
         height, width = images.shape[-2:]
         boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
-        scores = found["cls_logits"].sigmoid() * found["bbox_ctrness"].sigmoid()
-        return boxes, scores.sqrt()
+        return boxes, mean_probability(found["cls_logits"], found["bbox_ctrness"])
 
     def losses(self, images: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """FCOS's three losses.
@@ -163,6 +162,18 @@ class Detector(FCOS):
             corner = torch.stack([x, y], dim=-1).flatten(0, 1)  # [rows * columns, 2]
             squares.append(torch.cat([corner, corner + stride], dim=1))
         return torch.cat(squares)
+
+
+def mean_probability(a: Tensor, b: Tensor) -> Tensor:
+    """Geometric mean of two logits' probabilities, sqrt(sigmoid(a) * sigmoid(b)).
+
+    The square root of a product near zero amplifies its rounding: 1e-8 becomes 1e-4. Runtimes also
+    disagree on the sigmoid of large negative logits; some kernels return less than zero. Here every
+    function is taken where its slope is small, in fp16 as well:
+    sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)).
+    """
+    exponent = 0.5 * (a.clamp(max=0) + b.clamp(max=0))
+    return exponent.exp() / ((1 + (-a.abs()).exp()) * (1 + (-b.abs()).exp())).sqrt()
 
 
 def _enlarge(maps: Tensor, like: Tensor) -> Tensor:

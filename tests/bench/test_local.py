@@ -17,6 +17,7 @@ import pytest
 from pydantic import BaseModel
 
 from hgkd_edge.bench import records, runners
+from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
@@ -69,6 +70,32 @@ def test_the_first_case_is_the_base_of_every_ratio(make_model: MakeModel) -> Non
     assert session.measurements[0].ratio.median == 1
     assert session.measurements[1].ratio.median > 3
     assert "small" in session.measurements[1].ratio.to
+
+
+def test_of_a_folder_fp32_is_the_base_and_what_failed_verification_is_not_measured(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    baked = {"hgkd_edge.baked": '["preprocessing"]'}
+    for name, changes in (
+        ("run.fp16", {"dtype": np.float16}),
+        ("run.fp32.baked", {"metadata": baked}),
+        ("run.fp32", {}),
+        ("run.int8-cpu.failed-verification", {}),
+    ):
+        onnx.save(build_convnet(**changes), tmp_path / f"{name}.onnx")  # type: ignore[arg-type]
+    failed = tmp_path / "run.int8-cpu.failed-verification.onnx"
+
+    found = [model.label for model in resolve_models([tmp_path])]
+    named = [model.label for model in resolve_models([failed, tmp_path])]
+
+    assert found == ["run.fp32", "run.fp16", "run.fp32.baked"]
+    assert named == [failed.stem, *found]
+    for file in tmp_path.glob("*.onnx"):
+        if file != failed:
+            file.unlink()
+    with pytest.raises(RunError, match="failed its verification") as caught:
+        resolve_models([tmp_path])
+    assert str(failed) in caught.value.hint
 
 
 def test_real_images_are_fed_when_given_and_the_record_says_so(make_model: MakeModel) -> None:

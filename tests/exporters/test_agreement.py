@@ -84,3 +84,106 @@ def test_detections_are_matched_whatever_their_order_and_number():
     assert (same.top1, same.passed) == (1.0, True)
     assert (fewer.top1, fewer.passed) == (pytest.approx(2 / 3), False)
     assert none.passed
+
+
+def logits_of(classes, *, spread=1.0, offset=0.0, images=64, seed=0):
+    """Logits [B, K] of a network that tells its images apart by `spread` around `offset`."""
+    rng = np.random.default_rng(seed)
+    return (offset + spread * rng.normal(size=(images, classes))).astype(np.float32)
+
+
+def noisy(logits, share, seed=1):
+    noise = np.random.default_rng(seed).normal(size=logits.shape) * share
+    return (logits + noise * (logits - logits.mean(0)).std()).astype(np.float32)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 1000])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+def test_ordinary_int8_noise_passes_whatever_the_number_and_size_of_logits(classes, spread):
+    wanted = logits_of(classes, spread=spread)
+    wanted[0] *= 1e-3  # an image with hardly any logits has no direction worth a cosine
+
+    agreement = compare({"logits": wanted}, {"logits": noisy(wanted, 0.15)})["logits"]
+
+    assert agreement.noise == pytest.approx(0.15, abs=0.03)
+    assert agreement.passed
+
+
+@pytest.mark.parametrize("classes", [2, 4, 1000])
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+@pytest.mark.parametrize("damage", ["constant", "permuted", "doubled", "noise", "one image"])
+def test_damage_is_refused_whatever_the_number_of_classes(classes, offset, damage):
+    wanted = logits_of(classes, offset=offset)
+    away = np.square(wanted - wanted.mean(0)).sum(1)
+    clearest = wanted[away.argmax()].copy()
+    wanted[0], wanted[away.argmax()] = clearest, wanted[0]
+    got = {
+        "constant": np.broadcast_to(wanted.mean(0), wanted.shape).copy(),  # cosine 0.99 at 10
+        "permuted": wanted[:, ::-1].copy(),
+        "doubled": wanted + (wanted - wanted.mean(0)),
+        "noise": noisy(wanted, 0.6),
+        "one image": np.concatenate([-wanted[:1] + 2 * offset, wanted[1:]]),
+    }[damage]
+
+    assert not compare({"logits": wanted}, {"logits": got})["logits"].passed
+
+
+def test_classes_that_are_equal_in_the_original_may_change_places():
+    # Two dead classes of a weak network: their order is rounding, not an answer.
+    wanted = np.tile(np.array([[2.0, 2.0 + 1e-6, -1.0]], np.float32), (64, 1))
+    wanted[32:, 2] = 1.0
+    got = wanted[:, [1, 0, 2]]
+
+    agreement = compare({"logits": wanted}, {"logits": got}, "fp32")["logits"]
+
+    assert agreement.top1 == agreement.kept == 1.0
+    assert agreement.passed
+
+
+def test_a_clear_decision_that_changes_counts_although_ties_do_not():
+    wanted = logits_of(4)
+    flipped = wanted.copy()
+    first, second = np.argsort(-wanted, axis=1)[:, :2].T
+    rows = np.arange(len(wanted))
+    flipped[rows, first], flipped[rows, second] = wanted[rows, second], wanted[rows, first]
+
+    agreement = compare({"logits": wanted}, {"logits": flipped})["logits"]
+
+    assert agreement.top1 == 0.0
+    assert 0.0 < agreement.kept < 0.7
+    assert not agreement.passed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_image_of_hardly_any_output_has_no_direction_to_lose(precision):
+    wanted = logits_of(16, images=8)
+    wanted[3] *= 1e-6
+    got = wanted.copy()
+    got[3] += 1e-6 * np.random.default_rng(0).normal(size=16)
+
+    assert compare({"logits": wanted}, {"logits": got}, precision)["logits"].passed
+
+
+def test_boxes_without_an_area_overlap_themselves():
+    boxes = np.zeros((2, 20, 4), np.float32)
+    boxes[..., :2] = boxes[..., 2:] = np.random.default_rng(0).uniform(0, 640, (2, 20, 2))
+    scores = np.random.default_rng(1).uniform(0, 1, (2, 20, 3)).astype(np.float32)
+
+    found = compare(
+        {"boxes": boxes, "scores": scores}, {"boxes": boxes + 1e-4, "scores": scores}, "fp32"
+    )
+
+    assert found["boxes"].iou > 0.99
+    assert found["boxes"].passed
+
+
+def test_scores_of_a_detector_that_sees_nothing_are_compared_with_a_score_that_counts():
+    scores = np.full((4, 100, 2), 1e-4, np.float32)
+    boxes = np.tile(np.array([10, 10, 50, 50], np.float32), (4, 100, 1))
+    wanted = {"boxes": boxes, "scores": scores}
+
+    rounding = compare(wanted, {**wanted, "scores": scores + np.float32(1e-7)}, "fp32")
+    wrong = compare(wanted, {**wanted, "scores": scores + np.float32(1e-2)}, "fp32")
+
+    assert rounding["scores"].passed
+    assert not wrong["scores"].passed

@@ -5,11 +5,12 @@ import onnx
 import pytest
 
 from exporters.calibrate import calibrate
-from exporters.errors import ConversionFailed, ExportError
+from exporters.errors import ExportError, VerificationFailed
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.quantize import FLAVOURS, quantize_int8
 from exporters.runners import onnx_runner
 from exporters.sensitivity import _fewest, quantize_within, rank_layers
+from exporters.verify import Tolerance, verify
 
 from .conftest import photo_like
 
@@ -58,6 +59,13 @@ def likeness(path, images):
     return score
 
 
+def proof_of(path, images, tolerance=Tolerance(relative=None, cosine=-1.0, top1=0.0)):  # noqa: B008
+    """The comparison with the float network; by default one that anything passes."""
+    return lambda runner: verify(
+        onnx_runner(path), runner, images, precision="int8", tolerance=tolerance
+    )
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_layer_that_int8_spoils_is_ranked_first(rankings, flavour):
     ranking = rankings[flavour]
@@ -84,6 +92,7 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
             calibration=calibration,
             ranking=rankings[flavour],
             score=score,
+            proof=proof_of(path, images),
             max_drop=bound,
             flavour=flavour,
         )
@@ -100,34 +109,82 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
     assert weighted[0].input[0] == "louder"  # not a dequantised tensor
 
 
-def test_a_bound_that_nothing_meets_is_an_error_and_nothing_is_written(uneven, rankings, tmp_path):
+def test_where_no_assignment_holds_the_file_is_put_aside(uneven, rankings, images, tmp_path):
     path, calibration = uneven
     scores = iter([100.0, *[0.0] * 100])
 
-    with pytest.raises(ConversionFailed, match=r"more than 0\.5 points") as caught:
+    with pytest.raises(VerificationFailed, match=r"100\.00 points lost.*allows 0\.5") as caught:
         quantize_within(
             path,
             tmp_path / "net.onnx",
             calibration=calibration,
             ranking=rankings["cpu"],
             score=lambda _: next(scores),
+            proof=proof_of(path, images),
             max_drop=0.5,
             flavour="cpu",
         )
 
-    assert "fp16" in caught.value.hint
-    assert list(tmp_path.iterdir()) == []
+    assert "larger --max-drop or --precision fp16" in caught.value.hint
+    assert "net.failed-verification.onnx" in caught.value.hint
+    assert [file.name for file in tmp_path.iterdir()] == ["net.failed-verification.onnx"]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_search_ends_at_a_network_that_passes_the_verification(
+    uneven, rankings, images, tmp_path, flavour
+):
+    path, calibration = uneven
+    strict = Tolerance(relative=None, cosine=0.97, top1=0.0, noise=0.2)
+    proof = proof_of(path, images, strict)
+    plain = quantize_int8(path, tmp_path / "p.onnx", calibration=calibration, flavour=flavour)
+    assert not proof(onnx_runner(plain.path)).passed
+
+    bounded = quantize_within(
+        path,
+        tmp_path / "net.onnx",
+        calibration=calibration,
+        ranking=rankings[flavour],
+        score=lambda _: 50.0,  # a score that is content with anything
+        proof=proof,
+        max_drop=0.5,
+        flavour=flavour,
+    )
+
+    assert bounded.kept_float[0] == f"{CULPRIT}/Conv"
+    assert proof(onnx_runner(tmp_path / "net.onnx")).passed
+
+
+def test_a_bound_of_the_verification_is_not_answered_with_the_flag_just_given(
+    uneven, rankings, images, tmp_path
+):
+    path, calibration = uneven
+    never = Tolerance(relative=None, cosine=2.0, top1=0.0)
+
+    with pytest.raises(VerificationFailed, match="does not agree") as caught:
+        quantize_within(
+            path,
+            tmp_path / "net.onnx",
+            calibration=calibration,
+            ranking=rankings["cpu"][-3:],
+            score=lambda _: 50.0,
+            proof=proof_of(path, images, never),
+            max_drop=0.5,
+            flavour="cpu",
+        )
+
+    assert "--max-drop" not in caught.value.hint
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 8, 13, 20])
 def test_the_search_finds_the_smallest_number_that_holds(needed):
     tried = []
 
-    def drop_with(kept):
+    def holds(kept):
         tried.append(kept)
-        return 0.0 if kept >= needed else 1.0
+        return kept >= needed
 
-    assert _fewest(drop_with, most=20, bound=0.5) == needed
+    assert _fewest(holds, most=20) == needed
     assert len(tried) <= 11
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from exporters.onnx_export import export_onnx
+from exporters.openvino_export import export_openvino, openvino_runner
+from exporters.runners import onnx_runner
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.models.heads import Detector, Pyramid, Segmenter
+from hgkd_edge.models.heads import Detector, Pyramid, Segmenter, mean_probability
 
 NARROW = {"channels": [16, 32, 64, 128]}
 BACKBONES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -110,3 +114,41 @@ def test_a_detector_learns_one_photo_by_heart() -> None:
         best = boxes[0, scores[0, :, int(label)].argmax()]
         assert (best - torch.tensor([x1, y1, x2, y2])).abs().max() < 4
         assert scores[0, :, int(label)].max() > 0.4
+
+
+class Scores(torch.nn.Module):
+    """Two planes of logits -> their mean probability."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return mean_probability(logits[:, :1], logits[:, 1:2])
+
+
+@pytest.mark.parametrize("runtime", ["torch", "half", "onnxruntime", "openvino"])
+def test_scores_are_exact_to_rounding_at_any_confidence(runtime: str, tmp_path: Path) -> None:
+    # A confident background has logits of -30 and below: sqrt of a rounded product fails there.
+    side = torch.linspace(-120, 120, 97)
+    logits = torch.stack([*torch.meshgrid(side, side, indexing="ij"), side.expand(97, 97)])[None]
+    wanted = logits[:, :2].double().sigmoid().prod(dim=1, keepdim=True).sqrt()
+
+    got = scored(runtime, logits, tmp_path)
+
+    error = (got.double() - wanted).abs().max().item()
+    assert error < (2e-3 if runtime == "half" else 5e-7)
+    assert (got >= 0).all()
+    if runtime != "half":  # relative as well: it is what a dead class is compared by
+        shown = wanted > 1e-12
+        assert ((got.double() - wanted).abs() / wanted)[shown].max() < 1e-5
+
+
+def scored(runtime: str, logits: Tensor, folder: Path) -> Tensor:
+    network = Scores().eval()
+    if runtime in ("torch", "half"):
+        return network(logits.half() if runtime == "half" else logits)
+    export_onnx(network, folder / "net.onnx", input_size=tuple(logits.shape[1:]))
+    run = onnx_runner(folder / "net.onnx")
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+        export_openvino(folder / "net.onnx", folder / "net.xml", half_weights=False)
+        run = openvino_runner(folder / "net.xml")
+    (values,) = run(logits.numpy()).values()
+    return torch.from_numpy(values)
