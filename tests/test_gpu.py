@@ -15,7 +15,7 @@ from hgkd_edge.distill import distill
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.sparse import kernels
+from hgkd_edge.sparse import kernels, launch
 from tests.sparse.helpers import distance, network, pair, random_visible
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -36,7 +36,7 @@ def step(
     return maps, [p.grad for p in encoder.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("method", ["rows", "native", "grid", "table"])
+@pytest.mark.parametrize("method", ["rows", "native", "grid", "direct", "table", "torch"])
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenetv3_small_100", "efficientnet_lite0", "convnext_atto"]
 )
@@ -47,6 +47,8 @@ def test_tiles_equal_the_masked_reference(
         monkeypatch.setattr(
             kernels, "choose", lambda *of: "rows" if of[2].groups == 1 else "native"
         )
+    elif method == "torch":  # as where Triton is not installed
+        monkeypatch.setattr(launch, "ready", lambda _: False)
     elif method != "table":
         monkeypatch.setattr(kernels, "choose", lambda *_: method)
     tiles, masked = pair(network(name, torch.float64))
