@@ -159,6 +159,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "warmup_epochs": 0,
             "trackers": [],
             "precision": arguments.precision,
+            "graph": "off",  # a stopwatch cannot look into one; benchmarks/gpu.sh measures graphs
         },
     }
     recipes = {

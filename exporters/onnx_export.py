@@ -111,7 +111,7 @@ def _described(info: OnnxInfo, path: Path, dynamic_batch: bool, dynamic_size: bo
         path=path,
         sha256=info.sha256,
         size_bytes=info.size_bytes,
-        opset=info.opset,
+        opset=OPSET,
         inputs=info.inputs,
         outputs=info.outputs,
         dynamic_batch=dynamic_batch,

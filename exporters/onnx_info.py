@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionFailed, ExportError
-from .files import digest
+from .network_files import network_digest, network_size
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-__all__ = ["OnnxInfo", "TensorInfo", "onnx_info", "open_session", "read_onnx"]
+IMAGE_TYPES = ("float32", "float16", "uint8")
+_RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
+# TensorProto.COMPLEX128; BFLOAT16 and the 8-bit and 4-bit types come after it.
+_LAST_PLAIN_TYPE = 15
+
+__all__ = [
+    "OnnxInfo",
+    "TensorInfo",
+    "onnx_info",
+    "open_session",
+    "read_onnx",
+    "require_image_input",
+]
 
 
 @dataclass(frozen=True)
@@ -27,12 +41,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class OnnxInfo:
-    """What an ONNX file holds. `precision` is `int8` (Q/DQ nodes), `fp16` or `fp32`."""
+    """What an ONNX file holds. `precision` is `int8` (Q/DQ nodes), `fp16` or `fp32`.
+
+    `sha256` and `size_bytes` are those of the whole network, weights in other files included;
+    `opset` is None where the graph uses none of ONNX's own operators.
+    """
 
     path: str
     sha256: str
     size_bytes: int
-    opset: int
+    opset: int | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     precision: str
@@ -48,20 +66,36 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     Raises:
         ExportError: No such file, or not a valid ONNX model.
     """
+    model = _load(Path(path))
+    _check(Path(path), model)
+    return model
+
+
+def _load(path: Path) -> onnx.ModelProto:
     import onnx
 
-    path = Path(path)
     if not path.is_file():
         raise ExportError(f"no ONNX file at '{path}'", hint="check the path, or export one first")
     try:
-        model = onnx.load(path, format="protobuf")
+        return onnx.load(path, format="protobuf")
+    except Exception as error:  # protobuf's and the system's errors share no base class
+        raise _invalid(path, error) from error
+
+
+def _check(path: Path, model: onnx.ModelProto) -> None:
+    import onnx
+
+    try:
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf, checker and file errors share no base class
-        raise ExportError(
-            f"'{path}' is not a valid ONNX model: {first_line(error)}",
-            hint="the file is damaged or not an ONNX file; export it again",
-        ) from error
-    return model
+    except Exception as error:  # the checker's and the system's errors share no base class
+        raise _invalid(path, error) from error
+
+
+def _invalid(path: Path, error: Exception) -> ExportError:
+    return ExportError(
+        f"'{path}' is not a valid ONNX model: {first_line(error)}",
+        hint="the file is damaged or not an ONNX file; export it again",
+    )
 
 
 def onnx_info(path: str | Path) -> OnnxInfo:
@@ -70,14 +104,46 @@ def onnx_info(path: str | Path) -> OnnxInfo:
     Raises:
         ExportError: No such file, or not a valid ONNX model.
     """
-    model = read_onnx(path)
+    path = Path(path)
+    model = _load(path)
+    try:
+        info = _described(path, model)
+    except _Unusable as error:
+        raise ExportError(
+            f"'{path}': {error}",
+            hint="export the model with plain tensors of a numpy type as inputs and outputs",
+        ) from error
+    _check(path, model)
+    return info
+
+
+def require_image_input(path: str | Path, info: OnnxInfo) -> TensorInfo:
+    """The only input of a network that takes a batch of images.
+
+    Raises:
+        ExportError: It has another number of inputs, or its input is no batch of images.
+    """
+    hint = "name a model that takes one batch of images: [batch, channels, height, width]"
+    if len(info.inputs) != 1:
+        names = ", ".join(f"'{one.name}'" for one in info.inputs) or "none"
+        raise ExportError(f"'{path}': one input is expected, it has {names}", hint=hint)
+    [taken] = info.inputs
+    if len(taken.shape) != 4 or taken.dtype not in IMAGE_TYPES:
+        raise ExportError(
+            f"'{path}': input '{taken.name}' is {taken.dtype}{list(taken.shape)}, no images",
+            hint=hint,
+        )
+    return taken
+
+
+def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
     return OnnxInfo(
         path=str(path),
-        sha256=digest(path),
-        size_bytes=Path(path).stat().st_size,
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        sha256=network_digest(path),
+        size_bytes=network_size(path),
+        opset=_opset(model),
         inputs=graph_inputs(model),
-        outputs=tuple(_tensor(value) for value in model.graph.output),
+        outputs=tuple(_tensor(value, "output") for value in model.graph.output),
         precision=graph_precision(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -86,7 +152,8 @@ def onnx_info(path: str | Path) -> OnnxInfo:
 def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
     """The inputs a caller has to feed; old files list their weights among the inputs too."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return tuple(_tensor(value) for value in model.graph.input if value.name not in weights)
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    return tuple(_tensor(value, "input") for value in inputs)
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
@@ -133,15 +200,51 @@ def open_session(
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, without a tail of context."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first non-empty line of an error's text, without a tail of context, nor ONNX Runtime's
+    numbers and places in its own source."""
+    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", str(error)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+class _Unusable(Exception):
+    """An input or output that cannot be fed or read as a numpy array; the text says which."""
+
+
+def _tensor(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
+    kind = value.type.tensor_type
+    form = value.type.WhichOneof("value")
+    if form != "tensor_type":
+        what = (form or "unknown").removesuffix("_type").replace("_", " ")
+        raise _Unusable(f"{role} '{value.name}' is of type '{what}', which is no tensor")
+    if role == "input" and not kind.HasField("shape"):
+        raise _Unusable(f"input '{value.name}' has no stated number of axes")
+    if role == "input" and any(
+        axis.HasField("dim_value") and axis.dim_value == 0 for axis in kind.shape.dim
+    ):
+        raise _Unusable(f"input '{value.name}' has an axis of size 0, so it takes no values")
+    shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
+    return TensorInfo(value.name, shape, _dtype(kind.elem_type, f"{role} '{value.name}'"))
+
+
+def _dtype(number: int, where: str) -> str:
+    """The numpy type of a tensor; types that numpy does not have cannot be fed or read."""
     import onnx
 
-    kind = value.type.tensor_type
-    shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return TensorInfo(value.name, shape, dtype)
+    names = {value: name for name, value in onnx.TensorProto.DataType.items()}
+    name = names.get(number, f"number {number}").lower()
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(number)
+    except KeyError as error:
+        raise _Unusable(
+            f"{where} holds values of type {name}, which numpy does not have"
+        ) from error
+    # `bfloat16` and the like: an extension of numpy, or (older onnx) a wider type in its place.
+    if dtype.isbuiltin != 1 or dtype.kind not in "biufc" or number > _LAST_PLAIN_TYPE:
+        raise _Unusable(f"{where} holds values of type {name}, which numpy does not have")
+    return str(dtype)
+
+
+def _opset(model: onnx.ModelProto) -> int | None:
+    versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    return versions[0] if versions else None

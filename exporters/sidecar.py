@@ -15,6 +15,7 @@ from typing import Any
 from ._trt_compat import Flavour, gpu_name
 from .errors import ExportError
 from .files import digest, write_bytes
+from .network_files import network_digest
 
 __all__ = ["Sidecar", "read_sidecar", "require_own_engine", "sidecar_path", "write_sidecar"]
 
@@ -59,7 +60,7 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     if not engine.is_file():
         raise ExportError(f"no engine at '{engine}'", hint="check the path, or build one first")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Sidecar)}
         sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
     except FileNotFoundError as error:
@@ -80,7 +81,7 @@ def require_own_engine(
     Args:
         engine: The engine file.
         flavour: The TensorRT that would load it.
-        onnx_path: When given, the engine must have been built from exactly this file.
+        onnx_path: When given, the engine must have been built from exactly this network.
 
     Raises:
         ExportError: Says which of these it is.
@@ -104,7 +105,7 @@ def require_own_engine(
             f"engine '{engine}' was built for {sidecar.gpu}; here is {present or 'none'}",
             hint=_REBUILD,
         )
-    if onnx_path is not None and digest(onnx_path) != sidecar.onnx_sha256:
+    if onnx_path is not None and network_digest(onnx_path) != sidecar.onnx_sha256:
         raise ExportError(
             f"engine '{engine}' was not built from '{onnx_path}' (sha256 differs)", hint=_REBUILD
         )

@@ -216,7 +216,8 @@ def _run_worker(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
         )
         assert process.stdin is not None

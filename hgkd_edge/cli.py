@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import sys
-import traceback
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -14,7 +13,9 @@ import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
 from hgkd_edge.export_command import make_export_command
-from hgkd_edge.processes import end, is_main, on_main, rank
+from hgkd_edge.failures import run_app
+from hgkd_edge.processes import is_main, on_main
+from hgkd_edge.result_lines import distilled_lines, finetuned_lines, grid_lines, next_line
 
 if TYPE_CHECKING:
     from hgkd_edge.recipe import Recipe
@@ -32,9 +33,6 @@ recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
 )
 app.add_typer(recipes_app, name="recipes")
-# What an OSError says when a file could not be written.
-WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder or name; default: the latest.")
 ]
@@ -44,9 +42,23 @@ Overrides = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from hgkd_edge import __version__
+
+        typer.echo(f"hgkd-edge {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
     """Options of every command; `--debug` is taken out of the arguments by `main`."""
 
@@ -66,24 +78,31 @@ def distill(
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
-    def prepare() -> tuple[Recipe, RunDir]:
+    def prepare() -> tuple[Recipe, RunDir, bool]:
         loaded = load_recipe(find_recipe(recipe), overrides or ())
         if resume:
             folder = RunDir.unfinished(loaded) if run is None else RunDir.resolve(run)
             folder.require_same_recipe(loaded)
-        else:
-            from hgkd_edge.parts import build
+            if not folder.is_distilled:
+                folder.require_resumable()
+            return loaded, folder, folder.is_distilled
+        # torch comes here: a mistyped name need not wait for it
+        from hgkd_edge.parts import build, require_data
 
-            build(loaded)  # a recipe that cannot work leaves no folder behind
-            folder = RunDir.create(loaded, run)
-        return loaded, folder
+        require_data(loaded.data)  # before any weights are downloaded
+        build(loaded)  # a recipe that cannot work leaves no folder behind
+        return loaded, RunDir.create(loaded, run), False
 
-    loaded, folder = on_main(prepare)
-    from hgkd_edge import distill as verb  # torch: seconds that a mistyped name need not wait for
+    loaded, folder, finished = on_main(prepare)
+    if finished:
+        _say(f"run '{folder.path}' is finished: nothing to resume")
+        result = {"run": str(folder.path), **folder.manifest()["result"]}
+    else:
+        from hgkd_edge import distill as verb
 
-    with _alone_in(folder):
-        result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
-    _show(result, as_json, lambda: _distilled_lines(result))
+        with _at_work(folder, folder.why_this_folder()):
+            result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
+    _show(result, as_json, lambda: distilled_lines(result))
 
 
 @app.command()
@@ -136,37 +155,41 @@ def finetune(
 ) -> None:
     """Train the run's backbone for a task; leave model.safetensors and a model card.
 
-    A run keeps one fine-tuned model: a second one, and one not begun from the run's weights, gets
-    a run of its own, RUN-TASK or RUN-INIT.
+    A run keeps one fine-tuned model: a second one, and one not initialized from the run's weights,
+    gets a separate run next to it, RUN-TASK or RUN-INIT.
 
     Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
     """
     from hgkd_edge.tasks import config as settings
 
-    def prepare() -> tuple[settings.FinetuneConfig, RunDir]:
+    def prepare() -> tuple[settings.FinetuneConfig, RunDir, str]:
         folder = _run(run)
         if resume:
             named = {"task": task, "init": init, "data.path": data}
             asked = [f"{key}={value}" for key, value in named.items() if value is not None]
-            return settings.resume(folder, [*asked, *(overrides or ())]), folder
+            return settings.resume(folder, [*asked, *(overrides or ())]), folder, ""
         chosen = settings.resolve(
             folder, task or "classify", data, init or "distilled", overrides or ()
         )
-        if chosen.init == "distilled" and not folder.finetune_file.is_file():
-            return chosen, folder
+        if chosen.init == "distilled" and not folder.holds_finetuning:
+            return chosen, folder, ""
         from hgkd_edge.finetune import starting_weights
 
-        starting_weights(chosen)  # weights that cannot be had leave no folder behind
-        own = folder.branch(chosen.task if chosen.init == "distilled" else chosen.init)
-        typer.echo(f"run folder of its own: {own.path}", err=True)
-        return chosen, own
+        starting_weights(chosen)  # weights that are not available leave no folder behind
+        if chosen.init == "distilled":
+            return chosen, folder.branch(chosen.task), f"{folder.path} keeps its own model"
+        return chosen, folder.branch(chosen.init), f"weights: {chosen.init}"
 
-    chosen, folder = on_main(prepare)
-    from hgkd_edge import finetune as verb
+    chosen, folder, because = on_main(prepare)
+    if resume and on_main(lambda: folder.is_finetuned):
+        _say(f"the fine-tuning in '{folder.path}' is finished: nothing to resume")
+        result = folder.finetune_result()
+    else:
+        from hgkd_edge import finetune as verb
 
-    with _alone_in(folder):
-        result = verb.finetune(chosen, folder, resume=resume)
-    _show(result, as_json, lambda: _finetuned_lines(result))
+        with _at_work(folder, because):
+            result = verb.finetune(chosen, folder, resume=resume)
+    _show(result, as_json, lambda: finetuned_lines(result, folder))
 
 
 @app.command()
@@ -191,14 +214,19 @@ def evaluate(
     """
     folder = _run(run)
     from hgkd_edge import evaluate as verb
-    from hgkd_edge.tables import score_table, task_table
+    from hgkd_edge.tables import score_table, task_table, warning_lines
 
     if features or not (model or folder.model_file.is_file()):
-        result = verb.evaluate_features(folder, split=split)
-        _show(result, as_json, lambda: [score_table(result)])
-        return
-    result = verb.evaluate_model(folder, model=model, split=split)
-    _show(result, as_json, lambda: [task_table(result)])
+        following = ("finetune {run} --task classify", "export {run} --onnx --trt")
+        result, table = verb.evaluate_features(folder, split=split), score_table
+    else:
+        following = ("export {run} --onnx --trt", "predict {run} IMAGES")
+        result, table = verb.evaluate_model(folder, model=model, split=split), task_table
+    _show(
+        result,
+        as_json,
+        lambda: [table(result), *warning_lines(result), next_line(str(folder.path), *following)],
+    )
 
 
 @app.command()
@@ -236,10 +264,21 @@ def demo(
     Example: hgkd-edge demo
     """
     from hgkd_edge import demo as verb
-    from hgkd_edge.tables import demo_table
+    from hgkd_edge.tables import demo_table, warning_lines
 
     result = verb.demo(run, overrides or ())
-    _show(result, as_json, lambda: [demo_table(result), f"run folder: {result['run']}"])
+    following = ("finetune {run} --task classify", "report")
+    _show(
+        result,
+        as_json,
+        lambda: [
+            demo_table(result),
+            f"run folder: {result['run']}",
+            *warning_lines(result),
+            *warning_lines(result["evaluation"]),
+            next_line(result["run"], *following),
+        ],
+    )
 
 
 @app.command()
@@ -317,9 +356,10 @@ def recipes_validate(
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides or ())
-    from hgkd_edge.parts import build
+    from hgkd_edge.parts import build, require_data
 
     parts = build(loaded, download=False)
+    require_data(loaded.data)
     result = {
         "recipe": str(path),
         "image_size": parts.spec.size,
@@ -328,7 +368,7 @@ def recipes_validate(
         "token_grid": parts.token_grid,
         "teacher_size": parts.teacher_size,
     }
-    _show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+    _show(result, as_json, lambda: [f"{path}: valid", *grid_lines(result)])
 
 
 def _show(result: Any, as_json: bool, lines: Any) -> None:
@@ -338,11 +378,13 @@ def _show(result: Any, as_json: bool, lines: Any) -> None:
     if as_json:
         typer.echo(json.dumps(result, indent=2, default=str))
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    out = Console(highlight=False)
+    from hgkd_edge.console import make_console
+
+    out = make_console()
     for line in lines():
-        out.print(line, soft_wrap=isinstance(line, str), markup=False)
+        out.print(line, soft_wrap=isinstance(line, (str, Text)))
 
 
 def _load_for_bench(run: Path) -> Any:
@@ -358,55 +400,32 @@ app.command("bench")(make_bench_command(_load_for_bench))
 app.command("devices")(devices_command)
 
 
-def main() -> NoReturn:
-    """Entry point: the one place where an error becomes one line and an exit code."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+def _say(line: str) -> None:
+    """A line for people, on stderr."""
+    if is_main():
+        from hgkd_edge.console import printable
+
+        typer.echo(printable(line), err=True)
+
+
+@contextlib.contextmanager
+def _at_work(folder: RunDir, because: str = "") -> Iterator[None]:
+    """Announce a folder and train in it, as `RunDir.at_work`; the main process sees to it.
+
+    SIGTERM, as schedulers and torchrun send it, cleans up as Ctrl-C does.
+    """
+    _say(f"run folder: {folder.path}" + (f" ({because})" if because else ""))
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        app()
-    except SystemExit as done:  # how typer ends, also well
-        end(done.code if isinstance(done.code, int) else 0)
-    except KeyboardInterrupt:
-        _fail("stopped", "", 130)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        if hasattr(error, "hint") and hasattr(error, "exit_code"):
-            if not is_main() and type(error).__name__ != "DataError":
-                end(error.exit_code)  # all fail of it, main tells
-            _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            _fail(*_missing_package(error.name), 2)
-        if isinstance(error, OSError) and error.filename:
-            mend = "is the disk full, or the folder not yours to write?"
-            _fail(f"{error.filename}: {error.strerror}", mend if error.errno in WRITING else "", 1)
-        if debug:
-            _fail(f"{type(error).__name__}: {error}", "", 1)
-        _fail(f"{type(error).__name__}: {error}", "a fault of hgkd-edge; see it with --debug", 1)
-    end(0)
-
-
-def _fail(message: str, hint: str, code: int) -> NoReturn:
-    """One line for what and where, one for the mend, on stderr."""
-    where = "" if is_main() else f" in process {rank()}"
-    typer.echo(f"error{where}: {message}", err=True)
-    if hint:
-        typer.echo(f"hint: {hint}", err=True)
-    end(code)
-
-
-def _missing_package(package: str) -> tuple[str, str]:
-    extras = {"openvino": "openvino", "polygraphy": "trt", "spconv": "spconv"}
-    extra = extras.get(package.split(".")[0], "train")
-    return (
-        f"this command needs the package '{package}', which is not installed",
-        f'pip install "hgkd-edge[{extra}]"',
-    )
-
-
-def _alone_in(folder: RunDir) -> contextlib.AbstractContextManager[None]:
-    """No other training in this folder while the context lasts; the main process sees to it."""
-    return folder.locked() if is_main() else contextlib.nullcontext()
+        with folder.at_work() if is_main() else contextlib.nullcontext():
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(path: Path | None) -> RunDir:
@@ -415,34 +434,9 @@ def _run(path: Path | None) -> RunDir:
     return RunDir.resolve(path)
 
 
-def _distilled_lines(result: dict[str, Any]) -> list[str]:
-    held_out = result["held_out"]
-    run = result["run"]
-    lines = [f"run folder: {run}", f"dense backbone: {run}/backbone.safetensors"]
-    if held_out:
-        lines.append(
-            f"teacher features at {held_out['sites']} sites of {held_out['photos']} held-out "
-            "photos: cosine "
-            f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
-        )
-    return [*lines, "next: hgkd-edge evaluate, hgkd-edge export --onnx --trt, hgkd-edge bench"]
-
-
-def _finetuned_lines(result: dict[str, Any]) -> list[Any]:
-    from hgkd_edge.tables import task_table
-
-    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
-    if "scores" in result:
-        lines.insert(0, task_table(result))
-    return [*lines, "next: hgkd-edge export --onnx --trt, hgkd-edge predict, hgkd-edge bench"]
-
-
-def _grid_lines(result: dict[str, Any]) -> list[str]:
-    mask, tokens = result["mask_grid"], result["token_grid"]
-    return [
-        f"  mask: {mask[0]}x{mask[1]} patches of {result['mask_patch']} px",
-        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {result['teacher_size']}",
-    ]
+def main() -> NoReturn:
+    """Entry point."""
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,13 +16,62 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
 
 from hgkd_edge.processes import is_main
 
-__all__ = ["console", "track_steps"]
+__all__ = ["console", "make_console", "printable", "track_steps", "warn"]
 
-console = Console(stderr=True, highlight=False, quiet=not is_main())
 _SECONDS_BETWEEN_LINES = 15.0
+
+# What a terminal obeys instead of showing it: control characters, and marks that reorder a line.
+_UNSEEN = "\N{REPLACEMENT CHARACTER}"
+_AS_SHOWN = {
+    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], _UNSEEN),
+    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], _UNSEEN),
+    **dict.fromkeys([*map(ord, "\n\r\t\v\f\x85\u2028\u2029")], " "),
+}
+
+
+def printable(text: str) -> str:
+    """A text as one line that steers no terminal; of the same length, so that styles still fit.
+
+    File names, class names, and what devices and model files say may hold anything.
+    """
+    return text if text.isprintable() else text.translate(_AS_SHOWN)
+
+
+class _Console(Console):
+    """Every text that is printed is `printable`, alone, in a table or in a progress bar."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        if isinstance(renderable, Text):
+            shown = renderable.copy()
+            shown.plain = printable(shown.plain)
+            renderable = shown
+        return super().render(renderable, options)
+
+
+def make_console(**options: Any) -> Console:
+    """A console that shows every text as it is: brackets are no markup, `:car:` is no emoji.
+
+    The only place where the package makes one. What is to be colored is a `rich.text.Text`.
+    """
+    return _Console(markup=False, emoji=False, highlight=False, **options)
+
+
+console = make_console(stderr=True, quiet=not is_main())
+
+
+def warn(message: str) -> None:
+    """One warning, in one line."""
+    console.print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -34,16 +84,16 @@ def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[
         done: Steps done before, by a run that is resumed.
 
     Yields:
-        A function of (steps done, figures to show beside the bar).
+        A function of (steps done, figures to show next to the bar).
     """
     if not console.is_terminal:
         yield _line_printer(label, total)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

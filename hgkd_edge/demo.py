@@ -18,7 +18,7 @@ from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.export import export_run, verification_images
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.models.backbone import load_features
-from hgkd_edge.recipe import find_recipe, load_recipe
+from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir, write_json
 from hgkd_edge.sparse import sparsify
 
@@ -31,9 +31,16 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
     Returns:
         Every figure of the closing table; also written to the run's `demo.json`.
     """
-    begin = time.monotonic()
     recipe = load_recipe(find_recipe("demo"), overrides)
     run = RunDir.create(recipe, path)
+    because = run.why_this_folder()
+    console.print(f"run folder: {run.path}" + (f" ({because})" if because else ""), soft_wrap=True)
+    with run.at_work():
+        return _all_steps(recipe, run)
+
+
+def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    begin = time.monotonic()
     console.rule("1 of 4: distil the demo teacher into a small ResNet")
     result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
     console.rule("2 of 4: score the frozen backbone on held-out photos")

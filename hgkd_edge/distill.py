@@ -8,20 +8,21 @@ image, what the teacher infers from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgkd_edge.console import console
+from hgkd_edge.confidence import mean_interval
+from hgkd_edge.console import console, warn
 from hgkd_edge.data.augment import center_view, normalize, random_view
-from hgkd_edge.data.masks import random_masks
+from hgkd_edge.data.masks import random_masks, visible_count
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
-from hgkd_edge.engine import Draws, Workplace, train
+from hgkd_edge.engine import Draws, Inputs, Workplace, train
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
@@ -38,7 +39,7 @@ from hgkd_edge.models.teacher import (
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.pretrain import pretrain_teacher
 from hgkd_edge.processes import from_all, is_main
-from hgkd_edge.provenance import circumstances, record_skipped, report_photos
+from hgkd_edge.provenance import circumstances, record_met, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.sparse import densify
@@ -57,19 +58,23 @@ class Distilling:
         self.model: nn.Module = model
         self.teacher, self.parts, self.recipe = teacher, parts, recipe
         self.updates_per_batch = recipe.mask.per_image
+        self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
-    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
-        data = self.recipe.data
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
+        data, parts, ratio = self.recipe.data, self.parts, self._ratio(draws)
         view = random_view(
-            images, draws.uniform(len(images), 5), size=data.size, scale=data.crop_scale
+            images, draws.on_cpu(len(images), 5), size=data.size, scale=data.crop_scale
         )
+        per_image = visible_patches(parts, ratio)
         shared = self._shared_targets(view)
         for _ in range(self.updates_per_batch):
-            visible = draw_visible(draws, len(view), self.parts, self._ratio(draws))
-            if shared is not None:
-                yield view, visible, shared
-            else:
-                yield view, visible, self.teacher.targets(view, _tokens(visible, self.parts))
+            visible = draw_visible(draws, len(view), parts, ratio)
+            targets = shared
+            if targets is None:
+                tokens = _tokens(visible, parts)
+                seen = per_image * tokens[0].numel() // visible[0].numel()
+                targets = self.teacher.targets(view, tokens, seen)
+            yield view, visible, targets, per_image
 
     def _shared_targets(self, view: Tensor) -> Tensor | None:
         """Targets that no mask changes, [B, N, D]; None where every mask has its own."""
@@ -88,6 +93,13 @@ def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor
     grid = parts.mask_grid
     visible = random_masks(draws.uniform(count, grid[0] * grid[1]), grid, ratio)
     return upsample_mask(visible, [side // parts.encoder.patch for side in parts.spec.size])
+
+
+def visible_patches(parts: Parts, ratio: float) -> int:
+    """How many of an image's patches a mask of `draw_visible` shows, the same for every image."""
+    rows, columns = (side // parts.encoder.patch for side in parts.spec.size)
+    h, w = parts.mask_grid
+    return visible_count((h, w), ratio) * (rows // h) * (columns // w)
 
 
 def _tokens(visible: Tensor, parts: Parts) -> Tensor:
@@ -141,12 +153,15 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         task, source, recipe.train, seed=recipe.seed, place=place, label="distilling", resume=resume
     )
     assert isinstance(trained, Distillation)
-    skipped = from_all(source.skipped)
+    met = from_all({"skipped": source.skipped, "noted": source.noted})
     if not is_main():
         return {}
-    record_skipped(run, skipped)
+    record_met(run, met)
     _save(trained, parts, source, run)
-    result = {"held_out": _held_out_if_readable(trained, teacher, parts, splits, recipe)}
+    held_out = _held_out_if_readable(trained, teacher, parts, splits, recipe)
+    result: dict[str, Any] = {"held_out": held_out}
+    if line := _not_better_than_the_mean(held_out):
+        result["warnings"] = [line]
     run.update_manifest(result=result)
     return result
 
@@ -156,10 +171,22 @@ def _held_out_if_readable(*of: Any) -> dict[str, Any]:
     try:
         return held_out_cosine(*of)
     except DataError as error:
-        console.print(
-            f"[yellow]warning:[/] no held-out score: {escape(str(error))}", soft_wrap=True
-        )
+        warn(f"no held-out score: {error}")
         return {}
+
+
+def _not_better_than_the_mean(held_out: Mapping[str, Any]) -> str:
+    """One line that says so when the student predicts no better than the mean token; else ''."""
+    if not held_out:
+        return ""
+    low, high = held_out["gain_ci95"]
+    if low > 0:
+        return ""
+    return (
+        f"the student predicts teacher features no better than the mean token: cosine "
+        f"{held_out['student']:.3f} against {held_out['mean_token']:.3f}, difference "
+        f"{low:.3f} to {high:.3f} (95 % interval over {held_out['photos']} images)"
+    )
 
 
 @torch.inference_mode()
@@ -176,8 +203,9 @@ def held_out_cosine(
     masks none. The trivial predictor beside it knows the training photos' mean token of each place.
 
     Returns:
-        `student` and `mean_token` cosine, `sites` (masked, visible or all) and `photos`; empty when
-        nothing was held out, or no features were learnt.
+        `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
+        photos), `sites` (masked, visible or all) and `photos`; empty when nothing was held out, or
+        no features were learnt.
 
     Raises:
         DataError: Photos that were to be decoded now cannot be read.
@@ -191,7 +219,7 @@ def held_out_cosine(
     mean_token, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
     only_visible = recipe.teacher.view == "visible"
     sites = "visible" if only_visible else "masked" if recipe.mask.ratio else "all"
-    ours, trivial = [], []
+    ours, trivial, gains = [], [], []
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
         visible = draw_visible(draws, len(view), parts, recipe.mask.ratio)
@@ -199,11 +227,15 @@ def held_out_cosine(
         targets = teacher.targets(view, tokens if only_visible else None)
         predicted, _ = model.student(normalize(view, model.mean, model.std), visible)
         judged = ~tokens if sites == "masked" else tokens  # [B, N]
-        ours.append(F.cosine_similarity(predicted, targets, dim=-1)[judged])
-        trivial.append(F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)[judged])
+        mine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
+        means = F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)
+        ours.append(mine[judged])
+        trivial.append(means[judged])
+        gains.append(((mine - means) * judged).sum(dim=1) / judged.sum(dim=1))  # [B]
     return {
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
+        "gain_ci95": mean_interval(torch.cat(gains).tolist()),
         "sites": sites,
         "photos": min(SAMPLE, len(splits[held_out])),
     }
@@ -242,7 +274,8 @@ def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -
     """Densify, set BatchNorm to whole photos, write the backbone and record it."""
     dense = densify(copy.deepcopy(model.student.encoder))  # the student's own is still to be judged
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
-    save_backbone(dense, parts.spec, run.backbone_file)
+    spec = replace(parts.spec, bits=source.decided.get("data.bits", 0))
+    save_backbone(dense, spec, run.backbone_file)
     run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
 
 
@@ -261,12 +294,9 @@ def teacher_origin(name: str, vit: nn.Module, *, file: Path | None = None) -> di
     said = f"teacher: {name}, licence {licence}"
     if file is not None:
         said = f"teacher: {file}; the published weights of {name} have the licence {licence}"
-    console.print(said, soft_wrap=True, markup=False)
+    console.print(said, soft_wrap=True)
     if forbids_commerce(licence):
-        console.print(
-            f"[yellow]warning:[/] {licence} forbids commercial use of the teacher's weights",
-            soft_wrap=True,
-        )
+        warn(f"{licence} forbids commercial use of the teacher's weights")
     return {"licence": licence}
 
 

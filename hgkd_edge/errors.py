@@ -10,10 +10,14 @@
     └── TrainingError         failed while working (non-finite loss, disk full) exit 1
         └── Interrupted       stopped by Ctrl-C or SIGTERM, progress saved      exit 130
 
+`reason_of` puts what another library raised into one line.
+
 The command line prints one line (`error: ...`, then `hint: ...`) and ends with `exit_code`.
 """
 
 from __future__ import annotations
+
+import re
 
 __all__ = [
     "ConversionError",
@@ -25,7 +29,10 @@ __all__ = [
     "RecipeError",
     "RunError",
     "TrainingError",
+    "reason_of",
 ]
+
+OBJECT = re.compile(r"\s*<[^<>]*\bat 0x[0-9a-fA-F]+[^<>]*>")
 
 
 class HgkdError(Exception):
@@ -93,3 +100,14 @@ class Interrupted(TrainingError):
     """Training stopped on request; what was done is saved."""
 
     exit_code = 130
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception of another library says, in one line and without addresses of objects.
+
+    The exception's type where nothing else is left, or where the text is no sentence.
+    """
+    lines = [line.strip() for line in OBJECT.sub("", str(error)).splitlines()]
+    text = next((line for line in lines if line), "")
+    kind = type(error).__name__
+    return f"{kind}: {text}" if text and isinstance(error, LookupError) else text or kind

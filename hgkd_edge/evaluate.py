@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hgkd_edge.confidence import METHOD, not_better, wilson
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits, why_unlabelled
+from hgkd_edge.data.sources import (
+    ImageSource,
+    held_out_split,
+    how_to_label,
+    open_splits,
+    unlearned_classes,
+    why_unlabelled,
+)
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.finetune import TASKS, answers
+from hgkd_edge.finetune import TASKS, answers, unscored, weigh
 from hgkd_edge.models.backbone import (
     EmbeddingNet,
     create_features,
@@ -83,7 +92,7 @@ def evaluate_model(
         )
     report_photos({"train": splits["train"], name: splits[name]})
     batches, unseen = answers(served.run, task, card, splits[name]), held_out_split(splits)
-    result = {
+    result: dict[str, Any] = {
         "task": config.task,
         "model": str(model or run.model_file),
         "runtime": served.runtime,
@@ -93,8 +102,10 @@ def evaluate_model(
         # What a person looks at first are photos that training never saw; others lie apart.
         "scores": task.judge(
             batches, card, run.path / "pictures" / ("" if name == unseen else name)
-        ),
+        )
+        | unscored(splits[name]),
     }
+    result |= weigh(result, splits["train"], splits[name])
     write_json(run.path / "evaluation.json", result)
     return result
 
@@ -118,7 +129,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     if why := why_unlabelled(splits["train"]):
         raise DataError(
             f"evaluate needs labelled photos: {why}",
-            hint="keep photos in one subfolder per class",
+            hint=how_to_label(recipe.data),
         )
     name = _split_to_score(splits, split)
     train, test = splits["train"], splits[name]
@@ -129,15 +140,40 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     untrained = EmbeddingNet(fresh, spec).eval()
     # The same favour that the distilled network gets: statistics of whole photos.
     recalibrate_batchnorm(untrained, train, spec)
-    result = {
+    result: dict[str, Any] = {
         "split": name,
         "photos": {"train": len(train), name: len(test)},
         "distilled": asdict(score_features(trained, train, test)),
         "untrained": asdict(score_features(untrained, train, test)),
         "majority": majority_top1(train.labels, test.labels),
     }
+    result |= _weigh_features(result, len(test), unlearned_classes(train, test))
     write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> dict[str, Any]:
+    """Intervals of feature scores, and warnings: where they beat nothing, what was not taught."""
+    intervals: dict[str, Any] = {
+        network: {name: wilson(share, count) for name, share in result[network].items()}
+        for network in ("distilled", "untrained")
+    }
+    warnings = []
+    for name, title in (("knn", "k-NN"), ("linear_probe", "linear probe")):
+        baselines = {"untrained": result["untrained"][name], "majority class": result["majority"]}
+        line = not_better(
+            title,
+            result["distilled"][name],
+            max(baselines.items(), key=lambda item: item[1]),
+            interval=intervals["distilled"][name],
+            count=count,
+        )
+        warnings += [line] if line else []
+    return {
+        "intervals": {**intervals, "majority": wilson(result["majority"], count)},
+        "interval_method": METHOD,
+        "warnings": [text for text in ("; ".join(warnings), unlearned) if text],
+    }
 
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:

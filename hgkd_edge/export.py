@@ -17,15 +17,17 @@ from exporters import ExportError, quantize, sensitivity, trt_build, verify
 from exporters.bake import Preprocessing, bake
 from exporters.calibrate import Calibration, calibrate
 from exporters.fp16 import convert_fp16
+from exporters.network_files import network_files
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
 from exporters.runners import Outputs, onnx_runner
 from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_record import write_exports
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256, write_json
+from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
 
 __all__ = ["export_run", "verification_images"]
 
@@ -318,9 +320,11 @@ class _Work:
         """Enter a file into export.json and the manifest."""
         proof = None if verification is None else verification.to_dict()
         about = {"kind": kind, "precision": precision, "made_from": source.name}
+        about |= {key: self.result[key] for key in ("verified_on", "weights")}
         self.result["files"].append({**about, **entry, "verification": proof})
-        self.run.add_artefact(Path(entry["path"]), made_from=[source])
-        write_json(self.run.path / "export.json", self.result)
+        for file in network_files(entry["path"]):
+            self.run.add_artefact(file, made_from=[source])
+        write_exports(self.run, self.result)
 
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:

@@ -16,7 +16,7 @@ from exporters.runners import Runner, torch_runner
 from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.data.photos import image_names
+from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.finetune import TASKS, answers, load_model
@@ -111,13 +111,15 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
     Raises:
         DataError: The folder is missing or holds no photos, or one cannot be read.
     """
-    files = [folder / name for name in image_names(folder)]
+    found = find_images(folder)
+    files = [folder / name for name in found.names]
     if not files:
-        what = "holds no image files" if folder.is_dir() else "is not a folder"
-        raise DataError(f"calibration folder '{folder}' {what}", hint="name a folder of photos")
+        what = "holds no image files that can be read" if folder.is_dir() else "is not a folder"
+        hint = found.remark(folder).removeprefix("warning: ") or "name a folder of images"
+        raise DataError(f"calibration folder '{folder}' {what}", hint=hint)
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
     spec = subject.input
-    photos = (load_photo(file, geometry=spec.geometry) for file in chosen)
+    photos = (load_photo(file, bits=spec.bits) for file in chosen)
     return np.concatenate([spec.array(photo) for photo in photos])
 
 

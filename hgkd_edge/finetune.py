@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,31 @@ import yaml
 from torch import Tensor, nn
 
 from exporters.runners import Runner, torch_runner
-from hgkd_edge.data.sources import ImageSource, held_out_split
+from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals, task_baseline
+from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
+from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.rundir import RunDir, atomic_write, write_json
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
-from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.tasks.config import FinetuneConfig, settled
 from hgkd_edge.tasks.detect import ObjectDetection
 from hgkd_edge.tasks.segment import Segmentation
 
-__all__ = ["TASKS", "answers", "finetune", "load_model", "starting_weights"]
+__all__ = [
+    "TASKS",
+    "answers",
+    "finetune",
+    "load_model",
+    "starting_weights",
+    "unscored",
+    "weigh",
+]
 
 BATCH = 16  # photos answered at a time: a label map of many classes is large
 
@@ -56,6 +65,8 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     state, spec = starting_weights(config)
     splits = task.open_splits(config)
     source = splits["train"]
+    config = settled(config, source.decided)
+    spec = replace(spec, bits=source.decided.get("data.bits", 0))
     card = ModelCard(config.task, tuple(source.classes), spec)
     torch.manual_seed(config.seed)
     network = task.create(card)
@@ -66,17 +77,18 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
         origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
         run.update_manifest(finetune=origin)
         with atomic_write(run.finetune_file) as temporary:
-            temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            temporary.write_text(settings, encoding="utf-8")
     trained = train(
         task.learner(network, card, source, config),
         source,
         config.train,
         seed=config.seed,
         place=Workplace(
-            log_file=run.path / "finetune.jsonl",
-            checkpoint_file=run.path / "checkpoints" / "finetune.pt",
+            log_file=run.finetune_log_file,
+            checkpoint_file=run.finetune_checkpoint_file,
             tracker_dir=run.path,
-            resume_command=f"hgkd-edge finetune {shlex.quote(str(run.path))} --resume",
+            resume_command=f"hgkd-edge finetune {run.quoted} --resume",
         ),
         label=f"fine-tuning ({config.task})",
         resume=resume,
@@ -108,10 +120,41 @@ def _leave(
         batches = answers(torch_runner(network, task.output_names), task, card, splits[held_out])
         result |= {"split": held_out, "photos": len(splits[held_out])}
         result["scores"] = task.judge(batches, card, run.path / "pictures")
-    write_json(run.path / "finetune.json", result)
+        result["scores"] |= unscored(splits[held_out])
+        result |= weigh(result, splits["train"], splits[held_out])
+    write_json(run.finetune_result_file, result)
     with atomic_write(run.card_file) as temporary:
-        temporary.write_text(model_card(card, config, result, photos=len(splits["train"])))
+        text = model_card(card, config, result, photos=len(splits["train"]))
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return result
+
+
+def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> dict[str, Any]:
+    """What a model's scores are worth: their intervals, the baseline, and a warning where due.
+
+    Args:
+        result: Task, metric, scores and number of photos.
+        train: The training photos.
+        test: The photos that were scored.
+    """
+    task, scores, count, metric = (result[k] for k in ("task", "scores", "photos", "metric"))
+    majority = majority_top1(train.labels, test.labels) if task == "classify" else None
+    unlearned = unlearned_classes(train, test) if task == "classify" else ""
+    baseline = task_baseline(task, scores, majority)
+    intervals = score_intervals(scores, train.classes)
+    line = not_better(
+        metric,
+        scores[metric],
+        (baseline["name"], baseline["score"]),
+        interval=intervals.get(metric),
+        count=count,
+    )
+    return {
+        "baseline": baseline,
+        "intervals": intervals,
+        "interval_method": (METHOD if task == "classify" else BOOTSTRAP) if intervals else None,
+        "warnings": [text for text in (line, unlearned) if text],
+    }
 
 
 def answers(
@@ -121,6 +164,11 @@ def answers(
     parts = source.images.split(BATCH), source.labels.split(BATCH)
     for images, labels in zip(*parts, strict=True):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
+
+
+def unscored(source: ImageSource) -> dict[str, float]:
+    """Share of the photos' pixels that no score counts; empty where labels are no label maps."""
+    return {} if source.ignored is None else {"ignored_pixels": source.ignored}
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
@@ -148,7 +196,7 @@ def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, 
     if config.init == "scratch":
         return None, spec
     try:
-        hub = create_timm_model("student.name", spec.name, pretrained=True, **spec.args)
+        hub = create_timm_model("student.name", spec.name, spec.args, pretrained=True)
     except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
         raise RunError(
             f"--init timm: weights of '{spec.name}' cannot be downloaded ({type(error).__name__})",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from hgkd_edge.data.masks import mask_grid, visible_count
+from hgkd_edge.data.shards import shard_files
 from hgkd_edge.engine.setup import check_machine
-from hgkd_edge.errors import RecipeError
+from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.models.backbone import (
     BackboneSpec,
     create_features,
@@ -20,10 +22,10 @@ from hgkd_edge.models.backbone import (
 )
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.teacher import create_vit, teacher_patch
-from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe import DataConfig, Recipe
 from hgkd_edge.sparse import SparseEncoder, sparsify
 
-__all__ = ["Parts", "build"]
+__all__ = ["Parts", "build", "require_data"]
 
 
 # Arguments of `timm.create_model` that are set here.
@@ -118,6 +120,31 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         args=student.args,
     )
     return Parts(encoder, spec, vit, teacher_size, grid, mask_patch, tokens)
+
+
+def require_data(config: DataConfig) -> None:
+    """See that there is something at `data.path`, without reading it.
+
+    A name on the hub can only be looked up with a network: it is taken as it is.
+
+    Raises:
+        DataError: There is nothing.
+    """
+    if config.path is None:
+        return
+    path = config.path.expanduser()
+    if config.source == "webdataset":
+        shard_files(str(config.path))
+    elif not path.exists() and (config.source == "folder" or _is_local(config.path)):
+        raise DataError(
+            f"data.path = '{config.path}': no such file or folder",
+            hint="--set data.path=FOLDER; the rest of the recipe is valid",
+        )
+
+
+def _is_local(path: Path) -> bool:
+    """Whether a dataset's path cannot be a name on the hub (`name` or `owner/name`)."""
+    return path.is_absolute() or str(path).startswith(("~", ".")) or len(path.parts) > 2
 
 
 def _check_machine(recipe: Recipe) -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from exporters.runners import Outputs
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.photos import image_names
-from hgkd_edge.errors import DataError, HgkdError
+from hgkd_edge.data.photos import find_images
+from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
 from hgkd_edge.serving import Served, open_served
 from hgkd_edge.tasks import answers, pictures
@@ -78,13 +78,12 @@ def _check_threshold(served: Served, threshold: float) -> None:
 def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
     """One photo's record; whatever is wrong with a photo is its record's `error`."""
     try:
-        photo = answers.load_photo(file, geometry=served.input.geometry)
+        photo = answers.load_photo(file, bits=served.input.bits)
         outputs = served.outputs(photo)
         record, picture = ANSWERERS[served.task](served, outputs, photo, threshold)
     except Exception as error:  # a damaged file may raise anything, in any library on the way
-        reason = error.message if isinstance(error, HgkdError) else str(error)
-        reason = reason.removeprefix(f"{file}: ") or type(error).__name__
-        return {"photo": str(file), "error": reason}
+        reason = error.message if isinstance(error, HgkdError) else reason_of(error)
+        return {"photo": str(file), "error": reason.removeprefix(f"{file}: ")}
     saved = pictures.save_picture(picture, target.with_name(f"{target.name}.png"))
     if (label_map := record.pop("label_map", None)) is not None:
         plain = Image.fromarray(label_map)
@@ -138,7 +137,10 @@ def _image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
     found = 0
     for path in photos:
         if path.is_dir():
-            inside = [path / name for name in image_names(path)]
+            images = find_images(path)
+            if remark := images.remark(path):
+                console.print(remark, soft_wrap=True, markup=False)
+            inside = [path / name for name in images.names]
             inside = [file for file in inside if but.resolve() not in file.resolve().parents]
         elif path.is_file():
             inside = [path]

@@ -29,6 +29,7 @@ class MaskedAutoencoding:
     """Task: reconstruct masked patches of augmented photos."""
 
     updates_per_batch = 1
+    capturable = False
     layer_decay: float | None = None
 
     def __init__(self, model: MaskedAutoencoder, recipe: Recipe, size: tuple[int, int]) -> None:
@@ -45,6 +46,7 @@ class LabelTuning:
     """Task: classify augmented photos by the mean patch token."""
 
     updates_per_batch = 1
+    capturable = False
     layer_decay: float | None = None
 
     def __init__(self, model: LabelTuner, recipe: Recipe, size: tuple[int, int]) -> None:
@@ -156,7 +158,7 @@ def _tune_with_labels(
 def _view(
     images: Tensor, draws: Draws, size: tuple[int, int], crop_scale: tuple[float, float]
 ) -> Tensor:
-    view = random_view(images, draws.uniform(len(images), 5), size=size, scale=crop_scale)
+    view = random_view(images, draws.on_cpu(len(images), 5), size=size, scale=crop_scale)
     return normalize(view, IMAGENET_MEAN, IMAGENET_STD)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from hgkd_edge import __version__
-from hgkd_edge.console import console
+from hgkd_edge.console import console, warn
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["circumstances", "record_skipped", "report_photos"]
+__all__ = ["circumstances", "record_met", "report_photos"]
 
 
 def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) -> dict[str, Any]:
@@ -53,6 +53,8 @@ def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) 
                 "photos": len(source),
                 "fingerprint": source.fingerprint,
                 "skipped": source.skipped,
+                "noted": source.noted,
+                "decided": source.decided,
                 "classes": source.classes,
             }
             for name, source in splits.items()
@@ -76,21 +78,34 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
     counts = ", ".join(f"{len(source)} {name}" for name, source in splits.items())
     how = ", decoded as training goes" if splits["train"].streamed else ""
     console.print(f"photos: {counts}{how}")
+    for remark in (line for source in splits.values() for line in source.remarks):
+        console.print(remark, soft_wrap=True)
+    noted = [item for source in splits.values() for item in source.noted]
+    if noted:
+        warn(f"{len(noted)} images are used although something is odd:")
+        for name, what in noted[:5]:
+            console.print(f"  {name}: {what}", soft_wrap=True)
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
-        console.print(f"[yellow]left out {len(skipped)} files or annotations:[/]")
+        warn(f"left out {len(skipped)} files or annotations:")
         for name, reason in skipped[:5]:
-            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+            console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
             console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
 
 
-def record_skipped(run: RunDir, skipped: list[list[tuple[str, str]]]) -> None:
-    """Add the training photos that were met in training and could not be read, by any process."""
+def record_met(run: RunDir, met: list[dict[str, list[tuple[str, str]]]]) -> None:
+    """Add what was met in training, by any process, to the manifest's lists of training photos.
+
+    Args:
+        run: Its folder.
+        met: By process: `skipped` and `noted` photos.
+    """
     data = run.manifest()["data"]
-    known = [tuple(entry) for entry in data["train"]["skipped"]]
-    found = sorted({*known, *(entry for entries in skipped for entry in entries)})
-    if len(found) > len(known):
-        console.print(f"[yellow]left out {len(found)} files:[/] manifest.json lists them")
-        data["train"]["skipped"] = found
-        run.update_manifest(data=data)
+    for key in ("skipped", "noted"):
+        known = [tuple(entry) for entry in data["train"].get(key, ())]
+        found = sorted({*known, *(entry for entries in met for entry in entries[key])})
+        if key == "skipped" and len(found) > len(known):
+            warn(f"left out {len(found)} files; manifest.json lists them")
+        data["train"][key] = found
+    run.update_manifest(data=data)

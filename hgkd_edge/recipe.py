@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, read_text
 from hgkd_edge.settings import Section, parse_settings, read_settings
 
 __all__ = [
@@ -43,7 +44,8 @@ class DataConfig(Section):
     `image_size` is the side (or [height, width]) in pixels that the networks see. `holdout` is the
     share that is kept from training where the data bring no split of their own. `decode`: `once`
     keeps all photos decoded, `streaming` decodes them as training goes, `auto` streams what would
-    take more than a quarter of the memory. `workers` is the number of decoding threads.
+    take more than a quarter of the memory. `workers` is the number of decoding threads. `bits` are
+    those that 16-bit image files use.
     """
 
     source: Literal["folder", "webdataset", "hf", "bundled"] = "folder"
@@ -53,6 +55,7 @@ class DataConfig(Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     holdout: Fraction = 0.1
     crop_scale: tuple[float, float] = (0.67, 1.0)
+    bits: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = "auto"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -173,7 +176,9 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The optimisation: one epoch is one pass over the photos.
 
-    `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch.
+    `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch. `graph`:
+    `auto` captures a distillation's forward and backward pass as a CUDA graph where that can be
+    done, `off` never does.
     """
 
     epochs: Positive = 100
@@ -189,8 +194,14 @@ class TrainConfig(Section):
     accumulate: Positive = 1
     sync_batchnorm: bool = False
     compile: bool = False
+    graph: Literal["auto", "off"] = "auto"
     checkpoint_every: Positive = 10
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+
+    @field_validator("graph", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of a bare off
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
@@ -294,5 +305,5 @@ def find_recipe(name_or_path: str) -> Path:
 
 def recipe_summary(path: Path) -> str:
     """A recipe's first comment line: what it gives and costs."""
-    first = path.read_text(encoding="utf-8").splitlines()[0]
+    first = read_text(path, MAX_SETTINGS_BYTES).partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

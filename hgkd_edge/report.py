@@ -1,43 +1,96 @@
 """One self-contained HTML page about a run: how it was trained, what it scores, what was proved.
 
 Tables are those of the terminal, so a figure has one form everywhere. Needs the base install only.
+A run may come from a stranger: the template escapes every value, and the page allows no script.
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from exporters.verify import SET_ASIDE
 from hgkd_edge import __version__
-from hgkd_edge.bench.records import load_bench
+from hgkd_edge.bench.baseline import failed_models, with_fp32_baseline
+from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
+from hgkd_edge.console import make_console
+from hgkd_edge.errors import HgkdError, RunError, reason_of
 from hgkd_edge.export_command import export_lines
+from hgkd_edge.export_record import read_exports
+from hgkd_edge.files import file_sha256
 from hgkd_edge.rundir import RunDir, atomic_write
-from hgkd_edge.tables import score_table, task_table
+from hgkd_edge.tables import score_table, task_table, warning_lines
 
 __all__ = ["report"]
 
 COLUMNS = 100  # of the tables, in characters
 POINTS = 240  # of a curve: each is the mean of its share of the steps
-WIDTH, HEIGHT, MARGIN = 720, 200, 40  # of a curve's picture, in pixels
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }}
-pre {{ font: 13px/1.15 ui-monospace, Menlo, Consolas, monospace; overflow-x: auto; }}
-img {{ max-width: 100%; }} svg text {{ font: 12px system-ui, sans-serif; fill: #555; }}
-h2 {{ border-bottom: 1px solid #ccc; margin-top: 2.5rem; }}
-</style></head><body><h1>{title}</h1>
-{body}
-<p>Written by hgkd-edge {version}.</p></body></html>
+BAD = ("FAILED verification", "│ CHANGED: ", "│ MISSING ")  # in a line that warns
+PNG = b"\x89PNG\r\n\x1a\n"
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }
+pre { font: 13px/1.15 ui-monospace, Menlo, Consolas, monospace; overflow-x: auto; }
+pre strong { color: #b3261e; }
+img { max-width: 100%; } svg text { font: 12px system-ui, sans-serif; fill: #555; }
+h2 { border-bottom: 1px solid #ccc; margin-top: 2.5rem; }
 """
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of text; `bad` where it warns."""
+
+    text: str
+
+    @property
+    def bad(self) -> bool:
+        return self.text.startswith("warning:") or any(sign in self.text for sign in BAD)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file by its name."""
+
+    name: str
+    base64: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss over the steps, in pixels of an SVG, and the last figures as text."""
+
+    points: str
+    low: str
+    high: str
+    steps: int
+    last: str
+    width: int = 720
+    height: int = 200
+    margin: int = 40
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page."""
+
+    title: str
+    lines: tuple[Line, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    curve: Curve | None = None
 
 
 def report(run: RunDir) -> Path:
@@ -50,45 +103,134 @@ def report(run: RunDir) -> Path:
         The page.
 
     Raises:
-        RunError: `bench.json` is damaged.
+        RunError: A file of the run is damaged, or a link that leaves the run.
     """
-    sections = [f"<h2>{title}</h2>\n{content}" for title, content in _sections(run)]
-    title = f"hgkd-edge: {html.escape(run.path.resolve().name)}"
+    run.require_own_files()
+    page = _template().render(
+        title=f"hgkd-edge: {run.path.resolve().name}",
+        sections=list(_sections(run)),
+        style=Markup(STYLE),  # a constant of this file
+        policy=_policy(),
+        version=__version__,
+    )
     path = run.path / "report.html"
     with atomic_write(path) as temporary:
-        page = PAGE.format(title=title, body="\n".join(sections), version=__version__)
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def _sections(run: RunDir) -> Iterator[tuple[str, str]]:
-    """Titles and contents, as HTML."""
-    for title, name in (("Distillation", "log.jsonl"), ("Fine-tuning", "finetune.jsonl")):
-        if records := _records(run.path / name):
-            yield title, _curve(records)
-    if scores := [*_scores(run)]:
-        yield "Scores", _text(scores)
-    if pictures := sorted((run.path / "pictures").glob("*.png")):
-        yield "Pictures", "\n".join(map(_picture, pictures))
-    if exported := _json(run.path / "export.json"):
-        yield "Exported files and their proof", _text([*export_lines(exported)])
-    if (bench := run.path / "bench.json").is_file():
-        yield "Speed", _text(session_view(session) for session in load_bench(bench).sessions)
-    if manifest := run.manifest():
-        yield "Origin", _text([_origin(manifest), _artefacts(manifest)])
-    yield "Recipe", f"<pre>{html.escape(run.recipe_file.read_text(encoding='utf-8'))}</pre>"
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("hgkd_edge"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _policy() -> str:
+    """What a browser may do with the page: show it, its one style sheet and its own pictures."""
+    style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _sections(run: RunDir) -> Iterator[Section]:
+    for title, log in (("Distillation", run.log_file), ("Fine-tuning", run.finetune_log_file)):
+        if records := _records(run, log):
+            yield Section(title, curve=_curve(records))
+    yield from _text_section("Scores", lambda: _scores(run))
+    if pictures := tuple(_pictures(run)):
+        yield Section("Pictures", pictures=pictures)
+    yield from _text_section("Exported files and their proof", lambda: _exports(run))
+    yield from _text_section("Speed", lambda: _speed(run))
+    yield from _text_section("Origin", lambda: _manifest(run))
+    recipe = run.read_bytes(run.recipe_file).decode(errors="replace")
+    yield Section("Recipe", lines=tuple(map(Line, recipe.splitlines())))
+
+
+def _text_section(title: str, parts: Callable[[], Iterable[RenderableType]]) -> Iterator[Section]:
+    """A section as the terminal would show it; none where there is nothing to show.
+
+    Raises:
+        RunError: What is to be shown is not what this tool writes.
+    """
+    console = make_console(record=True, file=io.StringIO(), width=COLUMNS)
+    try:
+        for part in parts():
+            console.print(part, soft_wrap=isinstance(part, (str, Text)))
+    except HgkdError:
+        raise
+    except Exception as error:  # JSON of another shape may fail anywhere
+        raise RunError(
+            f"the report's section '{title}' cannot be made: {reason_of(error)}",
+            hint="a JSON file of the run is damaged: make it again, or move it away",
+        ) from error
+    lines = console.export_text().splitlines()
+    if lines:
+        yield Section(title, lines=tuple(map(Line, lines)))
+
+
+def _exports(run: RunDir) -> Iterator[RenderableType]:
+    """What every good file agrees with, by the images it was verified on; then the failed ones."""
+    exported = read_exports(run)
+    good = [entry for entry in exported.get("files", []) if _passed(entry)]
+    while good:
+        images = good[0]["verified_on"]
+        same = [entry for entry in good if entry["verified_on"] == images]
+        good = [entry for entry in good if entry["verified_on"] != images]
+        shown = {} if good else {"sensitivity": exported.get("sensitivity", {})}
+        yield from export_lines({"verified_on": images, "files": same, **shown})
+    for name in sorted(_failed_files(run)):
+        yield f"{name}: FAILED verification, do not deploy it"
+
+
+def _failed_files(run: RunDir) -> frozenset[str]:
+    """Names of files that failed verification: as recorded, and those that were set aside."""
+    entries = read_exports(run).get("files", [])
+    recorded = {Path(entry["path"]).name for entry in entries if not _passed(entry)}
+    return frozenset({*recorded, *(f.name for f in run.export_dir.glob(f"*.{SET_ASIDE}.*"))})
+
+
+def _passed(entry: dict[str, Any]) -> bool:
+    proof = entry.get("verification")
+    return proof is None or bool(proof.get("passed", True))
+
+
+def _speed(run: RunDir) -> Iterator[RenderableType]:
+    bench = run.own(run.path / "bench.json")
+    if bench.is_file():
+        failed = _failed_files(run)
+        for session in load_bench(bench).sessions:
+            yield _compared(session, failed)
+
+
+def _compared(session: Session, failed: frozenset[str]) -> RenderableType:
+    compared = with_fp32_baseline(session, failed_models(session, failed))
+    return session_view(compared, failed=failed)
 
 
 def _scores(run: RunDir) -> Iterator[RenderableType]:
-    finetuned = _json(run.path / "finetune.json")
+    finetuned = _json(run, "finetune.json")
     if "scores" in finetuned:
         yield task_table(finetuned)
-    if evaluated := _json(run.path / "evaluation.json"):
+        yield from warning_lines(finetuned)
+    if evaluated := _json(run, "evaluation.json"):
         if "distilled" in evaluated:
             yield score_table(evaluated)
         else:
             yield f"{evaluated['model']} in {evaluated['runtime']}"
             yield task_table(evaluated)
+        yield from warning_lines(evaluated)
+
+
+def _manifest(run: RunDir) -> Iterator[RenderableType]:
+    if manifest := run.manifest():
+        yield _origin(manifest)
+        yield _artefacts(run, manifest)
 
 
 def _origin(manifest: dict[str, Any]) -> Table:
@@ -106,58 +248,85 @@ def _origin(manifest: dict[str, Any]) -> Table:
     return table
 
 
-def _artefacts(manifest: dict[str, Any]) -> Table:
-    table = Table("file", "made from", "sha256")
+def _artefacts(run: RunDir, manifest: dict[str, Any]) -> Table:
+    """Every recorded file, its sha256 as it was recorded, and whether it is still that file."""
+    table = Table("file", "made from", "sha256", "on disk")
     for name, entry in manifest.get("artefacts", {}).items():
-        table.add_row(name, ", ".join(entry["made_from"]), entry["sha256"][:16])
+        now = _on_disk(run, name, entry["sha256"])
+        style = None if now == "the same" else "red"
+        table.add_row(name, ", ".join(entry["made_from"]), entry["sha256"][:16], now, style=style)
     return table
 
 
-def _curve(records: list[dict[str, Any]]) -> str:
-    """The loss over the steps as an SVG, and the last figures below."""
-    steps = [record["step"] for record in records]
-    losses = [record["loss"] for record in records]
+def _on_disk(run: RunDir, name: str, recorded: str) -> str:
+    file = run.path / name
+    if Path(name).is_absolute() or not file.resolve().is_relative_to(run.path.resolve()):
+        return "elsewhere, not looked at"
+    if not file.is_file():
+        return "MISSING"
+    found = file_sha256(run.own(file))
+    return "the same" if found == recorded else f"CHANGED: {found[:16]}"
+
+
+def _curve(records: list[tuple[float, dict[str, float]]]) -> Curve:
+    """The loss over the steps, and the last figures below.
+
+    Args:
+        records: Step and figures of each batch, "loss" among them.
+    """
+    steps, losses = [step for step, _ in records], [figures["loss"] for _, figures in records]
     size = max(1, len(records) // POINTS)
     parts = [slice(i, i + size) for i in range(0, len(records), size)]
     points = [(steps[part][-1], sum(losses[part]) / len(losses[part])) for part in parts]
     low, high = min(y for _, y in points), max(y for _, y in points)
-    across = (WIDTH - 2 * MARGIN) / max(1, steps[-1])
-    down = (HEIGHT - 2 * MARGIN) / max(1e-12, high - low)
-    line = " ".join(
-        f"{MARGIN + x * across:.1f},{MARGIN + (high - y) * down:.1f}" for x, y in points
-    )
-    figures = {key: value for key, value in records[-1].items() if isinstance(value, float)}
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss over steps">'
-        f'<polyline points="{line}" fill="none" stroke="#2a6fbb" stroke-width="2"/>'
-        f'<text x="{MARGIN}" y="{MARGIN - 10}">loss {high:.3g}</text>'
-        f'<text x="{WIDTH - MARGIN}" y="{HEIGHT - MARGIN + 20}" text-anchor="end">'
-        f"step {steps[-1]}, {low:.3g}</text></svg>"
-        f"<p>Last step: {', '.join(f'{key} {value:.4g}' for key, value in figures.items())}</p>"
+    margin = Curve.margin
+    across = (Curve.width - 2 * margin) / max(1, steps[-1])
+    down = (Curve.height - 2 * margin) / max(1e-12, high - low)
+    return Curve(
+        points=" ".join(
+            f"{margin + x * across:.1f},{margin + (high - y) * down:.1f}" for x, y in points
+        ),
+        low=f"{low:.3g}",
+        high=f"{high:.3g}",
+        steps=int(steps[-1]),
+        last=", ".join(f"{key} {value:.4g}" for key, value in records[-1][1].items()),
     )
 
 
-def _picture(file: Path) -> str:
-    data = base64.b64encode(file.read_bytes()).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(file.stem)}"></figure>'
-    )
+def _pictures(run: RunDir) -> Iterator[Picture]:
+    """The PNG files of a run; what is only called so is passed over."""
+    for file in sorted((run.path / "pictures").glob("*.png")):
+        content = run.read_bytes(file)
+        if content.startswith(PNG):
+            yield Picture(file.stem, base64.b64encode(content).decode())
 
 
-def _text(parts: Iterable[RenderableType]) -> str:
-    """What the terminal would show, as HTML."""
-    console = Console(record=True, file=io.StringIO(), width=COLUMNS, highlight=False)
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str), markup=False)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+def _records(run: RunDir, log: Path) -> list[tuple[float, dict[str, float]]]:
+    """Step and finite figures of a log's batches.
+
+    A killed process may have left the last line half written; lines that are no batch are passed
+    over.
+    """
+    lines = run.read_bytes(log).splitlines() if log.is_file() else []
+    found = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            figures = {key: value for key, value in record.items() if _is_finite(value)}
+            if "step" in figures and "loss" in figures:
+                shown = {k: v for k, v in figures.items() if isinstance(v, float) or k == "loss"}
+                found.append((figures["step"], shown))
+    return found
 
 
-def _records(file: Path) -> list[dict[str, Any]]:
-    """Lines of a training log; a killed process may have left the last one half written."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    whole = [line for line in lines if line.endswith("}")]
-    return [record for record in map(json.loads, whole) if "loss" in record]
+def _is_finite(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) < 1e15 and math.isfinite(value)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _json(run: RunDir, name: str) -> dict[str, Any]:
+    file = run.path / name
+    return run.read_json(file) if file.is_file() else {}

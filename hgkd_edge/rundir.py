@@ -1,31 +1,28 @@
 """A run is a folder: what it holds, how it is written. Plain data, no torch.
 
 Everything is written to a temporary name, synced and renamed, so that a killed process never
-leaves half a file under a final name.
+leaves half a file under a final name. A command that fails before it trained anything leaves the
+folder, and `runs/latest`, as they were.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import re
-import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from hgkd_edge.errors import RecipeError, RunError
-from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.errors import HgkdError, RecipeError, RunError
+from hgkd_edge.files import atomic_write, cache_dir, file_sha256, open_regular, write_json
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.run_files import RunFiles
+from hgkd_edge.settings import differing_keys
 
 __all__ = [
     "RunDir",
     "atomic_write",
     "cache_dir",
-    "differing_keys",
     "file_sha256",
     "write_json",
 ]
@@ -33,24 +30,19 @@ __all__ = [
 RUNS = Path("runs")
 
 
-class RunDir:
-    """`runs/<name>/` and the names inside it.
+class RunDir(RunFiles):
+    """`runs/<name>/`: how a run begins, is found, is worked in, and becomes the latest.
 
     Args:
         path: The folder; use `create` or `resolve` rather than this constructor.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.recipe_file = path / "recipe.yaml"
-        self.manifest_file = path / "manifest.json"
-        self.log_file = path / "log.jsonl"
-        self.checkpoint_file = path / "checkpoints" / "last.pt"
-        self.backbone_file = path / "backbone.safetensors"
-        self.model_file = path / "model.safetensors"
-        self.card_file = path / "model_card.md"
-        self.finetune_file = path / "finetune.yaml"
-        self.export_dir = path / "export"
+        super().__init__(path)
+        # Of a folder that `create` has just taken, until something was trained in it.
+        self._taken = False
+        self._held_before: frozenset[str] | None = None  # None: it did not exist
+        self._instead_of: Path | None = None
 
     @classmethod
     def create(cls, recipe: Recipe, path: Path | None = None) -> RunDir:
@@ -63,68 +55,105 @@ class RunDir:
         Raises:
             RunError: `path` is in use, or the folder cannot be written.
         """
-        if path is not None and path.exists() and _in_use(path):
+        if path is None:
+            return cls._take(recipe, RUNS / recipe.name, number_it=True)
+        if path.exists() and _in_use(path):
             raise RunError(
                 f"run folder '{path}' is not empty",
-                hint="add --resume to go on with it, or name another --run",
+                hint="add --resume to continue that run, or choose another --run",
             )
-        try:
-            run = cls(path if path is not None else _make_first_free(RUNS / recipe.name))
-            run.path.mkdir(parents=True, exist_ok=True)
-            with atomic_write(run.recipe_file) as temporary:
-                temporary.write_text(recipe.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            raise RunError(
-                f"run folder '{path or RUNS / recipe.name}' cannot be written: {error.strerror}",
-                hint="name a folder you may write with --run",
-            ) from error
-        run._point_latest_here()
-        return run
+        return cls._take(recipe, path, number_it=False)
 
     @classmethod
     def resolve(cls, path: Path | str | None = None) -> RunDir:
         """An existing run: the named one, or the latest.
 
         Raises:
-            RunError: There is none, or the folder is not a run.
+            RunError: There is none, the folder is not a run, or a link in it leads out of it.
         """
         given = Path(path) if path is not None else RUNS / "latest"
         if not given.is_dir() and (RUNS / given).is_dir():
             given = RUNS / given
         if not given.is_dir():
             what = f"run '{path}'" if path is not None else "any run (runs/latest)"
-            raise RunError(f"cannot find {what}", hint="make one: hgkd-edge distill RECIPE")
-        run = cls(given.resolve())
-        with contextlib.suppress(ValueError):
-            run = cls(run.path.relative_to(Path.cwd()))
+            raise RunError(f"cannot find {what}", hint=_hint_for_missing())
+        run = cls(_from_here(given.resolve()))
         if not run.recipe_file.is_file():
             raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
+        run.require_own_files()
         return run
 
     @classmethod
     def unfinished(cls, recipe: Recipe) -> RunDir:
-        """The newest run of this very recipe that has no backbone yet, else `runs/<name>`.
+        """The run that `--resume` means: the newest of this very recipe that is not distilled yet.
+
+        Where all are, the newest of them; where there is none, `runs/<name>`.
 
         Raises:
             RunError: There is no run of that name.
         """
+        chosen: Path | None = None
         for folder in sorted(RUNS.glob(f"{recipe.name}*"), key=_begun_at, reverse=True):
-            run = cls(folder)
-            if folder.is_symlink() or not run.recipe_file.is_file() or run.backbone_file.is_file():
+            if folder.is_symlink():
                 continue
-            with contextlib.suppress(RecipeError):  # of another version of this tool
-                if run.recipe() == recipe:
-                    return run
-        return cls.resolve(RUNS / recipe.name)
+            run = cls(folder)
+            with contextlib.suppress(RecipeError, RunError):  # of another version, or damaged
+                if not run.recipe_file.is_file() or run.recipe() != recipe:
+                    continue
+                if not run.is_distilled:
+                    if run.backbone_file.is_file() and not run.checkpoint_file.is_file():
+                        continue  # a branch: its backbone is a copy
+                    chosen = folder
+                    break
+                chosen = chosen or folder
+        return cls.resolve(chosen or RUNS / recipe.name)
 
     def branch(self, suffix: str) -> RunDir:
-        """A new run `runs/<name>-<suffix>` with this one's recipe and backbone."""
-        recipe = self.recipe()
-        new = RunDir.create(recipe.model_copy(update={"name": f"{recipe.name}-{suffix}"}))
-        with atomic_write(new.backbone_file) as temporary:
-            shutil.copyfile(self.backbone_file, temporary)
-        new.add_artefact(new.backbone_file, made_from=[self.backbone_file])
+        """A new run next to this one, `<folder>-<suffix>`, with its recipe and backbone."""
+        home = self.path.resolve()
+        path = _from_here(home.with_name(f"{home.name}-{suffix}"))
+        new = RunDir._take(self.recipe(), path, number_it=True)
+        try:
+            self.require_recorded(self.own(self.backbone_file))
+            with atomic_write(new.backbone_file) as temporary:
+                shutil.copyfile(self.backbone_file, temporary)
+            new.enter(new.backbone_file, [self.backbone_file])
+        except BaseException:
+            new._undo()
+            raise
         return new
+
+    def why_this_folder(self) -> str:
+        """What decided the name of a folder that `create` has just made; '' for the plain one."""
+        if self._instead_of is None:
+            return ""
+        earlier = RunDir(self._instead_of)
+        with contextlib.suppress(HgkdError):
+            if earlier.recipe() == self.recipe() and not earlier.backbone_file.is_file():
+                return f"{earlier.path} is unfinished; to continue it: {earlier.resume_command}"
+        return f"{earlier.path} already exists"
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Train in this folder, alone; a failure before the first step leaves no trace.
+
+        What `create` or `branch` has just made is removed again, and a run that was there before
+        keeps no settings of a training that never began.
+
+        Raises:
+            RunError: Another process is training here.
+        """
+        with self.locked():
+            before, settled = self._progress(), self._names()
+            self._taken = self._taken and not before
+            try:
+                yield
+            except BaseException as error:
+                to_be_resumed = self.resume_command in getattr(error, "hint", "")
+                if self._progress() == before and not to_be_resumed:
+                    self._undo(settled)
+                raise
+            self._taken = False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,13 +167,14 @@ class RunDir:
         except ImportError:  # no such locks on this system
             yield
             return
-        with (self.path / ".lock").open("w") as lock:
+        self.require_own_files()
+        with open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunError(
                     f"run '{self.path}': another process is training in it",
-                    hint="wait for it, stop it, or begin a run of its own",
+                    hint="wait for it, stop it, or start a separate run",
                 ) from error
             except OSError:  # a file system without locks
                 yield
@@ -154,12 +184,8 @@ class RunDir:
                 half.unlink()
             yield
 
-    def recipe(self) -> Recipe:
-        """The fully resolved recipe this run was made from."""
-        return load_recipe(self.recipe_file)
-
     def require_same_recipe(self, recipe: Recipe) -> None:
-        """Refuse to go on with another recipe: the loss curve would not be one run's.
+        """Refuse to continue with another recipe: the loss curve would not be one run's.
 
         Raises:
             RunError: `recipe` differs from the run's own; names the keys.
@@ -171,75 +197,109 @@ class RunDir:
                 f"run '{self.path}' was begun with other values of {', '.join(changed)}",
                 hint="resume it with its own recipe "
                 f"({self.resume_command}), "
-                "or begin a new run without --resume",
+                "or start a new run without --resume",
             )
 
-    def manifest(self) -> dict[str, Any]:
-        """The manifest so far; empty for a run that has just begun.
+    def require_resumable(self) -> None:
+        """Refuse to distill over a backbone that has no checkpoint, such as a branch's copy.
 
         Raises:
-            RunError: It is damaged.
+            RunError: It is such a run.
         """
-        if not self.manifest_file.is_file():
-            return {}
-        try:
-            return json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        if self.backbone_file.is_file() and not self.checkpoint_file.is_file():
             raise RunError(
-                f"{self.manifest_file}: is damaged: {error}",
-                hint="mend it, or move it away: the rest of the run is whole",
-            ) from error
-
-    def update_manifest(self, **entries: Any) -> None:
-        """Set top-level entries of the manifest."""
-        write_json(self.manifest_file, {**self.manifest(), **entries})
+                f"run '{self.path}' has a backbone and no checkpoint: nothing to resume",
+                hint="start a new run without --resume",
+            )
 
     def add_artefact(self, file: Path, *, made_from: Sequence[Path] = ()) -> None:
-        """Record a file's sha256 and what it was made from."""
-        artefacts = self.manifest().get("artefacts", {})
-        artefacts[self._name(file)] = {
-            "sha256": file_sha256(file),
-            "made_from": [self._name(source) for source in made_from],
-        }
-        self.update_manifest(artefacts=artefacts)
+        """Record a file's sha256 and what it was made from; the run becomes the latest."""
+        self.enter(file, made_from)
+        self.become_latest()
 
-    @property
-    def resume_command(self) -> str:
-        """What a user types to go on with this run's distillation."""
-        recipe, path = shlex.quote(str(self.recipe_file)), shlex.quote(str(self.path))
-        return f"hgkd-edge distill {recipe} --run {path} --resume"
-
-    def require(self, file: Path, *, mend: str) -> Path:
-        """`file`, if it is there.
-
-        Raises:
-            RunError: It is not; `mend` says which command makes it.
-        """
-        if not file.is_file():
-            raise RunError(f"run '{self.path}' has no {self._name(file)} yet", hint=mend)
-        return file
-
-    def _name(self, file: Path) -> str:
-        file = file.resolve()
-        root = self.path.resolve()
-        return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-
-    def _point_latest_here(self) -> None:
+    def become_latest(self) -> None:
         """Make `runs/latest` a link to this run, replacing the old link in one step."""
         temporary = RUNS / f".latest-{os.getpid()}"
         with contextlib.suppress(OSError):  # a file system without links loses only the default
             RUNS.mkdir(exist_ok=True)
-            temporary.symlink_to(os.path.relpath(self.path, RUNS))
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(os.path.relpath(self.path.resolve(), RUNS.resolve()))
             os.replace(temporary, RUNS / "latest")
 
+    @classmethod
+    def _take(cls, recipe: Recipe, path: Path, *, number_it: bool) -> RunDir:
+        """Begin a run in `path`, or in the first free `path`, `path-2`, ...; nobody else can."""
+        try:
+            run = cls(_make_first_free(path) if number_it else path)
+            run._taken = True
+            run._instead_of = path if run.path != path else None
+            if not number_it and path.exists():
+                run._held_before = run._names()
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run.locked() if not number_it else contextlib.nullcontext():
+                try:
+                    with atomic_write(run.recipe_file) as temporary:
+                        temporary.write_text(recipe.to_yaml(), encoding="utf-8")
+                except BaseException:
+                    run._undo()
+                    raise
+        except OSError as error:
+            raise RunError(
+                f"run folder '{path}' cannot be written: {error.strerror}",
+                hint="choose a folder you can write to with --run",
+            ) from error
+        return run
 
-def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys at which two nested mappings differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in a.keys() | b.keys():
-            yield from differing_keys(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
-    elif a != b:
-        yield prefix
+    def _names(self) -> frozenset[str]:
+        return frozenset(entry.name for entry in self.path.iterdir())
+
+    def _progress(self) -> set[tuple[str, int, int]]:
+        """What a training has left: checkpoints, models, and logs with at least one line."""
+        files = [
+            *self.checkpoint_file.parent.glob("[!.]*.pt"),
+            self.log_file,
+            self.finetune_log_file,
+            self.model_file,
+        ]
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        return {(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats if stat.st_size}
+
+    def _undo(self, settled: frozenset[str] = frozenset()) -> None:
+        """Remove what a training that never began has written.
+
+        Args:
+            settled: Names that an existing run held before; one that was just taken knows its own.
+        """
+        with contextlib.suppress(OSError, RunError):  # what failed first is what the user is told
+            if not self._taken:
+                if self.finetune_file.name not in settled:
+                    self.finetune_file.unlink(missing_ok=True)
+                    self.finetune_log_file.unlink(missing_ok=True)
+                    self.drop_from_manifest("finetune")
+                return
+            for entry in self.path.iterdir():
+                if entry.name in (self._held_before or ()):
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+            if self._held_before is None:
+                self.path.rmdir()
+
+
+def _from_here(path: Path) -> Path:
+    """A path relative to the working folder, if it lies below."""
+    with contextlib.suppress(ValueError):
+        return path.relative_to(Path.cwd())
+    return path
+
+
+def _hint_for_missing() -> str:
+    runs = [file.parent for file in RUNS.glob("*/recipe.yaml") if not file.parent.is_symlink()]
+    if runs:
+        return f"name a run, such as {max(runs, key=_begun_at)}"
+    return "make one: hgkd-edge distill RECIPE"
 
 
 def _in_use(path: Path) -> bool:
@@ -261,53 +321,3 @@ def _make_first_free(path: Path) -> Path:
 def _begun_at(folder: Path) -> float:
     recipe = folder / "recipe.yaml"
     return recipe.stat().st_mtime if recipe.is_file() else 0.0
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, else removed.
-
-    Raises:
-        OSError: It cannot be written; names `path`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files private; a run is to be shared
-        os.replace(temporary, path)
-    except Exception as error:
-        # A full disk has no file name, and is no OSError where a library in Rust met it.
-        number = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else number and int(number[1])
-        if code is None:
-            raise
-        raise OSError(code, os.strerror(code), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def cache_dir() -> Path:
-    """Where things made once are kept: $HGKD_EDGE_CACHE, else $XDG_CACHE_HOME/hgkd-edge."""
-    named = os.environ.get("HGKD_EDGE_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "hgkd-edge"

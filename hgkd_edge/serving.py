@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from exporters.onnx_info import onnx_info
+from exporters.onnx_info import onnx_info, require_image_input
 from exporters.runners import Outputs, Runner, onnx_runner
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingExtraError, RunError
+from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks.answers import GEOMETRY
 
@@ -70,7 +71,8 @@ def open_served(path: Path) -> Served:
             `.engine` (TensorRT; its ONNX file must lie beside it), or a run's folder or name.
 
     Raises:
-        RunError: There is no such file, or it is not a fine-tuned model of ours.
+        RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
+            its run recorded.
         MissingExtraError: Its runtime is not installed.
     """
     if not path.suffix or path.is_dir():
@@ -81,6 +83,7 @@ def open_served(path: Path) -> Served:
         )
     if not path.is_file():
         raise RunError(f"{path}: there is no such file", hint="make a model: hgkd-edge finetune")
+    require_recorded(path)
     return OPENERS[path.suffix](path)
 
 
@@ -117,6 +120,7 @@ def _open_torch(path: Path) -> Served:
 
 def _open_onnx(path: Path) -> Served:
     info = onnx_info(path)
+    require_image_input(path, info)
     return _described(path, info.metadata, onnx_runner(path), "ONNX Runtime")
 
 
@@ -136,6 +140,7 @@ def _open_engine(path: Path) -> Served:
             f"{path}: an engine says nothing of its classes",
             hint=f"put the ONNX file that it was built from beside it, as {source.name}",
         )
+    require_recorded(source)
     run = engine_runner(path, onnx_path=source)
     return _described(path, onnx_info(source).metadata, run, "TensorRT")
 

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hgkd_edge.errors import RecipeError
+from hgkd_edge.errors import RecipeError, reason_of
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_text
 
-__all__ = ["Section", "parse_settings", "read_settings"]
+__all__ = ["Section", "differing_keys", "parse_settings", "read_settings"]
 
+MAX_PROBLEMS = 20  # of a file that are told at once
 SectionType = TypeVar("SectionType", bound="Section")
 
 
@@ -33,13 +35,16 @@ def read_settings(path: Path) -> dict[str, Any]:
         RecipeError: It cannot be read, or is not one.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
+        raw = parse_yaml(read_text(path, MAX_SETTINGS_BYTES), _SafeLoader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        hint = "save it as UTF-8" if "UTF-8" in str(error) else ""
+        raise RecipeError(f"{path}: {error}", hint=hint) from error
+    except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        why = f": {problem}" if problem else ""
+        why = f": {cut(problem)}" if problem else ""
         raise RecipeError(f"{path}: not valid YAML{where}{why}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
@@ -55,7 +60,7 @@ class _SafeLoader(yaml.SafeLoader):
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"'{name}' stands there twice", key.start_mark
+                    None, None, f"'{cut(name)}' stands there twice", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -80,8 +85,20 @@ def parse_settings(
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        problems = _one_per_key(error.errors(), model)
+        found = error.errors()
+        problems = _one_per_key(found[:MAX_PROBLEMS], model)
+        if len(found) > MAX_PROBLEMS:
+            problems.append(f"and {len(found) - MAX_PROBLEMS} more problems")
         raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys at which two nested mappings differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in a.keys() | b.keys():
+            yield from differing_keys(a.get(key), b.get(key), f"{prefix}.{key}".lstrip("."))
+    elif a != b:
+        yield prefix
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -98,9 +115,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             raise RecipeError(f"--set {override}: '{parent}' is a value, not a section")
         node = child
     try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+        node[leaf] = parse_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
+        shown = cut(override)
+        raise RecipeError(
+            f"--set {shown}: the value is not valid YAML: {reason_of(error)}"
+        ) from error
 
 
 def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
@@ -134,19 +154,19 @@ def _telling(problem: Any) -> tuple[bool, int]:
 def _describe(problem: Any, model: type[BaseModel]) -> str:
     """One pydantic problem as `key = value: what is wrong`."""
     location = [str(part) for part in problem["loc"]]
-    key, message = ".".join(location), problem["msg"].removeprefix("Value error, ")
+    key, message = cut(".".join(location)), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         valid = list(_keys_of(model, location[:-1]))
-        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.4)
+        nearest = difflib.get_close_matches(cut(location[-1]), valid, n=1, cutoff=0.4)
         mend = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
         return f"unknown key '{key}' ({mend})"
     if problem["type"] == "missing":
         return f"'{key}' is required"
     value = problem["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {value!r}"
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {brief(value)}"
     if problem["type"] == "literal_error":
         expected = problem["ctx"]["expected"]
-        nearest = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", expected), n=1)
+        nearest = difflib.get_close_matches(brief(value), re.findall(r"'([^']*)'", expected), n=1)
         message = f"must be {expected}" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
     return f"{key}{shown}: {message}" if key else message
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hgkd_edge.doctor import Capability
 
@@ -20,19 +20,24 @@ __all__ = [
     "score_table",
     "task_table",
     "verification_line",
+    "warning_lines",
 ]
 
 
 def score_table(result: dict[str, Any]) -> Table:
     """k-NN and linear probe of the distilled backbone beside what it has to beat."""
     photos = result["photos"][result["split"]]
-    table = Table(title=f"top-1 accuracy on {photos} photos of the {result['split']} split")
+    intervals = result.get("intervals", {})
+    title = f"top-1 accuracy on {photos} photos of the {result['split']} split"
+    table = Table(title=title, caption=_caption(result), min_width=len(title))
     for column in ("features", "k-NN", "linear probe"):
         table.add_column(column, justify="left" if column == "features" else "right")
     for name in ("distilled", "untrained"):
-        scores = result[name]
-        table.add_row(name, _percent(scores["knn"]), _percent(scores["linear_probe"]))
-    majority = _percent(result["majority"])
+        scores, ranges = result[name], intervals.get(name, {})
+        table.add_row(
+            name, *(_percent(scores[key], ranges.get(key)) for key in ("knn", "linear_probe"))
+        )
+    majority = _percent(result["majority"], intervals.get("majority"))
     table.add_row("majority class", majority, majority)
     return table
 
@@ -64,14 +69,23 @@ def prediction_line(record: dict[str, Any]) -> str:
 def task_table(result: dict[str, Any]) -> Table:
     """Scores of a fine-tuned model on held-out photos."""
     title = f"{result['task']} on {result['photos']} photos of the {result['split']} split"
-    table = Table("score", title=title, min_width=len(title))
+    scores, intervals = result["scores"], result.get("intervals", {})
+    table = Table("score", title=title, caption=_caption(result), min_width=len(title))
     table.add_column("", justify="right")
-    for name, value in result["scores"].items():
+    for name, value in scores.items():
         if isinstance(value, float):
-            table.add_row(name, _percent(value))
-    for name, value in result["scores"].get("per_class", {}).items():
-        table.add_row(f"  {escape(name)}", _percent(value))
+            table.add_row(name, _percent(value, intervals.get(name)))
+    if baseline := result.get("baseline"):
+        table.add_row(f"baseline: {baseline['name']}", _percent(baseline["score"]))
+    per_class = intervals.get("per_class", {})
+    for name, value in scores.get("per_class", {}).items():
+        table.add_row(f"  {name}", _percent(value, per_class.get(name)))
     return table
+
+
+def warning_lines(result: dict[str, Any]) -> list[Text]:
+    """What a result says against itself."""
+    return [Text(f"warning: {line}", style="yellow") for line in result.get("warnings", ())]
 
 
 def demo_table(result: dict[str, Any]) -> Table:
@@ -126,10 +140,9 @@ def doctor_table(capabilities: Sequence[Capability]) -> Table:
     for column in ("", "for", "found, or how to get it"):
         table.add_column(column)
     for capability in capabilities:
-        sign = "[green]yes[/]" if capability.available else "[yellow]no[/]"
-        text = capability.found if capability.available else capability.mend
-        # A bracket of `hgkd-edge[train]` is text, not markup.
-        table.add_row(sign, capability.name, text.replace("[", r"\["))
+        there = capability.available
+        sign = Text("yes", style="green") if there else Text("no", style="yellow")
+        table.add_row(sign, capability.name, capability.found if there else capability.mend)
     return table
 
 
@@ -148,5 +161,14 @@ def kernels_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float, interval: Sequence[float] | None = None) -> str:
+    shown = f"{100 * share:.1f} %"
+    if interval is None:
+        return shown
+    low, high = interval
+    return f"{shown} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _caption(result: dict[str, Any]) -> str | None:
+    method = result.get("interval_method")
+    return f"in brackets: {method}" if method else None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from hgkd_edge.cli import app
+from hgkd_edge.errors import Interrupted
 
 
 def hgkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -64,6 +66,27 @@ def test_a_bad_recipe_is_one_line_and_exit_2(tiny_recipe_file: Path, tmp_path: P
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "utf-8"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["latin-1", "utf-8", "C"],
+)
+@pytest.mark.parametrize("name", [b"caf\xe9.yaml", "\u5927.yaml".encode()], ids=["bytes", "wide"])
+def test_a_name_that_the_terminal_cannot_show_ends_nothing(
+    tmp_path: Path, locale: dict[str, str], name: bytes
+) -> None:
+    command = [sys.executable, "-m", "hgkd_edge.cli", "recipes", "validate", name]
+
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env={**os.environ, **locale})
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: no recipe file")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = hgkd("recipes", "validate", "nothing", "--debug", cwd=tmp_path)
 
@@ -107,6 +130,85 @@ def test_recipes_are_listed_shown_and_validated(tmp_path: Path) -> None:
     assert shown.stdout.startswith("# ")
     assert validated.returncode == 0, validated.stderr
     assert "valid" in validated.stdout
+
+
+def test_the_version_is_printed() -> None:
+    from hgkd_edge import __version__
+
+    done = hgkd("--version")
+
+    assert done.returncode == 0
+    assert done.stdout == f"hgkd-edge {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["recipes validate", "distill"])
+def test_data_that_is_not_there_is_no_valid_recipe(
+    tiny_recipe_file: Path, tmp_path: Path, command: str
+) -> None:
+    missing = ("--set", "data.path=nowhere")
+
+    done = hgkd(*command.split(), str(tiny_recipe_file), *missing, cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "error: data.path = 'nowhere': no such file or folder" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("home", ["no home", "a home nobody can write"])
+def test_a_cache_that_cannot_be_written_names_its_setting(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    for name in ("HGKD_EDGE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home == "no home":
+        call = "import pwd; pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError()); "
+        monkeypatch.delenv("HOME")
+    else:
+        call = ""
+        monkeypatch.setenv("HOME", "/proc/nobody")  # nothing can be made there, even by root
+    code = f"{call}from hgkd_edge.cli import main; main()"
+    command = [sys.executable, "-c", code, "distill", str(tiny_recipe_file)]
+
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    assert done.returncode in (1, 2)
+    assert "HGKD_EDGE_CACHE" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int | str | None:
+    """How the command line ends when a command raises this."""
+    import hgkd_edge.cli
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(hgkd_edge.cli, "app", fail)
+    with pytest.raises(SystemExit) as raised:
+        hgkd_edge.cli.main()
+    return raised.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "stopped\n"),
+        (
+            Interrupted("stopped at step 3", hint="x --resume"),
+            "stopped at step 3\nhint: x --resume\n",
+        ),
+    ],
+)
+def test_being_stopped_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    said: str,
+) -> None:
+    assert ended(monkeypatch, error) == 130
+    assert capsys.readouterr().err == said
 
 
 def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:

@@ -16,7 +16,13 @@ from hgkd_edge import pretrain
 from hgkd_edge.data.augment import center_view
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import Distilling, _standardize, distill, held_out_cosine
+from hgkd_edge.distill import (
+    Distilling,
+    _not_better_than_the_mean,
+    _standardize,
+    distill,
+    held_out_cosine,
+)
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.models.decoder import upsample_mask
@@ -57,9 +63,9 @@ def test_k_masks_share_one_teacher_pass(tiny_recipe: dict[str, Any]) -> None:
 
     assert len(passes) == 1
     assert len(updates) == 3
-    masks = [visible for _, visible, _ in updates]
+    masks = [visible for _, visible, *_ in updates]
     assert not torch.equal(masks[0], masks[1])
-    assert all(updates[0][2] is targets for _, _, targets in updates)
+    assert all(updates[0][2] is targets for _, _, targets, _ in updates)
 
 
 @pytest.mark.parametrize("where", ["masked", "visible", "all"])
@@ -70,7 +76,7 @@ def test_the_loss_looks_where_and_how_the_recipe_says(
     tiny_recipe["loss"] = {"target": target, "where": where}
     task = make_task(tiny_recipe)
     model = task.model.eval()
-    images, visible, targets = next(
+    images, visible, targets, _ = next(
         iter(task.inputs(torch.randint(0, 256, (3, 3, 73, 73)).byte(), torch.zeros(3), draws()))
     )
 
@@ -104,7 +110,7 @@ def test_a_step_is_made_at_every_size(
     task = make_task(tiny_recipe)
     height, width = task.parts.spec.size
     photos = torch.randint(0, 256, (2, 3, height + 8, width + 8), dtype=torch.uint8)
-    ((view, visible, targets),) = task.inputs(photos, torch.zeros(2), draws())
+    ((view, visible, targets, _),) = task.inputs(photos, torch.zeros(2), draws())
     assert view.shape == (2, 3, height, width)
     patch = task.parts.encoder.patch
     assert visible.shape == (2, height // patch, width // patch)
@@ -154,7 +160,7 @@ def test_visible_targets_come_from_visible_patches_only(tiny_recipe: dict[str, A
     tiny_recipe["loss"] = {"where": "visible"}
     task = make_task(tiny_recipe)
 
-    _, visible, targets = next(
+    _, visible, targets, _ = next(
         iter(task.inputs(torch.randint(0, 256, (2, 3, 73, 73)).byte(), torch.zeros(2), draws()))
     )
 
@@ -171,7 +177,7 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     result = distill(recipe, run)
 
     manifest = run.manifest()
-    assert set(result["held_out"]) == {"student", "mean_token", "photos", "sites"}
+    assert set(result["held_out"]) == {"student", "mean_token", "gain_ci95", "photos", "sites"}
     assert manifest["artefacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
     assert manifest["data"]["train"]["photos"] == 48
     assert manifest["seed"] == 0
@@ -240,7 +246,7 @@ def test_the_last_updates_see_whole_photos(tiny_recipe: dict[str, Any]) -> None:
     images = torch.zeros(2, 3, 73, 73, dtype=torch.uint8)
 
     def visible_share(progress: float) -> float:
-        ((_, visible, _),) = task.inputs(images, torch.zeros(2), draws(progress))
+        ((_, visible, *_),) = task.inputs(images, torch.zeros(2), draws(progress))
         return visible.float().mean().item()
 
     assert max(visible_share(progress) for progress in (0.0, 0.5, 0.74)) < 0.5
@@ -250,7 +256,7 @@ def test_the_last_updates_see_whole_photos(tiny_recipe: dict[str, Any]) -> None:
 def test_without_a_whole_share_the_last_update_is_masked_too(tiny_recipe: dict[str, Any]) -> None:
     task = make_task(tiny_recipe)
 
-    ((_, visible, _),) = task.inputs(
+    ((_, visible, *_),) = task.inputs(
         torch.zeros(2, 3, 73, 73, dtype=torch.uint8), torch.zeros(2), draws(0.999)
     )
 
@@ -369,3 +375,18 @@ def test_a_pretraining_stopped_in_a_distillation_says_how_that_goes_on(
 
     assert stopped.value.hint == f"go on: {run.resume_command}"
     assert f"'{run.path}' --resume" in stopped.value.hint
+
+
+@pytest.mark.parametrize(
+    ("gain", "warned"), [((-0.01, 0.03), True), ((-0.2, -0.1), True), ((0.001, 0.03), False)]
+)
+def test_a_student_no_better_than_the_mean_token_says_so(
+    gain: tuple[float, float], warned: bool
+) -> None:
+    held_out = {"student": 0.02, "mean_token": 0.01, "photos": 18, "gain_ci95": gain}
+
+    line = _not_better_than_the_mean(held_out)
+
+    assert bool(line) == warned
+    assert not warned or line.endswith("(95 % interval over 18 images)")
+    assert _not_better_than_the_mean({}) == ""

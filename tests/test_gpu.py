@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hgkd_edge.data import augment
 from hgkd_edge.distill import distill
+from hgkd_edge.engine import graph, loop
+from hgkd_edge.errors import TrainingError
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.sparse import kernels, launch
+from hgkd_edge.sparse import kernels, launch, sparsify
+from tests.engine.helpers import Masks, losses, run, tiny_source
+from tests.engine.test_graph import Asks
 from tests.sparse.helpers import distance, network, pair, random_visible
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -102,3 +107,126 @@ def test_a_distillation_learns_and_its_backbone_is_the_same_on_a_cpu(
         here = load_embedding_net(run.backbone_file)(images)
         there = load_embedding_net(run.backbone_file).cuda()(images.cuda()).cpu()
     assert F.cosine_similarity(here, there).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_100", "efficientnet_lite0", "convnext_atto"]
+)
+def test_a_captured_pass_is_right_for_another_mask(name: str) -> None:
+    captured, eager = (sparsify(network(name, torch.float64)).cuda() for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(4, 20, generator=generator).argsort(1) < 8 for _ in range(5)]
+    batches = [
+        (torch.rand(4, 3, 128, 160, generator=generator).double().cuda(), mask.view(4, 4, 5).cuda())
+        for mask in masks
+    ]
+
+    def work_of(encoder: torch.nn.Module) -> Any:
+        def work(inputs: Any) -> dict[str, torch.Tensor]:
+            loss = torch.stack([m.square().mean() for m in encoder(*inputs)]).sum()
+            loss.backward()
+            return {"loss": loss.detach()}
+
+        return work
+
+    replayed = graph.GraphedPass(work_of(captured), captured, graph.CudaGraphs)
+    for images, visible in batches:  # two of them before the capture
+        if not replayed.holds_gradients:
+            captured.zero_grad(set_to_none=True)
+        eager.zero_grad(set_to_none=True)
+        ours = replayed((images, visible, 8), adds=False)["loss"].clone()
+        theirs = work_of(eager)((images, visible, 8))["loss"]
+        grads = [
+            [p.grad for p in encoder.parameters() if p.grad is not None]
+            for encoder in (captured, eager)
+        ]
+
+        assert distance([ours], [theirs]) < 1e-10
+        assert distance(*grads) < 1e-8
+
+    assert replayed.holds_gradients
+    states = [list(encoder.state_dict().values()) for encoder in (captured, eager)]
+    assert distance(*states) < 1e-8  # BatchNorm saw every batch once
+
+
+@pytest.mark.parametrize(
+    ("mask", "train"),
+    [
+        ({}, {}),
+        ({"per_image": 2}, {"accumulate": 2}),
+        ({"per_image": 2, "whole_share": 0.5}, {}),
+        ({}, {"optimizer": "lamb"}),
+    ],
+)
+def test_a_distillation_as_a_graph_follows_the_eager_one(
+    tiny_recipe: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mask: dict[str, Any],
+    train: dict[str, Any],
+) -> None:
+    tiny_recipe["mask"] = mask
+    curves = {}
+    for setting in ("auto", "off"):
+        tiny_recipe["train"] |= {"epochs": 4, "trackers": [], "graph": setting, **train}
+        recipe = Recipe.model_validate(tiny_recipe)
+        distill(recipe, RunDir.create(recipe, tmp_path / setting))
+        curves[setting] = torch.tensor(losses(tmp_path / setting))
+
+    assert "without a CUDA graph" not in capsys.readouterr().err
+    torch.testing.assert_close(curves["auto"], curves["off"], rtol=1e-2, atol=1e-3)
+
+
+def test_the_host_waits_for_nothing_in_an_update(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_batch, watched = loop._Loop._train_batch, []
+
+    def watch(self: Any, *batch: Any) -> Any:
+        captured = self.graphed is not None and self.graphed.holds_gradients
+        torch.cuda.set_sync_debug_mode("error" if captured else "default")
+        try:
+            return train_batch(self, *batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            watched.append(captured)
+
+    monkeypatch.setattr(loop._Loop, "_train_batch", watch)
+    tiny_recipe["train"] |= {"epochs": 4, "precision": "bf16", "trackers": []}
+    recipe = Recipe.model_validate(tiny_recipe)
+
+    distill(recipe, RunDir.create(recipe, tmp_path / "run"))
+
+    assert watched.count(True) >= 8
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_an_update_that_is_not_finite_changes_no_weight(tmp_path: Path, setting: str) -> None:
+    stopped, before = Masks(spoil="images", at=8), Masks()
+
+    def weights(task: Masks) -> list[torch.Tensor]:
+        return [weight.detach().clone() for weight in task.model.parameters()]
+
+    with pytest.raises(TrainingError, match="loss is nan at step 7"):
+        run(stopped, tiny_source(), tmp_path / "stopped", graph=setting)
+    after: list[list[torch.Tensor]] = []
+    handle = register_optimizer_step_post_hook(lambda *_: after.append(weights(before)))
+    try:
+        run(before, tiny_source(), tmp_path / "before", graph=setting)
+    finally:
+        handle.remove()
+
+    assert all(weight.isfinite().all() for weight in weights(stopped))
+    assert distance(weights(stopped), after[6]) < 1e-4
+
+
+def test_a_pass_that_cannot_be_captured_runs_as_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Masks(), tiny_source(), tmp_path / "eager", graph="off")
+
+    run(Asks(accumulated_only=False), tiny_source(), tmp_path / "asks")
+
+    assert "without a CUDA graph: it cannot be captured" in capsys.readouterr().err
+    curves = [torch.tensor(losses(tmp_path / name)) for name in ("asks", "eager")]
+    torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-3)

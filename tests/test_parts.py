@@ -7,9 +7,9 @@ import pytest
 import timm
 import torch
 
-from hgkd_edge.errors import ConversionError, RecipeError
-from hgkd_edge.parts import build
-from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.errors import ConversionError, DataError, RecipeError
+from hgkd_edge.parts import build, require_data
+from hgkd_edge.recipe import DataConfig, Recipe, load_recipe
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_a_student_that_cannot_be_sparse_is_refused_by_module_path(tiny_recipe_f
 def test_a_student_that_could_not_be_saved_is_refused_before_the_training(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plain(key: str, name: str, **args: Any) -> torch.nn.Module:
+    def plain(key: str, name: str, args: dict[str, Any], **own: Any) -> torch.nn.Module:
         """timm, had it another name for ResNet's stem in the plain model."""
-        model = timm.create_model(name, **args)
-        if "features_only" not in args:
+        model = timm.create_model(name, **args, **own)
+        if "features_only" not in own:
             model.stem = model._modules.pop("conv1")
         return model
 
@@ -128,3 +128,37 @@ def test_weights_of_the_student_that_get_no_gradient_are_frozen(
     frozen = [name for name, p in parts.encoder.named_parameters() if not p.requires_grad]
     assert frozen
     assert all("stage4" in name or "incre" in name for name in frozen)
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("folder", "nowhere"),
+        ("folder", "~/nowhere-at-all"),
+        ("folder", "nowhere/list.csv"),
+        ("webdataset", "nowhere"),
+        ("webdataset", "nowhere/{000..003}.tar"),
+        ("webdataset", "nowhere/*.tar"),
+        ("hf", "/nowhere/dataset"),
+        ("hf", "../nowhere"),
+        ("hf", "nowhere/to/be"),
+    ],
+)
+def test_data_that_is_not_there_is_named(source: str, path: str) -> None:
+    with pytest.raises(DataError, match=r"data.path.*nowhere"):
+        require_data(DataConfig.model_validate({"source": source, "path": path}))
+
+
+def test_data_that_is_there_or_on_the_hub_is_taken(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "000.tar").touch()
+    configs = [
+        {"source": "bundled"},
+        {"source": "folder", "path": photos},
+        {"source": "webdataset", "path": tmp_path},
+        {"source": "hf", "path": tmp_path},
+        {"source": "hf", "path": "owner/name"},
+        {"source": "hf", "path": "mnist"},
+    ]
+
+    for config in configs:
+        require_data(DataConfig.model_validate(config))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,16 @@ class Page(HTMLParser):
         self.sources: list[str] = []
         self.curves: list[list[tuple[float, float]]] = []
         self.text, self.open = "", [""]
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
         self.feed(file.read_text(encoding="utf-8"))
         assert self.open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("meta", "img"):
             self.open.append(tag)
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
         values = dict(attrs)
         self.sources += [value for key in ("src", "href") if (value := values.get(key))]
         if tag == "polyline":
@@ -99,6 +106,113 @@ def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(r
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
 
 
+def entry(name: str, *, passed: bool = True, split: str = "test") -> dict[str, Any]:
+    proof = {"passed": passed, "cosine": 0.999, "max_abs_error": 1e-6}
+    return {
+        "kind": "onnx",
+        "precision": "fp32",
+        "path": f"runs/x/export/{name}",
+        "size_bytes": 1 << 20,
+        "verification": {**proof, "top1_agreement": None, "iou": None},
+        "verified_on": {"split": split, "photos": 16},
+    }
+
+
+def measured(model: str, ms: float, *, to: str, median: float) -> dict[str, Any]:
+    times = dict.fromkeys(("mean", "min", "p50", "p90", "p95", "p99", "max"), ms)
+    return {
+        **{"case": f"{model} ort-cpu b1", "model": model, "runner": "ort-cpu", "batch": 1},
+        **{"runner_version": "1", "backend": "cpu", "precision": "fp32", "threads": None},
+        **{"copies": "in", "inputs": [], "throughput_ips": 1000 / ms, "first_inference_ms": None},
+        **{"load_ms": None, "build_ms": None, "host_memory_mb": None, "engine_mb": None},
+        "latency_ms": {**times, "count": 9, "std": 0, "mean_ci95": [ms, ms]},
+        "warmup": {"runs": 1, "seconds": 0.1, "stable": True},
+        **{"measured_s": 1, "rounds_p50_ms": [ms, ms]},
+        "noise": {"spread": 0, "drift": 0, "noisy": False},
+        "ratio": {"to": to, "median": median, "low": median, "high": median},
+    }
+
+
+def write_bench(run: RunDir, *measurements: dict[str, Any]) -> None:
+    models = [
+        {
+            **{"label": one["model"], "path": f"export/{one['model']}.onnx", "sha256": ""},
+            **{"size_mb": 1, "precision": "fp32"},
+            "metadata": {"hgkd_edge.baked": "[]"} if "baked" in one["model"] else {},
+        }
+        for one in measurements
+    ]
+    session = {
+        **{"target": "cpu", "created": "", "tool_version": "", "settings": {}, "environment": {}},
+        **{"models": models, "measurements": measurements},
+    }
+    record = {"schema": "hgkd-edge.bench", "version": 1, "sessions": [session]}
+    (run.path / "bench.json").write_text(json.dumps(record))
+
+
+def lines_with(page: Page, text: str) -> list[str]:
+    return [line for line in page.text.splitlines() if text in line]
+
+
+def test_every_export_is_shown_with_the_images_it_was_verified_on(run: RunDir) -> None:
+    files = [entry("x.fp32.onnx"), entry("x.fp16.onnx", split="holdout")]
+    run.export_file.write_text(json.dumps({"files": files}))
+
+    text = Page(report(run)).text
+
+    assert text.index("16 photos of the test split") < text.index("x.fp32.onnx")
+    assert text.index("16 photos of the holdout split") < text.index("x.fp16.onnx")
+
+
+@pytest.mark.parametrize("known_from", ["the record", "its name"])
+def test_a_file_that_failed_verification_never_looks_like_a_good_one(
+    run: RunDir, known_from: str
+) -> None:
+    bad = "x.int8" if known_from == "the record" else "x.int8.failed-verification"
+    files = [entry("x.fp32.onnx")]
+    if known_from == "the record":
+        files.append(entry("x.int8.onnx", passed=False))
+    else:
+        run.export_dir.mkdir()
+        (run.export_dir / f"{bad}.onnx").touch()
+    run.export_file.write_text(json.dumps({"files": files}))
+    fast = measured(bad, 1.0, to="x.fp32 ort-cpu b1", median=0.25)
+    write_bench(run, measured("x.fp32", 4.0, to="x.fp32 ort-cpu b1", median=1.0), fast)
+
+    page = Page(report(run))
+
+    assert page.text.count("agrees:") == 1
+    assert all("FAILED" in line for line in lines_with(page, bad))
+    assert len(lines_with(page, f"{bad}: FAILED verification, do not deploy it")) == 1
+    assert lines_with(page, "0.25x")[0].split()[1] == "(FAILED)"
+
+
+@pytest.mark.parametrize("first", ["x.fp32.baked", "x.fp32.failed-verification"])
+def test_the_plain_fp32_file_is_what_others_are_compared_with(run: RunDir, first: str) -> None:
+    to = f"{first} ort-cpu b1"
+    write_bench(
+        run, measured(first, 2.0, to=to, median=1.0), measured("x.fp32", 4.0, to=to, median=2.0)
+    )
+
+    page = Page(report(run))
+
+    assert lines_with(page, "x.fp32  ")[-1].endswith("1.00x")
+    assert lines_with(page, "0.50x")[0].strip().startswith(first[:12])
+
+
+def test_a_result_that_does_not_beat_its_baseline_says_so_in_the_page(run: RunDir) -> None:
+    result = {"task": "classify", "photos": 16, "split": "test", "scores": {"top1": 0.25}}
+    result |= {"warnings": ["top1 25.0 % is not better"], "intervals": {"top1": [0.1, 0.5]}}
+    result |= {"interval_method": "Wilson score interval, 95 %"}
+    (run.path / "finetune.json").write_text(json.dumps(result))
+
+    text = Page(report(run)).text
+
+    assert "25.0 % (10.0 to 50.0)" in text
+    assert "warning: top1 25.0 % is not better" in text
+    assert "Wilson" in text
+
+
 def test_a_damaged_bench_file_is_named_and_an_old_page_stays(run: RunDir) -> None:
     before = report(run).read_bytes()
     (run.path / "bench.json").write_text("{")
@@ -107,3 +221,135 @@ def test_a_damaged_bench_file_is_named_and_an_old_page_stays(run: RunDir) -> Non
         report(run)
 
     assert (run.path / "report.html").read_bytes() == before
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</pre></style><svg onload=alert(1)>",
+    '[link=javascript:alert(1)" onmouseover="alert(1)]x[/link]',
+    "{{ 7 * 7 }}{% raw %}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_in_a_run_becomes_part_of_the_page(
+    tiny_recipe: dict[str, Any], tmp_path: Path, text: str
+) -> None:
+    run = RunDir.create(Recipe.model_validate(tiny_recipe), tmp_path / text.replace("/", "|"))
+    run.log_file.write_text(json.dumps({"step": 1, "loss": 1.0, text: 2.0}))
+    scores = {text: 0.5, "per_class": {text: 0.5}}
+    result = {"task": text, "photos": 1, "split": text, "scores": scores, "warnings": [text]}
+    (run.path / "finetune.json").write_text(json.dumps(result))
+    (run.path / "evaluation.json").write_text(
+        json.dumps(
+            {**result, "model": text, "runtime": text, "baseline": {"name": text, "score": 0}}
+        )
+    )
+    run.export_file.write_text(json.dumps({"files": [entry(text.replace("/", "|"))]}))
+    run.update_manifest(
+        teacher={text: text},
+        git_revision=text,
+        artefacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
+    )
+    with run.recipe_file.open("a") as recipe:
+        recipe.write(f"# {text}\n")
+    (run.path / "pictures").mkdir()
+    picture = run.path / "pictures" / f"{text.replace('/', '|')}.png"
+    Image.new("RGB", (8, 8)).save(picture, format="png")
+
+    page = Page(report(run))
+
+    assert page.tags <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "strong"),
+        *("figure", "img", "svg", "polyline", "text"),
+    }
+    assert not {name for name in page.attributes if name.startswith("on")} | page.attributes & {
+        "href",
+        "style",
+    }
+    assert page.sources[0].startswith("data:image/png;base64,")
+    assert len(page.sources) == 1
+    assert text[:20] in page.text, "it is shown as the text that it is"
+
+
+def test_the_page_allows_no_script_and_nothing_from_elsewhere(run: RunDir) -> None:
+    html = report(run).read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+
+    assert policy is not None
+    assert style is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].replace("&#39;", "'").split(";"))
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert rules["default-src"] == "'none'"
+    assert rules["style-src"] == f"'sha256-{digest}'"
+    assert rules["img-src"] == "data:"
+    assert "script-src" not in rules
+    assert html.index("Content-Security-Policy") < html.index("<style>")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100000,
+        '{"step": "x", "loss": 1}',
+        '{"step": 1, "loss": NaN}',
+        "[1]",
+        "3",
+        "{}",
+        f'{{"step": 1, "loss": {"9" * 5000}}}',
+        '{"step": 1, "loss": 1e308}',
+        "\\xff",
+    ],
+    ids=lambda line: line[:12],
+)
+def test_a_log_that_is_none_costs_its_lines_and_no_more(run: RunDir, line: str) -> None:
+    run.log_file.write_text(f'{line}\n{{"step": 2, "loss": 1.5}}\n')
+
+    page = Page(report(run))
+
+    assert page.titles[0] == "Distillation"
+    assert "step 2" in page.text
+
+
+@pytest.mark.parametrize(
+    "name", ["finetune.json", "evaluation.json", "export.json", "manifest.json"]
+)
+@pytest.mark.parametrize("content", ["[1]", "{", '{"scores": 3, "files": [3], "artefacts": [3]}'])
+def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str) -> None:
+    if name == "evaluation.json" and "scores" in content:
+        content = '{"distilled": 3}'
+    (run.path / name).write_text(content)
+
+    with pytest.raises(RunError) as raised:
+        report(run)
+
+    assert "damaged" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("none", "the same"), ("other bytes", "CHANGED"), ("removed", "MISSING")]
+)
+def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, said: str) -> None:
+    run.backbone_file.write_bytes(b"weights")
+    run.add_artefact(run.backbone_file)
+    if change == "other bytes":
+        run.backbone_file.write_bytes(b"zeroed!")
+    elif change == "removed":
+        run.backbone_file.unlink()
+
+    page = Page(report(run))
+
+    (row,) = lines_with(page, "backbone.safetensors")
+    assert said in row
+    assert ("strong" in page.tags) == (change != "none")
+
+
+def test_what_is_only_called_a_picture_is_not_embedded(run: RunDir) -> None:
+    (run.path / "pictures").mkdir()
+    (run.path / "pictures" / "key.png").write_text("-----BEGIN PRIVATE KEY-----")
+
+    page = Page(report(run))
+
+    assert page.sources == []

@@ -21,6 +21,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_latest_run_is_found_by_default(elsewhere: Path, tiny_recipe_file: Path) -> None:
     recipe = load_recipe(tiny_recipe_file)
     first, second = RunDir.create(recipe), RunDir.create(recipe)
+    second.become_latest()
 
     found = RunDir.resolve()
 
@@ -32,6 +33,7 @@ def test_the_latest_run_is_found_by_default(elsewhere: Path, tiny_recipe_file: P
 
 def test_a_run_elsewhere_is_the_latest_too(elsewhere: Path, tiny_recipe_file: Path) -> None:
     made = RunDir.create(load_recipe(tiny_recipe_file), Path("out/here"))
+    made.become_latest()
 
     assert RunDir.resolve().path == made.path
 
@@ -105,7 +107,21 @@ def test_a_branch_has_the_backbone_and_a_folder_of_its_own(
 
     assert branch.path == Path("runs/tiny-segment")
     assert branch.backbone_file.read_text() == "weights"
-    assert RunDir.resolve().path == branch.path
+    assert branch.recipe() == run.recipe()
+
+
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [("runs/tiny-2", "runs/tiny-2-segment"), ("out/my dogs", "out/my dogs-segment")],
+)
+def test_a_branch_is_named_after_the_folder_and_lies_next_to_it(
+    elsewhere: Path, tiny_recipe_file: Path, folder: str, named: str
+) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file), Path(folder))
+    run.backbone_file.write_text("weights")
+
+    assert RunDir.resolve(folder).branch("segment").path == Path(named)
+    assert RunDir.resolve(folder).branch("segment").path == Path(f"{named}-2")
 
 
 def test_a_damaged_manifest_is_one_clear_error(elsewhere: Path, tiny_recipe_file: Path) -> None:

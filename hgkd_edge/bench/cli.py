@@ -165,7 +165,7 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
     else:
         _show(session_view(result.sessions[0]))
     if not as_json:
-        typer.echo(f"written to {result.file}", err=True)
+        _say_written(result.file)
     if result.refusals:
         raise typer.Exit(1)
 
@@ -197,7 +197,7 @@ def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -
         _print_json({"file": str(file), **record})
     else:
         _show(estimate_view(found))
-        typer.echo(f"written to {file}", err=True)
+        _say_written(file)
 
 
 def _compare(a: Path, b: Path, *, as_json: bool) -> None:
@@ -212,9 +212,15 @@ def _compare(a: Path, b: Path, *, as_json: bool) -> None:
 
 
 def _show(view: Any) -> None:
-    from rich.console import Console
+    from hgkd_edge.console import make_console
 
-    Console(highlight=False).print(view)
+    make_console().print(view)
+
+
+def _say_written(file: Path) -> None:
+    from hgkd_edge.console import printable
+
+    typer.echo(printable(f"written to {file}"), err=True)
 
 
 def _print_json(content: Any) -> None:

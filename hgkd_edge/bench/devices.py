@@ -164,8 +164,8 @@ def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
         Text(f"  {name:<14}" + ("ready" if reason is None else reason)) for name, reason in runners
     ]
     note = Text(
-        "dense GPU peaks in TFLOPS and TOPS; ? = no primary source seen; power modes and\n"
-        "sources: hgkd-edge devices --json\n",
+        "dense GPU peaks in TFLOPS and TOPS; ? = no primary source seen; power modes and "
+        "sources: hgkd-edge devices --json",
         style="dim",
     )
     return Group(table, note, here, *lines)

@@ -19,7 +19,7 @@ from hgkd_edge.bench.devices import Device
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import Estimate
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, reason_of
 
 __all__ = ["Layer", "estimate_models", "estimate_one", "layers_of"]
 
@@ -151,7 +151,7 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
         inferred = onnx.shape_inference.infer_shapes(graph_model, data_prop=True)
     except Exception as error:  # onnx raises bare C++ exceptions
         raise RunError(
-            f"'{model.path}': shapes cannot be inferred ({str(error).splitlines()[0]})",
+            f"'{model.path}': shapes cannot be inferred ({reason_of(error)})",
             hint="export the model again: hgkd-edge export --onnx",
         ) from error
     shapes = _shapes(inferred.graph)

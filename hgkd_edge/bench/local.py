@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters.onnx_info import first_line
 from hgkd_edge.bench.environment import (
     environment,
     environment_warnings,
@@ -132,7 +133,14 @@ def _open(case: Case, runner: Runner, inputs: list[InputInfo], stack: ExitStack)
     before = resident_mb()
     opened = runner.open(case)
     stack.callback(opened.close)
-    first_ms = timed(opened.run)
+    try:
+        first_ms = timed(opened.run)
+    except Exception as error:  # the runtimes' exceptions share no public base
+        fed = ", ".join(f"{one.name} {one.dtype}{one.shape}" for one in inputs)
+        raise DeviceError(
+            f"{runner.name} cannot run '{case.model.path}' with {fed}: {first_line(error)}",
+            hint="export the model with the sizes of its inputs fixed, or set --batch",
+        ) from error
     after = resident_mb()
     grown = None if before is None or after is None else max(0.0, after - before)
     return _Subject(case, runner, inputs, opened, first_ms, grown)

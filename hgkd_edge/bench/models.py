@@ -10,6 +10,7 @@ from exporters.errors import ExportError
 from exporters.onnx_info import OnnxInfo, TensorInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
 from hgkd_edge.errors import RunError
+from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
 __all__ = ["ModelFile", "resolve_models", "run_folder_of"]
@@ -60,7 +61,8 @@ def resolve_models(sources: Sequence[Path], *, precisions: Sequence[str] = ()) -
         precisions: Keep only files of these precisions; empty keeps all.
 
     Raises:
-        RunError: Nothing there, not an ONNX file, or no file of these precisions.
+        RunError: Nothing there, not an ONNX file, not the file that its run recorded, or no file of
+            these precisions.
     """
     wanted: list[Path | None] = [*sources] or [None]
     paths = [path for source in wanted for path in _files_of(source)]
@@ -99,6 +101,8 @@ def _files_of(source: Path | None) -> list[Path]:
     if source is not None and source.suffix == ".onnx":
         raise RunError(f"no model at '{source}'", hint="check the path, or export one first")
     folder = source if source is not None and source.is_dir() else RunDir.resolve(source).path
+    if (folder / "recipe.yaml").is_file():
+        RunFiles(folder).require_own_files()
     files = sorted(folder.glob("export/*.onnx")) or sorted(folder.glob("*.onnx"))
     if not files:
         raise RunError(f"'{folder}' holds no ONNX model", hint="hgkd-edge export --onnx")
@@ -106,6 +110,7 @@ def _files_of(source: Path | None) -> list[Path]:
 
 
 def _describe(path: Path) -> OnnxInfo:
+    require_recorded(path)
     try:
         return onnx_info(path)
     except ExportError as error:

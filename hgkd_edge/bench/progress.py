@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hgkd_edge.console import make_console
 
 __all__ = ["live_progress"]
 
@@ -14,14 +15,14 @@ __all__ = ["live_progress"]
 @contextmanager
 def live_progress() -> Iterator[Callable[[str, float], None]]:
     """A function for `run_bench(progress=...)`; on a pipe it prints each new step once."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if not console.is_terminal:
         said: list[str] = []
 
         def tell_plainly(what: str, _part: float) -> None:
             if what not in said[-1:]:
                 said.append(what)
-                console.print(what, markup=False, highlight=False)
+                console.print(what)
 
         yield tell_plainly
         return

@@ -12,6 +12,7 @@ from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session, save_session
 from hgkd_edge.errors import DeviceError
+from hgkd_edge.run_files import RunFiles, require_recorded
 
 __all__ = ["BenchResult", "result_file", "run_bench"]
 
@@ -76,6 +77,8 @@ def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> Ben
     kept = run / KEPT_IMAGES if run is not None else None
     if options.images is not None or kept is None or not kept.exists():
         return options
+    assert run is not None, "else there is no path to its images"
+    require_recorded(RunFiles(run).own(kept))
     images = load_images(kept)
     return replace(options, images=images) if fit(images, models) else options
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hgkd_edge.bench.baseline import failed_models
 from hgkd_edge.bench.compare import Comparison
 from hgkd_edge.bench.records import Estimate, Measurement, Refusal, Session
 
@@ -22,11 +22,18 @@ __all__ = [
 ]
 
 
-def session_view(session: Session) -> RenderableType:
-    """The table of a session, then what it needs to be read rightly."""
+def session_view(session: Session, *, failed: Collection[str] = ()) -> RenderableType:
+    """The table of a session, then what it needs to be read rightly.
+
+    Args:
+        session: As measured.
+        failed: Names of model files that are known to have failed verification.
+    """
+    bad = failed_models(session, failed)
     return Group(
         _heading(session),
-        _latency_table(session.measurements),
+        _latency_table(session.measurements, bad),
+        *(_failure_line(name) for name in sorted(bad)),
         *_telemetry_lines(session.measurements),
         *_verification_lines(session.measurements),
         *_command_lines(session.measurements),
@@ -70,7 +77,11 @@ def _board_line(session: Session) -> str:
     return ", ".join(parts)
 
 
-def _latency_table(measurements: Sequence[Measurement]) -> Table:
+def _failure_line(model: str) -> Text:
+    return Text(f"{model}: FAILED verification, do not deploy it", style="red")
+
+
+def _latency_table(measurements: Sequence[Measurement], failed: Collection[str]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     several = any(one.ratio for one in measurements)
     threads = any(one.threads for one in measurements)
@@ -86,14 +97,17 @@ def _latency_table(measurements: Sequence[Measurement]) -> Table:
     if several:
         table.add_column("ratio", justify="right")
     for one in measurements:
-        table.add_row(*_row(one, threads=threads, several=several))
+        row = _row(one, threads=threads, several=several)
+        if one.model in failed:
+            row[0] = f"{one.model} (FAILED)"
+        table.add_row(*row, style="red" if one.model in failed else None)
     return table
 
 
 def _row(one: Measurement, *, threads: bool, several: bool) -> list[str]:
     latency = one.latency_ms
     return [
-        escape(one.model),
+        one.model,
         one.runner,
         one.precision,
         str(one.batch),
@@ -181,8 +195,8 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
         for one in session.measurements:
             seen = one.telemetry
             table.add_row(
-                escape(session.target),
-                escape(one.model),
+                session.target,
+                one.model,
                 one.precision,
                 str(one.batch),
                 milliseconds(one.latency_ms.p50),
@@ -211,7 +225,7 @@ def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
     for one in estimates:
         table.add_row(
             one.device + ("?" if one.unconfirmed else ""),
-            escape(one.model),
+            one.model,
             one.precision,
             str(one.batch),
             milliseconds(one.estimated_ms),
@@ -244,8 +258,8 @@ def comparison_view(comparison: Comparison) -> RenderableType:
         table.add_column(name, justify="left" if name == "" else "right")
     for row in comparison.rows:
         table.add_row(
-            escape(row.target),
-            escape(row.case),
+            row.target,
+            row.case,
             milliseconds(row.a_p50_ms),
             milliseconds(row.b_p50_ms),
             f"{row.ratio:.2f}x",
@@ -253,7 +267,8 @@ def comparison_view(comparison: Comparison) -> RenderableType:
             "" if row.beyond_noise else "within noise",
         )
     lines: list[RenderableType] = [
-        Text(f"a: {comparison.a}\nb: {comparison.b}", style="dim"),
+        Text(f"a: {comparison.a}", style="dim"),
+        Text(f"b: {comparison.b}", style="dim"),
         table,
     ]
     for row in comparison.rows:

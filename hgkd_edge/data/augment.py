@@ -15,6 +15,8 @@ from torchvision.ops import roi_align
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from hgkd_edge.data.transfer import to_device
+
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "center_view", "normalize", "random_view"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,7 +30,8 @@ def random_view(
 
     Args:
         canvas: uint8 [B, 3, H_canvas, W_canvas].
-        draws: float [B, 5], uniform in [0, 1): area, aspect, top, left, flip.
+        draws: float [B, 5], uniform in [0, 1): area, aspect, top, left, flip. On the CPU, where
+            the boxes are computed.
         size: Height and width of the result in pixels.
         scale: Smallest and largest share of the canvas's area.
 
@@ -38,7 +41,7 @@ def random_view(
     boxes = [_box(row, canvas.shape[-2:], scale) for row in draws.tolist()]
     if canvas.device.type == "cpu":
         return torch.stack([_cut(*each, size) for each in zip(canvas, boxes, strict=True)])
-    return _cut_all(canvas, torch.tensor(boxes, device=canvas.device), size)
+    return _cut_all(canvas, to_device(torch.tensor(boxes), canvas.device), size)
 
 
 def _box(
@@ -94,4 +97,9 @@ def center_view(canvas: Tensor, *, size: tuple[int, int]) -> Tensor:
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Subtract the mean and divide by the standard deviation of each channel, [B, 3, H, W]."""
-    return F.normalize(images, list(mean), list(std))
+    return F.normalize(images, *(_per_channel(values, images) for values in (mean, std)))
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Constants [C, 1, 1]; filled in on the device, because a copy makes the host wait for it."""
+    return torch.stack([like.new_full((1, 1), value) for value in values])

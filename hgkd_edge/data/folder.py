@@ -8,15 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hgkd_edge.data.photos import (
-    SPLIT_NAMES,
-    UNLABELLED,
-    Listing,
-    Photos,
-    image_names,
-    splits_by_name,
-    with_holdout,
-)
+from hgkd_edge.data.images import read_image_file
+from hgkd_edge.data.layout import read_layout
+from hgkd_edge.data.names import ClassNames, name_classes, readable
+from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, find_images, with_holdout
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -45,38 +40,51 @@ def bundled_photos(config: DataConfig) -> Listing:
 
 
 def folder_photos(config: DataConfig) -> Listing:
-    """Photos by split: `root/{train,val,test}/...`, or one tree.
+    """Photos by split: `root/{train,val,test}/...` by any usual spelling, or one tree.
 
     Where only training photos are there, a share is held out.
 
     Raises:
-        DataError: The folder is missing, holds no image files, or two folders are one split.
+        DataError: The folder is missing or holds no image files, or its folders can be read both
+            as splits and as classes.
     """
     assert config.path is not None, "checked by DataConfig"
     root = config.path.expanduser()
     if not root.is_dir():
         raise DataError(f"data.path '{root}' is not a folder", hint="name a folder of images")
-    tops: dict[str, str] = {"train": ""}
-    if (root / "train").is_dir():
-        tops = splits_by_name((name for name in SPLIT_NAMES if (root / name).is_dir()), root)
-    names = {split: image_names(root, top) for split, top in tops.items()}
-    if not any(names.values()):
-        raise DataError(f"data.path '{root}' holds no image files", hint="is it the right folder?")
-    labels = {s: [_class_of(name, top) for name in names[s]] for s, top in tops.items()}
-    classes = sorted({label for column in labels.values() for label in column if label})
-    if len(classes) < 2:
-        classes = []  # one subfolder is a place, not a label
-    number = {name: i for i, name in enumerate(classes)}
+    found = find_images(root)
+    if not found.names:
+        unread = found.remark(root).removeprefix("warning: ")
+        raise DataError(
+            f"data.path '{root}' holds no image files that can be read",
+            hint=unread or "set data.path to the folder that holds the images",
+        )
+    layout = read_layout(root, found.names)
+    named = {split: _below(top, found.names) for split, top in layout.tops.items()}
+    labels = {s: [_class_of(name, layout.tops[s]) for name in names] for s, names in named.items()}
+    classes = name_classes(label for column in labels.values() for label in column)
+    if len(classes.names) < 2:
+        classes = ClassNames([], [])  # one subfolder is a place, not a label
     splits = {
         split: Photos(
-            names=names[split],
-            labels=np.array([number.get(label, UNLABELLED) for label in labels[split]], np.int64),
-            read=partial(read_file, root, names[split]),
-            size=partial(size_of_file, root, names[split]),
+            names=[readable(name) for name in names],
+            labels=np.array(classes.numbers(labels[split], unknown=UNLABELLED), np.int64),
+            read=partial(read_file, root, names),
+            size=partial(size_of_file, root, names),
         )
-        for split in tops
+        for split, names in named.items()
     }
-    return Listing(with_holdout(splits, config.holdout), classes)
+    remarks = [line for line in (found.remark(root), *layout.remarks, *classes.remarks) if line]
+    return Listing(
+        with_holdout(splits, config.holdout),
+        classes.names,
+        [*found.unused, *found.unlisted],
+        remarks,
+    )
+
+
+def _below(top: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(f"{top}/")] if top else names
 
 
 def _class_of(name: str, top: str) -> str:
@@ -87,7 +95,7 @@ def _class_of(name: str, top: str) -> str:
 
 def read_file(root: Path, names: list[str], i: int) -> bytes:
     """Bytes of file i."""
-    return (root / names[i]).read_bytes()
+    return read_image_file(root / names[i])
 
 
 def size_of_file(root: Path, names: list[str], i: int) -> int:

@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["IGNORED", "PAD", "Geometry", "Placement", "cover", "letterbox", "place", "to_rgb"]
+__all__ = [
+    "IGNORED",
+    "PAD",
+    "Geometry",
+    "Placement",
+    "cover",
+    "letterbox",
+    "place",
+    "row_blocks",
+    "scale_to_8",
+    "to_rgb",
+]
 
 Geometry = Literal["cover", "letterbox"]
 BILINEAR = Image.Resampling.BILINEAR  # Pillow's filters are antialiased
 LONGEST = 8  # times the canvas: what a resized image may take before it is cut
 
 PAD = 114  # grey of what a photo does not cover: near the mean that networks subtract
+ROWS = 64  # of an image that are worked on at a time
 IGNORED = 255  # of a label map: no class is given here, or here is no photo
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A photo of any mode as 8-bit RGB.
+def to_rgb(image: Image.Image, *, bits: int = 16) -> Image.Image:
+    """An image of any mode as 8-bit RGB.
 
-    Pixels of 16 bits are divided by 257 and floats from 0 to 1 multiplied by 255: PIL's own
+    Pixels of 16 bits are scaled by the largest number of `bits` bits, floats by 1: Pillow's own
     conversion cuts both off instead, to all white or all black.
 
     Raises:
-        ValueError: Wider pixels hold values outside 16 bits, or floats values outside 0 to 1.
+        ValueError: Wider pixels hold values outside `bits` bits, or floats values outside 0 to 1.
     """
+    if image.mode == "RGB":
+        image.load()  # Pillow's conversion would copy it
+        return image
     if not image.mode.startswith(("I", "F")):
         return image.convert("RGB")
-    pixels = np.asarray(image)  # [H, W]
-    kind, highest = ("float", 1) if image.mode == "F" else ("whole-number", 65535)
+    highest = 1 if image.mode == "F" else 2**bits - 1
+    return Image.fromarray(scale_to_8(np.asarray(image), highest)).convert("RGB")
+
+
+def scale_to_8(pixels: np.ndarray, highest: int) -> np.ndarray:
+    """Pixels from 0 to `highest`, [H, W, ...], as uint8 from 0 to 255.
+
+    Raises:
+        ValueError: A pixel lies outside.
+    """
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= highest):  # so put, NaN is refused too
-        raise ValueError(f"{kind} pixels from {low:g} to {high:g}: can be 0 to {highest} only")
-    return Image.fromarray(np.round(pixels * (255 / highest)).astype(np.uint8)).convert("RGB")
+        kind = "float" if pixels.dtype.kind == "f" else "whole-number"
+        more = f"; set data.bits to {int(high).bit_length()}" if 1 < highest < high < 2**16 else ""
+        raise ValueError(
+            f"{kind} pixels from {low:g} to {high:g}: can be 0 to {highest} only{more}"
+        )
+    scaled = np.empty(pixels.shape, np.uint8)
+    for rows in row_blocks(pixels):  # floats of all would take 8 times the memory
+        scaled[rows] = np.round(pixels[rows] * (255 / highest))
+    return scaled
+
+
+def row_blocks(pixels: np.ndarray) -> Iterator[slice]:
+    """The rows of an image in blocks, for work that needs much more memory than the image."""
+    yield from (slice(top, top + ROWS) for top in range(0, len(pixels), ROWS))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, splits_by_name, with_holdout
-from hgkd_edge.errors import DataError, MissingExtraError
+from hgkd_edge.data.images import read_image_file
+from hgkd_edge.data.names import a_few, clean, splits_by_name
+from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
+from hgkd_edge.errors import DataError, MissingExtraError, reason_of
+from hgkd_edge.parsing import cut
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["hub_photos"]
@@ -30,21 +34,29 @@ def hub_photos(config: DataConfig) -> Listing:
     path = str(config.path)
     try:
         loaded = _load(path)
+    except DataError:
+        raise
     except Exception as error:  # the library has no common type for what can go wrong here
         raise DataError(
-            f"data.path '{path}' cannot be loaded as a dataset: {str(error).splitlines()[0]}",
+            f"data.path '{path}' cannot be loaded as a dataset: {reason_of(error)}",
             hint="a name on the hub such as 'uoft-cs/cifar10', a folder of parquet or image "
             "files, or what save_to_disk wrote",
         ) from error
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
-    names = splits_by_name(loaded, Path(path))
+    names = splits_by_name(loaded, path)
     splits = {split: loaded[name] for split, name in names.items()}
     if "train" not in splits:
-        raise DataError(f"data.path '{path}' has no split 'train', only {', '.join(loaded)}")
-    image, label, classes = _columns(path, splits["train"])
+        raise DataError(
+            f"data.path '{path}' has no split 'train', only {', '.join(map(str, loaded))}",
+            hint="save one of them under the name 'train' with datasets.DatasetDict",
+        )
+    image, label = _columns(path, splits["train"])
+    classes = _classes(list(splits.values()), label) if label else []
     photos = {split: _photos(split, part, image, label, classes) for split, part in splits.items()}
-    return Listing(with_holdout(photos, config.holdout), classes)
+    others = [str(name) for name in loaded if name not in names.values()]
+    remarks = [f"warning: splits {a_few(others)} of '{path}' are not used"] if others else []
+    return Listing(with_holdout(photos, config.holdout), classes, remarks=remarks)
 
 
 def _load(path: str) -> Any:
@@ -53,11 +65,18 @@ def _load(path: str) -> Any:
     local = Path(path).expanduser()
     if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return datasets.load_from_disk(str(local))
+    if local.exists() and glob.has_magic(str(local.resolve())):
+        # The library takes a folder's path as a pattern: it finds nothing, or other folders' files.
+        raise DataError(
+            f"data.path '{path}': the package `datasets` takes {cut(str(local.resolve()))} as a "
+            "pattern, for its brackets, * or ?",
+            hint="rename the folder, or set data.source to folder",
+        )
     return datasets.load_dataset(str(local) if local.exists() else path)
 
 
-def _columns(path: str, part: Any) -> tuple[str, str | None, list[str]]:
-    """Names of the image and label columns, and the class names."""
+def _columns(path: str, part: Any) -> tuple[str, str | None]:
+    """Names of the image and label columns."""
     import datasets
 
     features = part.features
@@ -66,24 +85,45 @@ def _columns(path: str, part: Any) -> tuple[str, str | None, list[str]]:
         raise DataError(f"data.path '{path}' has no image column, only {', '.join(features)}")
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if labels:
-        label = "label" if "label" in labels else labels[0]
-        return images[0], label, list(features[label].names)
-    if "label" in features:
-        return images[0], "label", [str(value) for value in sorted(part.unique("label"))]
-    return images[0], None, []
+        return images[0], "label" if "label" in labels else labels[0]
+    if isinstance(features.get("label"), datasets.Value):
+        return images[0], "label"
+    return images[0], None  # a column of several labels per photo is none for classification
+
+
+def _classes(parts: list[Any], label: str) -> list[str]:
+    """Class names: of the column's type, else the values that occur in any split."""
+    import datasets
+
+    if isinstance(parts[0].features[label], datasets.ClassLabel):
+        return list(parts[0].features[label].names)
+    values = {value for part in parts if label in part.features for value in part.unique(label)}
+    numbers = {text: value for value in values if (text := _label_text(value))}
+    if all(isinstance(value, (int, float)) for value in numbers.values()):
+        return sorted(numbers, key=lambda text: numbers[text])
+    return sorted(numbers)
+
+
+def _label_text(value: Any) -> str:
+    """A label as text; '' where there is none. Whole numbers are one label, 1 or 1.0."""
+    if value is None or value != value:  # NaN is what pandas makes of a missing number
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return clean(str(value))
 
 
 def _photos(split: str, part: Any, image: str, label: str | None, classes: list[str]) -> Photos:
     import datasets
 
     labels = np.full(len(part), UNLABELLED, np.int64)
-    if label is not None:
+    if label is not None and label in part.features:
         column = part[label][:]
         if isinstance(part.features[label], datasets.ClassLabel):
             labels = np.array([UNLABELLED if y is None else y for y in column], np.int64)
         else:
             number = {name: i for i, name in enumerate(classes)}
-            labels = np.array([number.get(str(y), UNLABELLED) for y in column], np.int64)
+            labels = np.array([number.get(_label_text(y), UNLABELLED) for y in column], np.int64)
     encoded = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return Photos(
         names=[f"{split}/{i:08d}" for i in range(len(part))],
@@ -96,7 +136,7 @@ def _photos(split: str, part: Any, image: str, label: str | None, classes: list[
 
 def _read(rows: Sequence[Any], image: str, i: int) -> bytes:
     cell = rows[i][image]
-    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    return cell["bytes"] if cell["bytes"] is not None else read_image_file(Path(cell["path"]))
 
 
 def _unknown(i: int) -> int:

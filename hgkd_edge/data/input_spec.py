@@ -59,12 +59,14 @@ class InputSpec:
         std: Per channel, divided by.
         geometry: `cover` resizes until the image covers the input and crops the center;
             `letterbox` resizes until it fits and fills the right or bottom margin with gray.
+        bits: That image files of 16 bits per sample use; 0: all 16.
     """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     geometry: Geometry
+    bits: int = 0
 
     def image(self, image: Image.Image) -> Image.Image:
         """An upright RGB image as the network sees it, before normalization."""
@@ -101,6 +103,8 @@ class InputSpec:
         }
         if self.geometry == "letterbox":
             steps |= {"anchor": "top left", "fill": PAD}
+        if self.bits:
+            steps |= {"bits": self.bits}
         return {
             "input_size": [3, *self.size],
             "mean": list(self.mean),
@@ -126,7 +130,8 @@ class InputSpec:
         if stated not in get_args(Geometry):
             raise ValueError(f"unknown geometry {stated!r}")
         height, width = _whole(size[1:])
-        return cls((height, width), tuple(map(float, mean)), tuple(map(float, std)), stated)
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        return cls((height, width), mean, std, stated, int(steps.get("bits", 0)))
 
 
 def _whole(sides: Sequence[Any]) -> list[int]:

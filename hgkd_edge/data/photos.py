@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,23 +13,37 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from hgkd_edge.errors import DataError
+from hgkd_edge.data.names import readable
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "SPLIT_NAMES",
     "UNLABELLED",
+    "Found",
     "Listing",
     "Photos",
+    "find_images",
     "held_out",
-    "image_names",
-    "splits_by_name",
+    "is_image",
+    "why_not_an_image",
     "with_holdout",
 ]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-# What folders, files and columns call a split -> what it is called here.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Files that are tried, as `images.FORMATS` can be read; the content decides.
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".png", ".apng", ".webp"),
+        *(".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif", ".avifs"),
+        *(".ppm", ".pgm", ".pbm", ".pnm"),
+    )
+)
+# Files that hold images and cannot be read: reported, never passed over in silence.
+OTHER_IMAGE_SUFFIXES = frozenset(
+    (
+        *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl", ".jxr", ".svg"),
+        *(".psd", ".xcf", ".eps", ".tga", ".ico", ".pcx", ".exr", ".hdr", ".dcm", ".dicom"),
+        *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
+    )
+)
 UNLABELLED = -1
 T = TypeVar("T")
 
@@ -65,54 +80,104 @@ class Photos:
         )
 
 
-class Listing(NamedTuple):
-    """What a source holds: photos by split, and class names (empty: unlabelled)."""
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        splits: Photos by split.
+        classes: Class names; empty: unlabelled.
+        unused: Images that are not among the photos, with the reason.
+        remarks: What was found about names, one line each.
+    """
 
     splits: dict[str, Photos]
     classes: list[str]
+    unused: Sequence[tuple[str, str]] = ()
+    remarks: Sequence[str] = ()
 
 
-def image_names(root: Path, top: str = "") -> list[str]:
-    """Names of image files below `root/top`, relative to `root`, in the order of their paths.
+class Found(NamedTuple):
+    """Image files below a folder, relative to it, in the order of their paths.
 
-    Folders that are links are followed; what is hidden is left out: other programs' folders, and
+    Attributes:
+        names: Those that are read.
+        unused: Those whose format cannot be read, with the reason.
+        unlisted: Folders that cannot be listed, with the reason.
+    """
+
+    names: list[str]
+    unused: list[tuple[str, str]]
+    unlisted: list[tuple[str, str]]
+
+    def remark(self, root: Path) -> str:
+        """One line about what is not used; '' if there is nothing."""
+        parts = []
+        if self.unused:
+            counts = Counter(os.path.splitext(name)[1].lower() for name, _ in self.unused)
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+            parts.append(
+                f"{len(self.unused)} image files in {root} are not used, their format cannot be "
+                f"read: {kinds}, such as {self.unused[0][0]} (convert them to JPEG or PNG)"
+            )
+        if self.unlisted:
+            (name, reason), count = self.unlisted[0], len(self.unlisted)
+            parts.append(f"{count} folders in {root} are not used: {name or root}: {reason}")
+        return f"warning: {'; '.join(parts)}" if parts else ""
+
+
+def find_images(root: Path) -> Found:
+    """Image files below a folder.
+
+    Folders that are links are followed; what is hidden is skipped: other programs' folders, and
     the `._*` files that macOS leaves, are no photos.
     """
-    found, seen = [], set()
-    for folder, folders, files in os.walk(root / top, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:  # a link back up
-            folders.clear()
+    found, unused, unlisted, seen = (
+        list[str](),
+        list[str](),
+        list[tuple[str, str]](),
+        set[tuple[int, int]](),
+    )
+    folders = [""]
+    while folders:
+        inside = folders.pop()
+        folder = os.path.join(root, inside)
+        try:
+            about = os.stat(folder)
+            if (about.st_dev, about.st_ino) in seen:  # a link back up
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            unlisted.append((readable(inside), f"cannot be listed: {error.strerror}"))
             continue
-        seen.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + name for name in files if _is_image(name)]
-    return sorted(found, key=lambda name: name.split("/"))
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(name)
+            elif is_image(name):
+                found.append(name)
+            elif why_not_an_image(name):
+                unused.append(name)
+    found.sort(key=lambda name: name.split("/"))
+    return Found(found, [(readable(n), why_not_an_image(n)) for n in sorted(unused)], unlisted)
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    base = os.path.basename(name)
+    return os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES and not base.startswith(".")
 
 
-def splits_by_name(names: Iterable[str], root: Path) -> dict[str, str]:
-    """Split -> the one of these names in `root` that stands for it; other names are passed over.
-
-    Raises:
-        DataError: Two names stand for one split.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        split = SPLIT_NAMES.get(name)
-        if split in found:
-            raise DataError(
-                f"{root}: both '{found[split]}' and '{name}' stand for split '{split}'",
-                hint="keep one of them",
-            )
-        if split is not None:
-            found[split] = name
-    return found
+def why_not_an_image(name: str) -> str:
+    """Why a file that seems to hold an image is not read; '' for all others."""
+    base = os.path.basename(name)
+    suffix = os.path.splitext(base)[1].lower()
+    if suffix not in OTHER_IMAGE_SUFFIXES or base.startswith("."):
+        return ""
+    return f"{suffix} files cannot be read"
 
 
 def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:
@@ -133,7 +198,7 @@ def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:
 
 def held_out(name: str, share: float) -> bool:
     """Whether a photo belongs to the share that is kept from training."""
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    draw = int.from_bytes(hashlib.sha256(readable(name).encode()).digest()[:8], "big") / 2**64
     return draw < share
 
 

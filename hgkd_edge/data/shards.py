@@ -1,7 +1,7 @@
 """WebDataset shards: local tar files, read at random places through an index made once.
 
 A sample is the members of one tar that share a name up to its first dot: an image, and its label in
-a `.cls`, `.json` or `.txt` file beside it. With the index, shards behave like a folder: the order
+a `.cls`, `.json` or `.txt` file next to it. With the index, shards behave like a folder: the order
 of photos, resume and the share of each process stay exact.
 """
 
@@ -10,32 +10,40 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import re
+import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hgkd_edge import processes
 from hgkd_edge.console import track_steps
+from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
+from hgkd_edge.data.names import ClassNames, name_classes, readable, split_in
 from hgkd_edge.data.photos import (
     IMAGE_SUFFIXES,
-    SPLIT_NAMES,
     UNLABELLED,
     Listing,
     Photos,
+    is_image,
+    why_not_an_image,
     with_holdout,
 )
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.parsing import MAX_LABEL_BYTES, parse_json
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
 
-__all__ = ["shard_photos"]
+__all__ = ["shard_files", "shard_photos"]
 
-INDEX_VERSION = 2  # part of the cached index's name: raise it when the index changes
+# What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
+SHARED_KEY = "a sample is named up to the first dot, and another image has the same name"
+BAD_MEMBER = "the member is sparse or too large"
+INDEX_VERSION = 3  # part of the cached index's name: raise it when the index changes
 
 
 class Member(NamedTuple):
@@ -47,6 +55,19 @@ class Member(NamedTuple):
     label: str
 
 
+@dataclass
+class Index:
+    """What a shard holds.
+
+    Attributes:
+        photos: In its order.
+        unused: Images that are not among them, with the reason.
+    """
+
+    photos: list[Member] = field(default_factory=list)
+    unused: list[tuple[str, str]] = field(default_factory=list)
+
+
 def shard_photos(config: DataConfig) -> Listing:
     """Photos of local WebDataset shards.
 
@@ -56,15 +77,16 @@ def shard_photos(config: DataConfig) -> Listing:
     Raises:
         DataError: No shard is there, one is no tar file, or none holds an image.
     """
-    files = _shard_files(str(config.path))
+    files = shard_files(str(config.path))
     processes.on_main(lambda: _index_unknown(files))  # the others find it in the cache
-    shards = {file: index for file in files if (index := _read_index(file))}
+    indices = {file: _read_index(file) for file in files}
+    shards = {file: index.photos for file, index in indices.items() if index.photos}
     if not shards:
         raise DataError(
             f"data.path '{config.path}': {len(files)} shards hold no image",
             hint=f"images are members named {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    classes = _classes([member.label for index in shards.values() for member in index])
+    classes = _classes([member.label for photos in shards.values() for member in photos])
     groups: dict[str, list[Path]] = {}
     for file in shards:
         groups.setdefault(_split_of(file), []).append(file)
@@ -75,7 +97,26 @@ def shard_photos(config: DataConfig) -> Listing:
     if len(splits) == 1:
         (photos,) = splits.values()
         splits = with_holdout({"train": photos}, config.holdout)
-    return Listing(splits, classes)
+    unused = [
+        (f"{readable(file.name)}/{name}", reason)
+        for file, index in indices.items()
+        for name, reason in index.unused
+    ]
+    remarks = [*classes.remarks, *_remark_unused(unused, indices)]
+    return Listing(splits, classes.names, unused, remarks)
+
+
+def _remark_unused(unused: list[tuple[str, str]], indices: dict[Path, Index]) -> list[str]:
+    """One line for every reason that images are not used."""
+    used = sum(len(index.photos) for index in indices.values())
+    examples: dict[str, list[str]] = {}
+    for name, reason in unused:
+        examples.setdefault(reason, []).append(name)
+    return [
+        f"warning: {len(names)} of {used + len(unused)} images in the shards are left out: {reason}"
+        f", such as {names[0]}"
+        for reason, names in examples.items()
+    ]
 
 
 class _Shards:
@@ -94,6 +135,7 @@ class _Shards:
 
     def read(self, i: int) -> bytes:
         number, offset, size = self.places[i].tolist()
+        require_size(size)
         with self.files[number].open("rb") as shard:
             shard.seek(offset)
             return shard.read(size)
@@ -102,29 +144,41 @@ class _Shards:
         return int(self.places[i, 2])
 
 
-def _photos(shards: dict[Path, list[Member]], classes: list[str]) -> Photos:
-    number = {name: i for i, name in enumerate(classes)}
+def _photos(shards: dict[Path, list[Member]], classes: ClassNames) -> Photos:
     reader = _Shards(shards)
+    labels = [member.label for index in shards.values() for member in index]
     return Photos(
-        names=[f"{file.name}/{member.name}" for file, index in shards.items() for member in index],
-        labels=np.array(
-            [number.get(m.label, UNLABELLED) for index in shards.values() for m in index], np.int64
-        ),
+        names=[
+            f"{readable(file.name)}/{member.name}"
+            for file, index in shards.items()
+            for member in index
+        ],
+        labels=np.array(classes.numbers(labels, unknown=UNLABELLED), np.int64),
         read=reader.read,
         size=reader.size,
     )
 
 
-def _shard_files(pattern: str) -> list[Path]:
-    """Files of a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern."""
+def shard_files(pattern: str) -> list[Path]:
+    """Files of a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern.
+
+    What exists is a path, whatever characters it holds; only the rest is a pattern.
+
+    Raises:
+        DataError: There are none, or some of them are missing.
+    """
     from braceexpand import braceexpand
 
-    if Path(pattern).expanduser().is_dir():
-        pattern = f"{pattern}/**/*.tar"
+    base, rest = _existing_part(Path(pattern).expanduser())
+    if not rest and base.is_file():
+        return [base]
     files: list[Path] = []
-    for name in braceexpand(str(Path(pattern).expanduser())):
-        found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name]
-        files += [Path(file) for file in found]
+    for name in braceexpand(rest or "**/*.tar"):
+        if glob.has_magic(name) and not (base / name).is_file():
+            found = sorted(glob.glob(os.path.join(glob.escape(str(base)), name), recursive=True))
+            files += [Path(file) for file in found]
+        else:
+            files.append(base / name)
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
@@ -134,14 +188,22 @@ def _shard_files(pattern: str) -> list[Path]:
         )
     if not files:
         raise DataError(
-            f"data.path '{pattern}' names no .tar file", hint="such as s/{000..127}.tar"
+            f"data.path '{pattern}' names no .tar file",
+            hint="--set 'data.path=shards/{000..127}.tar', or name their folder",
         )
     return files
 
 
+def _existing_part(path: Path) -> tuple[Path, str]:
+    """The longest leading part of a path that exists, and the rest of it."""
+    for base in (path, *path.parents):
+        if base.exists():
+            return base, "" if base == path else str(path.relative_to(base))
+    return Path(), str(path)
+
+
 def _split_of(file: Path) -> str:
-    words = re.split(r"[^a-z]+", f"{file.parent.name} {file.stem}".lower())
-    return next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
+    return split_in(file.stem) or split_in(file.parent.name) or "train"
 
 
 def _index_unknown(files: Sequence[Path]) -> None:
@@ -152,14 +214,19 @@ def _index_unknown(files: Sequence[Path]) -> None:
     with track_steps("indexing shards", total=len(unknown)) as show, ThreadPoolExecutor() as pool:
         indices = pool.map(_index, unknown)  # threads help where the disk is what is waited for
         for done, (file, index) in enumerate(zip(unknown, indices, strict=True), start=1):
-            write_json(_cache_file(file), index)
+            write_json(_cache_file(file), vars(index))
             show(done, "")
 
 
-def _read_index(file: Path) -> list[Member]:
+def _read_index(file: Path) -> Index:
     cache = _cache_file(file)
-    rows = json.loads(cache.read_text(encoding="utf-8")) if cache.is_file() else _index(file)
-    return [Member(*row) for row in rows]
+    if not cache.is_file():
+        return _index(file)
+    known = json.loads(cache.read_text(encoding="utf-8"))
+    return Index(
+        [Member(*row) for row in known["photos"]],
+        [(name, reason) for name, reason in known["unused"]],
+    )
 
 
 def _cache_file(file: Path) -> Path:
@@ -169,39 +236,63 @@ def _cache_file(file: Path) -> Path:
     return cache_dir() / "shards" / f"{name}.json"
 
 
-def _index(file: Path) -> list[Member]:
+def _index(file: Path) -> Index:
     """Photos of one shard, in its order."""
-    images: dict[str, tarfile.TarInfo] = {}
+    images: dict[str, list[tarfile.TarInfo]] = {}
     labels: dict[str, str] = {}
+    index = Index()
     try:
-        with tarfile.open(file, "r:") as shard:
+        with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as shard:
             for member in shard:
-                folder, base = str(PurePosixPath(member.name).parent), Path(member.name).name
-                key, _, extension = base.partition(".")
-                key = f"{folder}/{key}"
-                if not member.isfile() or not extension:
+                key, extension = _key_and_extension(member.name)
+                if not member.isfile() or not key:
                     continue
-                if PurePosixPath(base).suffix.lower() in IMAGE_SUFFIXES:
-                    # `0001.depth.png` is not the photo; nor is a second one, but its mask.
-                    images[key] = min(images.get(key, member), member, key=_dots)
-                elif extension in ("cls", "json", "txt"):
+                if member.issparse() or member.size > MAX_FILE_BYTES:
+                    # Its size is what it claims: the bytes are not all in the archive.
+                    index.unused.append((readable(member.name), BAD_MEMBER))
+                elif is_image(f"{key}.{extension}"):
+                    images.setdefault(key, []).append(member)
+                elif extension in ("cls", "json", "txt") and member.size <= MAX_LABEL_BYTES:
                     stream = shard.extractfile(member)
                     assert stream is not None, "isfile() was asked"
                     text = _label_text(extension, stream.read())
                     labels[key] = text or labels.get(key, "")
-    except (tarfile.TarError, OSError) as error:
+                elif reason := why_not_an_image(f"{key}.{extension}"):
+                    index.unused.append((readable(member.name), reason))
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"shard '{file}' cannot be read: {error}", hint="it must be an uncompressed, whole tar"
+            f"shard '{file}' cannot be read: {reason_of(error)}",
+            hint="it must be an uncompressed, whole tar",
         ) from error
-    return [
-        Member(member.name, member.offset_data, member.size, labels.get(key, ""))
-        for key, member in images.items()
-    ]
+    for key, members in images.items():
+        photo = min(members, key=_dots)  # `0001.png`; `0001.depth.png` is another view of it
+        index.photos.append(
+            Member(readable(photo.name), photo.offset_data, photo.size, labels.get(key, ""))
+        )
+        rivals = [m for m in members if m is not photo and not _is_view(m, photo)]
+        index.unused += [(readable(member.name), SHARED_KEY) for member in rivals]
+    return index
+
+
+def _key_and_extension(name: str) -> tuple[str, str]:
+    """A member's sample and the rest of its name in lower case, by WebDataset's rule.
+
+    The sample is everything up to the first dot of the file's own name; '' for hidden files.
+    """
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return (folder + slash + key, extension.lower()) if key and extension else ("", "")
 
 
 def _dots(member: tarfile.TarInfo) -> int:
     """How many parts a name's extension has."""
-    return PurePosixPath(member.name).name.count(".")
+    return member.name.rpartition("/")[2].count(".")
+
+
+def _is_view(member: tarfile.TarInfo, photo: tarfile.TarInfo) -> bool:
+    """Whether a second image of a sample is named as its depth map or mask, not by a number."""
+    kind = member.name.rpartition("/")[2].split(".")[1]
+    return _dots(member) > _dots(photo) and not kind.isdecimal()
 
 
 def _label_text(extension: str, content: bytes) -> str:
@@ -210,7 +301,7 @@ def _label_text(extension: str, content: bytes) -> str:
     if extension != "json":
         return text
     try:
-        entry: Any = json.loads(text)
+        entry: Any = parse_json(text)
     except ValueError:
         return ""
     if isinstance(entry, dict):
@@ -218,11 +309,13 @@ def _label_text(extension: str, content: bytes) -> str:
     return str(entry) if isinstance(entry, (int, str)) else ""
 
 
-def _classes(labels: Sequence[str]) -> list[str]:
+def _classes(labels: Sequence[str]) -> ClassNames:
     """Distinct labels, numbers in their own order; none where nearly every photo has its own."""
-    distinct = set(labels) - {""}
-    if not 2 <= len(distinct) <= len(labels) / 2:
-        return []  # captions, not labels
-    if all(label.isdecimal() for label in distinct):
-        return sorted(distinct, key=int)
-    return sorted(distinct)
+    classes = name_classes(labels, _in_order)
+    if not 2 <= len(classes.names) <= len(labels) / 2:
+        return ClassNames([], [])  # captions, not labels
+    return classes
+
+
+def _in_order(names: set[str]) -> list[str]:
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else sorted(names)

@@ -15,20 +15,34 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 
 from hgkd_edge import processes
+from hgkd_edge.data.boxes import BoxLabels
 from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
+from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
+from hgkd_edge.data.names import a_few
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
 from hgkd_edge.data.shards import shard_photos
 from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["ImageSource", "canvas_of", "held_out_split", "open_splits", "why_unlabelled"]
+__all__ = [
+    "ImageSource",
+    "canvas_of",
+    "decoding_threads",
+    "held_out_split",
+    "how_to_label",
+    "open_splits",
+    "unlearned_classes",
+    "why_unlabelled",
+]
 
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
     "bundled": bundled_photos,
@@ -46,12 +60,16 @@ class ImageSource:
     Attributes:
         images: uint8 [n, 3, H_canvas, W_canvas], or what decodes them when indexed by int64 [B] or
             `split` into batches.
-        labels: int64 [n], -1 where unlabelled; or boxes or label maps, see `annotations`.
+        labels: int64 [n], -1 where unlabelled; or label maps, or `BoxLabels`, see `annotations`.
         names: File names, relative to the source's root.
         classes: Class names; empty when the photos are unlabelled.
         fingerprint: sha256, equal exactly when the data are: over names and contents of photos
             that are kept, over names, labels and sizes of files that are streamed.
         skipped: Files that could not be read (of streamed ones: so far), with the reason.
+        noted: Files that were read and are not as they should be, with what is wrong.
+        remarks: What was decided about the data, one line each.
+        decided: The settings behind it: key -> the value that `auto` took.
+        ignored: Share of the pixels whose class is not given; None without label maps.
     """
 
     images: torch.Tensor | StreamedPixels
@@ -60,6 +78,10 @@ class ImageSource:
     classes: list[str]
     fingerprint: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    noted: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    decided: dict[str, Any] = field(default_factory=dict)
+    ignored: float | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,15 +106,17 @@ class ImageSource:
     def subset(self, indices: torch.Tensor) -> ImageSource:
         """The photos at `indices`, int64 [m]."""
         chosen = hashlib.sha256(f"{self.fingerprint}\0{indices.tolist()}".encode())
+        labels: Any = self.labels
+        labels = labels.select(indices) if isinstance(labels, BoxLabels) else labels[indices]
         part = replace(
             self,
-            labels=self.labels[indices],
+            labels=labels,
             names=[self.names[i] for i in indices.tolist()],
             fingerprint=chosen.hexdigest(),
         )
         if isinstance(self.images, StreamedPixels):
             part.images = self.images.select(indices, part.labels)
-            part.skipped = part.images.skipped
+            part.skipped, part.noted = part.images.skipped, part.images.noted
         else:
             part.images = self.images[indices]
         return part
@@ -123,16 +147,65 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         stream = pixels * processes.local_count() > memory_bytes() // 4
     else:
         stream = config.decode == "streaming"
-    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
-    threads = cores if config.workers == "auto" else max(1, config.workers)
+    threads = decoding_threads(config)
+    training = listing.splits.get("train") or next(iter(listing.splits.values()))
+    bits, why = settled_bits(training.read, training.names, config.bits, threads=threads)
+    open_split = partial(_stream if stream else _keep, threads=threads, bits=bits)
     splits = {
-        name: (_stream if stream else _keep)(
-            photos, listing.classes, canvas_of(name, config.size), threads
-        )
+        name: open_split(photos, listing.classes, canvas_of(name, config.size))
         for name, photos in listing.splits.items()
     }
+    for source in splits.values():
+        source.decided |= {"data.bits": bits} if bits else {}
     _check_readable(config, splits.get("train"))
+    splits["train"].remarks += [*listing.remarks, *_remark_labels(splits), *([why] if why else [])]
+    splits["train"].skipped[:0] = listing.unused
     return splits
+
+
+def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
+    """What the label sets of the splits have not in common, one line each."""
+    train = splits["train"]
+    if not train.classes:
+        return []
+    learned, remarks = set(train.labels.tolist()), list[str]()
+    for name, source in splits.items():
+        labels = source.labels.tolist()
+        bare = labels.count(UNLABELLED)
+        if bare and len(splits) > 1:
+            remarks.append(f"{bare} of {len(source)} photos of split '{name}' have no label")
+        if name == "train" or bare == len(source):
+            continue
+        if said := unlearned_classes(train, source):
+            remarks.append(f"split '{name}': {said}")
+        if missing := sorted(learned - set(labels) - {UNLABELLED}):
+            shown = a_few([source.classes[i] for i in missing])
+            remarks.append(
+                f"classes without a photo in split '{name}': {shown}: its scores leave them out"
+            )
+    return [f"warning: {remark}" for remark in remarks]
+
+
+def unlearned_classes(train: ImageSource, test: ImageSource) -> str:
+    """What `test` asks for that `train` does not teach, of one label per photo; '' for nothing.
+
+    Photos of these classes count in every score, and no network can be right about them.
+    """
+    known = set(train.labels.tolist()) | {UNLABELLED}
+    labels = [label for label in test.labels.tolist() if label not in known]
+    if not labels:
+        return ""
+    shown = a_few([test.classes[i] for i in sorted(set(labels))])
+    return (
+        f"{len(labels)} of {len(test)} photos are of classes without a training photo ({shown}): "
+        "they count as errors in every score"
+    )
+
+
+def decoding_threads(config: DataConfig) -> int:
+    """How many threads decode in this process."""
+    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
+    return cores if config.workers == "auto" else max(1, config.workers)
 
 
 def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) -> str | None:
@@ -149,6 +222,17 @@ def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) ->
     return None
 
 
+def how_to_label(config: DataConfig) -> str:
+    """What gives photos of a source their labels, as a hint."""
+    if is_table(config):
+        return f"give {config.path} a column 'label' that is filled in every line"
+    hints = {
+        "webdataset": "give every sample of the shards a .cls file with its class",
+        "hf": "name a dataset that has a column 'label' with a value in every row",
+    }
+    return hints.get(config.source, "keep photos in one subfolder per class")
+
+
 def why_unlabelled(source: ImageSource) -> str:
     """What keeps a source of one label per photo from being `labelled`; '' if nothing does."""
     if source.labelled:
@@ -159,13 +243,13 @@ def why_unlabelled(source: ImageSource) -> str:
         return f"all {len(source)} photos are of one class, or of none"
     bare = (source.labels == UNLABELLED).nonzero().flatten().tolist()
     count = f"{len(bare)} of {len(source)} photos"
-    return (
-        f"outside the class folders, or without a label: {count}, such as {source.names[bare[0]]}"
-    )
+    return f"without a label, or outside class folders: {count}, such as {source.names[bare[0]]}"
 
 
-def _keep(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> ImageSource:
-    kept = keep(photos, canvas, threads=threads)
+def _keep(
+    photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
+) -> ImageSource:
+    kept = keep(photos, canvas, threads=threads, bits=bits)
     return ImageSource(
         images=kept.pixels,
         labels=torch.from_numpy(photos.labels[kept.indices]),
@@ -173,12 +257,15 @@ def _keep(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> I
         classes=classes,
         fingerprint=kept.fingerprint,
         skipped=kept.skipped,
+        noted=kept.noted,
     )
 
 
-def _stream(photos: Photos, classes: list[str], canvas: Canvas, threads: int) -> ImageSource:
+def _stream(
+    photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
+) -> ImageSource:
     labels = torch.from_numpy(photos.labels.copy())
-    images = StreamedPixels(photos, labels, canvas, threads=threads)
+    images = StreamedPixels(photos, labels, canvas, threads=threads, bits=bits)
     return ImageSource(
         images=images,
         labels=labels,
@@ -186,6 +273,7 @@ def _stream(photos: Photos, classes: list[str], canvas: Canvas, threads: int) ->
         classes=classes,
         fingerprint=images.fingerprint(),
         skipped=images.skipped,
+        noted=images.noted,
     )
 
 

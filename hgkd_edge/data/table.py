@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import csv
-from functools import partial
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from hgkd_edge.data.folder import read_file, size_of_file
-from hgkd_edge.data.photos import SPLIT_NAMES, UNLABELLED, Listing, Photos, with_holdout
-from hgkd_edge.errors import DataError
+from hgkd_edge.data.images import read_image_file
+from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
+from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
+from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.parsing import read_text
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["is_table", "table_photos"]
 
-IMAGE_COLUMNS = ("image", "file", "filename", "path")
+SUFFIXES = (".csv", ".tsv")
+SEPARATORS = (",", ";", "\t", "|")
+IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path")
 LABEL_COLUMNS = ("label", "class")
-Row = tuple[str, str, str]  # file, label ('' where there is none), split
+SPLIT_COLUMNS = ("split",)
+HEADER = "the first line must be a header: image, or image,label or image,label,split"
+
+
+class Row(NamedTuple):
+    """One line of a table: label and split are '' where there is none."""
+
+    line: int
+    file: str
+    label: str
+    split: str
 
 
 def is_table(config: DataConfig) -> bool:
-    """Whether `data.path` is a CSV file rather than a folder."""
-    return config.source == "folder" and str(config.path).lower().endswith(".csv")
+    """Whether `data.path` is a table rather than a folder."""
+    named = config.source == "folder" and str(config.path).lower().endswith(SUFFIXES)
+    return named and config.path is not None and not config.path.expanduser().is_dir()
 
 
 def table_photos(config: DataConfig) -> Listing:
@@ -38,60 +54,109 @@ def table_photos(config: DataConfig) -> Listing:
     assert config.path is not None, "checked by DataConfig"
     table = config.path.expanduser()
     rows = _read_rows(table)
-    classes = sorted({label for _, label, _ in rows if label})
-    number = {name: i for i, name in enumerate(classes)}
-    photos = {
-        split: _photos([row for row in rows if row[2] == split], number, table.parent)
-        for split in sorted({split for _, _, split in rows})
-    }
-    return Listing(with_holdout(photos, config.holdout), classes)
+    _check_splits(table, rows)
+    classes = name_classes(row.label for row in rows)
+    by_split: dict[str, list[Row]] = {}
+    for row in rows:
+        by_split.setdefault(split_named(row.split) or "train", []).append(row)
+    photos = {}
+    for split in sorted(by_split):
+        own = by_split[split]
+        files = _Files(table.parent, [row.file for row in own])
+        numbers = classes.numbers((row.label for row in own), unknown=UNLABELLED)
+        photos[split] = Photos(files.names, np.array(numbers, np.int64), files.read, files.size)
+    return Listing(with_holdout(photos, config.holdout), classes.names, remarks=classes.remarks)
 
 
-def _photos(rows: list[Row], number: dict[str, int], root: Path) -> Photos:
-    names = [file for file, _, _ in rows]
-    return Photos(
-        names=names,
-        labels=np.array([number.get(label, UNLABELLED) for _, label, _ in rows], np.int64),
-        read=partial(read_file, root, names),
-        size=partial(size_of_file, root, names),
-    )
+class _Files:
+    """Reads the files that rows name; what is spelled differently is looked for when it is read."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self.names, self._finder = names, FileFinder(root)
+
+    def read(self, i: int) -> bytes:
+        return read_image_file(self._path(i))
+
+    def size(self, i: int) -> int:
+        try:
+            return self._path(i).stat().st_size
+        except OSError:  # not there: met again, and named, when it is read
+            return -1
+
+    def _path(self, i: int) -> Path:
+        found = self._finder.find(self.names[i])
+        return found or self._finder.root / self.names[i]
 
 
 def _read_rows(table: Path) -> list[Row]:
     try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            image = _column(table, reader.fieldnames or (), IMAGE_COLUMNS)
-            label = next((c for c in LABEL_COLUMNS if c in (reader.fieldnames or ())), "")
-            rows = [
-                (row[image] or "", row.get(label) or "", row.get("split") or "") for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"data.path '{table}' cannot be read as CSV: {error}") from error
+        text = read_text(table)
+        separator = _separator(text.lstrip("\n\r").partition("\n")[0])
+        lines = csv.reader(
+            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True
+        )
+        header: list[str] = []
+        rows = []
+        for cells in lines:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if not header:
+                header = [clean(cell).lower() for cell in cells]
+                columns = _columns(table, header)
+                continue
+            if any(cells[len(header) :]):
+                raise DataError(
+                    f"{table}, line {lines.line_num}: has {len(cells)} cells, its header "
+                    f"{len(header)}",
+                    hint="put quotes around cells that hold the separator",
+                )
+            cells += [""] * (len(header) - len(cells))
+            rows.append(Row(lines.line_num, *(cells[c] if c >= 0 else "" for c in columns)))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"data.path '{table}' cannot be read as CSV: {reason_of(error)}",
+            hint="save it as CSV in UTF-8",
+        ) from error
     if not rows:
-        raise DataError(f"data.path '{table}' lists no photos")
-    _check_splits(table, rows)
-    return [(file, text, SPLIT_NAMES.get(split, "train")) for file, text, split in rows]
+        raise DataError(f"data.path '{table}' lists no photos", hint=HEADER)
+    return rows
 
 
-def _column(table: Path, header: object, names: tuple[str, ...]) -> str:
-    columns = list(header)  # type: ignore[call-overload]
-    for name in names:
-        if name in columns:
-            return name
-    raise DataError(
-        f"data.path '{table}': its first line has no column '{names[0]}'",
-        hint="begin with a header line: image, image,label or image,label,split",
+def _separator(header: str) -> str:
+    """The separator of a table, by its header."""
+
+    def known(separator: str) -> int:
+        cells = {cell.strip().strip('"').lower() for cell in header.split(separator)}
+        return len(cells & {*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS})
+
+    return max(SEPARATORS, key=known)
+
+
+def _columns(table: Path, header: list[str]) -> tuple[int, int, int]:
+    """Which columns hold image, label and split; -1 for none."""
+    image, label, split = (
+        next((header.index(name) for name in names if name in header), -1)
+        for names in (IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
     )
+    if image < 0:
+        shown = ", ".join(f"'{name}'" for name in header)[:100]
+        raise DataError(
+            f"data.path '{table}': its first line has no column 'image', only {shown}", hint=HEADER
+        )
+    return image, label, split
 
 
 def _check_splits(table: Path, rows: list[Row]) -> None:
     """All rows name a split, train among them, or none does."""
-    for line, (_, _, split) in enumerate(rows, start=2):
-        if split not in ("", *SPLIT_NAMES) or bool(split) != bool(rows[0][2]):
+    for row in rows:
+        unknown = row.split and split_named(row.split) is None
+        if unknown or bool(row.split) != bool(rows[0].split):
             raise DataError(
-                f"{table}, line {line}: split '{split}'",
-                hint="name one of train, val, test in every line, or leave the column out",
+                f"{table}, line {row.line}: split '{row.split}'",
+                hint="name one of train, val, test in every line, or remove the column",
             )
-    if rows[0][2] and all(split != "train" for _, _, split in rows):
-        raise DataError(f"data.path '{table}': no line is of split 'train'")
+    if rows[0].split and all(split_named(row.split) != "train" for row in rows):
+        raise DataError(
+            f"data.path '{table}': no line is of split 'train'", hint="name one in column 'split'"
+        )

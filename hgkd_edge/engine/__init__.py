@@ -8,6 +8,6 @@ weights, optimizer moments, EMA and the step number.
 
 from hgkd_edge.engine.loop import train
 from hgkd_edge.engine.setup import resolve_precision
-from hgkd_edge.engine.task import Draws, Task, Workplace
+from hgkd_edge.engine.task import Draws, Inputs, Task, Workplace
 
-__all__ = ["Draws", "Task", "Workplace", "resolve_precision", "train"]
+__all__ = ["Draws", "Inputs", "Task", "Workplace", "resolve_precision", "train"]

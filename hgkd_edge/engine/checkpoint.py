@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 
-from hgkd_edge.errors import RunError, TrainingError
-from hgkd_edge.rundir import atomic_write, cache_dir
+from hgkd_edge.errors import RunError, TrainingError, reason_of
+from hgkd_edge.files import atomic_write, hint_for_write
 
 __all__ = ["mend_for", "read_checkpoint", "write_checkpoint"]
-
-DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) -> None:
@@ -46,16 +44,11 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
         load(torch.load(file, map_location=device, weights_only=True))
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.PickleError) as error:
         raise RunError(
-            f"checkpoint {file} cannot be used: {str(error).splitlines()[0]}",
+            f"checkpoint {file} cannot be used: {reason_of(error)}",
             hint="is it of this recipe? Without --resume a new run begins",
         ) from error
 
 
 def mend_for(error: Exception, file: Path) -> str:
-    """What helps against a write to `file` that failed."""
-    number = error.errno if isinstance(error, OSError) else errno.ENOSPC
-    if number in DISK_IS_FULL:
-        return "free disk space"
-    in_cache = file.absolute().is_relative_to(cache_dir().absolute())
-    other = "set HGKD_EDGE_CACHE to another" if in_cache else "name another with --run"
-    return f"make the folder writable, or {other}"
+    """The fix for a write to `file` that failed; torch reports a full disk without its number."""
+    return hint_for_write(error.errno if isinstance(error, OSError) else errno.ENOSPC, file)

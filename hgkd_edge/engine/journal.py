@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import TextIO
 
 from accelerate import Accelerator
 
-from hgkd_edge.console import console, track_steps
+from hgkd_edge.console import track_steps, warn
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.checkpoint import mend_for
 from hgkd_edge.engine.task import Workplace
 from hgkd_edge.errors import TrainingError
-from hgkd_edge.rundir import atomic_write
+from hgkd_edge.files import atomic_write, open_regular
 
 __all__ = ["Journal", "open_journal"]
 
@@ -33,10 +34,12 @@ class Journal:
         self,
         accelerator: Accelerator,
         stream: TextIO,
+        log_file: Path,
         show: Callable[[int, str], None],
         source: ImageSource,
     ) -> None:
-        self.accelerator, self.stream, self.show, self.source = accelerator, stream, show, source
+        self.accelerator, self.stream, self.log_file = accelerator, stream, log_file
+        self.show, self.source = show, source
         self.recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self.warned = False
 
@@ -69,7 +72,7 @@ class Journal:
             "images_per_s": round(photos / seconds, 1),
             "data_share": round(waited / seconds, 3),
         }
-        with _writing(Path(self.stream.name)):
+        with _writing(self.log_file):
             self.stream.write(json.dumps({"step": step, **figures}) + "\n")
             self.stream.flush()
             self.accelerator.log(figures, step=step)
@@ -85,10 +88,9 @@ class Journal:
         share = sum(w for _, w in self.recent) / sum(s for s, _ in self.recent)
         if share > STARVING and len(self.recent) == WINDOW and not self.warned:
             self.warned = True
-            console.print(
-                f"[yellow]warning:[/] the student waits for photos {share:.0%} of the time; "
-                f"hint: {_mend_starving(self.source)}",
-                soft_wrap=True,
+            warn(
+                f"the student waits for photos {share:.0%} of the time; "
+                f"hint: {_mend_starving(self.source)}"
             )
         return share
 
@@ -114,17 +116,23 @@ def open_journal(
     with _writing(place.log_file):
         _truncate(place.log_file, done)
         place.log_file.parent.mkdir(parents=True, exist_ok=True)
-        stream = place.log_file.open("a", encoding="utf-8")
+        stream = _open_log(place.log_file)
         if place.tracker_dir is not None:
             accelerator.init_trackers(PROJECT)
     try:
         with track_steps(label, total=total, done=done) as show:
-            yield Journal(accelerator, stream, show, source)
+            yield Journal(accelerator, stream, place.log_file, show, source)
     finally:
         with contextlib.suppress(OSError):  # a full disk has been reported by what met it first
             stream.close()
             for tracker in accelerator.trackers:
                 tracker.finish()
+
+
+def _open_log(file: Path) -> TextIO:
+    """The log, to add lines to; never through a link."""
+    with open_regular(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as descriptor:
+        return open(os.dup(descriptor), "a", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -18,15 +18,19 @@ from hgkd_edge.data.decode import read_ahead
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
+from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
+from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
-from hgkd_edge.engine.task import Draws, Task, Workplace
+from hgkd_edge.engine.task import Draws, Inputs, Task, Workplace
 from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
 
 __all__ = ["train"]
+
+STOP, NORM = "stop", "gradient norm"  # figures of an update next to the model's own
 
 
 def train(
@@ -85,7 +89,11 @@ class _Loop:
         self.steps_per_epoch = self.batches_per_epoch * task.updates_per_batch
         self.total_steps = config.epochs * self.steps_per_epoch
         self.step = 0
-        self.stop = StopFlag()
+        self.stop, self.told_to_stop = StopFlag(), False
+        self.late = reads_late(self.accelerator, config)
+        self.unsettled: Update | None = None  # its figures are not read yet
+        self.journal: Journal | None = None
+        self.unlogged: Batch | None = None
 
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -104,7 +112,10 @@ class _Loop:
             **options,
         )
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
+        self.after = Snapshot(model) if self.late else model  # what the average is taken from
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        wanted = config.graph == "auto" and task.capturable
+        self.graphed = graphed_pass(self._pass, model, self.accelerator, wanted=wanted)
 
     def run(self, *, resume: bool) -> nn.Module:
         if resume and on_main(self.place.checkpoint_file.is_file):
@@ -121,30 +132,22 @@ class _Loop:
             total=self.total_steps,
             done=self.step,
         )
-        with stop_on_signal() as self.stop, journal as opened, heeding_others():
-            self._run_batches(opened)
+        with stop_on_signal() as self.stop, journal as self.journal, heeding_others():
+            self._run_batches()
             self._save_checkpoint()
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
 
-    def _run_batches(self, journal: Journal | None) -> None:
+    def _run_batches(self) -> None:
         order = self._order(first=self.step // self.task.updates_per_batch)
         begin = time.perf_counter()
         with contextlib.closing(read_ahead(self._load_batch, order)) as batches:
             for images, labels in batches:
                 waited = time.perf_counter() - begin
-                epoch = self.step // self.steps_per_epoch
-                scalars, told_to_stop = self._train_batch(images, labels)
-                if journal is not None:
-                    journal.record(
-                        step=self.step,
-                        epoch=epoch,
-                        scalars=scalars,
-                        lr=self._lr(self.step - 1),
-                        photos=self.batch_size,
-                        seconds=time.perf_counter() - begin,
-                        waited=waited,
-                    )
-                if told_to_stop:
+                last = self._train_batch(images, labels)
+                self.unlogged = Batch(last, time.perf_counter() - begin, waited)
+                if not self.late:
+                    self._log()
+                if self.told_to_stop:
                     self._save_checkpoint()
                     raise Interrupted(
                         f"stopped at step {self.step} of {self.total_steps}, progress saved to "
@@ -172,8 +175,8 @@ class _Loop:
             images, labels = images.pin_memory(), labels.pin_memory()
         return images, labels
 
-    def _train_batch(self, images: Tensor, labels: Tensor) -> tuple[dict[str, float], bool]:
-        """All updates of one batch; the last one's scalars, and whether to stop after it."""
+    def _train_batch(self, images: Tensor, labels: Tensor) -> Update:
+        """All updates of one batch; returns the last one."""
         device = self.accelerator.device
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         generator = _generator(self.seed, "step", self.step)
@@ -182,72 +185,112 @@ class _Loop:
         draws = Draws(generator, self.rank, self.world, device, progress)
         with self.accelerator.autocast():
             updates = [
-                tuple(_channels_last(tensor) for tensor in inputs)
+                tuple(_channels_last(each) for each in inputs)
                 for inputs in self.task.inputs(images, labels, draws)
             ]
-        scalars: dict[str, float] = {}
-        told_to_stop = False
-        for inputs in updates:
-            scalars, stop = self._update(inputs)
-            told_to_stop |= stop
-        return scalars, told_to_stop
+        return [self._update(inputs) for inputs in updates][-1]
 
-    def _update(self, inputs: tuple[Tensor, ...]) -> tuple[dict[str, float], bool]:
-        """One optimizer step on one global batch, its gradient summed over accumulation chunks.
-
-        Returns:
-            The scalars' means over chunks and processes, and whether any process is to stop.
-        """
+    def _update(self, inputs: Inputs) -> Update:
+        """One optimizer step on one global batch."""
         lr = self._lr(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        parts = self.config.accumulate
-        chunks = zip(*(tensor.chunk(parts) for tensor in inputs), strict=True)
-        totals: dict[str, Tensor] = {}
-        for i, chunk in enumerate(chunks):
-            last = i == parts - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self._batchnorm():
-                    outputs = self.model(*chunk)
-                for name, value in outputs.items():
-                    totals[name] = totals.get(name, 0.0) + value.detach().float() / parts
-                self.accelerator.backward(outputs["loss"] / parts)
+        totals = self._gradients(inputs)
+        self._settle()  # the update before this one, if it is not yet
         limit = self.config.clip_grad or math.inf
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        scalars, told_to_stop = self._agree(totals)
-        self._check_finite("loss", scalars["loss"], lr)
-        if self.accelerator.scaler is None:  # else a step that overflowed is left out by itself
-            self._check_finite("gradient norm", norm.item(), lr)
+        figures = self._agree(totals, norm)
+        update = Update(self.step, lr, figures)
+        if self.late:  # the optimizer reads the flag on the device, and then changes nothing
+            self.optimizer.optimizer.found_inf = figures.not_finite("loss", NORM)
+        else:
+            self._check_finite(update)
         self.optimizer.step()
-        # Fresh memory for every gradient costs a CPU more than clearing the old.
-        self.optimizer.zero_grad(set_to_none=self.accelerator.device.type == "cuda")
+        if self.graphed is None or not self.graphed.holds_gradients:
+            # Fresh memory for every gradient costs a CPU more than clearing the old.
+            self.optimizer.zero_grad(set_to_none=self.accelerator.device.type == "cuda")
         self.step += 1
-        if self.ema:
-            self.ema.update(self.accelerator.unwrap_model(self.model), step=self.step)
-        return scalars, told_to_stop
+        self.unsettled = update
+        if isinstance(self.after, Snapshot):
+            self.after.take()
+        else:
+            self._settle()
+        return update
+
+    def _gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Gradients of one batch, summed over accumulation chunks, and the scalars' means."""
+        parts = self.config.accumulate
+        totals: dict[str, Tensor] = {}
+        for i, chunk in enumerate(_chunks(inputs, parts)):
+            last = i == parts - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                outputs = self.graphed(chunk, adds=i > 0) if self.graphed else self._pass(chunk)
+                for name, value in outputs.items():
+                    totals[name] = totals.get(name, 0.0) + value
+        return totals
+
+    def _pass(self, chunk: Inputs) -> dict[str, Tensor]:
+        """Forward and backward pass of one chunk: its share of the gradients and scalars."""
+        with self._batchnorm():
+            outputs = self.model(*chunk)
+        parts = self.config.accumulate
+        self.accelerator.backward(outputs["loss"] / parts)
+        return {name: value.detach().float() / parts for name, value in outputs.items()}
 
     def _batchnorm(self) -> contextlib.AbstractContextManager[Any]:
         synced = self.config.sync_batchnorm and self.world > 1
         return SyncedBatchNorm() if synced else contextlib.nullcontext()
 
-    def _agree(self, totals: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
+    def _agree(self, totals: dict[str, Tensor], norm: Tensor) -> Figures:
         """Means over processes, and whether any of them was told to stop: one exchange for all."""
-        stop = torch.tensor(float(self.stop.asked), device=self.accelerator.device)
-        means = self.accelerator.reduce(torch.stack([*totals.values(), stop]), "mean").tolist()
-        return dict(zip(totals, means, strict=False)), means[-1] > 0
+        stop = norm.new_full((), float(self.stop.asked))
+        means = self.accelerator.reduce(torch.stack([*totals.values(), stop]), "mean")
+        return Figures([*totals, STOP, NORM], torch.cat([means, norm[None]]))
 
-    def _check_finite(self, what: str, value: float, lr: float) -> None:
+    def _settle(self) -> None:
+        """Read the last update's figures: an error if they are not finite, else average it in."""
+        update, self.unsettled = self.unsettled, None
+        if update is None:
+            return
+        self._check_finite(update)
+        self.told_to_stop |= update.figures.read()[STOP] > 0
+        if self.ema:
+            self.ema.update(self.after, step=update.step + 1)
+        self._log()
+
+    def _check_finite(self, update: Update) -> None:
         """Stop before a bad gradient reaches the weights; the last checkpoint stays as it was."""
-        if math.isfinite(value):
+        figures = update.figures.read()
+        # A gradient that overflowed in fp16 is skipped by the scaler, and training continues.
+        watched = ("loss", NORM) if self.accelerator.scaler is None else ("loss",)
+        bad = [name for name in watched if not math.isfinite(figures[name])]
+        if not bad:
             return
         saved = self.place.checkpoint_file
         kept = (
             f"last good checkpoint: {saved}" if saved.is_file() else "no checkpoint was saved yet"
         )
         raise TrainingError(
-            f"{what} is {value} at step {self.step} (learning rate {lr:.2e}); {kept}",
+            f"{bad[0]} is {figures[bad[0]]} at step {update.step} (learning rate {update.lr:.2e}); "
+            f"{kept}",
             hint=f"lower the rate, such as --set {self.place.lr_key}="
             f"{self.config.lr / 3:.1e}, or use --set train.precision=fp32",
+        )
+
+    def _log(self) -> None:
+        """Write the batch that is done and not yet in the log, if there is one."""
+        batch, self.unlogged = self.unlogged, None
+        if batch is None or self.journal is None:
+            return
+        figures = batch.last.figures.read()
+        self.journal.record(
+            step=batch.last.step + 1,
+            epoch=batch.last.step // self.steps_per_epoch,
+            scalars={k: v for k, v in figures.items() if k not in (STOP, NORM)},
+            lr=batch.last.lr,
+            photos=self.batch_size,
+            seconds=batch.seconds,
+            waited=batch.waited,
         )
 
     def _lr(self, step: int) -> float:
@@ -261,6 +304,7 @@ class _Loop:
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def _save_checkpoint(self) -> None:
+        self._settle()
         on_main(self._write_checkpoint)  # all processes learn of it when it fails
 
     def _write_checkpoint(self) -> None:
@@ -297,9 +341,17 @@ class _Loop:
         console.print(f"{self.label}: going on from step {self.step} of {self.total_steps}")
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
+def _channels_last(each: Tensor | int) -> Tensor | int:
     """Photos [B, C, H, W] in the memory format of the fastest convolutions; others as they are."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    if isinstance(each, int) or each.dim() != 4:
+        return each
+    return each.contiguous(memory_format=torch.channels_last)
+
+
+def _chunks(inputs: Inputs, parts: int) -> Iterator[Inputs]:
+    """The inputs of every accumulation step; what is no tensor is the same for all."""
+    columns = [x.chunk(parts) if isinstance(x, Tensor) else (x,) * parts for x in inputs]
+    return zip(*columns, strict=True)
 
 
 def _batch_size(config: TrainConfig, photos: int, world: int, *, key: str) -> int:

@@ -14,7 +14,7 @@ from accelerate.tracking import TensorBoardTracker, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from hgkd_edge.engine.task import Workplace
-from hgkd_edge.errors import RecipeError
+from hgkd_edge.errors import RecipeError, reason_of
 from hgkd_edge.recipe import TrainConfig
 
 __all__ = ["check_machine", "keep_freed_memory", "make_accelerator", "resolve_precision"]
@@ -52,7 +52,7 @@ def _require_compiler() -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise RecipeError(
             f"train.compile = true: nothing can be compiled here ({reason})",
             hint="set train.compile to false, or install a C++ compiler (g++)",
@@ -107,7 +107,8 @@ def make_accelerator(config: TrainConfig, place: Workplace) -> Accelerator:
     return Accelerator(
         cpu=not torch.cuda.is_available(),  # without it, several processes would not find together
         mixed_precision="no" if precision == "fp32" else precision,
-        log_with=[_tracker(name, folder) for name in config.trackers] if folder else None,
+        # None, not [], when there are none: Accelerate warns that [] are not installed.
+        log_with=[_tracker(name, folder) for name in config.trackers] or None if folder else None,
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=folder),
     )
 

@@ -10,7 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Draws", "Task", "Workplace"]
+from hgkd_edge.data.transfer import to_device
+
+__all__ = ["Draws", "Inputs", "Task", "Workplace"]
+
+Inputs = tuple[Tensor | int, ...]
 
 
 class Task(Protocol):
@@ -21,14 +25,17 @@ class Task(Protocol):
         updates_per_batch: How many updates `inputs` makes of one batch.
         layer_decay: Factor of the learning rate per group of layers below the head, as timm groups
             them; None trains every layer at one rate.
+        capturable: Whether a pass of the model reads no value of a tensor on the host, so that it
+            may run as a CUDA graph.
     """
 
     model: nn.Module
     updates_per_batch: int
     layer_decay: float | None
+    capturable: bool
 
-    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterable[tuple[Tensor, ...]]:
-        """Inputs of the model, one tuple per update, every tensor [B, ...].
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterable[Inputs]:
+        """Inputs of the model, one tuple per update: tensors [B, ...], and numbers for all images.
 
         Args:
             images: uint8 [B, 3, H_canvas, W_canvas] on the device.
@@ -55,8 +62,12 @@ class Draws:
 
     def uniform(self, count: int, width: int) -> Tensor:
         """float32 [count, width] in [0, 1), for `count` images on this process."""
+        return to_device(self.on_cpu(count, width), self.device)
+
+    def on_cpu(self, count: int, width: int) -> Tensor:
+        """As `uniform`, for what the host computes: fetching numbers from a GPU waits for it."""
         draws = torch.rand(count * self.world, width, generator=self.generator)
-        return draws[self.rank * count : (self.rank + 1) * count].to(self.device)
+        return draws[self.rank * count : (self.rank + 1) * count]
 
 
 @dataclass(frozen=True)

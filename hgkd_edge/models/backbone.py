@@ -7,6 +7,7 @@ in the file's metadata, so the file alone is enough.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import json
@@ -22,8 +23,11 @@ from torch import Tensor, nn
 
 from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.errors import ConversionError, RecipeError, RunError
+from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
+from hgkd_edge.models.untrusted import bounded, check_args, check_name
+from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
+from hgkd_edge.sparse.strided import guard_strided
 
 __all__ = [
     "BackboneSpec",
@@ -42,6 +46,19 @@ __all__ = [
 ]
 
 
+# What arguments that do not fit raise in timm's constructors.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """All that is needed to make a backbone again.
@@ -53,6 +70,7 @@ class BackboneSpec:
         size: Image height and width in pixels that it was trained for.
         mean: Per-channel mean of its input, in [0, 1].
         std: Per-channel standard deviation of its input.
+        bits: That the 16-bit image files it was trained on use; 0: all 16, or there were none.
     """
 
     name: str
@@ -61,17 +79,36 @@ class BackboneSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     args: dict[str, Any] = field(default_factory=dict)
+    bits: int = 0
 
     def input(self, geometry: Geometry) -> InputSpec:
         """What the network takes, and how an image becomes that."""
-        return InputSpec(self.size, self.mean, self.std, geometry)
+        return InputSpec(self.size, self.mean, self.std, geometry, self.bits)
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
         """Read back what `save_backbone` wrote."""
         fields = json.loads(metadata["hgkd_edge.backbone"])
         tuples = {key: tuple(fields[key]) for key in ("size", "mean", "std")}
-        return cls(**{**fields, **tuples})
+        spec = cls(**{**fields, **tuples})
+        spec._validate()
+        return spec
+
+    def _validate(self) -> None:
+        """Metadata is untrusted; names and arguments are checked where the network is made.
+
+        Raises:
+            ValueError: A value that no backbone of this package has.
+        """
+        sides = len(self.size) == 2 and all(type(s) is int and 0 < s <= 16_384 for s in self.size)
+        numbers = [*self.mean, *self.std]
+        statistics = len(self.mean) == len(self.std) == 3 and all(
+            isinstance(n, int | float) and abs(n) <= 255 for n in numbers
+        )
+        if not (sides and statistics and min(self.std) > 0 and self.stem_stride in (1, 2, 4)):
+            raise ValueError("its metadata gives no usable size, mean, std or stem_stride")
+        if not (isinstance(self.name, str) and isinstance(self.args, dict)):
+            raise ValueError("its metadata gives no usable name or args")
 
 
 class EmbeddingNet(nn.Module):
@@ -92,12 +129,20 @@ class EmbeddingNet(nn.Module):
         return self.features(images)[-1].mean(dim=(2, 3))
 
 
-def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
-    """`timm.create_model` whose faults name the recipe key.
+def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> nn.Module:
+    """`timm.create_model` whose errors name the recipe key.
+
+    Args:
+        key: The recipe's key that names the model.
+        name: timm model name; untrusted.
+        args: Architecture arguments of a recipe or a file; untrusted.
+        own: Arguments that this package sets; they take precedence.
 
     Raises:
-        RecipeError: timm does not know the model, or refuses the arguments.
+        RecipeError: timm does not know the model or refuses the arguments, or the name or an
+            argument chooses files, addresses or code.
     """
+    check_name(key, name)
     if not timm.is_model(name):
         known = timm.list_models()
         near = difflib.get_close_matches(name.split(".")[0], known, n=1, cutoff=0.3)
@@ -105,11 +150,21 @@ def create_timm_model(key: str, name: str, **args: Any) -> nn.Module:
             f"{key} = '{name}': timm {timm.__version__} has no such model",
             hint=f"did you mean '{near[0]}'?" if near else "see timm.list_models()",
         )
+    section = key.partition(".")[0]
+    check_args(f"{section}.args", name, args)
+    settings = {**args, **own}
+    if args:  # other networks are of published size
+        with bounded(f"{section}.args"), contextlib.suppress(*REFUSALS):
+            # What timm refuses is reported below.
+            timm.create_model(name, **{**settings, "pretrained": False})
     try:
-        return timm.create_model(name, **args)
-    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason}") from error
+        model: nn.Module = timm.create_model(name, **settings)
+    except OSError:  # the hub cannot be reached: the caller knows what to do
+        raise
+    except Exception as error:  # arguments that do not fit a network may raise anything in it
+        raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason_of(error)}") from error
+    guard_strided(model)
+    return model
 
 
 def create_features(
@@ -127,7 +182,7 @@ def create_features(
         RecipeError: The model is unknown or not a convolutional pyramid.
     """
     args = args or {}
-    model = create_timm_model("student.name", name, features_only=True, **args)
+    model = create_timm_model("student.name", name, args, features_only=True)
     _require_pyramid(model, name)
     _set_stem_stride(model, name, stem_stride)
     info: Any = model.feature_info
@@ -135,7 +190,7 @@ def create_features(
     wanted = [i for i, r in zip(info.out_indices, reductions, strict=True) if r >= min_stride]
     if len(wanted) < len(reductions):
         model = create_timm_model(
-            "student.name", name, features_only=True, **{**args, "out_indices": wanted}
+            "student.name", name, args, features_only=True, out_indices=wanted
         )
         _set_stem_stride(model, name, stem_stride)
     return model
@@ -148,7 +203,7 @@ def require_plain_form(features: nn.Module, name: str, args: dict[str, Any]) -> 
         ConversionError: One has none; `save_backbone` would fail after the training.
     """
     with torch.device("meta"):  # its names are wanted, not its weights
-        plain = create_timm_model("student.name", name, num_classes=0, **args).state_dict()
+        plain = create_timm_model("student.name", name, args, num_classes=0).state_dict()
     for key in features.state_dict():
         _full_key(key, plain)
 
@@ -178,7 +233,7 @@ def save_backbone(features: nn.Module, spec: BackboneSpec, path: Path) -> None:
     Raises:
         ConversionError: A weight has no place in the plain timm model.
     """
-    full = create_timm_model("student.name", spec.name, num_classes=0, **spec.args)
+    full = create_timm_model("student.name", spec.name, spec.args, num_classes=0)
     state = full.state_dict()
     for key, value in features.state_dict().items():
         state[_full_key(key, state)] = value
@@ -192,16 +247,33 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
     """State dict and description of a `backbone.safetensors`.
 
     Raises:
-        RunError: The file is not one of ours, or broken.
+        RunError: The file is not one of ours, broken, or not the one that its run recorded.
     """
+    require_recorded(path)
     try:
         with safe_open(path, framework="pt") as stored:
             spec = BackboneSpec.from_metadata(stored.metadata() or {})
-            return {key: stored.get_tensor(key) for key in stored.keys()}, spec  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise RunError(
-            f"{path} is not a backbone of hgkd-edge: {error}", hint="distil it again"
+            f"{path} is not a backbone of hgkd-edge: {reason_of(error)}", hint="distill it again"
         ) from error
+    _require_complete(state, spec, path)
+    return state, spec
+
+
+def _require_complete(state: dict[str, Tensor], spec: BackboneSpec, path: Path) -> None:
+    """See that a file holds the weights of the network that it describes, and no others."""
+    with torch.device("meta"):
+        plain = create_timm_model("student.name", spec.name, spec.args, num_classes=0).state_dict()
+    for key in sorted(plain.keys() | state.keys()):
+        sides = [list(s[key].shape) if key in s else "missing" for s in (state, plain)]
+        if sides[0] != sides[1]:
+            raise RunError(
+                f"{path} does not hold the '{spec.name}' that it describes: '{key}' is {sides[0]} "
+                f"in the file and {sides[1]} in the network",
+                hint="distill it again",
+            )
 
 
 def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, BackboneSpec]:
@@ -225,7 +297,7 @@ def fill_features(features: nn.Module, state: dict[str, Tensor]) -> None:
 
 def create_classifier(spec: BackboneSpec, num_classes: int) -> nn.Module:
     """The plain timm classifier of a backbone, untrained: [B, 3, H, W] -> logits [B, classes]."""
-    model = create_timm_model("student.name", spec.name, num_classes=num_classes, **spec.args)
+    model = create_timm_model("student.name", spec.name, spec.args, num_classes=num_classes)
     _set_stem_stride(model, spec.name, spec.stem_stride)
     return model
 

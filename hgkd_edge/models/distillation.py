@@ -36,18 +36,22 @@ class Distillation(nn.Module):
         self.mean, self.std = mean, std
         student.head.requires_grad_(loss.feature_weight > 0)
 
-    def forward(self, images: Tensor, visible: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Loss of one batch.
+    def forward(
+        self, images: Tensor, visible: Tensor, targets: Tensor, per_image: int | None = None
+    ) -> dict[str, Tensor]:
+        """Loss of one batch; makes no decision by the value of a tensor.
 
         Args:
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, h, w], True = visible.
             targets: float [B, N, D], the teacher's tokens.
+            per_image: Number of visible patches in every image, if it is the same and known.
 
         Returns:
             `loss`, and where features have a weight the `cosine` of prediction and target.
         """
-        predicted, pixels = self.student(normalize(images, self.mean, self.std), visible)
+        view = normalize(images, self.mean, self.std)
+        predicted, pixels = self.student(view, visible, per_image)
         scalars = {"loss": torch.zeros((), device=images.device)}
         if self.config.feature_weight:
             predicted = predicted.float()  # [B, N, D]

@@ -39,17 +39,21 @@ class Student(nn.Module):
             nn.Conv2d(decoder_width, side * side * 3, kernel_size=1) if pixels else None
         )
 
-    def forward(self, images: Tensor, visible: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, images: Tensor, visible: Tensor, per_image: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Predict the teacher's tokens over the whole image.
 
         Args:
             images: float [B, 3, H, W], normalised.
             visible: bool [B, h, w], True = visible.
+            per_image: Number of visible patches in every image, if it is the same and known.
 
         Returns:
             Tokens float [B, N, D], and pixels float [B, N, side*side*3] or None.
         """
-        maps = self.encoder(images, visible, each=self.decoder.lateral)  # [B, width, H/s, W/s]
+        # [B, width, H/s, W/s]
+        maps = self.encoder(images, visible, per_image, each=self.decoder.lateral)
         decoded = self.decoder(maps, visible)
         tokens = self.head(decoded).flatten(2).transpose(1, 2)
         if self.pixel_head is None:

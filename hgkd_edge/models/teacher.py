@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hgkd_edge.console import console
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import create_timm_model
+from hgkd_edge.models.checkpoint import fitting_weights
 from hgkd_edge.models.vit import encode_visible
 from hgkd_edge.recipe import TeacherConfig
+from hgkd_edge.sparse.visible import indices
 
 __all__ = [
     "BUNDLED_TEACHER",
@@ -37,9 +37,6 @@ __all__ = [
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
 RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # their texts say so, not their names
-# As timm's own loader: averaged weights before the raw ones.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
-PREFIXES = re.compile(r"^((module|_orig_mod|model|teacher|encoder|backbone)\.)+")
 NORMALISATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
 
 
@@ -105,9 +102,13 @@ class Teacher(nn.Module):
         count = count.clamp(min=1)
         return total / count, squares / count
 
-    def targets(self, images: Tensor, visible: Tensor | None) -> Tensor:
+    def targets(
+        self, images: Tensor, visible: Tensor | None, per_image: int | None = None
+    ) -> Tensor:
         """Targets from the visible tokens, bool [B, N], or from whole images: [B, N, D]."""
-        return self(images) if visible is None else self.forward_visible(images, visible)
+        if visible is None:
+            return self(images)
+        return self.forward_visible(images, visible, per_image)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -131,17 +132,22 @@ class Teacher(nn.Module):
         return (torch.stack(targets).mean(dim=0) - self.center) / self.spread
 
     @torch.no_grad()
-    def forward_visible(self, images: Tensor, visible: Tensor) -> Tensor:
+    def forward_visible(
+        self, images: Tensor, visible: Tensor, per_image: int | None = None
+    ) -> Tensor:
         """Targets from visible tokens only, as a masked autoencoder's encoder sees them.
 
         Args:
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, N] on the token grid, as many visible in every image.
+            per_image: How many, if that is known: then nothing waits for the device.
 
         Returns:
             float32 [B, N, D], zero at masked tokens.
         """
-        keep = visible.nonzero()[:, 1].view(len(images), -1)  # [B, N_visible]
+        if per_image is None:
+            per_image = int(visible[0].sum())
+        keep = indices(visible, per_image)  # [B, N_visible]
         tokens = encode_visible(self.vit, self._prepare(images), keep)  # type: ignore[arg-type]
         tokens = tokens[:, self.vit.num_prefix_tokens :].float()
         tokens = (F.layer_norm(tokens, tokens.shape[-1:]) - self.center[keep]) / self.spread
@@ -171,11 +177,11 @@ def create_vit(
     Raises:
         RecipeError: Unknown to timm, or not a Transformer of plain patch tokens.
     """
-    args: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained, **config.args}
+    own: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     if size is not None:
-        args["img_size"] = size
+        own["img_size"] = size
     try:
-        vit = create_timm_model("teacher.name", config.name, **args)
+        vit = create_timm_model("teacher.name", config.name, config.args, **own)
     except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
         raise RecipeError(
             f"teacher.name = '{config.name}': its weights cannot be downloaded "
@@ -251,38 +257,19 @@ def forbids_commerce(licence: str) -> bool:
 
 
 def load_vit_weights(vit: nn.Module, path: Path) -> None:
-    """Load a local checkpoint: timm, official MAE, or safetensors.
+    """Load a local checkpoint: timm, official MAE, DINO, or safetensors.
 
-    Position embeddings are resampled to the teacher's grid; decoders and heads are left out.
+    Position embeddings are resampled to the teacher's grid; decoders and heads are skipped.
     Weights that were trained here bring the normalisation of their photos, which takes the place
     of the one that timm knows for the teacher's name.
 
     Raises:
         RecipeError: The file cannot be read safely, or does not fit the teacher.
     """
-    state = _read_state(path)
-    module = sys.modules[type(vit).__module__]
-    if hasattr(module, "checkpoint_filter_fn"):
-        try:
-            state = module.checkpoint_filter_fn(state, vit)
-        except Exception as error:  # written for known files: an unknown one may meet anything
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise RecipeError(
-                f"teacher.path = '{path}': timm cannot fit it to {type(vit).__name__} ({reason})",
-                hint="teacher.name and teacher.args must describe the network in the file",
-            ) from error
-    own = vit.state_dict()
-    usable = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = sorted(own.keys() - usable.keys())
-    if missing:
-        wrong = missing[0]
-        found = f"shape {list(state[wrong].shape)}" if wrong in state else "not in the file"
-        raise RecipeError(
-            f"teacher.path = '{path}': does not fit the teacher: {len(missing)} of {len(own)} "
-            f"weights missing, such as '{wrong}' {list(own[wrong].shape)} ({found})",
-            hint="teacher.name and teacher.args must describe the network in the file",
-        )
-    vit.load_state_dict(usable)
+    state, origin = fitting_weights(vit, path, key="teacher.path")
+    vit.load_state_dict(state)
+    if origin:
+        console.print(f"teacher: {path.name} holds several networks; loaded '{origin}'")
     known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
     vit.pretrained_cfg = {**known, **_read_normalisation(path)}  # type: ignore[assignment]
 
@@ -297,43 +284,25 @@ def save_vit_weights(
 
 
 def _read_normalisation(path: Path) -> dict[str, Any]:
-    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere."""
+    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere.
+
+    Raises:
+        RecipeError: The file's metadata holds something else under their name.
+    """
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as stored:
-        return json.loads((stored.metadata() or {}).get(NORMALISATION, "{}"))
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name, without prefixes of wrappers."""
+        text = (stored.metadata() or {}).get(NORMALISATION)
+    if text is None:
+        return {}
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            # weights_only: a checkpoint from elsewhere must not run code here.
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RecipeError(f"teacher.path = '{path}': no such file") from error
-    except pickle.UnpicklingError as error:
+        fields = json.loads(text)
+        found = {key: tuple(float(n) for n in fields[key]) for key in ("mean", "std")}
+        if not (all(len(n) == 3 for n in found.values()) and min(found["std"]) > 0):
+            raise ValueError(text[:80])
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise RecipeError(
-            f"teacher.path = '{path}': holds more than tensors, so it is not loaded "
-            "(it could run code)",
-            hint="save its state dict as .safetensors and name that",
+            f"teacher.path = '{path}': its metadata gives no usable mean and std",
+            hint="train the teacher again: teacher.weights=pretrain",
         ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise RecipeError(
-            f"teacher.path = '{path}': cannot be read ({type(error).__name__})",
-            hint="is it complete? it must be a PyTorch or .safetensors checkpoint",
-        ) from error
-    while isinstance(state, dict):
-        inner = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), None)
-        if inner is None:
-            break
-        state = inner
-    if not isinstance(state, dict):
-        raise RecipeError(f"teacher.path = '{path}': is not a state dict")
-    return {
-        PREFIXES.sub("", key): value.float()
-        for key, value in state.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    return found

@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 MEASURED = "2 cores of an AMD EPYC (Zen 5), torch 2.15"
 ON_H200 = "one NVIDIA H200, torch 2.11"
-MODELLED = "modelled, no GPU has confirmed it; native and index without Triton"
+MODELED = "modeled, no GPU has confirmed it; native and index without Triton"
 ALL = 1 << 30
 TABLE = (
     Choice("cpu", "float32", "dense", 1, 4, "rows", MEASURED),
@@ -42,9 +42,9 @@ TABLE = (
     Choice("cuda", "bfloat16", "dense", 1, 2, "rows", ON_H200),
     Choice("cuda", "float16", "dense", 1, 2, "rows", "as bfloat16"),
     Choice("cuda", "float32", "dense", 1, ALL, "native", ON_H200),
-    Choice("cuda", "*", "depthwise", 1, ALL, "direct", MODELLED),
-    Choice("cuda", "*", "max pool", 1, ALL, "direct", MODELLED),
-    Choice("cuda", "*", "gather", 1, ALL, "triton", MODELLED),
+    Choice("cuda", "*", "depthwise", 1, ALL, "direct", MODELED),
+    Choice("cuda", "*", "max pool", 1, ALL, "direct", MODELED),
+    Choice("cuda", "*", "gather", 1, ALL, "triton", MODELED),
     Choice("*", "*", "gather", 1, ALL, "index", "default"),
     Choice("*", "*", "*", 1, ALL, "native", "default"),
 )

@@ -20,6 +20,7 @@ from hgkd_edge.sparse.features import feature_list, plain_maps
 from hgkd_edge.sparse.masked import MaskedEngine
 from hgkd_edge.sparse.sites import Engine
 from hgkd_edge.sparse.spconv import SpconvEngine
+from hgkd_edge.sparse.strided import guard_strided
 from hgkd_edge.sparse.tiles import TileEngine
 from hgkd_edge.sparse.visible import Visible
 
@@ -73,6 +74,7 @@ class SparseEncoder(nn.Module):
         # conversion does that) is replaced in the network too. The tuple keeps the network from
         # being registered as a child, which would put a prefix before every name.
         self._network = (network,)
+        guard_strided(network)
         self._modules = network._modules
         self._parameters = network._parameters
         self._buffers = network._buffers
@@ -92,6 +94,7 @@ class SparseEncoder(nn.Module):
         self,
         images: Tensor,
         visible: Tensor,
+        per_image: int | None = None,
         *,
         each: Sequence[Callable[[Tensor], Tensor]] | None = None,
     ) -> list[Tensor]:
@@ -100,6 +103,9 @@ class SparseEncoder(nn.Module):
         Args:
             images: float `[B, 3, H, W]`; H and W are multiples of `patch`.
             visible: bool `[B, H / patch, W / patch]`, True = visible.
+            per_image: Number of visible patches in every image, if it is the same and known. The
+                maps are the same; on a GPU nothing then waits for the device, so that the pass can
+                be captured as a CUDA graph.
             each: One module per map, run on it while it holds visible sites only. A 1x1 convolution
                 to fewer channels costs less there than on the dense map.
 
@@ -112,7 +118,7 @@ class SparseEncoder(nn.Module):
                 run on visible sites only.
         """
         self._check(images, visible)
-        sites = Visible(visible, self.patch)
+        sites = Visible(visible, self.patch, per_image)
         if sites.n == visible.numel():  # plain layers, which have nothing to gather
             return _apply(each, plain_maps(self.network, images))
         return self._on_sites(images, sites, each)

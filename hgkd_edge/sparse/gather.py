@@ -16,7 +16,7 @@ from torch import Tensor
 from hgkd_edge.sparse import launch
 from hgkd_edge.sparse.choice import gathers_by
 from hgkd_edge.sparse.shape import ConvShape
-from hgkd_edge.sparse.visible import Visible, Window
+from hgkd_edge.sparse.visible import Visible, Window, indices
 
 
 def rows_of(tiles: Tensor) -> Tensor:
@@ -280,13 +280,9 @@ def _border(visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
     border = visible.cached(key)
     if border is not None:
         return border
-    at = [
-        y * cols.size + x
-        for y in range(rows.size)
-        for x in range(cols.size)
-        if not (0 <= y - rows.before < t and 0 <= x - cols.before < t)
-    ]
-    return visible.keep(key, torch.tensor(at, device=visible.device))
+    y, x = (torch.arange(w.size, device=visible.device) - w.before for w in (rows, cols))
+    own = ((y >= 0) & (y < t))[:, None] & ((x >= 0) & (x < t))  # [rows.size, cols.size]
+    return visible.keep(key, indices(~own.view(1, -1), own.numel() - t * t)[0])
 
 
 def padding_of(shape: ConvShape, visible: Visible) -> tuple[int, int, int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from hgkd_edge.sparse.gather import padding_of
 from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.sites import Convolution, Pair, Pooling, SiteTensor
+from hgkd_edge.sparse.strided import safe_layout
 from hgkd_edge.sparse.visible import Visible
 
 
@@ -66,6 +67,7 @@ class MaskedEngine:
         dense, padding = x.payload, how.before
         if how.before != how.after or min(how.before) < 0:
             dense, padding = _pad(dense, how.before, how.after, 0.0), (0, 0)
+        dense = safe_layout(dense, weight, how.stride)
         out = F.conv2d(dense, weight, bias, how.stride, padding, how.dilation, how.groups)
         return self._mask_in_place(x, out)
 

@@ -5,8 +5,9 @@ visible patch is therefore a tile of t x t sites, t = patch / s, and the visible
 map are an ordinary tensor `[n, C, t, t]`. What a convolution needs beyond its own tile (its halo)
 is found through the row maps made here: a *row* is one site of the `[n * t * t, C]` view.
 
-Everything is computed on the mask's device and kept for the life of one forward pass; counting the
-visible patches is the only moment at which the host waits for the device.
+Everything is computed on the mask's device and kept for the life of one forward pass. Counting the
+visible patches is the only moment at which the host waits for the device. Where the number per
+image is known in advance, nothing waits, and no shape depends on the mask.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Visible:
     Args:
         visible: bool `[B, h, w]`, True = visible.
         patch: Side of a patch in pixels.
+        per_image: Number of visible patches in every image, if it is the same and known; it is
+            checked on the device.
 
     Attributes:
         n: Number of visible patches in the batch.
@@ -44,7 +47,7 @@ class Visible:
         count: float32 `[B]`, number of visible patches per image.
     """
 
-    def __init__(self, visible: Tensor, patch: int) -> None:
+    def __init__(self, visible: Tensor, patch: int, per_image: int | None = None) -> None:
         if visible.dtype != torch.bool or visible.dim() != 3:
             raise ConversionError(
                 f"visible must be bool [B, h, w], got {visible.dtype} {list(visible.shape)}",
@@ -53,7 +56,11 @@ class Visible:
         self.mask = visible
         self.patch = patch
         self.batch, self.h, self.w = visible.shape
-        self.tiles = visible.flatten().nonzero().squeeze(1)  # the one host sync of a pass
+        if per_image is None:
+            self.tiles = visible.flatten().nonzero().squeeze(1)  # the one host sync of a pass
+        else:
+            first = torch.arange(0, visible.numel(), self.h * self.w, device=visible.device)
+            self.tiles = (first[:, None] + indices(visible.flatten(1), per_image)).flatten()
         self.n = int(self.tiles.numel())
         if self.n == 0:
             raise ConversionError(
@@ -156,6 +163,22 @@ class Visible:
         if key not in self._scratch or self._scratch[key].numel() < count:
             self._scratch[key] = torch.empty(count, dtype=like.dtype, device=like.device)
         return self._scratch[key][:count].view(size)
+
+
+def indices(chosen: Tensor, count: int) -> Tensor:
+    """Where each row is True, without waiting for the device.
+
+    Args:
+        chosen: bool `[B, N]`, `count` of them True in every row; another number is an error, which
+            a GPU reports late.
+
+    Returns:
+        int64 `[B, count]`, ascending.
+    """
+    as_said = (chosen.sum(1) == count).all()
+    torch._assert_async(as_said, f"not every image has {count} visible patches, as per_image says")
+    # A stable sort leaves the True ones in front, in their order.
+    return chosen.to(torch.uint8).sort(dim=1, descending=True, stable=True)[1][:, :count]
 
 
 def _split(window: Window, t: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from hgkd_edge.data.geometry import Geometry, Placement, to_rgb
-from hgkd_edge.errors import DataError
+from hgkd_edge.data.depth import decode_rgb
+from hgkd_edge.data.geometry import Geometry, Placement
+from hgkd_edge.data.images import open_image, read_image_file, turn_of
+from hgkd_edge.errors import DataError, reason_of
 
 __all__ = [
     "GEOMETRY",
@@ -56,17 +58,22 @@ class Detection(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def load_photo(path: Path, *, geometry: Geometry = "cover") -> Image.Image:
-    """A photo as RGB: upright, or as stored where answers have a place, as annotations have.
+def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
+    """A photo as RGB, upright as viewers show it.
+
+    Args:
+        path: The image file.
+        bits: That 16-bit files use; 0: all 16.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image) if geometry == "cover" else image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image: {error}") from error
+        content = read_image_file(path)
+        with open_image(content) as image:
+            return decode_rgb(image, content, turn_of(image), bits=bits)
+    except Exception as error:  # a broken file may raise anything
+        raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 
 def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:

@@ -16,8 +16,9 @@ from exporters.runners import Outputs
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Task
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.config import FinetuneConfig
@@ -127,15 +128,16 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """State dict and card of a `model.safetensors`.
 
     Raises:
-        RunError: The file is not one of ours, or broken.
+        RunError: The file is not one of ours, broken, or not the one that its run recorded.
     """
+    require_recorded(path)
     try:
         with safe_open(path, framework="pt") as stored:
             card = _from_json((stored.metadata() or {})["hgkd_edge.model"])
             return {key: stored.get_tensor(key) for key in stored.keys()}, card  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError(
-            f"{path} is not a fine-tuned model of hgkd-edge: {error}",
+            f"{path} is not a fine-tuned model of hgkd-edge: {reason_of(error)}",
             hint="make one: hgkd-edge finetune",
         ) from error
 

@@ -57,13 +57,20 @@ def _scores(result: dict[str, Any]) -> list[str]:
     if scores is None:
         return ["No photos were held out, so there are no scores."]
     lines = [f"## Scores on the {result['photos']} photos of the `{result['split']}` split", ""]
+    intervals = result.get("intervals", {})
     lines += [
-        f"- {name}: {value:.4f}" for name, value in scores.items() if isinstance(value, float)
+        f"- {name}: {value:.4f}" + _interval(intervals.get(name))
+        for name, value in scores.items()
+        if isinstance(value, float)
     ]
     if classes := scores.get("per_class"):
         lines += ["", "| class | score |", "|---|---:|"]
         lines += [f"| {name} | {value:.4f} |" for name, value in classes.items()]
     return lines
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f" (95 % interval {bounds[0]:.4f} to {bounds[1]:.4f})"
 
 
 def _figures(values: tuple[float, ...]) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize, random_view
-from hgkd_edge.data.sources import ImageSource, open_splits, why_unlabelled
+from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabelled
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
@@ -38,7 +38,7 @@ class Classification:
         if why := why_unlabelled(source):
             raise DataError(
                 f"fine-tuning for classification needs labelled photos: {why}",
-                hint="keep photos in one subfolder per class",
+                hint=how_to_label(config.data),
             )
         if config.label_share < 1:
             splits["train"] = source.subset(_stratified(source.labels, config))
@@ -114,6 +114,7 @@ class ClassifyTask:
     """Engine task: augmented, perhaps mixed photos and their soft labels."""
 
     updates_per_batch = 1
+    capturable = False
 
     def __init__(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
@@ -131,7 +132,7 @@ class ClassifyTask:
         if self.augment is not None:
             images = torch.stack([self.augment(image) for image in images])
         view = random_view(
-            images, draws.uniform(len(images), 5), size=self.spec.size, scale=self.crop_scale
+            images, draws.on_cpu(len(images), 5), size=self.spec.size, scale=self.crop_scale
         )
         view = normalize(view, self.spec.mean, self.spec.std)
         if self.mix is not None:

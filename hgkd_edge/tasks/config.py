@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +11,8 @@ from pydantic import Field, model_validator
 
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.recipe import DataConfig, Fraction, TrainConfig
-from hgkd_edge.rundir import RunDir, differing_keys
-from hgkd_edge.settings import Section, parse_settings, read_settings
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.settings import Section, differing_keys, parse_settings, read_settings
 
 __all__ = [
     "ClassifyConfig",
@@ -23,7 +24,11 @@ __all__ = [
     "begun_with",
     "resolve",
     "resume",
+    "settled",
 ]
+
+
+Code = Annotated[int, Field(ge=0, le=255)]  # of a label map's pixels
 
 
 class FinetuneTrainConfig(TrainConfig):
@@ -70,9 +75,23 @@ class ViewConfig(Section):
 
 
 class SegmentConfig(ViewConfig):
-    """Views of segmentation; `binary` takes all numbers above 0 (all objects) as one class."""
+    """Views of segmentation, and how label maps are read.
+
+    `binary` takes all numbers above 0 (all objects) as one class. `codes` are the numbers of the
+    classes in masks, in the order of the classes: `auto` gives every number that occurs a class,
+    `numbers` takes them as class numbers, unused ones included. `ignore` is the number of pixels
+    without a class.
+    """
 
     binary: bool = False
+    codes: Literal["auto", "numbers"] | Annotated[tuple[Code, ...], Field(min_length=2)] = "auto"
+    ignore: Literal["auto", "none"] | Code = "auto"
+
+    @model_validator(mode="after")
+    def _codes_are_distinct(self) -> SegmentConfig:
+        if not isinstance(self.codes, str) and len({*self.codes, self.ignore}) <= len(self.codes):
+            raise ValueError(f"codes {list(self.codes)} and ignore {self.ignore} must all differ")
+        return self
 
 
 class DetectConfig(ViewConfig):
@@ -114,7 +133,7 @@ def resolve(
     if data is not None:
         if not data.exists():
             raise DataError(f"--data {data}: there is no such folder or file")
-        photos |= {"source": "folder", "path": str(data)}
+        photos |= {"source": "folder", "path": str(data), "bits": "auto"}
     raw: dict[str, Any] = {
         "task": task,
         "backbone": str(backbone.resolve()),
@@ -132,7 +151,24 @@ def begun_with(run: RunDir) -> FinetuneConfig:
         RunError: None was.
     """
     file = run.require(run.finetune_file, mend=f"hgkd-edge finetune {run.path}")
-    return parse_settings(FinetuneConfig, read_settings(file), name=str(file))
+    raw = read_settings(file)
+    # What a file meant that was written before these were recorded.
+    for section, key, value in (("segment", "codes", "numbers"), ("data", "bits", 16)):
+        if isinstance(raw.get(section), dict):
+            raw[section].setdefault(key, value)
+    return parse_settings(FinetuneConfig, raw, name=str(file))
+
+
+def settled(config: FinetuneConfig, decided: dict[str, Any]) -> FinetuneConfig:
+    """The same settings; those that the data decided are fixed, for resuming and evaluation.
+
+    Args:
+        config: As asked for.
+        decided: Value by key, as `ImageSource` holds them.
+    """
+    overrides = [f"{key}={json.dumps(value)}" for key, value in decided.items()]
+    raw = config.model_dump(mode="json")
+    return parse_settings(FinetuneConfig, raw, overrides, name="finetune")
 
 
 def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:

@@ -94,6 +94,7 @@ class DetectTask:
     """Engine task: random views of photos and their boxes."""
 
     updates_per_batch = 1
+    capturable = False
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = DetectLoss(network)

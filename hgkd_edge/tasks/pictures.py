@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from hgkd_edge.data.geometry import IGNORED
+from hgkd_edge.data.geometry import IGNORED, row_blocks
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import Detection, Label
+from hgkd_edge.tasks.fonts import drawable, font_file, readable
 
 __all__ = [
     "draw_boxes",
@@ -32,6 +33,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
         path: A PNG file.
     """
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = min(16.0, max(4.0, 0.45 * len(classes) + 2))  # inches
@@ -41,8 +43,12 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= 60:  # names of more would not be legible
-        axes.set_xticks(range(len(classes)), classes, rotation=90)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [readable(name).replace("$", r"\$") for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90)
+        axes.set_yticks(range(len(classes)), names)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            if (file := font_file(label.get_text())) is not None:
+                label.set_fontproperties(FontProperties(fname=file, size=label.get_fontsize()))
     if len(classes) <= 30:  # nor numbers
         for (row, column), count in np.ndenumerate(confusion):
             if count:
@@ -83,10 +89,12 @@ def draw_boxes(
 def draw_segments(photo: Image.Image, labels: np.ndarray) -> Image.Image:
     """A copy of the photo tinted by class, uint8 [H, W]; class 0 and ignored pixels stay clear."""
     table = np.array([_colour(label) for label in range(256)], np.float32)  # [256, 3]
-    pixels = np.asarray(photo, np.float32)
-    tinted = 0.5 * pixels + 0.5 * table[labels]
-    shown = (labels != 0) & (labels != IGNORED)
-    return Image.fromarray(np.where(shown[..., None], tinted, pixels).astype(np.uint8))
+    pixels = np.array(photo)  # [H, W, 3]
+    for rows in row_blocks(pixels):
+        tinted = 0.5 * pixels[rows] + 0.5 * table[labels[rows]]
+        shown = (labels[rows] != 0) & (labels[rows] != IGNORED)
+        pixels[rows] = np.where(shown[..., None], tinted, pixels[rows])
+    return Image.fromarray(pixels)
 
 
 def side_by_side(pictures: Sequence[Image.Image], *, gap: int = 4) -> Image.Image:
@@ -126,6 +134,6 @@ def _write(
     ground: tuple[int, int, int],
 ) -> None:
     """Text on a ground of its own, black on light colours and white on dark ones."""
-    font = ImageFont.load_default(size)
+    text, font = drawable(text, size)
     draw.rectangle(draw.multiline_textbbox(corner, text, font=font), fill=ground)
     draw.multiline_text(corner, text, font=font, fill="black" if sum(ground) > 300 else "white")

@@ -31,6 +31,8 @@ from hgkd_edge.tasks.pictures import draw_segments, side_by_side
 
 __all__ = ["Segmentation"]
 
+RESAMPLES = 1000  # of the bootstrap
+
 
 class Segmentation(PyramidTask):
     """The task, for `finetune`, `evaluate` and `export`."""
@@ -40,7 +42,11 @@ class Segmentation(PyramidTask):
     metric = "miou"
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
-        return labelled_share(open_masks(config.data, binary=config.segment.binary), config)
+        options = config.segment
+        splits = open_masks(
+            config.data, binary=options.binary, codes=options.codes, ignore=options.ignore
+        )
+        return labelled_share(splits, config)
 
     def create(self, card: ModelCard) -> nn.Module:
         return Segmenter(card.backbone, len(card.classes))
@@ -55,11 +61,13 @@ class Segmentation(PyramidTask):
     ) -> dict[str, Any]:
         """`miou`, `per_class` IoU, `pixel_accuracy`, all in [0, 1] and on the canvas; `confusion`.
 
+        `intervals` holds that of the mIoU, by bootstrap over the images.
         Classes that appear neither in truth nor in answer are left out of the mean.
         """
         classes = len(card.classes)
         confusion = np.zeros((classes, classes), np.int64)  # [true, predicted]
         extremes: Extremes[tuple[Tensor, np.ndarray, np.ndarray]] = Extremes()
+        counts: list[np.ndarray] = []  # of each image, [3, K]: pixels in common, true, predicted
         for batch in answers:
             predicted = batch.outputs["logits"].argmax(axis=1).astype(np.uint8)  # [B, H, W]
             for image, truth, answer in zip(
@@ -67,6 +75,7 @@ class Segmentation(PyramidTask):
             ):
                 own = _confusion(truth, answer, classes)
                 confusion += own
+                counts.append(np.stack([own.diagonal(), own.sum(axis=1), own.sum(axis=0)]))
                 if pictures is not None and own.any():
                     extremes.add(float(np.nanmean(_iou(own))), (image, truth, answer))
         iou = _iou(confusion)
@@ -79,6 +88,7 @@ class Segmentation(PyramidTask):
                 if not np.isnan(value)
             },
             "confusion": confusion.tolist(),
+            "intervals": {"miou": miou_interval(np.stack(counts))},
         }
         if pictures is not None:
             scores["pictures"] = extremes.draw(_picture, pictures, self.name)
@@ -89,6 +99,7 @@ class SegmentTask:
     """Engine task: random views of photos and their label maps."""
 
     updates_per_batch = 1
+    capturable = False
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = SegmentLoss(network)
@@ -152,6 +163,25 @@ def _iou(confusion: np.ndarray) -> np.ndarray:
     common = confusion.diagonal()
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - common
     return np.where(union > 0, common / np.maximum(union, 1), np.nan)
+
+
+def miou_interval(counts: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mIoU, by percentile bootstrap over images (Efron 1979).
+
+    Args:
+        counts: int [n, 3, K]: of each image, pixels of every class in common, true and predicted.
+    """
+    n, _, classes = counts.shape
+    flat, draws = counts.reshape(n, -1).astype(np.float64), np.random.default_rng(0)
+    means = []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(draws.integers(0, n, n), minlength=n)
+        common, true, predicted = (weights @ flat).reshape(3, classes)
+        union = true + predicted - common
+        seen = union > 0
+        means.append((common[seen] / union[seen]).mean() if seen.any() else 0.0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _picture(item: tuple[Tensor, np.ndarray, np.ndarray]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -14,13 +15,13 @@ import numpy as np
 import onnx
 import pytest
 from pydantic import BaseModel
-from rich.console import Console
 
 from hgkd_edge.bench import records, runners
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.bench.tables import milliseconds, session_view
+from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError
 
 from .conftest import build_convnet
@@ -33,7 +34,7 @@ def quick(*models: Path, **changes: object) -> BenchOptions:
 
 
 def rendered(view: object, width: int = 80) -> str:
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = make_console(width=width, record=True, file=io.StringIO())
     console.print(view)
     return console.export_text()
 

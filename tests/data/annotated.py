@@ -27,8 +27,11 @@ def boxes(root: Path, size: Any = (240, 320), **more: Any) -> dict[str, ImageSou
     return open_boxes(DataConfig(path=root, image_size=size, **more))
 
 
-def masks(root: Path, *, binary: bool = False, **more: Any) -> dict[str, ImageSource]:
-    return open_masks(DataConfig(path=root, image_size=(64, 96), **more), binary=binary)
+def masks(
+    root: Path, *, binary: bool = False, codes: Any = "auto", ignore: Any = "auto", **more: Any
+) -> dict[str, ImageSource]:
+    config = DataConfig(path=root, image_size=(64, 96), **more)
+    return open_masks(config, binary=binary, codes=codes, ignore=ignore)
 
 
 def save_image(file: Path, pixels: np.ndarray) -> None:

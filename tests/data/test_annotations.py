@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from hgkd_edge.data.names import split_named
 from hgkd_edge.errors import DataError
 from hgkd_edge.provenance import report_photos
-from tests.data.annotated import BCCD, boxes, save_image, write_coco
+from tests.data.annotated import BCCD, boxes, masks, save_image, write_coco
 
 OBJECT = "<object><name>{}</name><bndbox>{}</bndbox></object>"
 
@@ -114,7 +117,7 @@ def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path
     assert "is outside its 100 x 50 photo" in faults[f"{root}/Annotations/a.xml:3"]
     assert "class 'moon' is not known" in faults[f"{root}/Annotations/a.xml:7"]
     assert "photo left out" in faults[f"{root}/Annotations/b.xml:1"]
-    assert "no image in JPEGImages/" in faults[f"{root}/ImageSets/Main/train.txt:4"]
+    assert "'absent' is not in JPEGImages/" in faults[f"{root}/ImageSets/Main/train.txt:4"]
     assert len(faults) == 8
 
 
@@ -123,7 +126,7 @@ def test_a_box_across_the_edge_is_cut_there(tmp_path: Path) -> None:
 
     source = boxes(voc(tmp_path, {"a": xml}, train="a"), size=100)["train"]
 
-    assert source.labels.tolist() == [[[0, 0, 10, 100, 40]]]
+    assert source.labels[:].tolist() == [[[0, 0, 10, 100, 40]]]
 
 
 COCO_LAYOUTS = {
@@ -152,7 +155,7 @@ def test_coco_gives_the_same_boxes_as_voc_in_every_layout(tmp_path: Path, layout
     assert found["train"].classes == ["WBC", "RBC", "Platelets"], "in the order of their ids"
     for split in ("train", "val"):
         assert torch.equal(found[split].images, wanted[split].images)
-        ours, theirs = found[split].labels.clone(), wanted[split].labels
+        ours, theirs = found[split].labels[:].clone(), wanted[split].labels[:]
         ours[..., 0] = torch.where(ours[..., 0] >= 0, 2 - ours[..., 0], -1.0)
         assert torch.equal(ours, theirs)
         ((where, reason),) = found[split].skipped
@@ -324,7 +327,7 @@ def test_voc_lists_may_hold_spaces_suffixes_and_marks(tmp_path: Path) -> None:
         f"{n}.png" for n in names
     ]
     (fault,) = source.skipped
-    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' has no image in JPEGImages/")
+    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' is not in JPEGImages/; left out")
 
 
 @pytest.mark.parametrize("file", ["ImageSets/Main/train.txt", "classes.txt"])
@@ -332,7 +335,7 @@ def test_a_list_in_another_encoding_is_told_by_line(tmp_path: Path, file: str) -
     voc(tmp_path, {"a": "<annotation/>"}, train="a")
     (tmp_path / file).write_bytes("a\né\n".encode("latin-1"))
 
-    with pytest.raises(DataError, match=f"{file}:2: is not text in UTF-8.*save it as UTF-8"):
+    with pytest.raises(DataError, match=f"{file}: line 2 is not text in UTF-8.*save it as UTF-8"):
         boxes(tmp_path)
 
 
@@ -388,3 +391,222 @@ def test_the_same_data_have_the_same_fingerprint_and_another_box_changes_it(tmp_
 
     assert boxes(BCCD)["train"].fingerprint == before
     assert boxes(tmp_path / "copy")["train"].fingerprint != before
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "Validation"), ("trn", "dev")])
+def test_splits_of_coco_folders_are_found_by_any_spelling(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        write_coco(tmp_path / name, name)
+        for image in (tmp_path / name / "images").iterdir():
+            image.rename(tmp_path / name / image.name)
+
+    splits = boxes(tmp_path, size=100)
+
+    assert [len(source) for source in splits.values()] == [3, 3]
+    assert splits.keys() == {"train", split_named(names[1])}
+
+
+def test_a_word_that_holds_a_splits_name_is_no_split(tmp_path: Path) -> None:
+    write_coco(tmp_path, "latest")
+
+    assert boxes(tmp_path, size=100, holdout=0).keys() == {"train"}
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["TRAIN0.PNG", "images\\train0.png", " train0.png", "Images/train0.png"],
+)
+def test_a_file_name_in_coco_is_found_by_other_spellings(tmp_path: Path, spelled: str) -> None:
+    write_coco(tmp_path, change=lambda coco: coco["images"][0].update(file_name=spelled))
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert len(source) == 3
+    assert source.skipped == []
+
+
+def test_category_names_that_look_alike_are_one_class(tmp_path: Path) -> None:
+    def change(coco: dict[str, Any]) -> None:
+        coco["categories"].append({"id": 8, "name": "cat "})
+        coco["annotations"][0]["category_id"] = 8
+
+    write_coco(tmp_path, change=change)
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert source.classes == ["cat"]
+    assert source.labels[..., 0].tolist() == [[0], [0], [0]]
+
+
+def test_a_category_without_objects_stays_a_class_and_is_reported(tmp_path: Path) -> None:
+    write_coco(
+        tmp_path, change=lambda coco: coco["categories"].insert(0, {"id": 0, "name": "animals"})
+    )
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert source.classes == ["animals", "cat"]
+    assert "without a training object: 'animals'" in source.remarks[0]
+
+
+@pytest.mark.parametrize("second", ["a.jpg", "A.png"])
+def test_two_images_of_one_stem_are_reported_and_not_guessed(tmp_path: Path, second: str) -> None:
+    xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
+    root = voc(tmp_path, {"a": xml, "b": xml}, train="a b")
+    save_image(root / "JPEGImages" / second, np.zeros((50, 100, 3), np.uint8))
+
+    source = boxes(root, size=100, holdout=0)["train"]
+
+    ambiguous = second == "a.jpg"  # `A` is another name where `a` is there too
+    assert len(source) == (1 if ambiguous else 2)
+    assert ("can be a.jpg, a.png in JPEGImages/" in str(source.skipped)) == ambiguous
+
+
+def test_voc_names_match_in_any_unicode_form_and_unread_formats_are_named(tmp_path: Path) -> None:
+    xml = f"<annotation>{OBJECT.format('cell ', CORNERS.format(10, 10, 30, 40))}</annotation>"
+    root = voc(tmp_path, {unicodedata.normalize("NFD", "é"): xml}, train="é")
+    (root / "JPEGImages" / "x.heic").touch()
+    (root / "ImageSets/Main/train.txt").rename(root / "ImageSets/Main/Training.txt")
+
+    source = boxes(root, size=100, holdout=0)["train"]
+
+    assert len(source) == 1
+    assert source.classes == ["cell"]
+    assert "x.heic" in str(source.skipped)
+
+
+@pytest.mark.parametrize("names", [("Train", "Valid"), ("training", "dev")])
+def test_splits_of_mask_folders_are_found_by_any_spelling(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        save_image(tmp_path / name / "images" / "a.png", np.zeros((50, 100, 3), np.uint8))
+        save_image(tmp_path / name / "masks" / "A.png", np.eye(50, 100, dtype=np.uint8))
+
+    splits = masks(tmp_path)
+
+    assert {split: len(source) for split, source in splits.items()} == {"train": 1, "val": 1}
+
+
+def test_two_masks_of_one_photo_are_reported_and_not_guessed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_image(tmp_path / "images" / f"{name}.png", np.zeros((50, 100, 3), np.uint8))
+        save_image(tmp_path / "masks" / f"{name}.png", np.eye(50, 100, dtype=np.uint8))
+    save_image(tmp_path / "masks" / "a.tif", np.zeros((50, 100), np.uint8))
+
+    source = masks(tmp_path, holdout=0)["train"]
+
+    assert source.names == ["images/b.png"]
+    assert "'a' can be a.png, a.tif in masks/" in str(source.skipped)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"images": ' + "[" * 100_000, "nested too deeply"),
+        ('{"images": [' + "9" * 5000 + "]}", "too many digits"),
+        (
+            '{"images": [], "annotations": [], "categories": [' + "[" * 500 + "]" * 501 + "}",
+            "lacks",
+        ),
+    ],
+    ids=["deep", "digits", "deep category"],
+)
+def test_coco_files_that_were_made_to_harm_are_refused_in_one_short_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "train.json").write_text(text)
+
+    with pytest.raises(DataError, match=said) as refused:
+        boxes(tmp_path)
+
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"bbox": [int("9" * 4000)] * 4},
+        {"bbox": ["x" * 10**6] * 4},
+        {"bbox": [1e999, 0, 1, 1]},
+        {"bbox": {"a": 1}},
+        {"image_id": "9" * 10**6},
+        {"category_id": [[[[["x"] * 100] * 100]]]},
+    ],
+    ids=["digits", "text", "infinite", "mapping", "long id", "lists"],
+)
+def test_an_annotation_that_was_made_to_harm_costs_itself_and_a_short_line(
+    tmp_path: Path, harm: dict[str, Any]
+) -> None:
+    write_coco(tmp_path, change=lambda coco: coco["annotations"][0].update(harm))
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert len(source) == 3
+    assert int((source.labels[1:, :, 0] == 0).sum()) == 2
+    ((_, reason),) = source.skipped
+    assert len(reason) < 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 5000, "a\0b.png", "\ud800.png", "../" * 2000 + "etc/passwd", "/dev/zero", "C:\\a.png"],
+    ids=ascii,
+)
+def test_a_file_name_that_was_made_to_harm_costs_its_photo(tmp_path: Path, name: str) -> None:
+    write_coco(tmp_path, change=lambda coco: coco["images"][0].update(file_name=name))
+
+    source = boxes(tmp_path, size=100, holdout=0)["train"]
+
+    assert len(source) == 2
+    ((_, reason),) = source.skipped
+    assert "is not there" in reason
+    assert len(reason) < 300
+
+
+def test_pipes_and_devices_are_no_annotations(tmp_path: Path) -> None:
+    xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
+    root = voc(tmp_path, {"a": xml, "b": xml, "c": xml}, train="a b c")
+    (root / "Annotations" / "a.xml").unlink()
+    os.mkfifo(root / "Annotations" / "a.xml")
+    (root / "Annotations" / "b.xml").unlink()
+    (root / "Annotations" / "b.xml").symlink_to("/dev/zero")
+
+    source = boxes(root, size=100, holdout=0)["train"]
+
+    assert source.names == ["JPEGImages/c.png"]
+    assert ["named pipe" in str(source.skipped), "device" in str(source.skipped)] == [True, True]
+
+
+def test_a_pipe_in_place_of_a_coco_file_or_a_list_is_refused(tmp_path: Path) -> None:
+    write_coco(tmp_path).unlink()
+    os.mkfifo(tmp_path / "train.json")
+
+    with pytest.raises(DataError):
+        boxes(tmp_path)
+
+
+XML_HARM = {
+    "entities": "<!DOCTYPE a [<!ENTITY e0 'xxxxxxxxxx'>"
+    + "".join(f"<!ENTITY e{i} '{f'&e{i - 1};' * 10}'>" for i in range(1, 10))
+    + "]><annotation><object><name>&e9;</name></object></annotation>",
+    "a local file": "<!DOCTYPE a [<!ENTITY e SYSTEM 'file:///etc/passwd'>]>"
+    "<annotation><object><name>&e;</name></object></annotation>",
+    "depth": "<a>" * 200_000,
+    "size": "<annotation>" + " " * 2**20 + "</annotation>",
+}
+
+
+@pytest.mark.parametrize("harm", XML_HARM)
+def test_xml_that_was_made_to_harm_costs_its_photo(tmp_path: Path, harm: str) -> None:
+    xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
+    root = voc(tmp_path, {"a": XML_HARM[harm], "b": xml}, train="a b")
+
+    source = boxes(root, size=100, holdout=0)["train"]
+
+    assert source.classes == ["cell"]
+    assert source.names[-1] == "JPEGImages/b.png"
+    assert len(source.skipped) == 1
+    assert "root:" not in str(source.skipped)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hgkd_edge.errors import DataError, MissingExtraError
 from tests.data.helpers import data_config
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
 
 
 @pytest.fixture
@@ -72,6 +74,58 @@ def test_plain_numbers_are_labels_too(tmp_path: Path, dataset: dict[str, object]
     assert source.labels.bincount().tolist() == [16, 16, 16]
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes", "numbers"),
+    [
+        ([2, None, 10, 2], "int64", ["2", "10"], [0, -1, 1, 0]),
+        ([2.0, None, 10.0, float("nan")], "float64", ["2", "10"], [0, -1, 1, -1]),
+        (["cat", None, "dog", "cat "], "string", ["cat", "dog"], [0, -1, 1, 0]),
+        ([True, False, None, True], "bool", ["False", "True"], [1, 0, -1, 1]),
+        ([None, None, None, None], "string", [], [-1, -1, -1, -1]),
+    ],
+)
+def test_labels_may_be_missing_and_of_any_plain_type(
+    tmp_path: Path,
+    dataset: dict[str, object],
+    labels: list[object],
+    kind: str,
+    classes: list[str],
+    numbers: list[int],
+) -> None:
+    column = pyarrow.array(labels, type=datasets.Value(kind).pa_type)
+    part = dataset["train"].select(range(4)).remove_columns("label").add_column("label", column)
+    part.save_to_disk(str(tmp_path / "mixed"))
+
+    source = open_splits(data_config(tmp_path / "mixed", source="hf", holdout=0))["train"]
+
+    assert source.classes == classes
+    assert source.labels.tolist() == numbers
+
+
+def test_a_list_of_labels_per_photo_is_no_label(tmp_path: Path, dataset: dict[str, object]) -> None:
+    part = dataset["train"].select(range(2)).remove_columns("label")
+    part.add_column("label", [[1, 2], []]).save_to_disk(str(tmp_path / "many"))
+
+    assert (
+        open_splits(data_config(tmp_path / "many", source="hf", holdout=0))["train"].classes == []
+    )
+
+
+def test_splits_are_found_by_any_spelling_and_others_reported(
+    tmp_path: Path, dataset: dict[str, object]
+) -> None:
+    names = {"Training": "train", "dev": "test", "unlabelled": "test"}
+    parts = {name: dataset[split] for name, split in names.items()}
+    parts["dev"] = parts["dev"].remove_columns("label")
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "named"))
+
+    splits = open_splits(data_config(tmp_path / "named", source="hf"))
+
+    assert {name: len(source) for name, source in splits.items()} == {"train": 48, "val": 18}
+    assert (splits["val"].labels == -1).all(), "this split has no label column"
+    assert "splits 'unlabelled' of" in splits["train"].remarks[0]
+
+
 def test_a_dataset_without_images_is_an_error_that_names_its_columns(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "text"))
 
@@ -91,3 +145,14 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(MissingExtraError, match=r"hgkd-edge\[hf\]"):
         open_splits(data_config("anything", source="hf"))
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*"])
+def test_a_folder_that_the_library_takes_for_a_pattern_is_refused(
+    tmp_path: Path, photos: Path, name: str
+) -> None:
+    shutil.copytree(photos, tmp_path / name)
+    shutil.copytree(photos, tmp_path / "a1")
+
+    with pytest.raises(DataError, match="as a pattern"):
+        open_splits(data_config(tmp_path / name, source="hf"))

@@ -329,19 +329,22 @@ def test_masks_that_are_none_are_told_and_their_photos_left_out(tmp_path: Path) 
 
     assert [Path(n).stem for n in source.names] == ["5"]
     assert source.images[0].unique().tolist() == [5]
-    assert (source.labels[0, :, :48] == 5).all(), "photo and label stayed together"
+    assert {source.classes[i] for i in source.labels[0, :, :48].unique()} == {"class 5"}, (
+        "photo and label stayed together"
+    )
     reasons = " ".join(reason for _, reason in source.skipped)
-    assert "3 channels (RGB), not one class number per pixel; turn its colours into" in reasons
-    assert "mask is 96 x 32 pixels, its photo 96 x 64" in reasons
+    assert "3 channels (RGB), not one class number per pixel; turn its colors into" in reasons
+    assert "has 96 x 64 pixels, its mask has 96 x 32" in reasons
     assert "holds number 300" in reasons
     assert len(source.skipped) == 4
 
 
-def test_masks_of_0_and_255_ask_for_binary(tmp_path: Path) -> None:
+def test_where_nothing_but_the_ignored_code_occurs_a_setting_is_named(tmp_path: Path) -> None:
     label_maps(tmp_path, "images", "masks", [255])
 
-    with pytest.raises(DataError, match="is 255 the object.*segment.binary=true"):
-        masks(tmp_path, holdout=0)
+    with pytest.raises(DataError, match="no class but 0, 255 .255 is ignored.*segment.ignore=none"):
+        masks(tmp_path, holdout=0, ignore=255)
+    assert masks(tmp_path, holdout=0)["train"].classes == ["background", "class 255"]
     assert (masks(tmp_path, holdout=0, binary=True)["train"].labels[0, :, :48] == 1).all()
 
 

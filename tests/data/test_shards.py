@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
-from hgkd_edge.data.sources import open_splits
+from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 from tests.data.helpers import data_config, write_shards
@@ -97,7 +99,7 @@ def test_a_shard_is_indexed_once_and_anew_when_it_has_changed(
     opened: list[str] = []
     whole = tarfile.open
     monkeypatch.setattr(
-        tarfile, "open", lambda name, *a: opened.append(str(name)) or whole(name, *a)
+        tarfile, "open", lambda name, *a, **k: opened.append(str(name)) or whole(name, *a, **k)
     )
 
     again = open_splits(config)
@@ -149,3 +151,139 @@ def test_a_samples_photo_is_told_from_its_depth_map(photos: Path, tmp_path: Path
 
     assert len(splits["train"]) == 2
     assert not splits["train"].skipped
+
+
+def write_tar(file: Path, names: list[str]) -> Path:
+    """A shard of small images under these names; other members hold a label."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(pixels, "PNG")
+    with tarfile.open(file, "w", encoding="utf-8", errors="surrogateescape") as shard:
+        for name in names:
+            content = b"cat" if name.lower().endswith("cls") else pixels.getvalue()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    return file
+
+
+def shards(path: Path | str) -> dict[str, ImageSource]:
+    return open_splits(data_config(path, source="webdataset", holdout=0))
+
+
+def test_images_that_share_a_sample_by_webdatasets_rule_are_counted(tmp_path: Path) -> None:
+    names = [f"cam{c}.{i:04d}.jpg" for c in range(2) for i in range(5)]
+
+    source = shards(write_tar(tmp_path / "s.tar", names))["train"]
+
+    assert len(source) == 2
+    assert "8 of 10 images in the shards are left out" in source.remarks[0]
+    assert "such as s.tar/cam0.0001.jpg" in source.remarks[0]
+    assert len(source.skipped) == 8
+
+
+def test_folders_of_members_may_have_dots_and_suffixes_any_case(tmp_path: Path) -> None:
+    names = ["v1.2/a.JPG", "v1.2/a.CLS", "v1.2/b.jfif", "x/.hidden.png"]
+
+    source = shards(write_tar(tmp_path / "s.tar", names))["train"]
+
+    assert source.names == ["s.tar/v1.2/a.JPG", "s.tar/v1.2/b.jfif"]
+    assert source.remarks == []
+
+
+def test_members_of_formats_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    source = shards(write_tar(tmp_path / "s.tar", ["a.png", "b.heic"]))["train"]
+
+    assert "1 of 2 images in the shards are left out: .heic files" in source.remarks[0]
+
+
+def test_member_names_that_are_not_utf8_are_shown_readably(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.png"), "b.png"]
+
+    source = shards(write_tar(tmp_path / "s.tar", names))["train"]
+
+    assert source.names == [r"s.tar/caf\xe9.png", "s.tar/b.png"]
+
+
+@pytest.mark.parametrize("folder", ["a[12]", "a{1,2}", "a*", "what?"])
+@pytest.mark.parametrize("pattern", ["", "s[1].tar", "s*.tar", "{s[1],t}.tar"])
+def test_paths_that_exist_are_no_patterns(tmp_path: Path, folder: str, pattern: str) -> None:
+    for name in ("s[1].tar", "t.tar"):
+        write_tar(tmp_path / folder / name, ["a.png", "b.png"])
+    write_tar(tmp_path / "a1" / "s1.tar", ["other.png"])
+
+    source = shards(tmp_path / folder / pattern)["train"]
+
+    assert len(source) == (4 if pattern in ("", "{s[1],t}.tar") else 2)
+    assert not any("other" in name for name in source.names)
+
+
+@pytest.mark.parametrize("names", [("Training-0", "Testing-0"), ("train/0", "Dev/0")])
+def test_splits_of_shards_are_found_by_any_spelling(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write_tar(tmp_path / f"{name}.tar", ["a.png", "b.png"])
+
+    splits = shards(tmp_path)
+
+    assert splits.keys() == {"train", "val" if "Dev" in names[1] else "test"}
+
+
+def sparse_member(name: str, size: int) -> bytes:
+    """A member in GNU's old format that claims `size` bytes and holds none."""
+    header = bytearray(512)
+    header[: len(name)] = name.encode()
+    for place, text in ((100, b"0000644\0"), (124, b"00000000000\0"), (136, b"00000000000\0")):
+        header[place : place + len(text)] = text
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[257:265] = b"ustar  \0"
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def test_sparse_members_that_claim_gigabytes_are_not_read(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "s.tar", ["a.png", "b.png"])
+    claims = [sparse_member(name, 8**11 - 1) for name in ("a.cls", "c.png", "d.json")]
+    file.write_bytes(b"".join(claims) + file.read_bytes())
+
+    source = shards(file)["train"]
+
+    assert source.names == ["s.tar/a.png", "s.tar/b.png"]
+    assert [reason for _, reason in source.skipped] == ["the member is sparse or too large"] * 3
+
+
+def test_a_shard_of_nothing_but_long_names_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 0
+    (tmp_path / "s.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) * 20_000)
+
+    with pytest.raises(DataError, match=r"s.tar' cannot be read|hold no image"):
+        shards(tmp_path / "s.tar")
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/x.png", "a/../../x.png"])
+def test_members_named_outside_the_shard_write_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in" / "side").mkdir(parents=True)
+    write_tar(tmp_path / "in" / "side" / "s.tar", [name, "b.png"])
+    before = sorted(tmp_path.rglob("*"))
+
+    source = shards(tmp_path / "in" / "side" / "s.tar")["train"]
+
+    assert len(source) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/x.png").exists()
+
+
+@pytest.mark.parametrize("label", ["[" * 100_000, "9" * 5000, '{"label": ' + "[" * 5000])
+def test_labels_that_were_made_to_harm_are_no_labels(tmp_path: Path, label: str) -> None:
+    file = write_tar(tmp_path / "s.tar", ["a.png", "b.png"])
+    with tarfile.open(file, "a") as shard:
+        member = tarfile.TarInfo("a.json")
+        member.size = len(label)
+        shard.addfile(member, io.BytesIO(label.encode()))
+
+    source = shards(file)["train"]
+
+    assert len(source) == 2
+    assert source.classes == []

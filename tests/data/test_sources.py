@@ -11,7 +11,7 @@ from PIL import Image
 from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import cover, to_rgb
-from hgkd_edge.data.photos import image_names
+from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -269,7 +269,7 @@ def test_hidden_files_are_no_photos_and_linked_folders_are_followed(
     for file in (hidden / "a.png", tmp_path / "._a.png"):
         file.write_bytes(b"no photo")
 
-    names = image_names(tmp_path)
+    names = find_images(tmp_path).names
 
     assert len(names) == 48
     assert all(name.startswith("linked/") for name in names)

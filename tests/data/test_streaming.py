@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from hgkd_edge.data.decode import memory_bytes, read_ahead
 from hgkd_edge.data.sources import ImageSource, open_splits
@@ -15,6 +16,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from tests.data.helpers import data_config, spoil
+from tests.data.image_files import damaged_exif
 
 
 def opened(path: Path, decode: str) -> ImageSource:
@@ -70,6 +72,8 @@ def test_a_run_survives_unreadable_photos_and_lists_them_in_its_manifest(
     broken = sorted((tree / "train").glob("*/*.webp"))[3:30:13]
     for file in broken:
         spoil(file)
+    odd = sorted((tree / "train").glob("*/*.webp"))[5]
+    odd.write_bytes(damaged_exif(Image.open(odd).convert("RGB"), 3, where="orientation"))
     tiny_recipe["data"] |= {"path": str(tree), "decode": "streaming"}
     recipe = Recipe.model_validate(tiny_recipe)
     run = RunDir.create(recipe, tmp_path / "run")
@@ -81,6 +85,7 @@ def test_a_run_survives_unreadable_photos_and_lists_them_in_its_manifest(
     assert [name for name, _ in listed["skipped"]] == [
         file.relative_to(tree).as_posix() for file in broken
     ]
+    assert [name for name, _ in listed["noted"]] == [odd.relative_to(tree).as_posix()]
 
 
 def test_photos_that_are_all_unreadable_end_in_an_error_not_in_a_search(

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
 
-from hgkd_edge.data.sources import open_splits
+from hgkd_edge.data.sources import how_to_label, open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -49,7 +50,7 @@ def test_without_splits_a_share_is_held_out(photos: Path) -> None:
     assert len(splits["train"]) + len(splits["holdout"]) == 48
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev"])
 def test_every_name_of_the_validation_split_means_it(photos: Path, name: str) -> None:
     table = write_table(photos, photos / "v.csv", header=["image", "label", "split"], split=True)
     table.write_text(table.read_text().replace(",val", f",{name}"))
@@ -109,3 +110,65 @@ def test_photos_without_labels_need_no_column_for_them(photos: Path) -> None:
 
     assert sum(len(source) for source in splits.values()) == 48
     assert not splits["train"].labelled
+
+
+HEADERS = [
+    "image, label",
+    "image;label",
+    "image\tlabel",
+    "Label,IMAGE",
+    "\ufeffimage,label",
+    " image | class ",
+]
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=ascii)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_table_is_read_as_spreadsheets_write_it(
+    photos: Path, tmp_path: Path, header: str, encoding: str
+) -> None:
+    separator = next(c for c in ";\t|," if c in header)
+    image_first = "image" in header.lower().split(separator)[0]
+    lines = [header]
+    for i, file in enumerate(sorted((photos / "train").rglob("*.webp"))):
+        cells = [str(file.relative_to(photos)).replace("/", "\\"), file.parent.name + " " * (i % 2)]
+        lines.append(f"{separator} ".join(cells if image_first else cells[::-1]))
+    table = photos / "sheet.csv"
+    table.write_bytes("\r\n".join([*lines, ""]).encode(encoding))
+
+    splits = open_splits(config(table))
+
+    assert sum(len(source) for source in splits.values()) == 48
+    assert splits["train"].classes == sorted(f.name for f in (photos / "train").iterdir())
+    assert splits["train"].labelled
+
+
+def test_a_line_with_more_cells_than_the_header_is_an_error(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("image,label\na,b.png,cat\n")
+
+    with pytest.raises(DataError, match="line 2: has 3 cells, its header 2"):
+        open_splits(config(table))
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "pipe.png"])
+def test_devices_and_pipes_in_a_table_are_no_images(
+    photos: Path, tmp_path: Path, special: str
+) -> None:
+    special = str(tmp_path / special)  # which keeps /dev/zero
+    if not Path(special).exists():
+        os.mkfifo(special)
+    table = write_table(photos, photos / "more.csv", header=["image", "label"])
+    with table.open("a") as stream:
+        stream.write(f"{special},hat\n")
+
+    sources = open_splits(config(table)).values()
+
+    (name, reason) = next(item for source in sources for item in source.skipped)
+    assert name == special
+    assert "no image" in reason
+
+
+def test_a_hint_speaks_of_the_table_that_lacks_labels(photos: Path) -> None:
+    assert "a column 'label'" in how_to_label(config(photos / "a.csv"))
+    assert "one subfolder per class" in how_to_label(config(photos))

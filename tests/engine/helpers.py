@@ -1,4 +1,4 @@
-"""A training small enough to look into: a linear classifier on 40 random photos of 4x4 pixels."""
+"""Trainings small enough to look into: classifiers of 40 random photos of 4x4 pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Draws, Workplace, train
+from hgkd_edge.engine import Draws, Inputs, Workplace, train
 from hgkd_edge.recipe import TrainConfig
 
 exact_on_a_cpu = pytest.mark.skipif(
@@ -26,6 +26,7 @@ class Classify:
     """A task without BatchNorm or dropout: its gradient is the mean of its parts' gradients."""
 
     updates_per_batch = 1
+    capturable = True
     layer_decay: float | None = None
 
     def __init__(self, *, spoil_at: int | None = None) -> None:
@@ -47,6 +48,60 @@ class Net(nn.Module):
         self.calls += 1
         loss = nn.functional.cross_entropy(self.layers(images), labels)
         return {"loss": loss * (math.nan if self.calls == self.spoil_at else 1.0)}
+
+
+class Masks:
+    """A task with BatchNorm, and two updates per batch.
+
+    Args:
+        spoil: What is not finite in update `at`, counted from 1: the images, the loss, or the
+            gradient alone.
+        changes: Share of the training after which a number changes that all images have in common.
+    """
+
+    updates_per_batch = 2
+    capturable = True
+    layer_decay: float | None = None
+
+    def __init__(self, *, spoil: str = "", at: int = -1, changes: float = 1.0) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = MaskedNet(spoil, at)
+        self.spoil, self.at, self.changes, self.updates = spoil, at, changes, 0
+
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
+        for _ in range(2):
+            self.updates += 1
+            noise = draws.uniform(len(images), 1)[..., None, None]
+            if self.spoil == "images" and self.updates == self.at:
+                noise = noise * math.nan
+            sharpness = 1 if draws.progress < self.changes else 2
+            yield images.float() / 255 + 0.1 * noise, labels, sharpness
+
+
+class MaskedNet(nn.Module):
+    def __init__(self, spoil: str, at: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(32, 3),
+        )
+        self.spoil, self.at, self.calls = spoil, at, 0
+        self.layers[0].weight.register_hook(self._spoil_gradient)
+
+    def forward(self, images: Tensor, labels: Tensor, sharpness: int) -> dict[str, Tensor]:
+        self.calls += 1
+        logits = sharpness * self.layers(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if self.spoil == "loss" and self.calls == self.at:
+            loss = loss * math.nan
+        return {"loss": loss, "confidence": logits.softmax(1).amax(1).mean()}
+
+    def _spoil_gradient(self, grad: Tensor) -> Tensor:
+        return grad * math.inf if self.spoil == "gradient" and self.calls == self.at else grad
 
 
 def tiny_source() -> ImageSource:
@@ -79,3 +134,24 @@ def run(task: Any, source: ImageSource, folder: Path, *, resume: bool = False, *
     return train(
         task, source, config(**more), seed=1, place=place(folder), label="test", resume=resume
     )
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """The log, but for what the clock says."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_s", "data_share")} for line in lines
+    ]
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(place(folder).checkpoint_file, weights_only=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the last bit, through nested containers."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, Tensor) else one == other

@@ -14,6 +14,7 @@ from hgkd_edge.engine.journal import open_journal
 from hgkd_edge.engine.setup import check_machine, make_accelerator
 from hgkd_edge.engine.task import Workplace
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.recipe import TrainConfig
 from tests.data.helpers import data_config
 from tests.engine.helpers import Classify, config, run, tiny_source
 
@@ -131,3 +132,13 @@ def test_streamed_photos_give_the_loss_curve_of_kept_ones(
 
     curves = [[r["loss"] for r in records(tmp_path / name)] for name in ("kept", decode)]
     assert curves[0] == curves[1]
+
+
+def test_a_run_without_trackers_shows_no_message_of_another_library(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    place = Workplace(tmp_path / "log", tmp_path / "last.pt", tracker_dir=tmp_path)
+
+    make_accelerator(TrainConfig(trackers=()), place)
+
+    assert not recwarn.list

@@ -57,6 +57,30 @@ def test_nothing_masked_equals_the_plain_network(name):
             assert gap(ours, plain) < 1e-5
 
 
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_a_known_number_of_visible_patches_gives_the_same_maps(backend, count):
+    visible = torch.rand(2, 6, generator=torch.Generator().manual_seed(count)).argsort(1) < count
+    visible = visible.view(2, 2, 3)
+    counted, known = (sparsify(network("resnet18"), backend, check=False) for _ in range(2))
+
+    maps, again = counted(IMAGES, visible), known(IMAGES, visible, count)
+    for results in (maps, again):
+        sum(m.square().sum() for m in results).backward()
+
+    assert all(map(torch.equal, maps, again))
+    for one, other in zip(counted.parameters(), known.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("claimed", [1, 3, 6])
+def test_a_wrong_number_of_visible_patches_is_an_error(claimed):
+    visible = torch.tensor([[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [1, 0, 0]]]).bool()
+
+    with pytest.raises(RuntimeError, match=f"not every image has {claimed} visible patches"):
+        sparsify(network("resnet18"), check=False)(IMAGES, visible, claimed)
+
+
 def test_nothing_masked_runs_the_plain_layers(monkeypatch):
     encoder = sparsify(network("resnet18"))
     monkeypatch.delitem(BACKENDS, "tiles")

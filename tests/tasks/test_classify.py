@@ -19,9 +19,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from hgkd_edge.confidence import wilson
 from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
-from hgkd_edge.finetune import answers, finetune, load_model, starting_weights
+from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, weigh
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.rundir import RunDir, file_sha256
@@ -84,7 +85,8 @@ def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
     card = run.card_file.read_text()
     assert "dress, hat, longsleeve" in card
     assert "32 x 32 px" in card
-    assert f"top1: {result['scores']['top1']:.4f}" in card
+    low, high = result["intervals"]["top1"]
+    assert f"top1: {result['scores']['top1']:.4f} (95 % interval {low:.4f} to {high:.4f})" in card
     with Image.open(run.path / "pictures" / "confusion.png") as picture:
         assert min(picture.size) > 300
 
@@ -189,6 +191,43 @@ def test_scores_count_what_they_say() -> None:
     assert scores["per_class"] == {"a": 0.5, "b": 0.0, "c": 1.0}
     assert scores["mean_class"] == pytest.approx(0.5)
     assert scores["confusion"] == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
+
+
+def test_scores_carry_intervals_and_a_baseline(run: RunDir) -> None:
+    splits = Classification().open_splits(configure(run))
+    card = ModelCard("classify", tuple(splits["train"].classes), CARD.backbone)
+    test = splits["test"]
+    majority = splits["train"].labels.bincount().argmax()
+    always = np.eye(10, dtype=np.float32)[[majority] * len(test)]
+    scores = Classification().judge(
+        [Answers(torch.empty(0), test.labels, {"logits": always})], card
+    )
+    result = {"task": "classify", "metric": "top1", "photos": len(test), "scores": scores}
+
+    found = weigh(result, splits["train"], test)
+
+    assert found["baseline"] == {"name": "majority class", "score": pytest.approx(scores["top1"])}
+    assert found["intervals"]["top1"] == wilson(scores["top1"], 372)
+    assert len(found["intervals"]["per_class"]) == 10
+    (warning,) = found["warnings"]
+    assert "is not better than the baseline: majority class, 14.0 %" in warning
+
+
+def test_classes_that_training_never_saw_are_named_with_the_score(run: RunDir) -> None:
+    splits = Classification().open_splits(configure(run))
+    card = ModelCard("classify", tuple(splits["train"].classes), CARD.backbone)
+    train, test = splits["train"], splits["test"]
+    lacking = train.subset((train.labels != 1).nonzero().flatten())
+    right = np.eye(10, dtype=np.float32)[test.labels.numpy()]
+    scores = Classification().judge([Answers(torch.empty(0), test.labels, {"logits": right})], card)
+    result = {"task": "classify", "metric": "top1", "photos": len(test), "scores": scores}
+
+    (warning,) = weigh(result, lacking, test)["warnings"]
+
+    count = int((test.labels == 1).sum())
+    assert f"{count} of 372 photos are of classes without a training photo" in warning
+    assert test.classes[1] in warning
+    assert weigh(result, train, test)["warnings"] == []
 
 
 def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_left_out() -> None:
@@ -298,8 +337,12 @@ def test_a_fine_tuning_goes_on_with_its_own_settings_only(
 def test_weights_of_the_hub_without_a_network_are_one_clear_error(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
+    create = timm.create_model
+
+    def offline(*args: Any, pretrained: bool = False, **more: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return create(*args, **more)
 
     monkeypatch.setattr(timm, "create_model", offline)
 

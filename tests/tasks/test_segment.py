@@ -7,17 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.segment import Segmentation, SegmentLoss
 from tests.engine.helpers import exact_on_a_cpu
 from tests.tasks.helpers import (
+    QUICK,
     check_onnx_scores_the_same,
     check_resume_is_exact,
     check_start,
@@ -41,6 +45,23 @@ def judge(truth: Any, answer: Any, pictures: Path | None = None) -> dict[str, An
     logits = np.moveaxis(np.eye(3, dtype=np.float32)[np.array(answer)], -1, 1)
     images = torch.zeros(len(labels), 3, *labels.shape[1:], dtype=torch.uint8)
     return Segmentation().judge([Answers(images, labels, {"logits": logits})], CARD, pictures)
+
+
+def test_the_interval_of_the_miou_shrinks_with_more_images_and_holds_the_score() -> None:
+    rng = np.random.default_rng(0)
+    widths = []
+    for images in (10, 40, 160):
+        truth = rng.integers(0, 3, (images, 4, 4))
+        quality = rng.random((images, 1, 1))  # of each image: errors are not spread evenly
+        answer = np.where(rng.random(truth.shape) < quality, truth, (truth + 1) % 3)
+        scores = judge(truth, answer)
+        low, high = scores["intervals"]["miou"]
+        assert low < scores["miou"] < high
+        widths.append(high - low)
+
+    assert widths[0] > 1.5 * widths[1] > 2 * widths[2]
+    assert judge(truth, answer)["intervals"] == scores["intervals"], "the same each time"
+    assert judge([[[0, 1]]], [[[0, 1]]])["intervals"]["miou"] == (1.0, 1.0)
 
 
 def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: RunDir) -> None:
@@ -138,6 +159,88 @@ def test_wrong_settings_are_named(run: RunDir) -> None:
         nuclei(run, "segment.zoom=[2, 1]")
     with pytest.raises(RecipeError, match="did you mean 'binary'"):
         nuclei(run, "segment.binry=true")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("segment.codes=[1, 1]", "must all differ"),
+        ("segment.codes=[0, 255]", ""),
+        ("segment.codes=[0, 256]", "less than or equal to 255"),
+        ("segment.ignore=some", "segment.ignore"),
+    ],
+)
+def test_wrong_codes_are_named(run: RunDir, setting: str, said: str) -> None:
+    if not said:
+        assert nuclei(run, setting, "segment.ignore=7").segment.codes == (0, 255)
+        with pytest.raises(RecipeError, match="must all differ"):
+            nuclei(run, setting, "segment.ignore=255")
+        return
+    with pytest.raises(RecipeError, match=said):
+        nuclei(run, setting)
+
+
+def coded(root: Path, split: str, *maps: tuple[int, ...]) -> None:
+    """Photos with label maps of bands, one of each code."""
+    for i, codes in enumerate(maps):
+        for folder in ("images", "masks"):
+            (root / split / folder).mkdir(parents=True, exist_ok=True)
+        bands = np.repeat(np.array(codes, np.uint8), 60 // len(codes))
+        labels = np.tile(bands, (64, 1))
+        Image.fromarray(labels).save(root / split / "masks" / f"{i}.png")
+        photo = Image.fromarray(labels).convert("RGB")
+        photo.save(root / split / "images" / f"{i}.png")
+
+
+def test_codes_of_the_training_masks_hold_for_resume_and_evaluation(
+    run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "coded"
+    coded(data, "train", *[(0, 128, 255)] * 4)
+    coded(data, "val", (0, 255, 0))
+    options = ["data.image_size=64", "train.epochs=1", "train.batch_size=4"]
+    config = settings.resolve(run, "segment", data, "distilled", [*QUICK, *options])
+
+    finetune(config, run)
+    begun = settings.begun_with(run)
+    told = capfd.readouterr().err
+    for file in (data / "train" / "masks").iterdir():  # other label maps, by the same tool
+        file.unlink()
+    coded(data, "train", *[(0, 128, 0)] * 4)
+    result = evaluate_model(run)
+
+    assert (begun.segment.codes, begun.segment.ignore) == ((0, 128, 255), "none")
+    assert settings.resume(run, options) == begun
+    assert "codes 0 (background, " in told
+    assert "255 is a class: the codes are evenly spaced gray levels" in told
+    classes = ["background", "class 128", "class 255"]
+    assert run.manifest()["finetune"]["data"]["train"]["classes"] == classes
+    assert result["scores"]["per_class"].keys() >= {"background", "class 255"}
+    assert result["scores"]["ignored_pixels"] == 0
+
+
+def test_a_fine_tuning_of_before_codes_were_recorded_keeps_its_classes(run: RunDir) -> None:
+    config = nuclei(run).model_dump(mode="json")
+    del config["segment"]["codes"], config["segment"]["ignore"], config["data"]["bits"]
+    run.finetune_file.write_text(yaml.safe_dump(config))
+
+    begun = settings.begun_with(run)
+    assert begun.segment.codes == "numbers"
+    assert begun.data.bits == 16
+
+
+def test_the_share_of_ignored_pixels_is_in_the_scores(run: RunDir, tmp_path: Path) -> None:
+    data = tmp_path / "coded"
+    coded(data, "train", *[(0, 1, 2)] * 4)
+    coded(data, "val", (0, 1, 2, 255), (0, 1, 2, 1))
+    options = ["data.image_size=64", "train.epochs=1", "train.batch_size=4"]
+    config = settings.resolve(run, "segment", data, "distilled", [*QUICK, *options])
+
+    scores = finetune(config, run)["scores"]
+
+    assert scores["ignored_pixels"] == pytest.approx(1 / 8)
+    assert evaluate_model(run)["scores"]["ignored_pixels"] == pytest.approx(1 / 8)
+    assert "ignored_pixels: 0.125" in run.card_file.read_text()
 
 
 def test_a_share_of_the_labels_is_fixed_by_the_seed(run: RunDir) -> None:

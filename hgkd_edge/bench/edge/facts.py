@@ -9,7 +9,14 @@ from typing import Any
 
 from hgkd_edge.bench.devices import Device, JetPack, Mode, load_devices, load_jetpacks
 
-__all__ = ["Board", "board_from_facts", "parse_jetson_clocks", "parse_nvpmodel", "parse_release"]
+__all__ = [
+    "Board",
+    "board_from_facts",
+    "checked_facts",
+    "parse_jetson_clocks",
+    "parse_nvpmodel",
+    "parse_release",
+]
 
 # Names of the GPU in the device tree: Xavier, Orin; `gpu` on older ones; gpu-gpc-0 on Thor.
 _GPU_NODES = ("gv11b", "ga10b", "gp10b", "gpu", "gpu-gpc-0")
@@ -20,6 +27,9 @@ _TEGRA = {
     "tegra234": "Orin",
     "tegra264": "Thor",
 }
+
+# Clocks are in Hz, and no fact is larger.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,34 @@ class Board:
         if mode is None or mode.gpu_mhz >= fastest:
             return ""
         return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
+
+
+def checked_facts(raw: object) -> dict[str, Any]:
+    """The facts of an agent that are of the right kind; the others are gaps."""
+    facts = raw if isinstance(raw, dict) else {}
+    kept: dict[str, Any] = {
+        str(name): value for name, value in facts.items() if isinstance(value, str)
+    }
+    for name in ("cores", "usable_cores"):
+        value = facts.get(name)
+        kept[name] = value if _is_number(value) else None
+    devices = facts.get("devfreq")
+    kept["devfreq"] = [
+        {key: value for key, value in entry.items() if isinstance(value, str) or _is_number(value)}
+        for entry in (devices if isinstance(devices, list) else [])
+        if isinstance(entry, dict)
+    ]
+    zones = facts.get("temperatures")
+    kept["temperatures"] = {
+        name: value
+        for name, value in (zones if isinstance(zones, dict) else {}).items()
+        if _is_number(value)
+    }
+    return kept
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def board_from_facts(facts: dict[str, Any]) -> Board:

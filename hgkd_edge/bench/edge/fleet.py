@@ -22,7 +22,7 @@ from hgkd_edge.bench.edge.ssh import Host
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session
-from hgkd_edge.errors import DeviceError, HgkdError
+from hgkd_edge.errors import DeviceError, HgkdError, reason_of
 
 __all__ = ["load_fleet", "measure_fleet"]
 
@@ -52,7 +52,7 @@ def load_fleet(path: Path) -> list[tuple[str, Host]]:
     except OSError as error:
         raise DeviceError(f"{path}: {error.strerror}", hint="check --hosts") from error
     except yaml.YAMLError as error:
-        raise DeviceError(f"{path} is not YAML: {str(error).splitlines()[0]}", hint=mend) from error
+        raise DeviceError(f"{path} is not YAML: {reason_of(error)}", hint=mend) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exporters.files import digest
+from exporters.network_files import renamed_files
 from hgkd_edge.bench.edge.trtexec import (
     Trtexec,
     build_arguments,
@@ -84,9 +86,7 @@ def make_job(
             hint="on a Jetson: sudo apt install libnvinfer-bin; elsewhere: pip install onnxruntime",
         )
     wanted = _wanted(models, options, may_build=tool is not None)
-    files: dict[str, bytes | Path] = {
-        f"model-{index}.onnx": model.path for index, model in enumerate(models)
-    }
+    files: dict[str, bytes | Path] = {}
     cases: list[EdgeCase] = []
     probes: dict[tuple[int, int], Probe] = {}
     for model, precision in wanted:
@@ -94,14 +94,13 @@ def make_job(
         for batch in options.batches:
             if (index, batch) not in probes:
                 probes[index, batch] = make_probe(model, batch=batch, images=options.images)
+                files |= renamed_files(model.path, f"model-{index}.onnx")
             probe = probes[index, batch]
             files |= _input_files(probe, index, batch)
             for threads in (None,) if tool else options.threads:
                 cases.append(
                     _case(len(cases), index, model, precision, batch, threads, probe, options, tool)
                 )
-    used = {f"model-{case.wire['model']}.onnx" for case in cases}
-    files = {name: item for name, item in files.items() if name in used or name.startswith("input")}
     message = _message(cases, files, options, facts, tool)
     return EdgeJob(
         "trtexec" if tool else "onnxruntime", tool, cases, message=message, payload=files
@@ -269,7 +268,7 @@ def _message(
     facts: dict[str, Any],
     tool: Trtexec | None,
 ) -> dict[str, Any]:
-    entries = [_file_entry(name, item, cases) for name, item in sorted(files.items())]
+    entries = [_file_entry(name, item) for name, item in sorted(files.items())]
     # The folder's name on the device: the same work by the same builder finds its engines again.
     identity = [
         [(entry["name"], entry["sha256"]) for entry in entries],
@@ -296,8 +295,7 @@ def _message(
     }
 
 
-def _file_entry(name: str, item: bytes | Path, cases: Sequence[EdgeCase]) -> dict[str, Any]:
+def _file_entry(name: str, item: bytes | Path) -> dict[str, Any]:
     if isinstance(item, bytes):
         return {"name": name, "size": len(item), "sha256": hashlib.sha256(item).hexdigest()}
-    known = next(case.model.info for case in cases if case.model.path == item)
-    return {"name": name, "size": item.stat().st_size, "sha256": known.sha256}
+    return {"name": name, "size": item.stat().st_size, "sha256": digest(item)}

@@ -10,31 +10,34 @@ import io
 import json
 import os
 import queue
+import secrets
 import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+from hgkd_edge.bench.edge.facts import checked_facts
+from hgkd_edge.bench.edge.limits import MOST_CASE_S, MOST_ERROR_TEXT, MOST_WAITING_EVENTS
 from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
+from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault
 from hgkd_edge.errors import DeviceError, HgkdError
 
 __all__ = ["AgentFailed", "Link", "open_link"]
 
-_MARK = "@hgkd-edge "
 _CHUNK = 1 << 18
 _HELLO_S = 150.0
 # The agent speaks at least every two seconds while it works; a minute and a half of silence
 # outlasts ssh's own keepalive.
 _SILENCE_S = 90.0
-
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-Event = dict[str, Any]
+# How long ssh may take to end by itself: after its output ended, and after our last word.
+_END_S = 10.0
+_GRACE_S = 5.0
+_NOT_OURS = "log in there and see what runs; do not trust its numbers"
 
 
 class AgentFailed(HgkdError):
@@ -63,8 +66,10 @@ class Link:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        self._events: queue.Queue[Event | None] = queue.Queue()
-        self._stderr: list[str] = []
+        self._token = secrets.token_hex(16)
+        self._events: queue.Queue[Event | None] = queue.Queue(MOST_WAITING_EVENTS)
+        self._fault = ""
+        self._stderr = b""
         self._writing = threading.Lock()
         self._uploading = False
         self._closed = threading.Event()
@@ -78,16 +83,20 @@ class Link:
         Raises:
             DeviceError: The host cannot be reached or has no Python.
         """
-        archive = agent_archive()
+        archive = agent_archive(self._token)
         with suppress(OSError):  # a refused connection shows below, with ssh's own reason
             self._write(f"{len(archive)}\n".encode() + archive)
         event = self._next(_HELLO_S)
-        if event is None or event["event"] != "hello":
+        if event is not None and event["event"] != "hello":
+            self._fault = "it sent other messages before its facts"
+        if self._fault:
+            raise self._broken()
+        if event is None:
             code = self._ended()
             if self.host is not None:
                 raise explain(self.host, code, self._said())
             raise DeviceError(f"the measuring process did not start: {self._said().strip()[-300:]}")
-        return event["facts"]
+        return checked_facts(event.get("facts"))
 
     def work(
         self,
@@ -110,14 +119,20 @@ class Link:
         """
         self._write((json.dumps(job) + "\n").encode())
         results: list[Event] = []
+        deadline = time.monotonic() + MOST_CASE_S * len(job["cases"])
+        missing = payload
         while True:
             event = self._next(_SILENCE_S if job["tool"] == "trtexec" else 600.0)
+            if time.monotonic() > deadline:
+                self._fault = f"no end of the work within {MOST_CASE_S / 3600:.0f} h per case"
+                event = None
             if event is None:
                 raise self._broken()
             tell(event)
             kind = event["event"]
             if kind == "need":
-                self._upload([payload[name] for name in event["names"]], tell)
+                self._upload([missing[name] for name in event["names"]], tell)
+                missing = {}  # asked for once
                 threading.Thread(
                     target=self._beat, args=(job["silence_s"] / 4,), daemon=True
                 ).start()
@@ -148,7 +163,8 @@ class Link:
                 self._close_input()
             else:
                 self._write(b"cancel\n")
-            while (event := self._next(patience_s)) is not None:
+            end = time.monotonic() + patience_s
+            while (event := self._next(max(0.0, end - time.monotonic()))) is not None:
                 if event["event"] in ("stopped", "done", "failed"):
                     break
 
@@ -162,7 +178,7 @@ class Link:
                 with suppress(OSError):
                     os.killpg(self.process.pid, number)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+                self.process.wait(_GRACE_S)
                 return
 
     def _upload(self, contents: list[bytes | Path], tell: Callable[[Event], None]) -> None:
@@ -207,36 +223,43 @@ class Link:
             return None
 
     def _hear(self) -> None:
-        """Our marked lines from standard output; what a login shell prints is passed over."""
-        assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            line = raw.decode("utf-8", "replace")
-            if line.startswith(_MARK):
-                with suppress(ValueError):
-                    self._events.put(_plain(json.loads(line[len(_MARK) :])))
+        """The agent's events in standard output; what a login shell prints is passed over."""
+        stdout = self.process.stdout
+        assert isinstance(stdout, io.BufferedReader)
+        stream = EventStream(self._token)
+        try:
+            while chunk := stdout.read1(_CHUNK):
+                for event in stream.feed(chunk):
+                    self._events.put(event)
+        except StreamFault as fault:
+            self._fault = f"it sent {fault}"
         self._events.put(None)
 
     def _overhear(self) -> None:
-        assert self.process.stderr is not None
-        for raw in self.process.stderr:
-            self._stderr.append(raw.decode("utf-8", "replace"))
+        """The end of standard error, where ssh says why it gave up."""
+        stderr = self.process.stderr
+        assert isinstance(stderr, io.BufferedReader)
+        while chunk := stderr.read1(_CHUNK):
+            self._stderr = (self._stderr + chunk)[-MOST_ERROR_TEXT:]
 
     def _said(self) -> str:
-        """All of standard error; the thread that reads it may be a moment behind the end."""
+        """The end of standard error; the thread that reads it may be a moment behind the end."""
         self._overhearing.join(2)
-        return "".join(self._stderr)
+        return self._stderr.decode("utf-8", "replace")
 
     def _ended(self) -> int:
         try:
-            return self.process.wait(10)
+            return self.process.wait(_END_S)
         except subprocess.TimeoutExpired:
             return -1
 
     def _broken(self) -> AgentFailed:
         self._closed.set()
+        if self._fault:
+            return AgentFailed(f"{self.where} cannot be measured: {self._fault}", hint=_NOT_OURS)
         said = [line.strip() for line in self._said().splitlines() if line.strip()]
         return AgentFailed(
-            f"the connection to {self.where} broke" + (f": {said[-1]}" if said else ""),
+            f"the connection to {self.where} broke" + (f": {said[-1][:300]}" if said else ""),
             hint="the same command with --resume picks up a finished build",
         )
 
@@ -257,23 +280,15 @@ def open_link(host: Host | None, *, config: Path | None = None) -> Iterator[Link
         link.close()
 
 
-def agent_archive() -> bytes:
-    """The agent's files as a zip archive with the package name `hgkd_agent`."""
+def agent_archive(token: str) -> bytes:
+    """The agent as a zip archive with the package name `hgkd_agent`; `token` marks its lines."""
     folder = Path(__file__).parent / "agent"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.glob("*.py")):
+        for file in sorted(set(folder.glob("*.py")) - {folder / "token.py"}):
             archive.writestr(f"hgkd_agent/{file.name}", file.read_text(encoding="utf-8"))
+        archive.writestr("hgkd_agent/token.py", f'TOKEN = "{token}"\n')
     return buffer.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """Text from another machine without what would steer this one's terminal."""
-    if isinstance(value, str):
-        return value.translate(_CONTROLS)
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _mend(reason: str) -> str:

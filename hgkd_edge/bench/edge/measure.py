@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from hgkd_edge.bench.edge.agent import facts as agent_facts
 from hgkd_edge.bench.edge.facts import board_from_facts
 from hgkd_edge.bench.edge.job import make_job
-from hgkd_edge.bench.edge.link import Event, open_link
+from hgkd_edge.bench.edge.link import AgentFailed, open_link
 from hgkd_edge.bench.edge.results import session_from
 from hgkd_edge.bench.edge.ssh import Host
+from hgkd_edge.bench.edge.stream import Event, StreamFault
 from hgkd_edge.bench.edge.verification import Verifier
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Session
+from hgkd_edge.errors import reason_of
 
 __all__ = ["is_jetson_here", "measure_on"]
 
@@ -43,7 +46,7 @@ def measure_on(
         DeviceError: The device cannot be reached or cannot do what was asked.
         AgentFailed: The work failed there, its outputs are wrong, or the connection broke.
     """
-    with open_link(host, config=options.ssh_config) as link:
+    with open_link(host, config=options.ssh_config) as link, _understood(link.where):
         progress(f"{link.where}: connecting", 0.0)
         facts = link.hello()
         board = board_from_facts(facts)
@@ -54,16 +57,41 @@ def measure_on(
             unverified=options.unverified,
         )
         results = link.work(job.message, job.payload, _teller(link.where, progress), verifier)
-    return session_from(
-        str(host) if host else "jetson",
-        job,
-        results,
-        verifications=verifier.found,
-        models=models,
-        options=options,
-        facts=facts,
-        board=board,
-    )
+        return session_from(
+            str(host) if host else "jetson",
+            job,
+            results,
+            verifications=verifier.found,
+            models=models,
+            options=options,
+            facts=facts,
+            board=board,
+        )
+
+
+@contextmanager
+def _understood(where: str) -> Iterator[None]:
+    """What a device sends may be anything; what cannot be used is that device's fault only."""
+    try:
+        yield
+    except OSError as error:
+        raise AgentFailed(
+            f"the connection to {where} broke: {reason_of(error)}",
+            hint="the same command with --resume picks up a finished build",
+        ) from error
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        StreamFault,
+        RecursionError,
+    ) as error:
+        raise AgentFailed(
+            f"{where} cannot be measured: its answer is not an agent's ({reason_of(error)})",
+            hint="log in there and see what runs; --debug shows where reading it stopped",
+        ) from error
 
 
 def _teller(where: str, progress: Progress) -> Callable[[Event], None]:

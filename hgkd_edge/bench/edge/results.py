@@ -10,6 +10,8 @@ import numpy as np
 
 from hgkd_edge.bench.edge.facts import Board
 from hgkd_edge.bench.edge.job import WARMUP_MS, EdgeCase, EdgeJob
+from hgkd_edge.bench.edge.limits import MOST_TIMES_TEXT
+from hgkd_edge.bench.edge.stream import unpack
 from hgkd_edge.bench.edge.tegrastats import telemetry_of
 from hgkd_edge.bench.edge.trtexec import Log, Times, parse_log, parse_times, settings_warnings
 from hgkd_edge.bench.environment import tool_version
@@ -115,7 +117,8 @@ def _from_trtexec(
     build, visits = result["build"], result["visits"]
     logs = [parse_log(visit["log"]) for visit in visits]
     times = [
-        parse_times(visit["times"], copies=options.copies, warmup_ms=WARMUP_MS) for visit in visits
+        parse_times(_times_text(visit), copies=options.copies, warmup_ms=WARMUP_MS)
+        for visit in visits
     ]
     rounds = [one.ms for one in times]
     queries = sum(one.ms.size for one in times)
@@ -154,6 +157,11 @@ def _from_trtexec(
     return one.model_copy(update={"throughput_ips": throughput, "measured_s": seconds}), rounds
 
 
+def _times_text(visit: dict[str, Any]) -> str | None:
+    packed = visit["times"]
+    return None if packed is None else unpack(packed, most=MOST_TIMES_TEXT)
+
+
 def _from_onnxruntime(
     case: EdgeCase,
     job: EdgeJob,
@@ -161,7 +169,11 @@ def _from_onnxruntime(
     options: BenchOptions,
     facts: dict[str, Any],
 ) -> tuple[Measurement, Rounds]:
-    rounds = [np.array(part) for part in result["rounds"]]
+    rounds = [np.array(part, dtype=np.float64) for part in result["rounds"]]
+    if not rounds or not all(part.size and (part > 0).all() for part in rounds):
+        raise ValueError("times of inferences that are not above zero")
+    if not all(np.isfinite(part).all() for part in rounds):
+        raise ValueError("times of inferences that are not finite")
     trace = Trace(warmup=Warmup(**result["warmup"]), rounds=rounds)
     throughput = case.batch * trace.times_ms.size / (trace.times_ms.sum() / 1000)
     one = measurement_of(

@@ -49,8 +49,8 @@ class Host:
             DeviceError: Anything else; in particular nothing that ssh could take for an option.
         """
         user, at, rest = text.rpartition("@")
-        bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", rest)
-        plain = re.fullmatch(r"([^:\[\]]+)(?::(\d+))?", rest)
+        bracketed = re.fullmatch(r"\[([^\]]+)\](?::([0-9]{1,9}))?", rest)
+        plain = re.fullmatch(r"([^:\[\]]+)(?::([0-9]{1,9}))?", rest)
         match = bracketed or plain
         if match is None or (at and not _USER.match(user)) or not _NAME.match(match[1]):
             raise DeviceError(
@@ -107,7 +107,7 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
 def explain(host: Host, code: int, stderr: str) -> DeviceError:
     """What it means when the connection ended before the agent spoke."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = lines[-1] if lines else f"ssh ended with code {code}"
+    said = lines[-1][:300] if lines else f"ssh ended with code {code}"
     target = f"ssh{f' -p {host.port}' if host.port else ''} {Host(host.name, host.user)}"
     low = stderr.lower()
     if code == 127 or "python3: not found" in low or "python3: command not found" in low:

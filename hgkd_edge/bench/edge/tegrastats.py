@@ -22,7 +22,8 @@ _TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")
 # Rails measured behind another rail: "VDDQ_VDD2_1V8AO power is also included in VIN_SYS_5V0 power"
 # (NVIDIA, Jetson Linux Developer Guide r36, AGX Orin's INA3221).
 _PART_OF = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
-_MEMORY = ("RAM", "SWAP", "IRAM")
+# Memory has the form of a rail; NC is a channel of the sensor that is "not connected".
+_NO_RAILS = re.compile(r"RAM|SWAP|IRAM|NC(_?\d+)?", re.IGNORECASE)
 
 # NAME now/average[/peak], mW; JetPack 4 leaves the unit away.
 _RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?:/\d+(?:mW)?)?(?!\S)")
@@ -66,8 +67,7 @@ def parse_line(line: str) -> Sample | None:
     """One line of tegrastats (or of our INA3221 reader); None when it holds nothing known."""
     rails = {name: int(now) for name, now, _average in _RAIL.findall(line)}
     rails |= {name: int(now) for name, now in _LONE_RAIL.findall(line) if name not in rails}
-    for word in _MEMORY:
-        rails.pop(word, None)
+    rails = {name: mw for name, mw in rails.items() if not _NO_RAILS.fullmatch(name)}
     temperatures = {
         name: float(value)
         for name, value in _TEMPERATURE.findall(line)

@@ -7,10 +7,8 @@ export is not enough. Bounds are those of `exporters.verify`.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +18,9 @@ import numpy as np
 from exporters.errors import ExportError
 from exporters.onnx_info import open_session
 from exporters.verify import TOLERANCES, verify
+from hgkd_edge.bench.edge.limits import MOST_OUTPUTS_TEXT
 from hgkd_edge.bench.edge.link import AgentFailed
+from hgkd_edge.bench.edge.stream import unpack
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
@@ -116,7 +116,7 @@ class Verifier:
         probe = self._probes[event["case"]]
         # TensorRT computes FP32 in TF32 where the GPU has it: 10 bits of mantissa, as in FP16.
         bound = "fp16" if tensorrt and precision == "fp32" else precision
-        verification, said = _compare(probe, [unpack(text) for text in event["texts"]], bound)
+        verification, said = _compare(probe, _texts(event), bound)
         self.found[event["case"]] = verification
         if not verification.passed and not self._unverified:
             raise AgentFailed(
@@ -124,6 +124,10 @@ class Verifier:
                 hint="do not deploy this engine; try another precision, or --unverified to "
                 "measure it all the same",
             )
+
+
+def _texts(event: Mapping[str, Any]) -> list[str]:
+    return [unpack(text, most=MOST_OUTPUTS_TEXT) for text in event["texts"]]
 
 
 def _compare(probe: Probe, texts: Sequence[str], bound: str) -> tuple[Verification, str]:
@@ -182,8 +186,3 @@ def parse_outputs(text: str) -> dict[str, np.ndarray]:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no exported outputs ({type(error).__name__}: {error})") from error
     return found
-
-
-def unpack(text: str) -> str:
-    """What the agent's `pack` made of a text."""
-    return zlib.decompress(base64.b64decode(text)).decode("utf-8", "replace")

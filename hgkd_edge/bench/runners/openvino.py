@@ -9,7 +9,7 @@ import numpy as np
 
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["OpenVinoRunner"]
 
@@ -61,7 +61,7 @@ class OpenVinoRunner:
             build_ms = (perf_counter() - start) * 1000
         except RuntimeError as error:
             raise DeviceError(
-                f"OpenVINO cannot load '{case.model.path}': {str(error).splitlines()[0]}",
+                f"OpenVINO cannot load '{case.model.path}': {reason_of(error)}",
                 hint="measure it with --device cpu instead",
             ) from error
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

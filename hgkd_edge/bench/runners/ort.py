@@ -6,6 +6,7 @@ from importlib import metadata
 from time import perf_counter
 from typing import Any
 
+from exporters.onnx_info import first_line
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
 from hgkd_edge.errors import DeviceError
@@ -70,7 +71,7 @@ class OrtRunner:
             )
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise DeviceError(
-                f"{self.name} cannot load '{case.model.path}': {_first_line(error)}",
+                f"{self.name} cannot load '{case.model.path}': {first_line(error)}",
                 hint="see whether the model's operators are supported: hgkd-edge doctor",
             ) from error
         load_ms = (perf_counter() - start) * 1000
@@ -120,7 +121,3 @@ class OrtRunner:
                 binding.synchronize_outputs()
 
         return run
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,7 @@ import numpy as np
 
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["TensorRtRunner"]
 
@@ -69,7 +69,7 @@ class TensorRtRunner:
             engine = engine_from_network(network, config=_config(case))
         except PolygraphyException as error:
             raise DeviceError(
-                f"{self.backend} cannot build '{case.model.path}': {str(error).splitlines()[0]}",
+                f"{self.backend} cannot build '{case.model.path}': {reason_of(error)}",
                 hint="export it again: hgkd-edge export --onnx --trt",
             ) from error
         build_ms = (perf_counter() - start) * 1000

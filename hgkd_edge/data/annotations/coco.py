@@ -15,13 +15,14 @@ from hgkd_edge.data.annotations.listing import (
     Box,
     Fault,
     Listing,
-    split_of,
+    split_folders,
     stated_size,
 )
 from hgkd_edge.data.annotations.outlines import Shape
 from hgkd_edge.data.geometry import IGNORED
-from hgkd_edge.data.photos import SPLIT_NAMES
-from hgkd_edge.errors import DataError
+from hgkd_edge.data.names import FileFinder, a_few, clean, readable, split_in, split_named
+from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.parsing import brief, cut, parse_json, read_text
 
 __all__ = ["coco_boxes", "coco_files", "coco_shapes"]
 
@@ -52,9 +53,11 @@ class _File:
                 found[key].append((where, item))
             elif isinstance(item, dict):
                 shown = item.get("image_id")
-                faults.append((where, f"image_id {shown!r} is no image's; annotation left out"))
+                faults.append(
+                    (where, f"image_id {brief(shown)} is no image's; annotation left out")
+                )
             else:
-                faults.append((where, f"{str(item)[:40]!r} is no annotation; left out"))
+                faults.append((where, f"{brief(item)} is no annotation; left out"))
         return found
 
 
@@ -64,22 +67,28 @@ class _Parsed(NamedTuple):
     files: dict[str, _File]
     faults: list[Fault]
 
+    @property
+    def training(self) -> _File:
+        """The file of the training split."""
+        return self.files.get("train") or next(iter(self.files.values()))
+
 
 def coco_files(root: Path) -> dict[str, Path]:
     """Annotation files by split ('' where the name speaks of none); empty if there are none.
 
-    Looked for in `annotations/`, in `root` itself, and beside the photos in `train/`, `val/` (or
+    Looked for in `annotations/`, in `root` itself, and next to the photos in `train/`, `val/` (or
     `valid/`, `validation/`) and `test/`.
 
     Raises:
         DataError: Two files speak of one split.
     """
-    inside = [file for name in SPLIT_NAMES for file in _jsons(root / name)]
+    inside = [file for name in split_folders(root) for file in _jsons(root / name)]
     files = _jsons(root / "annotations") or _jsons(root) or inside
     chosen = [file for file in files if file.name.startswith("instances")] or files
     found: dict[str, Path] = {}
     for file in chosen:
-        split = split_of(file.stem) or (split_of(file.parent.name) if file in inside else "")
+        by_folder = split_named(file.parent.name) if file in inside else None
+        split = split_in(file.stem) or by_folder or ""
         if split in found:
             raise DataError(
                 f"{root}: both {found[split].name} and {file.name} could be the annotations"
@@ -127,7 +136,7 @@ def coco_shapes(
 
 
 def _jsons(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.json")) if folder.is_dir() else []
+    return sorted(file for file in folder.glob("*.json") if file.is_file())
 
 
 def _parse(files: dict[str, Path]) -> _Parsed:
@@ -153,10 +162,13 @@ def _parse(files: dict[str, Path]) -> _Parsed:
 
 def _load(path: Path) -> tuple[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return text, json.loads(text)
+        text = read_text(path)
+        return text, parse_json(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+        reason = cut(reason_of(error))
+        raise DataError(
+            f"{path}: cannot be read as JSON: {reason}", hint="export the annotations again"
+        ) from error
 
 
 def _checked(path: Path, text: str, content: Any) -> _File:
@@ -213,8 +225,8 @@ def _categories(file: _File) -> dict[str, str]:
     for item in file.content["categories"]:
         key = _id(item, "id")
         if key is None or "name" not in item:
-            raise DataError(f"{file.path}: a category lacks its id or name: {item!r}")
-        found[key] = str(item["name"])
+            raise DataError(f"{file.path}: a category lacks its id or name: {brief(item)}")
+        found[key] = clean(item["name"] if isinstance(item["name"], str) else brief(item["name"]))
     return dict(sorted(found.items(), key=lambda pair: _as_number(pair[0])))
 
 
@@ -228,8 +240,7 @@ def _as_number(key: str) -> tuple[float, str]:
 
 def _classes(parsed: _Parsed) -> list[str]:
     """Names of the training split's categories: another file may number them differently."""
-    file = parsed.files.get("train") or next(iter(parsed.files.values()))
-    return list(dict.fromkeys(_categories(file).values()))
+    return list(dict.fromkeys(_categories(parsed.training).values()))
 
 
 def _images(
@@ -238,14 +249,18 @@ def _images(
     """Id of every photo that is there, and the photo."""
     place = file.path.stem.removeprefix("instances_")  # train2017, as COCO itself names folders
     folders = [file.path.parent, root, root / "images"]
-    folders += [base / name for base in (root, root / "images") for name in (place, split) if name]
+    for base in (root, root / "images"):
+        own = split_folders(base) if split and base.is_dir() else []
+        folders += [base / place, *(base / name for name in own if split_named(name) == split)]
+    finders = [FileFinder(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
     for where, image in file.items("images"):
         key, name = _id(image, "id"), str(image.get("file_name")) if isinstance(image, dict) else ""
-        candidates = [folder / name for folder in folders]
-        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        exact = (finder.root / name for finder in finders)
+        path = next((candidate for candidate in exact if os.path.isfile(candidate)), None)
+        path = path or next((found for finder in finders if (found := finder.find(name))), None)
         if path is None or key is None:
             reason = "has no id" if key is None else "is not there"
-            faults.append((where, f"image '{name}' {reason}; left out"))
+            faults.append((where, f"image '{cut(name)}' {reason}; left out"))
         else:
             size = stated_size(image.get("height"), image.get("width"))
             yield key, Annotated(_name(root, path), path, None, size)
@@ -255,7 +270,7 @@ def _name(root: Path, path: Path) -> str:
     """Relative to `root`, outside of which an absolute `file_name` may lead."""
     if not path.is_relative_to(root):
         path = root / os.path.relpath(path, root)
-    return path.relative_to(root).as_posix()
+    return readable(path.relative_to(root).as_posix())
 
 
 def _listing(
@@ -279,12 +294,30 @@ def _listing(
                     if number is None:
                         raise ValueError("no category_id")
                     objects.append(convert(item, names.get(number, number), where))
-                except (KeyError, TypeError, ValueError) as error:
-                    faults.append((where, f"annotation left out: {error!r}"))
+                except (KeyError, TypeError, ValueError, OverflowError) as error:
+                    faults.append((where, f"annotation left out: {brief(error)}"))
             found = [item for item in objects if item is not None]
             photos.append(Annotated(image.name, image.file, found, image.size))
         # A file that speaks of no split, and is the only one, is of training.
         name = "train" if list(parsed.files) == [""] else split
         listing.splits[name], listing.faults[name] = photos, faults
     listing.faults["train"] = parsed.faults + listing.faults.get("train", [])
+    listing.remarks += _without_objects(parsed)
     return listing.hold_out(holdout)
+
+
+def _without_objects(parsed: _Parsed) -> list[str]:
+    """A remark about categories that no training object is of.
+
+    They stay classes: annotation tools export one numbering for all their files, and dropping a
+    class would renumber the outputs of models that were trained with it.
+    """
+    file = parsed.training
+    owned = {_id(item, "category_id") for _, item in file.items("annotations")}
+    bare = [name for key, name in _categories(file).items() if key not in owned]
+    if not bare:
+        return []
+    return [
+        f"warning: categories without a training object: {a_few(bare)}; they stay classes that are "
+        f"never predicted and never scored (remove them from {file.path.name} to drop them)"
+    ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from hgkd_edge.data.photos import IMAGE_SUFFIXES, SPLIT_NAMES, held_out, splits_by_name
+from hgkd_edge.data.names import ByName, clean, readable, split_named, splits_by_name
+from hgkd_edge.data.photos import IMAGE_SUFFIXES, held_out, is_image, why_not_an_image
 from hgkd_edge.errors import DataError
+from hgkd_edge.parsing import read_text
 
 __all__ = [
     "Annotated",
@@ -20,11 +21,15 @@ __all__ = [
     "Listing",
     "checked_boxes",
     "class_file",
+    "files_by_stem",
     "images_by_stem",
     "in_pixels",
+    "name_in",
+    "only_one",
+    "split_folders",
     "split_lists",
-    "split_of",
     "stated_size",
+    "unread_images",
 ]
 
 A = TypeVar("A")
@@ -37,7 +42,7 @@ class Box:
 
     Attributes:
         name: Its class.
-        corners: x1, y1, x2, y2 in pixels of the photo as stored.
+        corners: x1, y1, x2, y2 in pixels of the photo.
         where: File and line.
     """
 
@@ -50,8 +55,8 @@ class Box:
 class Annotated(Generic[A]):
     """One photo and its annotation: its boxes, or what its mask is read from.
 
-    Photos are taken as stored, not turned by EXIF: annotations count stored pixels. `size` is the
-    height and width in pixels that the annotation's file states, if it does.
+    `size` is the height and width in pixels that the annotation's file states, if it does; `turns`
+    says which way up that is, where EXIF turns the photo.
     """
 
     name: str
@@ -62,11 +67,15 @@ class Annotated(Generic[A]):
 
 @dataclass
 class Listing(Generic[A]):
-    """Annotated photos by split, class names (empty: not known yet), and what was left out."""
+    """Annotated photos by split, class names (empty: not known yet), and what was left out.
+
+    `remarks` are about names and classes, one line each.
+    """
 
     splits: dict[str, list[Annotated[A]]]
     classes: list[str]
     faults: dict[str, list[Fault]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def hold_out(self, share: float) -> Listing[A]:
         """The same; where only `train` holds photos, a fixed share of them is kept from it."""
@@ -77,7 +86,7 @@ class Listing(Generic[A]):
         for photo in self.splits["train"]:
             split = "holdout" if held_out(photo.name, share) else "train"
             splits.setdefault(split, []).append(photo)
-        return Listing(splits, self.classes, self.faults)
+        return Listing(splits, self.classes, self.faults, self.remarks)
 
 
 def checked_boxes(
@@ -115,26 +124,62 @@ def class_file(root: Path) -> list[str]:
     """Names in `classes.txt`, one per line in the order of their numbers; empty without it."""
     file = root / "classes.txt"
     lines = _lines(file) if file.is_file() else []
-    return [name for line in lines if (name := line.strip())]
+    return [name for line in lines if (name := clean(line))]
 
 
-def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Image files of a folder by their name without suffix."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {file.stem: file for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+def name_in(root: Path, file: Path) -> str:
+    """A file's name relative to `root`, fit to be hashed and printed."""
+    return readable(file.relative_to(root).as_posix())
 
 
-def split_lists(folder: Path, known: Collection[str]) -> dict[str, list[tuple[str, str]]]:
+def files_by_stem(folder: Path, suffix: str) -> ByName[Path]:
+    """Files of a folder that end in `suffix`, by their name without it."""
+    return ByName((f.stem, f) for f in _files(folder) if f.suffix.lower() == suffix)
+
+
+def images_by_stem(folder: Path) -> ByName[Path]:
+    """Image files of a folder by their name without suffix; two may have one name."""
+    return ByName((file.stem, file) for file in _files(folder) if is_image(file.name))
+
+
+def unread_images(folder: Path) -> list[Fault]:
+    """Image files of a folder whose format cannot be read."""
+    reasons = ((file, why_not_an_image(file.name)) for file in _files(folder))
+    return [(readable(str(file)), f"{why}; left out") for file, why in reasons if why]
+
+
+def only_one(name: str, found: Sequence[Path], folder: str) -> Path:
+    """The one file of a name.
+
+    Raises:
+        FileNotFoundError: There is none, or several could be meant.
+    """
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise FileNotFoundError(f"'{name}' is not in {folder}/")
+    names = ", ".join(readable(file.name) for file in found)
+    raise FileNotFoundError(f"'{name}' can be {names} in {folder}/")
+
+
+def split_folders(root: Path) -> list[str]:
+    """Names of the folders in `root` that are named after a split."""
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    return [name for name in names if split_named(name)]
+
+
+def split_lists(folder: Path, known: ByName[Path]) -> dict[str, list[tuple[str, str]]]:
     """`train.txt`, `val.txt`, `test.txt` of a folder: the names in each, and file and line.
 
-    A line is one of the names `known`, perhaps with an image's suffix or, as in Pascal VOC's lists
-    per class, with words behind it. `trainval.txt` stands in for a `train.txt` that is not there.
+    Other spellings of the splits count too. A line is one of the names `known`, perhaps with an
+    image's suffix or, as in Pascal VOC's lists per class, with words behind it. `trainval.txt`
+    stands in for a `train.txt` that is not there.
 
     Raises:
         DataError: Two lists are of one split, or one is not text in UTF-8.
     """
-    names = (name for name in SPLIT_NAMES if (folder / f"{name}.txt").is_file())
-    files = {s: folder / f"{name}.txt" for s, name in splits_by_name(names, folder).items()}
+    lists = {file.stem: file for file in _files(folder) if file.suffix.lower() == ".txt"}
+    files = {split: lists[name] for split, name in splits_by_name(lists, folder).items()}
     everything = folder / "trainval.txt"
     if "train" not in files and everything.is_file():
         files.pop("val", None)  # part of trainval
@@ -147,13 +192,6 @@ def split_lists(folder: Path, known: Collection[str]) -> dict[str, list[tuple[st
         ]
         for split, file in files.items()
     }
-
-
-def split_of(name: str) -> str:
-    """The split that a name such as `instances_val2017` speaks of, or ''."""
-    longest_first = sorted(SPLIT_NAMES, key=len, reverse=True)
-    found = re.search("|".join(longest_first), name.lower())
-    return SPLIT_NAMES[found[0]] if found else ""
 
 
 def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
@@ -170,21 +208,23 @@ def in_pixels(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def _known_name(line: str, known: Collection[str]) -> str:
+def _known_name(line: str, known: ByName[Path]) -> str:
     """The name that a line speaks of; the line itself where it is not known."""
     readings = [line, _stem(line), line.split()[0], _stem(line.split()[0])]
     return next((name for name in readings if name in known), line)
 
 
 def _stem(name: str) -> str:
-    path = Path(name)
+    path = Path(name.replace("\\", "/"))
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _lines(file: Path) -> list[str]:
-    content = file.read_bytes()
     try:
-        return content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
-        raise DataError(f"{file}:{line}: is not text in UTF-8", hint="save it as UTF-8") from error
+        return read_text(file).splitlines()
+    except ValueError as error:
+        raise DataError(f"{file}: {error}", hint="save it as UTF-8") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hgkd_edge.data.annotations.listing import (
     Annotated,
@@ -13,20 +12,23 @@ from hgkd_edge.data.annotations.listing import (
     Listing,
     class_file,
     images_by_stem,
-    in_pixels,
+    name_in,
+    only_one,
+    split_folders,
     split_lists,
+    unread_images,
 )
-from hgkd_edge.data.geometry import IGNORED
-from hgkd_edge.data.photos import SPLIT_NAMES, splits_by_name
+from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.names import readable, splits_by_name
 
-__all__ = ["all_mask_folders", "mask_folders", "read_mask"]
+__all__ = ["all_mask_folders", "mask_folders", "mask_size", "read_mask"]
 
 IMAGES, MASKS = ("images", "JPEGImages"), ("masks", "labels", "instances", "SegmentationClass")
 
 
 def all_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of photos and of their masks: by split in `train/` and others, or '' for `root`."""
-    found = {name: _folders(root / name) for name in ("", *SPLIT_NAMES)}
+    found = {name: _folders(root / name) for name in ("", *split_folders(root))}
     here = {name: folders for name, folders in found.items() if folders is not None}
     names = {split: here[name] for split, name in splits_by_name(here, root).items()}
     return {"": here[""], **names} if "" in here else names
@@ -53,32 +55,36 @@ def mask_folders(root: Path, holdout: float) -> Listing[Path]:
     return listing.hold_out(holdout)
 
 
-def read_mask(file: Path, size: tuple[int, int], *, binary: bool) -> np.ndarray:
-    """A label map, uint8 [H, W]; `binary` makes every number but 0 class 1.
+def mask_size(file: Path) -> tuple[int, int]:
+    """Height and width of a label map as viewers show it.
 
     Raises:
-        ValueError: It does not hold one class number below 255 per pixel of a photo of `size`.
+        OSError, ValueError: It cannot be read.
     """
-    with Image.open(file) as image:
+    with open_image(file) as image:
+        return turn_of(image).upright
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """The numbers of a label map, integers [H, W].
+
+    Raises:
+        OSError, ValueError: It does not hold one whole number per pixel.
+    """
+    with open_image(file) as image:
         if image.format in ("JPEG", "MPO"):
             raise ValueError(f"{file.name}: JPEG blurs class numbers; masks must be lossless: PNG")
-        bands, labels = image.getbands(), np.asarray(image)
-    if labels.ndim != 2:
+        bands, pixels = image.getbands(), np.asarray(turn_of(image).apply(image))
+    if pixels.ndim != 2:
         raise ValueError(
             f"mask has {len(bands)} channels ({''.join(bands)}), not one class number per pixel; "
-            "turn its colours into numbers (a palette image keeps both)"
+            "turn its colors into numbers (a palette image keeps both)"
         )
-    if labels.shape != size:
-        shapes = in_pixels(labels.shape), in_pixels(size)
-        raise ValueError(f"mask is {shapes[0]} pixels, its photo {shapes[1]}")
-    if binary:
-        return (labels > 0).astype(np.uint8)
-    if labels.min() < 0 or labels.max() > IGNORED:
-        raise ValueError(
-            f"mask holds number {labels.max()}; classes end at 254 (segment.binary=true takes all "
-            "numbers above 0 as one class)"
-        )
-    return labels.astype(np.uint8)
+    if pixels.dtype.kind == "b":
+        return pixels.astype(np.uint8)
+    if pixels.dtype.kind == "f" and not np.array_equal(pixels, np.rint(pixels)):
+        raise ValueError("mask holds fractions, not class numbers")
+    return pixels
 
 
 def _folders(root: Path) -> tuple[Path, Path] | None:
@@ -90,7 +96,7 @@ def _folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def _all_names(images: Path) -> list[tuple[str, str]]:
-    return [(stem, str(file)) for stem, file in images_by_stem(images).items()]
+    return [(stem, readable(str(images / stem))) for stem in images_by_stem(images)]
 
 
 def _add(
@@ -102,13 +108,14 @@ def _add(
 ) -> None:
     """Add a split's photos; `names` come with file and line."""
     images, masks = map(images_by_stem, folders)
-    faults: list[Fault] = []
+    faults: list[Fault] = unread_images(folders[0])
     photos = []
     for name, where in names:
-        if name in images and name in masks:
-            file = images[name]
-            photos.append(Annotated(file.relative_to(root).as_posix(), file, masks[name]))
+        try:
+            file = only_one(name, images.find(name), folders[0].name)
+            mask = only_one(name, masks.find(name), folders[1].name)
+        except FileNotFoundError as error:
+            faults.append((where, f"{error}; left out"))
         else:
-            missing = folders[0] if name not in images else folders[1]
-            faults.append((where, f"'{name}' is not in {missing.name}/; left out"))
+            photos.append(Annotated(name_in(root, file), file, mask))
     listing.splits[split], listing.faults[split] = photos, faults

@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hgkd_edge.data.annotations.listing import Fault, in_pixels
+from hgkd_edge.data.annotations.listing import Fault, in_pixels, stated_size
 
-__all__ = ["Shape", "paint"]
+__all__ = ["Shape", "outlined_size", "paint"]
+
+MAX_OUTLINE = (
+    2**21
+)  # pixels that the edges of one object pass; pycocotools takes 100 bytes for each
+LONGEST = 60  # bits of a run length
 
 
 class Shape(NamedTuple):
@@ -28,33 +33,50 @@ class Shape(NamedTuple):
 def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
     """The label map of a photo of height and width `size`, uint8 [H, W], and the faults.
 
-    Small objects are painted over large ones.
+    Small objects are painted over large ones. Outlines are kept as run lengths until then: a map of
+    each would take as much memory as the photo.
     """
-    painted, faults = [], []
+    outlines, faults = [], []
     for shape in shapes:
         try:
-            inside = _inside(shape.outline, size)
+            runs = _runs(shape.outline, size)
         except Exception as error:  # pycocotools raises bare Exceptions
             faults.append((shape.where, f"no proper outline ({error}); left out"))
             continue
-        if inside.any():
-            painted.append((shape.label, inside))
+        if area := int(runs[1::2].sum()):
+            outlines.append((area, shape.label, runs))
         else:
             faults.append((shape.where, "outline has no area; left out"))
-    labels = np.zeros(size, np.uint8)
-    for label, inside in sorted(painted, key=lambda pair: -int(pair[1].sum())):
-        labels[inside] = label
-    return labels, faults
+    columns = np.zeros(size[0] * size[1], np.uint8)  # one after the other
+    for _, label, runs in sorted(outlines, key=lambda outline: -outline[0]):
+        ends = runs.cumsum().tolist()
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            columns[start:end] = label
+    return np.ascontiguousarray(columns.reshape(size[::-1]).T), faults
 
 
-def _inside(outline: Any, size: tuple[int, int]) -> np.ndarray:
-    """Which pixels of a photo of height and width `size` belong to an object, bool [H, W].
+def outlined_size(shapes: list[Shape]) -> tuple[int, int] | None:
+    """Height and width of the photo that run lengths are for; None where all are polygons."""
+    for shape in shapes:
+        if isinstance(shape.outline, dict) and isinstance(shape.outline.get("size"), list):
+            return (
+                stated_size(*shape.outline["size"][:2]) if len(shape.outline["size"]) == 2 else None
+            )
+    return None
+
+
+def _runs(outline: Any, size: tuple[int, int]) -> np.ndarray:
+    """Lengths of runs outside and inside an object in turn, column by column, int64 [n].
+
+    Args:
+        outline: As COCO keeps it.
+        size: Height and width of the photo.
 
     Raises:
         ValueError: This is no outline on such a photo.
     """
     if not isinstance(outline, dict):
-        return _inside_polygons(outline, size)
+        return np.array(_polygon_runs(outline, size), np.int64)
     stated = tuple(outline.get("size", ()))
     if stated != size:  # before anything is allocated: the size may be any number
         raise ValueError(f"for a photo of size {list(stated)}, this has {list(size)}")
@@ -65,8 +87,7 @@ def _inside(outline: Any, size: tuple[int, int]) -> np.ndarray:
         or sum(counts) != size[0] * size[1]
     ):
         raise ValueError(f"run lengths do not add up to {size[1]} x {size[0]} pixels")
-    belongs = np.arange(len(counts)) % 2 == 1  # runs of outside and inside alternate
-    return np.repeat(belongs, counts).reshape(size[::-1]).T  # column by column
+    return np.array(counts, np.int64)
 
 
 def _unpacked(packed: Any) -> list[int]:
@@ -86,6 +107,8 @@ def _unpacked(packed: Any) -> list[int]:
     for digit in (ord(character) - 48 for character in packed):
         value |= (digit & 31) << shift
         shift += 5
+        if shift > LONGEST:
+            raise ValueError("a run length of too many digits")
         if digit & 32:
             continue
         if digit & 16:  # the sign
@@ -97,7 +120,7 @@ def _unpacked(packed: Any) -> list[int]:
     return counts
 
 
-def _inside_polygons(outline: Any, size: tuple[int, int]) -> np.ndarray:
+def _polygon_runs(outline: Any, size: tuple[int, int]) -> list[int]:
     from pycocotools import mask as coco_mask
 
     height, width = size
@@ -112,5 +135,13 @@ def _inside_polygons(outline: Any, size: tuple[int, int]) -> np.ndarray:
     far = 10 * max(size)  # pycocotools takes memory for every pixel that an edge passes
     if not all(abs(number) <= far for polygon in polygons for number in polygon):
         raise ValueError(f"points far outside the {in_pixels(size)} photo")
-    runs = coco_mask.frPyObjects(polygons, height, width)
-    return coco_mask.decode(coco_mask.merge(runs)).astype(bool)
+    if sum(map(_around, polygons)) > MAX_OUTLINE:
+        raise ValueError(f"longer than {MAX_OUTLINE:,} pixels")
+    runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return _unpacked(str(runs["counts"], "ascii"))
+
+
+def _around(polygon: list[float]) -> float:
+    """Pixels that a polygon's edges pass."""
+    corners = np.array(polygon).reshape(-1, 2)
+    return float(np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1).sum())

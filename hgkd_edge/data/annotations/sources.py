@@ -1,49 +1,52 @@
-"""Annotated photos as image sources: decoded once, letterboxed, their labels moved along."""
+"""Annotated photos as image sources: what a folder holds, read, and refused if of no use."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from hgkd_edge import processes
 from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes
+from hgkd_edge.data.annotations.codes import (
+    Codes,
+    Coding,
+    Ignore,
+    Tally,
+    binary_labels,
+    fixed_coding,
+    in_range,
+    settle_coding,
+)
 from hgkd_edge.data.annotations.listing import (
     Annotated,
     Box,
     Fault,
     Listing,
     checked_boxes,
-    in_pixels,
 )
-from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, read_mask
-from hgkd_edge.data.annotations.outlines import paint
+from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, mask_size, read_mask
+from hgkd_edge.data.annotations.outlines import outlined_size, paint
+from hgkd_edge.data.annotations.reading import AnnotatedPhotos, LetterboxedMaps, Reader
 from hgkd_edge.data.annotations.voc import voc_boxes
+from hgkd_edge.data.boxes import MAX_BOXES, BoxLabels
 from hgkd_edge.data.decode import allocate
-from hgkd_edge.data.geometry import IGNORED, letterbox, place, to_rgb
-from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.data.geometry import IGNORED, place
+from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["open_boxes", "open_masks"]
 
-NO_BOX = -1  # class of the rows that fill up a photo's boxes
-# A photo's annotation and size -> its label on the canvas, and what had to be left out.
-Reader = Callable[[Any, tuple[int, int]], tuple[np.ndarray, list[Fault]]]
-
 
 def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     """Photos with boxes by split: COCO JSON or Pascal VOC XML.
 
-    Labels are float32 [n, M, 5]: class, x1, y1, x2, y2 in canvas pixels; rows of class -1 fill up.
+    Labels are `BoxLabels`: class, x1, y1, x2, y2 in canvas pixels.
 
     Raises:
         DataError: The folder is none of these, or no photo or no box of training can be used.
@@ -62,157 +65,165 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     _require_classes(listing, root)
 
     def read(boxes: list[Box], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
+        if len(boxes) > MAX_BOXES:
+            raise ValueError(f"has {len(boxes):,} boxes; photos with up to {MAX_BOXES:,} are used")
         kept, faults = checked_boxes(boxes, listing.classes, size)
         kept[:, 1:] = place(size, canvas).to_canvas(kept[:, 1:])
         return kept, faults
 
     sources = {}
+    annotated = AnnotatedPhotos(config, listing, lambda photo: photo.size)
     for split, photos in listing.splits.items():
         labels: list[np.ndarray] = [np.zeros((0, 5), np.float32)] * len(photos)
-        source = _decode(photos, listing, split, config, labels, read)
-        most = max((len(boxes) for boxes in labels), default=0)
-        padded = torch.full((len(source), max(1, most), 5), float(NO_BOX))
-        for row, boxes in zip(padded, labels, strict=False):
-            row[: len(boxes)] = torch.from_numpy(boxes)
-        source.labels = padded
-        sources[split] = source
+        sources[split] = source = annotated.read(split, labels, read)
+        source.labels = cast("Tensor", BoxLabels(labels[: len(source)]))
     _ready(sources, root)
-    if not bool((sources["train"].labels[..., 0] != NO_BOX).any()):
+    sources["train"].remarks += [*listing.remarks, *annotated.remarks()]
+    if not any(len(boxes) for boxes in sources["train"].labels):
         raise _no_object(sources["train"], root, "box")
     return sources
 
 
-def open_masks(config: DataConfig, *, binary: bool) -> dict[str, ImageSource]:
+def open_masks(
+    config: DataConfig, *, binary: bool, codes: Codes = "auto", ignore: Ignore = "auto"
+) -> dict[str, ImageSource]:
     """Photos with a class for every pixel by split: masks in folders, VOC's, or COCO outlines.
 
     Labels are uint8 [n, H_canvas, W_canvas]; 255 is ignored: it stands where the annotation gives
-    no class, and round the photo.
+    no class, and around the photo.
 
     Args:
         config: Its path is read; `source` must be `folder`.
         binary: Take all numbers above 0 (all objects) as one class, `foreground`.
+        codes: Of masks, what number each class has (see `settle_coding`).
+        ignore: Of masks, the code of pixels without a class.
 
     Raises:
         DataError: The folder is none of these, has too many classes, or no photo or no object of
             training can be used.
     """
     root = _root(config)
-    listing: Listing[Any]
     if folders := all_mask_folders(root):
-        listing = mask_folders(root, config.holdout)
-        for _, masks in folders.values():
-            if masks.name == "instances" and not binary:
-                raise DataError(
-                    f"{masks}: numbers objects, not classes",
-                    hint="--set segment.binary=true tells objects from background",
-                )
-        read = _mask_reader(listing.classes, binary=binary)
+        maps = _folder_maps(config, root, folders, binary=binary, codes=codes, ignore=ignore)
     elif files := coco_files(root):
         listing = coco_shapes(root, files, config.holdout, binary=binary)
-        read = paint
+        maps = _Maps(AnnotatedPhotos(config, listing, _coco_size), paint)
     else:
         raise DataError(
             f"{root}: holds no label maps that can be read",
             hint="images/ and masks/ with files of equal names (also in train/ and val/); Pascal "
             "VOC: JPEGImages/ and SegmentationClass/; COCO: annotations/*.json and photos",
         )
+    photos, coding = maps.photos, maps.coding
     if binary:
-        listing.classes = ["background", "foreground"]
-    if len(listing.classes) > IGNORED:
-        raise DataError(
-            f"{root}: has {len(listing.classes)} classes; label maps hold {IGNORED}, numbers 0 to "
-            f"{IGNORED - 1}",
-            hint="--set segment.binary=true takes all objects as one class",
-        )
+        photos.listing.classes = ["background", "foreground"]
+    _require_few(photos.listing.classes, root)
     sources = {}
-    for split, photos in listing.splits.items():
-        labels = allocate((len(photos), *config.size))
-        source = _decode(photos, listing, split, config, labels, _letterboxed(read, config.size))
-        source.labels = torch.from_numpy(labels[: len(source)])
+    for split, listed in photos.listing.splits.items():
+        labels = allocate((len(listed), *config.size))
+        read = LetterboxedMaps(maps.read, config.size)
+        source = photos.read(split, labels, read)
+        source.labels, source.ignored = torch.from_numpy(labels[: len(source)]), read.ignored
+        source.decided |= coding.settings() if coding else {}
         sources[split] = source
-    _name_classes(sources, root)
     _ready(sources, root)
+    decided = [maps.remark] if maps.remark else []
+    sources["train"].remarks += [*photos.listing.remarks, *decided, *photos.remarks()]
+    lowest = 0 if coding and coding.ignored == 0 else 1  # class 0 is the background, if any
     # Photo by photo: one is enough, and all may be larger than memory.
-    if not any(((one > 0) & (one != IGNORED)).any() for one in sources["train"].labels):
+    if not any(((one >= lowest) & (one != IGNORED)).any() for one in sources["train"].labels):
         raise _no_object(sources["train"], root, "pixel of an object")
     return sources
 
 
-def _mask_reader(classes: Sequence[str], *, binary: bool) -> Reader:
+class _Maps(NamedTuple):
+    """Photos with label maps, how these are read, and what was decided about their codes."""
+
+    photos: AnnotatedPhotos
+    read: Reader
+    coding: Coding | None = None
+    remark: str = ""
+
+
+def _folder_maps(
+    config: DataConfig,
+    root: Path,
+    folders: dict[str, tuple[Path, Path]],
+    *,
+    binary: bool,
+    codes: Codes,
+    ignore: Ignore,
+) -> _Maps:
+    """Label maps that are images."""
+    listing = mask_folders(root, config.holdout)
+    photos = AnnotatedPhotos(
+        config, listing, lambda photo: mask_size(photo.annotation), "its mask has"
+    )
+    if binary:
+        return _Maps(photos, _binary_reader(ignore))
+    _require_class_maps(folders)
+    _require_few(listing.classes, root)
+    coding, remark = _coding(listing, codes, ignore, config, root)
+    listing.classes = list(coding.names)
+    return _Maps(photos, _mask_reader(coding), coding, remark)
+
+
+def _coding(
+    listing: Listing[Path], codes: Codes, ignore: Ignore, config: DataConfig, root: Path
+) -> tuple[Coding, str]:
+    """Which code is which class: as set, else as the label maps show."""
+    if (coding := fixed_coding(listing.classes, codes, ignore, root)) is not None:
+        return coding, ""
+
+    def look(photo: Annotated[Path]) -> Tally | None:
+        try:
+            return Tally.of(in_range(read_mask(photo.annotation)))
+        except Exception:  # a broken mask is named when its photo is read
+            return None
+
+    tallies = {}
+    with ThreadPoolExecutor(decoding_threads(config)) as pool:
+        for split, photos in listing.splits.items():
+            found = [tally for tally in pool.map(look, photos) if tally is not None]
+            tallies[split] = Tally.sum(found)
+    return settle_coding(tallies, listing.classes, codes, ignore, root)
+
+
+def _mask_reader(coding: Coding) -> Reader:
     def read(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
-        labels = read_mask(file, size, binary=binary)
-        highest = int(labels.max(initial=0, where=labels != IGNORED))
-        if classes and not binary and highest >= len(classes):
-            raise ValueError(f"mask holds class {highest}, classes.txt names {len(classes)}")
-        return labels, []
+        return coding.labels(read_mask(file)), []
 
     return read
 
 
-def _letterboxed(read: Reader, canvas: tuple[int, int]) -> Reader:
-    """The same label map, on the canvas."""
+def _binary_reader(ignore: Ignore) -> Reader:
+    def read(file: Path, size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
+        return binary_labels(read_mask(file), ignore), []
 
-    def moved(annotation: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
-        labels, faults = read(annotation, size)
-        nearest = Image.Resampling.NEAREST
-        image = letterbox(Image.fromarray(labels), canvas, fill=IGNORED, resample=nearest)
-        return np.asarray(image), faults
-
-    return moved
+    return read
 
 
-def _decode(
-    photos: list[Annotated[Any]],
-    listing: Listing[Any],
-    split: str,
-    config: DataConfig,
-    labels: MutableSequence[np.ndarray] | np.ndarray,
-    read: Reader,
-) -> ImageSource:
-    """Decode a split's photos and fill `labels` in their order; its caller sets `source.labels`.
+def _coco_size(photo: Annotated[Any]) -> tuple[int, int] | None:
+    """The size that a COCO photo is stated to have, or else that its run lengths fill."""
+    return photo.size or outlined_size(photo.annotation)
 
-    What cannot be read is left out, and the gap closed, in photos and labels.
-    """
-    height, width = config.size
-    pixels = allocate((len(photos), 3, height, width))
 
-    def decode(i: int) -> tuple[str, list[Fault]]:
-        """sha256 of photo and label ('': cannot be used), and the faults met."""
-        photo = photos[i]
-        try:
-            content = photo.file.read_bytes()
-            with Image.open(io.BytesIO(content)) as image:
-                size = image.height, image.width  # before a JPEG is decoded at a coarser scale
-                if photo.size not in (None, size):
-                    stated, found = in_pixels(photo.size), in_pixels(size)
-                    raise ValueError(f"has {found} pixels, its annotations are for {stated}")
-                image.draft("RGB", (width * 2, height * 2))
-                canvas = letterbox(to_rgb(image), (height, width))
-            labels[i], faults = read(photo.annotation, size)
-        except Exception as error:  # a broken file may raise anything
-            return "", [(str(photo.file), f"{error or type(error).__name__}; photo left out")]
-        pixels[i] = np.asarray(canvas).transpose(2, 0, 1)
-        return hashlib.sha256(content + labels[i].tobytes()).hexdigest(), faults
+def _require_class_maps(folders: dict[str, tuple[Path, Path]]) -> None:
+    for _, masks in folders.values():
+        if masks.name == "instances":
+            raise DataError(
+                f"{masks}: numbers objects, not classes",
+                hint="--set segment.binary=true tells objects from background",
+            )
 
-    cores = max(1, (os.cpu_count() or 1) // processes.local_count())
-    threads = cores if config.workers == "auto" else max(1, config.workers)
-    with ThreadPoolExecutor(threads) as pool:
-        outcomes = list(pool.map(decode, range(len(photos))))
-    kept = [i for i, (content_hash, _) in enumerate(outcomes) if content_hash]
-    for gap, i in enumerate(kept):
-        if gap != i:
-            pixels[gap], labels[gap] = pixels[i], labels[i]
-    digest = hashlib.sha256()
-    for i in kept:
-        digest.update(f"{photos[i].name}\0{outcomes[i][0]}\n".encode())
-    return ImageSource(
-        images=torch.from_numpy(pixels[: len(kept)]),
-        labels=torch.empty(0),
-        names=[photos[i].name for i in kept],
-        classes=listing.classes,
-        fingerprint=digest.hexdigest(),
-        skipped=[*listing.faults.get(split, []), *(f for _, faults in outcomes for f in faults)],
-    )
+
+def _require_few(classes: Sequence[str], root: Path) -> None:
+    if len(classes) > IGNORED:
+        raise DataError(
+            f"{root}: has {len(classes)} classes; label maps hold {IGNORED}, numbers 0 to "
+            f"{IGNORED - 1}",
+            hint="--set segment.binary=true takes all objects as one class",
+        )
 
 
 def _root(config: DataConfig) -> Path:
@@ -236,24 +247,6 @@ def _require_classes(listing: Listing[Any], root: Path) -> None:
     if not listing.classes:
         first = _first(listing.faults.get("train", []))
         raise DataError(f"{root}: its training split names no class of object{first}")
-
-
-def _name_classes(sources: dict[str, ImageSource], root: Path) -> None:
-    """Where the data name no classes, number those that their masks hold."""
-    for source in sources.values():
-        if source.classes:
-            return
-    highest = 0
-    for source in sources.values():
-        counted = source.labels[source.labels != IGNORED]
-        highest = max(highest, int(counted.max()) if len(counted) else 0)
-    if highest == 0 and any(len(source) for source in sources.values()):
-        raise DataError(
-            f"{root}: its masks hold no class but 0 and {IGNORED} (ignored)",
-            hint="is 255 the object? --set segment.binary=true makes all above 0 one class",
-        )
-    for source in sources.values():
-        source.classes = ["background", *(f"class {i}" for i in range(1, highest + 1))]
 
 
 def _ready(sources: dict[str, ImageSource], root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pascal VOC: `Annotations/*.xml` beside `JPEGImages/`, splits in `ImageSets/Main/*.txt`."""
+"""Pascal VOC: `Annotations/*.xml` next to `JPEGImages/`, splits in `ImageSets/Main/*.txt`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from hgkd_edge.data.annotations.listing import (
     Fault,
     Listing,
     class_file,
+    files_by_stem,
     images_by_stem,
+    name_in,
+    only_one,
     split_lists,
     stated_size,
+    unread_images,
 )
+from hgkd_edge.data.names import clean, name_classes
+from hgkd_edge.parsing import MAX_DEPTH, MAX_LABEL_BYTES, cut, read_file
 
 __all__ = ["voc_boxes"]
 
@@ -29,51 +35,47 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
     Objects marked `<difficult>1</difficult>` are objects like all others, in training and in
     scores, as torchvision's VOCDetection gives them; VOC's own scores pass over them.
     """
-    images = images_by_stem(root / "JPEGImages")
+    images, xmls = images_by_stem(root / "JPEGImages"), files_by_stem(root / "Annotations", ".xml")
     lists = split_lists(root / "ImageSets" / "Main", images)
     splits: dict[str, list[Annotated[list[Box]]]] = {}
     faults: dict[str, list[Fault]] = {}
-    everything = {"train": [(file.stem, str(file)) for file in _xml_files(root)]}
+    everything = {"train": [(name, str(root / "Annotations" / name)) for name in xmls]}
     for split, names in (lists or everything).items():
         splits[split], faults[split] = [], []
         for name, where in names:
             try:
-                splits[split].append(_photo(root, name, images, faults[split]))
+                photo = only_one(name, images.find(name), "JPEGImages")
+                xml = only_one(name, xmls.find(name), "Annotations")
             except FileNotFoundError as error:
-                faults[split].append((where, f"'{name}' has {error}"))
-            except (OSError, expat.ExpatError) as error:
-                file = root / "Annotations" / f"{name}.xml"
+                faults[split].append((where, f"{error}; left out"))
+                continue
+            try:
+                splits[split].append(_photo(root, photo, xml, faults[split]))
+            except (OSError, ValueError, expat.ExpatError) as error:
                 line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
-                faults[split].append((f"{file}{line}", f"cannot be read, photo left out: {error}"))
+                faults[split].append((f"{xml}{line}", f"cannot be read, photo left out: {error}"))
     listing = Listing(splits, [], faults).hold_out(holdout)
+    listing.faults.setdefault("train", [])[:0] = unread_images(root / "JPEGImages")
     met = {box.name for photo in listing.splits.get("train", ()) for box in photo.annotation}
-    listing.classes = class_file(root) or sorted(met)
+    classes = name_classes(met)
+    listing.classes, listing.remarks = class_file(root) or classes.names, classes.remarks
     return listing
 
 
-def _photo(
-    root: Path, name: str, images: dict[str, Path], faults: list[Fault]
-) -> Annotated[list[Box]]:
-    file = root / "Annotations" / f"{name}.xml"
-    if name not in images:
-        raise FileNotFoundError("no image in JPEGImages/")
-    if not file.is_file():
-        raise FileNotFoundError("no XML in Annotations/")
+def _photo(root: Path, file: Path, xml: Path, faults: list[Fault]) -> Annotated[list[Box]]:
     boxes = []
-    size, objects = _parse(file.read_bytes())
+    size, objects = _parse(read_file(xml, MAX_LABEL_BYTES))
     for line, fields in objects:
-        where = f"{file}:{line}"
+        where = f"{xml}:{line}"
         try:
             corners = tuple(float(fields[f"bndbox/{corner}"]) for corner in CORNERS)
-            boxes.append(Box(fields["name"], corners, where))
+            boxes.append(Box(clean(fields["name"]), corners, where))
         except (KeyError, ValueError) as error:
-            faults.append((where, f"object without a proper name and box ({error}); left out"))
+            faults.append(
+                (where, f"object without a proper name and box ({cut(str(error))}); left out")
+            )
     stated = stated_size(size.get("height"), size.get("width"))
-    return Annotated(images[name].relative_to(root).as_posix(), images[name], boxes, stated)
-
-
-def _xml_files(root: Path) -> list[Path]:
-    return sorted((root / "Annotations").glob("*.xml"))
+    return Annotated(name_in(root, file), file, boxes, stated)
 
 
 def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
@@ -83,6 +85,7 @@ def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, st
 
     Raises:
         ExpatError: This is not XML.
+        ValueError: It is nested too deeply.
     """
     parser = expat.ParserCreate()
     size: dict[str, str] = {}
@@ -93,6 +96,8 @@ def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, st
     def start(tag: str, attributes: dict[str, str]) -> None:
         path.append(tag)
         text.clear()
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
         if path[1:] == ["object"]:
             found.append((parser.CurrentLineNumber, {}))
 

@@ -115,7 +115,8 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
         tools: tuple[str, ...] = ("trtexec", "tegrastats", "nvpmodel", "jetson_clocks"),
         jetson: bool = True,
         python: bool = True,
-        greeting: str = "",
+        login: str = "",
+        logout: str = "",
         **environment: str,
     ) -> Board:
         folder = tmp_path / name
@@ -134,7 +135,7 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
             "HGKD_EDGE_SYSROOT": str(folder / "root") if jetson else "/",
             **environment,
         }
-        board = run_sshd(keys, folder, variables, greeting)
+        board = run_sshd(keys, folder, variables, login, logout)
         running.append(board)
         return board
 
@@ -172,11 +173,12 @@ def make_jetson_root(root: Path) -> None:
     )
 
 
-def run_sshd(keys: Path, folder: Path, variables: dict[str, str], greeting: str) -> Board:
+def run_sshd(keys: Path, folder: Path, variables: dict[str, str], login: str, logout: str) -> Board:
     """A sshd that lets only the `user` key in, and a client configuration that knows it.
 
     The command is run by sh under the board's own PATH: the start-up files of whoever runs the
-    tests may change it. `greeting` is printed first, as many start-up files do.
+    tests may change it. `login` and `logout` are shell lines, run before and after it, as those of
+    start-up files are.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -186,10 +188,12 @@ def run_sshd(keys: Path, folder: Path, variables: dict[str, str], greeting: str)
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {keys}/host\n"
         f"AuthorizedKeysFile {keys}/user.pub\nPidFile none\nUsePAM no\nStrictModes no\n"
         "PasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        f"ForceCommand echo '{greeting}'; exec env PATH={variables['PATH']} "
-        '/bin/sh -c "$SSH_ORIGINAL_COMMAND"\n'
+        f"ForceCommand exec /bin/bash {folder}/login.sh\n"
         "SetEnv " + " ".join(f'"{key}={value}"' for key, value in variables.items()) + "\n"
     )
+    shell = folder / "login.sh"
+    command = f'env PATH={variables["PATH"]} /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+    shell.write_text(f"{login}\n{f'{command}; {logout}' if logout else f'exec {command}'}\n")
     known = folder / "known_hosts"
     known.write_text(f"[127.0.0.1]:{port} {(keys / 'host.pub').read_text()}")
     client = folder / "ssh_config"

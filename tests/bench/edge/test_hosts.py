@@ -81,7 +81,7 @@ def test_a_host_without_python_is_refused(make_model: MakeModel, start_board: St
 def test_hostile_names_reach_no_shell(
     make_model: MakeModel, start_board: StartBoard, tmp_path: Path
 ) -> None:
-    board = start_board(greeting="Welcome to this board!")
+    board = start_board(login="echo Welcome to this board!")
     trap = tmp_path / "trapped"
     name = (
         f'a b\'; touch {trap.name}; $(touch {trap.name}) `touch {trap.name}` "q" -rf *\n& {{onnx}}'
@@ -112,7 +112,19 @@ def test_an_input_name_that_trtexec_would_misread_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["-oProxyCommand=touch x", "a b", "user@", "@host", "h:0", "h:99999", "h;ls", "$(x)@h", ""],
+    [
+        "-oProxyCommand=touch x",
+        "a b",
+        "user@",
+        "@host",
+        "h:0",
+        "h:99999",
+        "h:２２",
+        "h:٢٢",
+        "h;ls",
+        "$(x)@h",
+        "",
+    ],
 )
 def test_hosts_that_are_no_hosts_are_refused_before_ssh_is_started(
     make_model: MakeModel, text: str

@@ -151,6 +151,22 @@ def test_an_idle_gpu_that_clocks_down_is_not_throttled() -> None:
     assert not seen.throttled
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "VDD_GPU 2000mW/2000mW NC 900mW/900mW VDD_CPU 1000mW/1000mW",
+        "VDD_GPU 2000/2000 NC 900/900 VDD_CPU 1000/1000",
+        "VDD_GPU 2000mW NC_2 900mW VDD_CPU 1000mW nc 5mW",
+    ],
+)
+def test_a_channel_that_is_not_connected_is_no_rail_and_in_no_total(line: str) -> None:
+    seen = telemetry_of([(0, line)], source="tegrastats", throughput_ips=1)
+
+    assert seen is not None
+    assert sorted(seen.rails) == ["VDD_CPU", "VDD_GPU"]
+    assert (seen.total_rail, seen.total_mean_w) == ("VDD_CPU+VDD_GPU", 3.0)
+
+
 def test_a_log_without_a_usable_line_gives_no_telemetry() -> None:
     assert telemetry_of([(0, "")], source="tegrastats", throughput_ips=1) is None
 
@@ -164,10 +180,12 @@ def test_rails_are_read_from_the_sensors_where_there_is_no_tegrastats(
     old = tmp_path / "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     for folder, files in (
         (new, {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200",
-               "in2_label": "NC", "in2_input": "1", "curr2_input": "1"}),
+               "in2_label": "NC", "in2_input": "5000", "curr2_input": "80",
+               "in3_label": "nc_3", "in3_input": "5000", "curr3_input": "80"}),
         (tmp_path / "sys/bus/i2c/devices/2-0020/hwmon/hwmon4",
          {"name": "pmbus", "in1_label": "vin", "in1_input": "12000", "curr1_input": "9000"}),
-        (old, {"rail_name_0": "POM_5V_IN", "in_power0_input": "1750"}),
+        (old, {"rail_name_0": "POM_5V_IN", "in_power0_input": "1750",
+               "rail_name_1": "NC", "in_power1_input": "900"}),
     ):  # fmt: skip
         folder.mkdir(parents=True)
         for name, text in files.items():

@@ -87,22 +87,22 @@ def rails():
         amps = _number(
             os.path.join(os.path.dirname(stem), "curr" + stem.rsplit("in", 1)[1] + "_input")
         )
-        if (
-            name
-            and name != "NC"
-            and "sum" not in name.lower()
-            and volts is not None
-            and amps is not None
-        ):
+        if name and is_rail(name) and volts is not None and amps is not None:
             seen.append((name.replace(" ", "_"), volts * amps // 1000))  # mV x mA = uW
     old = os.path.join(facts.ROOT, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*")
     for label in sorted(glob.glob(old)):
         name = facts.read(os.path.relpath(label, facts.ROOT))
         folder, number = os.path.dirname(label), label.rsplit("_", 1)[1]
         power = _number(os.path.join(folder, "in_power%s_input" % number))
-        if name and name != "NC" and power is not None:
+        if name and is_rail(name) and power is not None:
             seen.append((name.replace(" ", "_"), power))
     return seen
+
+
+def is_rail(name):
+    """Whether a label is that of a supply rail: not the sum of others, and connected."""
+    plain = name.lower().replace("_", "").replace(" ", "").rstrip("0123456789")
+    return plain != "nc" and "sum" not in plain
 
 
 def _number(path):

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 from .telemetry import end
-from .wire import STATE, send
+from .wire import STATE, pack, send
 
 
 def fill(argv, names):
@@ -56,11 +56,11 @@ def measure(case, trtexec, folder, names):
     if os.path.exists(times):
         os.remove(times)
     log, marks, peak_kb = run(argv, folder, building=False, what=case["id"])
-    text = None
+    packed = None
     if os.path.exists(times):
         with open(times) as file:
-            text = file.read()
-    return {"argv": argv, "log": log, "times": text, "marks": marks, "peak_kb": peak_kb}
+            packed = pack(file.read())
+    return {"argv": argv, "log": log, "times": packed, "marks": marks, "peak_kb": peak_kb}
 
 
 def outputs(case, trtexec, folder, names):

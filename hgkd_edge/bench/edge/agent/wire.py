@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import select
 import signal
 import sys
@@ -9,8 +10,13 @@ import threading
 import time
 import zlib
 
-# Marks our lines among whatever a login shell prints.
-MARK = "@hgkd-edge "
+from .token import TOKEN
+
+# Begins each of our lines. It ends with the random word that this connection was given, so that
+# nothing which a login shell or a tool prints can be taken for it.
+MARK = "@hgkd-edge " + TOKEN + " "
+# A line goes out in one write; up to 4096 bytes, nothing comes between.
+PIECE = 3900
 
 _lock = threading.Lock()
 
@@ -63,14 +69,26 @@ STATE = State()
 
 
 def send(event, **fields):
-    """One event to the other end; a broken pipe only marks the line as dropped."""
+    """One event to the other end; a broken pipe only marks the line as dropped.
+
+    Each line is the mark, `+` when more of the event follows or `.` when it ends, and a piece.
+    """
     fields["event"] = event
+    text = json.dumps(fields)
     try:
         with _lock:
-            sys.stdout.write(MARK + json.dumps(fields) + "\n")
-            sys.stdout.flush()
+            for start in range(0, len(text), PIECE):
+                more = "+" if start + PIECE < len(text) else "."
+                write_line(MARK + more + text[start : start + PIECE] + "\n")
     except (OSError, ValueError):
         STATE.dropped.set()
+
+
+def write_line(line):
+    """Past Python's buffer, so that a line goes out whole."""
+    left = line.encode("ascii")
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
 
 
 def pack(text):

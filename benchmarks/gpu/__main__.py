@@ -1,0 +1,172 @@
+"""Run everything within a time limit and write one JSON; a part that fails costs itself only.
+
+    python -m benchmarks.gpu --out gpu.json [--seconds 300] [--dry] [--tests tests.xml]
+
+`--dry` runs every part small and on the CPU: it shows that the scripts work. Parts come in the
+order of what they are worth, and what the time does not allow is listed under `skipped`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if "--without-triton" in sys.argv:
+    sys.modules["triton"] = None  # type: ignore[assignment]  # before anything looks for it
+
+import torch
+
+from benchmarks.gpu.encoder import encoder_rows, gather_rows
+from benchmarks.gpu.end_to_end import decode_rates, distill
+from benchmarks.gpu.measure import DRY, FULL, Scale
+from benchmarks.gpu.update import update_rows
+
+BOTH = ("dense", "tiles")
+
+
+class Results:
+    """What was measured so far, written to a file after every part."""
+
+    def __init__(self, file: Path, deadline: float, *, dry: bool) -> None:
+        self.file, self.deadline = file, deadline
+        self.found: dict[str, Any] = {
+            "source": "dry run" if dry else "measured", "machine": machine(),
+            "encoder": [], "update": [], "gather": [], "skipped": [], "errors": [],
+        }  # fmt: skip
+
+    def part(self, section: str, what: str, measure: Callable[[], Any]) -> None:
+        """Measure one part: rows of a section, or the section as a whole."""
+        if time.time() > self.deadline:
+            self.found["skipped"].append(f"{section}: {what}")
+        else:
+            try:
+                self._add(section, measure())
+            except Exception as error:  # the others must not be lost
+                message = f"{section}: {what}: {type(error).__name__}: {error}"
+                self.found["errors"].append(message[:500])
+                print(message[:500], file=sys.stderr, flush=True)
+        self.write()
+
+    def write(self) -> None:
+        self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def _add(self, section: str, measured: Any) -> None:
+        if not isinstance(self.found.get(section), list):
+            self.found[section] = measured
+            return
+        for row in measured:
+            row = {"triton": has_triton(), **row}
+            self.found[section].append(row)
+            print(section, *(f"{k}={v}" for k, v in row.items()), flush=True)
+
+
+def has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def machine() -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
+    return {
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }  # fmt: skip
+
+
+def measure_all(results: Results, scale: Scale) -> None:
+    """With Triton's kernels where Triton is installed: everything."""
+
+    def encoder(name: str) -> None:
+        results.part("encoder", name, lambda: encoder_rows(name, scale, BOTH))
+
+    def update(name: str, *, teacher: bool) -> None:
+        results.part("update", name, lambda: update_rows(name, scale, BOTH, teacher=teacher))
+
+    first, *others = scale.students
+    encoder(scale.networks[0])
+    update(first, teacher=True)
+    update(first, teacher=False)
+    for name in scale.networks[1:]:
+        encoder(name)
+    results.part("gather", "windows", lambda: gather_rows(scale))
+    for name in others:
+        update(name, teacher=False)
+
+
+def measure_without_triton(results: Results, scale: Scale) -> None:
+    for name in scale.networks:
+        results.part("encoder", name, lambda: encoder_rows(name, scale, ("tiles",)))  # noqa: B023
+    results.part("gather", "windows", lambda: gather_rows(scale))
+    first = scale.students[0]
+    results.part("update", first, lambda: update_rows(first, scale, ("tiles",), teacher=False))
+
+
+def without_triton(arguments: argparse.Namespace, deadline: float) -> dict[str, Any]:
+    """The same in a process that finds no Triton."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", "benchmarks.gpu", "--without-triton", "--out", str(file)]
+        command += ["--seconds", str(max(0, round(deadline - time.time())))]
+        subprocess.run([*command, *(["--dry"] if arguments.dry else [])], check=True)
+        return json.loads(file.read_text())
+
+
+def test_summary(file: Path) -> dict[str, Any]:
+    """Numbers of a JUnit report, and the names of what failed."""
+    suite = next(ET.parse(file).iter("testsuite"))
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    numbers = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+    return {**numbers, "failed": failed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=300, help="start no part after this")
+    parser.add_argument("--tests", type=Path, help="JUnit report of tests/test_gpu.py")
+    parser.add_argument("--dry", action="store_true", help="small, on the CPU")
+    parser.add_argument("--without-triton", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not (arguments.dry or torch.cuda.is_available()):
+        parser.error("needs an NVIDIA GPU; --dry runs everything small on the CPU")
+    torch.manual_seed(0)
+    scale, deadline = (DRY if arguments.dry else FULL), time.time() + arguments.seconds
+    results = Results(arguments.out, deadline, dry=arguments.dry)
+    if arguments.without_triton:
+        return measure_without_triton(results, scale)
+    if arguments.tests is not None:
+        results.part("tests", str(arguments.tests), lambda: test_summary(arguments.tests))
+    results.deadline = deadline - 0.4 * arguments.seconds  # the rest is for what follows
+    measure_all(results, scale)
+    results.deadline = deadline
+    with tempfile.TemporaryDirectory() as folder:
+        results.part("distill", "end to end", lambda: distill(scale, Path(folder)))
+    results.part("decode", "rates", decode_rates)
+    if has_triton():
+        results.part("rows", "without Triton", lambda: without_triton(arguments, deadline))
+        for section in ("encoder", "gather", "update", "skipped", "errors"):
+            results.found[section] += results.found.get("rows", {}).get(section, [])
+        results.found.pop("rows", None)
+        results.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Which files a network is made of, and one digest and size of all of them.
+
+An ONNX file may keep its weights in other files of its folder ("external data"), an OpenVINO .xml
+keeps them in a .bin. Whoever looks at the first file only takes two networks for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from .errors import ExportError
+from .files import digest
+
+if TYPE_CHECKING:
+    import onnx
+    from google.protobuf.message import Message
+
+__all__ = ["network_digest", "network_files", "network_size", "renamed_files"]
+
+
+def network_files(path: str | Path) -> tuple[Path, ...]:
+    """Every file of a network: the one that is named, then those that hold its weights.
+
+    Args:
+        path: `.onnx`, `.xml`, or any other file, which is a network by itself.
+
+    Raises:
+        ExportError: One is missing, or lies outside the network's folder.
+    """
+    path = Path(path)
+    if path.suffix == ".xml":
+        return path, _require(path.with_suffix(".bin"), path)
+    if path.suffix.lower() != ".onnx":
+        return (path,)
+    names = dict.fromkeys(location_of(tensor) for tensor in external_tensors(_read_graph(path)))
+    return path, *(_external_file(path, name) for name in names)
+
+
+def network_digest(path: str | Path) -> str:
+    """sha256 of a network: of its file, or of the sha256 of each of its files, in order."""
+    digests = [digest(file) for file in network_files(path)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def network_size(path: str | Path) -> int:
+    """Bytes of all files of a network."""
+    return sum(file.stat().st_size for file in network_files(path))
+
+
+def renamed_files(path: str | Path, name: str) -> dict[str, bytes | Path]:
+    """An ONNX network under another name, as it is sent elsewhere: file name -> content.
+
+    Args:
+        path: The `.onnx` file.
+        name: Its new name, `x.onnx`; files with weights become `x.1.weights`, `x.2.weights`, ...
+
+    Raises:
+        ExportError: A file is missing, or lies outside the network's folder.
+    """
+    first, *others = network_files(path)
+    if not others:
+        return {name: first}
+    model = _read_graph(first)
+    names: dict[str, str] = {}
+    for tensor in external_tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                number = len(names) + 1
+                new = names.setdefault(entry.value, f"{Path(name).stem}.{number}.weights")
+                entry.value = new
+    return {
+        name: model.SerializeToString(deterministic=True),
+        **dict(zip(names.values(), others, strict=True)),
+    }
+
+
+def external_tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """The tensors of a model whose values are in other files, wherever in the model they are."""
+    import onnx
+    from google.protobuf.message import Message
+
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL:
+            yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if isinstance(value, Message) else value:
+                yield from external_tensors(inner)
+
+
+def location_of(tensor: onnx.TensorProto) -> str:
+    """The file that an external tensor names, relative to the model's folder."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception as error:  # protobuf's and the system's errors share no base class
+        raise ExportError(
+            f"'{path}' is not a valid ONNX model", hint="export it again, or copy it again"
+        ) from error
+
+
+def _external_file(path: Path, location: str) -> Path:
+    """The file of one location; never one outside the model's folder, by whatever way."""
+    named = PurePosixPath(location)
+    file = path.parent / named
+    folder = path.parent.resolve()
+    if (
+        not location
+        or named.is_absolute()
+        or ".." in named.parts
+        or "\\" in location
+        or not file.resolve().is_relative_to(folder)
+    ):
+        raise ExportError(
+            f"'{path}' takes weights from '{location}', which is outside its folder",
+            hint="save the model again with its weights in files next to it",
+        )
+    return _require(file, path)
+
+
+def _require(file: Path, network: Path) -> Path:
+    if not file.is_file():
+        raise ExportError(
+            f"'{network}' keeps its weights in '{file.name}', which is missing",
+            hint=f"put '{file.name}' into the folder of '{network.name}'",
+        )
+    return file

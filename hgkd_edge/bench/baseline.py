@@ -1,0 +1,66 @@
+"""Which files of a session failed verification, and what the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from exporters.verify import SET_ASIDE
+from hgkd_edge.bench.records import Measurement, Session
+from hgkd_edge.bench.stats import ratio_of
+
+__all__ = ["failed_models", "with_fp32_baseline"]
+
+BAKED = "hgkd_edge.baked"  # metadata of a file with processing inside
+
+
+def failed_models(session: Session, known: Collection[str] = ()) -> frozenset[str]:
+    """Labels of models that failed verification: after export, on the device, or as `known`.
+
+    Args:
+        session: As measured.
+        known: Names of files that failed, such as `demo.int8-cpu.onnx`.
+    """
+    here = {m.label for m in session.models if _is_set_aside(m.path) or Path(m.path).name in known}
+    device = {one.model for one in session.measurements if _failed_on_device(one)}
+    return frozenset(here | device)
+
+
+def with_fp32_baseline(session: Session, failed: Collection[str] = ()) -> Session:
+    """The session with every ratio taken to the plain fp32 file; as it is where there is none.
+
+    Args:
+        session: As measured, perhaps compared with another of its files.
+        failed: Labels of models that are no baseline.
+    """
+    baked = {model.label for model in session.models if BAKED in model.metadata}
+    unfit = {*failed, *baked}
+    base = next(
+        (m for m in session.measurements if m.precision == "fp32" and m.model not in unfit), None
+    )
+    if base is None or len(session.measurements) < 2:
+        return session
+    measurements = [_compared(one, base) for one in session.measurements]
+    return session.model_copy(update={"measurements": measurements})
+
+
+def _compared(one: Measurement, base: Measurement) -> Measurement:
+    if one.ratio is None or one.ratio.to == base.case:
+        return one
+    mine, theirs = one.rounds_p50_ms, base.rounds_p50_ms
+    ratio = None
+    if len(mine) == len(theirs):
+        ratio = ratio_of(
+            [np.array([t]) for t in mine], [np.array([t]) for t in theirs], name=base.case
+        )
+    return one.model_copy(update={"ratio": ratio})
+
+
+def _is_set_aside(path: str) -> bool:
+    return f".{SET_ASIDE}." in Path(path).name
+
+
+def _failed_on_device(one: Measurement) -> bool:
+    return one.verification is not None and not one.verification.passed

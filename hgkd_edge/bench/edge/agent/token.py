@@ -1,0 +1,3 @@
+"""The word that marks this connection's lines. Each connection is sent a random one instead."""
+
+TOKEN = ""

@@ -1,0 +1,117 @@
+"""What a score on n images is worth: its interval, and whether it beats its baseline.
+
+Plain data, no torch: the same figures go into JSON, tables and the report.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "BOOTSTRAP",
+    "METHOD",
+    "mean_interval",
+    "not_better",
+    "score_intervals",
+    "task_baseline",
+    "wilson",
+]
+
+METHOD = "Wilson score interval, 95 %"
+BOOTSTRAP = "bootstrap over images, 95 %"
+Z = 1.959964  # two-sided 95 % of a normal distribution
+COUNTED = ("top1", "top5")  # scores that are a share of the images
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` images (Wilson 1927); (0, 1) for no images."""
+    if not count:
+        return 0.0, 1.0
+    shrink = 1 + Z * Z / count
+    middle = (share + Z * Z / (2 * count)) / shrink
+    half = Z / shrink * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    # At 0 and 1 rounding would leave the share itself outside.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over images (normal); all there is for fewer than two."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return -math.inf, math.inf
+    half = Z * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def score_intervals(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """Intervals of those scores of a task that are shares of images, by name.
+
+    `per_class` holds those of each class, from its number of images. A task whose scores are no
+    such shares may bring `intervals` among them.
+
+    Args:
+        scores: As a task's `judge` returns them.
+        classes: Class names in the order of the confusion's rows.
+    """
+    counted = [name for name in COUNTED if name in scores]
+    if not counted:
+        return dict(scores.get("intervals", {}))
+    counts = [sum(row) for row in scores["confusion"]]
+    per_class = scores.get("per_class", {})
+    return {
+        **{name: wilson(scores[name], sum(counts)) for name in counted},
+        "per_class": {
+            name: wilson(per_class[name], count)
+            for name, count in zip(classes, counts, strict=True)
+            if name in per_class
+        },
+    }
+
+
+def task_baseline(task: str, scores: Mapping[str, Any], majority: float | None) -> dict[str, Any]:
+    """What a model that has learned nothing would score.
+
+    Args:
+        task: `classify`, `segment` or `detect`.
+        scores: As its `judge` returns them.
+        majority: Classification: the share of the training images' most frequent class.
+    """
+    if task == "classify":
+        return {"name": "majority class", "score": majority}
+    if task == "segment":
+        truth = [sum(row) for row in scores["confusion"]]
+        present = sum(count > 0 for count in truth)
+        iou = max(truth) / max(1, sum(truth)) / max(1, present)
+        return {"name": "most frequent class everywhere", "score": iou}
+    return {"name": "no boxes at all", "score": 0.0}
+
+
+def not_better(
+    what: str,
+    score: float,
+    baseline: tuple[str, float],
+    *,
+    interval: tuple[float, float] | None = None,
+    count: int,
+) -> str:
+    """One line that says so when a score does not beat its baseline; '' when it does.
+
+    Args:
+        what: The score's name, for people.
+        score: In [0, 1].
+        baseline: Its name and score.
+        interval: Of the score; a baseline inside it may be as good.
+        count: Images.
+    """
+    name, other = baseline
+    low, high = interval or (score, score)
+    if low > other:
+        return ""
+    shown = f"{100 * score:.1f} % on {count} images"
+    if interval:
+        shown += f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    verdict = "is not better than" if score <= other else "is too close to tell from"
+    return f"{what} {shown} {verdict} the baseline: {name}, {100 * other:.1f} %"

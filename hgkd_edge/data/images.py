@@ -1,0 +1,211 @@
+"""Image files: which are opened, how large they may be, which way up they are.
+
+Every reader of images opens them here: training photos, masks, calibration photos, `predict`.
+PIL and numpy, no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+from hgkd_edge.parsing import read_file
+
+__all__ = [
+    "FORMATS",
+    "MAX_FILE_BYTES",
+    "MAX_PIXELS",
+    "Turn",
+    "open_image",
+    "read_image_file",
+    "require_size",
+    "turn_of",
+]
+
+# Formats by content, whatever the file's name says. Others stay closed: Pillow would start
+# Ghostscript for an EPS file, and its rare decoders see little testing.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_FILE_BYTES = 2**29  # of one image file
+MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded
+LARGE = 2**26  # pixels of an image from which on a process decodes one at a time
+
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say it, by file
+ORIENTATION = 0x0112  # the EXIF tag
+_ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
+EMPTY_EXIF = 20  # bytes of EXIF data without any tag
+# What brings an image upright, by EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What undoes it: two quarter turns undo each other, all others undo themselves.
+STORED = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+@contextlib.contextmanager
+def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    """An image file's first frame, not decoded yet: the one place where image files are opened.
+
+    Args:
+        source: The file, or its content.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no regular file, of no format in `FORMATS`, or too large.
+    """
+    content = source if isinstance(source, bytes) else read_image_file(source)
+    with _opened(content) as image:
+        width, height = max(image.size, _tile_size(image), key=math.prod)
+        if (pixels := width * height) > MAX_PIXELS:
+            raise _too_many_pixels(f"{width} x {height}")
+        with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
+            yield image
+
+
+def read_image_file(file: Path) -> bytes:
+    """The bytes of a file that may be an image: a regular file of bounded size, nothing else.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, is empty, or is larger than `MAX_FILE_BYTES`.
+    """
+    content = read_file(file, MAX_FILE_BYTES, kind="image")
+    if not content:
+        raise ValueError("is empty")
+    return content
+
+
+def require_size(size: int) -> None:
+    """Refuse an image file of more than `MAX_FILE_BYTES`, before it is read.
+
+    Raises:
+        ValueError: It is larger.
+    """
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"has {size:,} bytes; image files are read up to {MAX_FILE_BYTES:,}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which way up an image is to be seen, by its EXIF orientation.
+
+    Attributes:
+        orientation: 1 (as stored) to 8.
+        stored: Height and width as stored.
+        fault: What is wrong with its EXIF data; '' if nothing is.
+    """
+
+    orientation: int
+    stored: tuple[int, int]
+    fault: str = ""
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width as viewers show the image."""
+        return self.stored[::-1] if self.orientation >= 5 else self.stored
+
+    def draft(self, image: Image.Image, near: tuple[int, int], *, upright: bool = True) -> None:
+        """Let a JPEG be decoded at a coarser scale, not below the height and width `near`."""
+        swap = upright and self.orientation >= 5
+        image.draft("RGB", near if swap else near[::-1])  # Pillow names the width first
+
+    def apply(self, image: Image.Image, *, upright: bool = True) -> Image.Image:
+        """The image upright, or as stored, decoded.
+
+        Args:
+            image: The one that `turn_of` was asked about, perhaps drafted since.
+            upright: False: as stored.
+        """
+        if self.orientation == 1:
+            return image
+        image.load()
+        # Pillow brings TIFF images upright while it decodes them, and removes the tag.
+        already = image.format == "TIFF" and _orientation(image) == 1
+        if already == upright:
+            return image
+        return image.transpose((UPRIGHT if upright else STORED)[self.orientation])
+
+
+def turn_of(image: Image.Image) -> Turn:
+    """The EXIF orientation of an opened image; damaged EXIF data cost no image.
+
+    What cannot be read is taken as absent. Where other tags are damaged, the orientation counts.
+    """
+    size = _stored_size(image)
+    try:
+        orientation = _orientation(image)
+    except Exception as error:  # damaged tags raise almost anything
+        return Turn(1, size, f"damaged EXIF data ({error or type(error).__name__}); used as stored")
+    if orientation not in UPRIGHT:
+        known = orientation in (0, 1)
+        fault = _unread(image) if known else f"EXIF orientation {orientation!r}; used as stored"
+        return Turn(1, size, fault)
+    return Turn(orientation, size, _damage(image))
+
+
+@contextlib.contextmanager
+def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
+    """Pillow's image, its errors in our words."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is an option of Pillow's
+    try:
+        image = Image.open(io.BytesIO(content), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"not an image of a known format ({', '.join(formats)})") from error
+    with image:
+        yield image
+
+
+def _too_many_pixels(size: str) -> ValueError:
+    return ValueError(f"too many pixels ({size}); images are decoded up to {MAX_PIXELS:,}")
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the pieces that a TIFF file is decoded in; they may exceed the image."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(322, 0)), int(tags.get(323, 0))
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    tags = getattr(image, "tag_v2", None)  # of TIFF; newer Pillow gives the upright size instead
+    if tags is None:
+        return image.height, image.width
+    return int(tags[257]), int(tags[256])
+
+
+def _orientation(image: Image.Image) -> int:
+    value: int = image.getexif().get(ORIENTATION, 1)
+    return value
+
+
+def _unread(image: Image.Image) -> str:
+    """Pillow passes over EXIF data of which it can read nothing."""
+    stored = len(image.info.get("exif", b""))
+    damaged = stored > EMPTY_EXIF and not len(image.getexif())
+    return "damaged EXIF data; used as stored" if damaged else ""
+
+
+def _damage(image: Image.Image) -> str:
+    """What is wrong with the EXIF data of a turned image: Pillow's own turning fails on this."""
+    if image.format == "TIFF":  # these tags describe the pixels: damage shows in decoding
+        return ""
+    try:
+        image.getexif().tobytes()
+    except Exception as error:  # as above
+        return f"damaged EXIF data ({error}); turned as its orientation says"
+    return ""

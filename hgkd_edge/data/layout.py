@@ -1,0 +1,141 @@
+"""Whether the folders of a tree are splits or classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from hgkd_edge.data.names import SPELLINGS, a_few, readable, split_named, splits_by_name
+from hgkd_edge.errors import DataError
+
+__all__ = ["Layout", "read_layout"]
+
+
+class Layout(NamedTuple):
+    """Where the splits of a tree lie.
+
+    Attributes:
+        tops: Split -> the folder that holds it; '' for the whole tree.
+        remarks: What may not be meant that way, one line each.
+    """
+
+    tops: dict[str, str]
+    remarks: list[str]
+
+
+@dataclass
+class _Folder:
+    """A folder at the top of a tree: its images, and the images directly in it."""
+
+    images: int = 0
+    direct: int = 0
+
+    @property
+    def flat(self) -> bool:
+        return self.direct > 0
+
+    @property
+    def deep(self) -> bool:
+        return self.images > self.direct
+
+
+def read_layout(root: Path, names: Sequence[str]) -> Layout:
+    """Find the splits in a tree of images.
+
+    A folder at the top whose name is a split's is that split, where one of them is of training.
+
+    Args:
+        root: The tree, for messages.
+        names: Of all its images, relative to it.
+
+    Raises:
+        DataError: Two folders are one split, none is of training, or whether folders are splits or
+            classes cannot be told.
+    """
+    folders = _folders(names)
+    splits = [folder for folder in folders if split_named(folder)]
+    others = [folder for folder in folders if folder not in splits]
+    if not splits:
+        _refuse_splits_further_down(root, names)
+        return Layout({"train": ""}, [])
+    if "train" in map(split_named, splits):
+        if len(splits) == 1 and folders[splits[0]].flat and any(folders[f].flat for f in others):
+            raise DataError(
+                f"data.path '{root}': folder '{splits[0]}' can be the training split or a class "
+                f"next to {_shown(others)}",
+                hint=f"a class: put all class folders into {root / 'train'}; a split: move the "
+                "other folders elsewhere",
+            )
+        tops = splits_by_name(splits, root)
+        empty = {split_named(entry.name): entry.name for entry in root.iterdir() if entry.is_dir()}
+        tops = {split: name for split, name in empty.items() if split} | tops
+        return Layout(
+            {split: tops[split] for split in SPELLINGS if split in tops},
+            _outside(root, names, set(tops.values())),
+        )
+    if not others and all("/" in name for name in names):
+        raise DataError(
+            f"data.path '{root}' has no training split, only {_shown(splits)}",
+            hint=f"name a folder 'train', or set data.path to {root / splits[0]}",
+        )
+    if any(folders[folder].deep for folder in splits):
+        raise DataError(
+            f"data.path '{root}': {_shown(splits)} looks like a split next to {_shown(others)}, "
+            "and there is no folder 'train'",
+            hint=f"put the class folders of training into {root / 'train'}",
+        )
+    told = f"warning: {_shown(splits)} looks like a split and is used as a class: "
+    return Layout({"train": ""}, [told + "there is no folder 'train' (rename it if it is a class)"])
+
+
+def _folders(names: Sequence[str]) -> dict[str, _Folder]:
+    """Folders at the top that hold images."""
+    folders: dict[str, _Folder] = {}
+    for name in names:
+        top, _, rest = name.partition("/")
+        if rest:
+            folder = folders.setdefault(top, _Folder())
+            folder.images += 1
+            folder.direct += "/" not in rest
+    return folders
+
+
+def _outside(root: Path, names: Sequence[str], tops: set[str]) -> list[str]:
+    """A remark about images that lie in no split's folder."""
+    outside = [name for name in names if name.split("/")[0] not in tops or "/" not in name]
+    if not outside:
+        return []
+    return [
+        f"warning: {len(outside)} images of {root} are not used, they lie outside the splits "
+        f"{_shown(sorted(tops))}: such as {readable(outside[0])}"
+    ]
+
+
+def _refuse_splits_further_down(root: Path, names: Sequence[str]) -> None:
+    """Refuse training and test photos below one folder: all would be trained on.
+
+    Raises:
+        DataError: Folders of the second level are a training and another split.
+    """
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split("/")
+        if len(parts) > 2 and (split := split_named(parts[1])):
+            inside.setdefault(parts[0], set()).add(split)
+    found = [folder for folder, splits in inside.items() if "train" in splits and len(splits) > 1]
+    if not found:
+        return
+    only = len(_folders(names)) == 1
+    raise DataError(
+        f"data.path '{root}': the folders in '{readable(found[0])}' look like splits, which belong "
+        "to the top",
+        hint=f"set data.path to {root / found[0]}"
+        if only
+        else "put the folders of classes into those of splits: train/CLASS/..., test/CLASS/...",
+    )
+
+
+def _shown(folders: Sequence[str]) -> str:
+    return a_few([readable(folder) for folder in folders])

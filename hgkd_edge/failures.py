@@ -1,0 +1,83 @@
+"""How a command ends: an exit code, and for an error one line with its hint."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from hgkd_edge.processes import end, is_main, rank
+
+__all__ = ["run_app"]
+
+STOPPED = 130  # exit code after Ctrl-C
+# What an OSError says when a file could not be written.
+WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def run_app(app: Callable[[], Any]) -> NoReturn:
+    """Run the command line: the one place where an error becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or class that the terminal cannot show is shown as \xe9, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except SystemExit as done:  # how typer ends, also well
+        end(done.code if isinstance(done.code, int) else 0)
+    except KeyboardInterrupt:
+        _fail("stopped", "", STOPPED)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if hasattr(error, "hint") and hasattr(error, "exit_code"):
+            if not is_main() and type(error).__name__ != "DataError":
+                end(error.exit_code)  # all fail of it, main tells
+            _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            _fail(*_missing_package(error.name), 2)
+        if isinstance(error, OSError) and error.filename:
+            _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
+        if debug:
+            _fail(f"{type(error).__name__}: {error}", "", 1)
+        bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
+        _fail(f"{type(error).__name__}: {error}", bug, 1)
+    end(0)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    """One line for what and where, one for the fix, on stderr; being stopped is no error."""
+    from hgkd_edge.console import printable
+
+    where = "" if is_main() else f" in process {rank()}"
+    typer.echo(printable(message if code == STOPPED else f"error{where}: {message}"), err=True)
+    if hint:
+        typer.echo(printable(f"hint: {hint}"), err=True)
+    end(code)
+
+
+def _hint_for(error: OSError) -> str:
+    from hgkd_edge.files import hint_for_write, is_cached
+
+    file = Path(os.fsdecode(error.filename))
+    if error.errno in WRITING or is_cached(file):
+        return hint_for_write(error.errno, file)
+    return ""
+
+
+def _missing_package(package: str) -> tuple[str, str]:
+    extras = {"openvino": "openvino", "polygraphy": "trt", "spconv": "spconv"}
+    extra = extras.get(package.split(".")[0], "train")
+    return (
+        f"this command needs the package '{package}', which is not installed",
+        f'pip install "hgkd-edge[{extra}]"',
+    )

@@ -1,0 +1,139 @@
+"""Files as the whole package writes them: whole or not at all. Plain data, no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hgkd_edge.errors import RunError
+
+__all__ = [
+    "atomic_write",
+    "cache_dir",
+    "file_sha256",
+    "hint_for_write",
+    "is_cached",
+    "open_regular",
+    "read_regular",
+    "write_json",
+]
+
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path next to `path`, renamed to it when the block ends well, else removed.
+
+    Raises:
+        OSError: It cannot be written; names `path`.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unused = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        os.close(os.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        temporary = unused
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask and the folder say
+        yield temporary
+        temporary.chmod(mode)  # a library may have put a private file in its place
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        # A full disk has no file name, and is no OSError where a library in Rust met it.
+        number = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else number and int(number[1])
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a regular file, never reached through a link at `path`.
+
+    A pipe, a device or a socket is refused and not waited for.
+
+    Args:
+        path: The file; made where `flags` hold `O_CREAT`, as the umask says.
+        flags: Of `os.open`.
+
+    Raises:
+        OSError: It cannot be opened, is a link, or is no regular file; names `path`.
+    """
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags | safe, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file, opened as `open_regular` does."""
+    with open_regular(path, os.O_RDONLY) as descriptor, open(descriptor, "rb", closefd=False) as f:
+        return f.read()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Folder of reusable results: $HGKD_EDGE_CACHE, else $XDG_CACHE_HOME/hgkd-edge.
+
+    Raises:
+        RunError: Neither is set, and this user has no home folder.
+    """
+    if named := os.environ.get("HGKD_EDGE_CACHE"):
+        return Path(named)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise RunError(
+            "the cache has no folder: HOME is not set",
+            hint="set HGKD_EDGE_CACHE to a folder you can write to",
+        ) from error
+    return Path(base) / "hgkd-edge"
+
+
+def hint_for_write(number: int | None, file: Path) -> str:
+    """The fix for a write to `file` that failed with this errno."""
+    if number in DISK_IS_FULL:
+        return "free disk space"
+    if is_cached(file):
+        return "make the folder writable, or set HGKD_EDGE_CACHE to a folder you can write to"
+    return "make the folder writable, or choose another one with --run"
+
+
+def is_cached(file: Path) -> bool:
+    """Whether a file lies in the cache."""
+    with contextlib.suppress(RunError):  # there is no cache at all
+        return file.absolute().is_relative_to(cache_dir().absolute())
+    return False

@@ -1,0 +1,148 @@
+"""Names and arguments of timm models that come from a file: an architecture and nothing else.
+
+Recipes, file metadata and model cards are shared, so they are untrusted. `timm.create_model` also
+takes files to load, addresses to fetch and names of repositories; none of these may be chosen by
+what is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.models import model_entrypoint
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from hgkd_edge.errors import RecipeError
+
+__all__ = ["bounded", "check_args", "check_name"]
+
+LARGEST_NUMBER = 16_384  # of a width, a depth or a side
+LARGEST_NETWORK = 4_000_000_000  # weights
+MOST_TENSORS = 20_000  # parameters; the deepest of timm's networks have a few thousand
+LONGEST_TEXT, DEEPEST, MOST_VALUES = 64, 4, 1_000
+_NAME = re.compile(r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})*")
+_TEXT = re.compile(r"[A-Za-z0-9_+-]*")
+# Choose what is loaded or where, not what the network is like, whatever a signature says.
+_LOADING = re.compile(
+    r"pretrained|checkpoint|cache|url|hub|filter|state_dict|source|(^|_)(file|cfg)"
+)
+
+
+class _TooLargeError(Exception):
+    """A network that grows beyond every published one."""
+
+
+def check_name(key: str, name: str) -> None:
+    """Refuse names that are addresses, such as `hf-hub:...` and `local-dir:...`.
+
+    Raises:
+        RecipeError: It is not the plain name of a timm model.
+    """
+    if not _NAME.fullmatch(name):
+        raise RecipeError(
+            f"{key} = {name[:80]!r}: is not the name of a timm model",
+            hint="use a plain name such as resnet18: addresses and folders are not loaded",
+        )
+
+
+def check_args(key: str, name: str, args: dict[str, Any]) -> None:
+    """Refuse arguments that are not plain numbers and words of the model's architecture.
+
+    Args:
+        key: Of the arguments, such as `student.args`.
+        name: A model that timm knows.
+        args: As they were read.
+
+    Raises:
+        RecipeError: An argument is not the architecture's, not plain data, or makes a network
+            larger than any published one.
+    """
+    allowed = _parameters(name) if args else frozenset()
+    for argument in args:
+        if argument not in allowed:
+            raise RecipeError(
+                f"{key}.{str(argument)[:80]}: is not an architecture argument of '{name}'",
+                hint=f"remove it; {key} takes arguments such as channels, depth or embed_dim",
+            )
+    if sum(1 for _ in _values(key, args)) > MOST_VALUES:
+        raise RecipeError(f"{key}: has more than {MOST_VALUES} values", hint="shorten it")
+
+
+def _parameters(name: str) -> frozenset[str]:
+    """What the model classes of an architecture's module are made from."""
+    module = sys.modules[model_entrypoint(name).__module__]
+    own = [value for value in vars(module).values() if _is_of(value, module.__name__)]
+    named = {p for value in own for p in inspect.signature(value).parameters}
+    return frozenset(p for p in named if not _LOADING.search(p))
+
+
+def _is_of(value: Any, module: str) -> bool:
+    if getattr(value, "__module__", "") != module:
+        return False
+    if inspect.isclass(value):
+        return issubclass(value, nn.Module) or dataclasses.is_dataclass(value)
+    return inspect.isfunction(value) and value.__name__.startswith("_gen_")
+
+
+def _values(key: str, value: Any, depth: int = 0) -> Iterator[Any]:
+    """Every value of nested arguments, each a number or a word."""
+    if depth <= DEEPEST and isinstance(value, dict):
+        for inner, each in value.items():
+            if not isinstance(inner, str) or _LOADING.search(inner):
+                raise RecipeError(f"{key}.{str(inner)[:80]}: is not plain data", hint="remove it")
+            yield from _values(f"{key}.{inner[:80]}", each, depth + 1)
+    elif depth <= DEEPEST and isinstance(value, list | tuple):
+        for each in value:
+            yield from _values(key, each, depth + 1)
+    elif _is_plain(value):
+        yield value
+    else:
+        raise RecipeError(
+            f"{key} = {repr(value)[:80]}: is not an architecture argument",
+            hint=f"use numbers up to {LARGEST_NUMBER}, plain words, and lists of them",
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= LONGEST_TEXT and _TEXT.fullmatch(value) is not None
+    if isinstance(value, int | float):
+        return abs(value) <= LARGEST_NUMBER
+    return value is None
+
+
+@contextlib.contextmanager
+def bounded(key: str) -> Iterator[None]:
+    """Count the weights of networks that are made on the meta device while the context lasts.
+
+    Raises:
+        RecipeError: They are more than any published network has.
+    """
+    total, count = 0, 0
+
+    def add(_: nn.Module, __: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total, count
+        total, count = total + (parameter.numel() if parameter is not None else 0), count + 1
+        if total > LARGEST_NETWORK or count > MOST_TENSORS:
+            raise _TooLargeError
+
+    handle = register_module_parameter_registration_hook(add)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            yield
+    except _TooLargeError:
+        raise RecipeError(
+            f"{key}: makes a network of more than {LARGEST_NETWORK:,} weights or {MOST_TENSORS:,} "
+            "tensors",
+            hint="use smaller widths and depths",
+        ) from None
+    finally:
+        handle.remove()

@@ -1,0 +1,209 @@
+"""Text, JSON and YAML that anyone may have written: decoded, and bounded.
+
+A file of a few kilobytes can ask for gigabytes of memory (YAML aliases of aliases), for more stack
+than there is (deep nesting) or for ever (a named pipe). Every reader of such files reads them here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_LABEL_BYTES",
+    "MAX_SETTINGS_BYTES",
+    "MAX_TEXT_BYTES",
+    "brief",
+    "cut",
+    "decode_text",
+    "parse_json",
+    "parse_yaml",
+    "read_file",
+    "read_text",
+]
+
+MAX_SETTINGS_BYTES = 2**20  # of a recipe
+MAX_TEXT_BYTES = 2**32  # of annotations, tables and lists: those of large data sets have gigabytes
+MAX_LABEL_BYTES = 2**20  # of the label of one photo
+MAX_DEPTH = 40  # of nested sections and lists in settings, and of XML
+MAX_NODES = 50_000  # of settings, every alias counted as what it stands for
+MAX_SHOWN = 80  # characters of a foreign value in a message
+
+# Byte order marks, the longest first: UTF-32's little-endian mark begins with UTF-16's.
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_file(path: Path, limit: int = MAX_TEXT_BYTES, *, kind: str = "text") -> bytes:
+    """The bytes of a regular file of bounded size.
+
+    A named pipe would block the reader, and a device such as /dev/zero never ends.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, or larger than `limit` bytes.
+    """
+    _require_regular(os.stat(path), kind)  # first: opening a device may already act on it
+    with open(path, "rb", opener=_open_without_waiting) as stream:
+        about = os.fstat(stream.fileno())
+        _require_regular(about, kind)
+        if about.st_size > limit:
+            raise ValueError(f"has {about.st_size:,} bytes; {kind} files are read up to {limit:,}")
+        return stream.read(about.st_size)
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """The text of a file, as `read_file` and `decode_text`.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, larger than `limit` bytes, or not text.
+    """
+    return decode_text(read_file(path, limit))
+
+
+def decode_text(content: bytes) -> str:
+    """Text in UTF-8, or in what its byte order mark says (spreadsheets and PowerShell: UTF-16).
+
+    Raises:
+        ValueError: It is neither; names the line.
+    """
+    encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ValueError(f"line {line} is not text in UTF-8") from error
+    if "\0" in text:
+        raise ValueError("is not text in UTF-8: it holds zero bytes")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """JSON, whatever it holds.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply, or holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # Python refuses numbers of more than 4,300 digits
+        raise ValueError("holds a number of too many digits") from error
+
+
+def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """YAML, whatever it holds.
+
+    Raises:
+        yaml.YAMLError: It is no YAML.
+        ValueError: It is nested too deeply, expands to too much, or holds an impossible value.
+    """
+    open_loader = loader(text)
+    try:
+        node = open_loader.get_single_node()
+        if node is None:
+            return None
+        extent = _extent(node, {}, MAX_DEPTH)
+        if extent.depth > MAX_DEPTH:
+            raise _too_deep()
+        if extent.nodes > MAX_NODES:
+            raise ValueError(f"expands to {extent.nodes:,} values, {MAX_NODES:,} are read")
+        return _constructed(open_loader, node)
+    except RecursionError as error:
+        raise _too_deep() from error
+    finally:
+        open_loader.dispose()
+
+
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (ValueError, OverflowError) as error:  # 30 February, a number of 5,000 digits
+        raise ValueError(f"holds a value that cannot be read: {cut(str(error))}") from error
+
+
+def brief(value: Any) -> str:
+    """`repr` of a foreign value for a message, in at most `MAX_SHOWN` characters."""
+    return cut(_short.repr(value))
+
+
+def cut(text: str) -> str:
+    """Foreign text for a message, in at most `MAX_SHOWN` characters."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+class _Short(reprlib.Repr):
+    """`repr` that looks at a few items of a few levels only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong = 3, MAX_SHOWN, MAX_SHOWN
+
+
+_short = _Short()
+
+
+class _Extent(NamedTuple):
+    """What a YAML node stands for, aliases expanded: number of values, and levels."""
+
+    nodes: int
+    depth: int
+
+
+def _extent(node: yaml.Node, known: dict[int, _Extent], allowed: int) -> _Extent:
+    """How much a YAML node stands for; every node is looked at once.
+
+    Raises:
+        ValueError: It is nested more than `allowed` levels deep, as an alias of itself is.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    if allowed == 0:
+        raise _too_deep()
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    parts = [_extent(child, known, allowed - 1) for child in children]
+    nodes, depth = sum(part.nodes for part in parts), max((part.depth for part in parts), default=0)
+    known[id(node)] = _Extent(1 + nodes, 1 + depth)
+    return known[id(node)]
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"is nested more than {MAX_DEPTH} levels deep")
+
+
+def _open_without_waiting(file: str, flags: int) -> int:
+    return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _require_regular(about: os.stat_result, kind: str) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        kinds = {
+            stat.S_IFDIR: "folder",
+            stat.S_IFIFO: "named pipe",
+            stat.S_IFSOCK: "socket",
+            stat.S_IFCHR: "device",
+            stat.S_IFBLK: "device",
+        }
+        found = kinds.get(stat.S_IFMT(about.st_mode), "special file")
+        raise ValueError(f"is a {found}, no {kind}")

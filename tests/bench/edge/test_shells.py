@@ -1,0 +1,80 @@
+"""Login shells that print: before, after and between the agent's lines, anything, in any amount."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from hgkd_edge.bench.edge.stream import EventStream, mark_of
+
+from .conftest import Board, measure
+
+MakeModel = Callable[..., Path]
+StartBoard = Callable[..., Board]
+
+SHELLS = {
+    "text without a line end": ("printf 'Welcome to the board> '", ""),
+    "a title": (r"printf '\033]0;me@board\007'", ""),
+    "colors and a cleared screen": (r"printf '\033[2J\033[1;32mready\033[0m'", ""),
+    "an old mark": ('printf \'@hgkd-edge {"event": "done"}\\n@hgkd-edge \'', ""),
+    "bytes that are no text": (r"printf '\377\376\000\001'", ""),
+    "megabytes": ("head -c 20000000 /dev/zero | tr '\\0' x", ""),
+    "megabytes of errors": ("head -c 20000000 /dev/zero | tr '\\0' x >&2", ""),
+    "afterwards": ("", "printf 'bye'; head -c 1000000 /dev/zero"),
+    "all the time": ("(for i in $(seq 100); do printf 'tick '; sleep 0.01; done) &", ""),
+}
+
+
+@pytest.mark.parametrize(("login", "logout"), SHELLS.values(), ids=SHELLS.keys())
+def test_what_a_login_shell_prints_is_passed_over(
+    make_model: MakeModel, start_board: StartBoard, login: str, logout: str
+) -> None:
+    board = start_board(login=login, logout=logout)
+
+    [session] = measure(board, make_model()).sessions
+
+    assert session.measurements[0].latency_ms.count == 400
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_events_are_found_wherever_in_the_stream_they_begin(size: int) -> None:
+    mark = mark_of("secret")
+    long = json.dumps({"event": "result", "text": "x" * 9000})
+    pieces = [long[:3900], long[3900:7800], long[7800:]]
+    stream = (
+        b"hello@hgkd-edge other {}\n@hgkd"
+        + mark + b'.{"event": "hello"}\n' + b"\x1b]0;t\x07"
+        + mark + b"+" + pieces[0].encode() + b"\ntick "
+        + mark + b"+" + pieces[1].encode() + b"\ntick\n"
+        + mark + b"." + pieces[2].encode() + b"\nbye"
+    )  # fmt: skip
+    reader = EventStream("secret")
+
+    events = [
+        event
+        for start in range(0, len(stream), size)
+        for event in reader.feed(stream[start : start + size])
+    ]
+
+    assert events == [{"event": "hello"}, json.loads(long)]
+
+
+@pytest.mark.usefixtures("verified")
+def test_a_network_with_weights_in_another_file_is_measured_whole(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board = start_board("box", tools=(), jetson=False)
+    path = make_model()
+    onnx.save(
+        onnx.load(path), path, save_as_external_data=True, location="w.data", size_threshold=0
+    )
+
+    [session] = measure(board, path, duration_s=0.1).sessions
+
+    assert session.measurements[0].verification is not None
+    assert session.measurements[0].verification.passed
+    assert session.models[0].size_mb * 2**20 > (path.parent / "w.data").stat().st_size

@@ -1,0 +1,155 @@
+"""ONNX files of others: what cannot be fed or read is refused in one line that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from exporters.errors import ExportError
+from exporters.onnx_info import onnx_info, open_session, require_image_input
+
+FLOATS = ["batch", 3, 8, 8]
+
+
+def value(name: str, kind: int = TensorProto.FLOAT, shape: object = FLOATS) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)  # type: ignore[arg-type]
+
+
+def typed(name: str, make: Callable[[onnx.TypeProto], onnx.TypeProto]) -> onnx.ValueInfoProto:
+    inner = helper.make_tensor_type_proto(TensorProto.FLOAT, FLOATS)
+    return helper.make_value_info(name, make(inner))
+
+
+def save(
+    path: Path,
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    *,
+    operator: str = "Relu",
+    domain: str = "",
+    opset: int = 17,
+    ir: int = 8,
+) -> Path:
+    node = helper.make_node(
+        operator, [one.name for one in inputs[:1]], [outputs[0].name], domain=domain, name="n"
+    )
+    opsets = [helper.make_opsetid(domain, opset)]
+    graph = helper.make_graph([node], "g", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+FOREIGN = {
+    "sequence output": {
+        "inputs": [value("x")],
+        "outputs": [typed("y", helper.make_sequence_type_proto)],
+        "operator": "SequenceConstruct",
+        "said": "output 'y' is of type 'sequence'",
+    },
+    "optional input": {
+        "inputs": [typed("x", helper.make_optional_type_proto)],
+        "outputs": [value("y")],
+        "operator": "OptionalGetElement",
+        "said": "input 'x' is of type 'optional'",
+    },
+    "bfloat16": {
+        "inputs": [value("x", TensorProto.BFLOAT16)],
+        "outputs": [value("y", TensorProto.BFLOAT16)],
+        "said": "input 'x' holds values of type bfloat16",
+    },
+    "bfloat16 output": {
+        "inputs": [value("x")],
+        "outputs": [value("y", TensorProto.BFLOAT16)],
+        "operator": "Identity",
+        "said": "output 'y' holds values of type bfloat16",
+    },
+    "strings": {
+        "inputs": [value("x", TensorProto.STRING)],
+        "outputs": [value("y", TensorProto.STRING)],
+        "operator": "Identity",
+        "said": "input 'x' holds values of type string",
+    },
+    "unknown rank": {
+        "inputs": [value("x", shape=None)],
+        "outputs": [value("y")],
+        "said": "input 'x' has no stated number of axes",
+    },
+    "an axis of size 0": {
+        "inputs": [value("x", shape=["batch", 0])],
+        "outputs": [value("y", shape=["batch", 0])],
+        "said": "input 'x' has an axis of size 0",
+    },
+    "format too new": {
+        "inputs": [value("x")],
+        "outputs": [value("y")],
+        "ir": 99,
+        "said": "not a valid ONNX model: ",
+    },
+}
+
+
+@pytest.mark.parametrize("network", FOREIGN.values(), ids=FOREIGN.keys())
+def test_what_cannot_be_fed_or_read_is_named(tmp_path: Path, network: dict[str, object]) -> None:
+    said = str(network["said"])
+    path = save(tmp_path / "n.onnx", **{k: v for k, v in network.items() if k != "said"})  # type: ignore[arg-type]
+
+    with pytest.raises(ExportError) as refusal:
+        onnx_info(path)
+
+    assert said in refusal.value.message
+    assert str(path) in refusal.value.message
+    assert "\n" not in refusal.value.message
+    assert refusal.value.hint
+
+
+@pytest.mark.parametrize(("domain", "opset"), [("my.own", 1), ("", 999)])
+def test_operators_that_onnx_runtime_lacks_are_refused_in_one_line(
+    tmp_path: Path, domain: str, opset: int
+) -> None:
+    path = save(
+        tmp_path / "n.onnx", [value("x")], [value("y")], operator="Relu", domain=domain, opset=opset
+    )
+
+    with pytest.raises(ExportError) as refusal:
+        onnx_info(path)
+        open_session(path)
+
+    assert str(path) in refusal.value.message
+    assert "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([value("x"), value("size")], "one input is expected, it has 'x', 'size'"),
+        ([value("x", shape=[])], r"input 'x' is float32[], no images"),
+        ([value("x", TensorProto.INT64)], "input 'x' is int64['batch', 3, 8, 8], no images"),
+    ],
+)
+def test_only_a_network_with_one_batch_of_images_answers_for_images(
+    tmp_path: Path, inputs: list[onnx.ValueInfoProto], said: str
+) -> None:
+    path = save(tmp_path / "n.onnx", inputs, [value("y")], operator="Identity")
+
+    with pytest.raises(ExportError) as refusal:
+        require_image_input(path, onnx_info(path))
+
+    assert said in refusal.value.message
+
+
+def test_a_plain_network_is_described(tmp_path: Path) -> None:
+    path = save(tmp_path / "n.onnx", [value("x")], [value("y")])
+
+    info = onnx_info(path)
+
+    assert (info.opset, info.inputs[0].shape, info.outputs[0].dtype) == (
+        17,
+        tuple(FLOATS),
+        "float32",
+    )
+    assert require_image_input(path, info).name == "x"

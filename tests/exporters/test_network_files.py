@@ -1,0 +1,132 @@
+"""A network is all of its files: one digest, one size, and none from outside its folder."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters.errors import ExportError
+from exporters.network_files import network_digest, network_files, network_size, renamed_files
+from exporters.onnx_info import onnx_info, open_session
+
+
+def save(path: Path, *, seed: int = 0, location: str | None = "net.onnx.data") -> Path:
+    """x f32[batch, 3, 8, 8] -> Conv -> y, the weights in `location`, or inside when None."""
+    kernel = np.random.default_rng(seed).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 6, 6])],
+        [numpy_helper.from_array(kernel, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outside = {"save_as_external_data": True, "location": location, "size_threshold": 0}
+    onnx.save(model, path, **(outside if location else {}))
+    return path
+
+
+def move_weights(path: Path, location: str) -> None:
+    """Make the file name another place for its weights."""
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data[0].value = location
+    path.write_bytes(model.SerializeToString())
+
+
+def test_networks_that_differ_in_their_weights_only_have_different_digests(tmp_path: Path) -> None:
+    one, other = (save(tmp_path / str(seed) / "net.onnx", seed=seed) for seed in (0, 1))
+
+    assert one.read_bytes() == other.read_bytes()
+    assert onnx_info(one).sha256 != onnx_info(other).sha256
+    assert onnx_info(one).sha256 == network_digest(one)
+    assert onnx_info(one).size_bytes == one.stat().st_size + 4 * 3 * 9 * 4
+
+
+def test_a_network_of_one_file_has_the_digest_of_that_file(tmp_path: Path) -> None:
+    whole = save(tmp_path / "net.onnx", location=None)
+    engine = tmp_path / "net.plan"
+    engine.write_bytes(b"engine")
+
+    for file in (whole, engine):
+        assert network_files(file) == (file,)
+        assert network_digest(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_an_openvino_network_is_its_graph_and_its_weights(tmp_path: Path) -> None:
+    graph, weights = tmp_path / "net.xml", tmp_path / "net.bin"
+    graph.write_text("<net/>")
+    weights.write_bytes(b"one")
+    before = network_digest(graph)
+
+    weights.write_bytes(b"two")
+
+    assert network_files(graph) == (graph, weights)
+    assert network_digest(graph) != before
+    assert network_size(graph) == 9
+
+
+def test_weights_are_found_wherever_in_the_graph_they_are(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.onnx")
+    model = onnx.load(path, load_external_data=False)
+    constant = onnx.TensorProto()
+    constant.CopyFrom(model.graph.initializer[0])
+    constant.external_data[0].value = "other.data"
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["c"], value=constant)], "i", [], []
+    )
+    model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=inner))
+    path.write_bytes(model.SerializeToString())
+    (tmp_path / "other.data").write_bytes(b"x")
+
+    assert [file.name for file in network_files(path)] == [
+        "net.onnx",
+        "other.data",
+        "net.onnx.data",
+    ]
+
+
+@pytest.mark.parametrize(
+    "location", ["../net.onnx.data", "/etc/hostname", "in/../../w", "", "link/w"]
+)
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    path = save(tmp_path / "here" / "net.onnx")
+    (tmp_path / "w").write_bytes(b"secret")
+    (tmp_path / "here" / "link").symlink_to(tmp_path)
+    move_weights(path, location)
+
+    with pytest.raises(ExportError, match="outside its folder"):
+        network_digest(path)
+    with pytest.raises(ExportError):
+        onnx_info(path)
+    with pytest.raises(ExportError, match="outside its folder"):
+        renamed_files(path, "model-0.onnx")
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.onnx")
+    (tmp_path / "net.onnx.data").unlink()
+
+    with pytest.raises(ExportError, match=r"net\.onnx\.data', which is missing"):
+        network_files(path)
+
+
+def test_a_renamed_network_computes_the_same_without_the_old_names(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.onnx")
+    images = {"x": np.ones((1, 3, 8, 8), np.float32)}
+    [wanted] = open_session(path).run(None, images)
+
+    sent = renamed_files(path, "model-0.onnx")
+    for name, content in sent.items():
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        (tmp_path / "there").mkdir(exist_ok=True)
+        (tmp_path / "there" / name).write_bytes(data)
+
+    assert list(sent) == ["model-0.onnx", "model-0.1.weights"]
+    [got] = open_session(tmp_path / "there" / "model-0.onnx").run(None, images)
+    np.testing.assert_array_equal(got, wanted)

@@ -1,0 +1,89 @@
+"""What the benchmarks write into the docs is what they measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from benchmarks.gpu import table
+from benchmarks.gpu.__main__ import Results
+from benchmarks.gpu.__main__ import test_summary as summary
+from benchmarks.gpu.update import _refuse
+from hgkd_edge.engine import graph
+
+ROWS = [
+    {"model": "a", "batch": 8, "kind": "dense", "mode": "eager", "triton": True, "ms": 30.0},
+    {"model": "a", "batch": 8, "kind": "tiles", "mode": "graph", "triton": True, "ms": 12.0},
+    {"model": "a", "batch": 8, "kind": "tiles", "mode": "graph", "triton": False, "ms": 20.0},
+    {"model": "b", "batch": 8, "kind": "dense", "mode": "eager", "triton": False, "ms": 30.0},
+    {"model": "b", "batch": 8, "kind": "tiles", "mode": "graph", "triton": False, "ms": 20.0},
+]
+
+
+def figures(source: str) -> dict[str, Any]:
+    return {"source": source, "machine": {"gpu": "A GPU"}, "encoder": ROWS, "update": []}
+
+
+def test_the_docs_hold_the_tables_of_the_committed_figures() -> None:
+    page = table.DOCS.read_text()
+
+    assert table.insert(page, json.loads(table.FIGURES.read_text())) == page
+
+
+@pytest.mark.parametrize("source", ["modeled", "dry run"])
+def test_figures_that_no_gpu_confirmed_say_so(source: str) -> None:
+    assert f"**{source}**: no GPU has confirmed" in table.block(figures(source))
+    assert "no GPU" not in table.block(figures("measured"))
+
+
+def test_the_gain_is_over_dense_and_by_the_fastest_kernels_there_are() -> None:
+    lines = table.block(figures("measured")).splitlines()
+
+    assert "| a | 30.0 | – | – | 20.0 | 12.0 | 2.50x |" in lines
+    assert "| b | 30.0 | – | – | 20.0 | – | 1.50x |" in lines
+
+
+def test_a_part_that_fails_costs_itself_only(tmp_path: Path) -> None:
+    def half() -> Iterator[dict[str, Any]]:
+        yield {"ms": 1.0}
+        raise ValueError("no memory")
+
+    results = Results(tmp_path / "gpu.json", deadline=time.time() + 60, dry=True)
+    results.part("encoder", "a", half)
+    results.part("encoder", "b", lambda: [{"ms": 2.0}])
+    results.deadline = 0
+    results.part("update", "c", lambda: pytest.fail("there was no time for it"))
+
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["ms"] for row in found["encoder"]] == [1.0, 2.0]
+    assert found["errors"] == ["encoder: a: ValueError: no memory"]
+    assert found["skipped"] == ["update: c"]
+
+
+def test_an_eager_pass_is_never_measured_as_a_graph() -> None:
+    gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=2, scaler=None)
+
+    with mock.patch.object(graph, "_report", _refuse), pytest.raises(RuntimeError, match="eager"):
+        graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True)  # type: ignore[arg-type]
+
+
+def test_the_summary_names_what_failed(tmp_path: Path) -> None:
+    report = tmp_path / "tests.xml"
+    report.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">'
+        '<testcase classname="t" name="good"/><testcase classname="t" name="bad"><failure/>'
+        '</testcase><testcase classname="t" name="left"><skipped/></testcase>'
+        "</testsuite></testsuites>"
+    )
+
+    assert summary(report) == {
+        "tests": 3, "failures": 1, "errors": 0, "skipped": 1, "failed": ["t::bad"]
+    }  # fmt: skip

@@ -1,0 +1,266 @@
+"""Run folders that strangers made: links, pipes, forged and swapped files."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from hgkd_edge.bench.models import resolve_models
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.run import _with_kept_images
+from hgkd_edge.cli import main
+from hgkd_edge.engine.journal import _open_log
+from hgkd_edge.errors import RunError
+from hgkd_edge.files import atomic_write, open_regular, write_json
+from hgkd_edge.models.backbone import read_backbone
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.report import report
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.serving import open_served
+from hgkd_edge.tasks.base import read_model
+
+SECRET = b"\x89PNG\r\n\x1a\n-----BEGIN PRIVATE KEY-----"
+
+
+@pytest.fixture
+def run(tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """`runs/tiny`, as a stranger sends it."""
+    monkeypatch.chdir(tmp_path)
+    made = RunDir.create(Recipe.model_validate(tiny_recipe))
+    for folder in ("pictures", "export"):
+        (made.path / folder).mkdir()
+    return made
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Somebody's files outside any run: one to read, one to write, one called as ours are."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("key", ".bashrc", ".last.pt.x1y2.tmp"):
+        (folder / name).write_bytes(SECRET)
+    return folder
+
+
+def untouched(home: Path) -> bool:
+    return len(list(home.iterdir())) == 3 and all(f.read_bytes() == SECRET for f in home.iterdir())
+
+
+LINKS = {
+    ".lock": ".bashrc",
+    "log.jsonl": ".bashrc",
+    "finetune.jsonl": ".bashrc",
+    "manifest.json": "key",
+    "evaluation.json": "key",
+    "report.html": ".bashrc",
+    "checkpoints": "",
+    "export": "",
+    "tensorboard": "",
+    "pictures/x.png": "key",
+    "pictures/deep/x.png": "key",
+    "export/tiny.fp32.onnx": "key",
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_that_leaves_the_run_is_refused_in_one_line(
+    run: RunDir, home: Path, name: str
+) -> None:
+    link = run.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_dir():
+        link.rmdir()
+    link.symlink_to(os.path.relpath(home / LINKS[name], link.parent))
+
+    for use in (RunDir.resolve, lambda path: report(RunDir(path)), start_training):
+        with pytest.raises(RunError, match="is a link that leaves the run folder") as raised:
+            use(run.path)
+        assert str(link) in raised.value.message
+        assert f"rm {link}" in raised.value.hint
+
+    assert untouched(home)
+    assert not (run.path / "report.html").is_file() or name == "report.html"
+
+
+def start_training(path: Path) -> None:
+    with RunDir(path).at_work():
+        pytest.fail("it began")
+
+
+def test_a_resumed_run_empties_nobodys_file(
+    run: RunDir, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / ".lock").symlink_to(home / ".bashrc")
+    monkeypatch.setattr(sys, "argv", ["hgkd-edge", "distill", "runs/tiny/recipe.yaml", "--resume"])
+    capsys.readouterr()
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: runs/tiny/.lock: is a link that leaves the run folder")
+    assert hint == "hint: remove it (rm runs/tiny/.lock), or put a copy in its place"
+    assert untouched(home)
+
+
+def test_a_new_run_in_a_prepared_folder_follows_no_link(run: RunDir, home: Path) -> None:
+    prepared = Path("prepared")
+    prepared.mkdir()
+    (prepared / ".lock").symlink_to(home / ".bashrc")
+
+    with pytest.raises(RunError, match="is a link that leaves"):
+        RunDir.create(run.recipe(), prepared)
+
+    assert untouched(home)
+
+
+def test_a_bench_of_a_folder_reads_no_file_outside_it(run: RunDir, home: Path) -> None:
+    (run.export_dir / "tiny.fp32.onnx").symlink_to(home / "key")
+
+    with pytest.raises(RunError, match="is a link that leaves"):
+        resolve_models([run.path])
+
+
+def test_a_link_that_comes_after_the_check_is_not_followed_either(run: RunDir, home: Path) -> None:
+    link = run.path / "log.jsonl"
+    link.symlink_to(home / ".bashrc")
+
+    with pytest.raises(OSError, match="symbolic link"):
+        _open_log(link)
+
+    assert untouched(home)
+
+
+def test_links_within_a_run_to_a_run_and_of_trackers_stay_fine(
+    run: RunDir, home: Path, tmp_path: Path
+) -> None:
+    (run.path / "pictures" / "copy.png").symlink_to("../recipe.yaml")
+    (run.path / "wandb").mkdir()
+    (run.path / "wandb" / "debug.log").symlink_to(home / "key")  # as wandb leaves it
+    stored = run.path.rename(tmp_path / "stored")
+    run.path.symlink_to(stored)
+    RunDir(run.path).become_latest()
+
+    for name in ("runs/tiny", "tiny", None):
+        found = RunDir.resolve(name)
+        assert found.recipe().name == "tiny"
+        with found.at_work():
+            pass
+    assert report(RunDir.resolve()).is_file()
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "log.jsonl", "manifest.json", "pictures/x.png"])
+def test_a_pipe_in_a_run_is_refused_and_not_waited_for(run: RunDir, name: str) -> None:
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / name)
+
+    with pytest.raises(RunError):
+        report(RunDir.resolve(run.path))
+
+
+def test_a_pipe_or_a_device_is_never_opened_as_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError), open_regular(path, os.O_RDONLY):  # noqa: PT011
+            pytest.fail("it was opened")
+
+
+def write_weights(path: Path, value: float) -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_file({"w": np.full(4, value, np.float32)}, path)
+
+
+LOADS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "backbone": ("backbone.safetensors", read_backbone),
+    "model": ("model.safetensors", read_model),
+    "predict, PyTorch": ("model.safetensors", open_served),
+    "predict, ONNX": ("export/tiny.fp32.onnx", open_served),
+    "predict, OpenVINO": ("export/tiny.fp32.xml", open_served),
+    "bench": ("export/tiny.fp32.onnx", lambda path: resolve_models([path])),
+    "bench, its images": (
+        "export/images.npy",
+        lambda path: _with_kept_images(BenchOptions(models=(path.parent.parent,)), []),
+    ),
+    "a new branch": ("backbone.safetensors", lambda path: RunDir(path.parent).branch("x")),
+}
+
+
+@pytest.fixture(params=LOADS)
+def swapped(run: RunDir, request: pytest.FixtureRequest) -> tuple[RunDir, Path, Any]:
+    """A run in which a recorded file was swapped for a zeroed one, and what loads it."""
+    name, load = LOADS[request.param]
+    file = run.path / name
+    write_weights(file, 1.0)
+    run.add_artefact(file)
+    write_weights(file, 0.0)
+    return run, file, load
+
+
+def test_a_swapped_file_is_not_loaded_in_silence(swapped: tuple[RunDir, Path, Any]) -> None:
+    _, file, load = swapped
+
+    with pytest.raises(RunError, match="is not the file that .*manifest.json records") as raised:
+        load(file)
+
+    assert str(file) in raised.value.message
+    assert "if you replaced it on purpose, delete the entry" in raised.value.hint
+
+
+def test_the_hint_for_a_file_replaced_on_purpose_works(
+    swapped: tuple[RunDir, Path, Any],
+) -> None:
+    run, file, load = swapped
+    artefacts = run.manifest()["artefacts"]
+    del artefacts[file.relative_to(run.path).as_posix()]
+    run.update_manifest(artefacts=artefacts)
+
+    said = ""
+    try:
+        load(file)
+    except Exception as error:  # no real network: what is said next is another matter
+        said = str(error)
+    assert "manifest.json records" not in said
+
+
+@pytest.mark.parametrize("part", ["tiny.fp32.bin", "tiny.fp32.xml.data"])
+def test_the_other_files_of_a_network_are_checked_too(run: RunDir, part: str) -> None:
+    for name in ("tiny.fp32.xml", part):
+        write_weights(run.export_dir / name, 1.0)
+        run.add_artefact(run.export_dir / name)
+    write_weights(run.export_dir / part, 0.0)
+
+    with pytest.raises(RunError, match=part):
+        open_served(run.export_dir / "tiny.fp32.xml")
+
+
+@pytest.mark.parametrize("artefacts", [3, [], {"backbone.safetensors": 3}, {"x": {"sha256": 3}}])
+def test_a_forged_manifest_is_no_crash(run: RunDir, artefacts: object) -> None:
+    write_json(run.manifest_file, {"artefacts": artefacts})
+    write_weights(run.backbone_file, 1.0)
+
+    with pytest.raises(RunError, match="is not a backbone"):
+        read_backbone(run.backbone_file)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        with atomic_write(tmp_path / "a.safetensors") as temporary:
+            write_weights(temporary, 1.0)
+        _open_log(tmp_path / "log.jsonl").close()
+    finally:
+        os.umask(before)
+
+    assert {stat.S_IMODE(f.stat().st_mode) for f in tmp_path.iterdir()} == {mode}

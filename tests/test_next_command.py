@@ -1,0 +1,140 @@
+"""What commands print for the next one: which run, which folder, and whether it is worth it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from hgkd_edge.cli import main
+
+QUICK = ("train.epochs=1", "train.trackers=[]")
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    returncode: object
+    stdout: str
+    stderr: str
+
+
+Hgkd = Callable[..., Done]
+
+
+@pytest.fixture
+def hgkd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Hgkd:
+    """The command line in `tmp_path`, in this process: torch is loaded once."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, sets: tuple[str, ...] = ()) -> Done:
+        options = [part for setting in sets for part in ("--set", setting)]
+        monkeypatch.setattr(sys, "argv", ["hgkd-edge", *arguments, *options])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert "bug" not in printed.err
+        return Done(ended.value.code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def recipe(tiny_recipe_file: Path) -> str:
+    return str(tiny_recipe_file)
+
+
+def runs_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in (folder / "runs").iterdir())
+
+
+def test_runs_side_by_side_are_never_mixed_up(hgkd: Hgkd, recipe: str, tmp_path: Path) -> None:
+    """Two distillations, then everything else in the first: each line names its run."""
+    first = hgkd("distill", recipe, sets=QUICK)
+    second = hgkd("distill", recipe, sets=QUICK)
+    tuned = hgkd("finetune", "tiny", sets=QUICK)
+
+    assert first.stderr.startswith("run folder: runs/tiny\n")
+    assert second.stderr.startswith("run folder: runs/tiny-2 (runs/tiny already exists)\n")
+    for done, run in ((first, "runs/tiny"), (second, "runs/tiny-2"), (tuned, "runs/tiny")):
+        assert done.returncode == 0, done.stderr
+        following = done.stdout.splitlines()[-1]
+        commands = following.removeprefix("next: ").split(", ")
+        assert len(commands) == 3
+        assert all(run in command.split() for command in commands)
+    assert "installed" not in first.stderr + tuned.stderr, "Accelerate, of trackers: []"
+    assert (tmp_path / "runs" / "latest").readlink() == Path("tiny")
+
+    before = (tmp_path / "runs" / "tiny" / "model.safetensors").stat().st_mtime_ns
+    for command in (["distill", recipe, "--resume"], ["finetune", "tiny", "--resume"]):
+        sets = QUICK if command[0] == "distill" else ()
+        again = hgkd(*command, "--json", sets=sets)
+        assert again.returncode == 0, again.stderr
+        assert "is finished: nothing to resume" in again.stderr
+        assert json.loads(again.stdout)
+    assert (tmp_path / "runs" / "tiny" / "model.safetensors").stat().st_mtime_ns == before
+
+    empty = tmp_path / "empty" / "images"
+    empty.mkdir(parents=True)
+    refused = hgkd("finetune", "tiny-2", "--data", str(empty))
+    branched = hgkd("finetune", "tiny", "--task", "detect", "--data", str(empty))
+
+    assert refused.returncode == branched.returncode == 2
+    assert runs_in(tmp_path) == ["latest", "tiny", "tiny-2"]
+    assert (tmp_path / "runs" / "latest").readlink() == Path("tiny")
+    assert not (tmp_path / "runs" / "tiny-2" / "finetune.yaml").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_before_the_first_step_nothing_is_left(
+    recipe: str, tmp_path: Path, sent: signal.Signals
+) -> None:
+    waits = (
+        "import time, hgkd_edge.distill as verb; "
+        "verb.open_splits = lambda config: (print('waiting', flush=True), time.sleep(60)); "
+        "from hgkd_edge.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", waits, "distill", recipe],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    assert runs_in(tmp_path) == ["tiny"]
+
+    time.sleep(0.1)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=30)
+
+    assert process.returncode == 128 + sent
+    assert "error" not in said
+    assert runs_in(tmp_path) == []
+
+
+def test_features_that_learned_nothing_are_said_to_be_no_better(hgkd: Hgkd, recipe: str) -> None:
+    hgkd("distill", recipe, sets=(*QUICK, "train.lr=1e-9"))
+    shown = hgkd("evaluate", "tiny")
+    scored = hgkd("evaluate", "--json")
+
+    *_, warning, following = shown.stdout.splitlines()
+    assert warning.startswith("warning: k-NN ")
+    assert "the baseline: " in warning
+    assert following.startswith("next: hgkd-edge finetune runs/tiny")
+    result = json.loads(scored.stdout)
+    assert result["warnings"] == [warning.removeprefix("warning: ")]
+    assert result["interval_method"].startswith("Wilson")
+    low, high = result["intervals"]["distilled"]["knn"]
+    assert low <= result["distilled"]["knn"] <= high
