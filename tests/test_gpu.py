@@ -18,7 +18,7 @@ from hgkd_edge.errors import TrainingError
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.sparse import kernels, sparsify
+from hgkd_edge.sparse import kernels, launch, sparsify
 from tests.engine.helpers import Masks, losses, run, tiny_source
 from tests.engine.test_graph import Asks
 from tests.sparse.helpers import distance, network, pair, random_visible
@@ -41,7 +41,7 @@ def step(
     return maps, [p.grad for p in encoder.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("method", ["rows", "native", "grid", "table"])
+@pytest.mark.parametrize("method", ["rows", "native", "grid", "direct", "table", "torch"])
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenetv3_small_100", "efficientnet_lite0", "convnext_atto"]
 )
@@ -52,6 +52,8 @@ def test_tiles_equal_the_masked_reference(
         monkeypatch.setattr(
             kernels, "choose", lambda *of: "rows" if of[2].groups == 1 else "native"
         )
+    elif method == "torch":  # as where Triton is not installed
+        monkeypatch.setattr(launch, "ready", lambda _: False)
     elif method != "table":
         monkeypatch.setattr(kernels, "choose", lambda *_: method)
     tiles, masked = pair(network(name, torch.float64))

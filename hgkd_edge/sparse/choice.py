@@ -1,7 +1,7 @@
-"""Which kernel runs a k x k convolution: a table of measurements, not code.
+"""Which kernel runs a layer that looks across sites: a table of measurements, not code.
 
-Each row says: on this device, in this dtype, for this kind of convolution, up to this side of the
-output tile, use this kernel. The first row that fits is taken. `docs/sparse.md` says how the rows
+Each row says: on this device, in this dtype, for this kind of layer, up to this side of the output
+tile, use this kernel. The first row that fits is taken. `docs/sparse.md` says how the rows
 were measured; `kernel_table()` shows them.
 """
 
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hgkd_edge.sparse.gather import ConvShape
+from hgkd_edge.sparse import launch
+from hgkd_edge.sparse.shape import ConvShape
 
 
 class Choice(NamedTuple):
@@ -20,15 +21,17 @@ class Choice(NamedTuple):
 
     device: str  # torch device type
     dtype: str
-    kind: str  # dense (groups = 1), grouped, depthwise
+    kind: str  # dense (groups = 1), grouped, depthwise; max pool; gather
     from_side: int  # smallest side of the convolution kernel
     up_to_tile: int  # largest side of the output tile, in sites
-    kernel: str  # rows, native, grid
+    kernel: str  # rows, native, grid, direct; for a gather index or triton
     measured: str  # where the choice comes from
 
 
 MEASURED = "2 cores of an AMD EPYC (Zen 5), torch 2.15"
 ON_H200 = "one NVIDIA H200, torch 2.11"
+MODELED = "modeled, no GPU has confirmed it; native and index without Triton"
+ALL = 1 << 30
 TABLE = (
     Choice("cpu", "float32", "dense", 1, 4, "rows", MEASURED),
     Choice("cpu", "bfloat16", "dense", 1, 4, "rows", MEASURED),
@@ -38,8 +41,12 @@ TABLE = (
     Choice("cpu", "*", "grouped", 1, 2, "grid", MEASURED),
     Choice("cuda", "bfloat16", "dense", 1, 2, "rows", ON_H200),
     Choice("cuda", "float16", "dense", 1, 2, "rows", "as bfloat16"),
-    Choice("cuda", "float32", "dense", 1, 1 << 30, "native", ON_H200),
-    Choice("*", "*", "*", 1, 1 << 30, "native", "default"),
+    Choice("cuda", "float32", "dense", 1, ALL, "native", ON_H200),
+    Choice("cuda", "*", "depthwise", 1, ALL, "direct", MODELED),
+    Choice("cuda", "*", "max pool", 1, ALL, "direct", MODELED),
+    Choice("cuda", "*", "gather", 1, ALL, "triton", MODELED),
+    Choice("*", "*", "gather", 1, ALL, "index", "default"),
+    Choice("*", "*", "*", 1, ALL, "native", "default"),
 )
 
 
@@ -52,11 +59,32 @@ def kind_of(groups: int, weight: Tensor) -> str:
 
 def choose(device: str, dtype: torch.dtype, shape: ConvShape, weight: Tensor) -> str:
     """The kernel for one convolution."""
-    kind, name = kind_of(shape.groups, weight), str(dtype).removeprefix("torch.")
     side = shape.t // min(shape.stride)
+    return _first(device, dtype, kind_of(shape.groups, weight), max(shape.kernel), side)
+
+
+def pools_by(tiles: Tensor, shape: ConvShape) -> str:
+    """The kernel for one max pooling: `direct`, or `native` where that cannot run."""
+    side = shape.t // min(shape.stride)
+    taps = shape.kernel[0] * shape.kernel[1]
+    if not launch.ready(tiles) or taps > launch.TAPS:
+        return "native"
+    return _first(tiles.device.type, tiles.dtype, "max pool", max(shape.kernel), side)
+
+
+def gathers_by(values: Tensor) -> str:
+    """How rows are gathered: `triton`, or `index` where that cannot run."""
+    if not launch.ready(values):
+        return "index"
+    return _first(values.device.type, values.dtype, "gather", 1, 1)
+
+
+def _first(device: str, dtype: torch.dtype, kind: str, kernel_side: int, tile: int) -> str:
+    """The kernel of the first row that fits."""
+    name = str(dtype).removeprefix("torch.")
     for row in TABLE:
         fits = row.device in ("*", device) and row.dtype in ("*", name) and row.kind in ("*", kind)
-        if fits and max(shape.kernel) >= row.from_side and side <= row.up_to_tile:
+        if fits and kernel_side >= row.from_side and tile <= row.up_to_tile:
             return row.kernel
     raise AssertionError("the last row of the table fits everything")
 

@@ -1,48 +1,22 @@
 """Gathering what a layer reads: windows around tiles, neighbours of sites.
 
-Everything is `index_select` over rows, the fastest gather torch has; a row of zeros is put behind
-the map for what is masked or outside the image.
+In plain torch everything is `index_select` over rows, its fastest gather on a CPU; a row of zeros
+is put behind the map for what is masked or outside the image. On a GPU the table in `choice` picks
+the Triton kernels of `launch`, which find the rows themselves.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hgkd_edge.sparse import launch
+from hgkd_edge.sparse.choice import gathers_by
+from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.visible import Visible, Window, indices
-
-
-class ConvShape(NamedTuple):
-    """What a convolution or pooling reads; pairs are (rows, columns)."""
-
-    t: int  # side of an input tile
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    before: tuple[int, int]  # padding above and to the left
-    dilation: tuple[int, int]
-    groups: int
-
-    @property
-    def windows(self) -> tuple[Window, Window]:
-        """What is read around one tile, along rows and columns."""
-        sizes = [
-            (self.t // s - 1) * s + d * (k - 1) + 1
-            for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
-        ]
-        return Window(self.before[0], sizes[0]), Window(self.before[1], sizes[1])
-
-    @property
-    def pointwise(self) -> bool:
-        return self.kernel == (1, 1) and self.before == (0, 0)
-
-    @property
-    def turned(self) -> ConvShape:
-        """The convolution that takes the output's gradient back to the input, for stride 1."""
-        reach = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
-        return self._replace(before=(reach[0] - self.before[0], reach[1] - self.before[1]))
 
 
 def rows_of(tiles: Tensor) -> Tensor:
@@ -113,6 +87,37 @@ def fold_rows(products: Tensor, index: Tensor, visible: Visible) -> Tensor:
         torch.index_select(products, 0, column.clamp_max(products.shape[0] - 1), out=buffer)
         total.addcmul_(buffer, present)
     return total
+
+
+def gather_neighbours(
+    rows: Tensor, visible: Visible, shape: ConvShape, *, flip: bool = False
+) -> Tensor:
+    """The k * k neighbors of every output site, without a gradient, as scratch.
+
+    Args:
+        rows: `[N, C]`.
+        flip: The last tap first.
+
+    Returns:
+        `[n * t_out * t_out, k * k * C]`.
+    """
+    if gathers_by(rows) == "triton":
+        taps = shape.kernel[0] * shape.kernel[1]
+        sites = visible.n * shape.t**2 // (shape.stride[0] * shape.stride[1])
+        out = visible.scratch("gathered", (sites * taps, rows.shape[1]), rows)
+        launch.neighbours(rows.detach().contiguous(), visible, shape, flip=flip, out=out)
+        return out.view(sites, -1)
+    index = neighbour_index(visible, shape)
+    return gather_rows(rows, index.flip(1) if flip else index, visible)
+
+
+def fold_neighbours(products: Tensor, visible: Visible, shape: ConvShape) -> Tensor:
+    """The way back of `gather_neighbours`: products `[output rows * k * k, C]` to `[N, C]`."""
+    if gathers_by(products) == "triton":
+        out = products.new_empty(visible.n * shape.t**2, products.shape[1])
+        launch.fold_taps(products.contiguous(), visible, shape, out)
+        return out
+    return fold_rows(products, fold_index(visible, shape), visible)
 
 
 def neighbour_index(visible: Visible, shape: ConvShape) -> Tensor:
@@ -190,6 +195,17 @@ def gather_window(
     """
     if rows == cols == Window(0, t):
         return tiles
+    if gathers_by(tiles) == "triton":
+        sites = visible.n * rows.size * cols.size
+        if keep:
+            near = new_tiles(tiles, visible.n, rows.size, cols.size)
+            out = rows_of(near)
+        else:
+            out = visible.scratch("gathered", (sites, tiles.shape[1]), tiles)
+            near = out.view(-1, rows.size, cols.size, tiles.shape[1]).permute(0, 3, 1, 2)
+        source = rows_of(tiles.detach()).contiguous()
+        launch.window(source, visible, t, (rows, cols), outside, out)
+        return near
     index = _window_index(visible, t, rows, cols).view(-1, 1)
     if keep:
         near = new_tiles(tiles, visible.n, rows.size, cols.size)
@@ -240,6 +256,10 @@ def fold_window(near: Tensor, visible: Visible, t: int, rows: Window, cols: Wind
     """
     if rows == cols == Window(0, t):
         return near
+    if gathers_by(near) == "triton":
+        whole = new_tiles(near, visible.n, t, t)
+        launch.fold_window(rows_of(near).contiguous(), visible, t, (rows, cols), rows_of(whole))
+        return whole
     index = _window_index(visible, t, rows, cols)
     count, channels = visible.n * t * t, near.shape[1]
     total = near.new_zeros(count + 2, channels)
@@ -289,6 +309,13 @@ def to_grid(
         keep: False when the result is read before the next gather.
     """
     t = tiles.shape[-1]
+    if gathers_by(tiles) == "triton":
+        left, right, top, bottom = padding
+        size = (visible.h * t + top + bottom, visible.w * t + left + right)
+        dense = new_tiles(tiles, visible.batch, *size)
+        source = rows_of(tiles.detach()).contiguous()
+        launch.to_grid(source, visible, t, padding, rows_of(dense))
+        return dense
     key = ("padded grid", t, padding)
     index = visible.cached(key)
     if index is None:
@@ -308,6 +335,9 @@ def to_grid(
 def from_grid(dense: Tensor, visible: Visible, t: int) -> Tensor:
     """The visible tiles of a dense map `[B, C, H, W]`: `[n, C, t, t]`, channels-last."""
     tiles = new_tiles(dense, visible.n, t, t)
+    if gathers_by(dense) == "triton":
+        launch.from_grid(rows_of(dense).contiguous(), visible, t, rows_of(tiles))
+        return tiles
     torch.index_select(rows_of(dense), 0, visible.grid_rows(t), out=rows_of(tiles))
     return tiles
 

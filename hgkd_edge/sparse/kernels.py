@@ -1,11 +1,12 @@
 """Convolution on tiles: which kernel runs, and where its inputs come from.
 
-A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`. Two ways
-lead through a k x k convolution, and one around it:
+A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`. There are
+four ways to run a k x k convolution:
 
     rows     gather the k * k neighbours of every site into `[rows, k * k * C]`, one matrix product
     native   gather the window around every tile, then the library's own convolution
     grid     put the tiles on the dense grid for this layer alone (small depthwise and grouped ones)
+    direct   depthwise only, in Triton: read the neighbors where they lie
 
 All keep nothing for the backward pass but the tiles themselves, which the layers around keep
 anyway; windows and neighbours are gathered again. For stride 1 the input's gradient is a gather
@@ -20,17 +21,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgkd_edge.sparse import matmul
-from hgkd_edge.sparse.choice import choose
+from hgkd_edge.sparse import launch, matmul
+from hgkd_edge.sparse.choice import choose, kind_of
+from hgkd_edge.sparse.direct import DepthwiseConv
 from hgkd_edge.sparse.gather import (
     ConvShape,
-    fold_index,
-    fold_rows,
+    fold_neighbours,
     fold_window,
     from_grid,
-    gather_rows,
+    gather_neighbours,
     gather_window,
-    neighbour_index,
     padding_of,
     rows_of,
     tiles_of,
@@ -64,6 +64,8 @@ def conv2d(
     if method == "rows":
         rows = _RowsConv.apply(rows_of(tiles), weight, shape, visible)
         return tiles_of(rows if bias is None else rows + bias, shape.t // shape.stride[0])
+    if method == "direct" and launch.ready(tiles) and kind_of(shape.groups, weight) == "depthwise":
+        return DepthwiseConv.apply(tiles, weight, bias, shape, visible)
     convolution = _GridConv if method == "grid" else _NativeConv
     return convolution.apply(tiles, weight, bias, shape, visible)
 
@@ -87,7 +89,7 @@ class _RowsConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.visible = shape, visible
-        near = gather_rows(rows, neighbour_index(visible, shape), visible)  # [out rows, k * k * C]
+        near = gather_neighbours(rows, visible, shape)  # [out rows, k * k * C]
         return matmul.product(near, _flat(weight))
 
     @staticmethod
@@ -97,7 +99,7 @@ class _RowsConv(torch.autograd.Function):
         grad = grad.contiguous()
         d_rows = d_weight = None
         if ctx.needs_input_grad[1]:
-            near = gather_rows(rows, neighbour_index(visible, shape), visible)
+            near = gather_neighbours(rows, visible, shape)
             d_flat = matmul.weight_gradient(grad, near)  # [O, k * k * C]
             o, c, ky, kx = weight.shape
             d_weight = d_flat.view(o, ky, kx, c).permute(0, 3, 1, 2)
@@ -115,13 +117,12 @@ def _rows_input_gradient(
     grad: Tensor, weight: Tensor, shape: ConvShape, visible: Visible
 ) -> Tensor:
     if shape.stride == (1, 1):
-        index = neighbour_index(visible, shape.turned).flip(1)
-        near = gather_rows(grad, index, visible)
+        near = gather_neighbours(grad, visible, shape.turned, flip=True)
         return matmul.product(near, weight.permute(1, 2, 3, 0).flatten(1))
     # Each site of the input is read by few of the k * k taps: gather and add those products.
     c = weight.shape[1]
     taps = matmul.product(grad, _flat(weight).t().contiguous())  # [out rows, k * k * C]
-    return fold_rows(taps.view(-1, c), fold_index(visible, shape), visible)
+    return fold_neighbours(taps.view(-1, c), visible, shape)
 
 
 class _NativeConv(torch.autograd.Function):

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgkd_edge.sparse.gather import ConvShape, padding_of
+from hgkd_edge.sparse.gather import padding_of
+from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.sites import Convolution, Pair, Pooling, SiteTensor
 from hgkd_edge.sparse.strided import safe_layout
 from hgkd_edge.sparse.visible import Visible

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgkd_edge.sparse import kernels
-from hgkd_edge.sparse.gather import ConvShape, near_tiles, put_back, rows_of, tiles_of
+from hgkd_edge.sparse.choice import pools_by
+from hgkd_edge.sparse.direct import MaxPool
+from hgkd_edge.sparse.gather import near_tiles, put_back, rows_of, tiles_of
+from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.sites import Convolution, Pooling, SiteTensor
 from hgkd_edge.sparse.visible import Visible, Window
 
@@ -79,6 +82,8 @@ class TileEngine:
 
     def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor:
         shape = ConvShape(x.side, how.kernel, how.stride, how.before, how.dilation, 1)
+        if how.kind == "max" and pools_by(x.payload, shape) == "direct":
+            return x.like(MaxPool.apply(x.payload, shape, self.visible, how.outside))
         rows, cols = shape.windows
         near = near_tiles(x.payload, self.visible, rows, cols, how.outside)
         if how.kind == "max":

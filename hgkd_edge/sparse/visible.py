@@ -43,6 +43,7 @@ class Visible:
         n: Number of visible patches in the batch.
         tiles: int64 `[n]`, flat index of each visible patch in `[B, h, w]`, ascending.
         image, row, col: int64 `[n]`, where each one lies.
+        tile_at: int64 `[B, h, w]`, the tile at each patch, -1 where it is masked.
         count: float32 `[B]`, number of visible patches per image.
     """
 
@@ -71,7 +72,7 @@ class Visible:
         self.col = self.tiles % self.w
         tile_at = self.tiles.new_full((visible.numel(),), -1)
         tile_at[self.tiles] = torch.arange(self.n, device=visible.device)
-        self._tile_at = tile_at.view(visible.shape)
+        self.tile_at = tile_at.view(visible.shape)
         self._cache: dict[tuple[object, ...], Tensor] = {}
         self._scratch: dict[tuple[str, torch.dtype], Tensor] = {}
 
@@ -94,7 +95,7 @@ class Visible:
             inside = ((row >= 0) & (row < self.h))[:, :, None]
             inside = inside & ((col >= 0) & (col < self.w))[:, None, :]
             row, col = row.clamp(0, self.h - 1), col.clamp(0, self.w - 1)
-            found = self._tile_at[self.image[:, None, None], row[:, :, None], col[:, None, :]]
+            found = self.tile_at[self.image[:, None, None], row[:, :, None], col[:, None, :]]
             self._cache[key] = torch.where(inside, found, -2)
         return self._cache[key]
 
@@ -113,9 +114,9 @@ class Visible:
         if key not in self._cache:
             y_tile, y_in = _split(rows, t, self.device)
             x_tile, x_in = _split(cols, t, self.device)
-            reach = _reach(rows, cols, t)
-            near = self.neighbours(reach)
-            tile = near[:, y_tile + reach][:, :, x_tile + reach]  # [n, rows.size, cols.size]
+            far = reach(rows, cols, t)
+            near = self.neighbours(far)
+            tile = near[:, y_tile + far][:, :, x_tile + far]  # [n, rows.size, cols.size]
             site = y_in[:, None] * t + x_in[None, :]
             self._cache[key] = torch.where(tile >= 0, tile * (t * t) + site, tile)
         return self._cache[key]
@@ -187,7 +188,7 @@ def _split(window: Window, t: int, device: torch.device) -> tuple[Tensor, Tensor
     return tile, offset - tile * t
 
 
-def _reach(rows: Window, cols: Window, t: int) -> int:
+def reach(rows: Window, cols: Window, t: int) -> int:
     """How many tiles away a window reads at most."""
     spans = [(-w.before, w.size - w.before - 1) for w in (rows, cols)]
     return max(max(-(low // t), high // t) for low, high in spans)
