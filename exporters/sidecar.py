@@ -3,10 +3,13 @@
 Deserialising an engine runs code from the file, and an engine of another release or GPU fails in
 ways that are hard to read. So an engine is loaded only when its sidecar is there and agrees. This
 guards against mix-ups and damage; it is no signature: whoever can write both files can fool it.
+Against that, engines built on this machine are remembered by their sha256 in a folder of the
+user's own (`remember_engine`), and others need the user's word.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +20,15 @@ from .errors import ExportError
 from .files import digest, write_bytes
 from .network_files import network_digest
 
-__all__ = ["Sidecar", "read_sidecar", "require_own_engine", "sidecar_path", "write_sidecar"]
+__all__ = [
+    "Sidecar",
+    "read_sidecar",
+    "remember_engine",
+    "require_built_here",
+    "require_own_engine",
+    "sidecar_path",
+    "write_sidecar",
+]
 
 _REBUILD = "build the engine again here, from its ONNX file"
 
@@ -73,13 +84,38 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     return sidecar
 
 
+def remember_engine(engine: str | Path, folder: Path) -> None:
+    """Note that an engine was built on this machine.
+
+    Args:
+        engine: The engine file.
+        folder: Of the user's own, outside every folder that is shared.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / digest(engine)).touch()
+
+
+def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None:
+    """Refuse an engine that `remember_engine` has not noted: an engine is machine code.
+
+    Raises:
+        ExportError: It was built elsewhere.
+    """
+    if not (folder / hashlib.sha256(content).hexdigest()).is_file():
+        raise ExportError(
+            f"engine '{engine}' was not built on this machine, and loading an engine runs its code",
+            hint=f"{_REBUILD}; or use --trust-engine if you know who built it",
+        )
+
+
 def require_own_engine(
-    engine: str | Path, flavour: Flavour, *, onnx_path: str | Path | None = None
+    engine: str | Path, content: bytes, flavour: Flavour, *, onnx_path: str | Path | None = None
 ) -> Sidecar:
     """Refuse an engine that is damaged, or not made by this release for this GPU.
 
     Args:
         engine: The engine file.
+        content: Its bytes, the very ones that would be loaded.
         flavour: The TensorRT that would load it.
         onnx_path: When given, the engine must have been built from exactly this network.
 
@@ -87,7 +123,7 @@ def require_own_engine(
         ExportError: Says which of these it is.
     """
     sidecar = read_sidecar(engine)
-    if digest(engine) != sidecar.engine_sha256:
+    if hashlib.sha256(content).hexdigest() != sidecar.engine_sha256:
         raise ExportError(
             f"engine '{engine}' is not the file its sidecar describes (sha256 differs): "
             "it is damaged or was replaced",

@@ -14,50 +14,47 @@ import numpy as np
 from ._trt_compat import Flavour, choose, gpu_name, select_for_polygraphy
 from .errors import ConversionFailed, ExportError
 from .runners import Outputs, Runner, onnx_runner
-from .sidecar import Sidecar, read_sidecar, require_own_engine
+from .sidecar import Sidecar, read_sidecar, require_built_here, require_own_engine
 from .verify import TOLERANCES, Verification, require, verify
 
 __all__ = ["engine_runner", "load_engine", "verify_engine"]
 
 
-def load_engine(path: str | Path, *, onnx_path: str | Path | None = None) -> Any:
+def load_engine(
+    path: str | Path, *, onnx_path: str | Path | None = None, built_here: Path | None = None
+) -> Any:
     """Deserialise an engine.
 
     Args:
         path: The engine; its sidecar must be beside it.
         onnx_path: When given, the engine must have been built from exactly this file.
+        built_here: When given, the folder in which `remember_engine` must have noted the engine.
 
     Returns:
         `trt.ICudaEngine` of the flavour that built it.
 
     Raises:
-        ExportError: No GPU, or a missing, damaged or foreign engine (see `require_own_engine`).
+        ExportError: No GPU, a missing, damaged or foreign engine (see `require_own_engine`), or one
+            that was built elsewhere.
         MissingPackageError: The flavour that built it is not installed.
         ConversionFailed: TensorRT refuses the engine although its sidecar agrees.
     """
-    flavour, _ = _checked(path, onnx_path)
-    trt = importlib.import_module(flavour.name)
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
-    if engine is None:
-        raise ConversionFailed(
-            f"{flavour.name} {flavour.version} refuses the engine '{path}'",
-            hint="build it again here; its reason was printed above",
-        )
-    return engine
+    return _load(path, onnx_path, built_here)[0]
 
 
-def engine_runner(path: str | Path, *, onnx_path: str | Path | None = None) -> Runner:
+def engine_runner(
+    path: str | Path, *, onnx_path: str | Path | None = None, built_here: Path | None = None
+) -> Runner:
     """Run an engine through Polygraphy; images beyond its largest batch go in several calls.
 
     Raises:
         ExportError, MissingPackageError, ConversionFailed: As `load_engine`.
     """
-    flavour, sidecar = _checked(path, onnx_path)
+    engine, flavour, sidecar = _load(path, onnx_path, built_here)
     select_for_polygraphy(flavour)
     from polygraphy.backend.trt import TrtRunner
 
-    runner = TrtRunner(load_engine(path, onnx_path=onnx_path))
+    runner = TrtRunner(engine)
     runner.activate()
     ((feed, expected),) = runner.get_input_metadata().items()
     dtype = np.dtype(expected.dtype.name)
@@ -106,12 +103,25 @@ def verify_engine(
     return verification
 
 
-def _checked(path: str | Path, onnx_path: str | Path | None) -> tuple[Flavour, Sidecar]:
+def _load(
+    path: str | Path, onnx_path: str | Path | None, built_here: Path | None
+) -> tuple[Any, Flavour, Sidecar]:
+    """The engine, made from the very bytes that were checked; what loads it; its sidecar."""
     flavour = choose(read_sidecar(path).backend, what="running an engine")
-    sidecar = require_own_engine(path, flavour, onnx_path=onnx_path)
+    content = Path(path).read_bytes()
+    sidecar = require_own_engine(path, content, flavour, onnx_path=onnx_path)
+    if built_here is not None:
+        require_built_here(path, content, built_here)
     if gpu_name() is None:
         raise ExportError(
             f"engine '{path}' can only run on an NVIDIA GPU, and there is none here",
             hint="copy the ONNX file to the device and build there",
         )
-    return flavour, sidecar
+    trt = importlib.import_module(flavour.name)
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(content)
+    if engine is None:
+        raise ConversionFailed(
+            f"{flavour.name} {flavour.version} refuses the engine '{path}'",
+            hint="build it again here; its reason was printed above",
+        )
+    return engine, flavour, sidecar

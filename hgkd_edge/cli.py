@@ -37,6 +37,10 @@ RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder or name; default: the latest.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+TrustEngine = Annotated[
+    bool,
+    typer.Option("--trust-engine", help="Load an engine that was not built on this machine."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: train.epochs=10. Repeatable.")
 ]
@@ -206,6 +210,7 @@ def evaluate(
     features: Annotated[
         bool, typer.Option("--features", help="Score the frozen backbone: k-NN, linear probe.")
     ] = False,
+    trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
     """Score the fine-tuned model, or, before there is one, the frozen backbone's features.
@@ -221,7 +226,10 @@ def evaluate(
         result, table = verb.evaluate_features(folder, split=split), score_table
     else:
         following = ("export {run} --onnx --trt", "predict {run} IMAGES")
-        result, table = verb.evaluate_model(folder, model=model, split=split), task_table
+        result, table = (
+            verb.evaluate_model(folder, model=model, split=split, trust_engine=trust_engine),
+            task_table,
+        )
     _show(
         result,
         as_json,
@@ -239,6 +247,7 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Lowest score of a box [default: 0.4].", min=0, max=1)
     ] = None,
+    trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
     """Label, segment or find objects in photos with a fine-tuned model; pictures and JSON.
@@ -249,7 +258,7 @@ def predict(
     from hgkd_edge.tables import prediction_line
 
     chosen = {} if threshold is None else {"threshold": threshold}
-    records = verb.predict(model, images, out, **chosen)
+    records = verb.predict(model, images, out, trust_engine=trust_engine, **chosen)
     _show(records, as_json, lambda: [*map(prediction_line, records), f"pictures and JSON: {out}"])
 
 

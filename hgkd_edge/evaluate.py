@@ -46,7 +46,11 @@ class FeatureScores:
 
 
 def evaluate_model(
-    run: RunDir, *, model: Path | None = None, split: str | None = None
+    run: RunDir,
+    *,
+    model: Path | None = None,
+    split: str | None = None,
+    trust_engine: bool = False,
 ) -> dict[str, Any]:
     """Score a fine-tuned model: the run's own file, or one exported from it.
 
@@ -54,6 +58,7 @@ def evaluate_model(
         run: Its `finetune.yaml` says where the photos are.
         model: What `open_served` takes; None is the run's `model.safetensors`.
         split: Name of the split; None is the one kept from training.
+        trust_engine: As for `open_served`.
 
     Returns:
         Task, runtime, split, number of photos and scores; also written to `evaluation.json`.
@@ -65,7 +70,7 @@ def evaluate_model(
     config = begun_with(run)
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}"))
-    served = open_served(model or run.model_file)
+    served = open_served(model or run.model_file, trust_engine=trust_engine)
     if (served.task, served.classes) != (card.task, card.classes):
         raise RunError(
             f"{model}: for task '{served.task}' and classes {', '.join(served.classes)}; "

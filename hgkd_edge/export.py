@@ -32,11 +32,13 @@ from exporters.network_files import network_files
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
 from exporters.runners import Outputs, Runner, onnx_runner
+from exporters.sidecar import remember_engine
 from exporters.trt_engine import verify_engine
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
+from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
 
@@ -236,6 +238,7 @@ class _Work:
                 progress=lambda phase, step, steps: show(0, f"{phase} {step}/{steps}"),
             )
             show(1, "")
+        remember_engine(build.path, engines_dir())
         images = self.images
         if options.bake_preprocessing:
             images = self.subject.frames(VERIFICATION_PHOTOS, options.frame)

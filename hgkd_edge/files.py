@@ -19,6 +19,7 @@ from hgkd_edge.errors import RunError
 __all__ = [
     "atomic_write",
     "cache_dir",
+    "engines_dir",
     "file_sha256",
     "hint_for_write",
     "is_cached",
@@ -121,6 +122,11 @@ def cache_dir() -> Path:
             hint="set HGKD_EDGE_CACHE to a folder you can write to",
         ) from error
     return Path(base) / "hgkd-edge"
+
+
+def engines_dir() -> Path:
+    """Folder that remembers the TensorRT engines that this user built on this machine."""
+    return cache_dir() / "engines"
 
 
 def hint_for_write(number: int | None, file: Path) -> str:

@@ -27,7 +27,12 @@ Answerer = Callable[[Served, Outputs, Image.Image, float], Answer]
 
 
 def predict(
-    model: Path, photos: Sequence[Path], folder: Path, *, threshold: float = answers.THRESHOLD
+    model: Path,
+    photos: Sequence[Path],
+    folder: Path,
+    *,
+    threshold: float = answers.THRESHOLD,
+    trust_engine: bool = False,
 ) -> list[dict[str, Any]]:
     """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
 
@@ -36,6 +41,7 @@ def predict(
         photos: Image files, or folders of them.
         folder: Where pictures and JSON go.
         threshold: Lowest score of a box.
+        trust_engine: As for `open_served`.
 
     Returns:
         One record per photo: `photo`, `picture`, and `labels`, `shares` of the area by class and
@@ -49,7 +55,7 @@ def predict(
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
     files = list(_image_files(photos, but=folder))
-    served = open_served(model)
+    served = open_served(model, trust_engine=trust_engine)
     _check_threshold(served, threshold)
     console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
     records = []

@@ -15,6 +15,7 @@ from exporters.onnx_info import onnx_info, require_image_input
 from exporters.runners import Outputs, Runner, onnx_runner
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingExtraError, RunError
+from hgkd_edge.files import engines_dir
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks.answers import GEOMETRY
@@ -63,12 +64,13 @@ class Served:
         return self.run(np.asarray(photo)[None])
 
 
-def open_served(path: Path) -> Served:
+def open_served(path: Path, *, trust_engine: bool = False) -> Served:
     """Open a fine-tuned model.
 
     Args:
         path: `model.safetensors` (PyTorch), `.onnx` (ONNX Runtime), `.xml` (OpenVINO), `.plan` or
             `.engine` (TensorRT; its ONNX file must lie beside it), or a run's folder or name.
+        trust_engine: Load an engine although it was not built on this machine: it is machine code.
 
     Raises:
         RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
@@ -77,13 +79,16 @@ def open_served(path: Path) -> Served:
     """
     if not path.suffix or path.is_dir():
         path = _model_of(RunDir.resolve(path))
-    if path.suffix not in OPENERS:
+    known = (*OPENERS, *ENGINES)
+    if path.suffix not in known:
         raise RunError(
-            f"{path}: not a model file", hint=f"name a run folder or one of {', '.join(OPENERS)}"
+            f"{path}: not a model file", hint=f"name a run folder or one of {', '.join(known)}"
         )
     if not path.is_file():
         raise RunError(f"{path}: there is no such file", hint="make a model: hgkd-edge finetune")
     require_recorded(path)
+    if path.suffix in ENGINES:
+        return _open_engine(path, trusted=trust_engine)
     return OPENERS[path.suffix](path)
 
 
@@ -131,7 +136,7 @@ def _open_openvino(path: Path) -> Served:
     return _described(path, openvino_metadata(path), run, "OpenVINO")
 
 
-def _open_engine(path: Path) -> Served:
+def _open_engine(path: Path, *, trusted: bool) -> Served:
     from exporters.trt_engine import engine_runner
 
     source = path.with_suffix(".onnx")
@@ -141,7 +146,8 @@ def _open_engine(path: Path) -> Served:
             hint=f"put the ONNX file that it was built from beside it, as {source.name}",
         )
     require_recorded(source)
-    run = engine_runner(path, onnx_path=source)
+    built_here = None if trusted else engines_dir()
+    run = engine_runner(path, onnx_path=source, built_here=built_here)
     return _described(path, onnx_info(source).metadata, run, "TensorRT")
 
 
@@ -149,9 +155,8 @@ OPENERS: dict[str, Callable[[Path], Served]] = {
     ".safetensors": _open_torch,
     ".onnx": _open_onnx,
     ".xml": _open_openvino,
-    ".plan": _open_engine,
-    ".engine": _open_engine,
 }
+ENGINES = (".plan", ".engine")
 
 
 def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: str) -> Served:

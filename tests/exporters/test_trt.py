@@ -1,5 +1,6 @@
 """TensorRT-RTX parses and builds without a GPU, so these are real builds."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,7 +13,12 @@ import pytest
 from exporters import _trt_compat
 from exporters._trt_compat import Flavour, available, choose, typing_for
 from exporters.errors import ConversionFailed, ExportError, MissingPackageError
-from exporters.sidecar import read_sidecar, require_own_engine, sidecar_path
+from exporters.sidecar import (
+    read_sidecar,
+    remember_engine,
+    require_own_engine,
+    sidecar_path,
+)
 from exporters.trt_build import build_engine
 from exporters.trt_engine import load_engine
 
@@ -190,7 +196,7 @@ def test_an_engine_of_another_version_or_network_is_not_loaded(own_engine, expor
     with pytest.raises(
         ExportError, match=r"built by tensorrt_rtx .*; this is tensorrt_rtx 1\.0\.0"
     ):
-        require_own_engine(own_engine, Flavour("tensorrt_rtx", "1.0.0"))
+        require_own_engine(own_engine, own_engine.read_bytes(), Flavour("tensorrt_rtx", "1.0.0"))
     with pytest.raises(ExportError, match="was not built from"):
         load_engine(own_engine, onnx_path=exported("resnet18").path)
 
@@ -202,6 +208,27 @@ def test_an_engine_for_another_gpu_is_not_loaded(own_engine):
 
     with pytest.raises(ExportError, match=r"built for Orin \(SM 8.7\)"):
         load_engine(own_engine)
+
+
+@needs_rtx
+def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
+    own_engine, tmp_path
+):
+    mine = tmp_path / "engines"
+    remember_engine(own_engine, mine)
+    with pytest.raises(ExportError, match="there is none here"):  # no GPU: all else is right
+        load_engine(own_engine, built_here=mine)
+    foreign = own_engine.read_bytes() + b"another program"
+    own_engine.write_bytes(foreign)
+    forged = json.loads(sidecar_path(own_engine).read_text()) | {
+        "engine_sha256": hashlib.sha256(foreign).hexdigest(),
+        "gpu": None,
+        "version_compatible": True,
+    }
+    sidecar_path(own_engine).write_text(json.dumps(forged))
+
+    with pytest.raises(ExportError, match="was not built on this machine"):
+        load_engine(own_engine, built_here=mine)
 
 
 @needs_rtx
