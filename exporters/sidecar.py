@@ -74,12 +74,14 @@ def read_sidecar(engine: str | Path) -> Sidecar:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Sidecar)}
         sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
+        if not all(isinstance(v, str) for v in (sidecar.backend, sidecar.version)):
+            raise TypeError("backend and version must be text")
     except FileNotFoundError as error:
         raise ExportError(
             f"engine '{engine}' has no sidecar '{path.name}', so nothing says where it comes from",
             hint=_REBUILD,
         ) from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"'{path}' is not an engine's sidecar", hint=_REBUILD) from error
     return sidecar
 

@@ -127,6 +127,7 @@ def make_export_command(show: Show) -> Callable[..., None]:
         from hgkd_edge.rundir import RunDir
 
         folder = RunDir.resolve(run)
+        from hgkd_edge.console import printable
         from hgkd_edge.export import ExportIncomplete, export_run
 
         try:
@@ -135,9 +136,9 @@ def make_export_command(show: Show) -> Callable[..., None]:
             made = incomplete.result
             show(made, as_json, lambda: list(export_lines(made)))
             for error, failed in zip(incomplete.failures, made["failed"], strict=True):
-                typer.echo(f"error: {failed['file']}: {error.message}", err=True)
+                typer.echo(printable(f"error: {failed['file']}: {error.message}"), err=True)
                 if error.hint:
-                    typer.echo(f"hint: {error.hint}", err=True)
+                    typer.echo(printable(f"hint: {error.hint}"), err=True)
             raise typer.Exit(incomplete.exit_code) from incomplete
         show(result, as_json, lambda: list(export_lines(result)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ class ExportOptions:
 def parse_frame(text: str) -> tuple[int, int]:
     """`480x640` -> (480, 640), height before width."""
     sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    if len(sides) != 2 or not all(re.fullmatch("[0-9]{1,5}", s) and int(s) > 0 for s in sides):
         raise ExportError(f"--frame {text}: not HEIGHTxWIDTH", hint="such as --frame 480x640")
     return int(sides[0]), int(sides[1])
 

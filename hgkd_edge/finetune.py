@@ -15,7 +15,7 @@ from exporters.runners import Runner, torch_runner
 from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals, task_baseline
 from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
 from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
@@ -179,7 +179,13 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     """
     state, card = read_model(path)
     network = TASKS[card.task].create(card)
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(
+            f"{path} does not hold the network that it describes: {reason_of(error)}",
+            hint="fine-tune it again",
+        ) from error
     return network.eval(), card
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from exporters.runners import Outputs
 from hgkd_edge.console import console, track_steps
+from hgkd_edge.data.names import readable
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
@@ -22,6 +23,7 @@ from hgkd_edge.tasks import answers, pictures
 
 __all__ = ["predict"]
 
+LONGEST_NAME = 100  # bytes of an image's name in those of its pictures
 Answer = tuple[dict[str, Any], Image.Image]
 Answerer = Callable[[Served, Outputs, Image.Image, float], Answer]
 
@@ -61,7 +63,8 @@ def predict(
     records = []
     with track_steps("predicting", total=len(files)) as show:
         for i, file in enumerate(files):
-            name = f"{i:04d}-{file.stem}"  # two folders may hold photos of one name
+            # Two folders may hold photos of one name; names of files end at 255 bytes.
+            name = f"{i:04d}-{_cut(file.stem)}"
             records.append(_answer(served, file, folder / name, threshold))
             show(i + 1, "")
     if all("error" in record for record in records):
@@ -69,6 +72,11 @@ def predict(
         raise DataError(f"none of {len(records)} photos could be answered; {first}")
     write_json(folder / "predictions.json", records)
     return records
+
+
+def _cut(stem: str) -> str:
+    """A name short enough for a file system, and printable."""
+    return readable(stem).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _check_threshold(served: Served, threshold: float) -> None:

@@ -12,13 +12,17 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
 from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.rundir import file_sha256
+from hgkd_edge.serving import open_served
 from hgkd_edge.tasks import answers
 from hgkd_edge.tasks.base import ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification
@@ -281,6 +285,59 @@ def test_whatever_one_photo_raises_the_others_are_answered(
     assert "labels" in first
     assert "labels" in third
     assert second["error"]
+
+
+def test_an_image_with_the_longest_name_is_answered(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    file = sorted((photos / "test").rglob("*.webp"))[0]
+    longest = tmp_path / ("\u00fc" * 120 + ".webp")  # 245 bytes
+    shutil.copy(file, longest)
+
+    (record,) = predict(models["onnx"], [longest], tmp_path / "out")
+
+    assert Path(record["picture"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "nonsense"}, "no usable task"),
+        ({"classes": [1, 2, 3]}, "no usable task"),
+        ({"classes": ["a", "b"]}, "does not hold the network"),
+    ],
+)
+def test_a_model_file_that_describes_another_network_is_refused_in_words(
+    models: dict[str, Path], photos: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with safe_open(models["torch"], framework="pt") as stored:
+        card = json.loads(stored.metadata()["hgkd_edge.model"]) | changes
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    metadata = {"format": "pt", "hgkd_edge.model": json.dumps(card)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
+
+    with pytest.raises(RunError, match=said):
+        predict(tmp_path / "model.safetensors", [photos / "test"], tmp_path / "out")
+
+
+def test_an_engine_from_elsewhere_needs_the_users_word(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path | None] = []
+
+    def stop(path: Path, *, onnx_path: Path, built_here: Path | None) -> None:
+        asked.append(built_here)
+        raise RunError("stopped")
+
+    monkeypatch.setattr("exporters.trt_engine.engine_runner", stop)
+    shutil.copy(models["onnx"], tmp_path / "net.onnx")
+    (tmp_path / "net.plan").write_bytes(b"engine")
+
+    for trusted in (False, True):
+        with pytest.raises(RunError, match="stopped"):
+            open_served(tmp_path / "net.plan", trust_engine=trusted)
+
+    assert asked == [engines_dir(), None]
 
 
 def test_answers_of_an_earlier_call_are_no_photos(

@@ -7,6 +7,7 @@ record says which was used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hgkd_edge.errors import DeviceError, RunError
 __all__ = ["SEED", "fit", "load_images", "make_inputs"]
 
 SEED = 0
+MAX_INPUT_VALUES = 2**27  # of one input: a model may state any size
 
 # A free height or width without a hint in the metadata: the size nearly every backbone is
 # published at. The record shows the shape that was fed.
@@ -83,6 +85,12 @@ def make_inputs(
     records: list[InputInfo] = []
     for tensor in model.info.inputs:
         shape = _concrete(tensor.shape, batch, model.info.metadata)
+        if math.prod(shape) > MAX_INPUT_VALUES:
+            raise DeviceError(
+                f"'{model.path}': input '{tensor.name}' of {list(shape)} has more than "
+                f"{MAX_INPUT_VALUES:,} values",
+                hint="use a smaller --batch, or a model of a smaller input",
+            )
         dtype = np.dtype(tensor.dtype)
         from_images = images is not None and len(shape) == 4
         if from_images:

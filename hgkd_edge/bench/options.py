@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,10 +130,8 @@ def parse_counts(text: str, *, option: str) -> tuple[int, ...]:
     Raises:
         DeviceError: Not a comma-separated list of whole numbers from 1 up.
     """
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = ()
+    numbers = [re.fullmatch(r" *(\d{1,9}) *", part, re.ASCII) for part in text.split(",")]
+    counts = tuple(int(number[1]) for number in numbers if number) if all(numbers) else ()
     if not counts or min(counts) < 1:
         raise DeviceError(
             f"{option} '{text}' is not a list of whole numbers from 1 up",

@@ -7,13 +7,13 @@ again replaces its session and leaves the others. Times are milliseconds, sizes 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hgkd_edge.errors import RunError
+from hgkd_edge.parsing import brief, parse_json, read_text
 from hgkd_edge.rundir import atomic_write
 
 __all__ = [
@@ -254,7 +254,7 @@ def load_bench(path: Path) -> BenchFile:
         RunError: The file is missing, not JSON, of another version, or not of this schema.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(read_text(path))
     except OSError as error:
         raise RunError(
             f"{path}: {error.strerror or error}", hint="measure first: hgkd-edge bench"
@@ -265,7 +265,7 @@ def load_bench(path: Path) -> BenchFile:
         raise RunError(f"{path} is not a bench.json of hgkd-edge", hint="give a bench.json")
     if raw.get("version") != SCHEMA_VERSION:
         raise RunError(
-            f"{path} has schema version {raw.get('version')!r}; this hgkd-edge reads "
+            f"{path} has schema version {brief(raw.get('version'))}; this hgkd-edge reads "
             f"{SCHEMA_VERSION}",
             hint="measure again, or use the hgkd-edge that wrote it",
         )

@@ -6,7 +6,7 @@ center crop or a gray margin, scale to [0, 1], normalize. `exporters.bake` write
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from hgkd_edge.data.geometry import PAD, Geometry, Placement, cover, letterbox, place
+from hgkd_edge.parsing import brief, parse_json
 
 __all__ = ["InputSpec"]
 
 PREFIX = "hgkd_edge."
+MAX_VALUES = 2**27  # of one input: 6,688 px a side
 _COVER = """\
     w, h = max(WIDTH, w * HEIGHT // h), max(HEIGHT, h * WIDTH // w)
     image = image.resize((w, h), Image.Resampling.BILINEAR)  # Pillow's is antialiased
@@ -124,17 +126,23 @@ class InputSpec:
         Raises:
             KeyError, ValueError, TypeError: An entry is missing or damaged.
         """
-        size, mean, std = (json.loads(metadata[PREFIX + k]) for k in ("input_size", "mean", "std"))
-        steps = json.loads(metadata.get(f"{PREFIX}preprocessing", "{}"))
+        size, mean, std = (parse_json(metadata[PREFIX + k]) for k in ("input_size", "mean", "std"))
+        steps = parse_json(metadata.get(f"{PREFIX}preprocessing", "{}"))
+        if not isinstance(steps, dict):
+            raise ValueError(f"preprocessing is {brief(steps)}")
         stated = steps.get("geometry", geometry)
         if stated not in get_args(Geometry):
             raise ValueError(f"unknown geometry {stated!r}")
         height, width = _whole(size[1:])
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        if len(mean) != 3 or len(std) != 3 or not np.isfinite((*mean, *std)).all() or min(std) <= 0:
+            raise ValueError(f"mean {brief(mean)}, std {brief(std)}")
         return cls((height, width), mean, std, stated, int(steps.get("bits", 0)))
 
 
 def _whole(sides: Sequence[Any]) -> list[int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"input size {sides!r}")
+    if 3 * math.prod(sides) > MAX_VALUES:
+        raise ValueError(f"input size {sides!r}: more than {MAX_VALUES:,} values")
     return list(sides)

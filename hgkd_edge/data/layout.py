@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from hgkd_edge.data.names import SPELLINGS, a_few, readable, split_named, splits_by_name
+from hgkd_edge.data.names import SPELLINGS, a_few, readable, split_in, split_named, splits_by_name
 from hgkd_edge.errors import DataError
 
 __all__ = ["Layout", "read_layout"]
@@ -58,6 +58,7 @@ def read_layout(root: Path, names: Sequence[str]) -> Layout:
     splits = [folder for folder in folders if split_named(folder)]
     others = [folder for folder in folders if folder not in splits]
     if not splits:
+        _refuse_unclear_splits(root, list(folders))
         _refuse_splits_further_down(root, names)
         return Layout({"train": ""}, [])
     if "train" in map(split_named, splits):
@@ -88,6 +89,20 @@ def read_layout(root: Path, names: Sequence[str]) -> Layout:
         )
     told = f"warning: {_shown(splits)} looks like a split and is used as a class: "
     return Layout({"train": ""}, [told + "there is no folder 'train' (rename it if it is a class)"])
+
+
+def _refuse_unclear_splits(root: Path, folders: Sequence[str]) -> None:
+    """Refuse folders such as `X_train` and `X_test`: taken as classes, all would be trained on.
+
+    Raises:
+        DataError: Every folder speaks of a split among other words, training and another.
+    """
+    meant = [split_in(folder) for folder in folders]
+    if all(meant) and "train" in meant and len(set(meant)) > 1:
+        raise DataError(
+            f"data.path '{root}': folders {_shown(folders)} look like splits, not like classes",
+            hint="rename them to train, val and test, and put the class folders into them",
+        )
 
 
 def _folders(names: Sequence[str]) -> dict[str, _Folder]:

@@ -18,6 +18,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Task
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.parsing import brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import GEOMETRY
@@ -135,7 +136,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         with safe_open(path, framework="pt") as stored:
             card = _from_json((stored.metadata() or {})["hgkd_edge.model"])
             return {key: stored.get_tensor(key) for key in stored.keys()}, card  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
         raise RunError(
             f"{path} is not a fine-tuned model of hgkd-edge: {reason_of(error)}",
             hint="make one: hgkd-edge finetune",
@@ -147,6 +148,9 @@ def _to_json(card: ModelCard) -> str:
 
 
 def _from_json(text: str) -> ModelCard:
-    fields = json.loads(text)
+    fields = parse_json(text)
+    task, classes = fields["task"], fields["classes"]
+    if task not in GEOMETRY or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"its metadata gives no usable task ({brief(task)}) or classes")
     backbone = BackboneSpec.from_metadata({"hgkd_edge.backbone": json.dumps(fields["backbone"])})
-    return ModelCard(fields["task"], tuple(fields["classes"]), backbone)
+    return ModelCard(task, tuple(classes), backbone)

@@ -162,6 +162,23 @@ def test_a_jetson_that_is_not_there_is_refused_with_the_way_to_reach_one(
     assert refusal.value.exit_code == 2
 
 
+def test_an_input_too_large_for_any_memory_is_refused_before_it_is_made(
+    make_model: MakeModel,
+) -> None:
+    with pytest.raises(DeviceError, match="has more than 134,217,728 values"):
+        run_bench(quick(make_model(), batches=(1_000_000,)))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"schema": ' + "9" * 5_000 + "}", "\0"])
+def test_a_bench_file_made_to_exhaust_the_reader_is_one_clear_error(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "bench.json").write_text(content)
+
+    with pytest.raises(RunError, match="bench.json"):
+        load_bench(tmp_path / "bench.json")
+
+
 def test_a_batch_the_model_cannot_take_is_refused_by_name(make_model: MakeModel) -> None:
     with pytest.raises(DeviceError, match=r"takes batches of 1 only, not 8"):
         run_bench(quick(make_model(batch=1), batches=(8,)))

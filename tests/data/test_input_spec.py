@@ -167,6 +167,11 @@ def test_metadata_are_read_back_and_old_files_without_a_geometry_too() -> None:
         {"input_size": 7},
         {"preprocessing": {"geometry": "stretch"}},
         {"mean": "x"},
+        {"mean": [0.5]},
+        {"std": [0.2, 0.0, 0.2]},
+        {"std": [0.2, float("nan"), 0.2]},
+        {"preprocessing": ["geometry"]},
+        {"input_size": [3, 13_000, 13_000]},
     ],
 )
 def test_damaged_metadata_are_refused(damage: dict[str, Any]) -> None:
@@ -175,3 +180,6 @@ def test_damaged_metadata_are_refused(damage: dict[str, Any]) -> None:
 
     with pytest.raises((ValueError, TypeError)):
         InputSpec.from_metadata(stored, geometry="cover")
+    deep = stored | {"hgkd_edge.preprocessing": "[" * 100_000}
+    with pytest.raises(ValueError, match="nested|deep"):
+        InputSpec.from_metadata(deep, geometry="cover")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgkd_edge.data.layout import read_layout
 from hgkd_edge.data.names import (
     ByName,
     FileFinder,
@@ -286,3 +287,22 @@ def test_a_folder_that_cannot_be_listed_is_reported(
 
     assert "1 folders in" in remarks(splits)
     assert ("secret", "cannot be listed: Permission denied") in splits["train"].skipped
+
+
+@pytest.mark.parametrize(
+    ("training", "other"),
+    [
+        ("X_train", "X_test"),
+        ("train1", "test1"),
+        ("train_v2", "test_v2"),
+        ("cats_train", "cats_val"),
+    ],
+)
+def test_folders_that_speak_of_splits_among_other_words_are_no_classes(
+    tmp_path: Path, training: str, other: str
+) -> None:
+    names = [f"{training}/a.jpg", f"{other}/a.jpg"]
+
+    with pytest.raises(DataError, match=f"'{training}', '{other}' look like splits"):
+        read_layout(tmp_path, names)
+    assert read_layout(tmp_path, [*names, "third/a.jpg"]).tops == {"train": ""}

@@ -23,6 +23,7 @@ from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.errors import DeviceError, HgkdError, reason_of
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
 
 __all__ = ["load_fleet", "measure_fleet"]
 
@@ -48,7 +49,7 @@ def load_fleet(path: Path) -> list[tuple[str, Host]]:
     """
     mend = "a fleet file holds 'hosts:', a list of entries with 'host: user@machine'"
     try:
-        fleet = _Fleet.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        fleet = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES)))
     except OSError as error:
         raise DeviceError(f"{path}: {error.strerror}", hint="check --hosts") from error
     except yaml.YAMLError as error:
@@ -57,6 +58,8 @@ def load_fleet(path: Path) -> list[tuple[str, Host]]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DeviceError(f"{path}: {where}: {first['msg']}", hint=mend) from error
+    except ValueError as error:
+        raise DeviceError(f"{path}: {reason_of(error)}", hint=mend) from error
     pairs = [(entry.name or entry.host, Host.parse(entry.host)) for entry in fleet.hosts]
     names = [name for name, _host in pairs]
     if not pairs:

@@ -317,7 +317,19 @@ def _without_objects(parsed: _Parsed) -> list[str]:
     bare = [name for key, name in _categories(file).items() if key not in owned]
     if not bare:
         return []
+    scored = {
+        _categories(other).get(_id(item, "category_id") or "")
+        for other in parsed.files.values()
+        if other is not file
+        for _, item in other.items("annotations")
+    }
+    missed = [name for name in bare if name in scored]
+    end = (
+        f"; {a_few(missed)}: objects of other splits count as missed in every score"
+        if missed
+        else f" and never scored (remove them from {file.path.name} to drop them)"
+    )
     return [
         f"warning: categories without a training object: {a_few(bare)}; they stay classes that are "
-        f"never predicted and never scored (remove them from {file.path.name} to drop them)"
+        f"never predicted{end}"
     ]

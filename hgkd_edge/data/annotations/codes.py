@@ -179,7 +179,7 @@ def settle_coding(
             raise DataError(
                 f"{root}: its masks hold no class but {_listed(tally.present)}"
                 + (f" ({ignored} is ignored)" if ignored in tally.present else ""),
-                hint="is the ignored code the object? --set segment.ignore=none makes it a class",
+                hint="--set segment.ignore=none makes the ignored code a class",
             )
         elif codes == "numbers":
             codes = range(max(objects, default=0) + 1)

@@ -181,7 +181,17 @@ def test_an_interrupted_fleet_keeps_what_was_measured(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hosts: []", "hosts: [{hosst: a}]", "hosts: [{host: a}, {host: a}]", "{", "[]"]
+    "text",
+    [
+        "[" * 5000,
+        "a: &a [x, x]\nb: &b [*a, *a]\nhosts: " + "[*b, " * 9 + "]" * 9,
+        "",
+        "hosts: []",
+        "hosts: [{hosst: a}]",
+        "hosts: [{host: a}, {host: a}]",
+        "{",
+        "[]",
+    ],
 )
 def test_a_fleet_file_that_is_none_is_refused(
     make_model: MakeModel, tmp_path: Path, text: str
