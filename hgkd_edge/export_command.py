@@ -170,7 +170,7 @@ def _proof(verification: dict[str, Any]) -> str:
     if verification["max_abs_error"] is not None:
         parts.append(f"max error {verification['max_abs_error']:.1e}")
         parts.append(f"cosine {verification['cosine']:.6f}")
-    if verification["precision"] == "int8" and verification["noise"] is not None:
+    if verification.get("noise") is not None and verification["precision"] == "int8":
         parts.append(f"error {verification['noise']:.3f} of the spread")
     if verification["top1_agreement"] is not None:
         parts.append(f"same class {verification['top1_agreement']:.1%}")
