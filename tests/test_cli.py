@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,13 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
 
     assert {entry["name"] for entry in found} >= {"this machine", "TensorRT engines", "OpenVINO"}
     assert all(entry["available"] or entry["mend"] for entry in found)
+
+
+def test_the_doctors_table_holds_no_markup() -> None:
+    shown = hgkd("doctor").stdout
+
+    assert "yes" in shown
+    assert not re.search(r"\[/?(green|yellow)?\]|\\\[", shown)
 
 
 def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws
 from hgkd_edge.models.heads import Detector
 from hgkd_edge.tasks.answers import THRESHOLD, Detection, box_iou, select_boxes
+from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
@@ -56,15 +57,18 @@ class ObjectDetection(PyramidTask):
     ) -> dict[str, Any]:
         """COCO's average precision in [0, 1]: `map` over IoU .5 to .95, `map50`, `per_class`.
 
-        Counted by pycocotools, on the canvas; classes without a true box are left out.
+        Counted by pycocotools, on the canvas; classes without a true box are skipped. `intervals`
+        holds those of both means, by bootstrap over the images.
         """
         from torchmetrics.detection import MeanAveragePrecision
 
         metric = MeanAveragePrecision(class_metrics=True, backend="pycocotools")
         metric.warn_on_many_detections = False
         extremes: Extremes[_Photo] = Extremes()
+        scored: list[ScoredImage] = []
         for batch in answers:
             photos = list(_photos(batch))
+            scored += [ScoredImage(*photo[1:]) for photo in photos]
             metric.update(
                 [_tensors(photo.labels, photo.boxes, scores=photo.scores) for photo in photos],
                 [_tensors(photo.truth[:, 0], photo.truth[:, 1:]) for photo in photos],
@@ -82,6 +86,7 @@ class ObjectDetection(PyramidTask):
             "map": max(0.0, found["map"].item()),  # -1: there is no true box at all
             "map50": max(0.0, found["map_50"].item()),
             "per_class": {card.classes[i]: value for i, value in per_class if value >= 0},
+            "intervals": precision_intervals(scored, len(card.classes)),
         }
         if pictures is not None:
             scores["pictures"] = extremes.draw(

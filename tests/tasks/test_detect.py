@@ -83,6 +83,7 @@ def test_right_boxes_score_1_and_no_boxes_0() -> None:
         "map": pytest.approx(1),
         "map50": pytest.approx(1),
         "per_class": {"cat": pytest.approx(1), "dog": pytest.approx(1)},
+        "intervals": {"map": pytest.approx((1, 1)), "map50": pytest.approx((1, 1))},
     }
     assert nothing["map"] == nothing["map50"] == 0
 
@@ -92,7 +93,7 @@ def test_a_split_without_any_object_scores_0(monkeypatch: pytest.MonkeyPatch) ->
 
     for score in (0.0, 0.9):
         scores = judge(np.ones((2, 2, 4)), np.full((2, 2, 2), score))
-        assert scores == {"map": 0, "map50": 0, "per_class": {}}
+        assert scores == {"map": 0, "map50": 0, "per_class": {}, "intervals": {}}
 
 
 def test_a_box_of_the_wrong_class_or_place_earns_nothing() -> None:
