@@ -61,7 +61,8 @@ class Distilling:
         self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        data, parts, ratio = self.recipe.data, self.parts, self._ratio(draws)
+        data, parts = self.recipe.data, self.parts
+        ratio = self.recipe.mask.ratio_at(draws.progress)
         view = random_view(
             images, draws.on_cpu(len(images), 5), size=data.size, scale=data.crop_scale
         )
@@ -81,11 +82,6 @@ class Distilling:
         if not self.recipe.loss.feature_weight:
             return view.new_zeros(len(view), 1)  # nothing looks at them: the teacher rests
         return self.teacher(view) if self.recipe.teacher.view == "full" else None
-
-    def _ratio(self, draws: Draws) -> float:
-        """Share of masked patches in this update: none in the last `whole_share` of them."""
-        mask = self.recipe.mask
-        return 0.0 if draws.progress >= 1 - mask.whole_share else mask.ratio
 
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:
@@ -200,7 +196,8 @@ def held_out_cosine(
     """Cosine similarity of predicted and true teacher tokens on held-out photos.
 
     At masked sites; at visible ones where the teacher sees no others, and at all where the recipe
-    masks none. The trivial predictor beside it knows the training photos' mean token of each place.
+    masks none. Masks have the recipe's highest ratio. The trivial predictor that it is compared
+    with knows the training images' mean token of each place.
 
     Returns:
         `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
@@ -218,11 +215,12 @@ def held_out_cosine(
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
     mean_token, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
     only_visible = recipe.teacher.view == "visible"
-    sites = "visible" if only_visible else "masked" if recipe.mask.ratio else "all"
+    ratio = recipe.mask.highest_ratio
+    sites = "visible" if only_visible else "masked" if ratio else "all"
     ours, trivial, gains = [], [], []
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
-        visible = draw_visible(draws, len(view), parts, recipe.mask.ratio)
+        visible = draw_visible(draws, len(view), parts, ratio)
         tokens = _tokens(visible, parts)
         targets = teacher.targets(view, tokens if only_visible else None)
         predicted, _ = model.student(normalize(view, model.mean, model.std), visible)
@@ -258,7 +256,8 @@ def _teacher_views(
         if recipe.teacher.view == "full":
             yield view, None
         else:
-            yield view, _tokens(draw_visible(draws, len(view), parts, recipe.mask.ratio), parts)
+            visible = draw_visible(draws, len(view), parts, recipe.mask.highest_ratio)
+            yield view, _tokens(visible, parts)
 
 
 def _standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Recipe) -> None:

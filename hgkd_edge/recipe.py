@@ -145,13 +145,46 @@ class StudentConfig(Section):
 class MaskConfig(Section):
     """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side.
 
-    The last `whole_share` of the updates see whole photos, as the network will once it is dense.
+    `ratio` is a number, or stages: a mapping from the share of the updates that are done to the
+    ratio that holds from there. The last `whole_share` of the updates see whole photos, as the
+    network will once it is dense.
     """
 
-    ratio: Fraction = 0.6
+    ratio: Fraction | dict[Fraction, Fraction] = 0.6
     whole_share: Fraction = 0.0
     patch: Literal["auto"] | Positive = "auto"
     per_image: Positive = 1
+
+    @property
+    def stages(self) -> dict[float, float]:
+        """Ratio from each share of the updates on, `whole_share` included, in order."""
+        stages = dict(self.ratio) if isinstance(self.ratio, dict) else {0.0: self.ratio}
+        return {**stages, 1 - self.whole_share: 0.0} if self.whole_share else stages
+
+    @property
+    def highest_ratio(self) -> float:
+        """The ratio of the most masked stage: predictions are judged, and views taken, by it."""
+        return max(self.stages.values())
+
+    def ratio_at(self, progress: float) -> float:
+        """Share of masked patches once `progress` of the updates are done, in [0, 1)."""
+        return [ratio for start, ratio in self.stages.items() if start <= progress][-1]
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self) -> MaskConfig:
+        if not isinstance(self.ratio, dict):
+            return self
+        starts = list(self.ratio)
+        if starts[:1] != [0]:
+            raise ValueError("the first stage of ratio must start at 0, such as {0: 0.75, 0.8: 0}")
+        if starts != sorted(starts):
+            raise ValueError(f"the stages of ratio must be in order: {', '.join(map(str, starts))}")
+        if self.whole_share and starts[-1] >= 1 - self.whole_share:
+            raise ValueError(
+                f"the stage of ratio at {starts[-1]:g} would never be reached: whole photos start "
+                f"at {1 - self.whole_share:g} (whole_share {self.whole_share:g})"
+            )
+        return self
 
 
 class LossConfig(Section):
@@ -252,13 +285,13 @@ class Recipe(Section):
                 "teacher.view 'visible' gives targets at visible patches only: "
                 "set loss.where to 'visible'"
             )
-        whole = self.mask.ratio == 0 or self.mask.whole_share > 0
+        whole = 0 in self.mask.stages.values()
         if self.loss.where == "masked" and whole:
             raise ValueError("whole photos leave nothing masked: set loss.where to 'all'")
         if self.loss.feature_weight == 0 and whole:
             raise ValueError(
                 "whole photos leave no masked pixels to learn: with loss.feature_weight 0 set "
-                "mask.ratio above 0 and mask.whole_share to 0"
+                "mask.ratio above 0 (in every stage) and mask.whole_share to 0"
             )
         return self
 

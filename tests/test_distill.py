@@ -263,11 +263,36 @@ def test_without_a_whole_share_the_last_update_is_masked_too(tiny_recipe: dict[s
     assert not visible.all()
 
 
-def test_whole_photos_need_a_loss_where_something_is_visible(tiny_recipe: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"leave nothing masked: set loss.where to 'all'"):
-        Recipe.model_validate(
-            {**tiny_recipe, "mask": {"whole_share": 0.5}, "loss": {"where": "masked"}}
-        )
+def test_every_stage_of_the_ratio_shows_its_share_of_the_patches(
+    tiny_recipe: dict[str, Any],
+) -> None:
+    task = make_task({**tiny_recipe, "mask": {"ratio": {0: 0.75, 0.4: 0.5, 0.8: 0}}})
+    images = torch.zeros(2, 3, 73, 73, dtype=torch.uint8)
+
+    seen = {}
+    for progress in (0.0, 0.39, 0.4, 0.79, 0.8, 0.99):
+        ((_, visible, _, per_image),) = task.inputs(images, torch.zeros(2), draws(progress))
+        assert (visible.flatten(1).sum(1) == per_image).all()
+        seen[progress] = per_image
+
+    assert seen == {0.0: 4, 0.39: 4, 0.4: 8, 0.79: 8, 0.8: 16, 0.99: 16}
+
+
+@pytest.mark.parametrize(
+    "mask", [{"whole_share": 0.5}, {"ratio": 0}, {"ratio": {0: 0.75, 0.8: 0}}, {"ratio": {0: 0}}]
+)
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ({"where": "masked"}, "leave nothing masked: set loss.where to 'all'"),
+        ({"feature_weight": 0, "pixel_weight": 1}, "no masked pixels to learn"),
+    ],
+)
+def test_whole_photos_need_a_loss_where_something_is_visible(
+    tiny_recipe: dict[str, Any], mask: dict[str, Any], loss: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe.model_validate({**tiny_recipe, "mask": mask, "loss": loss})
 
 
 def test_held_out_photos_that_cannot_be_read_cost_their_score_and_not_the_backbone(
