@@ -73,6 +73,11 @@ def distill(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Stop after the first updates and report how it goes."),
+    ] = False,
+    check_updates: Annotated[int, typer.Option(min=1, help="Updates of --check.")] = 300,
     as_json: AsJson = False,
 ) -> None:
     """Train a sparse CNN student to predict what a Transformer infers; leave a dense CNN.
@@ -104,8 +109,13 @@ def distill(
     else:
         from hgkd_edge import distill as verb
 
+        until = check_updates if check else None
+
         with _at_work(folder, folder.why_this_folder()):
-            result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
+            result = {
+                "run": str(folder.path),
+                **verb.distill(loaded, folder, resume=resume, until=until),
+            }
     _show(result, as_json, lambda: distilled_lines(result))
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgkd_edge.confidence import mean_interval
+from hgkd_edge.confidence import mean_interval, wilson
 from hgkd_edge.console import console, warn
-from hgkd_edge.data.augment import center_view, normalize, random_view
+from hgkd_edge.data.augment import Augmentation, center_view, mix, normalize
 from hgkd_edge.data.masks import disjoint_masks, random_masks, visible_count
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.engine import Draws, Inputs, Workplace, train
@@ -38,6 +38,7 @@ from hgkd_edge.models.teacher import (
 )
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.pretrain import pretrain_teacher
+from hgkd_edge.probe import embed, knn_top1
 from hgkd_edge.processes import from_all, is_main
 from hgkd_edge.provenance import circumstances, record_met, report_photos
 from hgkd_edge.recipe import Recipe
@@ -46,6 +47,7 @@ from hgkd_edge.sparse import densify
 
 __all__ = [
     "Distilling",
+    "check",
     "distill",
     "held_out_cosine",
     "make_model",
@@ -68,11 +70,11 @@ class Distilling:
         self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        data, parts = self.recipe.data, self.parts
+        parts, augmentation = self.parts, Augmentation.of(self.recipe)
         ratio = self.recipe.mask.ratio_at(draws.progress)
-        view = random_view(
-            images, draws.on_cpu(len(images), 5), size=data.size, scale=data.crop_scale
-        )
+        view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
+        if self.recipe.augment.mixup:
+            view = mix(view, draws.uniform(len(view), 1))
         per_image = visible_patches(parts, ratio)
         shared = self._shared_targets(view)
         for visible in self._masks(draws, len(view), ratio):
@@ -123,16 +125,21 @@ def _tokens(visible: Tensor, parts: Parts) -> Tensor:
     return upsample_mask(visible, parts.token_grid).flatten(1)
 
 
-def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
-    """Run a whole distillation into a run folder.
+def distill(
+    recipe: Recipe, run: RunDir, *, resume: bool = False, until: int | None = None
+) -> dict[str, Any]:
+    """Run a whole distillation into a run folder, or its first updates to check it.
 
     Args:
         recipe: Fully resolved.
         run: Its folder; the same one to resume.
         resume: Go on from the folder's checkpoint.
+        until: Stop after so many updates, with a checkpoint, and report how it goes: nothing else
+            is written.
 
     Returns:
-        What the manifest says of the result: steps, held-out cosine, skipped photos, artefacts.
+        What `check` reports, or what the manifest says of the result: steps, held-out cosine,
+        skipped photos, artefacts.
         Nothing on processes beside the main one, whose part ends with the training.
     """
     parts = build(recipe)
@@ -145,7 +152,7 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         )
     teacher, weights = _load_teacher(recipe, parts, source, resume_command=run.resume_command)
     if is_main():
-        run.update_manifest(teacher=weights)
+        run.update_manifest(teacher=weights, student=_student_origin(recipe, parts))
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if recipe.teacher.standardize and recipe.loss.feature_weight:
@@ -160,13 +167,22 @@ def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, A
         resume_command=run.resume_command,
     )
     trained = train(
-        task, source, recipe.train, seed=recipe.seed, place=place, label="distilling", resume=resume
+        task,
+        source,
+        recipe.train,
+        seed=recipe.seed,
+        place=place,
+        label="distilling",
+        resume=resume,
+        until=until,
     )
     assert isinstance(trained, Distillation)
     met = from_all({"skipped": source.skipped, "noted": source.noted})
     if not is_main():
         return {}
     record_met(run, met)
+    if until is not None:
+        return check(trained, teacher, parts, splits, recipe)
     _save(trained, parts, source, run)
     held_out = _held_out_if_readable(trained, teacher, parts, splits, recipe)
     result: dict[str, Any] = {"held_out": held_out}
@@ -198,6 +214,79 @@ def make_model(recipe: Recipe, parts: Parts, teacher: Teacher) -> Distillation:
         embedding=recipe.loss.embedding_weight > 0,
     )
     return Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
+
+
+def check(
+    model: Distillation,
+    teacher: Teacher,
+    parts: Parts,
+    splits: dict[str, ImageSource],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Whether a distillation works so far.
+
+    Returns:
+        `held_out` as `held_out_cosine`; where the images are labelled `knn` and `knn_before` top-1
+        of the student and of the student that it started from, and the interval `knn_ci95`;
+        `signs`: one line per sign that it works, `doubts`: one per sign that it does not.
+    """
+    result: dict[str, Any] = {
+        "held_out": _held_out_if_readable(model, teacher, parts, splits, recipe)
+    }
+    signs: list[str] = []
+    doubts: list[str] = []
+    if held := result["held_out"]:
+        low, high = held["gain_ci95"]
+        line = (
+            f"predicts teacher features of {held['photos']} held-out images with cosine "
+            f"{held['student']:.3f}, the mean token with {held['mean_token']:.3f} (difference "
+            f"{low:.3f} to {high:.3f})"
+        )
+        (signs if low > 0 else doubts).append(line)
+    name = held_out_split(splits, labelled=True)
+    if name is not None and splits["train"].labelled:
+        before = build(recipe.model_copy()).encoder.network
+        knn, start = (_knn(net, parts, splits, name) for net in (_dense(model), before))
+        count = len(splits[name])
+        low, high = wilson(knn, count)
+        result |= {"knn": knn, "knn_before": start, "knn_ci95": (low, high), "split": name}
+        line = (
+            f"k-NN top-1 {100 * knn:.1f} % on {count} {name} images (95 % interval {100 * low:.1f} "
+            f"to {100 * high:.1f} %), {100 * start:.1f} % before distillation"
+        )
+        (signs if low > start else doubts).append(line)
+    return {**result, "signs": signs, "doubts": doubts}
+
+
+def _dense(model: Distillation) -> nn.Module:
+    """A dense copy of the student; its own is still to be trained or judged."""
+    return densify(copy.deepcopy(model.student.encoder))
+
+
+def _knn(features: nn.Module, parts: Parts, splits: dict[str, ImageSource], name: str) -> float:
+    train_split, test = splits["train"], splits[name]
+    network = EmbeddingNet(features, parts.spec)
+    recalibrate_batchnorm(network, train_split, parts.spec)
+    network.eval()
+    return knn_top1(
+        embed(network, train_split),
+        train_split.labels,
+        embed(network, test),
+        test.labels,
+        classes=len(train_split.classes),
+    )
+
+
+def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+    """What the manifest says of the weights that the student starts from."""
+    config = recipe.student
+    origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
+    if config.path is not None:
+        origin |= {"file": str(config.path), "sha256": file_sha256(config.path)}
+    if config.weights != "none":
+        network = parts.encoder.network
+        origin |= teacher_origin(config.name, network, file=config.path, role="student")
+    return origin
 
 
 def _held_out_if_readable(*of: Any) -> dict[str, Any]:
@@ -311,31 +400,34 @@ def _standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Re
 
 def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -> None:
     """Densify, set BatchNorm to whole photos, write the backbone and record it."""
-    dense = densify(copy.deepcopy(model.student.encoder))  # the student's own is still to be judged
+    dense = _dense(model)
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
     spec = replace(parts.spec, bits=source.decided.get("data.bits", 0))
     save_backbone(dense, spec, run.backbone_file)
     run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
 
 
-def teacher_origin(name: str, vit: nn.Module, *, file: Path | None = None) -> dict[str, str]:
-    """The licence of the teacher's weights, for the manifest; shown, with a warning where due.
+def teacher_origin(
+    name: str, vit: nn.Module, *, file: Path | None = None, role: str = "teacher"
+) -> dict[str, str]:
+    """The license of a network's weights, for the manifest; shown, with a warning where due.
 
     Args:
-        name: timm's, which says under what licence weights are published.
-        vit: The teacher.
+        name: timm's, which says under what license weights are published.
+        vit: The network.
         file: Where its weights are from, if not from the hub: then nobody knows whether they are
             the published ones.
+        role: What it is here, `teacher` or `student`.
     """
     licence = teacher_licence(vit)
     if not licence:
         return {}
-    said = f"teacher: {name}, licence {licence}"
+    said = f"{role}: {name}, license {licence}"
     if file is not None:
-        said = f"teacher: {file}; the published weights of {name} have the licence {licence}"
+        said = f"{role}: {file}; the published weights of {name} have the license {licence}"
     console.print(said, soft_wrap=True)
     if forbids_commerce(licence):
-        warn(f"{licence} forbids commercial use of the teacher's weights")
+        warn(f"{licence} forbids commercial use of the {role}'s weights")
     return {"licence": licence}
 
 

@@ -17,10 +17,12 @@ from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.models.backbone import (
     BackboneSpec,
     create_features,
+    fill_features,
     freeze_unused,
     require_plain_form,
 )
 from hgkd_edge.models.student import token_stride
+from hgkd_edge.models.student_weights import initial_weights, published_student
 from hgkd_edge.models.teacher import create_vit, teacher_patch
 from hgkd_edge.recipe import DataConfig, Recipe
 from hgkd_edge.sparse import SparseEncoder, sparsify
@@ -74,8 +76,9 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     if download:
         _check_machine(recipe)
     _refuse_own_args(student.args)
-    if teacher.path is not None and not teacher.path.is_file():
-        raise RecipeError(f"teacher.path = '{teacher.path}': no such file")
+    for key, path in (("teacher.path", teacher.path), ("student.path", student.path)):
+        if path is not None and not path.is_file():
+            raise RecipeError(f"{key} = '{path}': no such file")
     torch.manual_seed(recipe.seed)
     patch = teacher_patch(create_vit(teacher))
     every = create_features(student.name, stem_stride=student.stem_stride, args=student.args)
@@ -107,6 +110,10 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
     )
     require_plain_form(features, student.name, student.args)
+    if student.path is not None:
+        fill_features(features, initial_weights(student, student.path))
+    elif student.weights == "hub" and download:
+        fill_features(features, published_student(student).state_dict())
     backend = "tiles" if student.backend == "auto" else student.backend
     encoder = sparsify(features, backend=backend)
     freeze_unused(features)

@@ -135,15 +135,40 @@ class StudentConfig(Section):
 
     `stem_stride` 4 is the model as published; 2 and 1 keep more resolution for small images
     (ResNets). `args` goes to `timm.create_model`. `head` predicts tokens from the decoder's map:
-    one 1x1 convolution, or two with a GELU between.
+    one 1x1 convolution, or two with a GELU between. `weights`: `none` starts untrained, `hub` from
+    the published weights of timm, `path` from a local checkpoint.
     """
 
     name: str
+    weights: Literal["none", "hub", "path"] = "none"
+    path: Path | None = None
     stem_stride: Literal[1, 2, 4] = 4
     backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
     args: dict[str, Any] = Field(default_factory=dict)
     decoder_width: Positive = 128
     head: Literal["linear", "mlp"] = "linear"
+
+    @field_validator("path")
+    @classmethod
+    def _home_is_spelled_out(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
+    @model_validator(mode="after")
+    def _path_goes_with_weights(self) -> StudentConfig:
+        if (self.weights == "path") != (self.path is not None):
+            raise ValueError("student.path belongs to weights 'path', and only to it")
+        return self
+
+
+class AugmentConfig(Section):
+    """How a training view is changed after its random crop and flip; teacher and student see it.
+
+    `colors` jitters brightness, contrast, saturation and hue, turns some images gray, blurs some.
+    `mixup` mixes each image with its neighbor in the batch, in a random proportion.
+    """
+
+    colors: bool = False
+    mixup: bool = False
 
 
 class MaskConfig(Section):
@@ -283,6 +308,7 @@ class Recipe(Section):
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig
+    augment: AugmentConfig = AugmentConfig()
     mask: MaskConfig = MaskConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()

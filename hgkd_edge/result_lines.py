@@ -15,8 +15,10 @@ def distilled_lines(result: dict[str, Any]) -> list[Any]:
     """What `distill` left, and how well it predicts features."""
     from hgkd_edge.tables import warning_lines
 
-    held_out = result["held_out"]
     run = result["run"]
+    if "signs" in result:
+        return _checked_lines(result)
+    held_out = result["held_out"]
     lines: list[Any] = [f"run folder: {run}", f"dense backbone: {run}/backbone.safetensors"]
     if held_out:
         lines.append(
@@ -26,6 +28,24 @@ def distilled_lines(result: dict[str, Any]) -> list[Any]:
         )
     lines += warning_lines(result)
     return [*lines, next_line(run, "evaluate", "export {run} --onnx --trt", "bench")]
+
+
+def _checked_lines(result: dict[str, Any]) -> list[str]:
+    """Whether a distillation works so far, and how to continue it."""
+    signs, doubts = result["signs"], result["doubts"]
+    if not signs and not doubts:
+        verdict = "nothing to judge by: no image is held out (data.holdout)"
+    elif doubts:
+        verdict = "no clear sign that distillation works yet" if not signs else "mixed signs so far"
+    else:
+        verdict = "distillation works so far"
+    again = next_line(result["run"], "distill {run}/recipe.yaml --resume --run {run}")
+    return [
+        verdict,
+        *(f"  yes: {line}" for line in signs),
+        *(f"  no: {line}" for line in doubts),
+        again,
+    ]
 
 
 def next_line(run: str, *commands: str) -> str:

@@ -533,3 +533,37 @@ def test_with_new_keys_at_their_defaults_a_run_is_the_one_of_before(
 
     found = [record["loss"] for record in _records(run.log_file)]
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate(tiny_recipe)
+    whole, checked = (RunDir.create(recipe, tmp_path / name) for name in ("whole", "checked"))
+    distill(recipe, whole)
+
+    report = distill(recipe, checked, until=2)
+
+    assert checked.checkpoint_file.is_file()
+    assert not checked.is_distilled
+    assert {"held_out", "knn", "knn_before", "signs", "doubts"} <= report.keys()
+    assert len(report["signs"]) + len(report["doubts"]) == 2
+    low, high = report["knn_ci95"]
+    assert 0 <= low <= report["knn"] <= high <= 1
+    distill(recipe, checked, resume=True)
+    ends = [load_file(run.backbone_file) for run in (whole, checked)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_color_changes_and_mixup_reach_teacher_and_student_alike(
+    tiny_recipe: dict[str, Any],
+) -> None:
+    images = torch.randint(0, 256, (4, 3, 73, 73), dtype=torch.uint8)
+    plain = make_task(tiny_recipe)
+    task = make_task({**tiny_recipe, "augment": {"colors": True, "mixup": True}})
+
+    ((view, _, targets, _),) = task.inputs(images, torch.zeros(4), draws())
+
+    assert torch.allclose(targets, task.teacher(view), atol=1e-5)
+    ((before, *_),) = plain.inputs(images, torch.zeros(4), draws())
+    assert (view - before).abs().max() > 0.1

@@ -42,6 +42,7 @@ def train(
     place: Workplace,
     label: str,
     resume: bool = False,
+    until: int | None = None,
 ) -> nn.Module:
     """Train `task.model` on the photos of a source, alone or as one of several processes.
 
@@ -53,6 +54,8 @@ def train(
         place: Where logs and checkpoints go.
         label: Shown beside the progress bar.
         resume: Go on from the checkpoint, if there is one.
+        until: Stop after the batch with which so many updates are done, with a checkpoint from
+            which the training can be resumed; None trains to the end.
 
     Returns:
         The averaged (EMA) model, or the model itself when `config.ema` is 0, on the device.
@@ -63,7 +66,9 @@ def train(
         RunError: The checkpoint to go on from cannot be used.
         RecipeError: The batch does not divide among processes and accumulation steps.
     """
-    return _Loop(task, source, config, seed=seed, place=place, label=label).run(resume=resume)
+    loop = _Loop(task, source, config, seed=seed, place=place, label=label)
+    loop.last_step = loop.total_steps if until is None else min(until, loop.total_steps)
+    return loop.run(resume=resume)
 
 
 class _Loop:
@@ -88,7 +93,7 @@ class _Loop:
         self.batches_per_epoch = len(source) // self.batch_size
         self.steps_per_epoch = self.batches_per_epoch * task.updates_per_batch
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.step = 0
+        self.step, self.last_step = 0, self.total_steps
         self.stop, self.told_to_stop = StopFlag(), False
         self.late = reads_late(self.accelerator, config)
         self.unsettled: Update | None = None  # its figures are not read yet
@@ -154,6 +159,8 @@ class _Loop:
                         f"{self.place.checkpoint_file}",
                         hint=f"go on: {self.place.resume_command}",
                     )
+                if self.step >= self.last_step:
+                    break
                 if self.step % (self.config.checkpoint_every * self.steps_per_epoch) == 0:
                     self._save_checkpoint()
                 begin = time.perf_counter()

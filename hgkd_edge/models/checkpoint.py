@@ -91,13 +91,16 @@ class _Network(NamedTuple):
         return set(self.name.split("."))
 
 
-def fitting_weights(network: nn.Module, path: Path, *, key: str) -> tuple[dict[str, Tensor], str]:
+def fitting_weights(
+    network: nn.Module, path: Path, *, key: str, skipped: str = ""
+) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint that fit a network, all of them and no others.
 
     Args:
         network: A timm model.
         path: `.safetensors`, or what `torch.save` wrote.
         key: The recipe's key that names the file.
+        skipped: A module of the file that the network lacks, such as `fc`: its classifier.
 
     Returns:
         A state dict that loads strictly, and where in the file it was found: '' unless the file
@@ -113,7 +116,8 @@ def fitting_weights(network: nn.Module, path: Path, *, key: str) -> tuple[dict[s
     fitting, problems = [], []
     for each in found:
         try:
-            state = _convert(each.state, network, path, key)
+            own_state = {k: v for k, v in each.state.items() if not _below(k, skipped)}
+            state = _convert(own_state, network, path, key)
         except RecipeError as error:
             problems.append(error)
             continue
@@ -127,6 +131,10 @@ def fitting_weights(network: nn.Module, path: Path, *, key: str) -> tuple[dict[s
         raise problems[0]
     chosen = _choose(fitting, path, key)
     return chosen.state, chosen.name if len(found) > 1 else ""
+
+
+def _below(name: str, module: str) -> bool:
+    return bool(module) and name.startswith(f"{module}.")
 
 
 def _read(path: Path, key: str) -> Any:
@@ -155,11 +163,16 @@ def _read(path: Path, key: str) -> Any:
 
 
 def _anchor(network: nn.Module) -> str:
-    """A weight that every copy of the network has exactly once: the first convolution's."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return f"{name}.weight"
-    return next(iter(network.state_dict()))
+    """A weight that every copy of the network has exactly once: a convolution's.
+
+    A ResNet's `conv1.weight` cannot: `layer1.0.conv1.weight` ends like it.
+    """
+    names = list(network.state_dict())
+    convolutions = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    for name in (f"{convolution}.weight" for convolution in convolutions):
+        if sum(f".{other}".endswith(f".{name}") for other in names) == 1:
+            return name
+    return names[0]
 
 
 def _networks(content: Any, anchor: str, name: str = "", depth: int = 0) -> Iterator[_Network]:

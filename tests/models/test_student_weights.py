@@ -1,0 +1,89 @@
+"""A student that starts from trained weights has exactly these, also on visible sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from hgkd_edge.distill import distill
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.models.backbone import BackboneSpec, create_features, save_backbone
+from hgkd_edge.parts import build
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.sparse import densify
+
+CHANNELS = {"channels": [8, 16, 24, 32]}
+
+
+def recipe_of(mapping: dict[str, Any], path: Path, **student: Any) -> Recipe:
+    student = {**mapping["student"], "weights": "path", "path": str(path), **student}
+    return Recipe.model_validate({**mapping, "student": student})
+
+
+@pytest.mark.parametrize(
+    "form", ["classifier.pth", "classifier.safetensors", "backbone.safetensors"]
+)
+def test_the_students_weights_are_those_of_the_file(
+    tiny_recipe: dict[str, Any], tmp_path: Path, form: str
+) -> None:
+    file = tmp_path / form
+    torch.manual_seed(7)
+    plain = timm.create_model("resnet18", num_classes=5, **CHANNELS)
+    if form == "backbone.safetensors":
+        features = create_features("resnet18", stem_stride=2, args=CHANNELS)
+        spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, CHANNELS)
+        save_backbone(features, spec, file)
+        wanted = features.state_dict()
+    else:
+        wanted = plain.state_dict()
+        save = torch.save if form.endswith("pth") else save_file
+        save(wanted, file)
+
+    parts = build(recipe_of(tiny_recipe, file))
+
+    student = parts.encoder.state_dict()
+    assert student
+    assert all(torch.equal(value, wanted[name]) for name, value in student.items())
+    dense = densify(parts.encoder).eval()
+    images = torch.rand(1, 3, 64, 64)
+    whole = [
+        m.detach() for m in parts.encoder.eval()(images, torch.ones(1, 4, 4, dtype=torch.bool))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(dense(images), whole, strict=True))
+
+
+def test_weights_of_another_network_are_refused_in_one_line(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file(timm.create_model("resnet18", num_classes=0).state_dict(), file)
+
+    with pytest.raises(RecipeError, match=r"student.path.*does not fit.*student.name") as caught:
+        build(recipe_of(tiny_recipe, file))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"student.path = .*no such file"):
+        build(recipe_of(tiny_recipe, tmp_path / "absent"))
+    with pytest.raises(ValueError, match="student.path belongs to weights 'path'"):
+        recipe_of(tiny_recipe, file, weights="none")
+
+
+def test_a_run_records_what_its_student_started_from(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "start.safetensors"
+    save_file(timm.create_model("resnet18", num_classes=0, **CHANNELS).state_dict(), file)
+    recipe = recipe_of({**tiny_recipe, "train": {**tiny_recipe["train"], "lr": 1e-9}}, file)
+    run = RunDir.create(recipe, tmp_path / "run")
+
+    distill(recipe, run)
+
+    assert run.manifest()["student"]["file"] == str(file)
+    start, end = load_file(file), load_file(run.backbone_file)
+    name = "layer1.0.conv1.weight"
+    assert torch.allclose(start[name], end[name], atol=1e-4)
