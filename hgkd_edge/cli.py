@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
+from hgkd_edge.data_command import make_data_command
 from hgkd_edge.export_command import make_export_command
 from hgkd_edge.failures import run_app
 from hgkd_edge.processes import is_main, on_main
@@ -404,6 +405,7 @@ def _load_for_bench(run: Path) -> Any:
     return load_embedding_net(RunDir.resolve(run).backbone_file)
 
 
+app.command("data")(make_data_command(_show))
 app.command("export")(make_export_command(_show))
 app.command("bench")(make_bench_command(_load_for_bench))
 app.command("devices")(devices_command)

@@ -77,13 +77,16 @@ def coco_files(root: Path) -> dict[str, Path]:
     """Annotation files by split ('' where the name speaks of none); empty if there are none.
 
     Looked for in `annotations/`, in `root` itself, and next to the photos in `train/`, `val/` (or
-    `valid/`, `validation/`) and `test/`.
+    `valid/`, `validation/`) and `test/`, else in any other folder of `root`.
 
     Raises:
         DataError: Two files speak of one split.
     """
     inside = [file for name in split_folders(root) for file in _jsons(root / name)]
-    files = _jsons(root / "annotations") or _jsons(root) or inside
+    below = [
+        file for folder in sorted(root.iterdir()) if folder.is_dir() for file in _jsons(folder)
+    ]
+    files = _jsons(root / "annotations") or _jsons(root) or inside or below
     chosen = [file for file in files if file.name.startswith("instances")] or files
     found: dict[str, Path] = {}
     for file in chosen:

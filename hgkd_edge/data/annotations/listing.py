@@ -44,11 +44,19 @@ class Box:
         name: Its class.
         corners: x1, y1, x2, y2 in pixels of the photo.
         where: File and line.
+        normalized: Corners are shares of the photo's width and height instead.
     """
 
     name: str
     corners: tuple[float, ...]
     where: str
+    normalized: bool = False
+
+    def in_pixels(self, size: tuple[int, int]) -> tuple[float, ...]:
+        """The corners in pixels of a photo of this height and width."""
+        if not self.normalized:
+            return self.corners
+        return tuple(n * side for n, side in zip(self.corners, size[::-1] * 2, strict=True))
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,12 @@ def checked_boxes(
     height, width = size
     kept, faults = [], []
     for box in boxes:
-        x1, y1, x2, y2 = box.corners
-        cut = np.clip(box.corners, 0, (width, height, width, height))
+        corners = box.in_pixels(size)
+        x1, y1, x2, y2 = corners
+        cut = np.clip(corners, 0, (width, height, width, height))
         if box.name not in classes:
             faults.append((box.where, f"class '{box.name}' is not known; left out"))
-        elif not np.isfinite(box.corners).all() or x2 <= x1 or y2 <= y1:
+        elif not np.isfinite(corners).all() or x2 <= x1 or y2 <= y1:
             shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             faults.append((box.where, f"box {shown} has no area; left out"))
         elif cut[2] <= cut[0] or cut[3] <= cut[1]:
