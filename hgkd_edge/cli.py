@@ -246,8 +246,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(help="Lowest score of a box [default: 0.4].", min=0, max=1)
+        float | None,
+        typer.Option(
+            help="Lowest score of a box, or of a saved label [default: 0.4].", min=0, max=1
+        ),
     ] = None,
+    save_labels: Annotated[
+        str, typer.Option(help="Also save a data set of the answers: yolo, coco, voc or folders.")
+    ] = "",
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
@@ -259,7 +265,9 @@ def predict(
     from hgkd_edge.tables import prediction_line
 
     chosen = {} if threshold is None else {"threshold": threshold}
-    records = verb.predict(model, images, out, trust_engine=trust_engine, **chosen)
+    records = verb.predict(
+        model, images, out, trust_engine=trust_engine, save_as=save_labels, **chosen
+    )
     _show(records, as_json, lambda: [*map(prediction_line, records), f"pictures and JSON: {out}"])
 
 
