@@ -272,6 +272,30 @@ def predict(
 
 
 @app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="Run folder or name, or a backbone's .onnx.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="File for the features: .npz or .parquet.")] = Path(
+        "features.npz"
+    ),
+    neighbors: Annotated[
+        bool, typer.Option("--neighbors", help="Draw images with their nearest neighbors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a backbone's features of images, for search, deduplication and active learning.
+
+    Example: hgkd-edge embed runs/demo photos/ --out features.npz --neighbors
+    """
+    from hgkd_edge import embed as verb
+
+    found = verb.embed(model, images, out)
+    picture = verb.draw_neighbors(found, out.with_suffix(".png")) if neighbors else None
+    result = verb.summary(found, out, picture)
+    _show(result, as_json, lambda: verb.lines(result))
+
+
+@app.command()
 def demo(
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/demo.")] = None,
     overrides: Overrides = None,

@@ -22,7 +22,7 @@ from hgkd_edge.serving import Served, open_served
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
 
-__all__ = ["predict"]
+__all__ = ["image_files", "predict"]
 
 LONGEST_NAME = 100  # bytes of an image's name in those of its pictures
 Answer = tuple[dict[str, Any], Image.Image]
@@ -59,7 +59,7 @@ def predict(
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
-    files = list(_image_files(photos, but=folder))
+    files = list(image_files(photos, but=folder))
     served = open_served(model, trust_engine=trust_engine)
     _check_threshold(served, threshold)
     if save_as:
@@ -151,7 +151,7 @@ def _detect(served: Served, outputs: Outputs, photo: Image.Image, threshold: flo
 ANSWERERS: dict[str, Answerer] = {"classify": _classify, "segment": _segment, "detect": _detect}
 
 
-def _image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
+def image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
     """The files named, and the image files in the folders named, those in `but` left out.
 
     Raises:

@@ -30,6 +30,7 @@ LAYERS = [
     {"finetune"},
     {"serving"},
     {"evaluate", "predict", "survey"},
+    {"embed"},
     {"export_options", "export_record"},
     {"exportable"},
     {"export"},
