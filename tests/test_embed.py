@@ -31,7 +31,8 @@ def test_a_run_and_its_onnx_file_give_the_same_features(
     spec = InputSpec(network.spec.size, network.spec.mean, network.spec.std, "cover")
     file = tmp_path / "net.onnx"
     about = {f"hgkd_edge.{key}": json.dumps(value) for key, value in spec.metadata().items()}
-    export_onnx(network, file, input_size=(3, 64, 64), metadata=about)
+    names = ("embedding",)
+    export_onnx(network, file, input_size=(3, 64, 64), output_names=names, metadata=about)
 
     mine = embed(run.path, [photos / "test"], tmp_path / "a.npz")
     other = embed(file, [photos / "test"], tmp_path / "b.npz")
