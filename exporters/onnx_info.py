@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionFailed, ExportError
-from .network_files import network_digest, network_size
+from .network_files import external_files, network_digest, network_files, network_size
 
 if TYPE_CHECKING:
     import onnx
@@ -77,9 +77,14 @@ def _load(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ExportError(f"no ONNX file at '{path}'", hint="check the path, or export one first")
     try:
-        return onnx.load(path, format="protobuf")
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+        if external_files(path, model):
+            onnx.load_external_data_for_model(model, str(path.parent))
+    except ExportError:
+        raise
     except Exception as error:  # protobuf's and the system's errors share no base class
         raise _invalid(path, error) from error
+    return model
 
 
 def _check(path: Path, model: onnx.ModelProto) -> None:
@@ -177,9 +182,13 @@ def open_session(
         optimise: False runs the graph node by node as written, for looking at intermediate values.
 
     Raises:
+        ExportError: Its weights are missing, or in a file outside its folder.
         ConversionFailed: ONNX Runtime refuses the model (an operator it does not have, say).
     """
     import onnxruntime
+
+    if not isinstance(source, bytes):
+        network_files(source)
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
