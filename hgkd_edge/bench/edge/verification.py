@@ -7,7 +7,6 @@ export is not enough. Bounds are those of `exporters.verify`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from hgkd_edge.bench.edge.stream import unpack
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
+from hgkd_edge.parsing import parse_json
 
 __all__ = ["Probe", "Verifier", "make_probe", "parse_outputs"]
 
@@ -186,7 +186,7 @@ def parse_outputs(text: str) -> dict[str, np.ndarray]:
     text = re.sub(r"(?<=[\[\s,-])inf(?=[\s,\]])", "Infinity", text).replace("-NaN", "NaN")
     found = {}
     try:
-        for entry in json.loads(text):
+        for entry in parse_json(text):
             shape = [int(size) for size in entry["dimensions"].split("x")]
             found[entry["name"]] = np.array(entry["values"], dtype=np.float64).reshape(shape)
     except (KeyError, TypeError, AttributeError) as error:
