@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -346,9 +347,12 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a built-in re
 
     Example: hgkd-edge recipes show demo > my-recipe.yaml
     """
+    from hgkd_edge.console import printable
     from hgkd_edge.recipe import find_recipe
+    from hgkd_edge.settings import settings_text
 
-    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    lines = re.split("\r\n|\r|\n", settings_text(find_recipe(name)))
+    typer.echo("\n".join(map(printable, lines)), nl=False)
 
 
 @recipes_app.command("validate")

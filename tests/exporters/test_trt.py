@@ -210,6 +210,95 @@ def test_an_engine_for_another_gpu_is_not_loaded(own_engine):
         load_engine(own_engine)
 
 
+SOUND = {
+    "engine_sha256": "0" * 64,
+    "onnx_sha256": "0" * 64,
+    "backend": "tensorrt",
+    "version": "10.3.0",
+    "gpu": None,
+    "targets": ["8.6"],
+    "precision": "fp16",
+    "profile": {name: [1, 3, 8, 8] for name in ("min", "opt", "max")},
+}
+
+
+def write_engine(folder, sidecar: str):
+    engine = folder / "net.plan"
+    engine.write_bytes(b"machine code")
+    sidecar_path(engine).write_text(sidecar)
+    return engine
+
+
+def test_a_sound_sidecar_is_read_whatever_else_it_says(tmp_path):
+    found = read_sidecar(write_engine(tmp_path, json.dumps(SOUND | {"of a later release": [1]})))
+
+    assert found.profile["max"] == [1, 3, 8, 8]
+    assert not found.version_compatible
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("engine_sha256", None),
+        ("engine_sha256", "0" * 63),
+        ("onnx_sha256", 7),
+        ("backend", ["tensorrt"]),
+        ("version", 10.3),
+        ("gpu", {}),
+        ("gpu", 7),
+        ("targets", "8.6"),
+        ("targets", [8.6]),
+        ("precision", None),
+        ("profile", None),
+        ("profile", []),
+        ("profile", {"max": [1]}),
+        ("profile", SOUND["profile"] | {"max": []}),
+        ("profile", SOUND["profile"] | {"max": [True, 3]}),
+        ("profile", SOUND["profile"] | {"max": [0, 3]}),
+        ("profile", SOUND["profile"] | {"max": [float("inf")]}),
+        ("version_compatible", "yes"),
+        ("hardware_compatible", 1),
+    ],
+)
+def test_a_sidecar_with_a_field_of_another_type_is_refused_in_one_line(tmp_path, field, wrong):
+    engine = write_engine(tmp_path, json.dumps(SOUND | {field: wrong}))
+
+    with pytest.raises(ExportError, match="is not an engine's sidecar: .*'") as caught:
+        read_sidecar(engine)
+
+    assert field in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "{}",
+        "[" * 100_000,
+        json.dumps(SOUND)[:-1] + ', "x": ' + "9" * 5000 + "}",
+        " " * (1 << 20) + json.dumps(SOUND),
+    ],
+    ids=["empty", "list", "number", "nothing", "deep", "digits", "huge"],
+)
+def test_a_sidecar_that_is_none_is_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ExportError, match="is not an engine's sidecar") as caught:
+        read_sidecar(write_engine(tmp_path, text))
+
+    assert "\n" not in caught.value.message
+
+
+def test_a_sidecar_that_never_ends_is_not_waited_for(tmp_path):
+    engine = write_engine(tmp_path, "")
+    sidecar_path(engine).unlink()
+    os.mkfifo(sidecar_path(engine))
+
+    with pytest.raises(ExportError, match="is not an engine's sidecar: it is no file"):
+        read_sidecar(engine)
+
+
 @needs_rtx
 def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
     own_engine, tmp_path
