@@ -143,7 +143,7 @@ def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
         size_bytes=network_size(path),
         opset=_opset(model),
         inputs=graph_inputs(model),
-        outputs=tuple(_tensor(value, "output") for value in model.graph.output),
+        outputs=graph_outputs(model),
         precision=graph_precision(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -154,6 +154,11 @@ def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     return tuple(_tensor(value, "input") for value in inputs)
+
+
+def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """The outputs of a network, in order."""
+    return tuple(_tensor(value, "output") for value in model.graph.output)
 
 
 def graph_precision(model: onnx.ModelProto) -> str:

@@ -25,7 +25,7 @@ from exporters import (
     trt_build,
     verify,
 )
-from exporters.bake import Preprocessing, bake
+from exporters.bake import Preprocessing, Suppression, bake
 from exporters.calibrate import Calibration, calibrate
 from exporters.fp16 import convert_fp16
 from exporters.network_files import network_files
@@ -41,6 +41,7 @@ from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
+from hgkd_edge.tasks.answers import SUPPRESSION
 
 __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 
@@ -48,7 +49,11 @@ VERIFICATION_PHOTOS = 64
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
 BENCH_PHOTOS = 16
-POSTPROCESSING = {"classify": "softmax", "segment": "argmax", "detect": "nms"}
+POSTPROCESSING: dict[str, str | Suppression] = {
+    "classify": "softmax",
+    "segment": "argmax",
+    "detect": SUPPRESSION,
+}
 
 
 class ExportIncomplete(VerificationFailed):

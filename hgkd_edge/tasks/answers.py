@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from exporters.bake import Suppression
 from hgkd_edge.data.depth import decode_rgb
 from hgkd_edge.data.geometry import Geometry, Placement
 from hgkd_edge.data.images import open_image, read_image_file, turn_of
@@ -20,6 +21,7 @@ from hgkd_edge.errors import DataError, reason_of
 
 __all__ = [
     "GEOMETRY",
+    "SUPPRESSION",
     "THRESHOLD",
     "Detection",
     "Label",
@@ -39,8 +41,10 @@ GEOMETRY: dict[str, Geometry] = {
     "segment": "letterbox",
     "detect": "letterbox",
 }
-THRESHOLD = 0.4  # lowest score of a box that counts as an object
-CANDIDATES = 1000  # boxes per photo that reach non-maximum suppression, as in torchvision's FCOS
+SUPPRESSION = Suppression(threshold=0.4, overlap=0.6, candidates=1000, limit=100)
+"""What counts as an object: the rule of `predict` and of suppression inside an exported file."""
+
+THRESHOLD = SUPPRESSION.threshold
 
 
 class Label(NamedTuple):
@@ -161,24 +165,22 @@ def select_boxes(
     boxes: np.ndarray,
     scores: np.ndarray,
     *,
-    threshold: float,
-    overlap: float = 0.6,
-    limit: int = 100,
+    threshold: float = THRESHOLD,
+    limit: int = SUPPRESSION.limit,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Non-maximum suppression, class by class.
+    """Non-maximum suppression, class by class, as `SUPPRESSION` says.
 
     Args:
         boxes: float [A, 4], x1, y1, x2, y2.
         scores: float [A, K].
         threshold: Lowest score to look at.
-        overlap: A box that overlaps a better one of its class by more (as IoU) is left out.
         limit: Largest number of boxes returned.
 
     Returns:
         Boxes [m, 4], their classes int [m] and scores [m], best first.
     """
     rows, labels = np.nonzero(scores > threshold)
-    order = np.argsort(-scores[rows, labels], kind="stable")[:CANDIDATES]
+    order = np.argsort(-scores[rows, labels], kind="stable")[: SUPPRESSION.candidates]
     rows, labels = rows[order], labels[order]
     candidates, alive = boxes[rows], np.ones(len(rows), bool)
     kept: list[int] = []
@@ -189,7 +191,9 @@ def select_boxes(
         if len(kept) == limit:
             break
         rivals = labels == labels[i]
-        alive[rivals] &= box_iou(candidates[i : i + 1], candidates[rivals])[0] <= overlap
+        alive[rivals] &= (
+            box_iou(candidates[i : i + 1], candidates[rivals])[0] <= SUPPRESSION.overlap
+        )
     return candidates[kept], labels[kept], scores[rows, labels][kept]
 
 
