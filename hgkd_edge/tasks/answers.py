@@ -6,7 +6,7 @@ come of the same steps. Label maps and boxes are in pixels of the photo as it wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ __all__ = [
     "Detection",
     "Label",
     "box_iou",
+    "decide",
     "load_photo",
     "rank_classes",
     "read_class_map",
@@ -80,10 +81,37 @@ def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
         raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 
+def decide(task: str, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a network's outputs decide, as a file with postprocessing inside gives it.
+
+    Args:
+        task: `classify`, `segment` or `detect`.
+        outputs: Of a batch: `logits` [B, K] or [B, K, H, W]; `boxes` [B, A, 4] and `scores`
+            [B, A, K].
+
+    Returns:
+        `probabilities` [B, K], `classes` [B, H, W], or `detections` [m, 7]: index of the image,
+        x1, y1, x2, y2, score, class; the best of an image first.
+    """
+    if task == "classify":
+        return {"probabilities": _softmax(outputs["logits"])}
+    if task == "segment":
+        return {"classes": outputs["logits"].argmax(axis=1).astype(np.int32)}
+    rows = [np.empty((0, 7))]
+    for image, one in enumerate(zip(outputs["boxes"], outputs["scores"], strict=True)):
+        boxes, labels, scores = select_boxes(*one)
+        rows.append(np.column_stack((np.full(len(boxes), image), boxes, scores, labels)))
+    return {"detections": np.concatenate(rows).astype(np.float32)}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
     """The most probable classes of logits [K], best first."""
-    weights = np.exp(logits - logits.max())
-    return rank_classes(weights / weights.sum(), classes, top=top)
+    return rank_classes(_softmax(logits), classes, top=top)
 
 
 def rank_classes(probabilities: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
