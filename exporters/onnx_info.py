@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
         size_bytes=network_size(path),
         opset=_opset(model),
         inputs=graph_inputs(model),
-        outputs=tuple(_tensor(value, "output") for value in model.graph.output),
+        outputs=graph_outputs(model),
         precision=graph_precision(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -159,6 +160,23 @@ def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     return tuple(_tensor(value, "input") for value in inputs)
+
+
+def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """The outputs of a network, in order."""
+    return tuple(_tensor(value, "output") for value in model.graph.output)
+
+
+def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of a model that gives tensors inside its graph beside its outputs."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {output.name for output in model.graph.output}
+    added = [name for name in dict.fromkeys(names) if name and name not in present]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+    return copy
 
 
 def graph_precision(model: onnx.ModelProto) -> str:

@@ -19,6 +19,7 @@ from hgkd_edge.processes import is_main, on_main
 from hgkd_edge.result_lines import distilled_lines, finetuned_lines, grid_lines, next_line
 
 if TYPE_CHECKING:
+    from hgkd_edge.parts import Parts
     from hgkd_edge.recipe import Recipe
     from hgkd_edge.rundir import RunDir
 
@@ -83,7 +84,10 @@ def distill(
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
+    parts: Parts | None = None  # of the main process alone: networks are not sent to others
+
     def prepare() -> tuple[Recipe, RunDir, bool]:
+        nonlocal parts
         loaded = load_recipe(find_recipe(recipe), overrides or ())
         if resume:
             folder = RunDir.unfinished(loaded) if run is None else RunDir.resolve(run)
@@ -95,7 +99,7 @@ def distill(
         from hgkd_edge.parts import build, require_data
 
         require_data(loaded.data)  # before any weights are downloaded
-        build(loaded)  # a recipe that cannot work leaves no folder behind
+        parts = build(loaded)  # a recipe that cannot work leaves no folder behind
         return loaded, RunDir.create(loaded, run), False
 
     loaded, folder, finished = on_main(prepare)
@@ -106,7 +110,8 @@ def distill(
         from hgkd_edge import distill as verb
 
         with _at_work(folder, folder.why_this_folder()):
-            result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
+            made = verb.distill(loaded, folder, parts=parts, resume=resume)
+            result = {"run": str(folder.path), **made}
     _show(result, as_json, lambda: distilled_lines(result))
 
 

@@ -7,17 +7,26 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 
-from exporters import _trt_compat
+from exporters import _trt_compat, _trt_worker, trt_engine
 from exporters._trt_compat import Flavour, available, choose, typing_for
-from exporters.errors import ConversionFailed, ExportError, MissingPackageError
+from exporters.errors import (
+    ConversionFailed,
+    ExportError,
+    MissingPackageError,
+    VerificationFailed,
+)
+from exporters.runners import onnx_runner
 from exporters.sidecar import (
+    Sidecar,
     read_sidecar,
     remember_engine,
     require_own_engine,
     sidecar_path,
+    write_sidecar,
 )
 from exporters.trt_build import build_engine
 from exporters.trt_engine import load_engine
@@ -359,3 +368,98 @@ def test_each_release_is_told_the_precision_its_own_way(name, version, precision
 def test_a_dla_is_never_asked_for_fp32():
     with pytest.raises(ExportError, match="fp16 or int8"):
         typing_for(Flavour("tensorrt", "10.3.0"), "fp32", dla=True)
+
+
+def drive_polygraphy(monkeypatch, network, config):
+    """Put a Polygraphy in place whose network and builder take only what a release knows."""
+    trt = SimpleNamespace(
+        network_from_onnx_path=network,
+        CreateConfig=config,
+        Profile=lambda: SimpleNamespace(add=lambda *shapes: shapes),
+        engine_bytes_from_network=lambda network, config, save_timing_cache: b"engine",
+    )
+    polygraphy = SimpleNamespace(mod=SimpleNamespace(lazy_import=lambda name: SimpleNamespace()))
+    monkeypatch.setattr(_trt_worker, "select_for_polygraphy", lambda flavour: None)
+    monkeypatch.setitem(sys.modules, "polygraphy", polygraphy)
+    monkeypatch.setitem(sys.modules, "polygraphy.backend", SimpleNamespace(trt=trt))
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", trt)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("version", ["8.5.2.2", "8.6.2", "10.3.0", "11.4.1"])
+def test_a_release_is_asked_only_for_what_it_knows(monkeypatch, tmp_path, version, precision):
+    asked = {}
+
+    def network_of_8(path):
+        asked["strongly_typed"] = False
+
+    def network_since_9(path, *, strongly_typed):
+        asked["strongly_typed"] = strongly_typed
+
+    def config_until_10(*, tf32, use_dla, allow_gpu_fallback, profiles, fp16=False, int8=False):
+        asked.update(tf32=tf32, fp16=fp16, int8=int8)
+
+    def config_of_11(*, tf32, use_dla, allow_gpu_fallback, profiles):
+        asked.update(tf32=tf32, fp16=False, int8=False)
+
+    eight, eleven = version.startswith("8"), version.startswith("11")
+    drive_polygraphy(
+        monkeypatch,
+        network_of_8 if eight else network_since_9,
+        config_of_11 if eleven else config_until_10,
+    )
+    request = {
+        "backend": "tensorrt",
+        "version": version,
+        "precision": precision,
+        "onnx": "net.onnx",
+        "output": str(tmp_path / "net.plan"),
+        "profile": ["images", [1], [1], [1]],
+        "workspace_mib": None,
+        "timing_cache": None,
+        "compute_capabilities": None,
+        "hardware_compatible": False,
+        "version_compatible": False,
+        "dla": None,
+    }
+
+    _trt_worker._build(request, lambda event, **fields: None)
+
+    assert asked == {
+        "strongly_typed": not eight,
+        "tf32": False,
+        "fp16": eight and precision == "fp16",
+        "int8": eight and precision == "int8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"),
+    [
+        ("fp32", 1e-6, True),
+        ("fp32", 1e-3, False),  # TF32, or half precision
+        ("fp16", 1e-3, True),
+        ("fp16", 1e-1, False),
+    ],
+)
+def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
+    monkeypatch, tmp_path, exported, images, precision, error, passes
+):
+    source, path = exported("resnet18").path, tmp_path / "net.plan"
+    path.write_bytes(b"engine")
+    sidecar = Sidecar("", "", "tensorrt", "10.3.0", "Orin (SM 8.7)", [], precision, {})
+    write_sidecar(path, sidecar)
+    right = onnx_runner(source)
+
+    def engine(pixels):
+        outputs = right(pixels)
+        return {name: value + error * np.abs(value).max() for name, value in outputs.items()}
+
+    monkeypatch.setattr(trt_engine, "gpu_name", lambda: "Orin (SM 8.7)")
+    monkeypatch.setattr(trt_engine, "engine_runner", lambda *where, **options: engine)
+
+    if passes:
+        assert trt_engine.verify_engine(source, path, images).passed
+    else:
+        with pytest.raises(VerificationFailed):
+            trt_engine.verify_engine(source, path, images)
