@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-__all__ = ["network_digest", "network_files", "network_size", "renamed_files"]
+__all__ = ["external_files", "network_digest", "network_files", "network_size", "renamed_files"]
 
 
 def network_files(path: str | Path) -> tuple[Path, ...]:
@@ -35,8 +35,23 @@ def network_files(path: str | Path) -> tuple[Path, ...]:
         return path, _require(path.with_suffix(".bin"), path)
     if path.suffix.lower() != ".onnx":
         return (path,)
-    names = dict.fromkeys(location_of(tensor) for tensor in external_tensors(_read_graph(path)))
-    return path, *(_external_file(path, name) for name in names)
+    return path, *external_files(path, _read_graph(path))
+
+
+def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
+    """The files that hold an ONNX model's weights.
+
+    Whoever opens a model asks here first: what onnx and ONNX Runtime refuse differs by release.
+
+    Args:
+        path: The model's file.
+        model: What is in it.
+
+    Raises:
+        ExportError: One is missing, or lies outside the model's folder.
+    """
+    names = dict.fromkeys(location_of(tensor) for tensor in external_tensors(model))
+    return tuple(_external_file(path, name) for name in names)
 
 
 def network_digest(path: str | Path) -> str:

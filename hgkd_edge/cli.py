@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hgkd_edge.processes import is_main, on_main
 from hgkd_edge.result_lines import distilled_lines, finetuned_lines, grid_lines, next_line
 
 if TYPE_CHECKING:
+    from hgkd_edge.parts import Parts
     from hgkd_edge.recipe import Recipe
     from hgkd_edge.rundir import RunDir
 
@@ -83,7 +85,10 @@ def distill(
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
+    parts: Parts | None = None  # of the main process alone: networks are not sent to others
+
     def prepare() -> tuple[Recipe, RunDir, bool]:
+        nonlocal parts
         loaded = load_recipe(find_recipe(recipe), overrides or ())
         if resume:
             folder = RunDir.unfinished(loaded) if run is None else RunDir.resolve(run)
@@ -95,7 +100,7 @@ def distill(
         from hgkd_edge.parts import build, require_data
 
         require_data(loaded.data)  # before any weights are downloaded
-        build(loaded)  # a recipe that cannot work leaves no folder behind
+        parts = build(loaded)  # a recipe that cannot work leaves no folder behind
         return loaded, RunDir.create(loaded, run), False
 
     loaded, folder, finished = on_main(prepare)
@@ -106,7 +111,8 @@ def distill(
         from hgkd_edge import distill as verb
 
         with _at_work(folder, folder.why_this_folder()):
-            result = {"run": str(folder.path), **verb.distill(loaded, folder, resume=resume)}
+            made = verb.distill(loaded, folder, parts=parts, resume=resume)
+            result = {"run": str(folder.path), **made}
     _show(result, as_json, lambda: distilled_lines(result))
 
 
@@ -379,9 +385,12 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a built-in re
 
     Example: hgkd-edge recipes show demo > my-recipe.yaml
     """
+    from hgkd_edge.console import printable
     from hgkd_edge.recipe import find_recipe
+    from hgkd_edge.settings import settings_text
 
-    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    lines = re.split("\r\n|\r|\n", settings_text(find_recipe(name)))
+    typer.echo("\n".join(map(printable, lines)), nl=False)
 
 
 @recipes_app.command("validate")

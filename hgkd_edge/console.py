@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from hgkd_edge.processes import is_main
 
-__all__ = ["console", "make_console", "printable", "track_steps", "warn"]
+__all__ = ["console", "make_console", "note", "printable", "track_steps", "warn"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -72,6 +73,12 @@ console = make_console(stderr=True, quiet=not is_main())
 def warn(message: str) -> None:
     """One warning, in one line."""
     console.print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
+
+
+@functools.cache
+def note(message: str) -> None:
+    """A remark that nobody has to act on, in one dim line; a repeated one is printed once."""
+    console.print(Text(message, style="dim"), soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -107,19 +107,22 @@ def _tokens(visible: Tensor, parts: Parts) -> Tensor:
     return upsample_mask(visible, parts.token_grid).flatten(1)
 
 
-def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
+def distill(
+    recipe: Recipe, run: RunDir, *, parts: Parts | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Run a whole distillation into a run folder.
 
     Args:
         recipe: Fully resolved.
         run: Its folder; the same one to resume.
+        parts: The recipe's networks, where they are built already.
         resume: Go on from the folder's checkpoint.
 
     Returns:
         What the manifest says of the result: steps, held-out cosine, skipped photos, artefacts.
         Nothing on processes beside the main one, whose part ends with the training.
     """
-    parts = build(recipe)
+    parts = parts or build(recipe)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]

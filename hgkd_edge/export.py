@@ -25,7 +25,7 @@ from exporters import (
     trt_build,
     verify,
 )
-from exporters.bake import Preprocessing, bake
+from exporters.bake import Preprocessing, Suppression, bake
 from exporters.calibrate import Calibration, calibrate
 from exporters.fp16 import convert_fp16
 from exporters.network_files import network_files
@@ -41,6 +41,7 @@ from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
+from hgkd_edge.tasks.answers import SUPPRESSION, decide
 
 __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 
@@ -48,7 +49,11 @@ VERIFICATION_PHOTOS = 64
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
 BENCH_PHOTOS = 16
-POSTPROCESSING = {"classify": "softmax", "segment": "argmax", "detect": "nms"}
+POSTPROCESSING: dict[str, str | Suppression] = {
+    "classify": "softmax",
+    "segment": "argmax",
+    "detect": SUPPRESSION,
+}
 
 
 class ExportIncomplete(VerificationFailed):
@@ -329,32 +334,38 @@ class _Work:
         return ranking
 
     def _bake(self, plain: Path) -> Path:
-        """A copy with processing inside; the resizing is held against our own."""
+        """A copy with processing inside, compared with the same processing outside."""
         options, subject = self.options, self.subject
-        path = plain.with_name(f"{plain.stem}.baked.onnx")
-        verification, preprocessing = None, None
+        path, preprocessing = plain.with_name(f"{plain.stem}.baked.onnx"), None
         if options.bake_preprocessing:
             taken = subject.input
             preprocessing = Preprocessing(
                 mean=taken.mean, std=taken.std, geometry=taken.geometry, frame=options.frame
             )
-            bake(plain, path, preprocessing=preprocessing)
-            verification = self._prove_preprocessing(plain, path)
-        post = POSTPROCESSING.get(subject.task) if options.bake_postprocessing else None
+        post = POSTPROCESSING[subject.task] if options.bake_postprocessing else None
         written = bake(plain, path, preprocessing=preprocessing, postprocessing=post)
         precision = "fp32" if plain == self.fp32 else options.precision
+        verification = self._prove_baked(plain, path, precision)
         self._record("onnx", precision, written.to_dict(), plain, verification)
         return path
 
-    def _prove_preprocessing(self, plain: Path, baked: Path) -> verify.Verification:
-        network = onnx_runner(plain)
+    def _prove_baked(self, plain: Path, baked: Path, precision: str) -> verify.Verification:
+        """Compare what the file decides, and what the network inside gives before that."""
+        network, subject, options = onnx_runner(plain), self.subject, self.options
 
-        def outside(frames: np.ndarray) -> Outputs:
-            return network(self.subject.prepared(frames.astype(np.uint8)))
+        def outside(images: np.ndarray) -> Outputs:
+            if options.bake_preprocessing:
+                images = subject.prepared(images.astype(np.uint8))
+            outputs = network(images)
+            decided = decide(subject.task, outputs) if options.bake_postprocessing else {}
+            return {**outputs, **decided}
 
-        frames = self.subject.frames(VERIFICATION_PHOTOS, self.options.frame)
-        # Resized pixels differ by up to two grey levels, as if they were quantised.
-        verification = verify.verify(outside, onnx_runner(baked), frames, precision="int8")
+        images = self.images
+        if options.bake_preprocessing:
+            images = subject.frames(VERIFICATION_PHOTOS, options.frame)
+            precision = "int8"  # resized pixels differ by up to two levels, as if quantized
+        inside = onnx_runner(baked, inner=subject.output_names)
+        verification = verify.verify(outside, inside, images, precision=precision)
         verify.require(verification, baked)
         return verification
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from hgkd_edge.errors import HgkdError, RunError, reason_of
 from hgkd_edge.export_command import export_lines
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.files import file_sha256
+from hgkd_edge.parsing import MAX_LABEL_BYTES, MAX_LOG_BYTES, parse_json
 from hgkd_edge.rundir import RunDir, atomic_write
 from hgkd_edge.tables import score_table, task_table, warning_lines
 
@@ -307,12 +307,12 @@ def _records(run: RunDir, log: Path) -> list[tuple[float, dict[str, float]]]:
     A killed process may have left the last line half written; lines that are no batch are passed
     over.
     """
-    lines = run.read_bytes(log).splitlines() if log.is_file() else []
+    lines = run.read_bytes(log, MAX_LOG_BYTES).splitlines() if log.is_file() else []
     found = []
     for line in lines:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line.decode(), MAX_LABEL_BYTES)
+        except ValueError:
             continue
         if isinstance(record, dict):
             figures = {key: value for key, value in record.items() if _is_finite(value)}

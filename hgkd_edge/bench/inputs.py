@@ -6,7 +6,6 @@ record says which was used.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo
 from hgkd_edge.errors import DeviceError, RunError
+from hgkd_edge.parsing import parse_json
 
 __all__ = ["SEED", "fit", "load_images", "make_inputs"]
 
@@ -133,9 +133,9 @@ def _concrete(
 def _image_size(metadata: dict[str, str]) -> tuple[int, int, int]:
     """(C, H, W) from our exporter's metadata, else the usual one."""
     try:
-        channels, height, width = json.loads(metadata.get("hgkd_edge.input_size", ""))
+        channels, height, width = parse_json(metadata.get("hgkd_edge.input_size", ""))
         return int(channels), int(height), int(width)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 3, _USUAL_SIDE, _USUAL_SIDE
 
 

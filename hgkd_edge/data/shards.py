@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from hgkd_edge.data.photos import (
     with_holdout,
 )
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.parsing import MAX_LABEL_BYTES, parse_json
+from hgkd_edge.parsing import MAX_LABEL_BYTES, parse_json, read_text
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
 
@@ -222,7 +221,7 @@ def _read_index(file: Path) -> Index:
     cache = _cache_file(file)
     if not cache.is_file():
         return _index(file)
-    known = json.loads(cache.read_text(encoding="utf-8"))
+    known = parse_json(read_text(cache))
     return Index(
         [Member(*row) for row in known["photos"]],
         [(name, reason) for name, reason in known["unused"]],

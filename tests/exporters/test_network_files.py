@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_files, network_size, renamed_files
-from exporters.onnx_info import onnx_info, open_session
+from exporters.onnx_info import onnx_info, open_session, read_onnx
+from hgkd_edge.bench.models import resolve_models
+from hgkd_edge.errors import RunError
+from hgkd_edge.serving import open_served
 
 
 def save(path: Path, *, seed: int = 0, location: str | None = "net.onnx.data") -> Path:
@@ -106,6 +110,36 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -
         onnx_info(path)
     with pytest.raises(ExportError, match="outside its folder"):
         renamed_files(path, "model-0.onnx")
+
+
+DOORS = {
+    "exporters": read_onnx,
+    "a description": onnx_info,
+    "ONNX Runtime": open_session,
+    "predict and evaluate": open_served,
+    "bench": lambda path: resolve_models([path]),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("location", ["../secret", "{}/secret", "link", "folder/secret"])
+def test_no_library_is_asked_to_open_weights_outside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: str, location: str
+) -> None:
+    path = save(tmp_path / "here" / "net.onnx")
+    (tmp_path / "secret").write_bytes(bytes(4 * 3 * 9 * 4))
+    (tmp_path / "here" / "link").symlink_to("../secret")
+    (tmp_path / "here" / "folder").symlink_to("..")
+    move_weights(path, location.format(tmp_path))
+
+    def trusting(*_: object, **__: object) -> None:
+        pytest.fail("a library was handed the model")
+
+    monkeypatch.setattr(onnx, "load_external_data_for_model", trusting)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", trusting)
+
+    with pytest.raises((ExportError, RunError), match="outside its folder"):
+        DOORS[door](path)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -53,11 +53,15 @@ class Link:
         command: How to start it: an ssh command, or this Python.
         where: Name of the machine for messages.
         host: The SSH host, or None for this machine.
+        case_s: How long a case may take at most, from its build to its last visit.
     """
 
-    def __init__(self, command: list[str], *, where: str, host: Host | None) -> None:
+    def __init__(
+        self, command: list[str], *, where: str, host: Host | None, case_s: float = MOST_CASE_S
+    ) -> None:
         self.where = where
         self.host = host
+        self.case_s = case_s
         # A session of its own: Ctrl-C in the terminal must not end ssh before we said `cancel`.
         self.process = subprocess.Popen(
             command,
@@ -119,12 +123,13 @@ class Link:
         """
         self._write((json.dumps(job) + "\n").encode())
         results: list[Event] = []
-        deadline = time.monotonic() + MOST_CASE_S * len(job["cases"])
+        deadline = time.monotonic() + self.case_s * len(job["cases"])
+        silence_s = _SILENCE_S if job["tool"] == "trtexec" else 600.0
         missing = payload
         while True:
-            event = self._next(_SILENCE_S if job["tool"] == "trtexec" else 600.0)
+            event = self._next(min(silence_s, max(0.0, deadline - time.monotonic())))
             if time.monotonic() > deadline:
-                self._fault = f"no end of the work within {MOST_CASE_S / 3600:.0f} h per case"
+                self._fault = f"no end of the work within {self.case_s / 3600:.2g} h per case"
                 event = None
             if event is None:
                 raise self._broken()

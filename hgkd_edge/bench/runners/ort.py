@@ -34,6 +34,7 @@ class OrtRunner:
         self.name = name
         self.provider = provider
         self.backend = provider
+        self.opens = ".onnx"
         self.uses_threads = provider == "CPUExecutionProvider"
         self.needs_torch = False
 
@@ -84,9 +85,15 @@ class OrtRunner:
         run = (
             self._with_copies(session, case) if case.copies == "in" else self._bound(session, case)
         )
+        names = [output.name for output in session.get_outputs()]
         return Opened(
             run=run,
             load_ms=load_ms,
+            # The CPU's outputs are what all others are compared with.
+            outputs=None
+            if self.provider == "CPUExecutionProvider"
+            else lambda feeds: dict(zip(names, session.run(names, feeds), strict=True)),
+            computes="tf32" if self.provider in _ON_GPU else None,
             threads=case.threads,
             details={"providers": session.get_providers()},
         )
