@@ -8,7 +8,7 @@ the first layer that departs (`exporters.locate`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from .agreement import TOLERANCES, Comparison, OutputAgreement, Tolerance
 from .errors import ExportError, VerificationFailed
-from .files import SET_ASIDE, set_aside
+from .files import SET_ASIDE, set_aside, until_proven
 from .onnx_info import onnx_info
 from .runners import Runner, onnx_runner, torch_runner
 
@@ -246,15 +246,16 @@ def export_and_verify(
     from .onnx_export import export_onnx
 
     channels, height, width = images.shape[1:]
-    exported = export_onnx(
-        model,
-        path,
-        input_size=(channels, height, width),
-        dynamic_batch=dynamic_batch,
-        dynamic_size=dynamic_size,
-        output_names=output_names,
-        metadata=metadata,
-    )
-    verification = verify_onnx(model, path, images)
-    require(verification, path, reference=model, images=images)
-    return exported, verification
+    with until_proven(path) as lent:
+        exported = export_onnx(
+            model,
+            lent,
+            input_size=(channels, height, width),
+            dynamic_batch=dynamic_batch,
+            dynamic_size=dynamic_size,
+            output_names=output_names,
+            metadata=metadata,
+        )
+        verification = verify_onnx(model, lent, images)
+        require(verification, lent, reference=model, images=images)
+    return replace(exported, path=Path(path)), verification
