@@ -83,6 +83,10 @@ class Verification:
         return max((o.worst for o in self.outputs if o.worst is not None), default=None)
 
     @property
+    def shift(self) -> float | None:
+        return max((o.shift for o in self.outputs if o.shift is not None), default=None)
+
+    @property
     def iou(self) -> float | None:
         return min((o.iou for o in self.outputs if o.iou is not None), default=None)
 
@@ -101,6 +105,7 @@ class Verification:
             "kept": self.kept,
             "noise": self.noise,
             "worst": self.worst,
+            "shift": self.shift,
             "iou": self.iou,
         }
 
@@ -116,6 +121,8 @@ class Verification:
             parts.append(f"error {self.noise:.3f} of the spread (at most {bound.noise:g})")
             if bound.worst is not None:
                 parts.append(f"in the worst image {self.worst:.3f} (at most {bound.worst:g})")
+            if bound.shift is not None:
+                parts.append(f"in all images alike {self.shift:.3f} (at most {bound.shift:g})")
         elif self.cosine is not None:
             parts.append(f"cosine {self.cosine:.6f} (at least {bound.cosine:g})")
         if self.kept is not None:
