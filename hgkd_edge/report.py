@@ -23,7 +23,12 @@ from rich.text import Text
 
 from exporters.verify import SET_ASIDE
 from hgkd_edge import __version__
-from hgkd_edge.bench.baseline import failed_models, with_fp32_baseline
+from hgkd_edge.bench.baseline import (
+    FAILED_SINCE,
+    failed_models,
+    outdated_models,
+    with_fp32_baseline,
+)
 from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
 from hgkd_edge.console import make_console
@@ -205,7 +210,12 @@ def _speed(run: RunDir) -> Iterator[RenderableType]:
     if bench.is_file():
         failed = _failed_files(run)
         for session in load_bench(bench).sessions:
-            yield _compared(session, failed)
+            outdated = outdated_models(session, bench)
+            since = {label for label, what in outdated.items() if what == FAILED_SINCE}
+            names = {Path(m.path).name for m in session.models if m.label in since}
+            yield _compared(session, failed | names)
+            for label, what in outdated.items():
+                yield f"warning: {label} {what}; measure again: hgkd-edge bench"
 
 
 def _compared(session: Session, failed: frozenset[str]) -> RenderableType:

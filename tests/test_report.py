@@ -10,10 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 
+from hgkd_edge.bench.compare import compare_files
 from hgkd_edge.errors import RunError
+from hgkd_edge.files import file_sha256
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
@@ -185,6 +188,47 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
     assert all("FAILED" in line for line in lines_with(page, bad))
     assert len(lines_with(page, f"{bad}: FAILED verification, do not deploy it")) == 1
     assert lines_with(page, "0.25x")[0].split()[1] == "(FAILED)"
+
+
+@pytest.mark.parametrize(
+    ("since", "said", "failed"),
+    [
+        ("failed", "failed verification since it was measured", True),
+        ("changed", "has changed since it was measured", False),
+        ("damaged", "has changed since it was measured", False),
+        ("gone", "", False),  # as where a run was copied without its files
+        ("nothing", "", False),
+    ],
+)
+def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
+    run: RunDir, since: str, said: str, failed: bool
+) -> None:
+    write_bench(run, measured("x.int8", 1.0, to="x.int8 ort-cpu b1", median=1.0))
+    run.export_dir.mkdir()
+    file = run.export_dir / "x.int8.onnx"
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+    onnx.save(model, file)
+    record = (run.path / "bench.json").read_text()
+    (run.path / "bench.json").write_text(
+        record.replace('"sha256": ""', f'"sha256": "{file_sha256(file)}"')
+    )
+    if since == "failed":
+        file.rename(run.export_dir / "x.int8.failed-verification.onnx")
+    elif since == "changed":
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "other", [], [])), file)
+    elif since == "damaged":
+        file.write_bytes(b"no network")
+    elif since == "gone":
+        file.unlink()
+
+    page = Page(report(run))
+    comparison = compare_files(run.path / "bench.json", run.path / "bench.json")
+
+    warnings = [line.strip() for line in lines_with(page, "warning: x.int8 ")]
+    line = f"x.int8 {said}; measure again: hgkd-edge bench"
+    assert warnings == ([f"warning: {line}"] if said else [])
+    assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if said else [])
+    assert bool(lines_with(page, "x.int8: FAILED verification")) == failed
 
 
 @pytest.mark.parametrize("first", ["x.fp32.baked", "x.fp32.failed-verification"])
