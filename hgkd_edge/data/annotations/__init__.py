@@ -1,6 +1,6 @@
 """Photos with boxes (COCO JSON, Pascal VOC XML) or with a class for every pixel (masks, COCO).
 
-What is wrong with a single annotation is told with its file and line, and the annotation left out;
+An annotation that is wrong is skipped and reported with its file and line;
 only data of which nothing can be used are an error.
 """
 

@@ -31,7 +31,7 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
     """Photos and their objects.
 
     Classes are the names in `classes.txt`, else those met in the training split. A photo whose
-    XML cannot be read is left out: taken without its boxes it would teach that nothing is there.
+    XML cannot be read is skipped: taken without its boxes it would teach that nothing is there.
     Objects marked `<difficult>1</difficult>` are objects like all others, in training and in
     scores, as torchvision's VOCDetection gives them; VOC's own scores pass over them.
     """
@@ -47,13 +47,13 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
                 photo = only_one(name, images.find(name), "JPEGImages")
                 xml = only_one(name, xmls.find(name), "Annotations")
             except FileNotFoundError as error:
-                faults[split].append((where, f"{error}; left out"))
+                faults[split].append((where, f"{error}; skipped"))
                 continue
             try:
                 splits[split].append(_photo(root, photo, xml, faults[split]))
             except (OSError, ValueError, expat.ExpatError) as error:
                 line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
-                faults[split].append((f"{xml}{line}", f"cannot be read, photo left out: {error}"))
+                faults[split].append((f"{xml}{line}", f"cannot be read, photo skipped: {error}"))
     listing = Listing(splits, [], faults).hold_out(holdout)
     listing.faults.setdefault("train", [])[:0] = unread_images(root / "JPEGImages")
     met = {box.name for photo in listing.splits.get("train", ()) for box in photo.annotation}
@@ -72,7 +72,7 @@ def _photo(root: Path, file: Path, xml: Path, faults: list[Fault]) -> Annotated[
             boxes.append(Box(clean(fields["name"]), corners, where))
         except (KeyError, ValueError) as error:
             faults.append(
-                (where, f"object without a proper name and box ({cut(str(error))}); left out")
+                (where, f"object without a proper name and box ({cut(str(error))}); skipped")
             )
     stated = stated_size(size.get("height"), size.get("width"))
     return Annotated(name_in(root, file), file, boxes, stated)
