@@ -29,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help panels would double the time that --help takes
-    help="Distil a Vision Transformer into a small dense CNN, export it with proof, measure it.",
-    epilog="Begin with: hgkd-edge demo",
+    help="Distill a Vision Transformer into a small dense CNN, export it with proof, measure it.",
+    epilog="Start with: hgkd-edge demo",
 )
 recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
@@ -74,7 +74,7 @@ def options(
 def distill(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in one.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a stopped run.")] = False,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -160,7 +160,7 @@ def finetune(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with its own settings where it stopped.")
+        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

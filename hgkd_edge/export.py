@@ -96,7 +96,7 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     if options.bake_postprocessing and subject.task not in POSTPROCESSING:
         raise ExportError(
             "--bake-postprocessing: a bare backbone gives an embedding, nothing to process",
-            hint="fine-tune the run first, or leave it out",
+            hint="fine-tune the run first, or remove the option",
         )
     work = _Work(run, options, subject)
     work.make_fp32()

@@ -250,7 +250,7 @@ def _origin(manifest: dict[str, Any]) -> Table:
         entries = manifest.get(name, {})
         table.add_row(name, ", ".join(f"{key} {value}" for key, value in entries.items() if value))
     for split, data in manifest.get("data", {}).items():
-        skipped = f", {len(data['skipped'])} left out" if data["skipped"] else ""
+        skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
         table.add_row(f"{split} photos", f"{data['photos']}{skipped}, {data['fingerprint'][:16]}")
     for name in ("seed", "precision", "git_revision"):
         if manifest.get(name) is not None:

@@ -102,7 +102,7 @@ def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(r
         "<i>hat</i>",
         "25.0 %",
         "cc-by-nc-4.0",
-        "1 left out",
+        "1 skipped",
         "recipe.yaml",
     ):
         assert text in page.text

@@ -112,7 +112,7 @@ def _remark_unused(unused: list[tuple[str, str]], indices: dict[Path, Index]) ->
     for name, reason in unused:
         examples.setdefault(reason, []).append(name)
     return [
-        f"warning: {len(names)} of {used + len(unused)} images in the shards are left out: {reason}"
+        f"warning: {len(names)} of {used + len(unused)} images in the shards are skipped: {reason}"
         f", such as {names[0]}"
         for reason, names in examples.items()
     ]

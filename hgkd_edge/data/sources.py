@@ -90,7 +90,7 @@ class ImageSource:
     @property
     def labelled(self) -> bool:
         """Whether every photo has a label."""
-        if self.labels.ndim > 1:  # boxes or label maps: photos without any were left out
+        if self.labels.ndim > 1:  # boxes or label maps: photos without any were skipped
             return len(self) > 0
         return len(self.classes) > 1 and bool((self.labels != UNLABELLED).all())
 
@@ -190,7 +190,7 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
         if missing := sorted(learned - set(labels) - {UNLABELLED}):
             shown = a_few([source.classes[i] for i in missing])
             remarks.append(
-                f"classes without a photo in split '{name}': {shown}: its scores leave them out"
+                f"classes without a photo in split '{name}': {shown}, so not in its scores"
             )
     return [f"warning: {remark}" for remark in remarks]
 

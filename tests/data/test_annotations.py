@@ -85,7 +85,7 @@ def test_a_box_without_area_is_told_by_file_and_line_and_costs_nothing_else(
     assert len(splits["train"]) == 16
     report_photos(splits)
     told = capsys.readouterr().err
-    assert "left out 2 files or annotations" in told
+    assert "skipped 2 files or annotations" in told
     assert told.count(where) == 1
 
 

@@ -441,7 +441,7 @@ def test_a_photo_of_countless_boxes_is_left_out(tmp_path: Path) -> None:
 
     assert len(source) == 2
     ((_, reason),) = source.skipped
-    assert "has 20,000 boxes; photos with up to 4,096 are used; photo left out" in reason
+    assert "has 20,000 boxes; photos with up to 4,096 are used; photo skipped" in reason
 
 
 def test_one_crowded_photo_does_not_make_all_others_large(

@@ -177,7 +177,7 @@ def test_images_that_share_a_sample_by_webdatasets_rule_are_counted(tmp_path: Pa
     source = shards(write_tar(tmp_path / "s.tar", names))["train"]
 
     assert len(source) == 2
-    assert "8 of 10 images in the shards are left out" in source.remarks[0]
+    assert "8 of 10 images in the shards are skipped" in source.remarks[0]
     assert "such as s.tar/cam0.0001.jpg" in source.remarks[0]
     assert len(source.skipped) == 8
 
@@ -194,7 +194,7 @@ def test_folders_of_members_may_have_dots_and_suffixes_any_case(tmp_path: Path) 
 def test_members_of_formats_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     source = shards(write_tar(tmp_path / "s.tar", ["a.png", "b.heic"]))["train"]
 
-    assert "1 of 2 images in the shards are left out: .heic files" in source.remarks[0]
+    assert "1 of 2 images in the shards are skipped: .heic files" in source.remarks[0]
 
 
 def test_member_names_that_are_not_utf8_are_shown_readably(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Annotated(Generic[A]):
 
 @dataclass
 class Listing(Generic[A]):
-    """Annotated photos by split, class names (empty: not known yet), and what was left out.
+    """Annotated photos by split, class names (empty: not known yet), and what was skipped.
 
     `remarks` are about names and classes, one line each.
     """
@@ -117,10 +117,10 @@ def checked_boxes(
         x1, y1, x2, y2 = corners
         cut = np.clip(corners, 0, (width, height, width, height))
         if box.name not in classes:
-            faults.append((box.where, f"class '{box.name}' is not known; left out"))
+            faults.append((box.where, f"class '{box.name}' is not known; skipped"))
         elif not np.isfinite(corners).all() or x2 <= x1 or y2 <= y1:
             shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-            faults.append((box.where, f"box {shown} has no area; left out"))
+            faults.append((box.where, f"box {shown} has no area; skipped"))
         elif cut[2] <= cut[0] or cut[3] <= cut[1]:
             shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             faults.append((box.where, f"box {shown} is outside its {width} x {height} photo"))
@@ -154,7 +154,7 @@ def images_by_stem(folder: Path) -> ByName[Path]:
 def unread_images(folder: Path) -> list[Fault]:
     """Image files of a folder whose format cannot be read."""
     reasons = ((file, why_not_an_image(file.name)) for file in _files(folder))
-    return [(readable(str(file)), f"{why}; left out") for file, why in reasons if why]
+    return [(readable(str(file)), f"{why}; skipped") for file, why in reasons if why]
 
 
 def only_one(name: str, found: Sequence[Path], folder: str) -> Path:

@@ -53,12 +53,12 @@ def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[
         try:
             runs = _runs(shape.in_pixels(size), size)
         except Exception as error:  # pycocotools raises bare Exceptions
-            faults.append((shape.where, f"no proper outline ({error}); left out"))
+            faults.append((shape.where, f"no proper outline ({error}); skipped"))
             continue
         if area := int(runs[1::2].sum()):
             outlines.append((area, shape.label, runs))
         else:
-            faults.append((shape.where, "outline has no area; left out"))
+            faults.append((shape.where, "outline has no area; skipped"))
     columns = np.zeros(size[0] * size[1], np.uint8)  # one after the other
     for _, label, runs in sorted(outlines, key=lambda outline: -outline[0]):
         ends = runs.cumsum().tolist()
