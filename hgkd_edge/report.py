@@ -298,6 +298,8 @@ def _pictures(run: RunDir) -> Iterator[Picture]:
     """The PNG files of a run; what is only called so is passed over."""
     left = MOST_PICTURES_BYTES
     for file in sorted((run.path / "pictures").glob("*.png")):
+        if not file.is_file():
+            continue
         left -= file.stat().st_size
         if left < 0:
             warn(f"{file}: the report has no room for it and for the pictures after it")
