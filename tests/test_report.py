@@ -273,6 +273,9 @@ HOSTILE = [
     "</pre></style><svg onload=alert(1)>",
     '[link=javascript:alert(1)" onmouseover="alert(1)]x[/link]',
     "{{ 7 * 7 }}{% raw %}",
+    "}</style><style>body{background:url(//a.example)}",
+    "&#60;iframe src=//a.example&#62;",
+    "data:text/html,<base href=//a.example><form action=//a.example>",
 ]
 
 
@@ -388,6 +391,43 @@ def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, 
     (row,) = lines_with(page, "backbone.safetensors")
     assert said in row
     assert ("strong" in page.tags) == (change != "none")
+
+
+def test_no_mark_of_direction_in_a_run_reorders_the_page(run: RunDir) -> None:
+    mark = "\u202e\u2066\u200b"
+    run.log_file.write_text(json.dumps({"step": 1, "loss": 1.0, mark: 2.0}))
+    with run.recipe_file.open("a") as recipe:
+        recipe.write(f"# {mark}\n")
+    (run.path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(run.path / "pictures" / f"{mark}.png")
+
+    assert not set(mark) & set(report(run).read_text())
+
+
+def test_a_page_has_room_for_so_many_pictures_and_says_so(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / "pictures").mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(run.path / "pictures" / f"{name}.png")
+    size = (run.path / "pictures" / "a.png").stat().st_size
+    monkeypatch.setattr("hgkd_edge.report.MOST_PICTURES_BYTES", 2 * size)
+
+    page = Page(report(run))
+
+    assert len(page.sources) == 2
+    assert "c.png: the report has no room" in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "finetune.json", "manifest.json", "bench.json"])
+def test_a_file_of_a_run_that_would_fill_the_memory_is_refused_by_its_size(
+    run: RunDir, name: str
+) -> None:
+    with (run.path / name).open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room on the disk
+
+    with pytest.raises(RunError, match=r"1,099,511,627,776"):
+        report(run)
 
 
 def test_what_is_only_called_a_picture_is_not_embedded(run: RunDir) -> None:
