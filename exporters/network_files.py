@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from .errors import ExportError
 from .files import digest
 
+# Bytes of one file at most: libraries read all of it. Protobuf ends at 2 GiB.
+MOST_BYTES = {".onnx": 2**31, ".xml": 2**28, ".plan": 2**33, ".engine": 2**33}
 # How often tensors may read the same bytes: equal weights are sometimes stored once.
 MOST_SHARED = 8
 
@@ -21,7 +23,14 @@ if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-__all__ = ["external_files", "network_digest", "network_files", "network_size", "renamed_files"]
+__all__ = [
+    "external_files",
+    "network_digest",
+    "network_files",
+    "network_size",
+    "renamed_files",
+    "require_usual_size",
+]
 
 
 def network_files(path: str | Path) -> tuple[Path, ...]:
@@ -34,6 +43,7 @@ def network_files(path: str | Path) -> tuple[Path, ...]:
         ExportError: One is missing, or lies outside the network's folder.
     """
     path = Path(path)
+    require_usual_size(path)
     if path.suffix == ".xml":
         return path, _require(path.with_suffix(".bin"), path)
     if path.suffix.lower() != ".onnx":
@@ -64,6 +74,21 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
             hint="save the model again: each weight needs its own place in a file",
         )
     return tuple(files.values())
+
+
+def require_usual_size(path: str | Path) -> None:
+    """Refuse a file that no network is, before a library reads all of it.
+
+    Raises:
+        ExportError: It is larger than `MOST_BYTES`.
+    """
+    path = Path(path)
+    most = MOST_BYTES.get(path.suffix.lower())
+    if most is not None and path.is_file() and (size := path.stat().st_size) > most:
+        raise ExportError(
+            f"'{path}' has {size:,} bytes; {path.suffix} files are read up to {most:,}",
+            hint="export it again, or copy it again",
+        )
 
 
 def network_digest(path: str | Path) -> str:

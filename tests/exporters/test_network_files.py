@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_files, network_size, renamed_files
 from exporters.onnx_info import onnx_info, open_session, read_onnx
+from exporters.openvino_export import openvino_runner
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.errors import RunError
 from hgkd_edge.serving import open_served
@@ -140,6 +142,28 @@ def test_no_library_is_asked_to_open_weights_outside_the_folder(
 
     with pytest.raises((ExportError, RunError), match="outside its folder"):
         DOORS[door](path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "door"),
+    [
+        (".onnx", onnx_info),
+        (".onnx", open_session),
+        (".onnx", network_digest),
+        (".xml", network_files),
+        (".xml", openvino_runner),
+        (".plan", network_digest),
+        (".engine", network_digest),
+    ],
+)
+def test_a_file_that_no_network_is_so_large_as_is_refused_before_it_is_read(
+    tmp_path: Path, suffix: str, door: Callable[[Path], object]
+) -> None:
+    path = tmp_path / f"net{suffix}"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room on the disk
+    with pytest.raises(ExportError, match=r"has 1,099,511,627,776 bytes; .* are read up to"):
+        door(path)
 
 
 def test_weights_that_are_read_again_and_again_are_refused(tmp_path: Path) -> None:
