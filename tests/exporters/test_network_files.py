@@ -88,7 +88,7 @@ def test_weights_are_found_wherever_in_the_graph_they_are(tmp_path: Path) -> Non
     )
     model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=inner))
     path.write_bytes(model.SerializeToString())
-    (tmp_path / "other.data").write_bytes(b"x")
+    (tmp_path / "other.data").write_bytes(bytes(4 * 3 * 9 * 4))
 
     assert [file.name for file in network_files(path)] == [
         "net.onnx",
@@ -182,7 +182,17 @@ def test_weights_that_are_read_again_and_again_are_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("offset", "-5"), ("length", "9" * 30), ("offset", "٣"), ("length", "x"), ("offset", "1e3")],
+    [
+        ("offset", "-5"),
+        ("offset", "٣"),
+        ("offset", "1e3"),
+        ("offset", "433"),
+        ("offset", ""),
+        ("length", "9" * 30),
+        ("length", "x"),
+        ("length", "433"),
+        ("length", " 4"),
+    ],
 )
 def test_a_place_in_a_file_that_is_none_is_one_line(tmp_path: Path, key: str, value: str) -> None:
     path = save(tmp_path / "net.onnx")
@@ -194,8 +204,9 @@ def test_a_place_in_a_file_that_is_none_is_one_line(tmp_path: Path, key: str, va
     tensor.external_data.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
 
-    with pytest.raises(ExportError) as refused:
-        onnx_info(path)
+    for door in (onnx_info, open_session, network_digest):
+        with pytest.raises(ExportError, match=r"weight 'w' has no place in") as refused:
+            door(path)
 
     assert "\n" not in refused.value.message
     assert len(refused.value.message) < 500
