@@ -7,6 +7,7 @@ keeps them in a .bin. Whoever looks at the first file only takes two networks fo
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING
 from .errors import ExportError
 from .files import digest
 
+# Bytes of one file at most: libraries read all of it. Protobuf ends at 2 GiB.
+MOST_BYTES = {".onnx": 2**31, ".xml": 2**28, ".plan": 2**33, ".engine": 2**33}
+_PLACE = re.compile(r"[0-9]{1,15}")
 # How often tensors may read the same bytes: equal weights are sometimes stored once.
 MOST_SHARED = 8
 
@@ -21,7 +25,14 @@ if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-__all__ = ["external_files", "network_digest", "network_files", "network_size", "renamed_files"]
+__all__ = [
+    "external_files",
+    "network_digest",
+    "network_files",
+    "network_size",
+    "renamed_files",
+    "require_usual_size",
+]
 
 
 def network_files(path: str | Path) -> tuple[Path, ...]:
@@ -34,6 +45,7 @@ def network_files(path: str | Path) -> tuple[Path, ...]:
         ExportError: One is missing, or lies outside the network's folder.
     """
     path = Path(path)
+    require_usual_size(path)
     if path.suffix == ".xml":
         return path, _require(path.with_suffix(".bin"), path)
     if path.suffix.lower() != ".onnx":
@@ -51,7 +63,8 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
         model: What is in it.
 
     Raises:
-        ExportError: One is missing, lies outside the model's folder, or is read again and again.
+        ExportError: One is missing, lies outside the model's folder, is read again and again, or
+            does not hold what a weight says.
     """
     tensors = list(external_tensors(model))
     names = dict.fromkeys(location_of(tensor) for tensor in tensors)
@@ -64,6 +77,21 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
             hint="save the model again: each weight needs its own place in a file",
         )
     return tuple(files.values())
+
+
+def require_usual_size(path: str | Path) -> None:
+    """Refuse a file that no network is, before a library reads all of it.
+
+    Raises:
+        ExportError: It is larger than `MOST_BYTES`.
+    """
+    path = Path(path)
+    most = MOST_BYTES.get(path.suffix.lower())
+    if most is not None and path.is_file() and (size := path.stat().st_size) > most:
+        raise ExportError(
+            f"'{path}' has {size:,} bytes; {path.suffix} files are read up to {most:,}",
+            hint="export it again, or copy it again",
+        )
 
 
 def network_digest(path: str | Path) -> str:
@@ -127,13 +155,22 @@ def location_of(tensor: onnx.TensorProto) -> str:
 
 
 def _claimed_bytes(tensor: onnx.TensorProto, size: int) -> int:
-    """How many bytes of a file of this size an external tensor takes; the rest, if it says none."""
+    """How many bytes of a file of this size an external tensor takes; the rest, if it says none.
+
+    Raises:
+        ExportError: Its place is no place in the file.
+    """
     stated = {entry.key: entry.value for entry in tensor.external_data}
-    try:
-        offset, length = (int(stated.get(key) or 0) for key in ("offset", "length"))
-    except ValueError:  # no number: refused by whoever reads it
-        return 0
-    return length or max(0, size - offset)
+    offset, length = (stated.get(key, "0") for key in ("offset", "length"))
+    if not (_PLACE.fullmatch(offset) and _PLACE.fullmatch(length)) or (
+        int(offset) + int(length) > size
+    ):
+        raise ExportError(
+            f"weight '{tensor.name[:80]}' has no place in '{location_of(tensor)[:80]}', a file of "
+            f"{size:,} bytes: offset {offset[:20]!r}, length {length[:20]!r}",
+            hint="save the model again, or copy it again with its weights",
+        )
+    return int(length) or size - int(offset)
 
 
 def _read_graph(path: Path) -> onnx.ModelProto:

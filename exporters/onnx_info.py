@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionFailed, ExportError
-from .network_files import external_files, network_digest, network_files, network_size
+from .network_files import (
+    external_files,
+    network_digest,
+    network_files,
+    network_size,
+    require_usual_size,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -79,6 +85,7 @@ def _load(path: Path) -> onnx.ModelProto:
 
     if not path.is_file():
         raise ExportError(f"no ONNX file at '{path}'", hint="check the path, or export one first")
+    require_usual_size(path)
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
         if external_files(path, model):

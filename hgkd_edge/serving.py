@@ -167,14 +167,24 @@ def _stated(metadata: Mapping[str, str], key: str, default: str = "") -> Any:
     return parse_json(text, MAX_RECORD_BYTES)
 
 
+def _words(value: Any) -> list[str]:
+    if not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+        raise ValueError("no list of words")
+    return value
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: str) -> Served:
     """Read what `export` wrote into the file."""
     try:
         task = _stated(metadata, "task")
-        classes = tuple(map(str, _stated(metadata, "classes")))
-        baked = frozenset(_stated(metadata, "baked", "[]"))
+        classes = tuple(_words(_stated(metadata, "classes")))
+        baked = frozenset(_words(_stated(metadata, "baked", "[]")))
         frame = _stated(metadata, "frame", "null")
-        if not (frame is None or (len(frame) == 2 and all(type(side) is int for side in frame))):
+        if not (frame is None or (len(frame) == 2 and all(_is_side(side) for side in frame))):
             raise ValueError("no size of frames")
         geometry = GEOMETRY.get(task, "cover")
         described = InputSpec.from_metadata(metadata, geometry=geometry)

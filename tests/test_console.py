@@ -64,8 +64,10 @@ def test_our_own_colors_and_other_scripts_are_kept() -> None:
 
 
 def test_what_cannot_be_seen_does_not_make_two_names_look_alike() -> None:
-    for text in HOSTILE.values():
-        assert printable(text) != printable("".join(c for c in text if c.isprintable()))
+    unseen = "\xad\u061c\u180e\u200b\u200e\u200f\u2060\u2064\u206a\ufeff\ufff9\U000e0001\U000e0061"
+
+    for character in unseen:
+        assert printable(f"mai{character}n") == "mai\N{REPLACEMENT CHARACTER}n", ascii(character)
 
 
 def test_the_joiners_of_scripts_and_emoji_are_kept() -> None:

@@ -120,6 +120,17 @@ def test_what_is_missing_is_said_in_one_line(
         ({"task": "embed"}, "is a bare backbone"),
         ({"input_size": [3, 0, 64]}, "does not say which task"),
         ({"task": None}, "does not say which task"),
+        ({"task": ["classify"]}, "does not say which task"),
+        ({"classes": "abc"}, "does not say which task"),
+        ({"classes": {"cat": 1}}, "does not say which task"),
+        ({"classes": [["cat"]]}, "does not say which task"),
+        ({"baked": "preprocessing"}, "does not say which task"),
+        ({"frame": 7}, "does not say which task"),
+        ({"frame": [-5, 0]}, "does not say which task"),
+        ({"frame": [True, True]}, "does not say which task"),
+        ({"input_size": [3, float("inf"), 64]}, "does not say which task"),
+        ({"preprocessing": {"bits": 1e9}}, "does not say which task"),
+        ({"preprocessing": {"bits": "8"}}, "does not say which task"),
     ],
 )
 def test_a_file_that_does_not_answer_photos_says_so(

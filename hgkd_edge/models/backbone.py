@@ -25,7 +25,7 @@ from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.models.untrusted import bounded, check_args, check_name
-from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.sparse.strided import guard_strided
@@ -108,6 +108,8 @@ class BackboneSpec:
         )
         if not (sides and statistics and min(self.std) > 0 and self.stem_stride in (1, 2, 4)):
             raise ValueError("its metadata gives no usable size, mean, std or stem_stride")
+        if type(self.bits) is not int or not 0 <= self.bits <= 16:
+            raise ValueError(f"its metadata gives no usable bits: {brief(self.bits)}")
         if not (isinstance(self.name, str) and isinstance(self.args, dict)):
             raise ValueError("its metadata gives no usable name or args")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_files, network_size, renamed_files
 from exporters.onnx_info import onnx_info, open_session, read_onnx
+from exporters.openvino_export import openvino_runner
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.errors import RunError
 from hgkd_edge.serving import open_served
@@ -86,7 +88,7 @@ def test_weights_are_found_wherever_in_the_graph_they_are(tmp_path: Path) -> Non
     )
     model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=inner))
     path.write_bytes(model.SerializeToString())
-    (tmp_path / "other.data").write_bytes(b"x")
+    (tmp_path / "other.data").write_bytes(bytes(4 * 3 * 9 * 4))
 
     assert [file.name for file in network_files(path)] == [
         "net.onnx",
@@ -142,6 +144,28 @@ def test_no_library_is_asked_to_open_weights_outside_the_folder(
         DOORS[door](path)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "door"),
+    [
+        (".onnx", onnx_info),
+        (".onnx", open_session),
+        (".onnx", network_digest),
+        (".xml", network_files),
+        (".xml", openvino_runner),
+        (".plan", network_digest),
+        (".engine", network_digest),
+    ],
+)
+def test_a_file_that_no_network_is_so_large_as_is_refused_before_it_is_read(
+    tmp_path: Path, suffix: str, door: Callable[[Path], object]
+) -> None:
+    path = tmp_path / f"net{suffix}"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room on the disk
+    with pytest.raises(ExportError, match=r"has 1,099,511,627,776 bytes; .* are read up to"):
+        door(path)
+
+
 def test_weights_that_are_read_again_and_again_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "net.onnx")
     model = onnx.load(path, load_external_data=False)
@@ -158,7 +182,17 @@ def test_weights_that_are_read_again_and_again_are_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("offset", "-5"), ("length", "9" * 30), ("offset", "٣"), ("length", "x"), ("offset", "1e3")],
+    [
+        ("offset", "-5"),
+        ("offset", "٣"),
+        ("offset", "1e3"),
+        ("offset", "433"),
+        ("offset", ""),
+        ("length", "9" * 30),
+        ("length", "x"),
+        ("length", "433"),
+        ("length", " 4"),
+    ],
 )
 def test_a_place_in_a_file_that_is_none_is_one_line(tmp_path: Path, key: str, value: str) -> None:
     path = save(tmp_path / "net.onnx")
@@ -170,8 +204,9 @@ def test_a_place_in_a_file_that_is_none_is_one_line(tmp_path: Path, key: str, va
     tensor.external_data.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
 
-    with pytest.raises(ExportError) as refused:
-        onnx_info(path)
+    for door in (onnx_info, open_session, network_digest):
+        with pytest.raises(ExportError, match=r"weight 'w' has no place in") as refused:
+            door(path)
 
     assert "\n" not in refused.value.message
     assert len(refused.value.message) < 500
