@@ -99,8 +99,9 @@ class TeacherConfig(Section):
 
     `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one by
     masked autoencoding on the same photos, `bundled` is the small demo teacher of this package.
-    `standardize` takes the training photos' mean token of every place from the targets and divides
-    each channel by its spread.
+    `layers` names blocks; `combine` says whether their tokens are averaged (`mean`) or all
+    predicted, one block's channels after the other's (`concat`). `standardize` takes the training
+    photos' mean token of every place from the targets and divides each channel by its spread.
     """
 
     name: str
@@ -109,6 +110,7 @@ class TeacherConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict)
     view: Literal["full", "visible"] = "full"
     layers: Literal["last"] | list[int] = "last"
+    combine: Literal["mean", "concat"] = "mean"
     standardize: bool = True
     pretrain: PretrainConfig = PretrainConfig()
 
@@ -132,7 +134,8 @@ class StudentConfig(Section):
     """The convolutional student: any timm model that `features_only` serves.
 
     `stem_stride` 4 is the model as published; 2 and 1 keep more resolution for small images
-    (ResNets). `args` goes to `timm.create_model`.
+    (ResNets). `args` goes to `timm.create_model`. `head` predicts tokens from the decoder's map:
+    one 1x1 convolution, or two with a GELU between.
     """
 
     name: str
@@ -140,6 +143,7 @@ class StudentConfig(Section):
     backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
     args: dict[str, Any] = Field(default_factory=dict)
     decoder_width: Positive = 128
+    head: Literal["linear", "mlp"] = "linear"
 
 
 class MaskConfig(Section):
@@ -147,13 +151,15 @@ class MaskConfig(Section):
 
     `ratio` is a number, or stages: a mapping from the share of the updates that are done to the
     ratio that holds from there. The last `whole_share` of the updates see whole photos, as the
-    network will once it is dense.
+    network will once it is dense. The `per_image` masks of an image are drawn independently, or,
+    if `disjoint`, show every patch once before they show any twice.
     """
 
     ratio: Fraction | dict[Fraction, Fraction] = 0.6
     whole_share: Fraction = 0.0
     patch: Literal["auto"] | Positive = "auto"
     per_image: Positive = 1
+    disjoint: bool = False
 
     @property
     def stages(self) -> dict[float, float]:
@@ -191,18 +197,28 @@ class LossConfig(Section):
     """How prediction and target are compared, and where.
 
     `feature_weight` 0 with a `pixel_weight` is masked autoencoding without a teacher's features
-    (SparK), for comparison.
+    (SparK), for comparison. `cosine_weight` adds 1 - cosine to each token's distance `target`.
+    `embedding_weight` adds 1 - cosine of one vector per image: predicted from the student's deepest
+    map, and the teacher's class token (its mean token where it has no class token).
     """
 
     target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
     where: Literal["all", "masked", "visible"] = "all"
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
     pixel_weight: Annotated[float, Field(ge=0)] = 0.0
+    cosine_weight: Annotated[float, Field(ge=0)] = 0.0
+    embedding_weight: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> LossConfig:
         if self.feature_weight == self.pixel_weight == 0:
             raise ValueError("feature_weight and pixel_weight are both 0: nothing would be learnt")
+        for key in ("cosine_weight", "embedding_weight"):
+            if getattr(self, key) and not self.feature_weight:
+                raise ValueError(
+                    f"{key} {getattr(self, key):g} needs the teacher, which feature_weight 0 "
+                    f"leaves out: set {key} to 0 or feature_weight above 0"
+                )
         return self
 
 

@@ -68,7 +68,9 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet18", {"loss": {"pixel_weight": 1.0}}, 0.0, False),
         ("resnet18", {}, 0.0, True),
         ("resnet18", {"mask": {"whole_share": 0.5}}, 0.9, True),
+        ("resnet18", {"loss": {"embedding_weight": 0.5, "cosine_weight": 0.5}}, 0.0, True),
         ("mobilenetv3_small_100", {}, 0.0, False),
+        ("convnext_atto", {"loss": {"embedding_weight": 0.5}}, 0.0, False),
         ("convnext_atto", {"loss": {"where": "masked", "target": "cosine"}}, 0.0, False),
     ],
 )
