@@ -15,7 +15,7 @@ from ._trt_compat import Flavour, choose, gpu_name, select_for_polygraphy
 from .errors import ConversionFailed, ExportError
 from .runners import Outputs, Runner, onnx_runner
 from .sidecar import Sidecar, read_sidecar, require_built_here, require_own_engine
-from .verify import TOLERANCES, Verification, require, verify
+from .verify import Verification, require, verify
 
 __all__ = ["engine_runner", "load_engine", "verify_engine"]
 
@@ -96,8 +96,6 @@ def verify_engine(
         engine_runner(path, onnx_path=onnx_path),
         images,
         precision=sidecar.precision,
-        # TF32 and fused kernels round otherwise than a CPU does, in an fp32 engine as well.
-        tolerance=TOLERANCES["fp16"] if sidecar.precision == "fp32" else None,
     )
     require(verification, path)
     return verification

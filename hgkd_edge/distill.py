@@ -123,19 +123,22 @@ def _tokens(visible: Tensor, parts: Parts) -> Tensor:
     return upsample_mask(visible, parts.token_grid).flatten(1)
 
 
-def distill(recipe: Recipe, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
+def distill(
+    recipe: Recipe, run: RunDir, *, parts: Parts | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Run a whole distillation into a run folder.
 
     Args:
         recipe: Fully resolved.
         run: Its folder; the same one to resume.
+        parts: The recipe's networks, where they are built already.
         resume: Go on from the folder's checkpoint.
 
     Returns:
         What the manifest says of the result: steps, held-out cosine, skipped photos, artefacts.
         Nothing on processes beside the main one, whose part ends with the training.
     """
-    parts = build(recipe)
+    parts = parts or build(recipe)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
@@ -330,9 +333,9 @@ def teacher_origin(name: str, vit: nn.Module, *, file: Path | None = None) -> di
     licence = teacher_licence(vit)
     if not licence:
         return {}
-    said = f"teacher: {name}, licence {licence}"
+    said = f"teacher: {name}, license {licence}"
     if file is not None:
-        said = f"teacher: {file}; the published weights of {name} have the licence {licence}"
+        said = f"teacher: {file}; the published weights of {name} have the license {licence}"
     console.print(said, soft_wrap=True)
     if forbids_commerce(licence):
         warn(f"{licence} forbids commercial use of the teacher's weights")

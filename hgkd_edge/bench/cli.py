@@ -56,7 +56,13 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
         ] = None,
         unverified: Annotated[
             bool,
-            typer.Option("--unverified", help="Measure a device even if its outputs are wrong."),
+            typer.Option("--unverified", help="Measure even if the outputs are wrong."),
+        ] = False,
+        trust_engine: Annotated[
+            bool,
+            typer.Option(
+                "--trust-engine", help="Load engines that were not built on this machine."
+            ),
         ] = False,
         resume: Annotated[
             bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
@@ -106,6 +112,7 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
             count=count,
             images=load_images(images) if images is not None else None,
             unverified=unverified,
+            trust_engine=trust_engine,
             resume=resume,
             ssh_config=ssh_config,
             load_torch=load_torch,

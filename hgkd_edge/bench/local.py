@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session
-from hgkd_edge.bench.runners import Case, Opened, Runner, runners_for
+from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session, Verification
+from hgkd_edge.bench.runners import Case, Opened, Runner
 from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, loosest, make_probe
 from hgkd_edge.errors import DeviceError
 
 __all__ = ["measure_here", "measurement_of"]
@@ -32,6 +34,8 @@ Progress = Callable[[str, float], None]
 
 # With fewer, not one run lies beyond the 99th percentile.
 _RUNS_FOR_P99 = 100
+# All that `export` keeps in a run.
+IMAGES = 16
 
 
 @dataclass
@@ -56,18 +60,31 @@ def _name(case: Case, runner: Runner) -> str:
 
 
 def measure_here(
-    models: Sequence[ModelFile], options: BenchOptions, *, progress: Progress
+    models: Sequence[ModelFile],
+    runners: Sequence[Runner],
+    refusals: Sequence[Refusal],
+    options: BenchOptions,
+    *,
+    progress: Progress,
 ) -> Session:
-    """Every model x runner x batch x thread count, interleaved.
+    """Every model x runner x batch x thread count, verified, then timed in turn.
+
+    Args:
+        models: ONNX files, and what was exported from them for the runners.
+        runners: What they are measured with.
+        refusals: The device's runners that cannot run here, for the record.
+        options: Batches, threads, ...
+        progress: Told what is being done.
 
     Raises:
-        DeviceError: A runner, a batch size or a model that cannot be used here.
+        DeviceError: A batch size or a model that cannot be used here.
+        WrongOutputs: What would be timed computes something else than its ONNX file.
     """
     facts = environment()
-    runners, refusals = runners_for(options.device, options.runners)
     plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
     with ExitStack() as stack:
         subjects, unable = _open_all(models, runners, options, stack, progress)
+        verifications = _verify_all(subjects, options, progress)
         traces = measure([subject.opened.run for subject in subjects], plan, progress=progress)
     return Session(
         target=options.device,
@@ -75,9 +92,9 @@ def measure_here(
         tool_version=tool_version(),
         settings=options.settings(),
         environment=facts,
-        models=[model.record() for model in models],
-        measurements=_measurements(subjects, traces),
-        refusals=refusals + unable,
+        models=[one.record() for one in models if any(takes(r, one, models) for r in runners)],
+        measurements=_measurements(subjects, traces, verifications),
+        refusals=[*refusals, *unable],
         warnings=environment_warnings(facts),
     )
 
@@ -100,6 +117,7 @@ def _open_all(
         (model, runner, batch, threads)
         for model in models
         for runner in runners
+        if takes(runner, model, models)
         for batch in options.batches
         for threads in (options.threads if runner.uses_threads else (None,))
     ]
@@ -114,6 +132,7 @@ def _open_all(
             threads=threads,
             copies=options.copies,
             torch_module=_torch_module(model, runner, options),
+            trust_engine=options.trust_engine,
         )
         try:
             subjects.append(_open(case, runner, inputs, stack))
@@ -154,9 +173,72 @@ def _torch_module(model: ModelFile, runner: Runner, options: BenchOptions) -> An
     return None if run is None else options.load_torch(run)
 
 
-def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list[Measurement]:
+def takes(runner: Runner, model: ModelFile, models: Sequence[ModelFile]) -> bool:
+    """Whether a runner measures a file: what was exported for it, else the ONNX file itself."""
+    if model.source is not None:
+        return model.path.suffix == runner.opens
+    return not any(one.source == model.path and one.path.suffix == runner.opens for one in models)
+
+
+def _verify_all(
+    subjects: Sequence[_Subject], options: BenchOptions, progress: Progress
+) -> list[Verification | str | None]:
+    """How each case's outputs compare, or why they cannot be compared; None for the reference.
+
+    Raises:
+        WrongOutputs: They disagree.
+    """
+    probes: dict[tuple[Path, int], Probe] = {}
+    found: list[Verification | str | None] = []
+    for index, subject in enumerate(subjects):
+        case, opened = subject.case, subject.opened
+        if opened.outputs is None:
+            found.append(None)
+            continue
+        key = case.model.reference, case.batch
+        if key not in probes:
+            probes[key] = make_probe(
+                case.model, batch=case.batch, images=options.images, most_images=IMAGES
+            )
+        found.append(_verified(subject, probes[key], unverified=options.unverified))
+        progress("verify", (index + 1) / len(subjects))
+    return found
+
+
+def _verified(subject: _Subject, probe: Probe, *, unverified: bool) -> Verification | str:
+    if probe.wanted is None:
+        return probe.reason
+    case, opened = subject.case, subject.opened
+    assert opened.outputs is not None
+    precision = case.model.precision
+    verification, said = compare(
+        probe,
+        [opened.outputs(feeds) for feeds in probe.feeds],
+        bound=loosest(precision, opened.computes or precision),
+        reference=f"on {case.model.reference.name}",
+        few=False,
+    )
+    if not verification.passed and not unverified:
+        raise WrongOutputs(
+            f"{subject.name}: what it computes is not what '{case.model.reference.name}' says: "
+            f"{said}",
+            hint="do not deploy it; export it again, or --unverified to measure it all the same",
+        )
+    return verification
+
+
+def _measurements(
+    subjects: Sequence[_Subject],
+    traces: Sequence[Trace],
+    verifications: Sequence[Verification | str | None],
+) -> list[Measurement]:
     measured = []
-    for subject, trace in zip(subjects, traces, strict=True):
+    for subject, trace, seen in zip(subjects, traces, verifications, strict=True):
+        warnings = list(subject.opened.warnings)
+        if isinstance(seen, str):
+            warnings.insert(0, f"outputs not verified: {seen}")
+        elif seen is not None and not seen.passed:
+            warnings.insert(0, "WRONG OUTPUTS (--unverified): do not deploy this file")
         one = measurement_of(
             trace,
             first_ms=subject.first_ms,
@@ -175,7 +257,8 @@ def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list
             host_memory_mb=subject.memory_mb,
             engine_mb=subject.opened.engine_mb,
             details=subject.opened.details,
-            warnings=subject.opened.warnings,
+            warnings=warnings,
+            verification=seen if isinstance(seen, Verification) else None,
         )
         if len(subjects) > 1:
             base = traces[0].rounds

@@ -16,15 +16,24 @@ import numpy as np
 
 from hgkd_edge.bench.records import Warmup
 
-__all__ = ["Plan", "Trace", "measure", "timed", "visiting_order", "warm_up"]
+__all__ = [
+    "REST_S",
+    "SETTLE_RUNS",
+    "Plan",
+    "Trace",
+    "measure",
+    "timed",
+    "visiting_order",
+    "warm_up",
+]
 
 RunOnce = Callable[[], object]
 
+# The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
+REST_S = 0.05
 # Runs at the head of a slice that are not counted: they wake the thread pool and refill caches
 # that the previous case left cold.
-# The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
-_REST_S = 0.05
-_SETTLE_RUNS = 2
+SETTLE_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -140,8 +149,8 @@ def warm_up(case: RunOnce, plan: Plan) -> Warmup:
 
 def _slice(case: RunOnce, plan: Plan) -> np.ndarray:
     """One visit to one case: f64[n] ms."""
-    sleep(_REST_S)
-    for _ in range(_SETTLE_RUNS):
+    sleep(REST_S)
+    for _ in range(SETTLE_RUNS):
         case()
     if plan.count is not None:
         return np.array([timed(case) for _ in range(-(-plan.count // plan.rounds))])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from hgkd_edge.bench.edge.trtexec import (
     measure_arguments,
     output_arguments,
 )
-from hgkd_edge.bench.edge.verification import Probe, make_probe
-from hgkd_edge.bench.method import visiting_order
+from hgkd_edge.bench.edge.verification import fetchable_probe
+from hgkd_edge.bench.method import REST_S, SETTLE_RUNS, Plan, visiting_order
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
+from hgkd_edge.bench.verification import Probe
 from hgkd_edge.errors import DeviceError, RunError
 
 __all__ = ["EdgeCase", "EdgeJob", "make_job"]
@@ -93,7 +94,7 @@ def make_job(
         index = models.index(model)
         for batch in options.batches:
             if (index, batch) not in probes:
-                probes[index, batch] = make_probe(model, batch=batch, images=options.images)
+                probes[index, batch] = fetchable_probe(model, batch=batch, images=options.images)
                 files |= renamed_files(model.path, f"model-{index}.onnx")
             probe = probes[index, batch]
             files |= _input_files(probe, index, batch)
@@ -268,6 +269,7 @@ def _message(
     facts: dict[str, Any],
     tool: Trtexec | None,
 ) -> dict[str, Any]:
+    plan = Plan(duration_s=options.duration_s, count=options.count, rounds=_rounds(options, tool))
     entries = [_file_entry(name, item) for name, item in sorted(files.items())]
     # The folder's name on the device: the same work by the same builder finds its engines again.
     identity = [
@@ -284,12 +286,10 @@ def _message(
         "files": entries,
         "cases": [case.wire for case in cases],
         "method": {
-            "duration_s": options.duration_s,
-            "count": options.count,
-            "order": visiting_order(len(cases), _rounds(options, tool)),
-            "min_runs": 20,
-            "warmup_min_s": 0.2,
-            "warmup_max_s": 5.0,
+            **asdict(plan),
+            "rest_s": REST_S,
+            "settle_runs": SETTLE_RUNS,
+            "order": visiting_order(len(cases), plan.rounds),
             "idle_s": IDLE_S,
         },
     }

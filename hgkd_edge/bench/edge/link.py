@@ -6,11 +6,13 @@ behind SSH, so both are measured by the same code.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import queue
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -22,7 +24,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hgkd_edge.bench.edge.facts import checked_facts
-from hgkd_edge.bench.edge.limits import MOST_CASE_S, MOST_ERROR_TEXT, MOST_WAITING_EVENTS
+from hgkd_edge.bench.edge.limits import (
+    MOST_CASE_S,
+    MOST_ERROR_TEXT,
+    MOST_SHOWN,
+    MOST_WAITING_EVENTS,
+)
 from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
 from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault
 from hgkd_edge.errors import DeviceError, HgkdError
@@ -53,11 +60,15 @@ class Link:
         command: How to start it: an ssh command, or this Python.
         where: Name of the machine for messages.
         host: The SSH host, or None for this machine.
+        case_s: How long a case may take at most, from its build to its last visit.
     """
 
-    def __init__(self, command: list[str], *, where: str, host: Host | None) -> None:
+    def __init__(
+        self, command: list[str], *, where: str, host: Host | None, case_s: float = MOST_CASE_S
+    ) -> None:
         self.where = where
         self.host = host
+        self.case_s = case_s
         # A session of its own: Ctrl-C in the terminal must not end ssh before we said `cancel`.
         self.process = subprocess.Popen(
             command,
@@ -66,6 +77,8 @@ class Link:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)  # see `_write`
         self._token = secrets.token_hex(16)
         self._events: queue.Queue[Event | None] = queue.Queue(MOST_WAITING_EVENTS)
         self._fault = ""
@@ -119,12 +132,13 @@ class Link:
         """
         self._write((json.dumps(job) + "\n").encode())
         results: list[Event] = []
-        deadline = time.monotonic() + MOST_CASE_S * len(job["cases"])
+        deadline = time.monotonic() + self.case_s * len(job["cases"])
+        silence_s = _SILENCE_S if job["tool"] == "trtexec" else 600.0
         missing = payload
         while True:
-            event = self._next(_SILENCE_S if job["tool"] == "trtexec" else 600.0)
+            event = self._next(min(silence_s, max(0.0, deadline - time.monotonic())))
             if time.monotonic() > deadline:
-                self._fault = f"no end of the work within {MOST_CASE_S / 3600:.0f} h per case"
+                self._fault = f"no end of the work within {self.case_s / 3600:.2g} h per case"
                 event = None
             if event is None:
                 raise self._broken()
@@ -147,9 +161,8 @@ class Link:
             elif kind == "result":
                 results.append(event)
             elif kind == "failed":
-                raise AgentFailed(
-                    f"on {self.where}: {event['reason']}", hint=_mend(event["reason"])
-                )
+                reason = event["reason"][:MOST_SHOWN]
+                raise AgentFailed(f"on {self.where}: {reason}", hint=_mend(event["reason"]))
             elif kind == "stopped":
                 raise AgentFailed(f"the measurement on {self.where} was stopped")
             elif kind == "done":
@@ -205,11 +218,20 @@ class Link:
                 self._write(b"alive\n")
 
     def _write(self, content: bytes) -> None:
+        """Send all of it.
+
+        Raises:
+            OSError: The line is dead, or nobody there reads for `_SILENCE_S`.
+        """
         assert self.process.stdin is not None
         left = memoryview(content)
         with self._writing:
             while left:  # past Python's buffer: closing must never wait for a line that is dead
-                left = left[os.write(self.process.stdin.fileno(), left) :]
+                pipe = self.process.stdin.fileno()
+                if not select.select([], [pipe], [], _SILENCE_S)[1]:
+                    self._fault = "it does not read what it is sent"
+                    raise TimeoutError(errno.ETIMEDOUT, self._fault)
+                left = left[os.write(pipe, left) :]
 
     def _close_input(self) -> None:
         assert self.process.stdin is not None

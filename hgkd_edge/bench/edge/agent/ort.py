@@ -34,6 +34,8 @@ def measure_all(cases, folder, names_of, method, telemetry):
     gc.disable()
     order = [index for turn in method["order"] for index in turn]
     for done, index in enumerate(order):
+        STATE.check()
+        time.sleep(method["rest_s"])
         begin = time.monotonic()
         taken = visit(opened[index]["run"], method, len(method["order"]))
         results[index]["rounds"].append(taken)
@@ -85,7 +87,7 @@ def open_session(path, threads):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as well
     options.intra_op_num_threads = threads or 0
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -137,10 +139,9 @@ def warm_up(one, method):
 
 
 def visit(run, method, rounds):
-    """One interleaved visit: two runs to settle, then the measured ones, in ms."""
-    STATE.check()
-    run()
-    run()
+    """One interleaved visit: runs to settle, then the measured ones, in ms."""
+    for _ in range(method["settle_runs"]):
+        run()
     if method["count"]:
         return [timed(run) for _ in range(-(-method["count"] // rounds))]
     return window(run, -(-method["min_runs"] // rounds), method["duration_s"] / float(rounds))

@@ -68,7 +68,7 @@ class Scratch(object):
 
     def has_build(self):
         """Whether there is anything that a later connection could pick up."""
-        return bool(glob.glob(os.path.join(self.home, "*.plan.json")))
+        return bool(glob.glob(os.path.join(glob.escape(self.home), "*.plan.json")))
 
     def asked_to_stop(self):
         """Whether a newer session wants this folder."""
