@@ -30,10 +30,8 @@ from torch.optim.optimizer import (
 
 import hgkd_edge.distill as distill_module
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import Distilling
+from hgkd_edge.distill import Distilling, make_model, make_teacher
 from hgkd_edge.engine import Workplace, train
-from hgkd_edge.models.distillation import Distillation
-from hgkd_edge.models.student import Student
 from hgkd_edge.models.teacher import Teacher
 from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
@@ -115,13 +113,10 @@ def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
 def make_task(recipe: Recipe) -> Distilling:
     """The task as `distill` makes it, with an untrained teacher: the time is the same."""
     parts = build(recipe, download=False)
-    teacher = Teacher(parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size)
+    teacher = make_teacher(recipe, parts)
     if recipe.train.compile:
         teacher.compile()
-    student = Student(
-        parts.encoder, teacher_width=teacher.width, decoder_width=recipe.student.decoder_width
-    )
-    model = Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
+    model = make_model(recipe, parts, teacher)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Distilling(model, teacher.to(device), parts, recipe)
 

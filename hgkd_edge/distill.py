@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hgkd_edge.confidence import mean_interval
 from hgkd_edge.console import console, warn
 from hgkd_edge.data.augment import center_view, normalize, random_view
-from hgkd_edge.data.masks import random_masks, visible_count
+from hgkd_edge.data.masks import disjoint_masks, random_masks, visible_count
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.engine import Draws, Inputs, Workplace, train
 from hgkd_edge.errors import DataError
@@ -44,7 +44,14 @@ from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.sparse import densify
 
-__all__ = ["Distilling", "distill", "held_out_cosine", "teacher_origin"]
+__all__ = [
+    "Distilling",
+    "distill",
+    "held_out_cosine",
+    "make_model",
+    "make_teacher",
+    "teacher_origin",
+]
 
 SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
 
@@ -61,14 +68,14 @@ class Distilling:
         self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        data, parts, ratio = self.recipe.data, self.parts, self._ratio(draws)
+        data, parts = self.recipe.data, self.parts
+        ratio = self.recipe.mask.ratio_at(draws.progress)
         view = random_view(
             images, draws.on_cpu(len(images), 5), size=data.size, scale=data.crop_scale
         )
         per_image = visible_patches(parts, ratio)
         shared = self._shared_targets(view)
-        for _ in range(self.updates_per_batch):
-            visible = draw_visible(draws, len(view), parts, ratio)
+        for visible in self._masks(draws, len(view), ratio):
             targets = shared
             if targets is None:
                 tokens = _tokens(visible, parts)
@@ -76,23 +83,32 @@ class Distilling:
                 targets = self.teacher.targets(view, tokens, seen)
             yield view, visible, targets, per_image
 
+    def _masks(self, draws: Draws, count: int, ratio: float) -> Iterator[Tensor]:
+        """The masks of `count` images, one for every update of the batch, bool [B, h, w] each."""
+        updates = range(self.updates_per_batch)
+        if not self.recipe.mask.disjoint:
+            yield from (draw_visible(draws, count, self.parts, ratio) for _ in updates)
+            return
+        grid = self.parts.mask_grid
+        noise = (draws.uniform(count, grid[0] * grid[1]) for _ in updates)
+        yield from (_on_patches(mask, self.parts) for mask in disjoint_masks(noise, grid, ratio))
+
     def _shared_targets(self, view: Tensor) -> Tensor | None:
         """Targets that no mask changes, [B, N, D]; None where every mask has its own."""
         if not self.recipe.loss.feature_weight:
             return view.new_zeros(len(view), 1)  # nothing looks at them: the teacher rests
         return self.teacher(view) if self.recipe.teacher.view == "full" else None
 
-    def _ratio(self, draws: Draws) -> float:
-        """Share of masked patches in this update: none in the last `whole_share` of them."""
-        mask = self.recipe.mask
-        return 0.0 if draws.progress >= 1 - mask.whole_share else mask.ratio
-
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:
     """Masks for `count` images on the grid of the student's deepest stride, bool [B, h, w]."""
     grid = parts.mask_grid
-    visible = random_masks(draws.uniform(count, grid[0] * grid[1]), grid, ratio)
-    return upsample_mask(visible, [side // parts.encoder.patch for side in parts.spec.size])
+    return _on_patches(random_masks(draws.uniform(count, grid[0] * grid[1]), grid, ratio), parts)
+
+
+def _on_patches(masks: Tensor, parts: Parts) -> Tensor:
+    """Masks on the mask grid, on the grid of the student's deepest stride: bool [B, h, w]."""
+    return upsample_mask(masks, [side // parts.encoder.patch for side in parts.spec.size])
 
 
 def visible_patches(parts: Parts, ratio: float) -> int:
@@ -138,13 +154,7 @@ def distill(
     if recipe.teacher.standardize and recipe.loss.feature_weight:
         _standardize(teacher.to(device), source, parts, recipe)
     torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
-    student = Student(
-        parts.encoder,
-        teacher_width=teacher.width,
-        decoder_width=recipe.student.decoder_width,
-        pixels=recipe.loss.pixel_weight > 0,
-    )
-    model = Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
+    model = make_model(recipe, parts, teacher)
     task = Distilling(model, teacher.to(device), parts, recipe)
     place = Workplace(
         log_file=run.log_file,
@@ -167,6 +177,30 @@ def distill(
         result["warnings"] = [line]
     run.update_manifest(result=result)
     return result
+
+
+def make_teacher(recipe: Recipe, parts: Parts) -> Teacher:
+    """The teacher that gives the targets of a recipe's loss, with the weights that `parts` has."""
+    return Teacher(
+        parts.vit,
+        layers=recipe.teacher.layers,
+        size=parts.teacher_size,
+        combine=recipe.teacher.combine,
+        embedding=recipe.loss.embedding_weight > 0,
+    )
+
+
+def make_model(recipe: Recipe, parts: Parts, teacher: Teacher) -> Distillation:
+    """The student that predicts a teacher's targets, with its loss."""
+    student = Student(
+        parts.encoder,
+        teacher_width=teacher.width,
+        decoder_width=recipe.student.decoder_width,
+        head=recipe.student.head,
+        pixels=recipe.loss.pixel_weight > 0,
+        embedding=recipe.loss.embedding_weight > 0,
+    )
+    return Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
 
 
 def _held_out_if_readable(*of: Any) -> dict[str, Any]:
@@ -203,7 +237,8 @@ def held_out_cosine(
     """Cosine similarity of predicted and true teacher tokens on held-out photos.
 
     At masked sites; at visible ones where the teacher sees no others, and at all where the recipe
-    masks none. The trivial predictor beside it knows the training photos' mean token of each place.
+    masks none. Masks have the recipe's highest ratio. The trivial predictor that it is compared
+    with knows the training images' mean token of each place.
 
     Returns:
         `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
@@ -219,16 +254,19 @@ def held_out_cosine(
     model.eval()
     device = next(model.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
-    mean_token, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
+    means, _ = teacher.moments(_teacher_views(_sample(splits["train"]), draws, parts, recipe))
+    places = parts.token_grid[0] * parts.token_grid[1]  # without the row of the whole image
+    mean_token = means[:places]  # [N, D]
     only_visible = recipe.teacher.view == "visible"
-    sites = "visible" if only_visible else "masked" if recipe.mask.ratio else "all"
+    ratio = recipe.mask.highest_ratio
+    sites = "visible" if only_visible else "masked" if ratio else "all"
     ours, trivial, gains = [], [], []
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
-        visible = draw_visible(draws, len(view), parts, recipe.mask.ratio)
+        visible = draw_visible(draws, len(view), parts, ratio)
         tokens = _tokens(visible, parts)
-        targets = teacher.targets(view, tokens if only_visible else None)
-        predicted, _ = model.student(normalize(view, model.mean, model.std), visible)
+        targets = teacher.targets(view, tokens if only_visible else None)[:, :places]
+        predicted = model.student(normalize(view, model.mean, model.std), visible)[0]
         judged = ~tokens if sites == "masked" else tokens  # [B, N]
         mine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
         means = F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)
@@ -261,7 +299,8 @@ def _teacher_views(
         if recipe.teacher.view == "full":
             yield view, None
         else:
-            yield view, _tokens(draw_visible(draws, len(view), parts, recipe.mask.ratio), parts)
+            visible = draw_visible(draws, len(view), parts, recipe.mask.highest_ratio)
+            yield view, _tokens(visible, parts)
 
 
 def _standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Recipe) -> None:
@@ -312,7 +351,7 @@ def _load_teacher(
     """
     config, vit = recipe.teacher, parts.vit
     if not recipe.loss.feature_weight:
-        teacher = Teacher(vit, layers=config.layers, size=parts.teacher_size)
+        teacher = make_teacher(recipe, parts)
         return teacher, {"name": config.name, "weights": "none: loss.feature_weight is 0"}
     origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
     files = {"path": config.path, "bundled": BUNDLED_TEACHER}
@@ -326,7 +365,7 @@ def _load_teacher(
         origin |= {"file": str(file), "sha256": file_sha256(file)}
     if config.weights in ("hub", "path"):
         origin |= teacher_origin(config.name, vit, file=file)
-    teacher = Teacher(vit, layers=config.layers, size=parts.teacher_size)
+    teacher = make_teacher(recipe, parts)
     if recipe.train.compile:  # the sparse student gathers by the mask: nothing to compile there
         teacher.compile()
     return teacher, origin

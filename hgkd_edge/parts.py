@@ -167,15 +167,16 @@ def _refuse_own_args(args: dict[str, Any]) -> None:
 
 def _check_mask(recipe: Recipe, grid: tuple[int, int], patch: int) -> None:
     """See that some patches stay visible and, unless none are to be, some are masked."""
-    ratio, total = recipe.mask.ratio, grid[0] * grid[1]
-    if total == 1 and ratio > 0:
-        raise RecipeError(
-            f"mask.patch {patch}: a single patch is the whole image, so none could be masked "
-            "next to a visible one",
-            hint="use a smaller mask.patch or student.stem_stride, or a larger data.image_size",
-        )
-    if ratio and visible_count(grid, ratio) == total:
-        raise RecipeError(
-            f"mask.ratio {ratio} masks none of {grid[0]}x{grid[1]} patches",
-            hint=f"use at least {math.ceil(1000 / total) / 1000:g}, or 0 to learn without masks",
-        )
+    total = grid[0] * grid[1]
+    for ratio in filter(None, recipe.mask.stages.values()):
+        if total == 1:
+            raise RecipeError(
+                f"mask.patch {patch}: a single patch is the whole image, so none could be masked "
+                "next to a visible one",
+                hint="use a smaller mask.patch or student.stem_stride, or a larger data.image_size",
+            )
+        if visible_count(grid, ratio) == total:
+            raise RecipeError(
+                f"mask.ratio {ratio} masks none of {grid[0]}x{grid[1]} patches",
+                hint=f"use at least {math.ceil(1000 / total) / 1000:g}, or 0 for no masks",
+            )

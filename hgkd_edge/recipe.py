@@ -98,8 +98,9 @@ class TeacherConfig(Section):
 
     `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one by
     masked autoencoding on the same photos, `bundled` is the small demo teacher of this package.
-    `standardize` takes the training photos' mean token of every place from the targets and divides
-    each channel by its spread.
+    `layers` names blocks; `combine` says whether their tokens are averaged (`mean`) or all
+    predicted, one block's channels after the other's (`concat`). `standardize` takes the training
+    photos' mean token of every place from the targets and divides each channel by its spread.
     """
 
     name: str
@@ -108,6 +109,7 @@ class TeacherConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict)
     view: Literal["full", "visible"] = "full"
     layers: Literal["last"] | list[int] = "last"
+    combine: Literal["mean", "concat"] = "mean"
     standardize: bool = True
     pretrain: PretrainConfig = PretrainConfig()
 
@@ -131,7 +133,8 @@ class StudentConfig(Section):
     """The convolutional student: any timm model that `features_only` serves.
 
     `stem_stride` 4 is the model as published; 2 and 1 keep more resolution for small images
-    (ResNets). `args` goes to `timm.create_model`.
+    (ResNets). `args` goes to `timm.create_model`. `head` predicts tokens from the decoder's map:
+    one 1x1 convolution, or two with a GELU between.
     """
 
     name: str
@@ -139,36 +142,82 @@ class StudentConfig(Section):
     backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
     args: dict[str, Any] = Field(default_factory=dict)
     decoder_width: Positive = 128
+    head: Literal["linear", "mlp"] = "linear"
 
 
 class MaskConfig(Section):
     """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side.
 
-    The last `whole_share` of the updates see whole photos, as the network will once it is dense.
+    `ratio` is a number, or stages: a mapping from the share of the updates that are done to the
+    ratio that holds from there. The last `whole_share` of the updates see whole photos, as the
+    network will once it is dense. The `per_image` masks of an image are drawn independently, or,
+    if `disjoint`, show every patch once before they show any twice.
     """
 
-    ratio: Fraction = 0.6
+    ratio: Fraction | dict[Fraction, Fraction] = 0.6
     whole_share: Fraction = 0.0
     patch: Literal["auto"] | Positive = "auto"
     per_image: Positive = 1
+    disjoint: bool = False
+
+    @property
+    def stages(self) -> dict[float, float]:
+        """Ratio from each share of the updates on, `whole_share` included, in order."""
+        stages = dict(self.ratio) if isinstance(self.ratio, dict) else {0.0: self.ratio}
+        return {**stages, 1 - self.whole_share: 0.0} if self.whole_share else stages
+
+    @property
+    def highest_ratio(self) -> float:
+        """The ratio of the most masked stage: predictions are judged, and views taken, by it."""
+        return max(self.stages.values())
+
+    def ratio_at(self, progress: float) -> float:
+        """Share of masked patches once `progress` of the updates are done, in [0, 1)."""
+        return [ratio for start, ratio in self.stages.items() if start <= progress][-1]
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self) -> MaskConfig:
+        if not isinstance(self.ratio, dict):
+            return self
+        starts = list(self.ratio)
+        if starts[:1] != [0]:
+            raise ValueError("the first stage of ratio must start at 0, such as {0: 0.75, 0.8: 0}")
+        if starts != sorted(starts):
+            raise ValueError(f"the stages of ratio must be in order: {', '.join(map(str, starts))}")
+        if self.whole_share and starts[-1] >= 1 - self.whole_share:
+            raise ValueError(
+                f"the stage of ratio at {starts[-1]:g} would never be reached: whole photos start "
+                f"at {1 - self.whole_share:g} (whole_share {self.whole_share:g})"
+            )
+        return self
 
 
 class LossConfig(Section):
     """How prediction and target are compared, and where.
 
     `feature_weight` 0 with a `pixel_weight` is masked autoencoding without a teacher's features
-    (SparK), for comparison.
+    (SparK), for comparison. `cosine_weight` adds 1 - cosine to each token's distance `target`.
+    `embedding_weight` adds 1 - cosine of one vector per image: predicted from the student's deepest
+    map, and the teacher's class token (its mean token where it has no class token).
     """
 
     target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
     where: Literal["all", "masked", "visible"] = "all"
     feature_weight: Annotated[float, Field(ge=0)] = 1.0
     pixel_weight: Annotated[float, Field(ge=0)] = 0.0
+    cosine_weight: Annotated[float, Field(ge=0)] = 0.0
+    embedding_weight: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> LossConfig:
         if self.feature_weight == self.pixel_weight == 0:
             raise ValueError("feature_weight and pixel_weight are both 0: nothing would be learnt")
+        for key in ("cosine_weight", "embedding_weight"):
+            if getattr(self, key) and not self.feature_weight:
+                raise ValueError(
+                    f"{key} {getattr(self, key):g} needs the teacher, which feature_weight 0 "
+                    f"leaves out: set {key} to 0 or feature_weight above 0"
+                )
         return self
 
 
@@ -251,13 +300,13 @@ class Recipe(Section):
                 "teacher.view 'visible' gives targets at visible patches only: "
                 "set loss.where to 'visible'"
             )
-        whole = self.mask.ratio == 0 or self.mask.whole_share > 0
+        whole = 0 in self.mask.stages.values()
         if self.loss.where == "masked" and whole:
             raise ValueError("whole photos leave nothing masked: set loss.where to 'all'")
         if self.loss.feature_weight == 0 and whole:
             raise ValueError(
                 "whole photos leave no masked pixels to learn: with loss.feature_weight 0 set "
-                "mask.ratio above 0 and mask.whole_share to 0"
+                "mask.ratio above 0 (in every stage) and mask.whole_share to 0"
             )
         return self
 

@@ -69,7 +69,9 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet18", {"loss": {"pixel_weight": 1.0}}, 0.0, False),
         ("resnet18", {}, 0.0, True),
         ("resnet18", {"mask": {"whole_share": 0.5}}, 0.9, True),
+        ("resnet18", {"loss": {"embedding_weight": 0.5, "cosine_weight": 0.5}}, 0.0, True),
         ("mobilenetv3_small_100", {}, 0.0, False),
+        ("convnext_atto", {"loss": {"embedding_weight": 0.5}}, 0.0, False),
         ("convnext_atto", {"loss": {"where": "masked", "target": "cosine"}}, 0.0, False),
     ],
 )
@@ -107,10 +109,22 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other is None or torch.equal(one, other)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("mask", "recorded"),
+    [
+        ({"whole_share": 0.4}, 2),  # masked images, then whole ones
+        ({"ratio": {0: 0.75, 0.4: 0.5, 0.7: 0}}, 3),
+        ({"ratio": {0: 0.6, 0.4: 0.61, 0.7: 0}}, 2),  # as many patches: nothing to record again
+    ],
+)
 def test_a_recorded_distillation_is_the_same_to_the_last_bit(
-    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mask: dict[str, Any],
+    recorded: int,
 ) -> None:
-    tiny_recipe["mask"] = {"per_image": 2, "whole_share": 0.4}
+    tiny_recipe["mask"] = {"per_image": 2, **mask}
     tiny_recipe["train"] |= {"epochs": 3, "trackers": []}
     recipe = Recipe.model_validate(tiny_recipe)
     folders = [tmp_path / "eager", tmp_path / "recorded"]
@@ -119,8 +133,8 @@ def test_a_recorded_distillation_is_the_same_to_the_last_bit(
 
     distill(recipe, RunDir.create(recipe, folders[1]))
 
-    assert [len(tracing.traces) for tracing in made] == [2]  # masked images, then whole ones
-    assert made[0].replays == 18 - 2 * 2
+    assert [len(tracing.traces) for tracing in made] == [recorded]
+    assert made[0].replays == 18 - 2 * recorded
     assert log_lines(folders[0]) == log_lines(folders[1])
     eager, recorded = (load_file(folder / "backbone.safetensors") for folder in folders)
     assert all(torch.equal(eager[name], recorded[name]) for name in eager)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hgkd_edge import parts, pretrain
 from hgkd_edge.cli import app
-from hgkd_edge.data.augment import center_view
+from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distill import (
@@ -24,13 +24,14 @@ from hgkd_edge.distill import (
     _standardize,
     distill,
     held_out_cosine,
+    make_model,
+    make_teacher,
 )
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.models.decoder import upsample_mask
-from hgkd_edge.models.distillation import Distillation
-from hgkd_edge.models.student import Student
-from hgkd_edge.models.teacher import BUNDLED_TEACHER, Teacher, load_vit_weights
+from hgkd_edge.models.student import Prediction
+from hgkd_edge.models.teacher import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.parts import build
 from hgkd_edge.recipe import LossConfig, Recipe, load_recipe
 from hgkd_edge.rundir import RunDir, file_sha256
@@ -43,15 +44,8 @@ def draws(progress: float = 0.0) -> Draws:
 def make_task(mapping: dict[str, Any]) -> Distilling:
     recipe = Recipe.model_validate(mapping)
     parts = build(recipe)
-    teacher = Teacher(parts.vit, layers="last", size=parts.teacher_size)
-    student = Student(
-        parts.encoder,
-        teacher_width=teacher.width,
-        decoder_width=16,
-        pixels=recipe.loss.pixel_weight > 0,
-    )
-    model = Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
-    return Distilling(model, teacher, parts, recipe)
+    teacher = make_teacher(recipe, parts)
+    return Distilling(make_model(recipe, parts, teacher), teacher, parts, recipe)
 
 
 def test_k_masks_share_one_teacher_pass(tiny_recipe: dict[str, Any]) -> None:
@@ -83,8 +77,6 @@ def test_the_loss_looks_where_and_how_the_recipe_says(
     )
 
     loss = model(images, visible, targets)["loss"]
-
-    from hgkd_edge.data.augment import normalize
 
     spec = task.parts.spec
     predicted = model.student(normalize(images, spec.mean, spec.std), visible)[0]
@@ -294,11 +286,36 @@ def test_without_a_whole_share_the_last_update_is_masked_too(tiny_recipe: dict[s
     assert not visible.all()
 
 
-def test_whole_photos_need_a_loss_where_something_is_visible(tiny_recipe: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"leave nothing masked: set loss.where to 'all'"):
-        Recipe.model_validate(
-            {**tiny_recipe, "mask": {"whole_share": 0.5}, "loss": {"where": "masked"}}
-        )
+def test_every_stage_of_the_ratio_shows_its_share_of_the_patches(
+    tiny_recipe: dict[str, Any],
+) -> None:
+    task = make_task({**tiny_recipe, "mask": {"ratio": {0: 0.75, 0.4: 0.5, 0.8: 0}}})
+    images = torch.zeros(2, 3, 73, 73, dtype=torch.uint8)
+
+    seen = {}
+    for progress in (0.0, 0.39, 0.4, 0.79, 0.8, 0.99):
+        ((_, visible, _, per_image),) = task.inputs(images, torch.zeros(2), draws(progress))
+        assert (visible.flatten(1).sum(1) == per_image).all()
+        seen[progress] = per_image
+
+    assert seen == {0.0: 4, 0.39: 4, 0.4: 8, 0.79: 8, 0.8: 16, 0.99: 16}
+
+
+@pytest.mark.parametrize(
+    "mask", [{"whole_share": 0.5}, {"ratio": 0}, {"ratio": {0: 0.75, 0.8: 0}}, {"ratio": {0: 0}}]
+)
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ({"where": "masked"}, "leave nothing masked: set loss.where to 'all'"),
+        ({"feature_weight": 0, "pixel_weight": 1}, "no masked pixels to learn"),
+    ],
+)
+def test_whole_photos_need_a_loss_where_something_is_visible(
+    tiny_recipe: dict[str, Any], mask: dict[str, Any], loss: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe.model_validate({**tiny_recipe, "mask": mask, "loss": loss})
 
 
 def test_held_out_photos_that_cannot_be_read_cost_their_score_and_not_the_backbone(
@@ -357,10 +374,9 @@ def test_a_student_of_visible_patches_is_judged_on_those(
     class Knows(torch.nn.Module):
         """Predicts what the teacher infers from the visible patches."""
 
-        def forward(self, view: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, None]:
-            return task.teacher.forward_visible(
-                view, upsample_mask(visible, (8, 8)).flatten(1)
-            ), None
+        def forward(self, view: torch.Tensor, visible: torch.Tensor) -> Prediction:
+            tokens = upsample_mask(visible, (8, 8)).flatten(1)
+            return Prediction(task.teacher.forward_visible(view, tokens))
 
     task.model.student = Knows()
     task.model.register_parameter("anything", torch.nn.Parameter(torch.zeros(1)))
@@ -421,3 +437,130 @@ def test_a_student_no_better_than_the_mean_token_says_so(
     assert bool(line) == warned
     assert not warned or line.endswith("(95 % interval over 18 images)")
     assert _not_better_than_the_mean({}) == ""
+
+
+def batch_of(task: Distilling, count: int = 3) -> tuple[torch.Tensor, ...]:
+    photos = torch.randint(0, 256, (count, 3, 73, 73), generator=torch.Generator().manual_seed(0))
+    return next(iter(task.inputs(photos.byte(), torch.zeros(count), draws())))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("target", ["smooth_l1", "mse", "cosine"])
+def test_the_cosine_term_is_added_to_the_distance(tiny_recipe: dict[str, Any], target: str) -> None:
+    tiny_recipe["loss"] = {"target": target, "cosine_weight": 0.5, "feature_weight": 2.0}
+    task = make_task(tiny_recipe)
+    inputs = batch_of(task)
+
+    both = task.model.eval()(*inputs)
+    task.model.config = LossConfig.model_validate({"target": target, "feature_weight": 2.0})
+    alone = task.model(*inputs)
+
+    torch.testing.assert_close(both["loss"], alone["loss"] + 2 * 0.5 * (1 - alone["cosine"]))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "where"),
+    [
+        ({}, "all"),
+        ({"layers": [0, 1], "combine": "concat"}, "all"),
+        ({"view": "visible"}, "visible"),
+    ],
+)
+def test_the_embedding_term_compares_one_vector_per_image(
+    tiny_recipe: dict[str, Any], teacher: dict[str, Any], where: str
+) -> None:
+    tiny_recipe["teacher"] |= teacher
+    tiny_recipe["loss"] = {"where": where, "embedding_weight": 0.7}
+    task = make_task(tiny_recipe)
+    view, visible, targets, per_image = batch_of(task)
+
+    scalars = task.model.eval()(view, visible, targets, per_image)
+
+    predicted = task.model.student(normalize(view, task.model.mean, task.model.std), visible)
+    cosine = F.cosine_similarity(predicted.embedding, targets[:, -1], dim=-1).mean()
+    task.model.config = LossConfig.model_validate({"where": where})
+    tokens = task.model(view, visible, targets, per_image)["loss"]
+    torch.testing.assert_close(scalars["embedding_cosine"], cosine)
+    torch.testing.assert_close(scalars["loss"], tokens + 0.7 * (1 - cosine))
+
+
+@pytest.mark.parametrize("key", ["cosine_weight", "embedding_weight"])
+def test_a_term_that_needs_the_teacher_is_refused_without_one(
+    tiny_recipe: dict[str, Any], key: str
+) -> None:
+    loss = {"feature_weight": 0, "pixel_weight": 1, "where": "all", key: 0.5}
+
+    with pytest.raises(ValueError, match=f"set {key} to 0 or feature_weight above 0"):
+        Recipe.model_validate({**tiny_recipe, "loss": loss})
+
+
+def test_disjoint_masks_of_one_teacher_pass_share_no_patch(tiny_recipe: dict[str, Any]) -> None:
+    tiny_recipe["mask"] = {"ratio": 0.75, "per_image": 4, "disjoint": True, "patch": 16}
+    task = make_task(tiny_recipe)
+
+    updates = list(
+        task.inputs(torch.zeros(2, 3, 73, 73, dtype=torch.uint8), torch.zeros(2), draws())
+    )
+
+    assert torch.equal(sum(visible.int() for _, visible, *_ in updates), torch.ones(2, 4, 4).int())
+
+
+ALL_KEYS: dict[str, dict[str, Any]] = {
+    "teacher": {"layers": [0, 1], "combine": "concat"},
+    "student": {"head": "mlp"},
+    "mask": {"ratio": {0: 0.75, 0.4: 0.5, 0.8: 0}, "per_image": 2, "disjoint": True},
+    "loss": {"cosine_weight": 0.5, "embedding_weight": 0.5},
+}
+
+
+def test_a_run_with_every_key_on_is_judged_on_tokens_and_saves_a_plain_backbone(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    for section, keys in ALL_KEYS.items():
+        tiny_recipe[section] = {**tiny_recipe.get(section, {}), **keys}
+    recipe = Recipe.model_validate(tiny_recipe)
+    run = RunDir.create(recipe, tmp_path / "run")
+
+    result = distill(recipe, run)
+
+    assert -1 <= result["held_out"]["student"] <= 1
+    assert result["held_out"]["sites"] == "masked"
+    assert "embedding_cosine" in _records(run.log_file)[-1]
+    model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
+    model.load_state_dict(load_file(run.backbone_file), strict=True)
+
+
+# Losses of three batches with the bundled teacher: new keys at their defaults draw the
+# same random numbers and start from the same weights as before the keys existed.
+GOLDEN: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "plain": ({}, [0.545624077, 0.555921853, 0.550680995]),
+    "several": (
+        {"mask": {"per_image": 3, "whole_share": 0.4}, "loss": {"pixel_weight": 0.2}},
+        [0.791925550, 0.812868893, 0.547983885],
+    ),
+    "visible": (
+        {"teacher": {"view": "visible"}, "loss": {"where": "visible"}},
+        [0.595251024, 0.629454672, 0.626340133],
+    ),
+    "layers": (
+        {"teacher": {"layers": [2, 5]}, "loss": {"target": "cosine"}},
+        [0.999763787, 1.005920768, 0.995524168],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_with_new_keys_at_their_defaults_a_run_is_the_one_of_before(
+    tiny_recipe: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    changes, wanted = GOLDEN[name]
+    tiny_recipe["teacher"] |= {"weights": "bundled", "args": {"patch_size": 8, "depth": 6}}
+    tiny_recipe["train"] |= {"epochs": 1, "trackers": []}
+    for section, keys in changes.items():
+        tiny_recipe[section] = {**tiny_recipe.get(section, {}), **keys}
+    recipe = Recipe.model_validate(tiny_recipe)
+    run = RunDir.create(recipe, tmp_path / "run")
+
+    distill(recipe, run)
+
+    found = [record["loss"] for record in _records(run.log_file)]
+    assert found == pytest.approx(wanted, rel=1e-5)

@@ -24,6 +24,8 @@ from hgkd_edge.recipe import DataConfig, Recipe, load_recipe
         ("data.image_size=16", "too few to match|a single patch is the whole image"),
         ("mask.patch=64", "a single patch is the whole image.*use a smaller mask.patch"),
         ("mask.ratio=0.02", r"masks none of 4x4 patches.*use at least 0\.063"),
+        ("mask.ratio={0: 0.98, 0.5: 0}", "mask.ratio 0.98 leaves nothing visible"),
+        ("mask.ratio={0: 0.6, 0.5: 0.02}", r"mask.ratio 0.02 masks none of 4x4 patches"),
         ("teacher.layers=[12]", "the teacher has blocks 0 to 11"),
         ("teacher={name: vit_tiny_patch16_224, weights: path, path: /no}", "'/no': no such file"),
         ("teacher.name=beit_base_patch16_224", "cannot be pre-trained here"),

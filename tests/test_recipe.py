@@ -57,6 +57,16 @@ def test_set_overrides_replace_values_and_later_ones_win(tiny_recipe_file: Path)
         ("train.accumulate=3", ["batch_size 16", "accumulate = 3", "use a batch_size of 15"]),
         ("train.warmup_epochs=3", ["warmup_epochs 3", "epochs 2", "set warmup_epochs lower"]),
         ("teacher.pretrain.decoder_width=48", ["teacher.pretrain.decoder_width", "of 32"]),
+        ("mask.ratio={}", ["mask", "must start at 0, such as {0: 0.75, 0.8: 0}"]),
+        ("mask.ratio={0.1: 0.5}", ["mask", "must start at 0, such as {0: 0.75, 0.8: 0}"]),
+        ("mask.ratio={0: 0.5, 0.4: 0.6, 0.2: 0}", ["must be in order: 0.0, 0.4, 0.2"]),
+        ("mask.ratio={0: 1}", ["mask.ratio.0 = 1", "less than 1"]),
+        ("mask.ratio={0: 0.5, 1: 0}", ["mask.ratio.1 = 1", "less than 1"]),
+        ("mask.ratio={0: half}", ["mask.ratio.0 = 'half'", "number"]),
+        (
+            "mask={ratio: {0: 0.75, 0.9: 0.5}, whole_share: 0.2}",
+            ["the stage of ratio at 0.9 would never be reached", "whole photos start at 0.8"],
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_file_key_value_and_mend(
@@ -69,6 +79,30 @@ def test_a_bad_value_is_named_with_file_key_value_and_mend(
     assert str(tiny_recipe_file) in message
     assert all(part in message for part in parts), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("mask", "ratios"),
+    [
+        ("mask.ratio=0.6", [0.6, 0.6, 0.6, 0.6]),
+        ("mask.ratio={0: 0.75, 0.5: 0.5, 0.8: 0}", [0.75, 0.5, 0.5, 0.0]),
+        ("mask.ratio={0: 0, 0.5: 0.5}", [0.0, 0.5, 0.5, 0.5]),
+        ("mask={ratio: 0.6, whole_share: 0.2}", [0.6, 0.6, 0.6, 0.0]),
+        ("mask={ratio: {0: 0.75, 0.5: 0.5}, whole_share: 0.2}", [0.75, 0.5, 0.5, 0.0]),
+    ],
+)
+def test_every_stage_of_the_ratio_holds_from_its_start_on(
+    tiny_recipe_file: Path, tmp_path: Path, mask: str, ratios: list[float]
+) -> None:
+    recipe = load_recipe(tiny_recipe_file, [mask])
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.to_yaml())
+
+    found = [recipe.mask.ratio_at(progress) for progress in (0.0, 0.5, 0.799, 0.8)]
+
+    assert found == ratios
+    assert recipe.mask.highest_ratio == max(ratios)
+    assert load_recipe(again) == recipe
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from benchmarks.gpu.measure import Scale, peak
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.distill import Distilling
+from hgkd_edge.distill import Distilling, make_model
 from hgkd_edge.engine import Workplace, graph, train
 from hgkd_edge.models.distillation import Distillation
-from hgkd_edge.models.student import Student
 from hgkd_edge.models.teacher import Teacher
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.recipe import Recipe
@@ -96,12 +95,8 @@ def _recipe(student: str, kind: str, mode: str, scale: Scale) -> Recipe:
 
 
 def _student(recipe: Recipe, parts: Parts, vit: Teacher) -> Distillation:
-    student = Student(
-        parts.encoder, teacher_width=vit.width, decoder_width=recipe.student.decoder_width
-    )
-    if not recipe.mask.ratio:
-        student = student.to(memory_format=torch.channels_last)
-    return Distillation(student, recipe.loss, parts.spec.mean, parts.spec.std)
+    model = make_model(recipe, parts, vit)
+    return model if recipe.mask.ratio else model.to(memory_format=torch.channels_last)
 
 
 def _refuse(why: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["mask_grid", "random_masks", "visible_count"]
+__all__ = ["disjoint_masks", "mask_grid", "random_masks", "visible_count"]
 
 
 def mask_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -56,3 +58,26 @@ def random_masks(draws: Tensor, grid: tuple[int, int], ratio: float) -> Tensor:
     lowest = draws.argsort(dim=1)[:, : visible_count(grid, ratio)]  # [B, n_visible]
     visible = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, lowest, True)
     return visible.view(-1, *grid)
+
+
+def disjoint_masks(
+    draws: Iterable[Tensor], grid: tuple[int, int], ratio: float
+) -> Iterator[Tensor]:
+    """Masks of the same images, one after the other, that overlap as little as possible.
+
+    Each mask takes the patches that were visible least often, at random among equals. So every
+    patch is visible once before any is visible twice, as if patches were dealt from shuffled decks.
+
+    Args:
+        draws: One float [B, h*w] per mask, uniform in [0, 1).
+        grid: Rows h and columns w of the mask grid.
+        ratio: Share of masked patches.
+
+    Yields:
+        bool [B, h, w], True = visible, each with the same number of visible patches.
+    """
+    times: Tensor | int = 0  # that each patch was visible
+    for noise in draws:
+        visible = random_masks(noise + times, grid, ratio)
+        yield visible
+        times = visible.flatten(1) + times

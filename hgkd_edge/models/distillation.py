@@ -44,22 +44,28 @@ class Distillation(nn.Module):
         Args:
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, h, w], True = visible.
-            targets: float [B, N, D], the teacher's tokens.
+            targets: float [B, N, D], the teacher's tokens; [B, N + 1, D] with its embedding, last.
             per_image: Number of visible patches in every image, if it is the same and known.
 
         Returns:
-            `loss`, and where features have a weight the `cosine` of prediction and target.
+            `loss`; where features have a weight the `cosine` of prediction and target, and where
+            the embedding has one its `embedding_cosine`.
         """
         view = normalize(images, self.mean, self.std)
-        predicted, pixels = self.student(view, visible, per_image)
+        predicted, pixels, embedding = self.student(view, visible, per_image)
         scalars = {"loss": torch.zeros((), device=images.device)}
         if self.config.feature_weight:
             predicted = predicted.float()  # [B, N, D]
+            wanted = targets if embedding is None else targets[:, :-1]
             chosen = self._where(visible, images)  # [B, N]
-            cosine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
-            distance = _mean(self._distance(predicted, targets, cosine), chosen)
+            cosine = F.cosine_similarity(predicted, wanted, dim=-1)  # [B, N]
+            distance = _mean(self._distance(predicted, wanted, cosine), chosen)
             scalars["loss"] = self.config.feature_weight * distance
             scalars["cosine"] = _mean(cosine, chosen).detach()
+        if embedding is not None:
+            close = F.cosine_similarity(embedding.float(), targets[:, -1], dim=-1).mean()
+            scalars["loss"] = scalars["loss"] + self.config.embedding_weight * (1 - close)
+            scalars["embedding_cosine"] = close.detach()
         if pixels is not None:
             masked = ~self._tokens(visible, images)
             pixel_loss = _mean(self._pixel_distance(pixels, images), masked)
@@ -69,9 +75,13 @@ class Distillation(nn.Module):
     def _distance(self, predicted: Tensor, wanted: Tensor, cosine: Tensor) -> Tensor:
         """Of every token, float [B, N]."""
         if self.config.target == "cosine":
-            return 1 - cosine
-        distance = F.smooth_l1_loss if self.config.target == "smooth_l1" else F.mse_loss
-        return distance(predicted, wanted, reduction="none").mean(dim=-1)
+            distance = 1 - cosine
+        else:
+            between = F.smooth_l1_loss if self.config.target == "smooth_l1" else F.mse_loss
+            distance = between(predicted, wanted, reduction="none").mean(dim=-1)
+        if self.config.cosine_weight:
+            distance = distance + self.config.cosine_weight * (1 - cosine)
+        return distance
 
     def _where(self, visible: Tensor, images: Tensor) -> Tensor:
         tokens = self._tokens(visible, images)

@@ -45,32 +45,50 @@ NORMALISATION = "hgkd_edge.normalisation"  # in the metadata of weights that wer
 class Teacher(nn.Module):
     """Targets for the student: patch tokens, layer-normalised without affine (design: loss).
 
+    The targets of an image are R rows: its N patch tokens and, with `embedding`, one vector for the
+    whole image: the class token, or the mean of the patch tokens where there is no class token.
+
     Frozen: in evaluation mode and without gradients, whatever the student does.
 
     Attributes:
-        center: Mean token of every place, float [N, D], zero unless standardised.
-        spread: Standard deviation of every channel, float [D], one unless standardised.
+        width: Channels D of the targets.
+        center: Mean of every row, float [R, D], zero unless standardised.
+        spread: Standard deviation of every channel, float [R, D], one unless standardised; the same
+            for all patch tokens.
 
     Args:
         vit: A timm Transformer of plain patch tokens.
-        layers: `last`, or indices of blocks whose normalised tokens are averaged.
+        layers: `last`, or indices of blocks whose normalised tokens are combined.
         size: Height and width in pixels that it sees.
+        combine: `mean` of the blocks' tokens, or `concat`: one block's channels after the other's.
+        embedding: Whether targets hold the row of the whole image.
     """
 
-    def __init__(self, vit: nn.Module, *, layers: str | list[int], size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        vit: nn.Module,
+        *,
+        layers: str | list[int],
+        size: tuple[int, int],
+        combine: str = "mean",
+        embedding: bool = False,
+    ) -> None:
         super().__init__()
         self.center: Tensor
         self.spread: Tensor
         self.vit = vit.eval().requires_grad_(False)
         self.size = size
         self.grid = tuple(side // teacher_patch(vit) for side in size)
-        self.width: int = vit.embed_dim  # type: ignore[assignment]
         self.indices = _block_indices(vit, layers)
+        self.combine, self.embedding = combine, embedding
+        blocks = len(self.indices) if combine == "concat" else 1
+        self.width: int = blocks * vit.embed_dim  # type: ignore[operator,assignment]
+        rows = self.grid[0] * self.grid[1] + embedding
         config = getattr(vit, "pretrained_cfg", {})
         self.mean = tuple(config.get("mean", IMAGENET_MEAN))
         self.std = tuple(config.get("std", IMAGENET_STD))
-        self.register_buffer("center", torch.zeros(self.grid[0] * self.grid[1], self.width))
-        self.register_buffer("spread", torch.ones(self.width))
+        self.register_buffer("center", torch.zeros(rows, self.width))
+        self.register_buffer("spread", torch.ones(rows, self.width))
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
@@ -83,22 +101,28 @@ class Teacher(nn.Module):
             batches: What the statistics are taken from, as for `moments`.
         """
         center, squares = self.moments(batches)
-        variance = (squares - center.square()).mean(dim=0)  # [D], within places
+        variance = squares - center.square()  # [R, D], within places
+        places = self.grid[0] * self.grid[1]
+        variance = torch.cat([variance[:places].mean(dim=0).expand(places, -1), variance[places:]])
         self.center, self.spread = center, variance.clamp(min=1e-6).sqrt()
 
     @torch.no_grad()
     def moments(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
-        """Mean and mean square of the targets at every place, float [N, D] each.
+        """Mean and mean square of every row of the targets, float [R, D] each.
 
         Args:
             batches: Images float [B, 3, H, W] in [0, 1] and their visible tokens, bool [B, N]; None
                 for whole images.
         """
         total, squares = torch.zeros_like(self.center), torch.zeros_like(self.center)
-        count = torch.zeros_like(self.center[:, :1])  # [N, 1]
+        count = torch.zeros_like(self.center[:, :1])  # [R, 1]
         for images, visible in batches:
-            targets = self.targets(images, visible)  # [B, N, D], zero where not visible
-            count += len(images) if visible is None else visible.sum(dim=0)[:, None]
+            targets = self.targets(images, visible)  # [B, R, D], zero where not visible
+            if visible is None:
+                count += len(images)
+            else:
+                count[: visible.shape[1]] += visible.sum(dim=0)[:, None]
+                count[visible.shape[1] :] += len(images)
             total += targets.sum(dim=0)
             squares += targets.square().sum(dim=0)
         count = count.clamp(min=1)
@@ -107,7 +131,7 @@ class Teacher(nn.Module):
     def targets(
         self, images: Tensor, visible: Tensor | None, per_image: int | None = None
     ) -> Tensor:
-        """Targets from the visible tokens, bool [B, N], or from whole images: [B, N, D]."""
+        """Targets from the visible tokens, bool [B, N], or from whole images: [B, R, D]."""
         if visible is None:
             return self(images)
         return self.forward_visible(images, visible, per_image)
@@ -120,18 +144,20 @@ class Teacher(nn.Module):
             images: float [B, 3, H, W] in [0, 1], of any size.
 
         Returns:
-            float32 [B, N, D] on the row-major token grid, zero mean and unit variance over D; if
+            float32 [B, R, D], tokens on the row-major grid, zero mean and unit variance over D; if
             standardised, over the images that the statistics are from.
         """
+        pooled = self.embedding and _has_class_token(self.vit)
         layers = self.vit.forward_intermediates(  # type: ignore[operator]
             self._prepare(images),
             indices=self.indices,
             norm=True,
             output_fmt="NLC",
             intermediates_only=True,
+            return_prefix_tokens=pooled,
         )
-        targets = [F.layer_norm(tokens.float(), tokens.shape[-1:]) for tokens in layers]
-        return (torch.stack(targets).mean(dim=0) - self.center) / self.spread
+        rows = [self._rows(*layer) if pooled else self._rows(layer) for layer in layers]
+        return (self._combined(rows) - self.center) / self.spread
 
     @torch.no_grad()
     def forward_visible(
@@ -145,16 +171,35 @@ class Teacher(nn.Module):
             per_image: How many, if that is known: then nothing waits for the device.
 
         Returns:
-            float32 [B, N, D], zero at masked tokens.
+            float32 [B, R, D], zero at masked tokens; the row of the whole image is what the visible
+            tokens make of it.
         """
         if per_image is None:
             per_image = int(visible[0].sum())
         keep = indices(visible, per_image)  # [B, N_visible]
         tokens = encode_visible(self.vit, self._prepare(images), keep)  # type: ignore[arg-type]
-        tokens = tokens[:, self.vit.num_prefix_tokens :].float()
-        tokens = (F.layer_norm(tokens, tokens.shape[-1:]) - self.center[keep]) / self.spread
-        targets = tokens.new_zeros(len(images), visible.shape[1], self.width)
-        return targets.scatter(1, keep[..., None].expand(-1, -1, self.width), tokens)
+        prefix = self.vit.num_prefix_tokens
+        pooled = self.embedding and _has_class_token(self.vit)
+        rows = self._rows(tokens[:, prefix:], tokens[:, :prefix] if pooled else None)
+        if self.embedding:  # the last row is there whatever is visible
+            keep = torch.cat([keep, torch.full_like(keep[:, :1], visible.shape[1])], dim=1)
+        rows = (rows - self.center[keep]) / self.spread[keep]
+        targets = rows.new_zeros(len(images), len(self.center), self.width)
+        return targets.scatter(1, keep[..., None].expand(-1, -1, self.width), rows)
+
+    def _rows(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """A block's tokens [B, N, D], and the image's row if wanted, normalised: [B, R, D]."""
+        rows = F.layer_norm(tokens.float(), tokens.shape[-1:])
+        if not self.embedding:
+            return rows
+        image = rows.mean(dim=1) if prefix is None else prefix[:, 0].float()  # [B, D]
+        return torch.cat([rows, F.layer_norm(image, image.shape[-1:])[:, None]], dim=1)
+
+    def _combined(self, blocks: list[Tensor]) -> Tensor:
+        """The targets of one image from those of its blocks."""
+        if self.combine == "concat":
+            return torch.cat(blocks, dim=-1)
+        return torch.stack(blocks).mean(dim=0)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation mode: a frozen teacher has no training mode."""
@@ -234,7 +279,12 @@ def _block_indices(vit: nn.Module, layers: str | list[int]) -> list[int]:
             f"teacher.layers = {layers}: the teacher has blocks 0 to {depth - 1}",
             hint=f"such as [{depth - 1}]",
         )
-    return indices
+    return sorted({index % depth for index in indices})  # as timm returns them
+
+
+def _has_class_token(vit: nn.Module) -> bool:
+    """Whether the first of its prefix tokens is a class token; the others are registers."""
+    return bool(vit.num_prefix_tokens) and getattr(vit, "cls_token", None) is not None
 
 
 def _has_square_patches(vit: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hgkd_edge.data import augment
 from hgkd_edge.data.augment import center_view, random_view
-from hgkd_edge.data.masks import mask_grid, random_masks, visible_count
+from hgkd_edge.data.masks import disjoint_masks, mask_grid, random_masks, visible_count
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe import DataConfig
@@ -82,3 +82,34 @@ def test_impossible_masks_are_refused_with_a_mend() -> None:
         mask_grid((230, 230), 32)
     with pytest.raises(RecipeError, match="leaves nothing visible"):
         visible_count((2, 2), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("masks", "grid", "ratio"),
+    [(4, (4, 4), 0.75), (2, (3, 5), 0.6), (3, (4, 4), 0.6), (5, (2, 3), 0.5), (3, (2, 2), 0.0)],
+)
+def test_disjoint_masks_show_every_patch_once_before_any_twice(
+    masks: int, grid: tuple[int, int], ratio: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.rand(8, grid[0] * grid[1], generator=generator) for _ in range(masks)]
+
+    visible = list(disjoint_masks(noise, grid, ratio))
+
+    count = visible_count(grid, ratio)
+    times = torch.zeros(8, *grid)
+    for mask in visible:
+        assert (mask.flatten(1).sum(dim=1) == count).all()
+        times += mask
+        assert ((times.amax((1, 2)) - times.amin((1, 2))) <= 1).all()
+    assert (times.max() <= 1) == (masks * count <= grid[0] * grid[1])
+    assert torch.equal(visible[0], random_masks(noise[0], grid, ratio))
+
+
+def test_disjoint_masks_differ_from_image_to_image() -> None:
+    noise = torch.rand(3, 32, 16, generator=torch.Generator().manual_seed(0))
+
+    visible = torch.stack(list(disjoint_masks(noise, (4, 4), 0.6)))
+
+    assert all(len(masks.unique(dim=0)) > 16 for masks in visible)
+    assert (visible.float().mean(dim=(0, 1)) - 6 / 16).abs().max() < 0.15  # every patch alike

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,34 @@ def test_every_form_of_inputs_is_recorded_in_memory_of_its_own() -> None:
             assert torch.equal(recorded(given, adds=False)["sum"], given[0] + given[1])
 
     assert [count for count in made if count] == [1, 1, 1]
+
+
+def test_a_new_form_of_inputs_frees_what_was_captured_before_it_is_captured() -> None:
+    class Captured:
+        """Holds the memory of a graph, as a CUDA graph holds that of its pool."""
+
+    held: list[weakref.ref[Captured]] = []
+    alive: list[int] = []
+
+    class Recorder:
+        def warm_up(self, work: graph.Work, inputs: Inputs) -> graph.Outputs:
+            alive.append(sum(each() is not None for each in held))
+            return work(inputs)
+
+        def capture(self, work: graph.Work, inputs: Inputs) -> Callable[[], graph.Outputs]:
+            captured = Captured()
+            held.append(weakref.ref(captured))
+            return lambda: work(inputs) if captured else {}
+
+    model = torch.nn.Linear(1, 1)
+    recorded = graph.GraphedPass(lambda inputs: {"n": inputs[0].sum()}, model, Recorder)
+
+    for visible in (4, 8, 16):  # the stages of a ratio
+        for _ in range(5):
+            recorded((torch.ones(2), visible), adds=False)
+
+    assert len(held) == 3
+    assert set(alive) == {0}  # when the next stage begins, nothing of the one before is there
 
 
 @pytest.mark.slow

@@ -88,6 +88,28 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
     assert_same_run(tmp_path / "killed", whole)
 
 
+def test_with_stages_disjoint_masks_and_an_embedding_a_killed_run_resumes_exactly(
+    tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    keys = [
+        "mask={ratio: {0: 0.75, 0.4: 0.5, 0.8: 0}, per_image: 2, disjoint: true}",
+        "loss={embedding_weight: 0.5, cosine_weight: 0.5}",
+        "teacher.layers=[0, 1]",
+        "teacher.combine=concat",
+        "student.head=mlp",
+    ]
+    settings = [part for key in keys for part in ("--set", key)]
+    whole = distill_command(tiny_recipe_file, tmp_path / "whole", *settings)
+    subprocess.run(whole, check=True, env={**os.environ, **ENVIRONMENT}, capture_output=True)
+    command = distill_command(tiny_recipe_file, tmp_path / "killed", *settings)
+
+    step = random.randint(1, 20)
+    start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
+    resume(command)
+
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_streamed_from_shards_and_killed_the_run_is_still_the_same(
     photos: Path, tiny_recipe_file: Path, whole: Path, tmp_path: Path
 ) -> None:

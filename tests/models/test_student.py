@@ -33,8 +33,9 @@ def test_predictions_lie_on_the_teachers_grid_for_non_square_images() -> None:
     visible = torch.rand(2, 4, 6) < 0.5
     visible[:, 0, 0] = True
 
-    tokens, pixels = student(torch.rand(2, 3, 64, 96), visible)
+    tokens, pixels, embedding = student(torch.rand(2, 3, 64, 96), visible)
 
+    assert embedding is None
     assert tokens.shape == (2, 8 * 12, 12)
     assert pixels is not None
     assert pixels.shape == (2, 8 * 12, 8 * 8 * 3)
@@ -54,15 +55,49 @@ def test_masked_pixels_never_influence_a_prediction() -> None:
     torch.testing.assert_close(before, after)
 
 
-def test_every_weight_of_the_student_learns() -> None:
-    student = small_student()
+@pytest.mark.parametrize("more", [{}, {"head": "mlp", "embedding": True}])
+def test_every_weight_of_the_student_learns(more: dict[str, object]) -> None:
+    student = small_student(**more)
     visible = torch.rand(4, 4, 4) < 0.5
     visible[:, 0, 0] = True
 
-    student(torch.rand(4, 3, 64, 64), visible)[0].square().mean().backward()
+    predicted = student(torch.rand(4, 3, 64, 64), visible)
+    loss = predicted.tokens.square().mean()
+    if predicted.embedding is not None:
+        loss = loss + predicted.embedding.square().mean()
+    loss.backward()
 
     silent = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
+
+
+def test_a_head_of_two_layers_has_a_hidden_one_of_twice_the_decoders_width() -> None:
+    head = small_student(head="mlp").head
+
+    shapes = [tuple(weight.shape[:2]) for weight in head.parameters() if weight.dim() == 4]
+    assert shapes == [(32, 16), (12, 32)]
+    one, other = torch.randn(2, 1, 16, 1, 1)
+    assert not torch.allclose(head(one) + head(other), head(one + other) + head(0 * one))
+
+
+@pytest.mark.parametrize("backend", ["tiles", "masked"])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_the_embedding_is_made_of_the_visible_sites_of_the_deepest_map(
+    backend: str, share: float
+) -> None:
+    student = small_student(backend, embedding=True).eval()
+    images = torch.rand(2, 3, 64, 64)
+    visible = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) < share
+
+    with torch.inference_mode():
+        predicted = student(images, visible)
+        deepest = student.encoder(images, visible)[-1]
+        student.embedding_head, head = None, student.embedding_head
+        without = student(images, visible)
+
+    sites = [m.flatten(1)[:, v.flatten()].mean(1) for m, v in zip(deepest, visible, strict=True)]
+    torch.testing.assert_close(predicted.embedding, head(torch.stack(sites)))
+    torch.testing.assert_close(predicted.tokens, without.tokens)
 
 
 def filled_first(decoder: Decoder, maps: list[Tensor], visible: Tensor) -> Tensor:
@@ -88,7 +123,7 @@ def test_lateral_convolutions_on_visible_sites_give_sparks_values_and_gradients(
     visible[:, 0, 0] = True
     images = torch.rand(2, 3, 64, 96, dtype=torch.float64)
 
-    tokens, pixels = student(images, visible)
+    tokens, pixels, _ = student(images, visible)
     expected = filled_first(decoder, encoder(images, visible), visible)
 
     assert pixels is not None

@@ -74,6 +74,93 @@ def test_several_layers_are_averaged_after_their_normalisation() -> None:
     torch.testing.assert_close(both, (first + last) / 2)
 
 
+@pytest.mark.parametrize("layers", [[0, 2], [2, 0], [-1, 0, 2]])
+def test_concatenated_layers_are_all_there_each_standardised(layers: list[int]) -> None:
+    vit = small_vit()
+    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    alone = [Teacher(vit, layers=[i], size=(64, 64)) for i in (0, 2)]
+    both = Teacher(vit, layers=layers, size=(64, 64), combine="concat")
+
+    plain = torch.cat([teacher(images) for teacher in alone], dim=-1)
+    assert torch.equal(both(images), plain)
+    for teacher in (*alone, both):
+        teacher.standardize([(images, None)])
+
+    assert both.width == 96
+    torch.testing.assert_close(
+        both(images), torch.cat([teacher(images) for teacher in alone], dim=-1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "has_class"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}, True),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 2}, True),
+        ("vit_base_patch16_siglip_224", {"depth": 2}, False),
+        (
+            "vit_small_patch16_224",
+            {"depth": 2, "class_token": False, "reg_tokens": 2, "global_pool": "avg"},
+            False,
+        ),
+        ("beitv2_base_patch16_224", {"depth": 2}, True),
+        ("vit_small_patch16_dinov3", {"depth": 2}, True),
+        ("eva02_tiny_patch14_224", {"depth": 2}, True),
+    ],
+)
+def test_the_embedding_is_the_class_token_or_else_the_mean_token(
+    name: str, args: dict[str, Any], has_class: bool
+) -> None:
+    config = TeacherConfig(name=name, args=args)
+    patch = teacher_patch(create_vit(config))
+    vit = create_vit(config, size=(2 * patch, 2 * patch)).eval()
+    images, passes = torch.rand(2, 3, 2 * patch, 2 * patch), []
+    vit.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    teacher = Teacher(vit, layers="last", size=(2 * patch, 2 * patch), embedding=True)
+
+    targets = teacher(images)
+
+    assert len(passes) == 1
+    first = vit.forward_features(teacher._prepare(images))[:, 0]
+    plain = Teacher(vit, layers="last", size=(2 * patch, 2 * patch))(images)
+    image = first if has_class else plain.mean(dim=1)
+    wanted = nn.functional.layer_norm(image, image.shape[-1:])
+    torch.testing.assert_close(targets[:, :-1], plain)
+    torch.testing.assert_close(targets[:, -1], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["mean", "concat"])
+def test_the_embedding_is_of_the_same_blocks_and_standardised_by_itself(combine: str) -> None:
+    images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    vit, more = small_vit(), {"layers": [0, 2], "size": (64, 64), "combine": combine}
+    tokens_only = Teacher(vit, **more)  # type: ignore[arg-type]
+    teacher = Teacher(vit, **more, embedding=True)  # type: ignore[arg-type]
+    for each in (tokens_only, teacher):
+        each.standardize([(images, None)])
+
+    targets = teacher(images)
+
+    assert targets.shape == (16, 65, 96 if combine == "concat" else 48)
+    torch.testing.assert_close(targets[:, :-1], tokens_only(images))
+    spread, center = targets[:, -1].std(dim=0, correction=0), targets[:, -1].mean(dim=0)
+    torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-2, rtol=0)
+    torch.testing.assert_close(center, torch.zeros_like(center), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_the_embedding_of_what_is_visible_with_everything_visible_is_the_full_one(
+    class_token: bool,
+) -> None:
+    more = {} if class_token else {"class_token": False, "global_pool": "avg"}
+    teacher = Teacher(small_vit(**more), layers="last", size=(64, 64), embedding=True)
+    images = torch.rand(4, 3, 64, 64)
+    teacher.standardize([(images, torch.rand(4, 64).argsort(1) < 40)])
+
+    visible = teacher.forward_visible(images, torch.ones(4, 64, dtype=torch.bool))
+
+    torch.testing.assert_close(visible, teacher(images), atol=1e-3, rtol=1e-3)
+
+
 def test_a_layer_that_is_not_there_is_named() -> None:
     with pytest.raises(RecipeError, match="blocks 0 to 2"):
         Teacher(small_vit(), layers=[7], size=(64, 64))
