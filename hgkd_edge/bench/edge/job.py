@@ -35,6 +35,8 @@ WARMUP_MS = 2000
 IDLE_S = 2.0
 # Without a word for this long, either end takes the network for dead.
 SILENCE_S = 60.0
+# How long a session waits for another one on the same job: a dead one ends within SILENCE_S.
+PATIENCE_S = 70.0
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ def _message(
         "id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
         "resume": options.resume,
         "silence_s": SILENCE_S,
+        "patience_s": PATIENCE_S,
         "tool": "trtexec" if tool else "onnxruntime",
         "trtexec": facts.get("trtexec"),
         "files": entries,

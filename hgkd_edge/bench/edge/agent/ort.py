@@ -10,7 +10,7 @@ import json
 import os
 import time
 
-from .wire import STATE, send
+from .life import send
 
 
 def measure_all(cases, folder, names_of, method, telemetry):
@@ -34,7 +34,6 @@ def measure_all(cases, folder, names_of, method, telemetry):
     gc.disable()
     order = [index for turn in method["order"] for index in turn]
     for done, index in enumerate(order):
-        STATE.check()
         time.sleep(method["rest_s"])
         begin = time.monotonic()
         taken = visit(opened[index]["run"], method, len(method["order"]))
@@ -49,12 +48,12 @@ def measure_all(cases, folder, names_of, method, telemetry):
     return results
 
 
-def outputs(case, folder, names_of):
+def outputs(case, folder, names):
     """What the model computes for each of the case's inputs, in the form of trtexec's JSON.
 
     In a session of its own: the measured one must be cold for its first inference.
     """
-    session = open_session(os.path.join(folder, names_of(case)["onnx"]), case["threads"])
+    session = open_session(os.path.join(folder, names["onnx"]), case["threads"])
     names = [output.name for output in session.get_outputs()]
     texts = []
     for inputs in case["check"]:
@@ -125,7 +124,6 @@ def warm_up(one, method):
     """Windows until two in a row keep the median within 3 %."""
     start, runs, calm, previous = time.monotonic(), 0, 0, 0.0
     while True:
-        STATE.check()
         times = window(one["run"], 5, 0.05)
         runs += len(times)
         median = sorted(times)[len(times) // 2]
@@ -154,7 +152,6 @@ def window(run, least_runs, least_s):
     while len(times) < least_runs or spent < least_s * 1000:
         times.append(timed(run))
         spent += times[-1]
-        STATE.check()
     return times
 
 

@@ -3,12 +3,11 @@
 import glob
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
 
-from . import facts
+from . import facts, life
 
 INTERVAL_MS = 100
 
@@ -33,12 +32,10 @@ class Telemetry(object):
         tool = shutil.which("tegrastats")
         if tool:
             self.source = "tegrastats"
-            self._process = subprocess.Popen(
+            self._process = life.start(
                 [tool, "--interval", str(INTERVAL_MS)],
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,
             )
             target = self._read_tool
         elif rails():
@@ -46,15 +43,13 @@ class Telemetry(object):
             target = self._read_sensors
         else:
             return
-        self._thread = threading.Thread(target=target)
-        self._thread.daemon = True
-        self._thread.start()
+        self._thread = life.in_background(target)
 
     def stop(self):
         """End sampling and the tool."""
         self._stop.set()
         if self._process is not None:
-            end(self._process)
+            life.end(self._process)
         if self._thread is not None:
             self._thread.join(5)
 
@@ -108,17 +103,3 @@ def is_rail(name):
 def _number(path):
     text = facts.read(os.path.relpath(path, facts.ROOT))
     return int(text) if text and text.lstrip("-").isdigit() else None
-
-
-def end(process):
-    """Terminate a process and its group, then make sure."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except OSError:
-            pass
-        try:
-            process.wait(3)
-            return
-        except subprocess.TimeoutExpired:
-            continue

@@ -6,8 +6,7 @@ import os
 import subprocess
 import time
 
-from .telemetry import end
-from .wire import STATE, pack, send
+from .life import pack, send, start
 
 
 def fill(argv, names):
@@ -32,11 +31,11 @@ def build(case, trtexec, folder, names):
             send("build", case=case["id"], reused=True)
             return dict(known, reused=True)
     send("build", case=case["id"], reused=False)
-    start = time.monotonic()
-    log, _marks, peak_kb = run(argv, folder, building=True, what=case["id"])
+    begin = time.monotonic()
+    log, _marks, peak_kb = run(argv, folder, what=case["id"])
     done = {
         "argv": argv,
-        "seconds": time.monotonic() - start,
+        "seconds": time.monotonic() - begin,
         "log": log,
         "peak_kb": peak_kb,
         "bytes": os.path.getsize(engine),
@@ -49,18 +48,21 @@ def build(case, trtexec, folder, names):
     return dict(done, reused=False)
 
 
-def measure(case, trtexec, folder, names):
-    """One measuring visit. Returns the log, the exported times and when the measuring was."""
+def measure(case, trtexec, folder, names, telemetry):
+    """One visit: the log, the exported times, the telemetry of the measured part only."""
     argv = [trtexec] + fill(case["measure"], names)
     times = os.path.join(folder, names["times"])
     if os.path.exists(times):
         os.remove(times)
-    log, marks, peak_kb = run(argv, folder, building=False, what=case["id"])
+    log, marks, peak_kb = run(argv, folder, what=case["id"])
     packed = None
     if os.path.exists(times):
         with open(times) as file:
             packed = pack(file.read())
-    return {"argv": argv, "log": log, "times": packed, "marks": marks, "peak_kb": peak_kb}
+    # Without the mark, loading would be taken for measuring: no power is better than a wrong one.
+    begin = marks.get("inference", marks["end"]) + case["warmup_ms"] / 1000.0
+    lines = telemetry.between(begin, marks.get("traced", marks["end"]))
+    return {"argv": argv, "log": log, "times": packed, "telemetry": lines, "peak_kb": peak_kb}
 
 
 def outputs(case, trtexec, folder, names):
@@ -68,47 +70,34 @@ def outputs(case, trtexec, folder, names):
     path = os.path.join(folder, names["outputs"])
     texts = []
     for arguments in case["check"]:
-        run([trtexec] + fill(arguments, names), folder, building=False, what=case["id"])
+        run([trtexec] + fill(arguments, names), folder, what=case["id"])
         with open(path, errors="replace") as file:
             texts.append(file.read())
         os.remove(path)
     return texts
 
 
-def run(argv, folder, building, what):
+def run(argv, folder, what):
     """Run a tool to its end. Returns (its lines, when the telling ones came, peak memory in kB).
 
     Raises:
         RuntimeError: It failed; the text ends with its last lines.
-        Stop: The other end asked to stop, or is gone and this is not a build.
     """
     path = os.path.join(folder, "tool.log")
     marks = {"start": time.monotonic()}
     peak_kb = 0
     with open(path, "wb") as out:
-        process = subprocess.Popen(
-            argv,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = start(argv, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
     told = time.monotonic()
-    try:
-        with open(path, "r", errors="replace") as log:
-            while process.poll() is None:
-                STATE.check(building)
-                _mark(log, marks)
-                peak_kb = max(peak_kb, memory_kb(process.pid))
-                if time.monotonic() - told > 2:
-                    told = time.monotonic()
-                    send("working", case=what, seconds=told - marks["start"], line=last_line(path))
-                time.sleep(0.02)
+    with open(path, "r", errors="replace") as log:
+        while process.poll() is None:
             _mark(log, marks)
-    finally:
-        if process.poll() is None:
-            end(process)
+            peak_kb = max(peak_kb, memory_kb(process.pid))
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                send("working", case=what, seconds=told - marks["start"], line=last_line(path))
+            time.sleep(0.02)
+        _mark(log, marks)
     marks["end"] = time.monotonic()
     with open(path, "r", errors="replace") as log:
         lines = log.read().splitlines()
