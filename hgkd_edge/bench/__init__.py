@@ -34,18 +34,7 @@ _HOME = {
     "run_bench": "run",
 }
 
-__all__ = [
-    "BenchFile",
-    "BenchOptions",
-    "Session",
-    "bench_command",
-    "compare_files",
-    "devices_command",
-    "estimate_models",
-    "list_runners",
-    "load_devices",
-    "run_bench",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

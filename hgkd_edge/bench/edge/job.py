@@ -21,7 +21,7 @@ from hgkd_edge.bench.edge.trtexec import (
     output_arguments,
 )
 from hgkd_edge.bench.edge.verification import fetchable_probe
-from hgkd_edge.bench.method import REST_S, SETTLE_RUNS, Plan, visiting_order
+from hgkd_edge.bench.method import Plan, visiting_order
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
@@ -288,13 +288,9 @@ def _message(
         "trtexec": facts.get("trtexec"),
         "files": entries,
         "cases": [case.wire for case in cases],
-        "method": {
-            **asdict(plan),
-            "rest_s": REST_S,
-            "settle_runs": SETTLE_RUNS,
-            "order": visiting_order(len(cases), plan.rounds),
-            "idle_s": IDLE_S,
-        },
+        "plan": asdict(plan),
+        "order": [index for turn in visiting_order(len(cases), plan.rounds) for index in turn],
+        "idle_s": IDLE_S,
     }
 
 

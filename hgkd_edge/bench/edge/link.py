@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hgkd_edge.bench import method
 from hgkd_edge.bench.edge.facts import checked_facts
 from hgkd_edge.bench.edge.limits import MOST_CASE_S, MOST_ERROR_TEXT, MOST_WAITING_EVENTS
 from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
@@ -279,6 +280,7 @@ def agent_source(token: str) -> str:
             "module.__package__ = 'hgkd_agent'",
             f"exec(compile({source!r}, {full!r}, 'exec'), module.__dict__)",
         ]
+    lines.append(f"package.ort.METHOD = {Path(method.__file__).read_text(encoding='utf-8')!r}")
     lines += [f"package.life.MARK = {mark_of(token).decode()!r}", "package.main.main()"]
     return "\n".join(lines) + "\n"
 

@@ -4,7 +4,7 @@ Requests come on standard input, one JSON object a line; an empty line says that
 still there. Events go out (see `life.send`). What ends the connection ends everything here.
 
     -> hello {facts}
-    <- open {id, resume, silence_s, patience_s, tool, trtexec, files, cases, method}
+    <- open {id, resume, silence_s, patience_s, tool, trtexec, files, cases, plan, ...}
     -> need {names}                          only what is not there yet
     <- file {name, size}, then its raw bytes; for each of them
     <- build
@@ -182,24 +182,23 @@ def build(job):
 def measure(job, built):
     """Visit the cases in turn with the board watched, and send their results."""
     cases, folder = job["cases"], Scratch.folder
-    order = [index for turn in job["method"]["order"] for index in turn]
     telemetry = Telemetry()
     telemetry.start()
     begin = time.monotonic()
     if telemetry.source:
-        time.sleep(job["method"]["idle_s"])
+        time.sleep(job["idle_s"])
     idle = telemetry.between(begin, time.monotonic())
     before = facts.overcurrent_events()
     if job["tool"] == "trtexec":
         visits = [[] for _ in cases]  # type: list
-        for done, index in enumerate(order, 1):
+        for done, index in enumerate(job["order"], 1):
             case = cases[index]
             seen = trt.measure(case, job["trtexec"], folder, names_of(case), telemetry)
             visits[index].append(seen)
-            send("round", done=done, of=len(order))
+            send("round", done=done, of=len(job["order"]))
         results = [{"build": cost, "visits": seen} for cost, seen in zip(built, visits)]
     else:
-        results = ort.measure_all(cases, folder, names_of, job["method"], telemetry)
+        results = ort.measure_all(cases, folder, names_of, job["plan"], telemetry)
     after = facts.overcurrent_events()
     telemetry.stop()
     board = {

@@ -1,51 +1,63 @@
 """Measuring with onnxruntime where there is no trtexec. numpy and onnxruntime are imported here
 only, so that a Jetson without them can still run trtexec.
 
-The method is that of `hgkd_edge.bench.local`: load and first run, warm-up until stable, rounds in
-turn.
+How time is taken is decided by `hgkd_edge.bench.method`, whose source is sent along.
 """
 
-import gc
 import json
 import os
+import sys
 import time
+import types
 
 from .life import send
 
+# Source of `hgkd_edge.bench.method`, put here by the sender.
+METHOD = ""
 
-def measure_all(cases, folder, names_of, method, telemetry):
+
+def method():
+    """The module that takes time on the measuring machine too. Needs Python 3.7 and numpy."""
+    records = sys.modules["hgkd_edge.bench.records"] = types.ModuleType("records")
+    records.Warmup = dict  # type: ignore[attr-defined]
+    module = sys.modules["hgkd_agent.method"] = types.ModuleType("hgkd_agent.method")
+    exec(compile(METHOD, "hgkd_agent.method", "exec"), module.__dict__)
+    return module
+
+
+def measure_all(cases, folder, names_of, plan, telemetry):
     """Raw times of every case, interleaved. Returns one dictionary per case, in order."""
+    taking = method()
     opened = []
     for case in cases:
-        opened.append(open_case(case, os.path.join(folder, names_of(case)["onnx"])))
+        opened.append(open_case(case, os.path.join(folder, names_of(case)["onnx"]), taking.timed))
         send("loaded", case=case["id"])
-    results = []
-    for case, one in zip(cases, opened):
-        results.append(warm_up(one, method))
-        results[-1].update(
-            load_ms=one["load_ms"],
-            first_ms=one["first_ms"],
-            memory_mb=one["memory_mb"],
-            rounds=[],
-            windows=[],
-        )
-        send("warm", case=case["id"])
-    gc.collect()
-    gc.disable()
-    order = [index for turn in method["order"] for index in turn]
-    for done, index in enumerate(order):
-        time.sleep(method["rest_s"])
-        begin = time.monotonic()
-        taken = visit(opened[index]["run"], method, len(method["order"]))
-        results[index]["rounds"].append(taken)
-        results[index]["windows"].append([begin, time.monotonic()])
-        send("round", done=done + 1, of=len(order))
-    for result in results:
-        lines = []
-        for begin, finish in result.pop("windows"):
-            lines += telemetry.between(begin, finish)
-        result["telemetry"] = lines
-    return results
+    plan = taking.Plan(**plan)
+    turns = taking.visiting_order(len(cases), plan.rounds)
+    order = iter([index for turn in turns for index in turn])
+    lines = [[] for _ in cases]  # type: list
+    last = [0.0]
+
+    def progress(what, part):
+        """After each visit: the telemetry of its runs, without the rest before them."""
+        now = time.monotonic()
+        if what == "measure":
+            lines[next(order)] += telemetry.between(last[0] + taking.REST_S, now)
+            send("round", done=part, of=1)
+        last[0] = now
+
+    traces = taking.measure([one["run"] for one in opened], plan, progress=progress)
+    return [
+        {
+            "warmup": trace.warmup,
+            "rounds": [part.tolist() for part in trace.rounds],
+            "telemetry": seen,
+            "load_ms": one["load_ms"],
+            "first_ms": one["first_ms"],
+            "memory_mb": one["memory_mb"],
+        }
+        for trace, seen, one in zip(traces, lines, opened)
+    ]
 
 
 def outputs(case, folder, names):
@@ -91,7 +103,7 @@ def open_session(path, threads):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def open_case(case, path):
+def open_case(case, path, timed):
     """A session, a function that runs it once, and its first run."""
     before = resident_mb()
     start = time.monotonic()
@@ -118,48 +130,6 @@ def bound(session, feeds):
     for output in session.get_outputs():
         binding.bind_output(output.name, "cpu")
     return lambda: session.run_with_iobinding(binding)
-
-
-def warm_up(one, method):
-    """Windows until two in a row keep the median within 3 %."""
-    start, runs, calm, previous = time.monotonic(), 0, 0, 0.0
-    while True:
-        times = window(one["run"], 5, 0.05)
-        runs += len(times)
-        median = sorted(times)[len(times) // 2]
-        calm = calm + 1 if abs(median - previous) <= 0.03 * previous else 0
-        previous = median
-        seconds = time.monotonic() - start
-        stable = calm >= 2 and seconds >= method["warmup_min_s"]
-        if stable or seconds >= method["warmup_max_s"]:
-            seen = {"runs": runs, "seconds": seconds, "stable": stable}
-            return {"warmup": seen}
-
-
-def visit(run, method, rounds):
-    """One interleaved visit: runs to settle, then the measured ones, in ms."""
-    for _ in range(method["settle_runs"]):
-        run()
-    if method["count"]:
-        return [timed(run) for _ in range(-(-method["count"] // rounds))]
-    return window(run, -(-method["min_runs"] // rounds), method["duration_s"] / float(rounds))
-
-
-def window(run, least_runs, least_s):
-    """Runs until both bounds are met."""
-    times = []  # type: list
-    spent = 0.0
-    while len(times) < least_runs or spent < least_s * 1000:
-        times.append(timed(run))
-        spent += times[-1]
-    return times
-
-
-def timed(run):
-    """Milliseconds of one run."""
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1000
 
 
 def resident_mb():
