@@ -25,7 +25,7 @@ from hgkd_edge.bench.method import Plan, visiting_order
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
-from hgkd_edge.bench.verification import Probe
+from hgkd_edge.bench.verification import Probe, loosest
 from hgkd_edge.errors import DeviceError, RunError
 
 __all__ = ["EdgeCase", "EdgeJob", "make_job"]
@@ -54,6 +54,11 @@ class EdgeCase:
     probe: Probe = field(repr=False)
     unchecked: str
     wire: dict[str, Any] = field(repr=False)
+
+    @property
+    def bound(self) -> str:
+        """Row of exporters' table of tolerances: TensorRT may compute fp32 in TF32."""
+        return loosest(self.precision, "tf32" if "build" in self.wire else self.precision)
 
 
 @dataclass(frozen=True)
