@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import zlib
+from typing import Any, Callable  # Python 3.6 too
 
 # Begins each of our lines. The sender puts a random word into it, so that nothing which a login
 # shell or a tool prints can be taken for it.
@@ -20,7 +21,7 @@ PIECE = 3900
 
 _speaking = threading.Lock()
 _starting = threading.RLock()
-_running = []  # type: list
+_running: list = []
 
 
 class Scratch(object):
@@ -30,7 +31,7 @@ class Scratch(object):
     lock = ""
 
 
-def send(event, **fields):
+def send(event: str, **fields: Any) -> None:
     """One event to the other end: each line is the mark, `+` when more follows or `.`, a piece."""
     fields["event"] = event
     text = json.dumps(fields)
@@ -45,12 +46,12 @@ def send(event, **fields):
         leave(keep=True)
 
 
-def pack(text):
+def pack(text: str) -> str:
     """A long text as a short one that JSON can carry."""
     return base64.b64encode(zlib.compress(text.encode("utf-8"))).decode("ascii")
 
 
-def start(argv, **options):
+def start(argv: list, **options: Any) -> subprocess.Popen:
     """A process that ends with this one, in a group of its own."""
     with _starting:
         process = subprocess.Popen(
@@ -60,7 +61,7 @@ def start(argv, **options):
     return process
 
 
-def end(process):
+def end(process: subprocess.Popen) -> None:
     """Terminate a process and its group, then make sure."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
@@ -74,7 +75,7 @@ def end(process):
             continue
 
 
-def leave(keep):
+def leave(keep: bool) -> None:
     """End now, from whatever thread: stop what runs, remove the folder.
 
     `keep`: leave the folder where it holds a finished build, which a later session can pick up.
@@ -93,11 +94,11 @@ def leave(keep):
     os._exit(0)
 
 
-def leave_when_silent(heard, silence_s):
+def leave_when_silent(heard: Callable, silence_s: float) -> None:
     """Take `silence_s` without a word for a dead network: it tells neither end, and sshd may hold
     on for hours. `heard()` is when the last word came."""
 
-    def watch():
+    def watch() -> None:
         while time.monotonic() - heard() < silence_s:
             time.sleep(silence_s / 8.0)
         leave(keep=True)
@@ -105,7 +106,7 @@ def leave_when_silent(heard, silence_s):
     in_background(watch)
 
 
-def in_background(work):
+def in_background(work: Callable) -> threading.Thread:
     """Run a function in a thread that does not keep the process alive."""
     thread = threading.Thread(target=work)
     thread.daemon = True

@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from queue import Queue
+from typing import Any
 
 from . import facts, ort, trt
 from .life import Scratch, in_background, leave, leave_when_silent, pack, send
@@ -35,12 +36,12 @@ _FORGOTTEN_S = 7 * 24 * 3600.0
 class Requests(object):
     """Standard input, read in a thread of its own: requests go to a queue, files to the folder."""
 
-    def __init__(self):
-        self.queue = Queue()  # type: Queue
+    def __init__(self) -> None:
+        self.queue: Queue = Queue()
         self.heard = time.monotonic()
         in_background(self._read)
 
-    def _read(self):
+    def _read(self) -> None:
         stdin = sys.stdin.buffer
         try:
             for line in iter(stdin.readline, b""):
@@ -56,7 +57,7 @@ class Requests(object):
             pass
         leave(keep=True)
 
-    def _store(self, stdin, op, name, size):
+    def _store(self, stdin: Any, op: str, name: str, size: int) -> None:
         with open(os.path.join(Scratch.folder, name + ".part"), "wb") as out:
             while size:
                 chunk = stdin.read1(min(size, 1 << 16))
@@ -67,7 +68,7 @@ class Requests(object):
                 self.heard = time.monotonic()
 
 
-def main():
+def main() -> None:
     """Serve one connection."""
     signal.signal(signal.SIGHUP, lambda *_: leave(keep=True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes as `bye`, not as a signal
@@ -94,7 +95,7 @@ def main():
         leave(keep=False)
 
 
-def open_job(job):
+def open_job(job: dict) -> list:
     """Take the folder of a job. Returns the files that it lacks."""
     if not job["id"] or any(letter not in "0123456789abcdef" for letter in job["id"]):
         raise RuntimeError("the job id is not a hex digest")
@@ -121,7 +122,7 @@ def open_job(job):
     return wanted
 
 
-def lock(path, patience_s):
+def lock(path: str, patience_s: float) -> None:
     """Hold the lock of a job to the end of this process; waits for a session that is about to end.
 
     Raises:
@@ -144,7 +145,7 @@ def lock(path, patience_s):
         time.sleep(0.5)
 
 
-def accept(entry):
+def accept(entry: dict) -> None:
     """Put a file that has arrived in its place."""
     path = os.path.join(Scratch.folder, entry["name"])
     if trt.digest(path + ".part") != entry["sha256"]:
@@ -152,7 +153,7 @@ def accept(entry):
     os.rename(path + ".part", path)
 
 
-def names_of(case):
+def names_of(case: dict) -> dict:
     """The file names of a case; ours, never the user's."""
     return {
         "onnx": "model-%d.onnx" % case["model"],
@@ -163,7 +164,7 @@ def names_of(case):
     }
 
 
-def build(job):
+def build(job: dict) -> list:
     """Build every engine, then show what each case computes. Returns what the engines cost."""
     folder, tool, built = Scratch.folder, job["trtexec"], []
     for case in job["cases"] if job["tool"] == "trtexec" else []:
@@ -179,7 +180,7 @@ def build(job):
     return built
 
 
-def measure(job, built):
+def measure(job: dict, built: list) -> None:
     """Visit the cases in turn with the board watched, and send their results."""
     cases, folder = job["cases"], Scratch.folder
     telemetry = Telemetry()
@@ -190,7 +191,7 @@ def measure(job, built):
     idle = telemetry.between(begin, time.monotonic())
     before = facts.overcurrent_events()
     if job["tool"] == "trtexec":
-        visits = [[] for _ in cases]  # type: list
+        visits: list = [[] for _ in cases]
         for done, index in enumerate(job["order"], 1):
             case = cases[index]
             seen = trt.measure(case, job["trtexec"], folder, names_of(case), telemetry)
@@ -211,13 +212,13 @@ def measure(job, built):
         send("result", case=case["id"], board=board, **result)
 
 
-def jobs_folder():
+def jobs_folder() -> str:
     """Where scratch folders live."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "hgkd-edge", "jobs")
 
 
-def forget_old():
+def forget_old() -> None:
     """Remove folders untouched for a week."""
     base = jobs_folder()
     for name in os.listdir(base) if os.path.isdir(base) else []:

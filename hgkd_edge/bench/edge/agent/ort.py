@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import types
+from typing import Any, Callable, Optional  # Python 3.6 too
 
 from .life import send
 
@@ -16,7 +17,7 @@ from .life import send
 METHOD = ""
 
 
-def method():
+def method() -> Any:
     """The module that takes time on the measuring machine too. Needs Python 3.7 and numpy."""
     records = sys.modules["hgkd_edge.bench.records"] = types.ModuleType("records")
     records.Warmup = dict  # type: ignore[attr-defined]
@@ -25,20 +26,19 @@ def method():
     return module
 
 
-def measure_all(cases, folder, names_of, plan, telemetry):
+def measure_all(cases: list, folder: str, names_of: Callable, plan: dict, telemetry: Any) -> list:
     """Raw times of every case, interleaved. Returns one dictionary per case, in order."""
     taking = method()
     opened = []
     for case in cases:
         opened.append(open_case(case, os.path.join(folder, names_of(case)["onnx"]), taking.timed))
         send("loaded", case=case["id"])
-    plan = taking.Plan(**plan)
-    turns = taking.visiting_order(len(cases), plan.rounds)
+    turns = taking.visiting_order(len(cases), plan["rounds"])
     order = iter([index for turn in turns for index in turn])
-    lines = [[] for _ in cases]  # type: list
+    lines: list = [[] for _ in cases]
     last = [0.0]
 
-    def progress(what, part):
+    def progress(what: str, part: float) -> None:
         """After each visit: the telemetry of its runs, without the rest before them."""
         now = time.monotonic()
         if what == "measure":
@@ -46,7 +46,7 @@ def measure_all(cases, folder, names_of, plan, telemetry):
             send("round", done=part, of=1)
         last[0] = now
 
-    traces = taking.measure([one["run"] for one in opened], plan, progress=progress)
+    traces = taking.measure([one["run"] for one in opened], taking.Plan(**plan), progress=progress)
     return [
         {
             "warmup": trace.warmup,
@@ -60,29 +60,29 @@ def measure_all(cases, folder, names_of, plan, telemetry):
     ]
 
 
-def outputs(case, folder, names):
+def outputs(case: dict, folder: str, names: dict) -> list:
     """What the model computes for each of the case's inputs, in the form of trtexec's JSON.
 
     In a session of its own: the measured one must be cold for its first inference.
     """
     session = open_session(os.path.join(folder, names["onnx"]), case["threads"])
-    names = [output.name for output in session.get_outputs()]
+    wanted = [output.name for output in session.get_outputs()]
     texts = []
     for inputs in case["check"]:
-        values = session.run(names, load_feeds(inputs, folder))
+        values = session.run(wanted, load_feeds(inputs, folder))
         entries = [
             {
                 "name": name,
                 "dimensions": "x".join(str(size) for size in array.shape or (1,)),
                 "values": array.ravel().tolist(),
             }
-            for name, array in zip(names, values)
+            for name, array in zip(wanted, values)
         ]
         texts.append(json.dumps(entries))
     return texts
 
 
-def load_feeds(inputs, folder):
+def load_feeds(inputs: list, folder: str) -> dict:
     """Input name -> array, from the raw files that came with the job."""
     import numpy
 
@@ -93,7 +93,7 @@ def load_feeds(inputs, folder):
     return feeds
 
 
-def open_session(path, threads):
+def open_session(path: str, threads: Optional[int]) -> Any:
     """A session on the CPU."""
     import onnxruntime
 
@@ -103,7 +103,7 @@ def open_session(path, threads):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def open_case(case, path, timed):
+def open_case(case: dict, path: str, timed: Callable) -> dict:
     """A session, a function that runs it once, and its first run."""
     before = resident_mb()
     start = time.monotonic()
@@ -116,13 +116,13 @@ def open_case(case, path, timed):
     return {"run": run, "load_ms": load_ms, "first_ms": first_ms, "memory_mb": memory_mb}
 
 
-def plain(session, feeds):
+def plain(session: Any, feeds: dict) -> Callable:
     """numpy in, numpy out."""
     outputs = [output.name for output in session.get_outputs()]
     return lambda: session.run(outputs, feeds)
 
 
-def bound(session, feeds):
+def bound(session: Any, feeds: dict) -> Callable:
     """Inputs and outputs bound once."""
     binding = session.io_binding()
     for name, array in feeds.items():
@@ -132,7 +132,7 @@ def bound(session, feeds):
     return lambda: session.run_with_iobinding(binding)
 
 
-def resident_mb():
+def resident_mb() -> float:
     """Resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1048576.0

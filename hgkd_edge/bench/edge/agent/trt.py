@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import time
+from typing import Any
 
 from .life import pack, send, start
 
 
-def fill(argv, names):
+def fill(argv: list, names: dict) -> list:
     """Put our own file names for `{onnx}`, `{engine}`, ... in a list of arguments."""
     filled = []
     for argument in argv:
@@ -19,7 +20,7 @@ def fill(argv, names):
     return filled
 
 
-def build(case, trtexec, folder, names):
+def build(case: dict, trtexec: str, folder: str, names: dict) -> dict:
     """Build the case's engine unless a finished one is there. Returns what it cost."""
     engine = os.path.join(folder, names["engine"])
     ticket = engine + ".json"
@@ -48,7 +49,7 @@ def build(case, trtexec, folder, names):
     return dict(done, reused=False)
 
 
-def measure(case, trtexec, folder, names, telemetry):
+def measure(case: dict, trtexec: str, folder: str, names: dict, telemetry: Any) -> dict:
     """One visit: the log, the exported times, the telemetry of the measured part only."""
     argv = [trtexec] + fill(case["measure"], names)
     times = os.path.join(folder, names["times"])
@@ -65,7 +66,7 @@ def measure(case, trtexec, folder, names, telemetry):
     return {"argv": argv, "log": log, "times": packed, "telemetry": lines, "peak_kb": peak_kb}
 
 
-def outputs(case, trtexec, folder, names):
+def outputs(case: dict, trtexec: str, folder: str, names: dict) -> list:
     """What the engine computes for each of the case's inputs, as trtexec's JSON."""
     path = os.path.join(folder, names["outputs"])
     texts = []
@@ -77,7 +78,7 @@ def outputs(case, trtexec, folder, names):
     return texts
 
 
-def run(argv, folder, what):
+def run(argv: list, folder: str, what: str) -> tuple:
     """Run a tool to its end. Returns (its lines, when the telling ones came, peak memory in kB).
 
     Raises:
@@ -110,7 +111,7 @@ def run(argv, folder, what):
     return lines[:20000], marks, peak_kb
 
 
-def _mark(log, marks):
+def _mark(log: Any, marks: dict) -> None:
     """Note when trtexec began to infer and when its trace was complete."""
     for line in log.readlines():
         if "Starting inference" in line:
@@ -119,7 +120,7 @@ def _mark(log, marks):
             marks["traced"] = time.monotonic()
 
 
-def last_line(path):
+def last_line(path: str) -> str:
     """The last complete line of a growing log."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 400))
@@ -127,7 +128,7 @@ def last_line(path):
     return lines[-1][-160:] if lines else ""
 
 
-def memory_kb(pid):
+def memory_kb(pid: int) -> int:
     """Peak resident memory of a running process."""
     try:
         with open("/proc/%d/status" % pid) as file:
@@ -139,7 +140,7 @@ def memory_kb(pid):
     return 0
 
 
-def digest(path):
+def digest(path: str) -> str:
     """sha256 of a file."""
     seen = hashlib.sha256()
     with open(path, "rb") as file:
