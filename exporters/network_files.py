@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 from .errors import ExportError
 from .files import digest
 
+# How often tensors may read the same bytes: equal weights are sometimes stored once.
+MOST_SHARED = 8
+
 if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
@@ -48,10 +51,19 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
         model: What is in it.
 
     Raises:
-        ExportError: One is missing, or lies outside the model's folder.
+        ExportError: One is missing, lies outside the model's folder, or is read again and again.
     """
-    names = dict.fromkeys(location_of(tensor) for tensor in external_tensors(model))
-    return tuple(_external_file(path, name) for name in names)
+    tensors = list(external_tensors(model))
+    names = dict.fromkeys(location_of(tensor) for tensor in tensors)
+    files = {name: _external_file(path, name) for name in names}
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    claimed = sum(_claimed_bytes(tensor, sizes[location_of(tensor)]) for tensor in tensors)
+    if claimed > MOST_SHARED * sum(sizes.values()):
+        raise ExportError(
+            f"'{path}' reads {claimed:,} bytes of weights from files of {sum(sizes.values()):,}",
+            hint="save the model again: each weight needs its own place in a file",
+        )
+    return tuple(files.values())
 
 
 def network_digest(path: str | Path) -> str:
@@ -112,6 +124,16 @@ def external_tensors(message: Message) -> Iterator[onnx.TensorProto]:
 def location_of(tensor: onnx.TensorProto) -> str:
     """The file that an external tensor names, relative to the model's folder."""
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _claimed_bytes(tensor: onnx.TensorProto, size: int) -> int:
+    """How many bytes of a file of this size an external tensor takes; the rest, if it says none."""
+    stated = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        offset, length = (int(stated.get(key) or 0) for key in ("offset", "length"))
+    except ValueError:  # no number: refused by whoever reads it
+        return 0
+    return length or max(0, size - offset)
 
 
 def _read_graph(path: Path) -> onnx.ModelProto:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+# Of ONNX Runtime's own log: errors are raised too, and the log shows a model's names as they are.
+SILENT = 4
 IMAGE_TYPES = ("float32", "float16", "uint8")
 _RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
@@ -209,7 +211,7 @@ def open_session(
         network_files(source)
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimise:

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shlex
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -150,13 +153,29 @@ def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None
     """Refuse an engine that `remember_engine` has not noted: an engine is machine code.
 
     Raises:
-        ExportError: It was built elsewhere.
+        ExportError: It was built elsewhere, or others may have added to the folder.
     """
+    if others := _who_else_writes(folder):
+        raise ExportError(
+            f"'{folder}', which lists the engines built here, can be written by {others}",
+            hint=f"keep it to yourself: chmod go-w {shlex.quote(str(folder))}; then build the "
+            "engine again here",
+        )
     if not (folder / hashlib.sha256(content).hexdigest()).is_file():
         raise ExportError(
             f"engine '{engine}' was not built on this machine, and loading an engine runs its code",
             hint=f"{_REBUILD}; or use --trust-engine if you know who built it",
         )
+
+
+def _who_else_writes(folder: Path) -> str:
+    """Who besides this user can add to a folder; '' where nobody can."""
+    if not folder.is_dir() or not hasattr(os, "geteuid"):
+        return ""
+    about = folder.stat()
+    if about.st_uid not in (0, os.geteuid()):
+        return "its owner, another user"
+    return "other users" if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def require_own_engine(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
+from hgkd_edge.data_command import make_data_command
 from hgkd_edge.export_command import make_export_command
 from hgkd_edge.failures import run_app
 from hgkd_edge.processes import is_main, on_main
@@ -28,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help panels would double the time that --help takes
-    help="Distil a Vision Transformer into a small dense CNN, export it with proof, measure it.",
-    epilog="Begin with: hgkd-edge demo",
+    help="Distill a Vision Transformer into a small dense CNN, export it with proof, measure it.",
+    epilog="Start with: hgkd-edge demo",
 )
 recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
@@ -73,7 +74,7 @@ def options(
 def distill(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in one.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a stopped run.")] = False,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -159,7 +160,7 @@ def finetune(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with its own settings where it stopped.")
+        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -251,8 +252,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(help="Lowest score of a box [default: 0.4].", min=0, max=1)
+        float | None,
+        typer.Option(
+            help="Lowest score of a box, or of a saved label [default: 0.4].", min=0, max=1
+        ),
     ] = None,
+    save_labels: Annotated[
+        str, typer.Option(help="Also save a data set of the answers: yolo, coco, voc or folders.")
+    ] = "",
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
@@ -264,8 +271,34 @@ def predict(
     from hgkd_edge.tables import prediction_line
 
     chosen = {} if threshold is None else {"threshold": threshold}
-    records = verb.predict(model, images, out, trust_engine=trust_engine, **chosen)
+    records = verb.predict(
+        model, images, out, trust_engine=trust_engine, save_as=save_labels, **chosen
+    )
     _show(records, as_json, lambda: [*map(prediction_line, records), f"pictures and JSON: {out}"])
+
+
+@app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="Run folder or name, or a backbone's .onnx.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="File for the features: .npz or .parquet.")] = Path(
+        "features.npz"
+    ),
+    neighbors: Annotated[
+        bool, typer.Option("--neighbors", help="Draw images with their nearest neighbors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a backbone's features of images, for search, deduplication and active learning.
+
+    Example: hgkd-edge embed runs/demo photos/ --out features.npz --neighbors
+    """
+    from hgkd_edge import embed as verb
+
+    found = verb.embed(model, images, out)
+    picture = verb.draw_neighbors(found, out.with_suffix(".png")) if neighbors else None
+    result = verb.summary(found, out, picture)
+    _show(result, as_json, lambda: verb.lines(result))
 
 
 @app.command()
@@ -413,6 +446,7 @@ def _load_for_bench(run: Path) -> Any:
     return load_embedding_net(RunDir.resolve(run).backbone_file)
 
 
+app.command("data")(make_data_command(_show))
 app.command("export")(make_export_command(_show))
 app.command("bench")(make_bench_command(_load_for_bench))
 app.command("devices")(devices_command)

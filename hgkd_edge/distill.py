@@ -294,9 +294,9 @@ def teacher_origin(name: str, vit: nn.Module, *, file: Path | None = None) -> di
     licence = teacher_licence(vit)
     if not licence:
         return {}
-    said = f"teacher: {name}, licence {licence}"
+    said = f"teacher: {name}, license {licence}"
     if file is not None:
-        said = f"teacher: {file}; the published weights of {name} have the licence {licence}"
+        said = f"teacher: {file}; the published weights of {name} have the license {licence}"
     console.print(said, soft_wrap=True)
     if forbids_commerce(licence):
         warn(f"{licence} forbids commercial use of the teacher's weights")

@@ -30,6 +30,7 @@ __all__ = [
     "parse_yaml",
     "read_file",
     "read_text",
+    "require_file",
 ]
 
 MAX_SETTINGS_BYTES = 2**20  # of a recipe
@@ -38,6 +39,7 @@ MAX_LABEL_BYTES = 2**20  # of the label of one photo
 MAX_RECORD_BYTES = 2**26  # of one JSON file of a run: a manifest lists skipped photos by name
 MAX_LOG_BYTES = 2**30  # of a log.jsonl: about seven million batches
 MAX_DEPTH = 40  # of nested sections and lists in settings, of JSON, and of XML
+MAX_NUMBER = 400  # characters of a number in settings: YAML also has hexadecimals and base 60
 MAX_NODES = 50_000  # of settings, every alias counted as what it stands for
 MAX_SHOWN = 80  # characters of a foreign value in a message
 
@@ -67,6 +69,19 @@ def read_file(path: Path, limit: int = MAX_TEXT_BYTES, *, kind: str = "text") ->
         if about.st_size > limit:
             raise ValueError(f"has {about.st_size:,} bytes; {kind} files are read up to {limit:,}")
         return stream.read(about.st_size)
+
+
+def require_file(path: Path, limit: int, *, kind: str) -> None:
+    """See that what another library is going to open is a regular file of bounded size.
+
+    Raises:
+        OSError: It cannot be looked at.
+        ValueError: It is no regular file, or larger than `limit` bytes.
+    """
+    about = os.stat(path)
+    _require_regular(about, kind)
+    if about.st_size > limit:
+        raise ValueError(f"has {about.st_size:,} bytes; {kind} files are read up to {limit:,}")
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
@@ -185,6 +200,9 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _Extent(NamedTuple):
     """What a YAML node stands for, aliases expanded: number of values, and levels."""
 
@@ -196,12 +214,15 @@ def _extent(node: yaml.Node, known: dict[int, _Extent], allowed: int) -> _Extent
     """How much a YAML node stands for; every node is looked at once.
 
     Raises:
-        ValueError: It is nested more than `allowed` levels deep, as an alias of itself is.
+        ValueError: It is nested more than `allowed` levels deep, as an alias of itself is, or holds
+            a number of more than `MAX_NUMBER` characters.
     """
     if id(node) in known:
         return known[id(node)]
     if allowed == 0:
         raise _too_deep()
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+        raise ValueError("holds a number of too many digits")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
         children = node.value

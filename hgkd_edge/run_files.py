@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -60,9 +61,16 @@ class RunFiles:
         Run folders are shared and downloaded: a link in one could name any file of its reader.
 
         Raises:
-            RunError: It leads out of the run, or to a pipe, a device or a socket.
+            RunError: It leads out of the run, in a circle, or to a pipe, a device or a socket.
         """
-        real, root = file.resolve(), self.path.resolve()
+        circle = RunError(
+            f"{file}: is a link that leads in a circle",
+            hint=f"remove it: rm {shlex.quote(str(file))}",
+        )
+        try:
+            real, root = file.resolve(), self.path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise circle from error
         if not real.is_relative_to(root):
             raise RunError(
                 f"{file}: is a link that leaves the run folder, to {real}",
@@ -70,8 +78,10 @@ class RunFiles:
             )
         try:
             mode = real.stat().st_mode
-        except OSError:  # not there yet, or not ours to see: met by whoever opens it
-            return file
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # Python 3.13 and later resolve it
+                raise circle from error
+            return file  # not there yet, or not ours to see: met by whoever opens it
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise RunError(
                 f"{file}: is neither a file nor a folder",

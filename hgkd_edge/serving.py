@@ -145,7 +145,7 @@ def _open_engine(path: Path, *, trusted: bool) -> Served:
     if not source.is_file():
         raise RunError(
             f"{path}: an engine says nothing of its classes",
-            hint=f"put the ONNX file that it was built from beside it, as {source.name}",
+            hint=f"put the ONNX file that it was built from next to it, as {source.name}",
         )
     require_recorded(source)
     built_here = None if trusted else engines_dir()

@@ -73,7 +73,7 @@ class _SafeLoader(yaml.SafeLoader):
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"'{cut(name)}' stands there twice", key.start_mark
+                    None, None, f"'{cut(name)}' is defined twice", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)

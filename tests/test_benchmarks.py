@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from benchmarks.gpu import table
 from benchmarks.gpu.__main__ import Results
@@ -100,10 +101,12 @@ def test_networks_whose_kernels_are_not_compiled_in_time_are_named() -> None:
 
 
 def test_an_eager_pass_is_never_measured_as_a_graph() -> None:
-    gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=2, scaler=None)
+    gpu: Any = SimpleNamespace(
+        device=torch.device("cuda"), distributed_type=DistributedType.NO, scaler=object()
+    )
 
     with mock.patch.object(graph, "_report", _refuse), pytest.raises(RuntimeError, match="eager"):
-        graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True)  # type: ignore[arg-type]
+        graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True, exchanges=False)
 
 
 def test_the_summary_names_what_failed(tmp_path: Path) -> None:

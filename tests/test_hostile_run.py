@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import _with_kept_images
 from hgkd_edge.cli import main
-from hgkd_edge.engine.journal import _open_log
+from hgkd_edge.engine.journal import _open_log, _truncate
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import atomic_write, open_regular, write_json
 from hgkd_edge.models.backbone import read_backbone
@@ -27,6 +29,7 @@ from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.serving import open_served
 from hgkd_edge.tasks.base import read_model
+from hgkd_edge.tasks.pictures import save_picture
 from tests.exporters.test_network_files import save as save_network
 
 SECRET = b"\x89PNG\r\n\x1a\n-----BEGIN PRIVATE KEY-----"
@@ -123,6 +126,61 @@ def test_a_new_run_in_a_prepared_folder_follows_no_link(run: RunDir, home: Path)
         RunDir.create(run.recipe(), prepared)
 
     assert untouched(home)
+
+
+HARD = ["log.jsonl", "finetune.jsonl", ".lock", "report.html", "manifest.json", "evaluation.json"]
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_file_that_is_also_somebodys_is_replaced_and_not_written_to(
+    run: RunDir, home: Path, name: str
+) -> None:
+    """Hard links cannot be told from files: what is written is written elsewhere first."""
+    file = run.path / name
+    file.unlink(missing_ok=True)
+    (home / ".bashrc").write_bytes(b"{}\n")
+    file.hardlink_to(home / ".bashrc")
+
+    _truncate(file, 0) if name.endswith(".jsonl") else None
+    with contextlib.suppress(RunError), RunDir(run.path).at_work():
+        if name.endswith(".jsonl"):
+            with _open_log(file) as log:
+                log.write("ours\n")
+        write_json(run.path / "evaluation.json", {})
+        run.update_manifest(seed=1)
+        report(run)
+
+    assert (home / ".bashrc").read_bytes() == b"{}\n"
+
+
+@pytest.mark.parametrize("shape", ["loop", "chain", "many"])
+def test_links_in_circles_are_one_line_or_harmless(run: RunDir, shape: str) -> None:
+    if shape == "loop":
+        (run.path / "pictures" / "a").symlink_to("a")
+    elif shape == "chain":
+        (run.path / "pictures" / "up").symlink_to("..")
+    else:
+        for number in range(60):
+            (run.path / "pictures" / f"{number}.png").symlink_to(f"{number + 1}.png")
+
+    if shape == "loop":
+        with pytest.raises(RunError, match="a: is a link that leads in a circle"):
+            report(RunDir.resolve(run.path))
+    else:
+        assert report(RunDir.resolve(run.path)).is_file()
+
+
+def test_predictions_replace_a_link_and_do_not_follow_it(
+    run: RunDir, home: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "out" / "0000-a.png"
+    picture.parent.mkdir()
+    picture.symlink_to(home / ".bashrc")
+
+    save_picture(Image.new("RGB", (8, 8)), picture)
+
+    assert untouched(home)
+    assert not picture.is_symlink()
 
 
 def test_a_bench_of_a_folder_reads_no_file_outside_it(run: RunDir, home: Path) -> None:
@@ -254,12 +312,10 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
         ("tiny.onnx", "parts/any name"),
     ],
 )
-@pytest.mark.parametrize("load", [open_served, lambda path: resolve_models([path])])
+@pytest.mark.parametrize("load", [open_served, require_recorded])
 def test_the_other_files_of_a_network_are_checked_too(
     run: RunDir, network: str, part: str, load: Callable[[Path], object]
 ) -> None:
-    if load is not open_served and network.endswith(".xml"):
-        pytest.skip("bench takes ONNX files")
     path, weights = run.export_dir / network, run.export_dir / part
     weights.parent.mkdir(exist_ok=True)
     if network.endswith(".onnx"):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
 from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.export import POSTPROCESSING
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
@@ -166,7 +167,7 @@ def test_a_file_with_baked_processing_answers_as_the_plain_one(
     plain: dict[str, Path], photos: Path, tmp_path: Path, task: str, ends: dict[str, bool]
 ) -> None:
     geometry = "cover" if task == "classify" else "letterbox"
-    post = {"classify": "softmax", "segment": "argmax", "detect": "nms"}[task]
+    post = POSTPROCESSING[task]
     bake(
         plain[task],
         tmp_path / "baked.onnx",
@@ -213,7 +214,7 @@ def test_a_file_for_frames_of_one_size_names_the_size(
 def test_a_threshold_that_the_file_cannot_follow_is_refused(
     plain: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
-    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing="nms")
+    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing=POSTPROCESSING["detect"])
 
     with pytest.raises(DataError, match="--threshold 0.1: the file keeps boxes of at least 0.4"):
         predict(tmp_path / "baked.onnx", [photos / "test"], tmp_path / "out", threshold=0.1)

@@ -282,4 +282,5 @@ def comparison_view(comparison: Comparison) -> RenderableType:
         lines += [Text(f"note: {row.case}: {note}", style="yellow") for note in row.differs]
     for name, cases in (("a", comparison.only_a), ("b", comparison.only_b)):
         lines += [Text(f"only in {name}: {case}", style="dim") for case in cases]
+    lines += [Text(f"warning: {line}", style="yellow") for line in comparison.outdated]
     return Group(*lines)

@@ -18,6 +18,7 @@ import torch
 from hgkd_edge.console import note
 from hgkd_edge.errors import RunError, TrainingError, reason_of
 from hgkd_edge.files import atomic_write, file_sha256, hint_for_write
+from hgkd_edge.models.untrusted import require_stored
 from hgkd_edge.parsing import MAX_LABEL_BYTES, read_text
 
 __all__ = ["mend_for", "read_checkpoint", "write_checkpoint"]
@@ -50,8 +51,18 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
     """
     _require_announced(file)
     try:
-        load(torch.load(file, map_location=device, weights_only=True))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.PickleError) as error:
+        state = torch.load(file, map_location=device, weights_only=True)
+        require_stored(state)
+        load(state)
+    except (
+        RecursionError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        pickle.PickleError,
+    ) as error:
         raise RunError(
             f"checkpoint {file} cannot be used: {reason_of(error)}",
             hint="is it of this recipe? Without --resume a new run begins",

@@ -60,6 +60,16 @@ def test_the_hint_for_a_checkpoint_replaced_on_purpose_works(file: Path) -> None
     assert step_of(file) == 9
 
 
+def test_a_tensor_that_the_file_does_not_store_is_not_copied_into_the_optimizer(
+    tmp_path: Path,
+) -> None:
+    moment = torch.zeros(1, dtype=torch.float16).expand(10**10)
+    torch.save({"step": 1, "optimizer": {"state": {0: {"exp_avg": moment}}}}, tmp_path / "last.pt")
+
+    with pytest.raises(RunError, match=r"holds a tensor \[10000000000\] that it does not store"):
+        step_of(tmp_path / "last.pt")
+
+
 def test_a_kill_between_the_sums_and_the_checkpoint_loses_nothing(file: Path) -> None:
     before = file.read_bytes()
     write(file, 3)

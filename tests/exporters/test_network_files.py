@@ -142,6 +142,60 @@ def test_no_library_is_asked_to_open_weights_outside_the_folder(
         DOORS[door](path)
 
 
+def test_weights_that_are_read_again_and_again_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.onnx")
+    model = onnx.load(path, load_external_data=False)
+    for number in range(60):
+        again = model.graph.initializer.add()
+        again.CopyFrom(model.graph.initializer[0])
+        again.name = f"w{number}"
+    path.write_bytes(model.SerializeToString())
+
+    for door in (onnx_info, open_session, network_digest):
+        with pytest.raises(ExportError, match=r"reads 26,352 bytes of weights from files of 432"):
+            door(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("offset", "-5"), ("length", "9" * 30), ("offset", "٣"), ("length", "x"), ("offset", "1e3")],
+)
+def test_a_place_in_a_file_that_is_none_is_one_line(tmp_path: Path, key: str, value: str) -> None:
+    path = save(tmp_path / "net.onnx")
+    model = onnx.load(path, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    kept = [entry for entry in tensor.external_data if entry.key != key]
+    del tensor.external_data[:]
+    tensor.external_data.extend(kept)
+    tensor.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+    with pytest.raises(ExportError) as refused:
+        onnx_info(path)
+
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 500
+
+
+def test_a_model_whose_names_steer_a_terminal_says_nothing_by_itself(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shape = numpy_helper.from_array(np.array([7, 7], np.int64), "s")
+    node = helper.make_node("Reshape", ["x", "s"], ["y"], name="\x1b]0;owned\x07\x1b[2Jnode")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [value("x", 1, ["b", 3])], [value("y", 1, [7, 7])], [shape]
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "a.onnx")
+    session = open_session(tmp_path / "a.onnx")
+
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(None, {"x": np.zeros((1, 3), np.float32)})
+
+    assert capfd.readouterr() == ("", "")
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     path = save(tmp_path / "net.onnx")
     (tmp_path / "net.onnx.data").unlink()

@@ -24,6 +24,7 @@ from exporters.sidecar import (
     Sidecar,
     read_sidecar,
     remember_engine,
+    require_built_here,
     require_own_engine,
     sidecar_path,
     write_sidecar,
@@ -334,6 +335,35 @@ def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
 def test_without_a_gpu_a_sound_engine_is_refused_in_words(own_engine, exported):
     with pytest.raises(ExportError, match="there is none here"):
         load_engine(own_engine, onnx_path=exported("mobilenetv3_small_100").path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "said"),
+    [
+        (0o777, None, "other users"),
+        (0o770, None, "other users"),
+        (0o702, None, "other users"),
+        (0o700, 12_345, "its owner, another user"),
+    ],
+)
+def test_a_list_of_own_engines_that_others_can_write_proves_nothing(
+    tmp_path, monkeypatch, mode, owner, said
+):
+    engine, mine = write_engine(tmp_path, ""), tmp_path / "engines"
+    remember_engine(engine, mine)
+    require_built_here(engine, engine.read_bytes(), mine)
+    mine.chmod(mode)
+    if owner is not None:
+        monkeypatch.setattr(os, "geteuid", lambda: owner)
+
+    if owner is not None and mine.stat().st_uid == 0:
+        mine = tmp_path / "theirs"
+        remember_engine(engine, mine)
+        os.chown(mine, 999, 999)
+
+    with pytest.raises(ExportError, match=f"can be written by {said}") as caught:
+        require_built_here(engine, engine.read_bytes(), mine)
+    assert "chmod go-w" in caught.value.hint
 
 
 def test_no_tensorrt_names_every_way_to_get_one(monkeypatch):

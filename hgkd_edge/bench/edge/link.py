@@ -6,11 +6,13 @@ behind SSH, so both are measured by the same code.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import queue
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -23,7 +25,12 @@ from typing import Any
 
 from hgkd_edge.bench import method
 from hgkd_edge.bench.edge.facts import checked_facts
-from hgkd_edge.bench.edge.limits import MOST_CASE_S, MOST_ERROR_TEXT, MOST_WAITING_EVENTS
+from hgkd_edge.bench.edge.limits import (
+    MOST_CASE_S,
+    MOST_ERROR_TEXT,
+    MOST_SHOWN,
+    MOST_WAITING_EVENTS,
+)
 from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
 from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault, mark_of
 from hgkd_edge.errors import DeviceError, HgkdError
@@ -72,6 +79,8 @@ class Link:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)  # see `_write`
         self._token = secrets.token_hex(16)
         self._events: queue.Queue[Event | None] = queue.Queue(MOST_WAITING_EVENTS)
         self._fault = ""
@@ -139,19 +148,21 @@ class Link:
                 tell(event)
                 kind = event["event"]
                 if kind == "failed":
-                    raise AgentFailed(
-                        f"on {self.where}: {event['reason']}", hint=_mend(event["reason"])
-                    )
+                    reason = event["reason"][:MOST_SHOWN]
+                    raise AgentFailed(f"on {self.where}: {reason}", hint=_mend(event["reason"]))
                 yield event
 
         [*_, need] = events("need", op="open", **job)
-        self._upload({name: payload[name] for name in need["names"]}, tell)
+        try:
+            self._upload({name: payload[name] for name in need["names"]}, tell)
+        except OSError as error:
+            raise self._broken() from error
         for event in events("done", op="build"):
             if event["event"] == "outputs":
                 judge(event)
         return [one for one in events("done", op="measure") if one["event"] == "result"]
 
-    def close(self, *, forget: bool) -> None:
+    def close(self, *, forget: bool = True) -> None:
         """End the connection, and with it all that runs there.
 
         Args:
@@ -190,10 +201,19 @@ class Link:
                 self._write(b"\n")
 
     def _write(self, content: bytes) -> None:
+        """Send all of it.
+
+        Raises:
+            OSError: The line is dead, or nobody there reads for `_SILENCE_S`.
+        """
         left = memoryview(content)
         with self._writing:
             while left:  # past Python's buffer: closing must never wait for a line that is dead
-                left = left[os.write(self._stdin.fileno(), left) :]
+                pipe = self._stdin.fileno()
+                if not select.select([], [pipe], [], _SILENCE_S)[1]:
+                    self._fault = "it does not read what it is sent"
+                    raise TimeoutError(errno.ETIMEDOUT, self._fault)
+                left = left[os.write(pipe, left) :]
 
     @property
     def _stdin(self) -> Any:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hgkd_edge.bench.edge.agent import facts as agent_facts
 from hgkd_edge.bench.edge.facts import board_from_facts
 from hgkd_edge.bench.edge.job import make_job
+from hgkd_edge.bench.edge.limits import MOST_SHOWN
 from hgkd_edge.bench.edge.link import AgentFailed, open_link
 from hgkd_edge.bench.edge.results import session_from
 from hgkd_edge.bench.edge.ssh import Host
@@ -120,7 +121,7 @@ def _teller(where: str, progress: Progress) -> Callable[[Event], None]:
         elif kind == "outputs":
             progress(f"{where}: verifying", 0.0)
         elif kind == "waiting":
-            progress(f"{where}: {event['reason']}", 0.0)
+            progress(f"{where}: {event['reason'][:MOST_SHOWN]}", 0.0)
         elif kind == "round":
             progress(f"{where}: measuring", event["done"] / event["of"])
 

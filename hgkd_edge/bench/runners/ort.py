@@ -6,7 +6,7 @@ from importlib import metadata
 from time import perf_counter
 from typing import Any
 
-from exporters.onnx_info import first_line
+from exporters.onnx_info import SILENT, first_line
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
 from hgkd_edge.errors import DeviceError
@@ -63,7 +63,7 @@ class OrtRunner:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = SILENT
         options.intra_op_num_threads = case.threads or 0
         start = perf_counter()
         try:

@@ -86,6 +86,15 @@ ATTACKS = {
     "a load time that is text": "result(load_ms=[1])",
     "telemetry that is none": "result(telemetry=[7], board={'source': 'tegrastats', 'idle': [], "
     "'overcurrent': {}})",
+    "a failure of megabytes": "hello(); job(); send('failed', reason='x' * 10**7)",
+    "a failure that is no text": "hello(); job(); send('failed', reason=[{}])",
+    "a wait of megabytes": "hello(); job(); send('waiting', reason='x' * 10**7); send('failed', "
+    "reason='y')",
+    "endless facts": "hello(**{'f%d' % i: 'x' * 100 for i in range(10**4)}, model='x' * 10**7, "
+    "compatible='nvidia,tegra234', nvpmodel='(' * 10**6, packages='libnvinfer' * 10**5); job(); "
+    "send('done')",
+    "a title and a screen of its own": "hello(); job(); send('failed', reason="
+    "'\\x1b]8;;http://a.example\\x1b\\\\\\u202e\\x9b2J' + 'verified' * 99)",
     "a failure without a reason": "hello(); job(); send('failed')",
 }  # fmt: skip
 
@@ -173,6 +182,26 @@ def test_a_device_that_never_comes_to_an_end_has_a_bounded_time(
 
     assert 1.0 <= took < 5
     assert len(heard) > 1 or "sleep(60)" in lines
+
+
+def test_a_device_that_never_reads_what_it_asked_for_is_not_waited_for(
+    attack: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack("hello(); stdin.readline(); send('need', names=['a'])\n    time.sleep(60)")
+    monkeypatch.setattr("hgkd_edge.bench.edge.link._SILENCE_S", 0.3)
+    link = Link([sys.executable, str(tmp_path / "bin" / "ssh"), "bad", ""], where="bad", host=None)
+    job = {"cases": [{}], "tool": "trtexec", "silence_s": 60}
+
+    try:
+        link.hello()
+        start = time.monotonic()
+        with pytest.raises(HgkdError, match="it does not read what it is sent"):
+            link.work(job, {"a": bytes(1 << 24)}, lambda event: None, lambda event: None)
+        took = time.monotonic() - start
+    finally:
+        link.close()
+
+    assert took < 5
 
 
 @pytest.mark.parametrize("wrong", [None, 7, [], {}, "x", [[[]]], float("nan"), 10**400, True])

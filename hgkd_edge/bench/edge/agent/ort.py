@@ -98,7 +98,7 @@ def open_session(path: str, threads: Optional[int]) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as well
     options.intra_op_num_threads = threads or 0
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
