@@ -104,7 +104,11 @@ def make_job(
                 probes[index, batch] = fetchable_probe(model, batch=batch, images=options.images)
                 files |= renamed_files(model.path, f"model-{index}.onnx")
             probe = probes[index, batch]
-            files |= _input_files(probe, index, batch)
+            files |= {
+                entry["file"]: feeds[entry["name"]].tobytes()
+                for feeds, call in zip(probe.feeds, _calls(probe, index, batch), strict=True)
+                for entry in call
+            }
             for threads in (None,) if tool else options.threads:
                 cases.append(
                     _case(len(cases), index, model, precision, batch, threads, probe, options, tool)
@@ -152,17 +156,20 @@ def _wanted(
     return pairs
 
 
-def _input_files(probe: Probe, index: int, batch: int) -> dict[str, bytes | Path]:
-    """Raw values of every input of every call, by our own file names."""
-    return {
-        _input_file(index, batch, call, place): array.tobytes()
-        for call, feeds in enumerate(probe.feeds)
-        for place, array in enumerate(feeds.values())
-    }
-
-
-def _input_file(index: int, batch: int, call: int, place: int) -> str:
-    return f"input-{index}-{batch}-{call}-{place}.bin"
+def _calls(probe: Probe, index: int, batch: int) -> list[list[dict[str, Any]]]:
+    """Of every call, every input: what it is, and our own name for the file of its values."""
+    return [
+        [
+            {
+                "name": record.name,
+                "shape": record.shape,
+                "dtype": record.dtype,
+                "file": f"input-{index}-{batch}-{call}-{place}.bin",
+            }
+            for place, record in enumerate(probe.inputs)
+        ]
+        for call in range(len(probe.feeds))
+    ]
 
 
 def _case(
@@ -176,18 +183,7 @@ def _case(
     options: BenchOptions,
     tool: Trtexec | None,
 ) -> EdgeCase:
-    calls = [
-        [
-            {
-                "name": record.name,
-                "shape": record.shape,
-                "dtype": record.dtype,
-                "file": _input_file(index, batch, call, place),
-            }
-            for place, record in enumerate(probe.inputs)
-        ]
-        for call in range(len(probe.feeds))
-    ]
+    calls = _calls(probe, index, batch)
     unchecked, inputs = probe.reason, probe.inputs
     wire: dict[str, Any] = {
         "id": f"case-{number}",
