@@ -391,7 +391,7 @@ def test_long_names_break_at_their_separators_in_every_table(
         session_view(session).renderables[1],  # type: ignore[attr-defined]
         fleet_view([session], []).renderables[0],  # type: ignore[attr-defined]
         estimate_view([estimate.model_copy(update={"model": name})]).renderables[1],  # type: ignore[attr-defined]
-        comparison_view(Comparison("a", "b", [row], [], [])).renderables[2],  # type: ignore[attr-defined]
+        comparison_view(Comparison("a", "b", [row], [], [], [])).renderables[2],  # type: ignore[attr-defined]
     ):
         text = rendered(table)
         words = text.split()
