@@ -179,10 +179,9 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
     from hgkd_edge.bench.devices import find_device, load_devices
-    from hgkd_edge.bench.estimate import estimate_models
+    from hgkd_edge.bench.estimate import estimate_models, estimate_view
     from hgkd_edge.bench.models import resolve_models
     from hgkd_edge.bench.run import result_file
-    from hgkd_edge.bench.tables import estimate_view
     from hgkd_edge.rundir import write_json
 
     devices = [find_device(name) for name in names] or load_devices()

@@ -5,35 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporters.onnx_info import first_line
-from hgkd_edge.bench.environment import (
-    environment,
-    environment_warnings,
-    resident_mb,
-    tool_version,
-)
+from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session, Verification
 from hgkd_edge.bench.runners import Case, Opened, Runner
-from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+from hgkd_edge.bench.session import measurement_of, session_of
 from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, loosest, make_probe
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["measure_here", "measurement_of"]
+__all__ = ["measure_here"]
 
 Progress = Callable[[str, float], None]
 
-# With fewer, not one run lies beyond the 99th percentile.
-_RUNS_FOR_P99 = 100
 # All that `export` keeps in a run.
 IMAGES = 16
 
@@ -86,14 +78,12 @@ def measure_here(
         subjects, unable = _open_all(models, runners, options, stack, progress)
         verifications = _verify_all(subjects, options, progress)
         traces = measure([subject.opened.run for subject in subjects], plan, progress=progress)
-    return Session(
-        target=options.device,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tool_version=tool_version(),
-        settings=options.settings(),
+    return session_of(
+        options.device,
+        options,
+        [_measured(*one) for one in zip(subjects, traces, verifications, strict=True)],
+        models=[one for one in models if any(takes(r, one, models) for r in runners)],
         environment=facts,
-        models=[one.record() for one in models if any(takes(r, one, models) for r in runners)],
-        measurements=_measurements(subjects, traces, verifications),
         refusals=[*refusals, *unable],
         warnings=environment_warnings(facts),
     )
@@ -227,83 +217,29 @@ def _verified(subject: _Subject, probe: Probe, *, unverified: bool) -> Verificat
     return verification
 
 
-def _measurements(
-    subjects: Sequence[_Subject],
-    traces: Sequence[Trace],
-    verifications: Sequence[Verification | str | None],
-) -> list[Measurement]:
-    measured = []
-    for subject, trace, seen in zip(subjects, traces, verifications, strict=True):
-        warnings = list(subject.opened.warnings)
-        if isinstance(seen, str):
-            warnings.insert(0, f"outputs not verified: {seen}")
-        elif seen is not None and not seen.passed:
-            warnings.insert(0, "WRONG OUTPUTS (--unverified): do not deploy this file")
-        one = measurement_of(
-            trace,
-            first_ms=subject.first_ms,
-            case=subject.name,
-            model=subject.case.model.label,
-            runner=subject.runner.name,
-            runner_version=subject.runner.version(),
-            backend=subject.runner.backend,
-            precision=subject.case.model.precision,
-            batch=subject.case.batch,
-            threads=subject.opened.threads,
-            copies=subject.case.copies,
-            inputs=subject.inputs,
-            load_ms=subject.opened.load_ms,
-            build_ms=subject.opened.build_ms,
-            host_memory_mb=subject.memory_mb,
-            engine_mb=subject.opened.engine_mb,
-            details=subject.opened.details,
-            warnings=warnings,
-            verification=seen if isinstance(seen, Verification) else None,
-        )
-        if len(subjects) > 1:
-            base = traces[0].rounds
-            one = one.model_copy(
-                update={"ratio": ratio_of(trace.rounds, base, name=subjects[0].name)}
-            )
-        measured.append(one)
-    return measured
-
-
-def measurement_of(
-    trace: Trace, *, batch: int, first_ms: float | None, **fields: Any
-) -> Measurement:
-    """A record from raw times.
-
-    Args:
-        trace: Raw times of one case.
-        batch: B, for the throughput: B x runs / time spent in runs.
-        first_ms: The very first run after loading, where it is known.
-        fields: The remaining fields of `Measurement`.
-    """
-    times = trace.times_ms
-    noise = noise_of(trace.rounds)
-    warnings = list(fields.pop("warnings", []))
-    if noise.noisy:
-        warnings.append(
-            f"noisy: middle half of the times spans {noise.spread:.0%} of the median, rounds "
-            f"drift by {noise.drift:.0%}; trust ratios within this run, not the absolute time"
-        )
-    if times.size < _RUNS_FOR_P99:
-        warnings.append(
-            f"p99 of {times.size} runs is hardly more than their maximum; --duration or --count "
-            f"for {_RUNS_FOR_P99} or more"
-        )
-    if not trace.warmup.stable:
-        warnings.append(f"times had not settled after {trace.warmup.seconds:.1f} s of warm-up")
-    return Measurement(
-        batch=batch,
-        latency_ms=summarise(times),
-        throughput_ips=batch * times.size / (times.sum() / 1000),
-        first_inference_ms=first_ms,
-        warmup=trace.warmup,
-        measured_s=float(times.sum() / 1000),
-        rounds_p50_ms=[float(np.median(part)) for part in trace.rounds],
-        noise=noise,
-        warnings=warnings,
-        **fields,
+def _measured(
+    subject: _Subject, trace: Trace, found: Verification | str | None
+) -> tuple[Measurement, list[np.ndarray]]:
+    """A record, and the times of its rounds."""
+    one = measurement_of(
+        trace,
+        first_ms=subject.first_ms,
+        found=found,
+        case=subject.name,
+        model=subject.case.model.label,
+        runner=subject.runner.name,
+        runner_version=subject.runner.version(),
+        backend=subject.runner.backend,
+        precision=subject.case.model.precision,
+        batch=subject.case.batch,
+        threads=subject.opened.threads,
+        copies=subject.case.copies,
+        inputs=subject.inputs,
+        load_ms=subject.opened.load_ms,
+        build_ms=subject.opened.build_ms,
+        host_memory_mb=subject.memory_mb,
+        engine_mb=subject.opened.engine_mb,
+        details=subject.opened.details,
+        warnings=subject.opened.warnings,
     )
+    return one, trace.rounds

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns, sleep
+from typing import Callable  # noqa: UP035
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from hgkd_edge.bench.records import Warmup
 
 __all__ = [
     "REST_S",
-    "SETTLE_RUNS",
     "Plan",
     "Trace",
     "measure",
@@ -27,13 +27,13 @@ __all__ = [
     "warm_up",
 ]
 
-RunOnce = Callable[[], object]
+RunOnce = Callable[[], object]  # typing's: this file is also sent to devices with Python 3.7
 
 # The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
 REST_S = 0.05
 # Runs at the head of a slice that are not counted: they wake the thread pool and refill caches
 # that the previous case left cold.
-SETTLE_RUNS = 2
+_SETTLE_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def warm_up(case: RunOnce, plan: Plan) -> Warmup:
 def _slice(case: RunOnce, plan: Plan) -> np.ndarray:
     """One visit to one case: f64[n] ms."""
     sleep(REST_S)
-    for _ in range(SETTLE_RUNS):
+    for _ in range(_SETTLE_RUNS):
         case()
     if plan.count is not None:
         return np.array([timed(case) for _ in range(-(-plan.count // plan.rounds))])

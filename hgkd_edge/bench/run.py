@@ -90,8 +90,12 @@ def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> Ben
 
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
-    from hgkd_edge.bench.edge.fleet import load_fleet, measure_fleet
-    from hgkd_edge.bench.edge.measure import is_jetson_here, measure_on
+    from hgkd_edge.bench.edge.measure import (
+        is_jetson_here,
+        load_fleet,
+        measure_fleet,
+        measure_on,
+    )
     from hgkd_edge.bench.edge.ssh import Host
 
     if options.runners:

@@ -14,15 +14,15 @@ from rich.text import Text
 
 from hgkd_edge.bench.baseline import failed_models
 from hgkd_edge.bench.compare import Comparison
-from hgkd_edge.bench.records import Estimate, Measurement, Refusal, Session
+from hgkd_edge.bench.records import Measurement, Refusal, Session
 from hgkd_edge.console import printable
 
 __all__ = [
     "Name",
     "comparison_view",
-    "estimate_view",
     "fleet_view",
     "milliseconds",
+    "name_table",
     "rate",
     "session_view",
 ]
@@ -92,7 +92,7 @@ def _latency_table(measurements: Sequence[Measurement], failed: Collection[str])
     threads = any(one.threads for one in measurements)
     figures = ["B", *(["thr"] if threads else [])]
     figures += [*(f"{name} ms" for name in ("p50", "p90", "p99", "max")), "img/s"]
-    table = _table(["model", "runner"], "prec", *figures, *(["ratio"] if several else []))
+    table = name_table(["model", "runner"], "prec", *figures, *(["ratio"] if several else []))
     for one in measurements:
         bad = one.model in failed
         table.add_row(
@@ -104,7 +104,7 @@ def _latency_table(measurements: Sequence[Measurement], failed: Collection[str])
     return table
 
 
-def _table(names: Sequence[str], text: str, *figures: str) -> Table:
+def name_table(names: Sequence[str], text: str, *figures: str) -> Table:
     """A table of columns of names, one of short text, and figures, which are never broken."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     for name in names:
@@ -235,7 +235,7 @@ def _warnings(session: Session) -> list[str]:
 def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> RenderableType:
     """Several devices in one table, then each one's mode, warnings and refusals."""
     figures = ("B", "p50 ms", "p99 ms", "img/s", "W", "mJ/img")
-    table = _table(["device", "model"], "prec", *figures)
+    table = name_table(["device", "model"], "prec", *figures)
     for session in sessions:
         for one in session.measurements:
             seen = one.telemetry
@@ -260,39 +260,9 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
     return Group(*lines)
 
 
-def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
-    """Estimates; the word stands in the title, in every row's last column and below."""
-    table = _table(["device", "model"], "prec", "B", "ms", "img/s", "compute", "kind")
-    for one in estimates:
-        table.add_row(
-            Name(one.device + ("?" if one.unconfirmed else "")),
-            Name(one.model),
-            one.precision,
-            str(one.batch),
-            milliseconds(one.estimated_ms),
-            rate(one.estimated_throughput_ips),
-            f"{one.compute_bound_percent:.0f}%",
-            "estimate",
-        )
-    given = estimates[0].assumptions
-    shares = sorted({f"{one.assumptions['share_of_peak']:.0%}" for one in estimates})
-    note = (
-        f"Nothing was measured. Roofline per layer: {' or '.join(shares)} of the peak, "
-        f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
-        "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
-        "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
-        "latencies: docs/bench.md"
-    )
-    return Group(
-        Text("ESTIMATE (roofline), not a measurement", style="bold yellow"),
-        table,
-        Text(note, style="dim"),
-    )
-
-
 def comparison_view(comparison: Comparison) -> RenderableType:
     """Ratios of two files."""
-    table = _table(["target", "case"], "difference", "a p50 ms", "b p50 ms", "b/a", "p99 b/a")
+    table = name_table(["target", "case"], "difference", "a p50 ms", "b p50 ms", "b/a", "p99 b/a")
     for row in comparison.rows:
         table.add_row(
             Name(row.target),

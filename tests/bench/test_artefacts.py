@@ -100,7 +100,7 @@ class StandIn:
     """An active TensorRT runner."""
 
     def __init__(self, engine: bytes) -> None:
-        self.run = onnx_runner(engine, threads=1)
+        self.run = onnx_runner(engine)
 
     def infer(self, feeds: dict[str, np.ndarray], **_: object) -> dict[str, np.ndarray]:
         return self.run(next(iter(feeds.values())))

@@ -24,7 +24,6 @@ from hgkd_edge.bench.run import run_bench
 from hgkd_edge.bench.tables import (
     Name,
     comparison_view,
-    estimate_view,
     fleet_view,
     milliseconds,
     session_view,
@@ -379,7 +378,7 @@ def test_long_names_break_at_their_separators_in_every_table(
 ) -> None:
     from hgkd_edge.bench.compare import Comparison, Row
     from hgkd_edge.bench.devices import find_device
-    from hgkd_edge.bench.estimate import estimate_models
+    from hgkd_edge.bench.estimate import estimate_models, estimate_view
 
     path = make_model("net")
     [session] = run_bench(quick(path, batches=(1, 2), threads=(1, 2))).sessions
@@ -392,7 +391,7 @@ def test_long_names_break_at_their_separators_in_every_table(
         session_view(session).renderables[1],  # type: ignore[attr-defined]
         fleet_view([session], []).renderables[0],  # type: ignore[attr-defined]
         estimate_view([estimate.model_copy(update={"model": name})]).renderables[1],  # type: ignore[attr-defined]
-        comparison_view(Comparison("a", "b", [row], [], [])).renderables[2],  # type: ignore[attr-defined]
+        comparison_view(Comparison("a", "b", [row], [], [], [])).renderables[2],  # type: ignore[attr-defined]
     ):
         text = rendered(table)
         words = text.split()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from hgkd_edge.bench.edge.limits import MOST_OUTPUTS_TEXT
 from hgkd_edge.bench.edge.stream import unpack
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import Verification
-from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, loosest, make_probe
+from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, make_probe
 from hgkd_edge.parsing import parse_json
+
+if TYPE_CHECKING:
+    from hgkd_edge.bench.edge.job import EdgeCase
 
 __all__ = ["Verifier", "fetchable_probe", "parse_outputs"]
 
@@ -36,20 +39,14 @@ class Verifier:
     """Judges the outputs that the agent sends, case by case.
 
     Args:
-        probes: Case id -> what was fed.
-        cases: Case id -> (name for messages, precision that was built, computed by TensorRT).
+        cases: The cases of the job.
         unverified: Note a disagreement instead of refusing to measure.
     """
 
-    def __init__(
-        self,
-        probes: Mapping[str, Probe],
-        cases: Mapping[str, tuple[str, str, bool]],
-        *,
-        unverified: bool,
-    ) -> None:
+    def __init__(self, cases: Iterable[EdgeCase], *, unverified: bool) -> None:
         self.found: dict[str, Verification] = {}
-        self._probes, self._cases, self._unverified = probes, cases, unverified
+        self._cases = {case.id: case for case in cases}
+        self._unverified = unverified
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Compare the outputs of one case.
@@ -57,24 +54,23 @@ class Verifier:
         Raises:
             WrongOutputs: They disagree, or cannot be read.
         """
-        name, precision, tensorrt = self._cases[event["case"]]
+        case = self._cases[event["case"]]
         texts = [unpack(text, most=MOST_OUTPUTS_TEXT) for text in event["texts"]]
-        bound = loosest(precision, "tf32") if tensorrt else precision
         try:
             got = [parse_outputs(text) for text in texts]
         except ValueError:
             got = []
         verification, said = compare(
-            self._probes[event["case"]],
+            case.probe,
             got,
-            bound=bound,
+            bound=case.bound,
             reference="on the measuring machine",
             few=True,
         )
-        self.found[event["case"]] = verification
+        self.found[case.id] = verification
         if not verification.passed and not self._unverified:
             raise WrongOutputs(
-                f"{name}: what the device computes is not what the ONNX file says: {said}",
+                f"{case.name}: what the device computes is not what the ONNX file says: {said}",
                 hint="do not deploy this engine; try another precision, or --unverified to "
                 "measure it all the same",
             )

@@ -90,7 +90,6 @@ class TensorRtRunner:
             outputs=lambda feeds: {
                 name: np.array(value) for name, value in runner.infer(feeds).items()
             },
-            computes="tf32",
             engine_mb=_engine_mb(engine),
             close=runner.deactivate,
         )

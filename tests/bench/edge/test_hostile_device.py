@@ -22,14 +22,12 @@ MakeModel = Callable[..., Path]
 
 # A stand-in for `ssh`: the host `good` is this machine; any other host is an attack.
 SSH = r"""#!{python}
-import base64, io, itertools, json, os, sys, time, zipfile, zlib
+import base64, json, os, re, sys, time, zlib
 if sys.argv[-2] == "good":
     os.execv("/bin/sh", ["/bin/sh", "-c", sys.argv[-1].replace("exec python3", "exec {python}")])
 stdin, out = sys.stdin.buffer, sys.stdout.buffer
-archive = zipfile.ZipFile(io.BytesIO(stdin.read(int(stdin.readline()))))
-scope = {{}}
-exec(archive.read("hgkd_agent/token.py"), scope)
-mark = "@hgkd-edge " + scope["TOKEN"] + " "
+source = stdin.read(int(stdin.readline())).decode()
+mark = re.search("@hgkd-edge [0-9a-f]+ ", source)[0]
 def raw(text):
     for start in range(0, len(text), 3900):
         last = start + 3900 >= len(text)
@@ -40,11 +38,10 @@ def send(event, **fields):
 def hello(**facts):
     send("hello", facts=dict(facts, onnxruntime="1.0", python="3.10", machine="aarch64"))
 def job():
-    job = json.loads(stdin.readline())
+    json.loads(stdin.readline())
     send("need", names=[])
-    return job
 def result(**fields):
-    hello(); j = job()
+    hello(); job(); send("done")
     good = dict(case="case-0", rounds=[[1.0] * 9], first_ms=1.0, load_ms=1.0, memory_mb=1.0,
                 warmup=dict(runs=1, seconds=1.0, stable=True), telemetry=[],
                 board=dict(source=None, idle=[], overcurrent={{}}))
@@ -79,8 +76,9 @@ ATTACKS = {
     "files that nobody has": "hello(); stdin.readline(); send('need', names=['/etc/passwd'])",
     "files that are no list": "hello(); stdin.readline(); send('need', names=7)",
     "progress that is none": "hello(); job(); send('round', done='x', of=None)",
-    "no results": "hello(); job(); send('done')",
-    "results twice": "hello(); job(); [send('result', case='case-0') for _ in '12']; send('done')",
+    "no results": "hello(); job(); send('done'); send('done')",
+    "results twice": "hello(); job(); send('done'); [send('result', case='case-0') for _ in '12']\n"
+    "    send('done')",
     "rounds that are no times": "result(rounds='fast')",
     "no rounds": "result(rounds=[])",
     "times that are not finite": "result(rounds=[[float('nan')] * 9])",
@@ -180,7 +178,7 @@ def test_a_device_that_never_comes_to_an_end_has_a_bounded_time(
             link.work(job, {}, lambda event: heard.append(event["event"]), lambda event: None)
         took = time.monotonic() - start
     finally:
-        link.close()
+        link.close(forget=True)
 
     assert 1.0 <= took < 5
     assert len(heard) > 1 or "sleep(60)" in lines

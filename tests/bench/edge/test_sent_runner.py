@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from hgkd_edge.bench import method
+from hgkd_edge.bench import method, records
 from hgkd_edge.bench.edge.agent import ort
 from hgkd_edge.bench.edge.job import make_job
 from hgkd_edge.bench.models import resolve_models
@@ -41,12 +42,15 @@ def test_the_sent_runner_rests_settles_and_counts_as_the_local_one(
     done: list[str] = []
     seconds = iter(range(10**9))
     monkeypatch.setattr(time, "sleep", lambda duration: done.append(f"rest {duration}"))
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(seconds) * 10**8)
+    monkeypatch.setattr(ort, "METHOD", Path(method.__file__).read_text())
+    monkeypatch.setitem(sys.modules, "hgkd_agent.method", method)  # put back afterwards
+    monkeypatch.setitem(sys.modules, "hgkd_edge.bench.records", records)
     monkeypatch.setattr(method, "sleep", lambda duration: done.append(f"rest {duration}"))
     monkeypatch.setattr(method, "perf_counter_ns", lambda: next(seconds) * 10**8)
-    monkeypatch.setattr(ort.time, "perf_counter", lambda: next(seconds) / 10)
     monkeypatch.setattr(ort.time, "monotonic", lambda: next(seconds) / 10)
 
-    def opened(case: dict[str, object], _path: str) -> dict[str, object]:
+    def opened(case: dict[str, object], _path: str, _timed: object) -> dict[str, object]:
         name = f"run {case['number']}"
         return {"run": lambda: done.append(name), "load_ms": 0, "first_ms": 0, "memory_mb": 0}
 
@@ -54,7 +58,7 @@ def test_the_sent_runner_rests_settles_and_counts_as_the_local_one(
     monkeypatch.setattr(ort, "send", lambda *_, **__: None)
 
     sent = ort.measure_all(
-        job["cases"], str(tmp_path), lambda _case: {"onnx": ""}, job["method"], NoTelemetry()
+        job["cases"], str(tmp_path), lambda _case: {"onnx": ""}, job["plan"], NoTelemetry()
     )
     theirs, done[:] = list(done), []
     local = method.measure(
