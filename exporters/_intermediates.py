@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .onnx_info import graph_inputs, open_session
+from .onnx_info import exposed, graph_inputs, open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -24,17 +24,8 @@ def intermediate_values(model: onnx.ModelProto, images: np.ndarray) -> dict[str,
     Returns:
         f32 arrays by tensor name, outputs of the graph included, weights not.
     """
-    import onnx
-
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    present = {output.name for output in model.graph.output}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in present:
-                exposed.graph.output.append(onnx.ValueInfoProto(name=name))
-                present.add(name)
-    session = open_session(exposed.SerializeToString(), optimise=False)
+    inside = (name for node in model.graph.node for name in node.output)
+    session = open_session(exposed(model, inside).SerializeToString(), optimise=False)
     feed = graph_inputs(model)[0]
     names = [output.name for output in session.get_outputs()]
     results = session.run(names, {feed.name: images.astype(feed.dtype, copy=False)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,11 @@ __all__ = [
     "FRAMES",
     "POSTPROCESSING",
     "Preprocessing",
+    "Suppression",
+    "postprocessing_graph",
     "preprocessing_constants",
     "preprocessing_graph",
+    "suppression_constants",
 ]
 
 FRAMES = "frames"
@@ -47,24 +51,46 @@ _PAD = 114  # gray of a letterbox's margin
 
 # Boxes are (x1, y1, x2, y2) in pixels of the network's input; a detection is
 # (index of the image in the batch, x1, y1, x2, y2, score, class).
+# Boxes of different classes are moved apart, so that one suppression serves all classes and its
+# limit is the limit of the image. They move by more than any box reaches.
+_CANDIDATES_OF_FREE_SIZE = """    post_shape = Shape <start = 1> (post_pairs)
+    post_candidates = Min (post_shape, post_most)
+"""
 _NMS = """
 nms (float[batch,A,4] boxes, float[batch,A,K] scores) => (float[found,7] detections)
-<int64 post_most = {100}, float post_overlap = {0.6}, float post_least = {0.4},
- int64[1] post_first = {0}, int64[1] post_second = {1}, int64[1] post_third = {2},
- int64[1] post_end = {3}, int64[1] post_along = {1}>
+<int64[1] post_first = {0}, int64[1] post_second = {1}, int64[1] post_third = {2},
+ int64[1] post_end = {3}, int64[2] post_flat = {0, -1}, int64[1] post_last = {-1},
+ float post_two = {2}, float post_one = {1}>
 {
-    post_by_class = Transpose <perm = [0, 2, 1]> (scores)
-    post_picked = NonMaxSuppression (boxes, post_by_class, post_most, post_overlap, post_least)
-    post_image = Slice (post_picked, post_first, post_second, post_along)
-    post_label = Slice (post_picked, post_second, post_third, post_along)
-    post_anchor = Slice (post_picked, post_third, post_end, post_along)
-    post_where = Concat <axis = 1> (post_image, post_anchor)
-    post_box = GatherND (boxes, post_where)
-    post_flat_score = GatherND (post_by_class, post_picked)
-    post_score = Unsqueeze (post_flat_score, post_along)
-    post_image_number = Cast <to = 1> (post_image)
-    post_class_number = Cast <to = 1> (post_label)
-    detections = Concat <axis = 1> (post_image_number, post_box, post_score, post_class_number)
+    post_pairs = Reshape (scores, post_flat)
+{most}    post_score, post_pair = TopK <axis = 1> (post_pairs, post_candidates)
+    post_anchor = Div (post_pair, post_classes)
+    post_before = Mul (post_anchor, post_classes)
+    post_class = Sub (post_pair, post_before)
+    post_label = Cast <to = 1> (post_class)
+    post_index = Unsqueeze (post_anchor, post_last)
+    post_rows = Concat <axis = 2> (post_index, post_index, post_index, post_index)
+    post_box = GatherElements <axis = 1> (boxes, post_rows)
+    post_away = Abs (post_box)
+    post_farthest = ReduceMax <keepdims = 0> (post_away)
+    post_across = Mul (post_farthest, post_two)
+    post_step = Add (post_across, post_one)
+    post_moves = Mul (post_label, post_step)
+    post_move = Unsqueeze (post_moves, post_last)
+    post_apart = Add (post_box, post_move)
+    post_single = Unsqueeze (post_score, post_second)
+    post_picked = NonMaxSuppression (post_apart, post_single, post_limit, post_overlap, post_least)
+    post_image = Slice (post_picked, post_first, post_second, post_second)
+    post_candidate = Slice (post_picked, post_third, post_end, post_second)
+    post_where = Concat <axis = 1> (post_image, post_candidate)
+    post_found_box = GatherND (post_box, post_where)
+    post_found_score = GatherND (post_score, post_where)
+    post_found_label = GatherND (post_label, post_where)
+    post_image_column = Cast <to = 1> (post_image)
+    post_score_column = Unsqueeze (post_found_score, post_last)
+    post_label_column = Unsqueeze (post_found_label, post_last)
+    detections = Concat <axis = 1> (post_image_column, post_found_box, post_score_column,
+                                    post_label_column)
 }
 """
 
@@ -84,6 +110,47 @@ argmax (float[batch,K,H,W] logits) => (int32[batch,H,W] classes)
 """,
     "nms": _NMS,
 }
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """Non-maximum suppression, class by class, in each image.
+
+    Args:
+        threshold: A box whose score is not above this is no object.
+        overlap: A box that overlaps a better one of its class by more (as IoU) is dropped.
+        candidates: Boxes that are looked at: those with the best scores. A box counts once for
+            every class.
+        limit: Largest number of boxes of an image, of all classes together.
+    """
+
+    threshold: float
+    overlap: float
+    candidates: int
+    limit: int
+
+
+def postprocessing_graph(name: str, outputs: Mapping[str, TensorInfo]) -> str:
+    """Text of the graph behind the network; `outputs` are the network's, by name."""
+    scores = outputs.get("scores")
+    free = scores is not None and not isinstance(scores.shape[1], int)
+    return POSTPROCESSING[name].replace("{most}", _CANDIDATES_OF_FREE_SIZE if free else "")
+
+
+def suppression_constants(scores: TensorInfo, rule: Suppression) -> dict[str, np.ndarray]:
+    """The constants that the graph of suppression reads, for `scores` f32[batch, A, K]."""
+    anchors, classes = scores.shape[1:]
+    assert isinstance(classes, int)
+    constants = {
+        "post_classes": np.asarray(classes),
+        "post_limit": np.array([rule.limit]),
+        "post_overlap": np.array([rule.overlap], np.float32),
+        "post_least": np.array([rule.threshold], np.float32),
+    }
+    if isinstance(anchors, int):  # older releases of TensorRT need it fixed
+        return {**constants, "post_candidates": np.array([min(rule.candidates, anchors * classes)])}
+    return {**constants, "post_most": np.array([rule.candidates])}
+
 
 # For frames of any size: where each pixel of the input lies in the frame, and the triangle filter
 # around that place. `exporters.resize` computes the same from sizes known beforehand.

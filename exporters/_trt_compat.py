@@ -63,6 +63,14 @@ class Typing:
     fp16: bool = False
     int8: bool = False
 
+    def network_options(self) -> dict[str, bool]:
+        """What Polygraphy is told when it makes the network; TensorRT 8 knows no strong typing."""
+        return {"strongly_typed": True} if self.strongly_typed else {}
+
+    def builder_options(self) -> dict[str, bool]:
+        """Precisions that are switched on for the builder; TensorRT 11 knows none of them."""
+        return {name: True for name in ("fp16", "int8") if getattr(self, name)}
+
 
 def available() -> tuple[Flavour, ...]:
     """The TensorRT packages that can be imported here, `tensorrt` first."""

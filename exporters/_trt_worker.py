@@ -61,7 +61,7 @@ def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     monitor = progress_monitor(
         trt, lambda phase, step, steps: report("progress", phase=phase, step=step, steps=steps)
     )
-    network = network_from_onnx_path(request["onnx"], strongly_typed=typing.strongly_typed)
+    network = network_from_onnx_path(request["onnx"], **typing.network_options())
     settings = _common_settings(trt, request, monitor)
     if flavour.name == "tensorrt_rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
@@ -72,9 +72,8 @@ def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
         from polygraphy.backend.trt import CreateConfig
 
         config = CreateConfig(
-            tf32=True,
-            fp16=typing.fp16,
-            int8=typing.int8,
+            tf32=False,  # fp32 is fp32: TF32 rounds as fp16 does, and is slower
+            **typing.builder_options(),
             use_dla=request["dla"] is not None,
             allow_gpu_fallback=request["dla"] is not None,
             **settings,

@@ -11,6 +11,7 @@ whole gray levels in between, so pixels differ from Pillow's by up to one gray l
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,11 @@ from ._processing import (
     FRAMES,
     POSTPROCESSING,
     Preprocessing,
+    Suppression,
+    postprocessing_graph,
     preprocessing_constants,
     preprocessing_graph,
+    suppression_constants,
 )
 from .errors import ConversionFailed, ExportError
 from .files import atomic_path
@@ -31,6 +35,7 @@ from .onnx_info import (
     TensorInfo,
     first_line,
     graph_inputs,
+    graph_outputs,
     onnx_info,
     open_session,
     read_onnx,
@@ -39,7 +44,7 @@ from .onnx_info import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FRAMES", "POSTPROCESSING", "BakedExport", "Preprocessing", "bake"]
+__all__ = ["FRAMES", "POSTPROCESSING", "BakedExport", "Preprocessing", "Suppression", "bake"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def bake(
     path: str | Path,
     *,
     preprocessing: Preprocessing | None = None,
-    postprocessing: str | None = None,
+    postprocessing: str | Suppression | None = None,
 ) -> BakedExport:
     """Write a copy of a network with processing around it.
 
@@ -69,7 +74,8 @@ def bake(
         onnx_path: A network with one input f32[B, 3, H, W] of fixed size; any precision.
         path: Where to write.
         preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead.
-        postprocessing: A key of `POSTPROCESSING`; None leaves the outputs as they are.
+        postprocessing: `softmax`, `argmax`, or the rule that boxes are suppressed by; None leaves
+            the outputs as they are.
 
     Raises:
         ExportError: The network has another input, or not the outputs that are to be processed.
@@ -107,10 +113,7 @@ def _put_before(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
             hint="export without --dynamic-size",
         )
     before = onnx.parser.parse_graph(preprocessing_graph(image, preprocessing))
-    initializers = preprocessing_constants(image, preprocessing)
-    before.initializer.extend(
-        onnx.numpy_helper.from_array(value, name) for name, value in initializers.items()
-    )
+    _add_constants(before, preprocessing_constants(image, preprocessing))
     _name_nodes(before, "preprocessing")
     graph = model.graph
     graph.value_info.extend(value for value in graph.input if value.name == image.name)
@@ -121,24 +124,36 @@ def _put_before(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
         target.extend(copies)
 
 
-def _put_behind(model: onnx.ModelProto, name: str) -> None:
+def _put_behind(model: onnx.ModelProto, wanted: str | Suppression) -> None:
     import onnx
 
+    name = "nms" if isinstance(wanted, Suppression) else wanted
     if name not in POSTPROCESSING:
         known = ", ".join(POSTPROCESSING)
         raise ExportError(f"unknown postprocessing '{name}'", hint=f"one of {known}")
-    after = onnx.parser.parse_graph(POSTPROCESSING[name])
-    wanted = {value.name for value in after.input}
-    kept = [output for output in model.graph.output if output.name not in wanted]
-    if len(kept) + len(wanted) != len(model.graph.output):
+    outputs = {output.name: output for output in graph_outputs(model)}
+    after = onnx.parser.parse_graph(postprocessing_graph(name, outputs))
+    needed = {value.name for value in after.input}
+    kept = [output for output in model.graph.output if output.name not in needed]
+    if len(kept) + len(needed) != len(model.graph.output):
         found = ", ".join(output.name for output in model.graph.output)
-        raise ExportError(f"{name} needs the output {' and '.join(sorted(wanted))}; here: {found}")
+        raise ExportError(f"{name} needs the output {' and '.join(sorted(needed))}; here: {found}")
     _name_nodes(after, "postprocessing")
     model.graph.node.extend(after.node)
     model.graph.initializer.extend(after.initializer)
-    outputs = [type(o).FromString(o.SerializeToString()) for o in (*kept, *after.output)]
+    if isinstance(wanted, Suppression):
+        _add_constants(model.graph, suppression_constants(outputs["scores"], wanted))
+    ends = [type(o).FromString(o.SerializeToString()) for o in (*kept, *after.output)]
     del model.graph.output[:]
-    model.graph.output.extend(outputs)
+    model.graph.output.extend(ends)
+
+
+def _add_constants(graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:
+    import onnx
+
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in constants.items()
+    )
 
 
 def _name_nodes(graph: onnx.GraphProto, part: str) -> None:

@@ -1,4 +1,4 @@
-"""Writing artefacts so that a final name never holds half a file."""
+"""Writing artefacts so that a final name never holds half a file, nor one that is not proven."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ExportError
+from .errors import ExportError, VerificationFailed
 
 __all__ = [
     "SET_ASIDE",
+    "aside_of",
     "atomic_path",
     "digest",
     "flush",
     "require_writable_folder",
     "set_aside",
+    "until_proven",
     "was_set_aside",
     "write_bytes",
 ]
 
 
 SET_ASIDE = "failed-verification"
+_UNPROVEN = ".unproven-"  # begins the name of a folder of files that are not proven yet
 
 
 @contextlib.contextmanager
@@ -91,20 +94,67 @@ def digest(path: str | Path) -> str:
     return sha.hexdigest()
 
 
+@contextlib.contextmanager
+def until_proven(path: str | Path) -> Iterator[Path]:
+    """Lend a path of the same name in a hidden folder, for a file that has to be proven first.
+
+    When the block ends well, all that was written there moves next to `path`, and what an earlier
+    attempt put aside is removed. When it ends with a `VerificationFailed`, the file is put aside
+    instead, and `path` holds nothing, so that no older file passes for this one.
+
+    Raises:
+        ExportError: The folder cannot be made or written to.
+    """
+    path = Path(path)
+    require_writable_folder(path)
+    with tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=path.parent) as folder:
+        lent = Path(folder) / path.name
+        try:
+            yield lent
+        except VerificationFailed:
+            _remove(path)
+            if lent.exists():
+                set_aside(lent, SET_ASIDE)
+            raise
+        try:
+            # The file that names the others comes last: it is there only when they are.
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == lent):
+                os.replace(file, path.parent / file.name)
+            flush(path.parent)
+            _remove(aside_of(path))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
 def set_aside(path: str | Path, reason: str) -> Path:
     """Rename `net.onnx` to `net.<reason>.onnx`, so that nobody deploys it by its usual name.
 
-    What belongs to it (the weights of an OpenVINO .xml, the sidecar of an engine) goes with it.
+    What belongs to it (the weights of an OpenVINO .xml, the sidecar of an engine) goes with it. A
+    file that `until_proven` lent leaves the hidden folder.
     """
     path = Path(path)
-    aside = path.with_name(f"{path.stem}.{reason}{path.suffix}")
-    os.replace(path, aside)
-    sidecar = path.with_name(f"{path.name}.json")
-    if sidecar.is_file():
-        os.replace(sidecar, aside.with_name(f"{aside.name}.json"))
-    if path.suffix == ".xml":
-        os.replace(path.with_suffix(".bin"), aside.with_suffix(".bin"))
+    lent = path.parent.name.startswith(_UNPROVEN)
+    aside = aside_of(path.parent.with_name(path.name) if lent else path, reason)
+    for file, target in zip(_belonging(path), _belonging(aside), strict=True):
+        if file.exists():
+            os.replace(file, target)
     return aside
+
+
+def aside_of(path: Path, reason: str = SET_ASIDE) -> Path:
+    """Where a file is kept once it was put aside."""
+    return path.with_name(f"{path.stem}.{reason}{path.suffix}")
+
+
+def _belonging(path: Path) -> list[Path]:
+    """A file, the sidecar it may have, and the weights of an OpenVINO .xml."""
+    weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
+    return [path, path.with_name(f"{path.name}.json"), *weights]
+
+
+def _remove(path: Path) -> None:
+    for file in _belonging(path):
+        file.unlink(missing_ok=True)
 
 
 def was_set_aside(path: str | Path) -> bool:

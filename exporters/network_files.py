@@ -7,6 +7,7 @@ keeps them in a .bin. Whoever looks at the first file only takes two networks fo
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -14,11 +15,24 @@ from typing import TYPE_CHECKING
 from .errors import ExportError
 from .files import digest
 
+# Bytes of one file at most: libraries read all of it. Protobuf ends at 2 GiB.
+MOST_BYTES = {".onnx": 2**31, ".xml": 2**28, ".plan": 2**33, ".engine": 2**33}
+_PLACE = re.compile(r"[0-9]{1,15}")
+# How often tensors may read the same bytes: equal weights are sometimes stored once.
+MOST_SHARED = 8
+
 if TYPE_CHECKING:
     import onnx
     from google.protobuf.message import Message
 
-__all__ = ["network_digest", "network_files", "network_size", "renamed_files"]
+__all__ = [
+    "external_files",
+    "network_digest",
+    "network_files",
+    "network_size",
+    "renamed_files",
+    "require_usual_size",
+]
 
 
 def network_files(path: str | Path) -> tuple[Path, ...]:
@@ -31,12 +45,53 @@ def network_files(path: str | Path) -> tuple[Path, ...]:
         ExportError: One is missing, or lies outside the network's folder.
     """
     path = Path(path)
+    require_usual_size(path)
     if path.suffix == ".xml":
         return path, _require(path.with_suffix(".bin"), path)
     if path.suffix.lower() != ".onnx":
         return (path,)
-    names = dict.fromkeys(location_of(tensor) for tensor in external_tensors(_read_graph(path)))
-    return path, *(_external_file(path, name) for name in names)
+    return path, *external_files(path, _read_graph(path))
+
+
+def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
+    """The files that hold an ONNX model's weights.
+
+    Whoever opens a model asks here first: what onnx and ONNX Runtime refuse differs by release.
+
+    Args:
+        path: The model's file.
+        model: What is in it.
+
+    Raises:
+        ExportError: One is missing, lies outside the model's folder, is read again and again, or
+            does not hold what a weight says.
+    """
+    tensors = list(external_tensors(model))
+    names = dict.fromkeys(location_of(tensor) for tensor in tensors)
+    files = {name: _external_file(path, name) for name in names}
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    claimed = sum(_claimed_bytes(tensor, sizes[location_of(tensor)]) for tensor in tensors)
+    if claimed > MOST_SHARED * sum(sizes.values()):
+        raise ExportError(
+            f"'{path}' reads {claimed:,} bytes of weights from files of {sum(sizes.values()):,}",
+            hint="save the model again: each weight needs its own place in a file",
+        )
+    return tuple(files.values())
+
+
+def require_usual_size(path: str | Path) -> None:
+    """Refuse a file that no network is, before a library reads all of it.
+
+    Raises:
+        ExportError: It is larger than `MOST_BYTES`.
+    """
+    path = Path(path)
+    most = MOST_BYTES.get(path.suffix.lower())
+    if most is not None and path.is_file() and (size := path.stat().st_size) > most:
+        raise ExportError(
+            f"'{path}' has {size:,} bytes; {path.suffix} files are read up to {most:,}",
+            hint="export it again, or copy it again",
+        )
 
 
 def network_digest(path: str | Path) -> str:
@@ -97,6 +152,25 @@ def external_tensors(message: Message) -> Iterator[onnx.TensorProto]:
 def location_of(tensor: onnx.TensorProto) -> str:
     """The file that an external tensor names, relative to the model's folder."""
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _claimed_bytes(tensor: onnx.TensorProto, size: int) -> int:
+    """How many bytes of a file of this size an external tensor takes; the rest, if it says none.
+
+    Raises:
+        ExportError: Its place is no place in the file.
+    """
+    stated = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = (stated.get(key, "0") for key in ("offset", "length"))
+    if not (_PLACE.fullmatch(offset) and _PLACE.fullmatch(length)) or (
+        int(offset) + int(length) > size
+    ):
+        raise ExportError(
+            f"weight '{tensor.name[:80]}' has no place in '{location_of(tensor)[:80]}', a file of "
+            f"{size:,} bytes: offset {offset[:20]!r}, length {length[:20]!r}",
+            hint="save the model again, or copy it again with its weights",
+        )
+    return int(length) or size - int(offset)
 
 
 def _read_graph(path: Path) -> onnx.ModelProto:

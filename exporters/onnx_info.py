@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionFailed, ExportError
-from .network_files import network_digest, network_size
+from .network_files import (
+    external_files,
+    network_digest,
+    network_files,
+    network_size,
+    require_usual_size,
+)
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+# Of ONNX Runtime's own log: errors are raised too, and the log shows a model's names as they are.
+SILENT = 4
 IMAGE_TYPES = ("float32", "float16", "uint8")
 _RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
@@ -76,10 +85,16 @@ def _load(path: Path) -> onnx.ModelProto:
 
     if not path.is_file():
         raise ExportError(f"no ONNX file at '{path}'", hint="check the path, or export one first")
+    require_usual_size(path)
     try:
-        return onnx.load(path, format="protobuf")
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+        if external_files(path, model):
+            onnx.load_external_data_for_model(model, str(path.parent))
+    except ExportError:
+        raise
     except Exception as error:  # protobuf's and the system's errors share no base class
         raise _invalid(path, error) from error
+    return model
 
 
 def _check(path: Path, model: onnx.ModelProto) -> None:
@@ -143,7 +158,7 @@ def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
         size_bytes=network_size(path),
         opset=_opset(model),
         inputs=graph_inputs(model),
-        outputs=tuple(_tensor(value, "output") for value in model.graph.output),
+        outputs=graph_outputs(model),
         precision=graph_precision(model),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
@@ -154,6 +169,23 @@ def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     return tuple(_tensor(value, "input") for value in inputs)
+
+
+def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """The outputs of a network, in order."""
+    return tuple(_tensor(value, "output") for value in model.graph.output)
+
+
+def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy of a model that gives tensors inside its graph beside its outputs."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {output.name for output in model.graph.output}
+    added = [name for name in dict.fromkeys(names) if name and name not in present]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+    return copy
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
@@ -177,12 +209,16 @@ def open_session(
         optimise: False runs the graph node by node as written, for looking at intermediate values.
 
     Raises:
+        ExportError: Its weights are missing, or in a file outside its folder.
         ConversionFailed: ONNX Runtime refuses the model (an operator it does not have, say).
     """
     import onnxruntime
 
+    if not isinstance(source, bytes):
+        network_files(source)
+
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimise:

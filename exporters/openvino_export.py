@@ -17,6 +17,7 @@ import numpy as np
 
 from .errors import ConversionFailed, ExportError, MissingPackageError
 from .files import digest, flush, require_writable_folder
+from .network_files import require_usual_size
 from .onnx_info import onnx_info
 from .runners import Outputs, Runner, in_batches
 
@@ -131,6 +132,7 @@ def openvino_runner(path: str | Path) -> Runner:
         ConversionFailed: OpenVINO refuses the file.
     """
     require_openvino()
+    require_usual_size(path)
     try:
         compiled = _compile(path)
     except Exception as error:  # as above

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ExportError
-from .onnx_info import open_session
+from .onnx_info import exposed, open_session, read_onnx
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,13 +46,19 @@ def torch_runner(model: nn.Module, output_names: Sequence[str]) -> Runner:
     return run
 
 
-def onnx_runner(path: str | Path | bytes, *, threads: int | None = None) -> Runner:
+def onnx_runner(path: str | Path | bytes, *, inner: Sequence[str] = ()) -> Runner:
     """Run an ONNX file, or the bytes of one, with ONNX Runtime on the CPU.
+
+    Args:
+        path: The file, or its bytes.
+        inner: Tensors inside the graph of a file to give beside its outputs.
 
     Raises:
         ConversionFailed: ONNX Runtime refuses the file.
     """
-    session = open_session(path, threads=threads)
+    if inner and not isinstance(path, bytes):
+        path = exposed(read_onnx(path), inner).SerializeToString()
+    session = open_session(path)
     feed = session.get_inputs()[0]
     names = [output.name for output in session.get_outputs()]
     dtype = _FEED_TYPES.get(feed.type, np.float32)

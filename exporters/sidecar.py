@@ -11,6 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shlex
+import stat
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,11 +36,34 @@ __all__ = [
 ]
 
 _REBUILD = "build the engine again here, from its ONNX file"
+_MOST_BYTES = 1 << 20  # of a sidecar; ours have a kilobyte
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _all(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+# What a value of each of the fields' types looks like in JSON.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: type(value) is str,
+    "bool": lambda value: type(value) is bool,
+    "str | None": lambda value: value is None or type(value) is str,
+    "list[str]": lambda value: _all(str, value),
+    "dict[str, list[int]]": lambda value: (
+        isinstance(value, dict) and all(_all(int, shape) for shape in value.values())
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What an engine is. `gpu` for TensorRT, `targets` (compute capabilities) for TensorRT-RTX."""
+    """What an engine is. `gpu` for TensorRT, `targets` (compute capabilities) for TensorRT-RTX.
+
+    Raises:
+        TypeError: A field is of another type: a sidecar comes with the engine, from wherever.
+        ValueError: A digest is none, or the profile lacks a shape or has one that cannot be fed.
+    """
 
     engine_sha256: str
     onnx_sha256: str
@@ -47,6 +75,17 @@ class Sidecar:
     profile: dict[str, list[int]]
     version_compatible: bool = False
     hardware_compatible: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not _FITS[str(field.type)](getattr(self, field.name)):
+                raise TypeError(f"'{field.name}' is not of type {field.type}")
+        if not all(_SHA256.fullmatch(each) for each in (self.engine_sha256, self.onnx_sha256)):
+            raise ValueError("'engine_sha256' or 'onnx_sha256' is no sha256")
+        if not {"min", "opt", "max"} <= self.profile.keys():
+            raise ValueError("'profile' lacks min, opt or max")
+        if not all(shape and min(shape) > 0 for shape in self.profile.values()):
+            raise ValueError("'profile' holds a shape without a size")
 
 
 def sidecar_path(engine: str | Path) -> Path:
@@ -71,19 +110,32 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     if not engine.is_file():
         raise ExportError(f"no engine at '{engine}'", hint="check the path, or build one first")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(_text_of(path))
         known = {field.name for field in fields(Sidecar)}
-        sidecar = Sidecar(**{key: value for key, value in content.items() if key in known})
-        if not all(isinstance(v, str) for v in (sidecar.backend, sidecar.version)):
-            raise TypeError("backend and version must be text")
+        return Sidecar(**{key: value for key, value in content.items() if key in known})
     except FileNotFoundError as error:
         raise ExportError(
             f"engine '{engine}' has no sidecar '{path.name}', so nothing says where it comes from",
             hint=_REBUILD,
         ) from error
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ExportError(f"'{path}' is not an engine's sidecar", hint=_REBUILD) from error
-    return sidecar
+        raise ExportError(
+            f"'{path}' is not an engine's sidecar: {_reason(error)}", hint=_REBUILD
+        ) from error
+
+
+def _text_of(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    with path.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return content.decode()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0].removeprefix("Sidecar.__init__() ")[:200]
 
 
 def remember_engine(engine: str | Path, folder: Path) -> None:
@@ -101,13 +153,29 @@ def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None
     """Refuse an engine that `remember_engine` has not noted: an engine is machine code.
 
     Raises:
-        ExportError: It was built elsewhere.
+        ExportError: It was built elsewhere, or others may have added to the folder.
     """
+    if others := _who_else_writes(folder):
+        raise ExportError(
+            f"'{folder}', which lists the engines built here, can be written by {others}",
+            hint=f"keep it to yourself: chmod go-w {shlex.quote(str(folder))}; then build the "
+            "engine again here",
+        )
     if not (folder / hashlib.sha256(content).hexdigest()).is_file():
         raise ExportError(
             f"engine '{engine}' was not built on this machine, and loading an engine runs its code",
             hint=f"{_REBUILD}; or use --trust-engine if you know who built it",
         )
+
+
+def _who_else_writes(folder: Path) -> str:
+    """Who besides this user can add to a folder; '' where nobody can."""
+    if not folder.is_dir() or not hasattr(os, "geteuid"):
+        return ""
+    about = folder.stat()
+    if about.st_uid not in (0, os.geteuid()):
+        return "its owner, another user"
+    return "other users" if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def require_own_engine(

@@ -13,9 +13,10 @@ import numpy as np
 
 from ._trt_compat import Flavour, choose, gpu_name, select_for_polygraphy
 from .errors import ConversionFailed, ExportError
+from .network_files import require_usual_size
 from .runners import Outputs, Runner, onnx_runner
 from .sidecar import Sidecar, read_sidecar, require_built_here, require_own_engine
-from .verify import TOLERANCES, Verification, require, verify
+from .verify import Verification, require, verify
 
 __all__ = ["engine_runner", "load_engine", "verify_engine"]
 
@@ -96,8 +97,6 @@ def verify_engine(
         engine_runner(path, onnx_path=onnx_path),
         images,
         precision=sidecar.precision,
-        # TF32 and fused kernels round otherwise than a CPU does, in an fp32 engine as well.
-        tolerance=TOLERANCES["fp16"] if sidecar.precision == "fp32" else None,
     )
     require(verification, path)
     return verification
@@ -108,6 +107,7 @@ def _load(
 ) -> tuple[Any, Flavour, Sidecar]:
     """The engine, made from the very bytes that were checked; what loads it; its sidecar."""
     flavour = choose(read_sidecar(path).backend, what="running an engine")
+    require_usual_size(path)
     content = Path(path).read_bytes()
     sidecar = require_own_engine(path, content, flavour, onnx_path=onnx_path)
     if built_here is not None:

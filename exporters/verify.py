@@ -8,7 +8,7 @@ the first layer that departs (`exporters.locate`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from .agreement import TOLERANCES, Comparison, OutputAgreement, Tolerance
 from .errors import ExportError, VerificationFailed
-from .files import SET_ASIDE, set_aside
+from .files import SET_ASIDE, set_aside, until_proven
 from .onnx_info import onnx_info
 from .runners import Runner, onnx_runner, torch_runner
 
@@ -83,6 +83,10 @@ class Verification:
         return max((o.worst for o in self.outputs if o.worst is not None), default=None)
 
     @property
+    def shift(self) -> float | None:
+        return max((o.shift for o in self.outputs if o.shift is not None), default=None)
+
+    @property
     def iou(self) -> float | None:
         return min((o.iou for o in self.outputs if o.iou is not None), default=None)
 
@@ -101,6 +105,7 @@ class Verification:
             "kept": self.kept,
             "noise": self.noise,
             "worst": self.worst,
+            "shift": self.shift,
             "iou": self.iou,
         }
 
@@ -116,6 +121,8 @@ class Verification:
             parts.append(f"error {self.noise:.3f} of the spread (at most {bound.noise:g})")
             if bound.worst is not None:
                 parts.append(f"in the worst image {self.worst:.3f} (at most {bound.worst:g})")
+            if bound.shift is not None:
+                parts.append(f"in all images alike {self.shift:.3f} (at most {bound.shift:g})")
         elif self.cosine is not None:
             parts.append(f"cosine {self.cosine:.6f} (at least {bound.cosine:g})")
         if self.kept is not None:
@@ -246,15 +253,16 @@ def export_and_verify(
     from .onnx_export import export_onnx
 
     channels, height, width = images.shape[1:]
-    exported = export_onnx(
-        model,
-        path,
-        input_size=(channels, height, width),
-        dynamic_batch=dynamic_batch,
-        dynamic_size=dynamic_size,
-        output_names=output_names,
-        metadata=metadata,
-    )
-    verification = verify_onnx(model, path, images)
-    require(verification, path, reference=model, images=images)
-    return exported, verification
+    with until_proven(path) as lent:
+        exported = export_onnx(
+            model,
+            lent,
+            input_size=(channels, height, width),
+            dynamic_batch=dynamic_batch,
+            dynamic_size=dynamic_size,
+            output_names=output_names,
+            metadata=metadata,
+        )
+        verification = verify_onnx(model, lent, images)
+        require(verification, lent, reference=model, images=images)
+    return replace(exported, path=Path(path)), verification

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from hgkd_edge.bench.cli import devices_command, make_bench_command
+from hgkd_edge.data_command import make_data_command
 from hgkd_edge.export_command import make_export_command
 from hgkd_edge.failures import run_app
 from hgkd_edge.processes import is_main, on_main
 from hgkd_edge.result_lines import distilled_lines, finetuned_lines, grid_lines, next_line
 
 if TYPE_CHECKING:
+    from hgkd_edge.parts import Parts
     from hgkd_edge.recipe import Recipe
     from hgkd_edge.rundir import RunDir
 
@@ -26,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help panels would double the time that --help takes
-    help="Distil a Vision Transformer into a small dense CNN, export it with proof, measure it.",
-    epilog="Begin with: hgkd-edge demo",
+    help="Distill a Vision Transformer into a small dense CNN, export it with proof, measure it.",
+    epilog="Start with: hgkd-edge demo",
 )
 recipes_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
@@ -71,7 +74,7 @@ def options(
 def distill(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in one.")],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a stopped run.")] = False,
     run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
     check: Annotated[
         bool,
@@ -87,7 +90,10 @@ def distill(
     from hgkd_edge.recipe import find_recipe, load_recipe
     from hgkd_edge.rundir import RunDir
 
+    parts: Parts | None = None  # of the main process alone: networks are not sent to others
+
     def prepare() -> tuple[Recipe, RunDir, bool]:
+        nonlocal parts
         loaded = load_recipe(find_recipe(recipe), overrides or ())
         if resume:
             folder = RunDir.unfinished(loaded) if run is None else RunDir.resolve(run)
@@ -99,7 +105,7 @@ def distill(
         from hgkd_edge.parts import build, require_data
 
         require_data(loaded.data)  # before any weights are downloaded
-        build(loaded)  # a recipe that cannot work leaves no folder behind
+        parts = build(loaded)  # a recipe that cannot work leaves no folder behind
         return loaded, RunDir.create(loaded, run), False
 
     loaded, folder, finished = on_main(prepare)
@@ -110,12 +116,9 @@ def distill(
         from hgkd_edge import distill as verb
 
         until = check_updates if check else None
-
         with _at_work(folder, folder.why_this_folder()):
-            result = {
-                "run": str(folder.path),
-                **verb.distill(loaded, folder, resume=resume, until=until),
-            }
+            made = verb.distill(loaded, folder, parts=parts, resume=resume, until=until)
+            result = {"run": str(folder.path), **made}
     _show(result, as_json, lambda: distilled_lines(result))
 
 
@@ -163,7 +166,7 @@ def finetune(
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with its own settings where it stopped.")
+        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -255,8 +258,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(help="Lowest score of a box [default: 0.4].", min=0, max=1)
+        float | None,
+        typer.Option(
+            help="Lowest score of a box, or of a saved label [default: 0.4].", min=0, max=1
+        ),
     ] = None,
+    save_labels: Annotated[
+        str, typer.Option(help="Also save a data set of the answers: yolo, coco, voc or folders.")
+    ] = "",
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
@@ -268,8 +277,34 @@ def predict(
     from hgkd_edge.tables import prediction_line
 
     chosen = {} if threshold is None else {"threshold": threshold}
-    records = verb.predict(model, images, out, trust_engine=trust_engine, **chosen)
+    records = verb.predict(
+        model, images, out, trust_engine=trust_engine, save_as=save_labels, **chosen
+    )
     _show(records, as_json, lambda: [*map(prediction_line, records), f"pictures and JSON: {out}"])
+
+
+@app.command()
+def embed(
+    model: Annotated[Path, typer.Argument(help="Run folder or name, or a backbone's .onnx.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="File for the features: .npz or .parquet.")] = Path(
+        "features.npz"
+    ),
+    neighbors: Annotated[
+        bool, typer.Option("--neighbors", help="Draw images with their nearest neighbors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a backbone's features of images, for search, deduplication and active learning.
+
+    Example: hgkd-edge embed runs/demo photos/ --out features.npz --neighbors
+    """
+    from hgkd_edge import embed as verb
+
+    found = verb.embed(model, images, out)
+    picture = verb.draw_neighbors(found, out.with_suffix(".png")) if neighbors else None
+    result = verb.summary(found, out, picture)
+    _show(result, as_json, lambda: verb.lines(result))
 
 
 @app.command()
@@ -356,9 +391,12 @@ def recipes_show(name: Annotated[str, typer.Argument(help="Name of a built-in re
 
     Example: hgkd-edge recipes show demo > my-recipe.yaml
     """
+    from hgkd_edge.console import printable
     from hgkd_edge.recipe import find_recipe
+    from hgkd_edge.settings import settings_text
 
-    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    lines = re.split("\r\n|\r|\n", settings_text(find_recipe(name)))
+    typer.echo("\n".join(map(printable, lines)), nl=False)
 
 
 @recipes_app.command("validate")
@@ -414,6 +452,7 @@ def _load_for_bench(run: Path) -> Any:
     return load_embedding_net(RunDir.resolve(run).backbone_file)
 
 
+app.command("data")(make_data_command(_show))
 app.command("export")(make_export_command(_show))
 app.command("bench")(make_bench_command(_load_for_bench))
 app.command("devices")(devices_command)

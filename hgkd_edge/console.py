@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -21,15 +22,19 @@ from rich.text import Text
 
 from hgkd_edge.processes import is_main
 
-__all__ = ["console", "make_console", "printable", "track_steps", "warn"]
+__all__ = ["console", "make_console", "note", "printable", "track_steps", "warn"]
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 # What a terminal obeys instead of showing it: control characters, and marks that reorder a line.
+# And what it shows as nothing, which makes two names look alike. The two joiners stay: scripts of
+# Persia and India, and emoji, are written with them.
 _UNSEEN = "\N{REPLACEMENT CHARACTER}"
 _AS_SHOWN = {
     **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], _UNSEEN),
-    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], _UNSEEN),
+    **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x2070)], _UNSEEN),
+    **dict.fromkeys([0xAD, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F, 0xFEFF], _UNSEEN),
+    **dict.fromkeys([*range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)], _UNSEEN),
     **dict.fromkeys([*map(ord, "\n\r\t\v\f\x85\u2028\u2029")], " "),
 }
 
@@ -72,6 +77,12 @@ console = make_console(stderr=True, quiet=not is_main())
 def warn(message: str) -> None:
     """One warning, in one line."""
     console.print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
+
+
+@functools.cache
+def note(message: str) -> None:
+    """A remark that nobody has to act on, in one dim line; a repeated one is printed once."""
+    console.print(Text(message, style="dim"), soft_wrap=True)
 
 
 @contextlib.contextmanager

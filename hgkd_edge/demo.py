@@ -41,7 +41,7 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
 
 def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     begin = time.monotonic()
-    console.rule("1 of 4: distil the demo teacher into a small ResNet")
+    console.rule("1 of 4: distill the demo teacher into a small ResNet")
     result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
     console.rule("2 of 4: score the frozen backbone on held-out photos")
     result["evaluation"] = evaluate_features(run)

@@ -126,13 +126,19 @@ def _tokens(visible: Tensor, parts: Parts) -> Tensor:
 
 
 def distill(
-    recipe: Recipe, run: RunDir, *, resume: bool = False, until: int | None = None
+    recipe: Recipe,
+    run: RunDir,
+    *,
+    parts: Parts | None = None,
+    resume: bool = False,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Run a whole distillation into a run folder, or its first updates to check it.
 
     Args:
         recipe: Fully resolved.
         run: Its folder; the same one to resume.
+        parts: The recipe's networks, where they are built already.
         resume: Go on from the folder's checkpoint.
         until: Stop after so many updates, with a checkpoint, and report how it goes: nothing else
             is written.
@@ -142,7 +148,7 @@ def distill(
         skipped photos, artefacts.
         Nothing on processes beside the main one, whose part ends with the training.
     """
-    parts = build(recipe)
+    parts = parts or build(recipe)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]

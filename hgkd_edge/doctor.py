@@ -36,7 +36,7 @@ def examine() -> list[Capability]:
         Capability("this machine", True, machine),
         _packages("bench on ONNX Runtime", ["onnx", "onnxruntime"], extra=""),
         _packages(
-            "distil, evaluate, export from PyTorch",
+            "distill, evaluate, export from PyTorch",
             ["torch", "torchvision", "timm", "accelerate", "safetensors", "onnxscript"],
             extra="train",
         ),

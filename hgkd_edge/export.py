@@ -25,8 +25,9 @@ from exporters import (
     trt_build,
     verify,
 )
-from exporters.bake import Preprocessing, bake
+from exporters.bake import Preprocessing, Suppression, bake
 from exporters.calibrate import Calibration, calibrate
+from exporters.files import until_proven
 from exporters.fp16 import convert_fp16
 from exporters.network_files import network_files
 from exporters.onnx_info import read_onnx
@@ -41,6 +42,7 @@ from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
+from hgkd_edge.tasks.answers import SUPPRESSION, decide
 
 __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 
@@ -48,7 +50,12 @@ VERIFICATION_PHOTOS = 64
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
 BENCH_PHOTOS = 16
-POSTPROCESSING = {"classify": "softmax", "segment": "argmax", "detect": "nms"}
+_PATHS = ("path", "weights", "sidecar")  # of an entry, if it has them
+POSTPROCESSING: dict[str, str | Suppression] = {
+    "classify": "softmax",
+    "segment": "argmax",
+    "detect": SUPPRESSION,
+}
 
 
 class ExportIncomplete(VerificationFailed):
@@ -89,7 +96,7 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     if options.bake_postprocessing and subject.task not in POSTPROCESSING:
         raise ExportError(
             "--bake-postprocessing: a bare backbone gives an embedding, nothing to process",
-            hint="fine-tune the run first, or leave it out",
+            hint="fine-tune the run first, or remove the option",
         )
     work = _Work(run, options, subject)
     work.make_fp32()
@@ -177,8 +184,10 @@ class _Work:
     def make_fp16(self) -> None:
         path = self._path("fp16.onnx")
         self.wanted = {}
-        half = convert_fp16(self.fp32, path, images=self.images)
-        self._record("onnx", "fp16", half.to_dict(), self.fp32, self._prove(path, "fp16"))
+        with until_proven(path) as lent:
+            half = convert_fp16(self.fp32, lent, images=self.images)
+            verification = self._prove(lent, "fp16")
+        self._record("onnx", "fp16", half.to_dict(), self.fp32, verification)
         self.wanted = {"": path}
 
     def make_int8(self) -> None:
@@ -188,8 +197,9 @@ class _Work:
         for flavour in flavours:
             with self.separately(f"int8-{flavour}.onnx"):
                 path = self._path(f"int8-{flavour}.onnx")
-                bounded = self._quantise(path, calibration, flavour)
-                verification = self._prove(path, "int8")
+                with until_proven(path) as lent:
+                    bounded = self._quantise(lent, calibration, flavour)
+                    verification = self._prove(lent, "int8")
                 self._record("onnx", "int8", bounded, self.fp32, verification)
                 self.wanted[flavour] = path
 
@@ -209,26 +219,39 @@ class _Work:
         plain = self._source("cpu") if precision == "int8" else self.fp32
         source = self.baked.get(plain, plain)
         path = self._path("int8.xml" if precision == "int8" else f"{precision}.xml")
-        written = export_openvino(source, path, half_weights=precision == "fp16")
         images = self.images
         if self.options.bake_preprocessing:
             images = self.subject.frames(VERIFICATION_PHOTOS, self.options.frame)
-        verification = verify.verify(
-            onnx_runner(source), openvino_runner(path), images, precision=precision
-        )
-        verify.require(verification, path, reference=source, images=images)
-        self.run.add_artefact(written.weights, made_from=[source])
+        with until_proven(path) as lent:
+            written = export_openvino(source, lent, half_weights=precision == "fp16")
+            verification = verify.verify(
+                onnx_runner(source), openvino_runner(lent), images, precision=precision
+            )
+            verify.require(verification, lent, reference=source, images=images)
         self._record("openvino", precision, written.to_dict(), source, verification)
 
     def make_engine(self) -> None:
         options = self.options
         plain = self._source("tensorrt" if options.precision == "int8" else "")
         source = self.baked.get(plain, plain)
+        images = self.images
+        if options.bake_preprocessing:
+            images = self.subject.frames(VERIFICATION_PHOTOS, options.frame)
+        with until_proven(source.with_suffix(".plan")) as lent:
+            build = self._build_engine(source, lent)
+            remember_engine(build.path, engines_dir())
+            verification = verify_engine(source, build.path, images)
+        entry = self._record("engine", options.precision, build.to_dict(), source, verification)
+        self.result["engine"] = {key: entry[key] for key in build.to_dict()}
+        self._save()
+
+    def _build_engine(self, source: Path, path: Path) -> trt_build.EngineBuild:
+        options = self.options
         # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
         with track_steps("building the engine", total=1) as show:
             build = trt_build.build_engine(
                 source,
-                source.with_suffix(".plan"),
+                path,
                 opt_batch=options.opt_batch or 1,
                 max_batch=options.max_batch or max(16, options.opt_batch or 1),
                 workspace_mib=options.workspace_mib,
@@ -238,13 +261,7 @@ class _Work:
                 progress=lambda phase, step, steps: show(0, f"{phase} {step}/{steps}"),
             )
             show(1, "")
-        remember_engine(build.path, engines_dir())
-        images = self.images
-        if options.bake_preprocessing:
-            images = self.subject.frames(VERIFICATION_PHOTOS, options.frame)
-        verification = verify_engine(source, build.path, images)
-        self.result["engine"] = build.to_dict()
-        self._record("engine", options.precision, build.to_dict(), source, verification)
+        return build
 
     def _source(self, flavour: str) -> Path:
         """The ONNX file of this precision and flavour.
@@ -329,32 +346,41 @@ class _Work:
         return ranking
 
     def _bake(self, plain: Path) -> Path:
-        """A copy with processing inside; the resizing is held against our own."""
+        """A copy with processing inside, compared with the same processing outside."""
         options, subject = self.options, self.subject
         path = plain.with_name(f"{plain.stem}.baked.onnx")
-        verification, preprocessing = None, None
+        precision = "fp32" if plain == self.fp32 else options.precision
+        preprocessing = None
         if options.bake_preprocessing:
             taken = subject.input
             preprocessing = Preprocessing(
                 mean=taken.mean, std=taken.std, geometry=taken.geometry, frame=options.frame
             )
-            bake(plain, path, preprocessing=preprocessing)
-            verification = self._prove_preprocessing(plain, path)
-        post = POSTPROCESSING.get(subject.task) if options.bake_postprocessing else None
-        written = bake(plain, path, preprocessing=preprocessing, postprocessing=post)
-        precision = "fp32" if plain == self.fp32 else options.precision
-        self._record("onnx", precision, written.to_dict(), plain, verification)
+        post = POSTPROCESSING[subject.task] if options.bake_postprocessing else None
+        with until_proven(path) as lent:
+            written = bake(plain, lent, preprocessing=preprocessing, postprocessing=post)
+            verification = self._prove_baked(plain, lent, precision)
+        entry = written.to_dict() | {"path": str(path)}
+        self._record("onnx", precision, entry, plain, verification)
         return path
 
-    def _prove_preprocessing(self, plain: Path, baked: Path) -> verify.Verification:
-        network = onnx_runner(plain)
+    def _prove_baked(self, plain: Path, baked: Path, precision: str) -> verify.Verification:
+        """Compare what the file decides, and what the network inside gives before that."""
+        network, subject, options = onnx_runner(plain), self.subject, self.options
 
-        def outside(frames: np.ndarray) -> Outputs:
-            return network(self.subject.prepared(frames.astype(np.uint8)))
+        def outside(images: np.ndarray) -> Outputs:
+            if options.bake_preprocessing:
+                images = subject.prepared(images.astype(np.uint8))
+            outputs = network(images)
+            decided = decide(subject.task, outputs) if options.bake_postprocessing else {}
+            return {**outputs, **decided}
 
-        frames = self.subject.frames(VERIFICATION_PHOTOS, self.options.frame)
-        # Resized pixels differ by up to two grey levels, as if they were quantised.
-        verification = verify.verify(outside, onnx_runner(baked), frames, precision="int8")
+        images = self.images
+        if options.bake_preprocessing:
+            images = subject.frames(VERIFICATION_PHOTOS, options.frame)
+            precision = "int8"  # resized pixels differ by up to two levels, as if quantized
+        inside = onnx_runner(baked, inner=subject.output_names)
+        verification = verify.verify(outside, inside, images, precision=precision)
         verify.require(verification, baked)
         return verification
 
@@ -382,15 +408,22 @@ class _Work:
         entry: dict[str, Any],
         source: Path,
         verification: verify.Verification | None,
-    ) -> None:
-        """Enter a file into export.json and the manifest."""
+    ) -> dict[str, Any]:
+        """Enter a proven file into export.json and the manifest; returns the entry."""
         proof = None if verification is None else verification.to_dict()
         about = {"kind": kind, "precision": precision, "made_from": source.name}
         about |= {key: self.result[key] for key in ("verified_on", "weights")}
-        self.result["files"].append({**about, **entry, "verification": proof})
+        moved = {key: self._in_place(entry[key]) for key in _PATHS if key in entry}
+        entry = {**about, **entry, **moved, "verification": proof}
+        self.result["files"].append(entry)
         for file in network_files(entry["path"]):
             self.run.add_artefact(file, made_from=[source])
         self._save()
+        return entry
+
+    def _in_place(self, written: str) -> str:
+        """Where a file lies now that was written until it was proven."""
+        return str(self.run.export_dir / Path(written).name)
 
     def _save(self) -> None:
         write_exports(self.run, self.result)

@@ -206,7 +206,7 @@ def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
     if name is None:
         raise ExportError(
             "--max-drop needs photos that were held out, and this run has none",
-            hint="distil with data.holdout > 0, or keep photos in a test/ folder",
+            hint="distill with data.holdout > 0, or keep photos in a test/ folder",
         )
     source = splits[name]
     return source.subset(_spread(len(source), _SCORED))

@@ -38,7 +38,7 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
         _fail("stopped", "", STOPPED)
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            _show_traceback()
         if hasattr(error, "hint") and hasattr(error, "exit_code"):
             if not is_main() and type(error).__name__ != "DataError":
                 end(error.exit_code)  # all fail of it, main tells
@@ -63,6 +63,14 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
     if hint:
         typer.echo(printable(f"hint: {hint}"), err=True)
     end(code)
+
+
+def _show_traceback() -> None:
+    """The traceback of the present error; what a model or a device said may stand in it."""
+    from hgkd_edge.console import printable
+
+    for line in traceback.format_exc().splitlines():
+        typer.echo(printable(line), err=True)
 
 
 def _hint_for(error: OSError) -> str:

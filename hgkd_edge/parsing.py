@@ -19,6 +19,8 @@ import yaml
 __all__ = [
     "MAX_DEPTH",
     "MAX_LABEL_BYTES",
+    "MAX_LOG_BYTES",
+    "MAX_RECORD_BYTES",
     "MAX_SETTINGS_BYTES",
     "MAX_TEXT_BYTES",
     "brief",
@@ -28,12 +30,16 @@ __all__ = [
     "parse_yaml",
     "read_file",
     "read_text",
+    "require_file",
 ]
 
 MAX_SETTINGS_BYTES = 2**20  # of a recipe
 MAX_TEXT_BYTES = 2**32  # of annotations, tables and lists: those of large data sets have gigabytes
 MAX_LABEL_BYTES = 2**20  # of the label of one photo
-MAX_DEPTH = 40  # of nested sections and lists in settings, and of XML
+MAX_RECORD_BYTES = 2**26  # of one JSON file of a run: a manifest lists skipped photos by name
+MAX_LOG_BYTES = 2**30  # of a log.jsonl: about seven million batches
+MAX_DEPTH = 40  # of nested sections and lists in settings, of JSON, and of XML
+MAX_NUMBER = 400  # characters of a number in settings: YAML also has hexadecimals and base 60
 MAX_NODES = 50_000  # of settings, every alias counted as what it stands for
 MAX_SHOWN = 80  # characters of a foreign value in a message
 
@@ -65,6 +71,19 @@ def read_file(path: Path, limit: int = MAX_TEXT_BYTES, *, kind: str = "text") ->
         return stream.read(about.st_size)
 
 
+def require_file(path: Path, limit: int, *, kind: str) -> None:
+    """See that what another library is going to open is a regular file of bounded size.
+
+    Raises:
+        OSError: It cannot be looked at.
+        ValueError: It is no regular file, or larger than `limit` bytes.
+    """
+    about = os.stat(path)
+    _require_regular(about, kind)
+    if about.st_size > limit:
+        raise ValueError(f"has {about.st_size:,} bytes; {kind} files are read up to {limit:,}")
+
+
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     """The text of a file, as `read_file` and `decode_text`.
 
@@ -92,20 +111,41 @@ def decode_text(content: bytes) -> str:
     return text
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, limit: int = MAX_TEXT_BYTES) -> Any:
     """JSON, whatever it holds.
 
     Raises:
-        ValueError: It is no JSON, is nested too deeply, or holds a number of thousands of digits.
+        ValueError: It is no JSON, has more than `limit` characters, is nested more than `MAX_DEPTH`
+            levels deep, or holds a number of thousands of digits.
     """
+    if len(text) > limit:
+        raise ValueError(f"has {len(text):,} characters; {limit:,} are read")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise _too_deep() from error
     except json.JSONDecodeError:
         raise
     except ValueError as error:  # Python refuses numbers of more than 4,300 digits
         raise ValueError("holds a number of too many digits") from error
+    _require_shallow(value)
+    return value
+
+
+def _require_shallow(value: Any) -> None:
+    """Refuse JSON that would exhaust the stack of whoever walks it, though not the parser's."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep()
 
 
 def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
@@ -160,6 +200,9 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _Extent(NamedTuple):
     """What a YAML node stands for, aliases expanded: number of values, and levels."""
 
@@ -171,12 +214,15 @@ def _extent(node: yaml.Node, known: dict[int, _Extent], allowed: int) -> _Extent
     """How much a YAML node stands for; every node is looked at once.
 
     Raises:
-        ValueError: It is nested more than `allowed` levels deep, as an alias of itself is.
+        ValueError: It is nested more than `allowed` levels deep, as an alias of itself is, or holds
+            a number of more than `MAX_NUMBER` characters.
     """
     if id(node) in known:
         return known[id(node)]
     if allowed == 0:
         raise _too_deep()
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+        raise ValueError("holds a number of too many digits")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
         children = node.value

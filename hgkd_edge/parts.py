@@ -168,7 +168,7 @@ def _refuse_own_args(args: dict[str, Any]) -> None:
     if refused:
         raise RecipeError(
             f"student.args.{refused[0]}: is set by hgkd-edge itself",
-            hint="leave it out; student.args is for the architecture, such as channels or depths",
+            hint="remove it; student.args is for the architecture, such as channels or depths",
         )
 
 
@@ -179,7 +179,7 @@ def _check_mask(recipe: Recipe, grid: tuple[int, int], patch: int) -> None:
         if total == 1:
             raise RecipeError(
                 f"mask.patch {patch}: a single patch is the whole image, so none could be masked "
-                "beside a visible one",
+                "next to a visible one",
                 hint="use a smaller mask.patch or student.stem_stride, or a larger data.image_size",
             )
         if visible_count(grid, ratio) == total:

@@ -20,8 +20,9 @@ from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
 from hgkd_edge.serving import Served, open_served
 from hgkd_edge.tasks import answers, pictures
+from hgkd_edge.tasks.saved_labels import require_format, save_labels
 
-__all__ = ["predict"]
+__all__ = ["image_files", "predict"]
 
 LONGEST_NAME = 100  # bytes of an image's name in those of its pictures
 Answer = tuple[dict[str, Any], Image.Image]
@@ -35,6 +36,7 @@ def predict(
     *,
     threshold: float = answers.THRESHOLD,
     trust_engine: bool = False,
+    save_as: str = "",
 ) -> list[dict[str, Any]]:
     """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
 
@@ -44,6 +46,7 @@ def predict(
         folder: Where pictures and JSON go.
         threshold: Lowest score of a box.
         trust_engine: As for `open_served`.
+        save_as: Also write the answers as a data set in this format, to `labels/` in the folder.
 
     Returns:
         One record per photo: `photo`, `picture`, and `labels`, `shares` of the area by class and
@@ -56,9 +59,11 @@ def predict(
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
-    files = list(_image_files(photos, but=folder))
+    files = list(image_files(photos, but=folder))
     served = open_served(model, trust_engine=trust_engine)
     _check_threshold(served, threshold)
+    if save_as:
+        require_format(save_as, served.task)
     console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
     records = []
     with track_steps("predicting", total=len(files)) as show:
@@ -71,6 +76,10 @@ def predict(
         first = f"the first, {records[0]['photo']}: {records[0]['error']}"
         raise DataError(f"none of {len(records)} photos could be answered; {first}")
     write_json(folder / "predictions.json", records)
+    if save_as:
+        target = folder / "labels"
+        count = save_labels(records, served.classes, target, format=save_as, threshold=threshold)
+        console.print(f"labels of {count} of {len(records)} images: {target}", soft_wrap=True)
     return records
 
 
@@ -142,7 +151,7 @@ def _detect(served: Served, outputs: Outputs, photo: Image.Image, threshold: flo
 ANSWERERS: dict[str, Answerer] = {"classify": _classify, "segment": _segment, "detect": _detect}
 
 
-def _image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
+def image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
     """The files named, and the image files in the folders named, those in `but` left out.
 
     Raises:

@@ -95,7 +95,7 @@ def heeding_others() -> Iterator[None]:
             raise
         raise TrainingError(
             "another process of this training has ended; the last checkpoint is kept",
-            hint="see what that process said, then go on with --resume",
+            hint="read the output of that process, then resume with --resume",
         ) from error
 
 

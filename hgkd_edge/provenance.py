@@ -87,7 +87,7 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
             console.print(f"  {name}: {what}", soft_wrap=True)
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
-        warn(f"left out {len(skipped)} files or annotations:")
+        warn(f"skipped {len(skipped)} files or annotations:")
         for name, reason in skipped[:5]:
             console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
@@ -106,6 +106,6 @@ def record_met(run: RunDir, met: list[dict[str, list[tuple[str, str]]]]) -> None
         known = [tuple(entry) for entry in data["train"].get(key, ())]
         found = sorted({*known, *(entry for entries in met for entry in entries[key])})
         if key == "skipped" and len(found) > len(known):
-            warn(f"left out {len(found)} files; manifest.json lists them")
+            warn(f"skipped {len(found)} files; manifest.json lists them")
         data["train"][key] = found
     run.update_manifest(data=data)

@@ -17,8 +17,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.parsing import MAX_SETTINGS_BYTES, read_text
-from hgkd_edge.settings import Section, parse_settings, read_settings
+from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
 
 __all__ = [
     "Recipe",
@@ -380,5 +379,5 @@ def find_recipe(name_or_path: str) -> Path:
 
 def recipe_summary(path: Path) -> str:
     """A recipe's first comment line: what it gives and costs."""
-    first = read_text(path, MAX_SETTINGS_BYTES).partition("\n")[0]
+    first = settings_text(path).partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

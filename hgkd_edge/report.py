@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,14 +23,20 @@ from rich.text import Text
 
 from exporters.verify import SET_ASIDE
 from hgkd_edge import __version__
-from hgkd_edge.bench.baseline import failed_models, with_fp32_baseline
+from hgkd_edge.bench.baseline import (
+    FAILED_SINCE,
+    failed_models,
+    outdated_models,
+    with_fp32_baseline,
+)
 from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
-from hgkd_edge.console import make_console
+from hgkd_edge.console import make_console, printable, warn
 from hgkd_edge.errors import HgkdError, RunError, reason_of
 from hgkd_edge.export_command import export_lines
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.files import file_sha256
+from hgkd_edge.parsing import MAX_LABEL_BYTES, MAX_LOG_BYTES, MAX_SETTINGS_BYTES, cut, parse_json
 from hgkd_edge.rundir import RunDir, atomic_write
 from hgkd_edge.tables import score_table, task_table, warning_lines
 
@@ -40,6 +45,7 @@ __all__ = ["report"]
 COLUMNS = 100  # of the tables, in characters
 POINTS = 240  # of a curve: each is the mean of its share of the steps
 BAD = ("FAILED verification", "│ CHANGED: ", "│ MISSING ")  # in a line that warns
+MOST_PICTURES_BYTES = 2**28  # of all pictures that are embedded in the page
 PNG = b"\x89PNG\r\n\x1a\n"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }
@@ -107,7 +113,7 @@ def report(run: RunDir) -> Path:
     """
     run.require_own_files()
     page = _template().render(
-        title=f"hgkd-edge: {run.path.resolve().name}",
+        title=f"hgkd-edge: {printable(run.path.resolve().name)}",
         sections=list(_sections(run)),
         style=Markup(STYLE),  # a constant of this file
         policy=_policy(),
@@ -148,8 +154,8 @@ def _sections(run: RunDir) -> Iterator[Section]:
     yield from _text_section("Exported files and their proof", lambda: _exports(run))
     yield from _text_section("Speed", lambda: _speed(run))
     yield from _text_section("Origin", lambda: _manifest(run))
-    recipe = run.read_bytes(run.recipe_file).decode(errors="replace")
-    yield Section("Recipe", lines=tuple(map(Line, recipe.splitlines())))
+    recipe = run.read_bytes(run.recipe_file, MAX_SETTINGS_BYTES).decode(errors="replace")
+    yield Section("Recipe", lines=tuple(map(Line, map(printable, recipe.splitlines()))))
 
 
 def _text_section(title: str, parts: Callable[[], Iterable[RenderableType]]) -> Iterator[Section]:
@@ -205,7 +211,12 @@ def _speed(run: RunDir) -> Iterator[RenderableType]:
     if bench.is_file():
         failed = _failed_files(run)
         for session in load_bench(bench).sessions:
-            yield _compared(session, failed)
+            outdated = outdated_models(session, bench)
+            since = {label for label, what in outdated.items() if what == FAILED_SINCE}
+            names = {Path(m.path).name for m in session.models if m.label in since}
+            yield _compared(session, failed | names)
+            for label, what in outdated.items():
+                yield f"warning: {label} {what}; measure again: hgkd-edge bench"
 
 
 def _compared(session: Session, failed: frozenset[str]) -> RenderableType:
@@ -240,7 +251,7 @@ def _origin(manifest: dict[str, Any]) -> Table:
         entries = manifest.get(name, {})
         table.add_row(name, ", ".join(f"{key} {value}" for key, value in entries.items() if value))
     for split, data in manifest.get("data", {}).items():
-        skipped = f", {len(data['skipped'])} left out" if data["skipped"] else ""
+        skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
         table.add_row(f"{split} photos", f"{data['photos']}{skipped}, {data['fingerprint'][:16]}")
     for name in ("seed", "precision", "git_revision"):
         if manifest.get(name) is not None:
@@ -289,16 +300,23 @@ def _curve(records: list[tuple[float, dict[str, float]]]) -> Curve:
         low=f"{low:.3g}",
         high=f"{high:.3g}",
         steps=int(steps[-1]),
-        last=", ".join(f"{key} {value:.4g}" for key, value in records[-1][1].items()),
+        last=", ".join(f"{cut(printable(k))} {v:.4g}" for k, v in records[-1][1].items()),
     )
 
 
 def _pictures(run: RunDir) -> Iterator[Picture]:
     """The PNG files of a run; what is only called so is passed over."""
+    left = MOST_PICTURES_BYTES
     for file in sorted((run.path / "pictures").glob("*.png")):
+        if not file.is_file():
+            continue
+        left -= file.stat().st_size
+        if left < 0:
+            warn(f"{file}: the report has no room for it and for the pictures after it")
+            return
         content = run.read_bytes(file)
         if content.startswith(PNG):
-            yield Picture(file.stem, base64.b64encode(content).decode())
+            yield Picture(printable(file.stem), base64.b64encode(content).decode())
 
 
 def _records(run: RunDir, log: Path) -> list[tuple[float, dict[str, float]]]:
@@ -307,12 +325,12 @@ def _records(run: RunDir, log: Path) -> list[tuple[float, dict[str, float]]]:
     A killed process may have left the last line half written; lines that are no batch are passed
     over.
     """
-    lines = run.read_bytes(log).splitlines() if log.is_file() else []
+    lines = run.read_bytes(log, MAX_LOG_BYTES).splitlines() if log.is_file() else []
     found = []
     for line in lines:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line.decode(), MAX_LABEL_BYTES)
+        except ValueError:
             continue
         if isinstance(record, dict):
             figures = {key: value for key, value in record.items() if _is_finite(value)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import os
 import shlex
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from exporters.network_files import network_files
+from hgkd_edge.console import note
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.files import file_sha256, read_regular, write_json
+from hgkd_edge.parsing import MAX_RECORD_BYTES, decode_text, parse_json
 from hgkd_edge.recipe import Recipe, load_recipe
 
 __all__ = ["RunFiles", "require_recorded"]
@@ -57,9 +61,16 @@ class RunFiles:
         Run folders are shared and downloaded: a link in one could name any file of its reader.
 
         Raises:
-            RunError: It leads out of the run, or to a pipe, a device or a socket.
+            RunError: It leads out of the run, in a circle, or to a pipe, a device or a socket.
         """
-        real, root = file.resolve(), self.path.resolve()
+        circle = RunError(
+            f"{file}: is a link that leads in a circle",
+            hint=f"remove it: rm {shlex.quote(str(file))}",
+        )
+        try:
+            real, root = file.resolve(), self.path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise circle from error
         if not real.is_relative_to(root):
             raise RunError(
                 f"{file}: is a link that leaves the run folder, to {real}",
@@ -67,8 +78,10 @@ class RunFiles:
             )
         try:
             mode = real.stat().st_mode
-        except OSError:  # not there yet, or not ours to see: met by whoever opens it
-            return file
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # Python 3.13 and later resolve it
+                raise circle from error
+            return file  # not there yet, or not ours to see: met by whoever opens it
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise RunError(
                 f"{file}: is neither a file nor a folder",
@@ -88,6 +101,10 @@ class RunFiles:
             if (self.path / folder).is_dir():
                 for entry in (self.path / folder).rglob("*"):
                     self.own(entry)
+
+    def is_run(self) -> bool:
+        """Whether the folder is a run that has recorded something."""
+        return self.manifest_file.is_file() and self.recipe_file.is_file()
 
     @property
     def is_distilled(self) -> bool:
@@ -121,13 +138,19 @@ class RunFiles:
         """
         return self.read_json(self.manifest_file) if self.manifest_file.is_file() else {}
 
-    def read_bytes(self, file: Path) -> bytes:
+    def read_bytes(self, file: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
         """All bytes of one of this run's own files.
 
         Raises:
-            RunError: It leads out of the run, or is no file.
+            RunError: It leads out of the run, is no file, or has more than `limit` bytes.
         """
-        return read_regular(self.own(file).resolve())
+        real = self.own(file).resolve()
+        if real.is_file() and (size := real.stat().st_size) > limit:
+            raise RunError(
+                f"{file}: has {size:,} bytes; up to {limit:,} are read",
+                hint="move it away: the rest of the run is whole",
+            )
+        return read_regular(real)
 
     def read_json(self, file: Path) -> dict[str, Any]:
         """A JSON file of this run.
@@ -136,10 +159,10 @@ class RunFiles:
             RunError: It is damaged.
         """
         try:
-            content = json.loads(self.read_bytes(file))
+            content = parse_json(decode_text(self.read_bytes(file)))
             if not isinstance(content, dict):
                 raise ValueError("it holds no mapping")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise RunError(
                 f"{file}: is damaged: {reason_of(error)}",
                 hint="fix it, or move it away: the rest of the run is whole",
@@ -162,15 +185,15 @@ class RunFiles:
         entry = artefacts.get(self._name(file)) if isinstance(artefacts, dict) else None
         return entry.get("sha256") if isinstance(entry, dict) else None
 
-    def require_recorded(self, file: Path) -> None:
-        """See that a file is the one that the manifest records, if it records it.
+    def require_recorded(self, file: Path) -> bool:
+        """See that a file is the one that the manifest records; whether it records it.
 
         Raises:
             RunError: Its bytes are others; says how to continue with them.
         """
         recorded = self.recorded_sha256(file)
         if recorded is None or not file.is_file():
-            return
+            return False
         found = file_sha256(file)
         if found != recorded:
             raise RunError(
@@ -179,6 +202,7 @@ class RunFiles:
                 hint=f"make it again; or, if you replaced it on purpose, delete the entry "
                 f"'{self._name(file)}' under 'artefacts' in {self.manifest_file}",
             )
+        return True
 
     def enter(self, file: Path, made_from: Sequence[Path]) -> None:
         """Record a file's sha256 and what it was made from."""
@@ -211,23 +235,28 @@ class RunFiles:
         return file
 
     def _name(self, file: Path) -> str:
-        file = file.resolve()
-        root = self.path.resolve()
+        """A file's name in the manifest: its place in the folder, wherever a link there leads."""
+        file, root = Path(os.path.abspath(file)), Path(os.path.abspath(self.path))
+        if not file.is_relative_to(root):  # the folder, or the file, was reached through a link
+            file, root = file.parent.resolve() / file.name, root.resolve()
         return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
 
 def require_recorded(file: Path) -> None:
     """Of a file that lies in a run: see that it is the one that the run's manifest records.
 
-    Files next to it that belong to the same network (OpenVINO's weights, ONNX external data) too.
-    A file outside any run passes.
+    Every other file of the same network too: OpenVINO's weights, ONNX external data. Says which
+    files were compared. A file outside any run passes.
 
     Raises:
         RunError: It is another one, or the manifest is damaged.
+        ExportError: A file of the network is missing, or outside its folder.
     """
-    for folder in (file.parent, file.parent.parent):
-        run = RunFiles(folder)
-        if run.manifest_file.is_file() and run.recipe_file.is_file():
-            for part in (file, file.with_suffix(".bin"), file.with_name(f"{file.name}.data")):
-                run.require_recorded(part)
-            return
+    for place in (file, file.resolve()):  # as it is named, or where a link to it leads
+        run = next(filter(RunFiles.is_run, map(RunFiles, place.parents)), None)
+        if run is not None:
+            break
+    if run is None or not run.require_recorded(place):
+        return  # what nobody recorded has no record to differ from
+    compared = [part.name for part in network_files(place) if run.require_recorded(part)]
+    note(f"verified against {run.manifest_file}: {', '.join(compared)}")

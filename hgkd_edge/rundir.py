@@ -194,7 +194,7 @@ class RunDir(RunFiles):
         changed = sorted(differing_keys(ours, theirs))
         if changed:
             raise RunError(
-                f"run '{self.path}' was begun with other values of {', '.join(changed)}",
+                f"run '{self.path}' was started with other values of {', '.join(changed)}",
                 hint="resume it with its own recipe "
                 f"({self.resume_command}), "
                 "or start a new run without --resume",

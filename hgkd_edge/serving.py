@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from exporters.runners import Outputs, Runner, onnx_runner
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingExtraError, RunError
 from hgkd_edge.files import engines_dir
+from hgkd_edge.parsing import MAX_RECORD_BYTES, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks.answers import GEOMETRY
@@ -100,8 +102,8 @@ def _model_of(run: RunDir) -> Path:
     exported = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
     if not exported.is_file():
         raise MissingExtraError(f"predicting with {model}", extra="train", package="torch")
-    stated = json.loads(onnx_info(exported).metadata.get("hgkd_edge.weights_sha256", "null"))
-    if stated != file_sha256(model):
+    stated = onnx_info(exported).metadata.get("hgkd_edge.weights_sha256")
+    if stated != json.dumps(file_sha256(model)):
         raise RunError(
             f"{exported}: was not exported from the run's present model",
             hint=f"export it again where PyTorch is installed: hgkd-edge export {run.path}",
@@ -143,7 +145,7 @@ def _open_engine(path: Path, *, trusted: bool) -> Served:
     if not source.is_file():
         raise RunError(
             f"{path}: an engine says nothing of its classes",
-            hint=f"put the ONNX file that it was built from beside it, as {source.name}",
+            hint=f"put the ONNX file that it was built from next to it, as {source.name}",
         )
     require_recorded(source)
     built_here = None if trusted else engines_dir()
@@ -159,13 +161,31 @@ OPENERS: dict[str, Callable[[Path], Served]] = {
 ENGINES = (".plan", ".engine")
 
 
+def _stated(metadata: Mapping[str, str], key: str, default: str = "") -> Any:
+    """What a file says under one of our keys; the values are JSON."""
+    text = metadata.get(f"hgkd_edge.{key}", default)
+    return parse_json(text, MAX_RECORD_BYTES)
+
+
+def _words(value: Any) -> list[str]:
+    if not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+        raise ValueError("no list of words")
+    return value
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: str) -> Served:
     """Read what `export` wrote into the file."""
     try:
-        task = json.loads(metadata["hgkd_edge.task"])
-        classes = tuple(map(str, json.loads(metadata["hgkd_edge.classes"])))
-        baked = frozenset(json.loads(metadata.get("hgkd_edge.baked", "[]")))
-        frame = json.loads(metadata.get("hgkd_edge.frame", "null"))
+        task = _stated(metadata, "task")
+        classes = tuple(_words(_stated(metadata, "classes")))
+        baked = frozenset(_words(_stated(metadata, "baked", "[]")))
+        frame = _stated(metadata, "frame", "null")
+        if not (frame is None or (len(frame) == 2 and all(_is_side(side) for side in frame))):
+            raise ValueError("no size of frames")
         geometry = GEOMETRY.get(task, "cover")
         described = InputSpec.from_metadata(metadata, geometry=geometry)
     except (KeyError, ValueError, TypeError) as error:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hgkd_edge.errors import RecipeError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_text
 
-__all__ = ["Section", "differing_keys", "parse_settings", "read_settings"]
+__all__ = ["Section", "differing_keys", "parse_settings", "read_settings", "settings_text"]
 
 MAX_PROBLEMS = 20  # of a file that are told at once
 SectionType = TypeVar("SectionType", bound="Section")
@@ -34,13 +34,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: It cannot be read, or is not one.
     """
+    text = settings_text(path)
     try:
-        raw = parse_yaml(read_text(path, MAX_SETTINGS_BYTES), _SafeLoader)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+        raw = parse_yaml(text, _SafeLoader)
     except ValueError as error:
-        hint = "save it as UTF-8" if "UTF-8" in str(error) else ""
-        raise RecipeError(f"{path}: {error}", hint=hint) from error
+        raise RecipeError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -49,6 +47,21 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
     return raw
+
+
+def settings_text(path: Path) -> str:
+    """The text of a file of settings.
+
+    Raises:
+        RecipeError: It cannot be read, is no text, or is too large.
+    """
+    try:
+        return read_text(path, MAX_SETTINGS_BYTES)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        hint = "save it as UTF-8" if "UTF-8" in str(error) else ""
+        raise RecipeError(f"{path}: {error}", hint=hint) from error
 
 
 class _SafeLoader(yaml.SafeLoader):
@@ -60,7 +73,7 @@ class _SafeLoader(yaml.SafeLoader):
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"'{cut(name)}' stands there twice", key.start_mark
+                    None, None, f"'{cut(name)}' is defined twice", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)

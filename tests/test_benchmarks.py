@@ -12,11 +12,14 @@ from unittest import mock
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from benchmarks.gpu import table
 from benchmarks.gpu.__main__ import Results
 from benchmarks.gpu.__main__ import test_summary as summary
+from benchmarks.gpu.measure import DRY
 from benchmarks.gpu.update import _refuse
+from benchmarks.gpu.warm_up import compile_all
 from hgkd_edge.engine import graph
 
 ROWS = [
@@ -65,14 +68,45 @@ def test_a_part_that_fails_costs_itself_only(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert [row["ms"] for row in found["encoder"]] == [1.0, 2.0]
     assert found["errors"] == ["encoder: a: ValueError: no memory"]
-    assert found["skipped"] == ["update: c"]
+    assert found["skipped"] == ["update: c: no time left"]
+
+
+def test_a_part_that_takes_too_long_is_cut_off_and_keeps_its_rows(tmp_path: Path) -> None:
+    def slow() -> Iterator[dict[str, Any]]:
+        yield {"ms": 1.0}
+        try:
+            time.sleep(30)
+        except Exception:  # what a fallback would catch
+            pytest.fail("the limit was taken for an error")
+
+    results, begin = Results(tmp_path / "gpu.json", time.time() + 60, dry=True), time.time()
+    results.part("encoder", "a", slow, 0.2)
+    results.part("encoder", "b", lambda: [{"ms": 2.0}], 5)
+    results.deadline = time.time() + 0.2
+    results.part("update", "c", slow, 60)
+
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert time.time() - begin < 20
+    assert [row["ms"] for row in found["encoder"]] == [1.0, 2.0]
+    assert found["skipped"] == ["encoder: a: cut off after 0 s", "update: c: cut off after 0 s"]
+
+
+def test_networks_whose_kernels_are_not_compiled_in_time_are_named() -> None:
+    begin = time.time()
+
+    found = compile_all(DRY, 0.1)
+
+    assert time.time() - begin < 20
+    assert found["failed"] == list(DRY.networks)
 
 
 def test_an_eager_pass_is_never_measured_as_a_graph() -> None:
-    gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=2, scaler=None)
+    gpu: Any = SimpleNamespace(
+        device=torch.device("cuda"), distributed_type=DistributedType.NO, scaler=object()
+    )
 
     with mock.patch.object(graph, "_report", _refuse), pytest.raises(RuntimeError, match="eager"):
-        graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True)  # type: ignore[arg-type]
+        graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True, exchanges=False)
 
 
 def test_the_summary_names_what_failed(tmp_path: Path) -> None:

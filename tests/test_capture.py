@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hgkd_edge.data.augment import random_view
+from hgkd_edge.data.augment import normalize, random_view
 from hgkd_edge.data.masks import random_masks
+from hgkd_edge.data.zoom import random_zoom
 from hgkd_edge.distill import Distilling, distill
 from hgkd_edge.engine import Draws, Inputs
 from hgkd_edge.recipe import Recipe
@@ -70,6 +71,7 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resnet18", {"mask": {"whole_share": 0.5}}, 0.9, True),
         ("resnet18", {"loss": {"embedding_weight": 0.5, "cosine_weight": 0.5}}, 0.0, True),
         ("mobilenetv3_small_100", {}, 0.0, False),
+        ("convnext_atto", {"loss": {"embedding_weight": 0.5}}, 0.0, False),
         ("convnext_atto", {"loss": {"where": "masked", "target": "cosine"}}, 0.0, False),
     ],
 )
@@ -213,3 +215,17 @@ def test_crops_are_computed_where_they_are_drawn(monkeypatch: pytest.MonkeyPatch
 
     assert view.shape == (4, 3, 64, 64)
     assert moved == [(4, 5)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU shall not exist")
+def test_views_of_annotated_photos_copy_nothing_from_the_host() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        draws, canvas = torch.empty(4, 5, device="cuda"), torch.empty(4, 3, 48, 80, device="cuda")
+        boxes, labels = torch.empty(4, 6, 5, device="cuda"), canvas[:, 0]
+
+        with StaysOnTheDevice():
+            zoom = random_zoom(draws, zoom=(0.8, 1.2), vertical_flip=True)
+            seen = zoom.images(canvas), zoom.labels(labels), zoom.boxes(boxes, (48, 80))
+            views = normalize(seen[0], (0.5,) * 3, (0.5,) * 3), *seen[1:]
+
+    assert [view.device.type for view in views] == ["cuda"] * 3

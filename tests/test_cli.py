@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from hgkd_edge.cli import app
-from hgkd_edge.errors import Interrupted
+from hgkd_edge.cli import app, recipes_show
+from hgkd_edge.errors import Interrupted, RecipeError
+from hgkd_edge.recipe import builtin_recipes
 
 
 def hgkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -238,3 +239,53 @@ def test_only_a_teacher_that_is_to_be_pretrained_is(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert "teacher.weights = 'bundled': only 'pretrain' is trained here" in done.stderr
+
+
+SHOWN = {
+    "escape sequences": ("name: a # \x1b]0;owned\x07\x1b[2J\x9b\n".encode(), "name: a # "),
+    "other line ends": ("name: a # \u2028seed: 1\x0b\r\nb: 1\n".encode(), "name: a # "),
+    "UTF-16": ("name: größe\r\nseed: 1\r\n".encode("utf-16"), "name: größe\nseed: 1\n"),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_a_strangers_recipe_is_shown_clean(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, begin = SHOWN[kind]
+    file = tmp_path / "r.yaml"
+    file.write_bytes(content)
+    lines = content.decode("utf-16" if kind == "UTF-16" else "utf-8", "replace").count("\n")
+
+    recipes_show(str(file))
+
+    shown = capsys.readouterr().out
+    assert shown.startswith(begin)
+    assert shown.count("\n") == lines
+    assert not {c for c in shown if not c.isprintable()} - {"\n"}
+
+
+def test_a_recipe_that_comes_with_the_package_is_shown_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, file in builtin_recipes().items():
+        recipes_show(name)
+
+        assert capsys.readouterr().out == file.read_text(encoding="utf-8")
+
+
+def test_what_is_no_text_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "huge").write_bytes(b"#" * (2**20 + 1))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+
+    for name, said in {
+        "binary": "is not text",
+        "huge": "has 1,048,577 bytes",
+        "pipe": "no recipe file",
+        "zero": "no recipe file",
+        ".": "no recipe file",
+    }.items():
+        with pytest.raises(RecipeError, match=said):
+            recipes_show(str(tmp_path / name))

@@ -21,6 +21,12 @@ HOSTILE = {
     "a line that says verified": "a\nverified: all outputs agree\r\x1b[1Ab",
     "other line ends": "a\u2028verified\x85verified\x0bb",
     "reordered": "a\u202everified\u2066b",
+    "a link": "a\x1b]8;;http://a.example\x1b\\verified\x1b]8;;\x1b\\b",
+    "an eight-bit title": "a\x9d0;owned\x9cb",
+    "a device's own string": "a\x90verified\x9cb\x1bPverified\x1b\\",
+    "marks of direction": "a\u200fb\u061c\u200e",
+    "nothing to see": "ma\u200bin\ufeff.on\u00adnx\u2060\u180e",
+    "hidden words": "a" + "".join(chr(0xE0000 + ord(c)) for c in "verified") + "\ufff9b",
 }
 
 
@@ -57,10 +63,22 @@ def test_our_own_colors_and_other_scripts_are_kept() -> None:
     assert "\x1b[31m" not in shown
 
 
+def test_what_cannot_be_seen_does_not_make_two_names_look_alike() -> None:
+    unseen = "\xad\u061c\u180e\u200b\u200e\u200f\u2060\u2064\u206a\ufeff\ufff9\U000e0001\U000e0061"
+
+    for character in unseen:
+        assert printable(f"mai{character}n") == "mai\N{REPLACEMENT CHARACTER}n", ascii(character)
+
+
+def test_the_joiners_of_scripts_and_emoji_are_kept() -> None:
+    for text in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb"):
+        assert printable(text) == text
+
+
 def test_printable_keeps_the_length_so_that_styles_fit() -> None:
     for text in HOSTILE.values():
         assert len(printable(text)) == len(text)
-        assert printable(text).isprintable() or "\N{REPLACEMENT CHARACTER}" in printable(text)
+        assert "\N{REPLACEMENT CHARACTER}" in printable(text) or printable(text).isprintable()
 
 
 def test_an_error_about_a_hostile_file_name_is_one_line(tmp_path: Path) -> None:

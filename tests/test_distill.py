@@ -11,8 +11,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
-from hgkd_edge import pretrain
+from hgkd_edge import parts, pretrain
+from hgkd_edge.cli import app
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
@@ -182,6 +184,35 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
     model.load_state_dict(load_file(run.backbone_file), strict=True)
     assert not list(run.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("command", ["new", "resumed"])
+def test_the_command_builds_both_networks_once(
+    tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    folder, built = tmp_path / "run", []
+    sparsify = parts.sparsify
+    arguments = ["distill", str(tiny_recipe_file), "--run", str(folder)]
+    if command == "resumed":
+        RunDir.create(load_recipe(tiny_recipe_file), folder)
+        monkeypatch.setattr(RunDir, "require_resumable", lambda run: None)
+        arguments.append("--resume")
+
+    def counted(*of: Any, **options: Any) -> Any:
+        built.append(sparsify(*of, **options))
+        return built[-1]
+
+    def trained(task: Distilling, *of: Any, **options: Any) -> None:
+        built.append(task.parts.encoder)
+        raise TrainingError("far enough")
+
+    monkeypatch.setattr(parts, "sparsify", counted)
+    monkeypatch.setattr("hgkd_edge.distill.train", trained)
+
+    CliRunner().invoke(app, arguments)
+
+    made, used = built
+    assert made is used
 
 
 def test_a_pretrained_teacher_is_made_once(

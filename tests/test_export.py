@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from exporters import ExportError, VerificationFailed, _trt_compat, quantize, se
 from exporters.onnx_info import onnx_info, open_session
 from exporters.openvino_export import openvino_metadata
 from exporters.trt_build import available
+from hgkd_edge import export
 from hgkd_edge.cli import app
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distill import recalibrate_batchnorm
@@ -173,6 +176,54 @@ def test_processing_at_both_ends_is_baked_in(tuned: Callable[[str], RunDir], tas
     assert np.isfinite(session.run(None, {"frames": frame})[0]).all()
 
 
+ENDS = [
+    {"bake_preprocessing": True},
+    {"bake_postprocessing": True},
+    {"bake_preprocessing": True, "bake_postprocessing": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "ends"),
+    [("segment", ENDS[0]), ("classify", ENDS[1]), ("segment", ENDS[2]), ("detect", ENDS[2])],
+)
+def test_a_baked_file_is_proven_as_it_lies_on_disk(
+    tuned: Callable[[str], RunDir], task: str, ends: dict[str, bool]
+) -> None:
+    result = export_run(tuned(task), ExportOptions(**ends))
+
+    baked = files(result)["run.fp32.baked.onnx"]
+    outputs = {output.name for output in onnx_info(baked["path"]).outputs}
+    proven = {output["name"] for output in baked["verification"]["outputs"]}
+    assert baked["sha256"] == file_sha256(Path(baked["path"]))
+    assert baked["verification"]["passed"]
+    assert outputs <= proven
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=lambda ends: "-and-".join(ends))
+def test_wrong_processing_inside_a_file_is_found(
+    tuned: Callable[[str], RunDir], monkeypatch: pytest.MonkeyPatch, ends: dict[str, bool]
+) -> None:
+    made = tuned("segment")
+    whole = export.bake
+
+    def wrong(plain: Path, path: Path, **given: Any) -> Any:
+        if given["preprocessing"]:
+            given["preprocessing"] = replace(given["preprocessing"], geometry="cover")
+        whole(plain, path, **given)
+        model = onnx.load(path)
+        for node in model.graph.node:
+            if node.op_type == "ArgMax":
+                node.op_type = "ArgMin"
+        onnx.save(model, path)
+        return whole(plain, path.with_name("right.onnx"), **given)
+
+    monkeypatch.setattr(export, "bake", wrong)
+
+    with pytest.raises(VerificationFailed, match=r"run\.fp32\.baked\.onnx"):
+        export_run(made, ExportOptions(**ends))
+
+
 def test_without_tensorrt_all_else_is_made_and_one_line_says_what_to_install(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,8 +295,6 @@ def test_a_flavour_that_fails_does_not_stop_the_other_files(
 
 def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
     """Files of one INT8 flavour are written with a layer that computes nothing."""
-    import onnx
-
     whole = quantize.quantized_graph
 
     def broken(model: Any, calibration: Any, **options: Any) -> Any:

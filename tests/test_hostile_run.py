@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -11,21 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import _with_kept_images
 from hgkd_edge.cli import main
-from hgkd_edge.engine.journal import _open_log
+from hgkd_edge.engine.journal import _open_log, _truncate
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import atomic_write, open_regular, write_json
 from hgkd_edge.models.backbone import read_backbone
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
+from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.serving import open_served
 from hgkd_edge.tasks.base import read_model
+from hgkd_edge.tasks.pictures import save_picture
+from tests.exporters.test_network_files import save as save_network
 
 SECRET = b"\x89PNG\r\n\x1a\n-----BEGIN PRIVATE KEY-----"
 
@@ -123,6 +128,61 @@ def test_a_new_run_in_a_prepared_folder_follows_no_link(run: RunDir, home: Path)
     assert untouched(home)
 
 
+HARD = ["log.jsonl", "finetune.jsonl", ".lock", "report.html", "manifest.json", "evaluation.json"]
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_file_that_is_also_somebodys_is_replaced_and_not_written_to(
+    run: RunDir, home: Path, name: str
+) -> None:
+    """Hard links cannot be told from files: what is written is written elsewhere first."""
+    file = run.path / name
+    file.unlink(missing_ok=True)
+    (home / ".bashrc").write_bytes(b"{}\n")
+    file.hardlink_to(home / ".bashrc")
+
+    _truncate(file, 0) if name.endswith(".jsonl") else None
+    with contextlib.suppress(RunError), RunDir(run.path).at_work():
+        if name.endswith(".jsonl"):
+            with _open_log(file) as log:
+                log.write("ours\n")
+        write_json(run.path / "evaluation.json", {})
+        run.update_manifest(seed=1)
+        report(run)
+
+    assert (home / ".bashrc").read_bytes() == b"{}\n"
+
+
+@pytest.mark.parametrize("shape", ["loop", "chain", "many"])
+def test_links_in_circles_are_one_line_or_harmless(run: RunDir, shape: str) -> None:
+    if shape == "loop":
+        (run.path / "pictures" / "a").symlink_to("a")
+    elif shape == "chain":
+        (run.path / "pictures" / "up").symlink_to("..")
+    else:
+        for number in range(60):
+            (run.path / "pictures" / f"{number}.png").symlink_to(f"{number + 1}.png")
+
+    if shape == "loop":
+        with pytest.raises(RunError, match="a: is a link that leads in a circle"):
+            report(RunDir.resolve(run.path))
+    else:
+        assert report(RunDir.resolve(run.path)).is_file()
+
+
+def test_predictions_replace_a_link_and_do_not_follow_it(
+    run: RunDir, home: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "out" / "0000-a.png"
+    picture.parent.mkdir()
+    picture.symlink_to(home / ".bashrc")
+
+    save_picture(Image.new("RGB", (8, 8)), picture)
+
+    assert untouched(home)
+    assert not picture.is_symlink()
+
+
 def test_a_bench_of_a_folder_reads_no_file_outside_it(run: RunDir, home: Path) -> None:
     (run.export_dir / "tiny.fp32.onnx").symlink_to(home / "key")
 
@@ -175,6 +235,12 @@ def test_a_pipe_or_a_device_is_never_opened_as_a_file(tmp_path: Path) -> None:
             pytest.fail("it was opened")
 
 
+def engine_of(network: Path) -> Path:
+    engine = network.with_suffix(".plan")
+    engine.write_bytes(b"machine code")
+    return engine
+
+
 def write_weights(path: Path, value: float) -> None:
     path.parent.mkdir(exist_ok=True)
     save_file({"w": np.full(4, value, np.float32)}, path)
@@ -186,6 +252,11 @@ LOADS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "predict, PyTorch": ("model.safetensors", open_served),
     "predict, ONNX": ("export/tiny.fp32.onnx", open_served),
     "predict, OpenVINO": ("export/tiny.fp32.xml", open_served),
+    "predict, TensorRT": ("export/tiny.fp32.plan", open_served),
+    "predict, what an engine was built from": (
+        "export/tiny.fp32.onnx",
+        lambda path: open_served(engine_of(path)),
+    ),
     "bench": ("export/tiny.fp32.onnx", lambda path: resolve_models([path])),
     "bench, its images": (
         "export/images.npy",
@@ -232,15 +303,100 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
     assert "manifest.json records" not in said
 
 
-@pytest.mark.parametrize("part", ["tiny.fp32.bin", "tiny.fp32.xml.data"])
-def test_the_other_files_of_a_network_are_checked_too(run: RunDir, part: str) -> None:
-    for name in ("tiny.fp32.xml", part):
-        write_weights(run.export_dir / name, 1.0)
-        run.add_artefact(run.export_dir / name)
-    write_weights(run.export_dir / part, 0.0)
+@pytest.mark.parametrize(
+    ("network", "part"),
+    [
+        ("tiny.xml", "tiny.bin"),
+        ("tiny.onnx", "tiny.onnx.data"),
+        ("tiny.onnx", "weights.bin"),
+        ("tiny.onnx", "parts/any name"),
+    ],
+)
+@pytest.mark.parametrize("load", [open_served, require_recorded])
+def test_the_other_files_of_a_network_are_checked_too(
+    run: RunDir, network: str, part: str, load: Callable[[Path], object]
+) -> None:
+    path, weights = run.export_dir / network, run.export_dir / part
+    weights.parent.mkdir(exist_ok=True)
+    if network.endswith(".onnx"):
+        save_network(path, location=part)
+    else:
+        path.write_text("<net/>")
+        write_weights(weights, 1.0)
+    for file in (path, weights):
+        run.add_artefact(file)
+    weights.write_bytes(bytes(weights.stat().st_size))
 
-    with pytest.raises(RunError, match=part):
-        open_served(run.export_dir / "tiny.fp32.xml")
+    with pytest.raises(RunError, match=f"{part}: is not the file that"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "export/tiny.fp32.onnx"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_link_in_the_place_of_a_recorded_file_is_not_loaded_in_silence(
+    run: RunDir, home: Path, name: str, inside: bool
+) -> None:
+    file = run.path / name
+    write_weights(file, 1.0)
+    run.add_artefact(file)
+    other = (run.path if inside else home) / "other"
+    write_weights(other, 0.0)
+    file.unlink()
+    file.symlink_to(other.resolve())
+
+    with pytest.raises(RunError, match="is not the file that .*manifest.json records"):
+        require_recorded(file)
+
+
+def test_a_link_in_the_place_of_the_folder_of_a_recorded_file_is_not_followed_in_silence(
+    run: RunDir,
+) -> None:
+    file = run.export_dir / "tiny.fp32.onnx"
+    write_weights(file, 1.0)
+    run.add_artefact(file)
+    run.export_dir.rename(run.path / "moved")
+    run.export_dir.symlink_to("moved")
+    write_weights(file, 0.0)
+
+    with pytest.raises(RunError, match="is not the file that .*manifest.json records"):
+        require_recorded(file)
+
+
+def test_a_link_from_elsewhere_to_a_recorded_file_is_checked_as_that_file(
+    run: RunDir, tmp_path: Path
+) -> None:
+    write_weights(run.backbone_file, 1.0)
+    run.add_artefact(run.backbone_file)
+    write_weights(run.backbone_file, 0.0)
+    (tmp_path / "mine.safetensors").symlink_to(run.backbone_file.resolve())
+
+    with pytest.raises(RunError, match="is not the file that .*manifest.json records"):
+        require_recorded(tmp_path / "mine.safetensors")
+
+
+def test_a_load_says_which_files_it_compared_and_says_it_once(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_network(run.export_dir / "tiny.onnx")
+    for file in (path, run.export_dir / "net.onnx.data"):
+        run.add_artefact(file)
+    capsys.readouterr()
+
+    for _ in range(2):
+        resolve_models([path])
+
+    said = [line for line in capsys.readouterr().err.splitlines() if "verified" in line]
+    assert said == ["verified against runs/tiny/manifest.json: tiny.onnx, net.onnx.data"]
+
+
+def test_a_load_of_what_nobody_recorded_claims_nothing(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+
+    resolve_models([save_network(run.export_dir / "tiny.onnx")])
+
+    assert "verified" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("artefacts", [3, [], {"backbone.safetensors": 3}, {"x": {"sha256": 3}}])

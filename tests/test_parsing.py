@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import hgkd_edge
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.parsing import brief, parse_json, read_text
 from hgkd_edge.recipe import builtin_recipes, load_recipe, recipe_summary
@@ -80,7 +82,15 @@ ATTACKS = {
     ),
     "deep lists": ("a: " + "[" * 20_000, "nested more than"),
     "deep mappings": ("a: " + "{a: " * 200 + "}" * 200, "nested more than"),
-    "a number of 5,000 digits": ("seed: " + "9" * 5000, "seed|cannot be read"),
+    "a number of 5,000 digits": ("seed: " + "9" * 5000, "holds a number of too many digits"),
+    "a hexadecimal number": ("seed: 0x" + "F" * 5000, "holds a number of too many digits"),
+    "a number of base 60": ("seed: 1" + ":0" * 200_000, "holds a number of too many digits"),
+    "a fraction of base 60": ("seed: 1" + ":0" * 200_000 + ".5", "number of too many digits"),
+    "a number by its tag": (f"seed: !!int '{'1_' * 5000}'", "holds a number of too many digits"),
+    "a type of Python": ("seed: !!python/object/apply:os.system [id]", "could not determine"),
+    "a list as a key": ("? [a, b]\n: 1", "found unhashable key"),
+    "something else merged": ("<<: 7", "expected a mapping"),
+    "no number": ("train: {lr: .nan, ema: .inf}", "train.lr = nan: .*finite"),
     "a date that is none": ("name: 2020-13-45", "holds a value that cannot be read"),
     "a huge value": ("seed: '" + "x" * 500_000 + "'", r"seed = 'x+\.\.\.x+"),
     "very many keys": ("\n".join(f"k{i}: 1" for i in range(20_000)), "more problems"),
@@ -115,16 +125,41 @@ def test_an_override_that_was_made_to_harm_is_refused(value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ('{"a": ' * 100_000, "nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "nested more than 40 levels deep"),
+        ('{"a": ' * 100_000, "nested more than 40 levels deep"),
+        ('{"a": [' * 200 + "]}" * 200, "nested more than 40 levels deep"),
         ("9" * 5000, "too many digits"),
         ("{", "Expecting"),
     ],
-    ids=["lists", "objects", "digits", "no JSON"],
+    ids=["lists", "objects", "less deep", "digits", "no JSON"],
 )
 def test_json_that_was_made_to_harm_is_a_value_error(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         parse_json(text)
+
+
+# Of the package's own data, and of a text that `parse_json` has taken before.
+OWN = {"bench/devices.py": "yaml.safe_load(text)", "data/annotations/coco.py": "json.JSONDecoder()"}
+
+
+def test_every_reader_of_json_and_yaml_in_the_package_is_bounded() -> None:
+    package = Path(hgkd_edge.__file__).parent
+    found = {
+        file.relative_to(package).as_posix(): line.strip()
+        for file in package.rglob("*.py")
+        if "agent" not in file.parts  # runs on the device, on what this machine sends
+        for line in file.read_text().splitlines()
+        if re.search(r"json\.loads?\(|JSONDecoder\(|yaml\.\w*load\w*\(", line)
+    }
+
+    assert found.pop("parsing.py") == "value = json.loads(text)"
+    assert found.keys() == OWN.keys()
+    assert all(OWN[name] in line for name, line in found.items())
+
+
+def test_json_larger_than_its_reader_takes_is_not_parsed() -> None:
+    with pytest.raises(ValueError, match="has 12 characters; 10 are read"):
+        parse_json('"0123456789"', 10)
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:

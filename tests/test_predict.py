@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
 from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.export import POSTPROCESSING
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
@@ -119,6 +120,17 @@ def test_what_is_missing_is_said_in_one_line(
         ({"task": "embed"}, "is a bare backbone"),
         ({"input_size": [3, 0, 64]}, "does not say which task"),
         ({"task": None}, "does not say which task"),
+        ({"task": ["classify"]}, "does not say which task"),
+        ({"classes": "abc"}, "does not say which task"),
+        ({"classes": {"cat": 1}}, "does not say which task"),
+        ({"classes": [["cat"]]}, "does not say which task"),
+        ({"baked": "preprocessing"}, "does not say which task"),
+        ({"frame": 7}, "does not say which task"),
+        ({"frame": [-5, 0]}, "does not say which task"),
+        ({"frame": [True, True]}, "does not say which task"),
+        ({"input_size": [3, float("inf"), 64]}, "does not say which task"),
+        ({"preprocessing": {"bits": 1e9}}, "does not say which task"),
+        ({"preprocessing": {"bits": "8"}}, "does not say which task"),
     ],
 )
 def test_a_file_that_does_not_answer_photos_says_so(
@@ -166,7 +178,7 @@ def test_a_file_with_baked_processing_answers_as_the_plain_one(
     plain: dict[str, Path], photos: Path, tmp_path: Path, task: str, ends: dict[str, bool]
 ) -> None:
     geometry = "cover" if task == "classify" else "letterbox"
-    post = {"classify": "softmax", "segment": "argmax", "detect": "nms"}[task]
+    post = POSTPROCESSING[task]
     bake(
         plain[task],
         tmp_path / "baked.onnx",
@@ -213,7 +225,7 @@ def test_a_file_for_frames_of_one_size_names_the_size(
 def test_a_threshold_that_the_file_cannot_follow_is_refused(
     plain: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
-    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing="nms")
+    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing=POSTPROCESSING["detect"])
 
     with pytest.raises(DataError, match="--threshold 0.1: the file keeps boxes of at least 0.4"):
         predict(tmp_path / "baked.onnx", [photos / "test"], tmp_path / "out", threshold=0.1)

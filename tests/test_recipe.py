@@ -160,7 +160,7 @@ def test_all_problems_of_a_recipe_are_reported_together(
     [
         ("name: [", "not valid YAML at line"),
         ("just words", "mapping"),
-        ("a: {b: 1}\nc: {d: 1,\n  d: 2}", "not valid YAML at line 3: 'd' stands there twice"),
+        ("a: {b: 1}\nc: {d: 1,\n  d: 2}", "not valid YAML at line 3: 'd' is defined twice"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )

@@ -10,10 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from PIL import Image
 
+from hgkd_edge.bench.compare import compare_files
 from hgkd_edge.errors import RunError
+from hgkd_edge.files import file_sha256
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
@@ -99,7 +102,7 @@ def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(r
         "<i>hat</i>",
         "25.0 %",
         "cc-by-nc-4.0",
-        "1 left out",
+        "1 skipped",
         "recipe.yaml",
     ):
         assert text in page.text
@@ -187,6 +190,47 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
     assert lines_with(page, "0.25x")[0].split()[1] == "(FAILED)"
 
 
+@pytest.mark.parametrize(
+    ("since", "said", "failed"),
+    [
+        ("failed", "failed verification since it was measured", True),
+        ("changed", "has changed since it was measured", False),
+        ("damaged", "has changed since it was measured", False),
+        ("gone", "", False),  # as where a run was copied without its files
+        ("nothing", "", False),
+    ],
+)
+def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
+    run: RunDir, since: str, said: str, failed: bool
+) -> None:
+    write_bench(run, measured("x.int8", 1.0, to="x.int8 ort-cpu b1", median=1.0))
+    run.export_dir.mkdir()
+    file = run.export_dir / "x.int8.onnx"
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []))
+    onnx.save(model, file)
+    record = (run.path / "bench.json").read_text()
+    (run.path / "bench.json").write_text(
+        record.replace('"sha256": ""', f'"sha256": "{file_sha256(file)}"')
+    )
+    if since == "failed":
+        file.rename(run.export_dir / "x.int8.failed-verification.onnx")
+    elif since == "changed":
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "other", [], [])), file)
+    elif since == "damaged":
+        file.write_bytes(b"no network")
+    elif since == "gone":
+        file.unlink()
+
+    page = Page(report(run))
+    comparison = compare_files(run.path / "bench.json", run.path / "bench.json")
+
+    warnings = [line.strip() for line in lines_with(page, "warning: x.int8 ")]
+    line = f"x.int8 {said}; measure again: hgkd-edge bench"
+    assert warnings == ([f"warning: {line}"] if said else [])
+    assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if said else [])
+    assert bool(lines_with(page, "x.int8: FAILED verification")) == failed
+
+
 @pytest.mark.parametrize("first", ["x.fp32.baked", "x.fp32.failed-verification"])
 def test_the_plain_fp32_file_is_what_others_are_compared_with(run: RunDir, first: str) -> None:
     to = f"{first} ort-cpu b1"
@@ -229,6 +273,9 @@ HOSTILE = [
     "</pre></style><svg onload=alert(1)>",
     '[link=javascript:alert(1)" onmouseover="alert(1)]x[/link]',
     "{{ 7 * 7 }}{% raw %}",
+    "}</style><style>body{background:url(//a.example)}",
+    "&#60;iframe src=//a.example&#62;",
+    "data:text/html,<base href=//a.example><form action=//a.example>",
 ]
 
 
@@ -344,6 +391,43 @@ def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, 
     (row,) = lines_with(page, "backbone.safetensors")
     assert said in row
     assert ("strong" in page.tags) == (change != "none")
+
+
+def test_no_mark_of_direction_in_a_run_reorders_the_page(run: RunDir) -> None:
+    mark = "\u202e\u2066\u200b"
+    run.log_file.write_text(json.dumps({"step": 1, "loss": 1.0, mark: 2.0}))
+    with run.recipe_file.open("a") as recipe:
+        recipe.write(f"# {mark}\n")
+    (run.path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(run.path / "pictures" / f"{mark}.png")
+
+    assert not set(mark) & set(report(run).read_text())
+
+
+def test_a_page_has_room_for_so_many_pictures_and_says_so(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / "pictures").mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(run.path / "pictures" / f"{name}.png")
+    size = (run.path / "pictures" / "a.png").stat().st_size
+    monkeypatch.setattr("hgkd_edge.report.MOST_PICTURES_BYTES", 2 * size)
+
+    page = Page(report(run))
+
+    assert len(page.sources) == 2
+    assert "c.png: the report has no room" in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "finetune.json", "manifest.json", "bench.json"])
+def test_a_file_of_a_run_that_would_fill_the_memory_is_refused_by_its_size(
+    run: RunDir, name: str
+) -> None:
+    with (run.path / name).open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room on the disk
+
+    with pytest.raises(RunError, match=r"1,099,511,627,776"):
+        report(run)
 
 
 def test_what_is_only_called_a_picture_is_not_embedded(run: RunDir) -> None:

@@ -87,8 +87,10 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Tracing]:
     """
     made: list[Tracing] = []
 
-    def graphed_pass(work: Any, model: Any, _: Any, *, wanted: bool) -> graph.GraphedPass | None:
-        if not wanted:
+    def graphed_pass(
+        work: Any, model: Any, _: Any, *, wanted: bool, exchanges: bool
+    ) -> graph.GraphedPass | None:
+        if not wanted or exchanges:
             return None
         made.append(Tracing(model))
         return graph.GraphedPass(work, model, lambda: made[-1])

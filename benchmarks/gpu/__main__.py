@@ -3,21 +3,26 @@
     python -m benchmarks.gpu --out gpu.json [--seconds 300] [--dry] [--tests tests.xml]
 
 `--dry` runs every part small and on the CPU: it shows that the scripts work. Parts come in the
-order of what they are worth, and what the time does not allow is listed under `skipped`.
+order of what they are worth. Each has its own time limit, and all share that of `--seconds`; what
+they do not allow is listed under `skipped`. Triton's kernels are compiled first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
+import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +35,31 @@ from benchmarks.gpu.encoder import encoder_rows, gather_rows
 from benchmarks.gpu.end_to_end import decode_rates, distill
 from benchmarks.gpu.measure import DRY, FULL, Scale
 from benchmarks.gpu.update import update_rows
+from benchmarks.gpu.warm_up import compile_all
 
 BOTH = ("dense", "tiles")
+# Seconds after which a part is cut off; a dry run, on one core, takes less.
+COMPILING, ENCODER, UPDATE, WITH_TEACHER, GATHER, DISTILL, DECODE = 75, 25, 30, 50, 15, 75, 30
+
+
+class TimeUp(BaseException):
+    """The time of a part is over; not an `Exception`, which other code may catch."""
+
+
+@contextlib.contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeUp` after so many seconds, in the main thread."""
+
+    def stop(*_: Any) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Results:
@@ -44,21 +72,36 @@ class Results:
             "encoder": [], "update": [], "gather": [], "skipped": [], "errors": [],
         }  # fmt: skip
 
-    def part(self, section: str, what: str, measure: Callable[[], Any]) -> None:
-        """Measure one part: rows of a section, or the section as a whole."""
-        if time.time() > self.deadline:
-            self.found["skipped"].append(f"{section}: {what}")
-        else:
-            try:
+    def part(
+        self, section: str, what: str, measure: Callable[[], Any], seconds: float = math.inf
+    ) -> None:
+        """Measure one part: rows of a section, or the section as a whole.
+
+        Args:
+            section: Of the file.
+            what: Names the part within its section.
+            measure: Measures it.
+            seconds: Its limit, where the deadline does not come first. Rows until then are kept.
+        """
+        left = min(seconds, self.deadline - time.time())
+        if left <= 0:
+            self._note("skipped", f"{section}: {what}: no time left")
+            return self.write()
+        try:
+            with limit(left):
                 self._add(section, measure())
-            except Exception as error:  # the others must not be lost
-                message = f"{section}: {what}: {type(error).__name__}: {error}"
-                self.found["errors"].append(message[:500])
-                print(message[:500], file=sys.stderr, flush=True)
+        except TimeUp:
+            self._note("skipped", f"{section}: {what}: cut off after {left:.0f} s")
+        except Exception as error:  # the others must not be lost
+            self._note("errors", f"{section}: {what}: {type(error).__name__}: {error}"[:500])
         self.write()
 
     def write(self) -> None:
         self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def _note(self, where: str, line: str) -> None:
+        self.found[where].append(line)
+        print(f"{where}: {line}", file=sys.stderr, flush=True)
 
     def _add(self, section: str, measured: Any) -> None:
         if not isinstance(self.found.get(section), list):
@@ -91,10 +134,11 @@ def measure_all(results: Results, scale: Scale) -> None:
     """With Triton's kernels where Triton is installed: everything."""
 
     def encoder(name: str) -> None:
-        results.part("encoder", name, lambda: encoder_rows(name, scale, BOTH))
+        results.part("encoder", name, lambda: encoder_rows(name, scale, BOTH), ENCODER)
 
     def update(name: str, *, teacher: bool) -> None:
-        results.part("update", name, lambda: update_rows(name, scale, BOTH, teacher=teacher))
+        rows = functools.partial(update_rows, name, scale, BOTH, teacher=teacher)
+        results.part("update", name, rows, WITH_TEACHER if teacher else UPDATE)
 
     first, *others = scale.students
     encoder(scale.networks[0])
@@ -102,17 +146,19 @@ def measure_all(results: Results, scale: Scale) -> None:
     update(first, teacher=False)
     for name in scale.networks[1:]:
         encoder(name)
-    results.part("gather", "windows", lambda: gather_rows(scale))
+    results.part("gather", "windows", lambda: gather_rows(scale), GATHER)
     for name in others:
         update(name, teacher=False)
 
 
 def measure_without_triton(results: Results, scale: Scale) -> None:
     for name in scale.networks:
-        results.part("encoder", name, lambda: encoder_rows(name, scale, ("tiles",)))  # noqa: B023
-    results.part("gather", "windows", lambda: gather_rows(scale))
+        rows = functools.partial(encoder_rows, name, scale, ("tiles",))
+        results.part("encoder", name, rows, ENCODER)
+    results.part("gather", "windows", lambda: gather_rows(scale), GATHER)
     first = scale.students[0]
-    results.part("update", first, lambda: update_rows(first, scale, ("tiles",), teacher=False))
+    rows = functools.partial(update_rows, first, scale, ("tiles",), teacher=False)
+    results.part("update", first, rows, UPDATE)
 
 
 def without_triton(arguments: argparse.Namespace, deadline: float) -> dict[str, Any]:
@@ -140,7 +186,9 @@ def test_summary(file: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=300, help="start no part after this")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="the limit of all parts together"
+    )
     parser.add_argument("--tests", type=Path, help="JUnit report of tests/test_gpu.py")
     parser.add_argument("--dry", action="store_true", help="small, on the CPU")
     parser.add_argument("--without-triton", action="store_true", help=argparse.SUPPRESS)
@@ -154,12 +202,13 @@ def main() -> None:
         return measure_without_triton(results, scale)
     if arguments.tests is not None:
         results.part("tests", str(arguments.tests), lambda: test_summary(arguments.tests))
+    results.part("compiling", "kernels", lambda: compile_all(scale, COMPILING))
     results.deadline = deadline - 0.4 * arguments.seconds  # the rest is for what follows
     measure_all(results, scale)
     results.deadline = deadline
     with tempfile.TemporaryDirectory() as folder:
-        results.part("distill", "end to end", lambda: distill(scale, Path(folder)))
-    results.part("decode", "rates", decode_rates)
+        results.part("distill", "end to end", lambda: distill(scale, Path(folder)), DISTILL)
+    results.part("decode", "rates", decode_rates, DECODE)
     if has_triton():
         results.part("rows", "without Triton", lambda: without_triton(arguments, deadline))
         for section in ("encoder", "gather", "update", "skipped", "errors"):

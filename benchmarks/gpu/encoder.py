@@ -17,7 +17,7 @@ from hgkd_edge.sparse.features import feature_list
 from hgkd_edge.sparse.gather import fold_window, gather_window
 from hgkd_edge.sparse.visible import Visible, Window
 
-__all__ = ["encoder_rows", "gather_rows"]
+__all__ = ["encoder_rows", "gather_rows", "one_pass"]
 
 TILES = ((64, 16), (64, 8), (128, 4), (256, 2), (512, 1))  # channels and tile side, ResNet-18's
 
@@ -30,15 +30,27 @@ def encoder_rows(name: str, scale: Scale, kinds: tuple[str, ...]) -> Iterator[di
         scale: How large.
         kinds: Of `dense` (whole images, weights and images channels-last) and `tiles`.
     """
-    images = torch.randn(scale.batch, 3, scale.size, scale.size, device=scale.device)
-    images = images.to(memory_format=torch.channels_last)
-    visible = random_visible(scale.batch, scale.size // 32, 0.6).to(scale.device)
+    images, visible = _inputs(scale)
     for kind in kinds:
         for mode in ("eager", "graph"):
             peak(scale, reset=True)
             ms = _measure(name, kind, mode, images, visible, scale)
             yield {"model": name, "batch": scale.batch, "kind": kind, "mode": mode, "ms": ms,
                    "peak_MiB": peak(scale)}  # fmt: skip
+
+
+def one_pass(name: str, scale: Scale) -> None:
+    """Forward and backward pass on tiles, once: it compiles the kernel of every layer."""
+    images, visible = _inputs(scale)
+    network = create_features(name, min_stride=16).to(scale.device).train()
+    _work(sparsify(network, check=False), scale)((images, visible, int(visible[0].sum())))
+
+
+def _inputs(scale: Scale) -> tuple[Tensor, Tensor]:
+    """Channels-last images and a mask of 60 %."""
+    images = torch.randn(scale.batch, 3, scale.size, scale.size, device=scale.device)
+    visible = random_visible(scale.batch, scale.size // 32, 0.6).to(scale.device)
+    return images.to(memory_format=torch.channels_last), visible
 
 
 def _measure(

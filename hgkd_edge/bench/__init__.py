@@ -1,9 +1,11 @@
 """Latency that an engineer can defend: on this machine, on a Jetson, or over SSH.
 
-    models.py        which ONNX files are measured, and what they are
+    models.py        which files are measured (ONNX, or what export made of it), and what they are
     inputs.py        what is fed to them (real images, or a fixed-seed tensor)
     runners/         ONNX Runtime, OpenVINO, TensorRT, PyTorch: one file each
     method.py        warm-up until stable, then interleaved rounds
+    verification.py  the outputs of what is about to be timed, compared with its ONNX file's
+    session.py       raw times -> what bench.json holds
     stats.py         percentiles, bootstrap interval, noise
     local.py         all of that on this machine; run.py chooses between local, edge and fleet
     edge/            Jetson facts, trtexec, tegrastats, the agent that is sent over SSH
@@ -34,18 +36,7 @@ _HOME = {
     "run_bench": "run",
 }
 
-__all__ = [
-    "BenchFile",
-    "BenchOptions",
-    "Session",
-    "bench_command",
-    "compare_files",
-    "devices_command",
-    "estimate_models",
-    "list_runners",
-    "load_devices",
-    "run_bench",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which files of a session failed verification, and what the others are compared with."""
+"""Which files of a session failed verification or changed, and what others are compared with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from exporters.verify import SET_ASIDE
+from exporters.errors import ExportError
+from exporters.files import aside_of, was_set_aside
+from exporters.network_files import network_digest
 from hgkd_edge.bench.records import Measurement, Session
 from hgkd_edge.bench.stats import ratio_of
 
-__all__ = ["failed_models", "with_fp32_baseline"]
+__all__ = ["FAILED_SINCE", "failed_models", "outdated_models", "with_fp32_baseline"]
 
+FAILED_SINCE = "failed verification since it was measured"
+_CHANGED_SINCE = "has changed since it was measured"
 BAKED = "hgkd_edge.baked"  # metadata of a file with processing inside
 
 
@@ -23,9 +27,40 @@ def failed_models(session: Session, known: Collection[str] = ()) -> frozenset[st
         session: As measured.
         known: Names of files that failed, such as `demo.int8-cpu.onnx`.
     """
-    here = {m.label for m in session.models if _is_set_aside(m.path) or Path(m.path).name in known}
+    here = {m.label for m in session.models if was_set_aside(m.path) or Path(m.path).name in known}
     device = {one.model for one in session.measurements if _failed_on_device(one)}
     return frozenset(here | device)
+
+
+def outdated_models(session: Session, bench: Path) -> dict[str, str]:
+    """Models whose file is no longer the one that was measured: label -> what happened to it.
+
+    A file that is not on this machine says nothing.
+
+    Args:
+        session: As measured.
+        bench: Its bench.json; models lie in `export/` next to it, or where they were measured.
+    """
+    found = {}
+    for model in session.models:
+        if was_set_aside(model.path):  # it had failed already
+            continue
+        inside = bench.parent / "export" / Path(model.path).name
+        for file in (inside, Path(model.path)):
+            if file.is_file() or aside_of(file).is_file():
+                if what := _what_happened(file, model.sha256):
+                    found[model.label] = what
+                break
+    return found
+
+
+def _what_happened(file: Path, sha256: str) -> str:
+    if not file.is_file():
+        return FAILED_SINCE
+    try:
+        return "" if network_digest(file) == sha256 else _CHANGED_SINCE
+    except (ExportError, OSError):  # a file of it is missing, or it is no network any more
+        return _CHANGED_SINCE
 
 
 def with_fp32_baseline(session: Session, failed: Collection[str] = ()) -> Session:
@@ -56,10 +91,6 @@ def _compared(one: Measurement, base: Measurement) -> Measurement:
             [np.array([t]) for t in mine], [np.array([t]) for t in theirs], name=base.case
         )
     return one.model_copy(update={"ratio": ratio})
-
-
-def _is_set_aside(path: str) -> bool:
-    return f".{SET_ASIDE}." in Path(path).name
 
 
 def _failed_on_device(one: Measurement) -> bool:

@@ -56,7 +56,13 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
         ] = None,
         unverified: Annotated[
             bool,
-            typer.Option("--unverified", help="Measure a device even if its outputs are wrong."),
+            typer.Option("--unverified", help="Measure even if the outputs are wrong."),
+        ] = False,
+        trust_engine: Annotated[
+            bool,
+            typer.Option(
+                "--trust-engine", help="Load engines that were not built on this machine."
+            ),
         ] = False,
         resume: Annotated[
             bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
@@ -106,6 +112,7 @@ def make_bench_command(load_torch: TorchLoader | None = None) -> Callable[..., N
             count=count,
             images=load_images(images) if images is not None else None,
             unverified=unverified,
+            trust_engine=trust_engine,
             resume=resume,
             ssh_config=ssh_config,
             load_torch=load_torch,
@@ -172,10 +179,9 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
     from hgkd_edge.bench.devices import find_device, load_devices
-    from hgkd_edge.bench.estimate import estimate_models
+    from hgkd_edge.bench.estimate import estimate_models, estimate_view
     from hgkd_edge.bench.models import resolve_models
     from hgkd_edge.bench.run import result_file
-    from hgkd_edge.bench.tables import estimate_view
     from hgkd_edge.rundir import write_json
 
     devices = [find_device(name) for name in names] or load_devices()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hgkd_edge.bench.baseline import outdated_models
 from hgkd_edge.bench.records import BenchFile, Measurement, Session, load_bench
 from hgkd_edge.errors import RunError
 
@@ -33,13 +34,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All common cases, and the names of those that only one file has."""
+    """All common cases, the names of those that only one file has, and which files are outdated."""
 
     a: str
     b: str
     rows: list[Row]
     only_a: list[str]
     only_b: list[str]
+    outdated: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,9 +65,19 @@ def compare_files(a: Path, b: Path) -> Comparison:
         a=str(a),
         b=str(b),
         rows=[_row(key[0], first[key], second[key]) for key in common],
+        outdated=[*_outdated("a", a), *_outdated("b", b)],
         only_a=[_words(key) for key in first if key not in second],
         only_b=[_words(key) for key in second if key not in first],
     )
+
+
+def _outdated(which: str, path: Path) -> list[str]:
+    """One line for each measured model whose file is another one by now, or failed since."""
+    return [
+        f"{which}: {label} {what}; measure again: hgkd-edge bench"
+        for session in load_bench(path).sessions
+        for label, what in outdated_models(session, path).items()
+    ]
 
 
 def _first(cases: dict[_Key, _Found]) -> str:

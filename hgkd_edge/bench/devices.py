@@ -17,18 +17,6 @@ from hgkd_edge.errors import DeviceError
 
 __all__ = ["Device", "JetPack", "devices_view", "find_device", "load_devices", "load_jetpacks"]
 
-FIGURES = (
-    "sms",
-    "compute_capability",
-    "gpu_mhz",
-    "memory_gb",
-    "bandwidth_gbs",
-    "fp16_tflops",
-    "int8_tops",
-    "dla",
-    "modes",
-)
-
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

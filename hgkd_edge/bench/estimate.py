@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from hgkd_edge.bench.devices import Device
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import Estimate
+from hgkd_edge.bench.tables import Name, milliseconds, name_table, rate
 from hgkd_edge.errors import RunError, reason_of
 
-__all__ = ["Layer", "estimate_models", "estimate_one", "layers_of"]
+__all__ = ["Layer", "estimate_models", "estimate_one", "estimate_view", "layers_of"]
 
 # Shares of peak (with and without tensor cores) and of bandwidth that a well-built engine reaches,
 # and the fixed cost per kernel.
@@ -124,6 +127,36 @@ def estimate_one(
             "copies": "not included",
         },
         unconfirmed=unconfirmed,
+    )
+
+
+def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
+    """Estimates; the word stands in the title, in every row's last column and below."""
+    table = name_table(["device", "model"], "prec", "B", "ms", "img/s", "compute", "kind")
+    for one in estimates:
+        table.add_row(
+            Name(one.device + ("?" if one.unconfirmed else "")),
+            Name(one.model),
+            one.precision,
+            str(one.batch),
+            milliseconds(one.estimated_ms),
+            rate(one.estimated_throughput_ips),
+            f"{one.compute_bound_percent:.0f}%",
+            "estimate",
+        )
+    given = estimates[0].assumptions
+    shares = sorted({f"{one.assumptions['share_of_peak']:.0%}" for one in estimates})
+    note = (
+        f"Nothing was measured. Roofline per layer: {' or '.join(shares)} of the peak, "
+        f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
+        "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
+        "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
+        "latencies: docs/bench.md"
+    )
+    return Group(
+        Text("ESTIMATE (roofline), not a measurement", style="bold yellow"),
+        table,
+        Text(note, style="dim"),
     )
 
 

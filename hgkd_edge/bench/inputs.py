@@ -6,7 +6,6 @@ record says which was used.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,12 @@ import numpy as np
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo
 from hgkd_edge.errors import DeviceError, RunError
+from hgkd_edge.parsing import parse_json, require_file
 
 __all__ = ["SEED", "fit", "load_images", "make_inputs"]
 
 SEED = 0
+MAX_IMAGES_BYTES = 2**32  # of a file of prepared images
 MAX_INPUT_VALUES = 2**27  # of one input: a model may state any size
 
 # A free height or width without a hint in the metadata: the size nearly every backbone is
@@ -35,7 +36,9 @@ def load_images(path: Path) -> np.ndarray:
     """
     mend = "numpy.save('images.npy', images) with f32[N, 3, H, W], normalised as the model expects"
     try:
-        images = np.load(path, allow_pickle=False)
+        require_file(path, MAX_IMAGES_BYTES, kind="image array")
+        # Mapped: the header may state any shape, and numpy would make room for it first.
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not readable"
         raise RunError(f"images '{path}': {reason}", hint=mend) from error
@@ -44,7 +47,7 @@ def load_images(path: Path) -> np.ndarray:
         raise RunError(f"images '{path}' are {kind}, not f32[N, 3, H, W]", hint=mend)
     if len(images) == 0 or not np.isfinite(images).all():
         raise RunError(f"images '{path}' are empty or not finite", hint=mend)
-    return images
+    return np.array(images)
 
 
 def fit(images: np.ndarray, models: Sequence[ModelFile]) -> bool:
@@ -133,9 +136,9 @@ def _concrete(
 def _image_size(metadata: dict[str, str]) -> tuple[int, int, int]:
     """(C, H, W) from our exporter's metadata, else the usual one."""
     try:
-        channels, height, width = json.loads(metadata.get("hgkd_edge.input_size", ""))
+        channels, height, width = parse_json(metadata.get("hgkd_edge.input_size", ""))
         return int(channels), int(height), int(width)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 3, _USUAL_SIDE, _USUAL_SIDE
 
 

@@ -5,33 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporters.onnx_info import first_line
-from hgkd_edge.bench.environment import (
-    environment,
-    environment_warnings,
-    resident_mb,
-    tool_version,
-)
+from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session
-from hgkd_edge.bench.runners import Case, Opened, Runner, runners_for
-from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session, Verification
+from hgkd_edge.bench.runners import Case, Opened, Runner
+from hgkd_edge.bench.session import measurement_of, session_of
+from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, loosest, make_probe
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["measure_here", "measurement_of"]
+__all__ = ["measure_here"]
 
 Progress = Callable[[str, float], None]
 
-# With fewer, not one run lies beyond the 99th percentile.
-_RUNS_FOR_P99 = 100
+# All that `export` keeps in a run.
+IMAGES = 16
 
 
 @dataclass
@@ -56,28 +52,39 @@ def _name(case: Case, runner: Runner) -> str:
 
 
 def measure_here(
-    models: Sequence[ModelFile], options: BenchOptions, *, progress: Progress
+    models: Sequence[ModelFile],
+    runners: Sequence[Runner],
+    refusals: Sequence[Refusal],
+    options: BenchOptions,
+    *,
+    progress: Progress,
 ) -> Session:
-    """Every model x runner x batch x thread count, interleaved.
+    """Every model x runner x batch x thread count, verified, then timed in turn.
+
+    Args:
+        models: ONNX files, and what was exported from them for the runners.
+        runners: What they are measured with.
+        refusals: The device's runners that cannot run here, for the record.
+        options: Batches, threads, ...
+        progress: Told what is being done.
 
     Raises:
-        DeviceError: A runner, a batch size or a model that cannot be used here.
+        DeviceError: A batch size or a model that cannot be used here.
+        WrongOutputs: What would be timed computes something else than its ONNX file.
     """
     facts = environment()
-    runners, refusals = runners_for(options.device, options.runners)
     plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
     with ExitStack() as stack:
         subjects, unable = _open_all(models, runners, options, stack, progress)
+        verifications = _verify_all(subjects, options, progress)
         traces = measure([subject.opened.run for subject in subjects], plan, progress=progress)
-    return Session(
-        target=options.device,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tool_version=tool_version(),
-        settings=options.settings(),
+    return session_of(
+        options.device,
+        options,
+        [_measured(*one) for one in zip(subjects, traces, verifications, strict=True)],
+        models=[one for one in models if any(takes(r, one, models) for r in runners)],
         environment=facts,
-        models=[model.record() for model in models],
-        measurements=_measurements(subjects, traces),
-        refusals=refusals + unable,
+        refusals=[*refusals, *unable],
         warnings=environment_warnings(facts),
     )
 
@@ -100,6 +107,7 @@ def _open_all(
         (model, runner, batch, threads)
         for model in models
         for runner in runners
+        if takes(runner, model, models)
         for batch in options.batches
         for threads in (options.threads if runner.uses_threads else (None,))
     ]
@@ -114,6 +122,7 @@ def _open_all(
             threads=threads,
             copies=options.copies,
             torch_module=_torch_module(model, runner, options),
+            trust_engine=options.trust_engine,
         )
         try:
             subjects.append(_open(case, runner, inputs, stack))
@@ -154,73 +163,83 @@ def _torch_module(model: ModelFile, runner: Runner, options: BenchOptions) -> An
     return None if run is None else options.load_torch(run)
 
 
-def _measurements(subjects: Sequence[_Subject], traces: Sequence[Trace]) -> list[Measurement]:
-    measured = []
-    for subject, trace in zip(subjects, traces, strict=True):
-        one = measurement_of(
-            trace,
-            first_ms=subject.first_ms,
-            case=subject.name,
-            model=subject.case.model.label,
-            runner=subject.runner.name,
-            runner_version=subject.runner.version(),
-            backend=subject.runner.backend,
-            precision=subject.case.model.precision,
-            batch=subject.case.batch,
-            threads=subject.opened.threads,
-            copies=subject.case.copies,
-            inputs=subject.inputs,
-            load_ms=subject.opened.load_ms,
-            build_ms=subject.opened.build_ms,
-            host_memory_mb=subject.memory_mb,
-            engine_mb=subject.opened.engine_mb,
-            details=subject.opened.details,
-            warnings=subject.opened.warnings,
-        )
-        if len(subjects) > 1:
-            base = traces[0].rounds
-            one = one.model_copy(
-                update={"ratio": ratio_of(trace.rounds, base, name=subjects[0].name)}
-            )
-        measured.append(one)
-    return measured
+def takes(runner: Runner, model: ModelFile, models: Sequence[ModelFile]) -> bool:
+    """Whether a runner measures a file: what was exported for it, else the ONNX file itself."""
+    if model.source is not None:
+        return model.path.suffix == runner.opens
+    return not any(one.source == model.path and one.path.suffix == runner.opens for one in models)
 
 
-def measurement_of(
-    trace: Trace, *, batch: int, first_ms: float | None, **fields: Any
-) -> Measurement:
-    """A record from raw times.
+def _verify_all(
+    subjects: Sequence[_Subject], options: BenchOptions, progress: Progress
+) -> list[Verification | str | None]:
+    """How each case's outputs compare, or why they cannot be compared; None for the reference.
 
-    Args:
-        trace: Raw times of one case.
-        batch: B, for the throughput: B x runs / time spent in runs.
-        first_ms: The very first run after loading, where it is known.
-        fields: The remaining fields of `Measurement`.
+    Raises:
+        WrongOutputs: They disagree.
     """
-    times = trace.times_ms
-    noise = noise_of(trace.rounds)
-    warnings = list(fields.pop("warnings", []))
-    if noise.noisy:
-        warnings.append(
-            f"noisy: middle half of the times spans {noise.spread:.0%} of the median, rounds "
-            f"drift by {noise.drift:.0%}; trust ratios within this run, not the absolute time"
-        )
-    if times.size < _RUNS_FOR_P99:
-        warnings.append(
-            f"p99 of {times.size} runs is hardly more than their maximum; --duration or --count "
-            f"for {_RUNS_FOR_P99} or more"
-        )
-    if not trace.warmup.stable:
-        warnings.append(f"times had not settled after {trace.warmup.seconds:.1f} s of warm-up")
-    return Measurement(
-        batch=batch,
-        latency_ms=summarise(times),
-        throughput_ips=batch * times.size / (times.sum() / 1000),
-        first_inference_ms=first_ms,
-        warmup=trace.warmup,
-        measured_s=float(times.sum() / 1000),
-        rounds_p50_ms=[float(np.median(part)) for part in trace.rounds],
-        noise=noise,
-        warnings=warnings,
-        **fields,
+    probes: dict[tuple[Path, int], Probe] = {}
+    found: list[Verification | str | None] = []
+    for index, subject in enumerate(subjects):
+        case, opened = subject.case, subject.opened
+        if opened.outputs is None:
+            found.append(None)
+            continue
+        key = case.model.reference, case.batch
+        if key not in probes:
+            probes[key] = make_probe(
+                case.model, batch=case.batch, images=options.images, most_images=IMAGES
+            )
+        found.append(_verified(subject, probes[key], unverified=options.unverified))
+        progress("verify", (index + 1) / len(subjects))
+    return found
+
+
+def _verified(subject: _Subject, probe: Probe, *, unverified: bool) -> Verification | str:
+    if probe.wanted is None:
+        return probe.reason
+    case, opened = subject.case, subject.opened
+    assert opened.outputs is not None
+    precision = case.model.precision
+    verification, said = compare(
+        probe,
+        [opened.outputs(feeds) for feeds in probe.feeds],
+        bound=loosest(precision, opened.computes or precision),
+        reference=f"on {case.model.reference.name}",
+        few=False,
     )
+    if not verification.passed and not unverified:
+        raise WrongOutputs(
+            f"{subject.name}: what it computes is not what '{case.model.reference.name}' says: "
+            f"{said}",
+            hint="do not deploy it; export it again, or --unverified to measure it all the same",
+        )
+    return verification
+
+
+def _measured(
+    subject: _Subject, trace: Trace, found: Verification | str | None
+) -> tuple[Measurement, list[np.ndarray]]:
+    """A record, and the times of its rounds."""
+    one = measurement_of(
+        trace,
+        first_ms=subject.first_ms,
+        found=found,
+        case=subject.name,
+        model=subject.case.model.label,
+        runner=subject.runner.name,
+        runner_version=subject.runner.version(),
+        backend=subject.runner.backend,
+        precision=subject.case.model.precision,
+        batch=subject.case.batch,
+        threads=subject.opened.threads,
+        copies=subject.case.copies,
+        inputs=subject.inputs,
+        load_ms=subject.opened.load_ms,
+        build_ms=subject.opened.build_ms,
+        host_memory_mb=subject.memory_mb,
+        engine_mb=subject.opened.engine_mb,
+        details=subject.opened.details,
+        warnings=subject.opened.warnings,
+    )
+    return one, trace.rounds

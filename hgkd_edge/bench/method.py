@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns, sleep
+from typing import Callable  # noqa: UP035
 
 import numpy as np
 
 from hgkd_edge.bench.records import Warmup
 
-__all__ = ["Plan", "Trace", "measure", "timed", "visiting_order", "warm_up"]
+__all__ = [
+    "REST_S",
+    "Plan",
+    "Trace",
+    "measure",
+    "timed",
+    "visiting_order",
+    "warm_up",
+]
 
-RunOnce = Callable[[], object]
+RunOnce = Callable[[], object]  # typing's: this file is also sent to devices with Python 3.7
 
+# The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
+REST_S = 0.05
 # Runs at the head of a slice that are not counted: they wake the thread pool and refill caches
 # that the previous case left cold.
-# The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
-_REST_S = 0.05
 _SETTLE_RUNS = 2
 
 
@@ -140,7 +149,7 @@ def warm_up(case: RunOnce, plan: Plan) -> Warmup:
 
 def _slice(case: RunOnce, plan: Plan) -> np.ndarray:
     """One visit to one case: f64[n] ms."""
-    sleep(_REST_S)
+    sleep(REST_S)
     for _ in range(_SETTLE_RUNS):
         case()
     if plan.count is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporters.errors import ExportError
 from exporters.files import was_set_aside
+from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, TensorInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.export_record import read_exports
 from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
@@ -19,25 +21,40 @@ __all__ = ["ModelFile", "resolve_models", "run_folder_of"]
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One ONNX file to measure; `label` is unique within a session."""
+    """One file to measure: ONNX, or what `export` made from it (OpenVINO's .xml, an engine).
+
+    Args:
+        label: Unique within a session.
+        path: The file.
+        info: The ONNX file's description; of an artefact, that of the ONNX file it was made from.
+        source: The ONNX file that an artefact was made from; None for an ONNX file.
+        exported_as: An artefact's precision, as `export.json` states it.
+    """
 
     label: str
     path: Path
     info: OnnxInfo
+    source: Path | None = None
+    exported_as: str = ""
 
     @property
     def precision(self) -> str:
-        """`fp32`, `fp16` or `int8`, read from the graph."""
-        return self.info.precision
+        """`fp32`, `fp16` or `int8`, read from the graph or, of an artefact, from `export.json`."""
+        return self.exported_as or self.info.precision
+
+    @property
+    def reference(self) -> Path:
+        """The ONNX file whose outputs are the right ones."""
+        return self.source or self.path
 
     def record(self) -> ModelInfo:
         """The entry of bench.json."""
         return ModelInfo(
             label=self.label,
             path=str(self.path),
-            sha256=self.info.sha256,
-            size_mb=self.info.size_bytes / 2**20,
-            precision=self.info.precision,
+            sha256=self.info.sha256 if self.source is None else network_digest(self.path),
+            size_mb=network_size(self.path) / 2**20,
+            precision=self.precision,
             opset=self.info.opset,
             metadata=self.info.metadata,
         )
@@ -54,34 +71,36 @@ def first_axis(tensor: TensorInfo) -> int | str:
     return tensor.shape[0] if tensor.shape else "scalar"
 
 
-def resolve_models(sources: Sequence[Path], *, precisions: Sequence[str] = ()) -> list[ModelFile]:
-    """The ONNX files behind run folders and paths.
+def resolve_models(
+    sources: Sequence[Path], *, precisions: Sequence[str] = (), kinds: Collection[str] = (".onnx",)
+) -> list[ModelFile]:
+    """The files behind run folders and paths.
 
     Args:
-        sources: .onnx files, run folders, or folders of .onnx files; empty means the latest run.
+        sources: Model files, run folders, or folders of .onnx files; empty means the latest run.
             Of a folder, fp32 comes first, and files that failed verification are skipped.
         precisions: Keep only files of these precisions; empty keeps all.
+        kinds: Suffixes of the files that the runners open: `.onnx`, `.xml`, `.plan`. An ONNX file
+            is kept in place of each artefact that was never exported from it.
 
     Raises:
         RunError: Nothing there, not an ONNX file, not the file that its run recorded, or no file of
             these precisions.
     """
     wanted: list[Path | None] = [*sources] or [None]
-    described = [pair for source in wanted for pair in _described(source)]
-    described = list(dict(described).items())
-    kept = [
-        (path, info) for path, info in described if not precisions or info.precision in precisions
-    ]
-    there = {info.precision for _path, info in described}
+    described = [model for source in wanted for model in _described(source, kinds)]
+    described = list({model.path: model for model in described}.values())
+    kept = [model for model in described if not precisions or model.precision in precisions]
+    there = {model.precision for model in described}
     missing = [precision for precision in precisions if precision not in there]
     if missing:
-        found = ", ".join(f"{path.name} ({info.precision})" for path, info in described)
+        found = ", ".join(f"{model.path.name} ({model.precision})" for model in described)
         raise RunError(
             f"no model of precision {' or '.join(missing)}; found {found}",
             hint=f"export one: hgkd-edge export --onnx --precision {missing[0]}",
         )
-    labels = _labels([path for path, _info in kept])
-    return [ModelFile(label, path, info) for label, (path, info) in zip(labels, kept, strict=True)]
+    labels = _labels([model.path for model in kept])
+    return [replace(model, label=label) for label, model in zip(labels, kept, strict=True)]
 
 
 def run_folder_of(source: Path | None) -> Path | None:
@@ -97,18 +116,71 @@ def run_folder_of(source: Path | None) -> Path | None:
 
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
+_ARTEFACTS = (".xml", ".plan")
 
 
-def _described(source: Path | None) -> list[tuple[Path, OnnxInfo]]:
+def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
     """The files of one source; the first, which is what ratios refer to, is the plain fp32 file."""
 
-    def place(found: tuple[Path, OnnxInfo]) -> tuple[bool, int, str]:
-        path, info = found
-        known = info.precision in _ORDER
-        order = _ORDER.index(info.precision) if known else len(_ORDER)
-        return "hgkd_edge.baked" in info.metadata, order, path.name
+    def place(model: ModelFile) -> tuple[bool, int, str]:
+        known = model.precision in _ORDER
+        order = _ORDER.index(model.precision) if known else len(_ORDER)
+        return "hgkd_edge.baked" in model.info.metadata, order, model.path.name
 
-    return sorted(((path, _describe(path)) for path in _files_of(source)), key=place)
+    if source is not None and source.suffix in _ARTEFACTS and source.is_file():
+        return [_named_artefact(source)]
+    found = []
+    for path in _files_of(source):
+        onnx = ModelFile(path.stem, path, _describe(path))
+        made = [one for one in _artefacts(onnx) if one.path.suffix in kinds]
+        if ".onnx" in kinds or not set(kinds) <= {one.path.suffix for one in made}:
+            found.append(onnx)
+        found += made
+    return sorted(found, key=place)
+
+
+def _artefacts(onnx: ModelFile) -> list[ModelFile]:
+    """What `export` made from an ONNX file of a run, as it is recorded and still on disk.
+
+    Raises:
+        RunError: A file or its record was changed.
+    """
+    run = run_folder_of(onnx.path)
+    if run is None:
+        return []
+    try:
+        entries = [
+            (onnx.path.parent / Path(entry["path"]).name, str(entry["precision"]))
+            for entry in read_exports(RunDir(run)).get("files", [])
+            if entry["made_from"] == onnx.path.name
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run / 'export.json'}: is damaged: {reason_of(error)}",
+            hint="export again: hgkd-edge export",
+        ) from error
+    found = [pair for pair in entries if pair[0].suffix in _ARTEFACTS and pair[0].is_file()]
+    for path, _precision in found:
+        require_recorded(RunFiles(run).own(path))
+    return [
+        ModelFile(path.name, path, onnx.info, onnx.path, precision) for path, precision in found
+    ]
+
+
+def _named_artefact(path: Path) -> ModelFile:
+    """An .xml or .plan that was named itself.
+
+    Raises:
+        RunError: No export of a run made it, or its ONNX file is gone.
+    """
+    for onnx in sorted(path.parent.glob("*.onnx")):
+        for made in _artefacts(ModelFile(onnx.stem, onnx, _describe(onnx))):
+            if made.path.name == path.name:
+                return made
+    raise RunError(
+        f"'{path}': no export.json of a run records it and the ONNX file it was made from",
+        hint="name the run, or the ONNX file",
+    )
 
 
 def _files_of(source: Path | None) -> list[Path]:
@@ -141,8 +213,9 @@ def _describe(path: Path) -> OnnxInfo:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """File stems; with the folder in front, then a number behind, where two would be alike."""
-    stems = [path.stem for path in paths]
+    """File stems (of artefacts, names), with the folder in front, then a number behind, where two
+    would be alike."""
+    stems = [path.name if path.suffix in _ARTEFACTS else path.stem for path in paths]
     names = [
         stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{stem}"
         for stem, path in zip(stems, paths, strict=True)

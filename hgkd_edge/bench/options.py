@@ -39,7 +39,8 @@ class BenchOptions:
         images: f32[N, 3, H, W] real images, already normalised; None takes those that export kept
             in the run folder (`export/images.npy`), else a fixed-seed tensor.
         out: Where bench.json goes; None means the run folder, or beside the model.
-        unverified: On an edge device, measure even where its outputs disagree with the ONNX file's.
+        unverified: Measure even where the outputs disagree with the ONNX file's.
+        trust_engine: Load engines although they were not built on this machine.
         resume: Pick up a build that an earlier, broken-off session finished on the host.
         ssh_config: An OpenSSH configuration file to use in place of the user's.
         load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
@@ -60,6 +61,7 @@ class BenchOptions:
     images: np.ndarray | None = field(default=None, repr=False)
     out: Path | None = None
     unverified: bool = False
+    trust_engine: bool = False
     resume: bool = False
     ssh_config: Path | None = None
     load_torch: Callable[[Path], Any] | None = field(default=None, repr=False)
@@ -120,6 +122,7 @@ class BenchOptions:
                 "sha256": hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest(),
             },
             "unverified": self.unverified,
+            "trust_engine": self.trust_engine,
             "resume": self.resume,
         }
 

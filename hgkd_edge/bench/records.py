@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hgkd_edge.errors import RunError
-from hgkd_edge.parsing import brief, parse_json, read_text
+from hgkd_edge.parsing import MAX_RECORD_BYTES, brief, parse_json, read_text
 from hgkd_edge.rundir import atomic_write
 
 __all__ = [
@@ -254,7 +254,7 @@ def load_bench(path: Path) -> BenchFile:
         RunError: The file is missing, not JSON, of another version, or not of this schema.
     """
     try:
-        raw = parse_json(read_text(path))
+        raw = parse_json(read_text(path, MAX_RECORD_BYTES))
     except OSError as error:
         raise RunError(
             f"{path}: {error.strerror or error}", hint="measure first: hgkd-edge bench"

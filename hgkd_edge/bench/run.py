@@ -11,6 +11,7 @@ from hgkd_edge.bench.local import measure_here
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session, save_session
+from hgkd_edge.bench.runners import runners_for
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.run_files import RunFiles, require_recorded
 
@@ -51,10 +52,15 @@ def run_bench(
     away = options.host is not None or options.hosts is not None
     if away or options.device == "jetson":
         return _run_on_edge(options, progress)
-    models = resolve_models(options.models, precisions=options.precisions)
+    runners, refusals = runners_for(options.device, options.runners)
+    models = resolve_models(
+        options.models,
+        precisions=options.precisions,
+        kinds={runner.opens for runner in runners},
+    )
     options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
-    session = measure_here(models, options, progress=progress)
+    session = measure_here(models, runners, refusals, options, progress=progress)
     save_session(file, session)
     return BenchResult([session], file)
 
@@ -84,8 +90,12 @@ def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> Ben
 
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
-    from hgkd_edge.bench.edge.fleet import load_fleet, measure_fleet
-    from hgkd_edge.bench.edge.measure import is_jetson_here, measure_on
+    from hgkd_edge.bench.edge.measure import (
+        is_jetson_here,
+        load_fleet,
+        measure_fleet,
+        measure_on,
+    )
     from hgkd_edge.bench.edge.ssh import Host
 
     if options.runners:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement as Measurement_
 from rich.table import Table
 from rich.text import Text
 
 from hgkd_edge.bench.baseline import failed_models
 from hgkd_edge.bench.compare import Comparison
-from hgkd_edge.bench.records import Estimate, Measurement, Refusal, Session
+from hgkd_edge.bench.records import Measurement, Refusal, Session
+from hgkd_edge.console import printable
 
 __all__ = [
+    "Name",
     "comparison_view",
-    "estimate_view",
     "fleet_view",
     "milliseconds",
+    "name_table",
     "rate",
     "session_view",
 ]
@@ -35,7 +41,7 @@ def session_view(session: Session, *, failed: Collection[str] = ()) -> Renderabl
         _latency_table(session.measurements, bad),
         *(_failure_line(name) for name in sorted(bad)),
         *_telemetry_lines(session.measurements),
-        *_verification_lines(session.measurements),
+        *_verification_lines(session),
         *_command_lines(session.measurements),
         Text(_method_line(session.measurements), style="dim"),
         *(Text(f"warning: {line}", style="yellow") for line in _warnings(session)),
@@ -82,33 +88,73 @@ def _failure_line(model: str) -> Text:
 
 
 def _latency_table(measurements: Sequence[Measurement], failed: Collection[str]) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     several = any(one.ratio for one in measurements)
     threads = any(one.threads for one in measurements)
-    table.add_column("model", overflow="fold", ratio=1)
-    table.add_column("runner", overflow="fold")
-    table.add_column("prec")
-    table.add_column("B", justify="right")
-    if threads:
-        table.add_column("thr", justify="right")
-    for name in ("p50", "p90", "p99", "max"):
-        table.add_column(f"{name} ms", justify="right")
-    table.add_column("img/s", justify="right")
-    if several:
-        table.add_column("ratio", justify="right")
+    figures = ["B", *(["thr"] if threads else [])]
+    figures += [*(f"{name} ms" for name in ("p50", "p90", "p99", "max")), "img/s"]
+    table = name_table(["model", "runner"], "prec", *figures, *(["ratio"] if several else []))
     for one in measurements:
-        row = _row(one, threads=threads, several=several)
-        if one.model in failed:
-            row[0] = f"{one.model} (FAILED)"
-        table.add_row(*row, style="red" if one.model in failed else None)
+        bad = one.model in failed
+        table.add_row(
+            Name(f"{one.model} (FAILED)" if bad else one.model),
+            Name(one.runner),
+            *_row(one, threads=threads, several=several),
+            style="red" if bad else None,
+        )
     return table
+
+
+def name_table(names: Sequence[str], text: str, *figures: str) -> Table:
+    """A table of columns of names, one of short text, and figures, which are never broken."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, ratio=1 if name != "runner" else None)
+    table.add_column(text, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+_LONG_PART = 24  # of a name: a longer one is rather shortened than given so wide a column
+
+
+@dataclass(frozen=True)
+class Name:
+    """A table cell that holds a name: broken after `-`, `_`, `.`, `/` or a space, never elsewhere.
+
+    A part that is longer than its column is shortened in the middle.
+    """
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement_:
+        longest = max(map(cell_len, self._parts()), default=1)
+        return Measurement_(min(longest, _LONG_PART, options.max_width), cell_len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for part in self._parts():
+            part = _shortened(part, options.max_width)
+            if cell_len(lines[-1] + part.rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n").join(Text(printable(line.rstrip())) for line in lines)
+
+    def _parts(self) -> list[str]:
+        return re.findall(r"[^-_./ ]*[-_./ ]+|[^-_./ ]+", printable(self.text))
+
+
+def _shortened(text: str, width: int) -> str:
+    """A text of at most `width` cells, with an ellipsis in the middle where it is longer."""
+    if cell_len(text.rstrip()) <= width:
+        return text
+    head, tail = width // 2, (width - 1) // 2
+    return set_cell_size(text, head).rstrip() + "\N{HORIZONTAL ELLIPSIS}" + text[len(text) - tail :]
 
 
 def _row(one: Measurement, *, threads: bool, several: bool) -> list[str]:
     latency = one.latency_ms
     return [
-        one.model,
-        one.runner,
         one.precision,
         str(one.batch),
         *([str(one.threads or "-")] if threads else []),
@@ -156,8 +202,10 @@ def _telemetry_lines(measurements: Sequence[Measurement]) -> list[Text]:
     return lines
 
 
-def _verification_lines(measurements: Sequence[Measurement]) -> list[Text]:
-    """That the device's outputs were right, in one line; what was not is among the warnings."""
+def _verification_lines(session: Session) -> list[Text]:
+    """That the outputs were right, in one line; what was not is among the warnings."""
+    measurements = session.measurements
+    where = " on the device" if "is_jetson" in session.environment else ""
     seen = [one.verification for one in measurements if one.verification]
     passed = [one for one in seen if one.passed]
     if not passed:
@@ -167,7 +215,7 @@ def _verification_lines(measurements: Sequence[Measurement]) -> list[Text]:
     which = "" if len(passed) == len(measurements) else f"{len(passed)} of {len(measurements)}: "
     return [
         Text(
-            f"{which}outputs verified on the device before measuring: at least "
+            f"{which}outputs verified{where} before measuring: at least "
             f"{min(one.images for one in passed)} x {source} against ONNX Runtime, "
             f"largest relative error {error:.1e}",
             style="dim",
@@ -186,17 +234,14 @@ def _warnings(session: Session) -> list[str]:
 
 def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> RenderableType:
     """Several devices in one table, then each one's mode, warnings and refusals."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("device", overflow="fold", ratio=1)
-    table.add_column("model", overflow="fold", ratio=1)
-    for name in ("prec", "B", "p50 ms", "p99 ms", "img/s", "W", "mJ/img"):
-        table.add_column(name, justify="left" if name == "prec" else "right")
+    figures = ("B", "p50 ms", "p99 ms", "img/s", "W", "mJ/img")
+    table = name_table(["device", "model"], "prec", *figures)
     for session in sessions:
         for one in session.measurements:
             seen = one.telemetry
             table.add_row(
-                session.target,
-                one.model,
+                Name(session.target),
+                Name(one.model),
                 one.precision,
                 str(one.batch),
                 milliseconds(one.latency_ms.p50),
@@ -215,56 +260,18 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
     return Group(*lines)
 
 
-def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
-    """Estimates; the word stands in the title, in every row's last column and below."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    for name in ("device", "model"):
-        table.add_column(name, overflow="fold", ratio=1)
-    for name in ("prec", "B", "ms", "img/s", "compute", ""):
-        table.add_column(name, justify="left" if name in ("prec", "") else "right")
-    for one in estimates:
-        table.add_row(
-            one.device + ("?" if one.unconfirmed else ""),
-            one.model,
-            one.precision,
-            str(one.batch),
-            milliseconds(one.estimated_ms),
-            rate(one.estimated_throughput_ips),
-            f"{one.compute_bound_percent:.0f}%",
-            "estimate",
-        )
-    given = estimates[0].assumptions
-    shares = sorted({f"{one.assumptions['share_of_peak']:.0%}" for one in estimates})
-    note = (
-        f"Nothing was measured. Roofline per layer: {' or '.join(shares)} of the peak, "
-        f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
-        "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
-        "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
-        "latencies: docs/bench.md"
-    )
-    return Group(
-        Text("ESTIMATE (roofline), not a measurement", style="bold yellow"),
-        table,
-        Text(note, style="dim"),
-    )
-
-
 def comparison_view(comparison: Comparison) -> RenderableType:
     """Ratios of two files."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    table.add_column("target", overflow="fold", ratio=1)
-    table.add_column("case", overflow="fold", ratio=2)
-    for name in ("a p50 ms", "b p50 ms", "b/a", "p99 b/a", ""):
-        table.add_column(name, justify="left" if name == "" else "right")
+    table = name_table(["target", "case"], "difference", "a p50 ms", "b p50 ms", "b/a", "p99 b/a")
     for row in comparison.rows:
         table.add_row(
-            row.target,
-            row.case,
+            Name(row.target),
+            Name(row.case),
+            "beyond noise" if row.beyond_noise else "within noise",
             milliseconds(row.a_p50_ms),
             milliseconds(row.b_p50_ms),
             f"{row.ratio:.2f}x",
             f"{row.p99_ratio:.2f}x",
-            "" if row.beyond_noise else "within noise",
         )
     lines: list[RenderableType] = [
         Text(f"a: {comparison.a}", style="dim"),
@@ -275,4 +282,5 @@ def comparison_view(comparison: Comparison) -> RenderableType:
         lines += [Text(f"note: {row.case}: {note}", style="yellow") for note in row.differs]
     for name, cases in (("a", comparison.only_a), ("b", comparison.only_b)):
         lines += [Text(f"only in {name}: {case}", style="dim") for case in cases]
+    lines += [Text(f"warning: {line}", style="yellow") for line in comparison.outdated]
     return Group(*lines)

@@ -16,12 +16,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from hgkd_edge.console import warn
 from hgkd_edge.data.depth import decode_rgb
 from hgkd_edge.data.geometry import cover
-from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.images import Turn, open_image, turn_of
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.errors import DataError, reason_of
 
@@ -283,15 +285,34 @@ def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 
     canvas = pixels.shape[1], pixels.shape[2]
     with open_image(content) as image:
         turn = turn_of(image)
-        if not exact:
-            turn.draft(image, canvas)
-        upright = decode_rgb(image, content, turn, bits=bits)
         # While the image is open: large ones take their memory one at a time.
         if exact:
+            upright = decode_rgb(image, content, turn, bits=bits)
             pixels[:] = np.asarray(cover(upright, canvas)).transpose(2, 0, 1)
         else:
-            pixels[:] = _covering(np.asarray(upright), canvas)
+            turn.draft(image, canvas)
+            whole = _whole_jpeg(image, content, turn)
+            if whole is None:
+                whole = np.asarray(decode_rgb(image, content, turn, bits=bits))
+            pixels[:] = _covering(whole, canvas)
     return turn.fault
+
+
+def _whole_jpeg(image: Image.Image, content: bytes, turn: Turn) -> np.ndarray | None:
+    """An upright color JPEG that no coarser scale suits, uint8 [H, W, 3]; None for other files.
+
+    The pixels are Pillow's. torchvision hands them over as they are, where Pillow pads and copies
+    them. What torchvision refuses is left to Pillow, and so is the error if Pillow refuses it too.
+    """
+    as_stored = turn.orientation == 1 and (image.height, image.width) == turn.stored
+    if image.format != "JPEG" or image.mode != "RGB" or not as_stored:
+        return None
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    try:
+        planes = decode_jpeg(encoded, ImageReadMode.RGB)
+    except (AttributeError, RuntimeError):  # torchvision built without JPEG, or a damaged file
+        return None
+    return planes.permute(1, 2, 0).numpy()
 
 
 def _covering(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
@@ -304,6 +325,6 @@ def _covering(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     kept_width = max(1, min(width, height * columns // rows))
     top, left = (height - kept_height) // 2, (width - kept_width) // 2
     kept = torch.from_numpy(image[top : top + kept_height, left : left + kept_width].copy())
-    planes = kept.permute(2, 0, 1)[None]
+    planes = kept[None].permute(0, 3, 1, 2)  # in this order, torch sees that it is channels-last
     resized = torch.nn.functional.interpolate(planes, canvas, mode="bicubic", antialias=True)
     return resized[0].numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from hgkd_edge.data.images import read_image_file
+from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.names import a_few, clean, splits_by_name
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
 from hgkd_edge.errors import DataError, MissingExtraError, reason_of
-from hgkd_edge.parsing import cut
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["hub_photos"]
@@ -63,16 +62,12 @@ def _load(path: str) -> Any:
     import datasets
 
     local = Path(path).expanduser()
-    if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return datasets.load_from_disk(str(local))
-    if local.exists() and glob.has_magic(str(local.resolve())):
-        # The library takes a folder's path as a pattern: it finds nothing, or other folders' files.
-        raise DataError(
-            f"data.path '{path}': the package `datasets` takes {cut(str(local.resolve()))} as a "
-            "pattern, for its brackets, * or ?",
-            hint="rename the folder, or set data.source to folder",
-        )
-    return datasets.load_dataset(str(local) if local.exists() else path)
+    if not local.is_dir():
+        return datasets.load_dataset(str(local) if local.exists() else path)
+    place = without_pattern(local)
+    if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return datasets.load_from_disk(str(place))
+    return datasets.load_dataset(str(place))
 
 
 def _columns(path: str, part: Any) -> tuple[str, str | None]:

@@ -34,12 +34,15 @@ __all__ = [
 # Ghostscript for an EPS file, and its rare decoders see little testing.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_BYTES = 2**29  # of one image file
-MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded
+MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded, 2 GB as WebP
+MAX_PASSES = 2**31  # pixels times scans of a progressive JPEG: each scan goes over the whole image
 LARGE = 2**26  # pixels of an image from which on a process decodes one at a time
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say it, by file
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is `MAX_PIXELS`
 ORIENTATION = 0x0112  # the EXIF tag
 _ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
+SCAN = b"\xff\xda"  # the marker of a JPEG's scan; in the pixels' own bytes a zero follows 0xff
 EMPTY_EXIF = 20  # bytes of EXIF data without any tag
 # What brings an image upright, by EXIF orientation.
 UPRIGHT = {
@@ -71,6 +74,8 @@ def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
         width, height = max(image.size, _tile_size(image), key=math.prod)
         if (pixels := width * height) > MAX_PIXELS:
             raise _too_many_pixels(f"{width} x {height}")
+        if image.format in ("JPEG", "MPO") and (scans := content.count(SCAN)) * pixels > MAX_PASSES:
+            raise ValueError(f"has {scans:,} scans, which would take very long to decode")
         with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
             yield image
 

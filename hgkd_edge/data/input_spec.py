@@ -137,11 +137,14 @@ class InputSpec:
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
         if len(mean) != 3 or len(std) != 3 or not np.isfinite((*mean, *std)).all() or min(std) <= 0:
             raise ValueError(f"mean {brief(mean)}, std {brief(std)}")
-        return cls((height, width), mean, std, stated, int(steps.get("bits", 0)))
+        bits = steps.get("bits", 0)
+        if type(bits) is not int or not 0 <= bits <= 16:
+            raise ValueError(f"bits is {brief(bits)}")
+        return cls((height, width), mean, std, stated, bits)
 
 
 def _whole(sides: Sequence[Any]) -> list[int]:
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"input size {sides!r}")
     if 3 * math.prod(sides) > MAX_VALUES:
         raise ValueError(f"input size {sides!r}: more than {MAX_VALUES:,} values")

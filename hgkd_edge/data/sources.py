@@ -39,6 +39,7 @@ __all__ = [
     "decoding_threads",
     "held_out_split",
     "how_to_label",
+    "list_photos",
     "open_splits",
     "unlearned_classes",
     "why_unlabelled",
@@ -89,7 +90,7 @@ class ImageSource:
     @property
     def labelled(self) -> bool:
         """Whether every photo has a label."""
-        if self.labels.ndim > 1:  # boxes or label maps: photos without any were left out
+        if self.labels.ndim > 1:  # boxes or label maps: photos without any were skipped
             return len(self) > 0
         return len(self.classes) > 1 and bool((self.labels != UNLABELLED).all())
 
@@ -133,6 +134,14 @@ def canvas_of(split: str, size: tuple[int, int]) -> Canvas:
     return Canvas(*size, exact=True)
 
 
+def list_photos(config: DataConfig) -> Listing:
+    """Name a recipe's photos by split, without reading them.
+
+    Raises: as `open_splits`.
+    """
+    return LISTINGS["table" if is_table(config) else config.source](config)
+
+
 def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     """Open a recipe's photos: `train`, and a held-out split named `test`, `val` or `holdout`.
 
@@ -140,7 +149,7 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         DataError: The data are missing, or hold no image that can be read.
         MissingExtraError: A package that reads this kind of source is not installed.
     """
-    listing = LISTINGS["table" if is_table(config) else config.source](config)
+    listing = list_photos(config)
     if config.decode == "auto":
         largest = math.prod(canvas_of("train", config.size).size)
         pixels = 3 * largest * sum(len(photos) for photos in listing.splits.values())
@@ -181,7 +190,7 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
         if missing := sorted(learned - set(labels) - {UNLABELLED}):
             shown = a_few([source.classes[i] for i in missing])
             remarks.append(
-                f"classes without a photo in split '{name}': {shown}: its scores leave them out"
+                f"classes without a photo in split '{name}': {shown}, so not in its scores"
             )
     return [f"warning: {remark}" for remark in remarks]
 

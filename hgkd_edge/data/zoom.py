@@ -58,7 +58,8 @@ class Zoom:
         Returns:
             [B, M, 5]; class -1 where nothing, or too little, is in view.
         """
-        sides = boxes.new_tensor((size[1], size[0]))
+        # Filled in on the device: the host would wait for a copy.
+        sides = torch.stack([boxes.new_full((), side) for side in (size[1], size[0])])
         factor, shift = self.factor[:, None, None], self.shift[:, None, None]  # [B, 1, 1, 2]
         corners = boxes[..., 1:].unflatten(-1, (2, 2))  # [B, M, 2, 2]
         moved = ((2 * corners / sides - 1 - shift) / factor + 1) * sides / 2

@@ -1,4 +1,9 @@
-"""A training's state on disk: whole, or as it was before."""
+"""A training's state on disk: whole, or as it was before, and the one that was written.
+
+A checkpoint changes too often for the manifest, and a kill between the two would leave a record of
+another file. So its sha256 lies next to it, in a file that is written first and lists two: of the
+checkpoint that is about to get the name, and of the one that has it until then.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,11 @@ from typing import Any
 
 import torch
 
+from hgkd_edge.console import note
 from hgkd_edge.errors import RunError, TrainingError, reason_of
-from hgkd_edge.files import atomic_write, hint_for_write
+from hgkd_edge.files import atomic_write, file_sha256, hint_for_write
+from hgkd_edge.models.untrusted import require_stored
+from hgkd_edge.parsing import MAX_LABEL_BYTES, read_text
 
 __all__ = ["mend_for", "read_checkpoint", "write_checkpoint"]
 
@@ -25,6 +33,7 @@ def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) 
     try:
         with atomic_write(file) as temporary:
             torch.save(state, temporary)
+            _announce(file, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         reason = error.strerror if isinstance(error, OSError) else "not all of it came to the disk"
         raise TrainingError(
@@ -38,15 +47,57 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
     """Read a checkpoint and `load` its state.
 
     Raises:
-        RunError: It is damaged, or belongs to another model.
+        RunError: It is damaged, not the one that was written, or belongs to another model.
     """
+    _require_announced(file)
     try:
-        load(torch.load(file, map_location=device, weights_only=True))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.PickleError) as error:
+        state = torch.load(file, map_location=device, weights_only=True)
+        require_stored(state)
+        load(state)
+    except (
+        RecursionError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        pickle.PickleError,
+    ) as error:
         raise RunError(
             f"checkpoint {file} cannot be used: {reason_of(error)}",
             hint="is it of this recipe? Without --resume a new run begins",
         ) from error
+
+
+def sums_of(file: Path) -> Path:
+    """`last.pt` -> `last.pt.sha256`."""
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _announce(file: Path, coming: Path) -> None:
+    """Write down the sha256 of the checkpoint that is about to take the place of another."""
+    sums = [file_sha256(each) for each in (coming, file) if each.is_file()]
+    with atomic_write(sums_of(file)) as temporary:
+        temporary.write_text("".join(f"{each}  {file.name}\n" for each in sums), encoding="utf-8")
+
+
+def _require_announced(file: Path) -> None:
+    """See that a checkpoint is one of those that were written; one without sums passes."""
+    sums = sums_of(file)
+    try:
+        lines = read_text(sums, MAX_LABEL_BYTES).splitlines()
+    except FileNotFoundError:
+        return  # of an earlier version of this package
+    except (OSError, ValueError) as error:
+        raise RunError(f"{sums}: {reason_of(error)}", hint=f"remove {sums}") from error
+    found = file_sha256(file)
+    if not any(line.startswith(found) for line in lines):
+        raise RunError(
+            f"{file}: is not the checkpoint that was written here (sha256 {found[:12]} is not in "
+            f"{sums.name})",
+            hint=f"put the right file back; or, if you replaced it on purpose, remove {sums}",
+        )
+    note(f"verified against {sums}: {file.name}")
 
 
 def mend_for(error: Exception, file: Path) -> str:

@@ -3,7 +3,8 @@
 A pass of the sparse student starts more than a thousand short kernels, which takes the host longer
 than the GPU needs to run them. A graph starts all of them at once. Captured are the model with its
 loss, and the backward pass. Learning rate, clipping, optimizer, average and checkpoints stay
-outside: they are the same with and without a graph.
+outside: they are the same with and without a graph. So does what several processes exchange: a
+captured pass makes the gradients of one process, and `exchange.py` takes their mean afterwards.
 
 A graph reads and writes the same memory at every replay: inputs are copied to where it expects
 them, its outputs and the gradients lie where it leaves them.
@@ -17,6 +18,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from hgkd_edge.console import warn
@@ -156,28 +158,31 @@ class GraphedPass:
 
 
 def graphed_pass(
-    work: Work, model: nn.Module, accelerator: Accelerator, *, wanted: bool
+    work: Work, model: nn.Module, accelerator: Accelerator, *, wanted: bool, exchanges: bool
 ) -> GraphedPass | None:
     """The pass as a graph; None where it is not wanted, on a CPU, and where it cannot be one.
 
     Args:
-        work: The pass.
+        work: The pass of this process alone.
         model: Whose gradients it adds to.
         accelerator: The training's.
         wanted: Whether the recipe wants it, and the task's model can be captured.
+        exchanges: Whether processes exchange statistics during the pass (synchronized BatchNorm).
     """
     if not wanted or accelerator.device.type != "cuda":
         return None
-    if why := _obstacle(accelerator):
+    if why := _obstacle(accelerator, exchanges=exchanges):
         _report(why)
         return None
     return GraphedPass(work, model, CudaGraphs)
 
 
-def _obstacle(accelerator: Accelerator) -> str:
+def _obstacle(accelerator: Accelerator, *, exchanges: bool) -> str:
     """Why passes cannot be captured on this GPU, '' if they can."""
-    if accelerator.num_processes > 1:
-        return "several processes exchange gradients during the backward pass"
+    if exchanges:
+        return "train.sync_batchnorm exchanges statistics during the pass"
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU):
+        return f"Accelerate runs {accelerator.distributed_type.value}"
     if accelerator.scaler is not None:
         return "train.precision fp16 scales the loss by a number that changes"
     return ""

@@ -19,6 +19,7 @@ from hgkd_edge.engine.checkpoint import mend_for
 from hgkd_edge.engine.task import Workplace
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.files import atomic_write, open_regular
+from hgkd_edge.parsing import MAX_LOG_BYTES, parse_json, read_file
 
 __all__ = ["Journal", "open_journal"]
 
@@ -155,13 +156,14 @@ def _truncate(log_file: Path, step: int) -> None:
 
 def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
     """Lines of a log whose step is at most `step`; a line cut off by a kill ends it."""
-    for line in log_file.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in read_file(log_file, MAX_LOG_BYTES).splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] > step:
+            text = line.decode()
+            if parse_json(text)["step"] > step:
                 return
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return
-        yield line
+        yield text
 
 
 def _mend_starving(source: ImageSource) -> str:

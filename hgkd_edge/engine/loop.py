@@ -18,6 +18,7 @@ from hgkd_edge.data.decode import read_ahead
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
+from hgkd_edge.engine.exchange import average_gradients, same_start
 from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
@@ -118,9 +119,18 @@ class _Loop:
         )
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.after = Snapshot(model) if self.late else model  # what the average is taken from
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.synced = config.sync_batchnorm and self.world > 1
         wanted = config.graph == "auto" and task.capturable
-        self.graphed = graphed_pass(self._pass, model, self.accelerator, wanted=wanted)
+        self.graphed = graphed_pass(
+            self._pass, model, self.accelerator, wanted=wanted, exchanges=self.synced
+        )
+        self.by_hand = self.graphed is not None and self.world > 1  # gradients are exchanged
+        if self.by_hand:
+            self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # no wrapper
+            self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+            same_start(model)
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def run(self, *, resume: bool) -> nn.Module:
         if resume and on_main(self.place.checkpoint_file.is_file):
@@ -234,6 +244,8 @@ class _Loop:
                 outputs = self.graphed(chunk, adds=i > 0) if self.graphed else self._pass(chunk)
                 for name, value in outputs.items():
                     totals[name] = totals.get(name, 0.0) + value
+        if self.by_hand:
+            average_gradients(self.model)
         return totals
 
     def _pass(self, chunk: Inputs) -> dict[str, Tensor]:
@@ -245,8 +257,7 @@ class _Loop:
         return {name: value.detach().float() / parts for name, value in outputs.items()}
 
     def _batchnorm(self) -> contextlib.AbstractContextManager[Any]:
-        synced = self.config.sync_batchnorm and self.world > 1
-        return SyncedBatchNorm() if synced else contextlib.nullcontext()
+        return SyncedBatchNorm() if self.synced else contextlib.nullcontext()
 
     def _agree(self, totals: dict[str, Tensor], norm: Tensor) -> Figures:
         """Means over processes, and whether any of them was told to stop: one exchange for all."""

@@ -25,6 +25,7 @@ from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.models.untrusted import bounded, check_args, check_name
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.sparse.strided import guard_strided
@@ -88,7 +89,7 @@ class BackboneSpec:
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
         """Read back what `save_backbone` wrote."""
-        fields = json.loads(metadata["hgkd_edge.backbone"])
+        fields = parse_json(metadata["hgkd_edge.backbone"], MAX_SETTINGS_BYTES)
         tuples = {key: tuple(fields[key]) for key in ("size", "mean", "std")}
         spec = cls(**{**fields, **tuples})
         spec._validate()
@@ -107,6 +108,8 @@ class BackboneSpec:
         )
         if not (sides and statistics and min(self.std) > 0 and self.stem_stride in (1, 2, 4)):
             raise ValueError("its metadata gives no usable size, mean, std or stem_stride")
+        if type(self.bits) is not int or not 0 <= self.bits <= 16:
+            raise ValueError(f"its metadata gives no usable bits: {brief(self.bits)}")
         if not (isinstance(self.name, str) and isinstance(self.args, dict)):
             raise ValueError("its metadata gives no usable name or args")
 

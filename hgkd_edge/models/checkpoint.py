@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hgkd_edge.errors import RecipeError
+from hgkd_edge.errors import RecipeError, reason_of
+from hgkd_edge.models.untrusted import is_array, require_stored
+from hgkd_edge.parsing import require_file
 
 __all__ = ["fitting_weights"]
 
 AVERAGED = frozenset({"ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model"})
 DEEPEST = 4  # levels of dictionaries in a checkpoint
+MOST_NETWORKS = 1000  # in a checkpoint; each is tried
+LARGEST_FILE = 2**37  # bytes of a checkpoint
 # Weights that are in a file and not in the network, and why the tokens do not depend on them.
 HARMLESS = {
     "classifiers and projections, which come after the tokens": r"(head|heads|head_dist|fc_norm"
@@ -110,7 +115,12 @@ def fitting_weights(
         RecipeError: The file cannot be read safely, holds no network that fits, holds weights that
             the network has no place for, or holds several that fit with nothing to choose by.
     """
-    found = list(_networks(_read(path, key), _anchor(network)))
+    found = list(islice(_networks(_read(path, key), _anchor(network)), MOST_NETWORKS + 1))
+    if len(found) > MOST_NETWORKS:
+        raise RecipeError(
+            f"{key} = '{path}': holds more than {MOST_NETWORKS} networks",
+            hint="save the one to use in a separate file and name that",
+        )
     if not found:
         raise RecipeError(f"{key} = '{path}': is not a state dict", hint=f"name another {key}")
     fitting, problems = [], []
@@ -140,11 +150,14 @@ def _below(name: str, module: str) -> bool:
 def _read(path: Path, key: str) -> Any:
     """What a checkpoint holds: tensors in nested dictionaries."""
     try:
+        require_file(path, LARGEST_FILE, kind="checkpoint")
         if path.suffix == ".safetensors":
             return load_file(path)
         # weights_only: a checkpoint from elsewhere must not run code here.
         with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        require_stored(content)
+        return content
     except FileNotFoundError as error:
         raise RecipeError(f"{key} = '{path}': no such file", hint=f"correct {key}") from error
     except pickle.UnpicklingError as error:
@@ -155,7 +168,12 @@ def _read(path: Path, key: str) -> Any:
             + ", so it is not loaded (it could run code)",
             hint="save its state dict as .safetensors and name that",
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, TypeError, KeyError, SafetensorError) as e:
+    except ValueError as error:
+        raise RecipeError(
+            f"{key} = '{path}': {reason_of(error)}",
+            hint=f"name another {key}: a PyTorch or .safetensors checkpoint",
+        ) from error
+    except (OSError, RuntimeError, EOFError, TypeError, KeyError, SafetensorError) as e:
         raise RecipeError(
             f"{key} = '{path}': cannot be read ({type(e).__name__})",
             hint="download it again; it must be a PyTorch or .safetensors checkpoint",
@@ -180,8 +198,9 @@ def _networks(content: Any, anchor: str, name: str = "", depth: int = 0) -> Iter
     if not isinstance(content, dict) or isinstance(content, _Ignored) or depth > DEEPEST:
         return
     named = {k: v for k, v in content.items() if isinstance(k, str)}
-    state = {k: v.float() for k, v in named.items() if isinstance(v, Tensor)}
+    state = {k: v.float() for k, v in named.items() if is_array(v)}
     prefixes = sorted({k.removesuffix(anchor) for k in state if f".{k}".endswith(f".{anchor}")})
+    prefixes = prefixes[: MOST_NETWORKS + 1]
     for prefix in prefixes or [""] * bool(state):
         inner = [p for p in prefixes if p != prefix and p.startswith(prefix)]
         own = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from hgkd_edge.models.decoder import Decoder
@@ -70,21 +71,33 @@ class Student(nn.Module):
             visible: bool [B, h, w], True = visible.
             per_image: Number of visible patches in every image, if it is the same and known.
         """
-        *finer, lateral = self.decoder.lateral
-        embedding = None
-        if self.embedding_head is None:  # [B, width, H/s, W/s]
-            maps = self.encoder(images, visible, per_image, each=[*finer, lateral])
-        else:  # the deepest map is needed as it is, too: [B, C4, h, w], zero where masked
-            *maps, deepest = self.encoder(images, visible, per_image, each=[*finer, nn.Identity()])
+        each, embedding = [*self.decoder.lateral], None
+        if self.embedding_head is not None:  # the deepest map is also needed as it is
+            each[-1] = _WithInput(each[-1])
+        maps = self.encoder(images, visible, per_image, each=each)  # [B, width, H/s, W/s]
+        if self.embedding_head is not None:
+            channels = self.embedding_head.in_features
+            deepest = maps[-1][:, -channels:]  # [B, C4, h, w], zero at masked sites
+            maps[-1] = maps[-1][:, :-channels]
             count = visible.flatten(1).sum(dim=1, keepdim=True)  # [B, 1]
             embedding = self.embedding_head(deepest.sum(dim=(2, 3)) / count)
-            maps.append(lateral(deepest))
         decoded = self.decoder(maps, visible)
         tokens = self.head(decoded).flatten(2).transpose(1, 2)
         pixels = None
         if self.pixel_head is not None:
             pixels = self.pixel_head(decoded).flatten(2).transpose(1, 2)
         return Prediction(tokens, pixels, embedding)
+
+
+class _WithInput(nn.Module):
+    """What a module makes of a map, and the map itself: channels one after the other."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, m: Tensor) -> Tensor:
+        return torch.cat([self.module(m), m], dim=1)
 
 
 def _head(width: int, out: int, *, kind: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import create_timm_model
 from hgkd_edge.models.checkpoint import fitting_weights
 from hgkd_edge.models.vit import encode_visible
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
 from hgkd_edge.recipe import TeacherConfig
 from hgkd_edge.sparse.visible import indices
 
@@ -346,11 +348,12 @@ def _read_normalisation(path: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        fields = json.loads(text)
+        fields = parse_json(text, MAX_SETTINGS_BYTES)
         found = {key: tuple(float(n) for n in fields[key]) for key in ("mean", "std")}
-        if not (all(len(n) == 3 for n in found.values()) and min(found["std"]) > 0):
+        finite = all(len(n) == 3 and all(map(math.isfinite, n)) for n in found.values())
+        if not (finite and min(found["std"]) > 0):
             raise ValueError(text[:80])
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise RecipeError(
             f"teacher.path = '{path}': its metadata gives no usable mean and std",
             hint="train the teacher again: teacher.weights=pretrain",

@@ -22,10 +22,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["bounded", "check_args", "check_name"]
+__all__ = ["bounded", "check_args", "check_name", "is_array", "require_stored"]
 
 LARGEST_NUMBER = 16_384  # of a width, a depth or a side
 LARGEST_NETWORK = 4_000_000_000  # weights
+LARGEST_REPEATED = 2**26  # bytes of a checkpoint's tensors that are views of fewer
 MOST_TENSORS = 20_000  # parameters; the deepest of timm's networks have a few thousand
 LONGEST_TEXT, DEEPEST, MOST_VALUES = 64, 4, 1_000
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})*")
@@ -117,6 +118,41 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, int | float):
         return abs(value) <= LARGEST_NUMBER
     return value is None
+
+
+def require_stored(content: Any) -> None:
+    """Refuse tensors that are larger than what a checkpoint's bytes hold.
+
+    A file of a kilobyte may state tensors of any size whose values are all the same byte: the first
+    copy of them fills the memory.
+
+    Args:
+        content: What was loaded, nested.
+
+    Raises:
+        ValueError: Together they are more than `LARGEST_REPEATED` bytes larger.
+    """
+    repeated, left = 0, [content]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            left += each.values()
+        elif isinstance(each, list | tuple):
+            left += each
+        elif is_array(each):
+            size = each.numel() * each.element_size()
+            repeated += max(0, size - each.untyped_storage().nbytes())
+            if repeated > LARGEST_REPEATED:
+                raise ValueError(f"holds a tensor {list(each.shape)} that it does not store")
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers in memory, as every weight is."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_complex() or value.is_quantized)
+    )
 
 
 @contextlib.contextmanager

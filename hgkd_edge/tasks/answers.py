@@ -6,13 +6,14 @@ come of the same steps. Label maps and boxes are in pixels of the photo as it wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from exporters.bake import Suppression
 from hgkd_edge.data.depth import decode_rgb
 from hgkd_edge.data.geometry import Geometry, Placement
 from hgkd_edge.data.images import open_image, read_image_file, turn_of
@@ -20,10 +21,12 @@ from hgkd_edge.errors import DataError, reason_of
 
 __all__ = [
     "GEOMETRY",
+    "SUPPRESSION",
     "THRESHOLD",
     "Detection",
     "Label",
     "box_iou",
+    "decide",
     "load_photo",
     "rank_classes",
     "read_class_map",
@@ -39,8 +42,10 @@ GEOMETRY: dict[str, Geometry] = {
     "segment": "letterbox",
     "detect": "letterbox",
 }
-THRESHOLD = 0.4  # lowest score of a box that counts as an object
-CANDIDATES = 1000  # boxes per photo that reach non-maximum suppression, as in torchvision's FCOS
+SUPPRESSION = Suppression(threshold=0.4, overlap=0.6, candidates=1000, limit=100)
+"""What counts as an object: the rule of `predict` and of suppression inside an exported file."""
+
+THRESHOLD = SUPPRESSION.threshold
 
 
 class Label(NamedTuple):
@@ -76,10 +81,37 @@ def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
         raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 
+def decide(task: str, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a network's outputs decide, as a file with postprocessing inside gives it.
+
+    Args:
+        task: `classify`, `segment` or `detect`.
+        outputs: Of a batch: `logits` [B, K] or [B, K, H, W]; `boxes` [B, A, 4] and `scores`
+            [B, A, K].
+
+    Returns:
+        `probabilities` [B, K], `classes` [B, H, W], or `detections` [m, 7]: index of the image,
+        x1, y1, x2, y2, score, class; the best of an image first.
+    """
+    if task == "classify":
+        return {"probabilities": _softmax(outputs["logits"])}
+    if task == "segment":
+        return {"classes": outputs["logits"].argmax(axis=1).astype(np.int32)}
+    rows = [np.empty((0, 7))]
+    for image, one in enumerate(zip(outputs["boxes"], outputs["scores"], strict=True)):
+        boxes, labels, scores = select_boxes(*one)
+        rows.append(np.column_stack((np.full(len(boxes), image), boxes, scores, labels)))
+    return {"detections": np.concatenate(rows).astype(np.float32)}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
 def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
     """The most probable classes of logits [K], best first."""
-    weights = np.exp(logits - logits.max())
-    return rank_classes(weights / weights.sum(), classes, top=top)
+    return rank_classes(_softmax(logits), classes, top=top)
 
 
 def rank_classes(probabilities: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:
@@ -161,24 +193,22 @@ def select_boxes(
     boxes: np.ndarray,
     scores: np.ndarray,
     *,
-    threshold: float,
-    overlap: float = 0.6,
-    limit: int = 100,
+    threshold: float = THRESHOLD,
+    limit: int = SUPPRESSION.limit,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Non-maximum suppression, class by class.
+    """Non-maximum suppression, class by class, as `SUPPRESSION` says.
 
     Args:
         boxes: float [A, 4], x1, y1, x2, y2.
         scores: float [A, K].
         threshold: Lowest score to look at.
-        overlap: A box that overlaps a better one of its class by more (as IoU) is left out.
         limit: Largest number of boxes returned.
 
     Returns:
         Boxes [m, 4], their classes int [m] and scores [m], best first.
     """
     rows, labels = np.nonzero(scores > threshold)
-    order = np.argsort(-scores[rows, labels], kind="stable")[:CANDIDATES]
+    order = np.argsort(-scores[rows, labels], kind="stable")[: SUPPRESSION.candidates]
     rows, labels = rows[order], labels[order]
     candidates, alive = boxes[rows], np.ones(len(rows), bool)
     kept: list[int] = []
@@ -189,7 +219,9 @@ def select_boxes(
         if len(kept) == limit:
             break
         rivals = labels == labels[i]
-        alive[rivals] &= box_iou(candidates[i : i + 1], candidates[rivals])[0] <= overlap
+        alive[rivals] &= (
+            box_iou(candidates[i : i + 1], candidates[rivals])[0] <= SUPPRESSION.overlap
+        )
     return candidates[kept], labels[kept], scores[rows, labels][kept]
 
 

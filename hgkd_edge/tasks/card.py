@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from hgkd_edge.console import printable
 from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 
 __all__ = ["model_card"]
 
+MARKUP = re.compile(r"[\\`*_{}\[\]<>()#!|~&:]")
 GEOMETRIES: dict[Geometry, str] = {
     "cover": "resized (bilinear, antialiased) until it covers the input, center cropped",
     "letterbox": "resized (bilinear, antialiased) until it fits, top left on gray (114)",
@@ -37,7 +40,7 @@ def model_card(
     lines = [
         f"# {spec.name}, {card.task}",
         "",
-        f"- **Classes** ({len(card.classes)}): {', '.join(card.classes)}",
+        f"- **Classes** ({len(card.classes)}): {', '.join(map(_plain, card.classes))}",
         f"- **Input**: RGB, {height} x {width} px (height x width), values in [0, 1], then "
         f"minus mean {_figures(spec.mean)}, divided by standard deviation {_figures(spec.std)}",
         f"- **Geometry**: {GEOMETRIES[card.input.geometry]}",
@@ -65,8 +68,13 @@ def _scores(result: dict[str, Any]) -> list[str]:
     ]
     if classes := scores.get("per_class"):
         lines += ["", "| class | score |", "|---|---:|"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in classes.items()]
+        lines += [f"| {_plain(name)} | {value:.4f} |" for name, value in classes.items()]
     return lines
+
+
+def _plain(name: str) -> str:
+    """A class's name as text: names come from the data, and Markdown has links and pictures."""
+    return MARKUP.sub(r"\\\g<0>", printable(name))
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from hgkd_edge.bench.records import Warmup
+
 MakeModel = Callable[..., Path]
 
 
@@ -54,6 +56,13 @@ def build_convnet(
     helper.set_model_props(model, metadata or {})
     onnx.checker.check_model(model)
     return model
+
+
+@pytest.fixture
+def already_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warming up takes seconds that a test about something else has not."""
+    warm = Warmup(runs=1, seconds=0.0, stable=True)
+    monkeypatch.setattr("hgkd_edge.bench.method.warm_up", lambda _case, _plan: warm)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from hgkd_edge.bench.devices import (
-    FIGURES,
     find_device,
     load_devices,
     load_jetpacks,
@@ -22,6 +21,11 @@ from hgkd_edge.bench.devices import (
 from hgkd_edge.bench.estimate import Layer, estimate_models, estimate_one, layers_of
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.errors import DeviceError
+
+FIGURES = (
+    "sms", "compute_capability", "gpu_mhz", "memory_gb", "bandwidth_gbs", "fp16_tflops",
+    "int8_tops", "dla", "modes",
+)  # fmt: skip
 
 MakeModel = Callable[..., Path]
 

@@ -21,7 +21,13 @@ from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.bench.tables import milliseconds, session_view
+from hgkd_edge.bench.tables import (
+    Name,
+    comparison_view,
+    fleet_view,
+    milliseconds,
+    session_view,
+)
 from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError
 
@@ -356,6 +362,67 @@ def test_the_json_written_is_the_json_read(make_model: MakeModel) -> None:
 
     assert (raw["schema"], raw["version"]) == ("hgkd-edge.bench", 1)
     assert BenchFile.model_validate(raw).sessions == result.sessions
+
+
+NAMES = [
+    "mobilenetv3_small_100.lamb_in1k-distilled.int8-tensorrt",
+    "a_name/of_many-small.parts " * 4,
+    "one-part-of-this-name-is-abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz",
+]
+
+
+@pytest.mark.usefixtures("already_warm")
+@pytest.mark.parametrize("name", NAMES)
+def test_long_names_break_at_their_separators_in_every_table(
+    make_model: MakeModel, name: str
+) -> None:
+    from hgkd_edge.bench.compare import Comparison, Row
+    from hgkd_edge.bench.devices import find_device
+    from hgkd_edge.bench.estimate import estimate_models, estimate_view
+
+    path = make_model("net")
+    [session] = run_bench(quick(path, batches=(1, 2), threads=(1, 2))).sessions
+    named = [one.model_copy(update={"model": name}) for one in session.measurements]
+    session = session.model_copy(update={"target": name, "measurements": named})
+    [model] = resolve_models([path])
+    estimate = estimate_models([model], [find_device("orin-nano-8")])[0]
+    row = Row(name, f"{name} ort-cpu b1", 1.0, 2.0, 2.0, 2.0, True, [])
+    for table in (
+        session_view(session).renderables[1],  # type: ignore[attr-defined]
+        fleet_view([session], []).renderables[0],  # type: ignore[attr-defined]
+        estimate_view([estimate.model_copy(update={"model": name})]).renderables[1],  # type: ignore[attr-defined]
+        comparison_view(Comparison("a", "b", [row], [], [], [])).renderables[2],  # type: ignore[attr-defined]
+    ):
+        text = rendered(table)
+        words = text.split()
+
+        assert max(map(len, text.splitlines())) <= 80
+        assert all(column.header for column in table.columns)
+        for part in filter(None, re.split(r"[-_./ ]", name)):
+            assert part in text or any(_is_middle_cut(part, word) for word in words), part
+
+
+def _is_middle_cut(part: str, word: str) -> bool:
+    head, cut, tail = word.partition("\N{HORIZONTAL ELLIPSIS}")
+    return bool(cut and head and tail) and head in part and part.endswith(tail.rstrip("-_./"))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("resnet18.fp32", 20, ["resnet18.fp32"]),
+        ("resnet18.fp32", 10, ["resnet18.", "fp32"]),
+        ("mobilenetv3_small", 10, ["mobil\N{HORIZONTAL ELLIPSIS}tv3_", "small"]),
+        ("a-b_c.d/e", 4, ["a-b_", "c.d/", "e"]),
+        ("two words", 6, ["two", "words"]),
+    ],
+)
+def test_a_name_breaks_after_a_separator_or_is_shortened(
+    name: str, width: int, lines: list[str]
+) -> None:
+    shown = rendered(Name(name), width=width).splitlines()
+
+    assert [line.rstrip() for line in shown] == lines
 
 
 @pytest.mark.parametrize("text", ["", "a", "0", "1,,2", "-1", "1.5"])

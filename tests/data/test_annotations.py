@@ -85,7 +85,7 @@ def test_a_box_without_area_is_told_by_file_and_line_and_costs_nothing_else(
     assert len(splits["train"]) == 16
     report_photos(splits)
     told = capsys.readouterr().err
-    assert "left out 2 files or annotations" in told
+    assert "skipped 2 files or annotations" in told
     assert told.count(where) == 1
 
 
@@ -116,7 +116,7 @@ def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path
     assert {f"{root}/Annotations/a.xml:{line}" for line in range(3, 9)} <= faults.keys()
     assert "is outside its 100 x 50 photo" in faults[f"{root}/Annotations/a.xml:3"]
     assert "class 'moon' is not known" in faults[f"{root}/Annotations/a.xml:7"]
-    assert "photo left out" in faults[f"{root}/Annotations/b.xml:1"]
+    assert "photo skipped" in faults[f"{root}/Annotations/b.xml:1"]
     assert "'absent' is not in JPEGImages/" in faults[f"{root}/ImageSets/Main/train.txt:4"]
     assert len(faults) == 8
 
@@ -327,7 +327,7 @@ def test_voc_lists_may_hold_spaces_suffixes_and_marks(tmp_path: Path) -> None:
         f"{n}.png" for n in names
     ]
     (fault,) = source.skipped
-    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' is not in JPEGImages/; left out")
+    assert fault == (f"{root}/ImageSets/Main/train.txt:7", "'a c' is not in JPEGImages/; skipped")
 
 
 @pytest.mark.parametrize("file", ["ImageSets/Main/train.txt", "classes.txt"])

@@ -94,7 +94,7 @@ def test_where_255_may_be_either_a_setting_is_asked_for(tmp_path: Path, labels: 
     root = folder(tmp_path, labels)
     codes = np.unique(labels).tolist()
 
-    with pytest.raises(DataError, match="cannot be told.*segment.ignore=255.*segment.ignore=none"):
+    with pytest.raises(DataError, match="is not clear.*segment.ignore=255.*segment.ignore=none"):
         masks(root, holdout=0)
 
     ignored = masks(root, holdout=0, ignore=255)["train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import socket
 import struct
@@ -292,6 +293,62 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(
     assert any(f"decoded up to {MAX_PIXELS:,}" in reason for _, reason in skipped), skipped
 
 
+def scanned_jpeg(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, comes again and again."""
+    out = io.BytesIO()
+    Image.new("RGB", (side, side)).save(out, "JPEG", progressive=True)
+    content = out.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * scans + content[-2:]
+
+
+@pytest.mark.parametrize("read", [as_training_photo, as_annotated_photo, as_mask, by_predict])
+def test_a_jpeg_that_would_be_decoded_for_hours_is_refused(tmp_path: Path, read: Reader) -> None:
+    content = scanned_jpeg(1000, 3000)
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "data").mkdir()
+    start = time.monotonic()
+
+    skipped = read(tmp_path / "data", tmp_path / "a.png")
+
+    assert len(content) < 150_000
+    assert any("has 3,010 scans" in reason for _, reason in skipped), skipped
+    assert time.monotonic() - start < 60
+
+
+def test_a_jpeg_of_usual_scans_is_opened_whatever_its_size() -> None:
+    for side, scans in ((64, 500), (2000, 20)):
+        with open_image(scanned_jpeg(side, scans)) as image:
+            assert image.size == (side, side)
+
+
+def text_chunks(kind: bytes, head: bytes, *, size: int, count: int) -> bytes:
+    """A PNG whose texts unpack to very much."""
+    packed = head + zlib.compress(bytes(size), 9)
+    chunk = struct.pack(">I", len(packed)) + kind + packed
+    chunk += struct.pack(">I", zlib.crc32(kind + packed))
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "PNG")
+    content = out.getvalue()
+    return content[:33] + chunk * count + content[33:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        text_chunks(b"iCCP", b"a\0\0", size=100_000_000, count=1),
+        text_chunks(b"zTXt", b"a\0\0", size=100_000_000, count=1),
+        text_chunks(b"iTXt", b"a\0\1\0\0\0", size=1_000_000, count=100),
+    ],
+    ids=["color profile", "text", "many texts"],
+)
+def test_a_png_whose_texts_unpack_to_very_much_is_skipped(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "data").mkdir()
+
+    assert as_training_photo(tmp_path / "data", tmp_path / "a.png")
+
+
 def peak_megabytes(code: str, *arguments: object, limit: int = 4000) -> float:
     """Memory that code takes at most in a process of its own, beyond what its imports take.
 
@@ -441,7 +498,7 @@ def test_a_photo_of_countless_boxes_is_left_out(tmp_path: Path) -> None:
 
     assert len(source) == 2
     ((_, reason),) = source.skipped
-    assert "has 20,000 boxes; photos with up to 4,096 are used; photo left out" in reason
+    assert "has 20,000 boxes; photos with up to 4,096 are used; photo skipped" in reason
 
 
 def test_one_crowded_photo_does_not_make_all_others_large(

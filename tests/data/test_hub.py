@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError, MissingExtraError
 from tests.data.helpers import data_config
@@ -147,12 +148,90 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         open_splits(data_config("anything", source="hf"))
 
 
-@pytest.mark.parametrize("name", ["a[1]", "a*"])
-def test_a_folder_that_the_library_takes_for_a_pattern_is_refused(
-    tmp_path: Path, photos: Path, name: str
-) -> None:
-    shutil.copytree(photos, tmp_path / name)
-    shutil.copytree(photos, tmp_path / "a1")
+# A name that the library reads as a pattern, and a folder next to it that the pattern matches.
+PATTERNS = {"a[1]b": "a1b", "q*z": "qqz", "w?v": "wov", "x{1,2}": "x1", "e::f": "e"}
 
-    with pytest.raises(DataError, match="as a pattern"):
-        open_splits(data_config(tmp_path / name, source="hf"))
+
+def save_as(kind: str, parts: dict[str, object], photos: Path, to: Path) -> None:
+    """Write the photos in one of the layouts that the library reads."""
+    if kind == "folder of images":
+        shutil.copytree(photos, to)
+    elif kind == "saved to disk":
+        datasets.DatasetDict(parts).save_to_disk(str(to))
+    else:
+        (to / "data").mkdir(parents=True)
+        for split, part in parts.items():
+            with (to / "data" / f"{split}-00000-of-00001.parquet").open("wb") as file:
+                part.to_parquet(file)
+    if kind == "parquet with a card":  # what a clone of a hub repository looks like
+        files = [f"  - {{split: {split}, path: data/{split}-*}}" for split in parts]
+        card = [
+            "---",
+            "configs:",
+            "- config_name: default",
+            "  data_files:",
+            *files,
+            "---",
+            "words",
+        ]
+        (to / "README.md").write_text("\n".join(card))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *[(name, "folder of images") for name in PATTERNS],
+        ("a[1]b", "parquet"),
+        ("a[1]b", "parquet with a card"),
+        ("q*z", "saved to disk"),
+    ],
+)
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(
+    tmp_path: Path,
+    photos: Path,
+    dataset: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: str,
+) -> None:
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / name
+    save_as(kind, dataset, photos, folder)
+    other = tmp_path / PATTERNS[name]
+    save_as(kind, {split: part.select([0, 17]) for split, part in dataset.items()}, photos, other)
+    if kind == "folder of images":
+        for file in other.glob("*/*/*[02468].webp"):
+            file.unlink()
+
+    splits = open_splits(data_config(folder, source="hf", decode="streaming"))
+
+    assert {split: len(source) for split, source in splits.items()} == {"train": 48, "test": 18}
+    assert splits["train"].classes == open_splits(data_config(photos))["train"].classes
+
+
+def test_a_mirror_is_written_once_and_again_when_files_come(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "a[1]"
+    shutil.copytree(photos, folder)
+
+    first, again = without_pattern(folder), without_pattern(folder)
+    shutil.copy(next(folder.rglob("*.webp")), folder / "train" / "another.webp")
+    other = without_pattern(folder)
+
+    assert first == again != other
+    assert not (first / "train" / "another.webp").exists()
+    assert (other / "train" / "another.webp").read_bytes()
+    assert without_pattern(photos) == photos, "an ordinary folder needs none"
+    assert len(list((tmp_path / "cache" / "folders").iterdir())) == 2, "nothing half-made is left"
+
+
+def test_a_cache_that_cannot_hold_a_mirror_is_named(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photos, tmp_path / "a[1]")
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "c[1]"))
+
+    with pytest.raises(DataError, match="HGKD_EDGE_CACHE"):
+        open_splits(data_config(tmp_path / "a[1]", source="hf"))

@@ -33,7 +33,7 @@ def test_a_test_split_without_annotations_is_left_out_and_told(
 
     for splits in (boxes(tmp_path), masks(tmp_path)):
         assert splits.keys() == {"train", "val"}
-        assert faults_of(splits) == [(str(file), "has no annotations; split 'test' left out")]
+        assert faults_of(splits) == [(str(file), "has no annotations; split 'test' skipped")]
 
 
 def test_coco_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_coco_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None
         assert source.names == ["images/train0.png", "images/train2.png"]
         ((where, reason),) = source.skipped
         assert where == str(tmp_path / "images" / "train1.png")
-        assert "has 100 x 50 pixels, its annotations are for 200 x 100; photo left out" in reason
+        assert "has 100 x 50 pixels, its annotations are for 200 x 100; photo skipped" in reason
 
 
 @pytest.mark.parametrize(

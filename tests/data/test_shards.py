@@ -33,6 +33,69 @@ def test_shards_hold_the_same_photos_as_the_folder_they_were_made_from(
         assert torch.equal(source.labels, folder[split].labels)
 
 
+def member(name: str, *, size: int | None = None, **fields: object) -> tarfile.TarInfo:
+    """A header without content; a stated size is any."""
+    made = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(made, key, value)
+    if size is not None:
+        made.pax_headers = {"size": str(size)}
+    return made
+
+
+def hostile_shard(path: Path, *members: tarfile.TarInfo) -> Path:
+    """Four good photos, then what a stranger put there."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, "PNG")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as shard:
+        for number in range(4):
+            good = tarfile.TarInfo(f"{number}.png")
+            good.size = out.tell()
+            shard.addfile(good, io.BytesIO(out.getvalue()))
+        for each in members:
+            shard.addfile(each)
+    return path
+
+
+@pytest.mark.parametrize("size", [-512, -1024, -1536, -2048, -(2**40)])
+def test_a_member_that_leads_backwards_is_not_read_for_ever(tmp_path: Path, size: int) -> None:
+    path = hostile_shard(tmp_path / "a.tar", member("a.png", size=size), member("b.png"))
+
+    with pytest.raises(DataError, match=f"a member says that it has {size} bytes"):
+        open_splits(data_config(path, source="webdataset"))
+
+
+@pytest.mark.parametrize("size", [2**40, 10**30])
+def test_a_member_that_says_it_is_huge_is_one_line(tmp_path: Path, size: int) -> None:
+    path = hostile_shard(tmp_path / "a.tar", member("a.png", size=size))
+
+    with pytest.raises(DataError, match="cannot be read"):
+        open_splits(data_config(path, source="webdataset"))
+
+
+def test_links_devices_and_pipes_in_a_shard_are_no_photos(tmp_path: Path) -> None:
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+    members = [
+        member(f"x{number}.png", type=kind, linkname="/etc/passwd", devmajor=1, devminor=5)
+        for number, kind in enumerate(kinds)
+    ]
+    path = hostile_shard(tmp_path / "a.tar", *members)
+
+    splits = open_splits(data_config(path, source="webdataset"))
+
+    assert sum(map(len, splits.values())) == 4
+
+
+def test_a_name_of_megabytes_is_not_kept(tmp_path: Path) -> None:
+    path = hostile_shard(tmp_path / "a.tar", member("x" * 1_000_000 + ".png"))
+
+    splits = open_splits(data_config(path, source="webdataset"))
+
+    [(name, reason)] = [item for source in splits.values() for item in source.skipped]
+    assert len(name) < 200
+    assert "more than 4096 characters" in reason
+
+
 @pytest.mark.parametrize("label", ["cls", "json", "txt"])
 def test_labels_are_read_from_the_files_beside_the_photos(
     photos: Path, tmp_path: Path, label: str
@@ -177,7 +240,7 @@ def test_images_that_share_a_sample_by_webdatasets_rule_are_counted(tmp_path: Pa
     source = shards(write_tar(tmp_path / "s.tar", names))["train"]
 
     assert len(source) == 2
-    assert "8 of 10 images in the shards are left out" in source.remarks[0]
+    assert "8 of 10 images in the shards are skipped" in source.remarks[0]
     assert "such as s.tar/cam0.0001.jpg" in source.remarks[0]
     assert len(source.skipped) == 8
 
@@ -194,7 +257,7 @@ def test_folders_of_members_may_have_dots_and_suffixes_any_case(tmp_path: Path) 
 def test_members_of_formats_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     source = shards(write_tar(tmp_path / "s.tar", ["a.png", "b.heic"]))["train"]
 
-    assert "1 of 2 images in the shards are left out: .heic files" in source.remarks[0]
+    assert "1 of 2 images in the shards are skipped: .heic files" in source.remarks[0]
 
 
 def test_member_names_that_are_not_utf8_are_shown_readably(tmp_path: Path) -> None:

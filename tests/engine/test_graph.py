@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from hgkd_edge.data.sources import ImageSource
@@ -217,33 +222,83 @@ def test_a_new_form_of_inputs_frees_what_was_captured_before_it_is_captured() ->
     assert set(alive) == {0}  # when the next stage begins, nothing of the one before is there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "scaler", "why"),
-    [(2, None, "several processes"), (1, object(), "train.precision fp16")],
+    ("more", "recorded", "replayed"),
+    [
+        ({"accumulate": 2}, 4, 2 * (UPDATES - 4)),
+        ({"optimizer": "lamb", "ema": 0.0}, 2, UPDATES - 4),
+    ],
+)
+def test_two_processes_with_a_recorded_pass_train_as_without_to_the_last_bit(
+    tmp_path: Path, more: dict[str, Any], recorded: int, replayed: int
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.engine.two_processes", str(tmp_path), json.dumps(more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == [recorded, replayed]
+    assert log_lines(tmp_path / "eager") == log_lines(tmp_path / "recorded")
+    assert same(saved(tmp_path / "eager"), saved(tmp_path / "recorded"))
+
+
+@pytest.mark.parametrize(
+    ("distributed", "scaler", "exchanges", "why"),
+    [
+        ("NO", object(), False, "train.precision fp16"),
+        ("MULTI_GPU", object(), False, "train.precision fp16"),
+        ("MULTI_GPU", None, True, "train.sync_batchnorm"),
+        ("FSDP", None, False, "Accelerate runs FSDP"),
+    ],
 )
 def test_what_cannot_be_recorded_is_said_in_one_line(
-    processes: int, scaler: object, why: str, capsys: pytest.CaptureFixture[str]
+    distributed: str,
+    scaler: object,
+    exchanges: bool,
+    why: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=processes, scaler=scaler)
+    gpu = accelerator("cuda", distributed, scaler)
 
-    made = graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True)  # type: ignore[arg-type]
+    made = graph.graphed_pass(
+        lambda _: {}, torch.nn.Identity(), gpu, wanted=True, exchanges=exchanges
+    )
 
     assert made is None
     (line,) = capsys.readouterr().err.splitlines()
     assert f"training without a CUDA graph: {why}" in line
 
 
+@pytest.mark.parametrize("distributed", ["NO", "MULTI_GPU"])
+def test_one_process_or_several_are_recorded(
+    distributed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "CudaGraphs", lambda: None)
+    gpu = accelerator("cuda", distributed, None)
+
+    made = graph.graphed_pass(lambda _: {}, torch.nn.Identity(), gpu, wanted=True, exchanges=False)
+
+    assert isinstance(made, graph.GraphedPass)
+    assert capsys.readouterr().err == ""
+
+
+def accelerator(device: str, distributed: str, scaler: object) -> Any:
+    kind = DistributedType(distributed)
+    return SimpleNamespace(device=torch.device(device), distributed_type=kind, scaler=scaler)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_where_nobody_asked_for_a_graph_nothing_is_said(
     device: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = SimpleNamespace(device=torch.device(device), num_processes=2, scaler=None)
+    place = accelerator(device, "MULTI_GPU", object())
 
     made = graph.graphed_pass(
-        lambda _: {},
-        torch.nn.Identity(),
-        place,
-        wanted=device == "cpu",  # type: ignore[arg-type]
+        lambda _: {}, torch.nn.Identity(), place, wanted=device == "cpu", exchanges=True
     )
 
     assert made is None

@@ -154,6 +154,57 @@ def test_a_clear_decision_that_changes_counts_although_ties_do_not():
     assert not agreement.passed
 
 
+@pytest.mark.parametrize("classes", [4, 10, 1000])
+def test_an_error_that_all_images_share_is_held_to_less_than_noise_of_the_same_size(classes):
+    wanted = logits_of(classes)
+    common = 0.25 * np.random.default_rng(2).choice([-1, 1], classes)
+
+    got = {"shifted": wanted + common.astype(np.float32), "rounded": noisy(wanted, 0.25)}
+    shifted, rounded = (compare({"maps": wanted}, {"maps": one})["maps"] for one in got.values())
+
+    assert shifted.noise == pytest.approx(rounded.noise, abs=0.05)
+    assert shifted.shift == pytest.approx(shifted.noise)
+    assert rounded.shift < 0.1
+    assert rounded.passed
+    assert not shifted.passed
+
+
+def test_a_class_map_shares_an_error_by_channel():
+    wanted = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    got = wanted + np.array([0.3, 0.0, 0.0], np.float32)[:, None, None]
+
+    (found,) = compare({"features": wanted}, {"features": got}).values()
+
+    assert found.shift == pytest.approx(found.noise, rel=1e-3)
+    assert not found.passed
+
+
+def close_calls(classes, *, images=256):
+    """Logits of a network that is never sure: the best two classes are within rounding."""
+    wanted = logits_of(classes, images=images)
+    order = np.argsort(-wanted, axis=1)
+    rows = np.arange(images)
+    wanted[rows, order[:, 1]] = wanted[rows, order[:, 0]] - 0.05
+    return wanted
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_close_calls_may_fall_either_way_but_not_all_the_same_way(classes):
+    wanted = close_calls(classes)
+    biased = wanted.copy()
+    biased[:, 0] += 0.3  # one bias that is wrong by a third of the spread
+
+    either = compare({"logits": wanted}, {"logits": noisy(wanted, 0.1)})["logits"]
+    same_way = compare({"logits": wanted}, {"logits": biased})["logits"]
+
+    assert either.top1 < 0.9
+    assert either.kept == 1.0
+    assert either.passed
+    assert same_way.noise < 0.2
+    assert same_way.kept == pytest.approx(same_way.top1, abs=0.02)
+    assert same_way.passed == (same_way.top1 >= 0.95)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_image_of_hardly_any_output_has_no_direction_to_lose(precision):
     wanted = logits_of(16, images=8)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from exporters.bake import Preprocessing, bake
-from exporters.errors import ExportError
+from exporters.errors import ConversionFailed, ExportError
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, open_session
-from hgkd_edge.tasks.answers import select_boxes
+from exporters.trt_build import available, build_engine
+from hgkd_edge.tasks.answers import SUPPRESSION, select_boxes
 
 from .conftest import SIZE
 
@@ -64,22 +65,76 @@ def test_argmax_gives_the_class_of_every_pixel(heads, images, tmp_path):
     np.testing.assert_array_equal(got, run(heads / "argmax.onnx", images)["logits"].argmax(1))
 
 
+def suppressed_outside(raw, index, **rule):
+    """What our own suppression makes of an image's boxes: rows as a file gives them."""
+    boxes, labels, scores = select_boxes(raw["boxes"][index], raw["scores"][index], **rule)
+    return np.column_stack((np.full(len(boxes), index), boxes, scores, labels))
+
+
+def by_score(rows):
+    return rows[np.lexsort((rows[:, 1], rows[:, 6], -rows[:, 5], rows[:, 0]))]
+
+
 def test_detections_are_those_of_our_own_suppression(heads, images, tmp_path):
-    bake(heads / "nms.onnx", tmp_path / "n.onnx", postprocessing="nms")
+    bake(heads / "nms.onnx", tmp_path / "n.onnx", postprocessing=SUPPRESSION)
 
     got = run(tmp_path / "n.onnx", images)["detections"]
 
     raw = run(heads / "nms.onnx", images)
+    wanted = np.concatenate([suppressed_outside(raw, index) for index in range(len(images))])
     assert len(got) > 20
-    for index in range(len(images)):
-        boxes, labels, scores = select_boxes(
-            raw["boxes"][index], raw["scores"][index], threshold=0.4, limit=10_000
-        )
-        mine = got[got[:, 0] == index]
-        mine = mine[np.lexsort((mine[:, 6], -mine[:, 5]))]
-        wanted = np.column_stack((boxes, scores, labels))
-        wanted = wanted[np.lexsort((wanted[:, 5], -wanted[:, 4]))]
-        np.testing.assert_allclose(mine[:, 1:], wanted, atol=1e-4)
+    np.testing.assert_allclose(by_score(got), by_score(wanted), atol=1e-4)
+
+
+def crowd(classes: int, anchors: int, *, free: bool = False) -> onnx.ModelProto:
+    """A network whose images hold many boxes apart from each other, of many classes."""
+    value, rng = onnx.helper.make_tensor_value_info, np.random.default_rng(0)
+    corners = 8.0 * np.stack(np.divmod(np.arange(anchors), 40), axis=-1) - 60
+    boxes = np.concatenate((corners, corners + 10), axis=-1).astype(np.float32)[None]
+    scores = rng.uniform(0.3, 1, (1, anchors, classes)).astype(np.float32)
+    length = "A" if free else anchors
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("ReduceSum", ["images"], ["sum"], keepdims=0),
+            onnx.helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+            onnx.helper.make_node("Add", ["all_boxes", "nothing"], ["boxes"]),
+            onnx.helper.make_node("Add", ["all_scores", "nothing"], ["scores"]),
+        ],
+        "crowd",
+        [value("images", 1, [1, 3, 8, 8])],
+        [value("boxes", 1, [1, length, 4]), value("scores", 1, [1, length, classes])],
+        [
+            onnx.numpy_helper.from_array(boxes, "all_boxes"),
+            onnx.numpy_helper.from_array(scores, "all_scores"),
+            onnx.numpy_helper.from_array(np.float32(0), "zero"),
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("classes", "anchors", "free", "found"),
+    [
+        (3, 200, False, 100),  # more objects than the limit of an image, in each class
+        (20, 40, False, 100),  # more than the limit in all, fewer in each class
+        (20, 4000, False, 100),  # more candidates than are looked at
+        (3, 200, True, 100),
+        (2, 20, True, 33),  # fewer candidates than are looked at, of a number unknown beforehand
+    ],
+)
+def test_a_crowd_has_the_same_objects_inside_the_file_and_outside(
+    tmp_path, classes, anchors, free, found
+):
+    onnx.save(crowd(classes, anchors, free=free), tmp_path / "plain.onnx")
+    images = np.zeros((1, 3, 8, 8), np.float32)
+
+    bake(tmp_path / "plain.onnx", tmp_path / "n.onnx", postprocessing=SUPPRESSION)
+
+    got = run(tmp_path / "n.onnx", images)["detections"]
+    wanted = suppressed_outside(run(tmp_path / "plain.onnx", images), 0)
+    assert len(got) == found
+    np.testing.assert_allclose(by_score(got), by_score(wanted), atol=1e-4)
 
 
 def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
@@ -102,10 +157,20 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
+@pytest.mark.skipif(
+    "tensorrt_rtx" not in [flavour.name for flavour in available()], reason="no tensorrt-rtx"
+)
+def test_tensorrt_rtx_has_no_suppression_and_says_so(heads, tmp_path):
+    bake(heads / "nms.onnx", tmp_path / "n.onnx", postprocessing=SUPPRESSION)
+
+    with pytest.raises(ConversionFailed, match="postprocessing/NonMaxSuppression"):
+        build_engine(tmp_path / "n.onnx", tmp_path / "n.plan", backend="tensorrt_rtx")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"postprocessing": "nms"}, "needs the output boxes and scores; here: logits"),
+        ({"postprocessing": SUPPRESSION}, "needs the output boxes and scores; here: logits"),
         ({"postprocessing": "sort"}, "unknown postprocessing 'sort'"),
         (
             {"preprocessing": Preprocessing(**PLAIN, geometry="stretch")},

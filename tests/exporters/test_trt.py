@@ -7,17 +7,27 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 
-from exporters import _trt_compat
+from exporters import _trt_compat, _trt_worker, trt_engine
 from exporters._trt_compat import Flavour, available, choose, typing_for
-from exporters.errors import ConversionFailed, ExportError, MissingPackageError
+from exporters.errors import (
+    ConversionFailed,
+    ExportError,
+    MissingPackageError,
+    VerificationFailed,
+)
+from exporters.runners import onnx_runner
 from exporters.sidecar import (
+    Sidecar,
     read_sidecar,
     remember_engine,
+    require_built_here,
     require_own_engine,
     sidecar_path,
+    write_sidecar,
 )
 from exporters.trt_build import build_engine
 from exporters.trt_engine import load_engine
@@ -210,6 +220,95 @@ def test_an_engine_for_another_gpu_is_not_loaded(own_engine):
         load_engine(own_engine)
 
 
+SOUND = {
+    "engine_sha256": "0" * 64,
+    "onnx_sha256": "0" * 64,
+    "backend": "tensorrt",
+    "version": "10.3.0",
+    "gpu": None,
+    "targets": ["8.6"],
+    "precision": "fp16",
+    "profile": {name: [1, 3, 8, 8] for name in ("min", "opt", "max")},
+}
+
+
+def write_engine(folder, sidecar: str):
+    engine = folder / "net.plan"
+    engine.write_bytes(b"machine code")
+    sidecar_path(engine).write_text(sidecar)
+    return engine
+
+
+def test_a_sound_sidecar_is_read_whatever_else_it_says(tmp_path):
+    found = read_sidecar(write_engine(tmp_path, json.dumps(SOUND | {"of a later release": [1]})))
+
+    assert found.profile["max"] == [1, 3, 8, 8]
+    assert not found.version_compatible
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("engine_sha256", None),
+        ("engine_sha256", "0" * 63),
+        ("onnx_sha256", 7),
+        ("backend", ["tensorrt"]),
+        ("version", 10.3),
+        ("gpu", {}),
+        ("gpu", 7),
+        ("targets", "8.6"),
+        ("targets", [8.6]),
+        ("precision", None),
+        ("profile", None),
+        ("profile", []),
+        ("profile", {"max": [1]}),
+        ("profile", SOUND["profile"] | {"max": []}),
+        ("profile", SOUND["profile"] | {"max": [True, 3]}),
+        ("profile", SOUND["profile"] | {"max": [0, 3]}),
+        ("profile", SOUND["profile"] | {"max": [float("inf")]}),
+        ("version_compatible", "yes"),
+        ("hardware_compatible", 1),
+    ],
+)
+def test_a_sidecar_with_a_field_of_another_type_is_refused_in_one_line(tmp_path, field, wrong):
+    engine = write_engine(tmp_path, json.dumps(SOUND | {field: wrong}))
+
+    with pytest.raises(ExportError, match="is not an engine's sidecar: .*'") as caught:
+        read_sidecar(engine)
+
+    assert field in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        "{}",
+        "[" * 100_000,
+        json.dumps(SOUND)[:-1] + ', "x": ' + "9" * 5000 + "}",
+        " " * (1 << 20) + json.dumps(SOUND),
+    ],
+    ids=["empty", "list", "number", "nothing", "deep", "digits", "huge"],
+)
+def test_a_sidecar_that_is_none_is_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ExportError, match="is not an engine's sidecar") as caught:
+        read_sidecar(write_engine(tmp_path, text))
+
+    assert "\n" not in caught.value.message
+
+
+def test_a_sidecar_that_never_ends_is_not_waited_for(tmp_path):
+    engine = write_engine(tmp_path, "")
+    sidecar_path(engine).unlink()
+    os.mkfifo(sidecar_path(engine))
+
+    with pytest.raises(ExportError, match="is not an engine's sidecar: it is no file"):
+        read_sidecar(engine)
+
+
 @needs_rtx
 def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
     own_engine, tmp_path
@@ -236,6 +335,35 @@ def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
 def test_without_a_gpu_a_sound_engine_is_refused_in_words(own_engine, exported):
     with pytest.raises(ExportError, match="there is none here"):
         load_engine(own_engine, onnx_path=exported("mobilenetv3_small_100").path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "said"),
+    [
+        (0o777, None, "other users"),
+        (0o770, None, "other users"),
+        (0o702, None, "other users"),
+        (0o700, 12_345, "its owner, another user"),
+    ],
+)
+def test_a_list_of_own_engines_that_others_can_write_proves_nothing(
+    tmp_path, monkeypatch, mode, owner, said
+):
+    engine, mine = write_engine(tmp_path, ""), tmp_path / "engines"
+    remember_engine(engine, mine)
+    require_built_here(engine, engine.read_bytes(), mine)
+    mine.chmod(mode)
+    if owner is not None:
+        monkeypatch.setattr(os, "geteuid", lambda: owner)
+
+    if owner is not None and mine.stat().st_uid == 0:
+        mine = tmp_path / "theirs"
+        remember_engine(engine, mine)
+        os.chown(mine, 999, 999)
+
+    with pytest.raises(ExportError, match=f"can be written by {said}") as caught:
+        require_built_here(engine, engine.read_bytes(), mine)
+    assert "chmod go-w" in caught.value.hint
 
 
 def test_no_tensorrt_names_every_way_to_get_one(monkeypatch):
@@ -270,3 +398,98 @@ def test_each_release_is_told_the_precision_its_own_way(name, version, precision
 def test_a_dla_is_never_asked_for_fp32():
     with pytest.raises(ExportError, match="fp16 or int8"):
         typing_for(Flavour("tensorrt", "10.3.0"), "fp32", dla=True)
+
+
+def drive_polygraphy(monkeypatch, network, config):
+    """Put a Polygraphy in place whose network and builder take only what a release knows."""
+    trt = SimpleNamespace(
+        network_from_onnx_path=network,
+        CreateConfig=config,
+        Profile=lambda: SimpleNamespace(add=lambda *shapes: shapes),
+        engine_bytes_from_network=lambda network, config, save_timing_cache: b"engine",
+    )
+    polygraphy = SimpleNamespace(mod=SimpleNamespace(lazy_import=lambda name: SimpleNamespace()))
+    monkeypatch.setattr(_trt_worker, "select_for_polygraphy", lambda flavour: None)
+    monkeypatch.setitem(sys.modules, "polygraphy", polygraphy)
+    monkeypatch.setitem(sys.modules, "polygraphy.backend", SimpleNamespace(trt=trt))
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", trt)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("version", ["8.5.2.2", "8.6.2", "10.3.0", "11.4.1"])
+def test_a_release_is_asked_only_for_what_it_knows(monkeypatch, tmp_path, version, precision):
+    asked = {}
+
+    def network_of_8(path):
+        asked["strongly_typed"] = False
+
+    def network_since_9(path, *, strongly_typed):
+        asked["strongly_typed"] = strongly_typed
+
+    def config_until_10(*, tf32, use_dla, allow_gpu_fallback, profiles, fp16=False, int8=False):
+        asked.update(tf32=tf32, fp16=fp16, int8=int8)
+
+    def config_of_11(*, tf32, use_dla, allow_gpu_fallback, profiles):
+        asked.update(tf32=tf32, fp16=False, int8=False)
+
+    eight, eleven = version.startswith("8"), version.startswith("11")
+    drive_polygraphy(
+        monkeypatch,
+        network_of_8 if eight else network_since_9,
+        config_of_11 if eleven else config_until_10,
+    )
+    request = {
+        "backend": "tensorrt",
+        "version": version,
+        "precision": precision,
+        "onnx": "net.onnx",
+        "output": str(tmp_path / "net.plan"),
+        "profile": ["images", [1], [1], [1]],
+        "workspace_mib": None,
+        "timing_cache": None,
+        "compute_capabilities": None,
+        "hardware_compatible": False,
+        "version_compatible": False,
+        "dla": None,
+    }
+
+    _trt_worker._build(request, lambda event, **fields: None)
+
+    assert asked == {
+        "strongly_typed": not eight,
+        "tf32": False,
+        "fp16": eight and precision == "fp16",
+        "int8": eight and precision == "int8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "passes"),
+    [
+        ("fp32", 1e-6, True),
+        ("fp32", 1e-3, False),  # TF32, or half precision
+        ("fp16", 1e-3, True),
+        ("fp16", 1e-1, False),
+    ],
+)
+def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
+    monkeypatch, tmp_path, exported, images, precision, error, passes
+):
+    source, path = exported("resnet18").path, tmp_path / "net.plan"
+    path.write_bytes(b"engine")
+    sidecar = Sidecar("", "", "tensorrt", "10.3.0", "Orin (SM 8.7)", [], precision, {})
+    write_sidecar(path, sidecar)
+    right = onnx_runner(source)
+
+    def engine(pixels):
+        outputs = right(pixels)
+        return {name: value + error * np.abs(value).max() for name, value in outputs.items()}
+
+    monkeypatch.setattr(trt_engine, "gpu_name", lambda: "Orin (SM 8.7)")
+    monkeypatch.setattr(trt_engine, "engine_runner", lambda *where, **options: engine)
+
+    if passes:
+        assert trt_engine.verify_engine(source, path, images).passed
+    else:
+        with pytest.raises(VerificationFailed):
+            trt_engine.verify_engine(source, path, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,68 @@ def test_settings_and_scores_next_to_the_weights_do_no_harm(kind: str, tmp_path:
     weight = loaded({"model": RIGHT, "args": SETTINGS[kind]}, tmp_path)
 
     assert torch.equal(weight, RIGHT["blocks.1.mlp.fc1.weight"])
+
+
+NEVER_STORED = {
+    "half": torch.zeros(1, dtype=torch.float16).expand(10**10),
+    "float": torch.zeros(1).expand(10**6, 10**6),
+    "one of ours": torch.zeros(1, dtype=torch.float16).expand(192 * 4, 48 * 10**6),
+}
+
+
+@pytest.mark.parametrize("kind", NEVER_STORED)
+@pytest.mark.parametrize("nest", [lambda x: x, lambda x: {"optimizer": {"state": [{"x": (x,)}]}}])
+def test_a_tensor_that_the_file_does_not_store_is_refused_before_it_is_copied(
+    kind: str, nest: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    content = {"model": RIGHT, "extra": nest(NEVER_STORED[kind])}
+
+    with pytest.raises(RecipeError, match=r"holds a tensor \[.*\] that it does not store"):
+        loaded(content, tmp_path)
+
+    assert (tmp_path / "w.pth").stat().st_size < 2_000_000
+
+
+def test_a_small_view_of_fewer_values_does_no_harm(tmp_path: Path) -> None:
+    mask = torch.ones(1, 1, dtype=torch.bool).expand(512, 512)
+
+    assert torch.equal(
+        loaded({**RIGHT, "head.mask": mask}, tmp_path), RIGHT["blocks.1.mlp.fc1.weight"]
+    )
+
+
+NO_NUMBERS = {
+    "meta": torch.zeros(48, device="meta"),
+    "complex": torch.zeros(48, dtype=torch.complex64),
+    "sparse": torch.zeros(48).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+@pytest.mark.filterwarnings("ignore:Sparse|Validating")
+def test_a_weight_that_is_no_array_of_numbers_is_missing(kind: str, tmp_path: Path) -> None:
+    content = {**RIGHT, "norm.bias": NO_NUMBERS[kind]}
+
+    with pytest.raises(RecipeError, match=r"1 of \d+ weights missing, such as 'norm.bias'"):
+        loaded(content, tmp_path)
+    assert loaded({**RIGHT, "head.freqs": NO_NUMBERS[kind]}, tmp_path) is not None
+
+
+def test_a_file_of_countless_networks_is_refused_soon(tmp_path: Path) -> None:
+    small = {"patch_embed.proj.weight": torch.zeros(1)}
+    many = {f"a.{i}.patch_embed.proj.weight": torch.zeros(1) for i in range(3000)}
+
+    for content in ({f"n{i}": small for i in range(3000)}, many):
+        with pytest.raises(RecipeError, match="holds more than 1000 networks"):
+            loaded(content, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_pipe_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"w{suffix}")
+
+    with pytest.raises(RecipeError, match="is a named pipe, no checkpoint"):
+        load_vit_weights(vit(), tmp_path / f"w{suffix}")
 
 
 class Settings(argparse.Namespace):

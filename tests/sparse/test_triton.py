@@ -159,14 +159,9 @@ def stack_of(cubin: bytes, folder: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("name", "channels", "capability"),
     [
-        *((name, 64, 90) for name in KERNELS),
+        *((name, 64, c) for name in KERNELS for c in (80, 87, 90)),
         *(("window", c, 90) for c in (3, 72)),
         *(("depthwise", c, 90) for c in (20, 96)),
-        *(
-            (name, 64, c)
-            for name in ("window", "fold_window", "depthwise_weight")
-            for c in (80, 87)
-        ),
     ],
 )
 def test_a_kernel_compiles_for_a_gpu_without_spills_and_with_wide_loads(

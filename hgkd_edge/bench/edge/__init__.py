@@ -7,7 +7,7 @@
     trtexec.py     trtexec's flags by version, its log and its --exportTimes
     tegrastats.py  power, clocks, temperature and throttling from tegrastats lines
     job.py         models and options -> a job; raw results -> a session of bench.json
-    fleet.py       several hosts, one table
+    measure.py     one device from the greeting to the session; several hosts, one table
 
 Nothing a user can name (host, model, input) ever reaches a shell: the command given to ssh is a
 constant, and everything else travels as JSON and bytes on the agent's standard input.

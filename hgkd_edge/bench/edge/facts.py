@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hgkd_edge.bench.devices import Device, JetPack, Mode, load_devices, load_jetpacks
+from hgkd_edge.bench.edge.limits import MOST_FACT_TEXT
 
 __all__ = [
     "Board",
@@ -118,7 +119,7 @@ def checked_facts(raw: object) -> dict[str, Any]:
     """The facts of an agent that are of the right kind; the others are gaps."""
     facts = raw if isinstance(raw, dict) else {}
     kept: dict[str, Any] = {
-        str(name): value for name, value in facts.items() if isinstance(value, str)
+        str(name): value[:MOST_FACT_TEXT] for name, value in facts.items() if isinstance(value, str)
     }
     for name in ("cores", "usable_cores"):
         value = facts.get(name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from hgkd_edge.bench.edge.trtexec import (
     measure_arguments,
     output_arguments,
 )
-from hgkd_edge.bench.edge.verification import Probe, make_probe
-from hgkd_edge.bench.method import visiting_order
+from hgkd_edge.bench.edge.verification import fetchable_probe
+from hgkd_edge.bench.method import Plan, visiting_order
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
+from hgkd_edge.bench.verification import Probe, loosest
 from hgkd_edge.errors import DeviceError, RunError
 
 __all__ = ["EdgeCase", "EdgeJob", "make_job"]
@@ -34,6 +35,8 @@ WARMUP_MS = 2000
 IDLE_S = 2.0
 # Without a word for this long, either end takes the network for dead.
 SILENCE_S = 60.0
+# How long a session waits for another one on the same job: a dead one ends within SILENCE_S.
+PATIENCE_S = 70.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class EdgeCase:
     probe: Probe = field(repr=False)
     unchecked: str
     wire: dict[str, Any] = field(repr=False)
+
+    @property
+    def bound(self) -> str:
+        """Row of exporters' table of tolerances: TensorRT may compute fp32 in TF32."""
+        return loosest(self.precision, "tf32" if "build" in self.wire else self.precision)
 
 
 @dataclass(frozen=True)
@@ -93,10 +101,14 @@ def make_job(
         index = models.index(model)
         for batch in options.batches:
             if (index, batch) not in probes:
-                probes[index, batch] = make_probe(model, batch=batch, images=options.images)
+                probes[index, batch] = fetchable_probe(model, batch=batch, images=options.images)
                 files |= renamed_files(model.path, f"model-{index}.onnx")
             probe = probes[index, batch]
-            files |= _input_files(probe, index, batch)
+            files |= {
+                entry["file"]: feeds[entry["name"]].tobytes()
+                for feeds, call in zip(probe.feeds, _calls(probe, index, batch), strict=True)
+                for entry in call
+            }
             for threads in (None,) if tool else options.threads:
                 cases.append(
                     _case(len(cases), index, model, precision, batch, threads, probe, options, tool)
@@ -144,17 +156,20 @@ def _wanted(
     return pairs
 
 
-def _input_files(probe: Probe, index: int, batch: int) -> dict[str, bytes | Path]:
-    """Raw values of every input of every call, by our own file names."""
-    return {
-        _input_file(index, batch, call, place): array.tobytes()
-        for call, feeds in enumerate(probe.feeds)
-        for place, array in enumerate(feeds.values())
-    }
-
-
-def _input_file(index: int, batch: int, call: int, place: int) -> str:
-    return f"input-{index}-{batch}-{call}-{place}.bin"
+def _calls(probe: Probe, index: int, batch: int) -> list[list[dict[str, Any]]]:
+    """Of every call, every input: what it is, and our own name for the file of its values."""
+    return [
+        [
+            {
+                "name": record.name,
+                "shape": record.shape,
+                "dtype": record.dtype,
+                "file": f"input-{index}-{batch}-{call}-{place}.bin",
+            }
+            for place, record in enumerate(probe.inputs)
+        ]
+        for call in range(len(probe.feeds))
+    ]
 
 
 def _case(
@@ -168,18 +183,7 @@ def _case(
     options: BenchOptions,
     tool: Trtexec | None,
 ) -> EdgeCase:
-    calls = [
-        [
-            {
-                "name": record.name,
-                "shape": record.shape,
-                "dtype": record.dtype,
-                "file": _input_file(index, batch, call, place),
-            }
-            for place, record in enumerate(probe.inputs)
-        ]
-        for call in range(len(probe.feeds))
-    ]
+    calls = _calls(probe, index, batch)
     unchecked, inputs = probe.reason, probe.inputs
     wire: dict[str, Any] = {
         "id": f"case-{number}",
@@ -268,6 +272,7 @@ def _message(
     facts: dict[str, Any],
     tool: Trtexec | None,
 ) -> dict[str, Any]:
+    plan = Plan(duration_s=options.duration_s, count=options.count, rounds=_rounds(options, tool))
     entries = [_file_entry(name, item) for name, item in sorted(files.items())]
     # The folder's name on the device: the same work by the same builder finds its engines again.
     identity = [
@@ -279,19 +284,14 @@ def _message(
         "id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
         "resume": options.resume,
         "silence_s": SILENCE_S,
+        "patience_s": PATIENCE_S,
         "tool": "trtexec" if tool else "onnxruntime",
         "trtexec": facts.get("trtexec"),
         "files": entries,
         "cases": [case.wire for case in cases],
-        "method": {
-            "duration_s": options.duration_s,
-            "count": options.count,
-            "order": visiting_order(len(cases), _rounds(options, tool)),
-            "min_runs": 20,
-            "warmup_min_s": 0.2,
-            "warmup_max_s": 5.0,
-            "idle_s": IDLE_S,
-        },
+        "plan": asdict(plan),
+        "order": [index for turn in visiting_order(len(cases), plan.rounds) for index in turn],
+        "idle_s": IDLE_S,
     }
 
 

@@ -9,8 +9,10 @@ __all__ = [
     "MOST_EVENTS",
     "MOST_EVENT_DEPTH",
     "MOST_EVENT_TEXT",
+    "MOST_FACT_TEXT",
     "MOST_LINE",
     "MOST_OUTPUTS_TEXT",
+    "MOST_SHOWN",
     "MOST_TIMES_TEXT",
     "MOST_TOTAL_TEXT",
     "MOST_WAITING_EVENTS",
@@ -33,5 +35,9 @@ MOST_OUTPUTS_TEXT = 32 << 20
 MOST_TIMES_TEXT = 128 << 20
 # One case from its build to its last visit. A Nano may build a large engine for an hour.
 MOST_CASE_S = 4 * 3600.0
+# One fact about the device, such as the help of trtexec or the list of packages.
+MOST_FACT_TEXT = 1 << 18
+# Characters of a device's own words in a message or a line of progress.
+MOST_SHOWN = 400
 # The end of standard error that is kept for messages.
 MOST_ERROR_TEXT = 64 << 10

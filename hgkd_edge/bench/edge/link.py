@@ -6,28 +6,36 @@ behind SSH, so both are measured by the same code.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import queue
 import secrets
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from hgkd_edge.bench import method
 from hgkd_edge.bench.edge.facts import checked_facts
-from hgkd_edge.bench.edge.limits import MOST_CASE_S, MOST_ERROR_TEXT, MOST_WAITING_EVENTS
+from hgkd_edge.bench.edge.limits import (
+    MOST_CASE_S,
+    MOST_ERROR_TEXT,
+    MOST_SHOWN,
+    MOST_WAITING_EVENTS,
+)
 from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
-from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault
+from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault, mark_of
 from hgkd_edge.errors import DeviceError, HgkdError
 
-__all__ = ["AgentFailed", "Link", "open_link"]
+__all__ = ["AgentFailed", "Link", "agent_source", "open_link"]
 
 _CHUNK = 1 << 18
 _HELLO_S = 150.0
@@ -36,8 +44,9 @@ _HELLO_S = 150.0
 _SILENCE_S = 90.0
 # How long ssh may take to end by itself: after its output ended, and after our last word.
 _END_S = 10.0
-_GRACE_S = 5.0
+_GRACE_S = 10.0
 _NOT_OURS = "log in there and see what runs; do not trust its numbers"
+_MODULES = ("life", "facts", "telemetry", "trt", "ort", "main")
 
 
 class AgentFailed(HgkdError):
@@ -53,12 +62,16 @@ class Link:
         command: How to start it: an ssh command, or this Python.
         where: Name of the machine for messages.
         host: The SSH host, or None for this machine.
+        case_s: How long a case may take at most, from its build to its last visit.
     """
 
-    def __init__(self, command: list[str], *, where: str, host: Host | None) -> None:
+    def __init__(
+        self, command: list[str], *, where: str, host: Host | None, case_s: float = MOST_CASE_S
+    ) -> None:
         self.where = where
         self.host = host
-        # A session of its own: Ctrl-C in the terminal must not end ssh before we said `cancel`.
+        self.case_s = case_s
+        # A session of its own: Ctrl-C in the terminal must not end ssh before we said `bye`.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -66,12 +79,13 @@ class Link:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)  # see `_write`
         self._token = secrets.token_hex(16)
         self._events: queue.Queue[Event | None] = queue.Queue(MOST_WAITING_EVENTS)
         self._fault = ""
         self._stderr = b""
-        self._writing = threading.Lock()
-        self._uploading = False
+        self._writing = threading.RLock()
         self._closed = threading.Event()
         threading.Thread(target=self._hear, daemon=True).start()
         self._overhearing = threading.Thread(target=self._overhear, daemon=True)
@@ -83,9 +97,9 @@ class Link:
         Raises:
             DeviceError: The host cannot be reached or has no Python.
         """
-        archive = agent_archive(self._token)
+        source = agent_source(self._token).encode()
         with suppress(OSError):  # a refused connection shows below, with ssh's own reason
-            self._write(f"{len(archive)}\n".encode() + archive)
+            self._write(f"{len(source)}\n".encode() + source)
         event = self._next(_HELLO_S)
         if event is not None and event["event"] != "hello":
             self._fault = "it sent other messages before its facts"
@@ -111,68 +125,54 @@ class Link:
             job: As `agent/main.py` describes it.
             payload: Contents by the names in `job["files"]`.
             tell: Called with every event, and {"event": "upload", sent, of} while sending.
-            judge: Called with the outputs of each case before it is measured; the work is stopped
+            judge: Called with the outputs of each case before it is measured; nothing is measured
                 when it raises.
 
         Raises:
             AgentFailed: The job failed there, or the connection broke.
         """
-        self._write((json.dumps(job) + "\n").encode())
-        results: list[Event] = []
-        deadline = time.monotonic() + MOST_CASE_S * len(job["cases"])
-        missing = payload
-        while True:
-            event = self._next(_SILENCE_S if job["tool"] == "trtexec" else 600.0)
-            if time.monotonic() > deadline:
-                self._fault = f"no end of the work within {MOST_CASE_S / 3600:.0f} h per case"
-                event = None
-            if event is None:
-                raise self._broken()
-            tell(event)
-            kind = event["event"]
-            if kind == "need":
-                self._upload([missing[name] for name in event["names"]], tell)
-                missing = {}  # asked for once
-                threading.Thread(
-                    target=self._beat, args=(job["silence_s"] / 4,), daemon=True
-                ).start()
-            elif kind == "outputs":
-                try:
-                    judge(event)
-                except HgkdError:
-                    self.cancel()
-                    raise
-            elif kind == "checked":
-                self._write(b"go\n")
-            elif kind == "result":
-                results.append(event)
-            elif kind == "failed":
-                raise AgentFailed(
-                    f"on {self.where}: {event['reason']}", hint=_mend(event["reason"])
-                )
-            elif kind == "stopped":
-                raise AgentFailed(f"the measurement on {self.where} was stopped")
-            elif kind == "done":
-                return results
+        deadline = time.monotonic() + self.case_s * len(job["cases"])
+        silence_s = _SILENCE_S if job["tool"] == "trtexec" else 600.0
+        threading.Thread(target=self._beat, args=(job["silence_s"] / 4,), daemon=True).start()
 
-    def cancel(self, patience_s: float = 15.0) -> None:
-        """Stop the work there and wait until it says so."""
-        with suppress(OSError, ValueError):
-            if self._uploading:
-                # In the midst of a file the word would be taken for content; the end is not.
-                self._close_input()
-            else:
-                self._write(b"cancel\n")
-            end = time.monotonic() + patience_s
-            while (event := self._next(max(0.0, end - time.monotonic()))) is not None:
-                if event["event"] in ("stopped", "done", "failed"):
-                    break
+        def events(last: str, **request: Any) -> Iterator[Event]:
+            self._write((json.dumps(request) + "\n").encode())
+            kind = ""
+            while kind != last:
+                event = self._next(min(silence_s, max(0.0, deadline - time.monotonic())))
+                if time.monotonic() > deadline:
+                    self._fault = f"no end of the work within {self.case_s / 3600:.2g} h per case"
+                    event = None
+                if event is None:
+                    raise self._broken()
+                tell(event)
+                kind = event["event"]
+                if kind == "failed":
+                    reason = event["reason"][:MOST_SHOWN]
+                    raise AgentFailed(f"on {self.where}: {reason}", hint=_mend(event["reason"]))
+                yield event
 
-    def close(self) -> None:
-        """End the connection."""
+        [*_, need] = events("need", op="open", **job)
+        try:
+            self._upload({name: payload[name] for name in need["names"]}, tell)
+        except OSError as error:
+            raise self._broken() from error
+        for event in events("done", op="build"):
+            if event["event"] == "outputs":
+                judge(event)
+        return [one for one in events("done", op="measure") if one["event"] == "result"]
+
+    def close(self, *, forget: bool = True) -> None:
+        """End the connection, and with it all that runs there.
+
+        Args:
+            forget: Remove a finished build too.
+        """
         self._closed.set()
         with suppress(OSError, ValueError):
-            self._close_input()
+            if forget:
+                self._write(b'{"op": "bye"}\n')
+            self._stdin.close()
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             if number is not None:
                 with suppress(OSError):
@@ -181,39 +181,43 @@ class Link:
                 self.process.wait(_GRACE_S)
                 return
 
-    def _upload(self, contents: list[bytes | Path], tell: Callable[[Event], None]) -> None:
-        total = sum(
-            len(item) if isinstance(item, bytes) else item.stat().st_size for item in contents
-        )
-        sent = 0
-        self._uploading = True
-        try:
-            for item in contents:
+    def _upload(self, contents: Mapping[str, bytes | Path], tell: Callable[[Event], None]) -> None:
+        sizes = {name: _size(item) for name, item in contents.items()}
+        sent, total = 0, sum(sizes.values())
+        for name, item in contents.items():
+            request = {"op": "file", "name": name, "size": sizes[name]}
+            with self._writing:  # nothing comes between the parts of a file
+                self._write((json.dumps(request) + "\n").encode())
                 with io.BytesIO(item) if isinstance(item, bytes) else item.open("rb") as stream:
                     while chunk := stream.read(_CHUNK):
                         self._write(chunk)
                         sent += len(chunk)
                         tell({"event": "upload", "sent": sent, "of": total})
-        except OSError as error:
-            raise self._broken() from error
-        self._uploading = False
 
     def _beat(self, every_s: float) -> None:
         """Say that we are still here; the agent takes silence for a dead network."""
         with suppress(OSError, ValueError):
             while not self._closed.wait(every_s):
-                self._write(b"alive\n")
+                self._write(b"\n")
 
     def _write(self, content: bytes) -> None:
-        assert self.process.stdin is not None
+        """Send all of it.
+
+        Raises:
+            OSError: The line is dead, or nobody there reads for `_SILENCE_S`.
+        """
         left = memoryview(content)
         with self._writing:
             while left:  # past Python's buffer: closing must never wait for a line that is dead
-                left = left[os.write(self.process.stdin.fileno(), left) :]
+                pipe = self._stdin.fileno()
+                if not select.select([], [pipe], [], _SILENCE_S)[1]:
+                    self._fault = "it does not read what it is sent"
+                    raise TimeoutError(errno.ETIMEDOUT, self._fault)
+                left = left[os.write(pipe, left) :]
 
-    def _close_input(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+    @property
+    def _stdin(self) -> Any:
+        return self.process.stdin
 
     def _next(self, patience_s: float) -> Event | None:
         """The next event; None when the line ended or stayed silent too long."""
@@ -266,29 +270,43 @@ class Link:
 
 @contextmanager
 def open_link(host: Host | None, *, config: Path | None = None) -> Iterator[Link]:
-    """An agent on `host`, or on this machine when None; cancelled when the block is interrupted."""
+    """An agent on `host`, or on this machine when None. What it built is kept for `--resume` only
+    when the connection broke."""
     if host is None:
         link = Link([sys.executable, "-u", "-c", PROGRAM], where="this machine", host=None)
     else:
         link = Link(ssh_command(host, config), where=str(host), host=host)
+    forget = True
     try:
         yield link
-    except KeyboardInterrupt:
-        link.cancel()
+    except AgentFailed:
+        forget = False
         raise
     finally:
-        link.close()
+        link.close(forget=forget)
 
 
-def agent_archive(token: str) -> bytes:
-    """The agent as a zip archive with the package name `hgkd_agent`; `token` marks its lines."""
+def agent_source(token: str) -> str:
+    """The agent's modules as one program, which makes them a package and runs it."""
     folder = Path(__file__).parent / "agent"
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(set(folder.glob("*.py")) - {folder / "token.py"}):
-            archive.writestr(f"hgkd_agent/{file.name}", file.read_text(encoding="utf-8"))
-        archive.writestr("hgkd_agent/token.py", f'TOKEN = "{token}"\n')
-    return buffer.getvalue()
+    lines = [
+        "import sys, types",
+        "package = sys.modules['hgkd_agent'] = types.ModuleType('hgkd_agent')",
+    ]
+    for name in _MODULES:
+        full, source = f"hgkd_agent.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")
+        lines += [
+            f"module = package.{name} = sys.modules[{full!r}] = types.ModuleType({full!r})",
+            "module.__package__ = 'hgkd_agent'",
+            f"exec(compile({source!r}, {full!r}, 'exec'), module.__dict__)",
+        ]
+    lines.append(f"package.ort.METHOD = {Path(method.__file__).read_text(encoding='utf-8')!r}")
+    lines += [f"package.life.MARK = {mark_of(token).decode()!r}", "package.main.main()"]
+    return "\n".join(lines) + "\n"
+
+
+def _size(item: bytes | Path) -> int:
+    return len(item) if isinstance(item, bytes) else item.stat().st_size
 
 
 def _mend(reason: str) -> str:

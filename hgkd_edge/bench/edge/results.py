@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from hgkd_edge.bench.edge.limits import MOST_TIMES_TEXT
 from hgkd_edge.bench.edge.stream import unpack
 from hgkd_edge.bench.edge.tegrastats import telemetry_of
 from hgkd_edge.bench.edge.trtexec import Log, Times, parse_log, parse_times, settings_warnings
-from hgkd_edge.bench.environment import tool_version
-from hgkd_edge.bench.local import measurement_of
 from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Measurement, Session, Telemetry, Verification, Warmup
-from hgkd_edge.bench.stats import ratio_of
+from hgkd_edge.bench.records import Session, Telemetry, Verification, Warmup
+from hgkd_edge.bench.session import Measured, measurement_of, session_of
 
 __all__ = ["session_from"]
 
@@ -51,59 +48,58 @@ def session_from(
     Raises:
         DeviceError: A result that cannot be read.
     """
-    pairs = [
-        (_from_trtexec if job.trtexec else _from_onnxruntime)(case, job, result, options, facts)
-        for case, result in zip(job.cases, results, strict=True)
-    ]
-    pairs = [
-        (_with_verdict(one, case, verifications.get(case.id)), rounds)
-        for case, (one, rounds) in zip(job.cases, pairs, strict=True)
-    ]
-    measurements = [one for one, _rounds in pairs]
-    if len(pairs) > 1:
-        base = pairs[0][1]
-        measurements = [
-            one.model_copy(update={"ratio": ratio_of(rounds, base, name=job.cases[0].name)})
-            for one, rounds in pairs
-        ]
-    environment = board.environment(facts)
+    read = _from_trtexec if job.trtexec else _from_onnxruntime
+    environment, warnings = board.environment(facts), board.warnings()
     if job.trtexec:
         environment["trtexec"] = job.trtexec.name
-    return Session(
-        target=target,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tool_version=tool_version(),
-        settings=options.settings(),
-        environment=environment,
-        models=[model.record() for model in models],
-        measurements=measurements,
-        warnings=[
-            *board.warnings(),
-            *(
-                ["--threads means nothing to trtexec"]
-                if job.trtexec and any(options.threads)
-                else []
-            ),
+        if any(options.threads):
+            warnings.append("--threads means nothing to trtexec")
+    return session_of(
+        target,
+        options,
+        [
+            read(case, job, result, options, facts, verifications.get(case.id, case.unchecked))
+            for case, result in zip(job.cases, results, strict=True)
         ],
+        models=models,
+        environment=environment,
+        warnings=warnings,
     )
 
-
-Rounds = list[np.ndarray]
 
 # At ten a second; a board's power swings from one to the next.
 _FEW_SAMPLES = 10
 
 
-def _with_verdict(one: Measurement, case: EdgeCase, found: Verification | None) -> Measurement:
-    """The measurement with how its outputs compared, or why they were not; few power samples."""
-    warnings = list(one.warnings)
-    if one.telemetry is not None and one.telemetry.samples < _FEW_SAMPLES:
-        warnings.append(f"power rests on {one.telemetry.samples} samples only; a longer --duration")
-    if found is None:
-        warnings.insert(0, f"outputs not verified on the device: {case.unchecked}")
-    elif not found.passed:
-        warnings.insert(0, "WRONG OUTPUTS on the device (--unverified): do not use this engine")
-    return one.model_copy(update={"verification": found, "warnings": warnings})
+def _measured(
+    trace: Trace,
+    case: EdgeCase,
+    options: BenchOptions,
+    found: Verification | str,
+    telemetry: Telemetry | None,
+    warnings: Sequence[str] = (),
+    **fields: Any,
+) -> Measured:
+    """The record of a case, with what is true of every device."""
+    notes = list(warnings)
+    if telemetry is not None and telemetry.samples < _FEW_SAMPLES:
+        notes.append(f"power rests on {telemetry.samples} samples only; a longer --duration")
+    one = measurement_of(
+        trace,
+        found=found,
+        where=" on the device",
+        case=case.name,
+        model=case.model.label,
+        precision=case.precision,
+        batch=case.batch,
+        threads=case.threads,
+        copies=options.copies,
+        inputs=case.inputs,
+        telemetry=telemetry,
+        warnings=notes,
+        **fields,
+    )
+    return one, trace.rounds
 
 
 def _from_trtexec(
@@ -112,7 +108,8 @@ def _from_trtexec(
     result: dict[str, Any],
     options: BenchOptions,
     facts: dict[str, Any],
-) -> tuple[Measurement, Rounds]:
+    found: Verification | str,
+) -> Measured:
     assert job.trtexec is not None
     build, visits = result["build"], result["visits"]
     logs = [parse_log(visit["log"]) for visit in visits]
@@ -130,29 +127,25 @@ def _from_trtexec(
         stable=_settled(rounds),
     )
     built = parse_log(build["log"])
-    one = measurement_of(
+    one, _rounds = _measured(
         Trace(warmup=warmup, rounds=rounds),
+        case,
+        options,
+        found,
+        _telemetry(
+            [line for visit in visits for line in visit["telemetry"]], result["board"], throughput
+        ),
+        _warnings(logs, times, options),
         first_ms=None,
-        case=case.name,
-        model=case.model.label,
         runner="trtexec",
         runner_version=job.trtexec.name,
         backend="TensorRT",
-        precision=case.precision,
-        batch=case.batch,
-        threads=None,
-        copies=options.copies,
-        inputs=case.inputs,
         load_ms=_in_ms(logs[0].load_s),
         build_ms=_in_ms(built.build_s or build["seconds"]),
         host_memory_mb=max(visit["peak_kb"] for visit in visits) / 1024 or None,
         engine_mb=build["bytes"] / 2**20,
-        telemetry=_telemetry(
-            [line for visit in visits for line in visit["telemetry"]], result["board"], throughput
-        ),
         commands=[build["argv"], visits[0]["argv"]],
         details={"settings": logs[0].settings, "engine_reused": build.get("reused", False)},
-        warnings=_warnings(logs, times, options),
     )
     return one.model_copy(update={"throughput_ips": throughput, "measured_s": seconds}), rounds
 
@@ -168,7 +161,8 @@ def _from_onnxruntime(
     result: dict[str, Any],
     options: BenchOptions,
     facts: dict[str, Any],
-) -> tuple[Measurement, Rounds]:
+    found: Verification | str,
+) -> Measured:
     rounds = [np.array(part, dtype=np.float64) for part in result["rounds"]]
     if not rounds or not all(part.size and (part > 0).all() for part in rounds):
         raise ValueError("times of inferences that are not above zero")
@@ -176,26 +170,21 @@ def _from_onnxruntime(
         raise ValueError("times of inferences that are not finite")
     trace = Trace(warmup=Warmup(**result["warmup"]), rounds=rounds)
     throughput = case.batch * trace.times_ms.size / (trace.times_ms.sum() / 1000)
-    one = measurement_of(
+    return _measured(
         trace,
+        case,
+        options,
+        found,
+        _telemetry(result["telemetry"], result["board"], throughput),
         first_ms=result["first_ms"],
-        case=case.name,
-        model=case.model.label,
         runner="ort-cpu",
         runner_version=(facts.get("onnxruntime") or "").strip(),
         backend="CPUExecutionProvider",
-        precision=case.precision,
-        batch=case.batch,
-        threads=case.threads,
-        copies=options.copies,
-        inputs=case.inputs,
         load_ms=result["load_ms"],
         build_ms=None,
         host_memory_mb=result["memory_mb"],
         engine_mb=None,
-        telemetry=_telemetry(result["telemetry"], result["board"], throughput),
     )
-    return one, rounds
 
 
 def _telemetry(lines: list[Any], board: dict[str, Any], throughput: float) -> Telemetry | None:
@@ -224,7 +213,7 @@ def _warnings(logs: Sequence[Log], times: Sequence[Times], options: BenchOptions
     return list(dict.fromkeys(notes))
 
 
-def _settled(rounds: Rounds) -> bool:
+def _settled(rounds: Sequence[np.ndarray]) -> bool:
     """Whether each visit's last fifth is within 5 % of its first: the warm-up was long enough."""
     for part in rounds:
         fifth = max(1, part.size // 5)

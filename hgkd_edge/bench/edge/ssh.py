@@ -16,17 +16,10 @@ from hgkd_edge.errors import DeviceError
 
 __all__ = ["BOOTSTRAP", "PROGRAM", "Host", "explain", "ssh_command"]
 
-# Reads the agent (a zip archive, its length on the first line) from standard input and starts it;
-# the conversation then goes on over the same stream. Only double quotes inside, so that every
-# login shell (sh, bash, zsh, fish, csh) reads the single-quoted whole alike. The folder goes when
-# the program ends, however early the line broke.
-PROGRAM = (
-    "import sys,os,atexit,shutil,tempfile as t;"
-    's=sys.stdin.buffer;d=t.mkdtemp(prefix="hgkd-edge-");atexit.register(shutil.rmtree,d,True);'
-    'p=os.path.join(d,"agent.zip");'
-    'f=open(p,"wb");f.write(s.read(int(s.readline())));f.close();sys.path.insert(0,p);'
-    "from hgkd_agent.main import main;main()"
-)
+# Runs the agent, whose length and source come on standard input; the conversation continues over
+# the same stream. Only double quotes inside, so that every login shell (sh, bash, zsh, fish, csh)
+# reads the single-quoted whole alike.
+PROGRAM = 'import sys;s=sys.stdin.buffer;exec(s.read(int(s.readline())).decode("utf-8"))'
 BOOTSTRAP = f"exec python3 -u -c '{PROGRAM}'"
 
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?\Z")

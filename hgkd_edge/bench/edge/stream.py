@@ -7,7 +7,6 @@ between the agent's lines. Each connection has a random mark, and it is looked f
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from hgkd_edge.bench.edge.limits import (
     MOST_LINE,
     MOST_TOTAL_TEXT,
 )
+from hgkd_edge.parsing import parse_json
 
 __all__ = ["Event", "EventStream", "StreamFault", "mark_of", "unpack"]
 
@@ -109,8 +109,8 @@ def unpack(text: str, *, most: int) -> str:
 
 def _event(text: str) -> Event:
     try:
-        event = _plain(json.loads(text), 0)
-    except (ValueError, RecursionError) as error:  # also numbers of more digits than Python reads
+        event = _plain(parse_json(text), 0)
+    except ValueError as error:
         raise StreamFault(f"a message that is not JSON ({error})"[:200]) from error
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         raise StreamFault("a message without a name")

@@ -12,7 +12,6 @@ So every flag that matters is set, and the settings that trtexec prints are read
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hgkd_edge.errors import DeviceError
+from hgkd_edge.parsing import parse_json
 
 __all__ = [
     "Trtexec",
@@ -289,7 +289,7 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
         DeviceError: No file, not JSON (a truncated log), or no run after the warm-up.
     """
     try:
-        trace: list[dict[str, Any]] = json.loads(text or "")
+        trace: list[dict[str, Any]] = parse_json(text or "")
         runs = [run for run in trace if run["startComputeMs"] >= warmup_ms] or trace
         key = "latencyMs" if copies == "in" else "computeMs"
         ms = np.array([float(run[key]) for run in runs])

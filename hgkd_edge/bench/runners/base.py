@@ -26,6 +26,7 @@ class Case:
         copies: "in": input from, and output to, ordinary host memory within the time.
             "out": both already where the runtime wants them.
         torch_module: The module a torch runner measures in place of the file.
+        trust_engine: Load an engine although it was not built on this machine: it is machine code.
     """
 
     model: ModelFile
@@ -34,6 +35,7 @@ class Case:
     threads: int | None
     copies: Literal["in", "out"]
     torch_module: Any = field(default=None, repr=False)
+    trust_engine: bool = False
 
 
 @dataclass
@@ -42,6 +44,9 @@ class Opened:
 
     Args:
         run: One whole inference; returns when the outputs can be read.
+        outputs: What the thing that `run` times computes for any feeds of the case's shapes: output
+            name -> array. None where it is the reference itself.
+        computes: Precision of the arithmetic where it is not the file's: `tf32`, `bf16`, ...
         load_ms: From file to ready, without building.
         build_ms: Time in an engine builder or compiler, where there is one.
         engine_mb: Size of what it built.
@@ -53,6 +58,8 @@ class Opened:
 
     run: Callable[[], object]
     load_ms: float
+    outputs: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    computes: str | None = None
     build_ms: float | None = None
     engine_mb: float | None = None
     threads: int | None = None
@@ -66,6 +73,8 @@ class Runner(Protocol):
 
     name: str
     backend: str
+    opens: str
+    """Suffix of the files that it is deployed with: `.onnx`, `.xml` or `.plan`."""
     uses_threads: bool
     """Whether a thread sweep means anything to it."""
     needs_torch: bool

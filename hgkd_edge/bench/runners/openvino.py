@@ -13,17 +13,21 @@ from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["OpenVinoRunner"]
 
+_COMPUTES = {"bf16": "bf16", "f16": "fp16"}
+
 
 class OpenVinoRunner:
     """One synchronous request with the LATENCY hint (one stream), as `benchmark_app -hint latency
     -api sync` measures.
 
     OpenVINO may compute an FP32 model in bf16 or fp16 where the hardware has it; the precision it
-    chose is recorded in `details`.
+    chose is recorded in `details`. An .onnx file is read as it is where no .xml was exported from
+    it.
     """
 
     name = "openvino"
     backend = "OpenVINO CPU"
+    opens = ".xml"
     uses_threads = True
     needs_torch = False
 
@@ -72,12 +76,30 @@ class OpenVinoRunner:
             else _resident(request, case.feeds),
             load_ms=read_ms,
             build_ms=build_ms,
+            outputs=_outputs(request, {output.name for output in case.model.info.outputs}),
+            computes=_COMPUTES.get(precision),
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
             details={"inference_precision": precision},
             warnings=[f"OpenVINO computes this fp32 model in {precision} here"]
             if case.model.precision == "fp32" and precision != "f32"
             else [],
         )
+
+
+def _outputs(request: Any, names: set[str]) -> Any:
+    """What the request computes, by the names that the ONNX file gives its outputs."""
+
+    def run(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name, array in feeds.items():
+            request.get_tensor(name).data[:] = array
+        request.infer()
+        ports = request.model_outputs
+        return {
+            next(iter(port.names & names), port.any_name): np.array(request.get_tensor(port).data)
+            for port in ports
+        }
+
+    return run
 
 
 def _with_copies(request: Any, feeds: dict[str, np.ndarray]) -> Any:

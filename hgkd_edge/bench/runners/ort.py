@@ -6,7 +6,7 @@ from importlib import metadata
 from time import perf_counter
 from typing import Any
 
-from exporters.onnx_info import first_line
+from exporters.onnx_info import SILENT, first_line
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
 from hgkd_edge.errors import DeviceError
@@ -34,6 +34,7 @@ class OrtRunner:
         self.name = name
         self.provider = provider
         self.backend = provider
+        self.opens = ".onnx"
         self.uses_threads = provider == "CPUExecutionProvider"
         self.needs_torch = False
 
@@ -62,7 +63,7 @@ class OrtRunner:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = SILENT
         options.intra_op_num_threads = case.threads or 0
         start = perf_counter()
         try:
@@ -84,9 +85,15 @@ class OrtRunner:
         run = (
             self._with_copies(session, case) if case.copies == "in" else self._bound(session, case)
         )
+        names = [output.name for output in session.get_outputs()]
         return Opened(
             run=run,
             load_ms=load_ms,
+            # The CPU's outputs are what all others are compared with.
+            outputs=None
+            if self.provider == "CPUExecutionProvider"
+            else lambda feeds: dict(zip(names, session.run(names, feeds), strict=True)),
+            computes="tf32" if self.provider in _ON_GPU else None,
             threads=case.threads,
             details={"providers": session.get_providers()},
         )

@@ -20,6 +20,7 @@ class TorchRunner:
         compiled: Through `torch.compile` with its default settings.
     """
 
+    opens = ".onnx"
     uses_threads = True
     needs_torch = True
 

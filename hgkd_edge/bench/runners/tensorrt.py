@@ -7,14 +7,20 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 
+from exporters.errors import ExportError
+from exporters.sidecar import read_sidecar
+from exporters.trt_build import build_engine
+from exporters.trt_engine import load_engine
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
-from hgkd_edge.errors import DeviceError, reason_of
+from hgkd_edge.errors import DeviceError
+from hgkd_edge.files import engines_dir
 
 __all__ = ["TensorRtRunner"]
 
@@ -24,13 +30,13 @@ _EXTRA = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx"}
 class TensorRtRunner:
     """One of the two TensorRT packages.
 
-    Precision comes from the ONNX (strongly typed network), never from a flag, so that the engine
-    computes what was verified.
+    An engine that `export` made is loaded as it is. Where there is none, `exporters` builds one.
 
     Args:
         package: Which one.
     """
 
+    opens = ".plan"
     uses_threads = False
     needs_torch = False
 
@@ -59,42 +65,85 @@ class TensorRtRunner:
         return str(importlib.import_module(self.package).__version__)
 
     def open(self, case: Case) -> Opened:
-        _use(self.package)
-        from polygraphy.backend.trt import TrtRunner, engine_from_network, network_from_onnx_path
-        from polygraphy.exception import PolygraphyException
-
         start = perf_counter()
+        build_ms = None
         try:
-            network = network_from_onnx_path(str(case.model.path), strongly_typed=True)
-            engine = engine_from_network(network, config=_config(case))
-        except PolygraphyException as error:
-            raise DeviceError(
-                f"{self.backend} cannot build '{case.model.path}': {reason_of(error)}",
-                hint="export it again: hgkd-edge export --onnx --trt",
-            ) from error
-        build_ms = (perf_counter() - start) * 1000
-        start = perf_counter()
-        runner = TrtRunner(engine)
-        runner.activate()
-        load_ms = (perf_counter() - start) * 1000
+            if case.model.source is not None:
+                _require_fit(case, self.package)
+                path = case.model.path
+                engine = load_engine(
+                    path,
+                    onnx_path=case.model.source,
+                    built_here=None if case.trust_engine else engines_dir(),
+                )
+            else:
+                engine, build_ms = self._build(case)
+        except ExportError as error:
+            raise DeviceError(error.message, hint=error.hint) from error
+        runner = activate(engine, self.package)
+        load_ms = (perf_counter() - start) * 1000 - (build_ms or 0.0)
         return Opened(
             run=_run(runner, case),
             load_ms=load_ms,
             build_ms=build_ms,
+            # Polygraphy hands out its own buffers, which the next call overwrites.
+            outputs=lambda feeds: {
+                name: np.array(value) for name, value in runner.infer(feeds).items()
+            },
             engine_mb=_engine_mb(engine),
-            details={"strongly_typed": True},
             close=runner.deactivate,
         )
 
+    def _build(self, case: Case) -> tuple[Any, float]:
+        """An engine of an ONNX file that has no exported one, for exactly the measured batch."""
+        with TemporaryDirectory(prefix="hgkd-edge-") as folder:
+            built = build_engine(
+                case.model.path,
+                Path(folder) / "net.plan",
+                backend=self.package,
+                min_batch=case.batch,
+                opt_batch=case.batch,
+                max_batch=case.batch,
+            )
+            return load_engine(built.path, onnx_path=case.model.path), built.seconds * 1000
 
-def _config(case: Case) -> Any:
-    """A builder configuration whose one profile is exactly the measured shape."""
-    from polygraphy.backend.trt import CreateConfig, Profile
 
-    profile = Profile()
-    for name, array in case.feeds.items():
-        profile.add(name, min=array.shape, opt=array.shape, max=array.shape)
-    return CreateConfig(profiles=[profile])
+def activate(engine: Any, package: str) -> Any:
+    """Polygraphy's runner of an engine; it decides once per process which package to import."""
+    from polygraphy import config
+
+    wanted = package == "tensorrt_rtx"
+    if "polygraphy.backend.trt" in sys.modules and wanted != config.USE_TENSORRT_RTX:
+        raise DeviceError(
+            "TensorRT and TensorRT-RTX cannot be measured in one process",
+            hint="name one: --runner tensorrt or --runner tensorrt-rtx",
+        )
+    config.USE_TENSORRT_RTX = wanted
+    from polygraphy.backend.trt import TrtRunner
+
+    runner = TrtRunner(engine)
+    runner.activate()
+    return runner
+
+
+def _require_fit(case: Case, package: str) -> None:
+    """See that an exported engine is one of this package, and takes the measured batch.
+
+    Raises:
+        DeviceError: It is not, or does not.
+    """
+    sidecar = read_sidecar(case.model.path)
+    if sidecar.backend != package:
+        raise DeviceError(
+            f"'{case.model.path}' was built by {sidecar.backend}",
+            hint=f"--runner {sidecar.backend.replace('_', '-')}",
+        )
+    least, most = sidecar.profile["min"][0], sidecar.profile["max"][0]
+    if not least <= case.batch <= most:
+        raise DeviceError(
+            f"'{case.model.path}' takes batches of {least} to {most}, not {case.batch}",
+            hint=f"hgkd-edge export --trt --max-batch {case.batch}, or another --batch",
+        )
 
 
 def _run(runner: Any, case: Case) -> Any:
@@ -110,19 +159,6 @@ def _run(runner: Any, case: Case) -> Any:
     return lambda _keep=resident: runner.infer(
         views, check_inputs=False, copy_outputs_to_host=False
     )
-
-
-def _use(package: str) -> None:
-    """Tell Polygraphy which of the two packages to import; it decides once per process."""
-    from polygraphy import config
-
-    wanted = package == "tensorrt_rtx"
-    if "polygraphy.backend.trt" in sys.modules and wanted != config.USE_TENSORRT_RTX:
-        raise DeviceError(
-            "TensorRT and TensorRT-RTX cannot be measured in one process",
-            hint="name one: --runner tensorrt or --runner tensorrt-rtx",
-        )
-    config.USE_TENSORRT_RTX = wanted
 
 
 def _engine_mb(engine: Any) -> float | None:

@@ -1,6 +1,6 @@
-"""Photos with boxes (COCO JSON, Pascal VOC XML) or with a class for every pixel (masks, COCO).
+"""Images with boxes (COCO, Pascal VOC, YOLO, LabelMe) or with a class for every pixel.
 
-What is wrong with a single annotation is told with its file and line, and the annotation left out;
+A fault of a single annotation is reported with its file and line, and the annotation is skipped;
 only data of which nothing can be used are an error.
 """
 

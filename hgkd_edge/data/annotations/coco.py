@@ -53,16 +53,14 @@ class _File:
                 found[key].append((where, item))
             elif isinstance(item, dict):
                 shown = item.get("image_id")
-                faults.append(
-                    (where, f"image_id {brief(shown)} is no image's; annotation left out")
-                )
+                faults.append((where, f"image_id {brief(shown)} is no image's; annotation skipped"))
             else:
-                faults.append((where, f"{brief(item)} is no annotation; left out"))
+                faults.append((where, f"{brief(item)} is no annotation; skipped"))
         return found
 
 
 class _Parsed(NamedTuple):
-    """Files by split, and splits that were left out."""
+    """Files by split, and splits that were skipped."""
 
     files: dict[str, _File]
     faults: list[Fault]
@@ -77,13 +75,16 @@ def coco_files(root: Path) -> dict[str, Path]:
     """Annotation files by split ('' where the name speaks of none); empty if there are none.
 
     Looked for in `annotations/`, in `root` itself, and next to the photos in `train/`, `val/` (or
-    `valid/`, `validation/`) and `test/`.
+    `valid/`, `validation/`) and `test/`, else in any other folder of `root`.
 
     Raises:
         DataError: Two files speak of one split.
     """
     inside = [file for name in split_folders(root) for file in _jsons(root / name)]
-    files = _jsons(root / "annotations") or _jsons(root) or inside
+    below = [
+        file for folder in sorted(root.iterdir()) if folder.is_dir() for file in _jsons(folder)
+    ]
+    files = _jsons(root / "annotations") or _jsons(root) or inside or below
     chosen = [file for file in files if file.name.startswith("instances")] or files
     found: dict[str, Path] = {}
     for file in chosen:
@@ -100,7 +101,7 @@ def coco_files(root: Path) -> dict[str, Path]:
 
 
 def coco_boxes(root: Path, files: dict[str, Path], holdout: float) -> Listing[list[Box]]:
-    """Photos and their boxes; crowds are left out.
+    """Photos and their boxes; crowds are skipped.
 
     Raises:
         DataError: A file is not COCO JSON.
@@ -154,7 +155,7 @@ def _parse(files: dict[str, Path]) -> _Parsed:
             isinstance(content, dict) and content.get("images") and not content.get("annotations")
         )
         if bare and split in ("val", "test") and {"train", ""} & files.keys():
-            parsed.faults.append((str(path), f"has no annotations; split '{split}' left out"))
+            parsed.faults.append((str(path), f"has no annotations; split '{split}' skipped"))
         else:
             parsed.files[split] = _checked(path, text, content)
     return parsed
@@ -260,7 +261,7 @@ def _images(
         path = path or next((found for finder in finders if (found := finder.find(name))), None)
         if path is None or key is None:
             reason = "has no id" if key is None else "is not there"
-            faults.append((where, f"image '{cut(name)}' {reason}; left out"))
+            faults.append((where, f"image '{cut(name)}' {reason}; skipped"))
         else:
             size = stated_size(image.get("height"), image.get("width"))
             yield key, Annotated(_name(root, path), path, None, size)
@@ -295,7 +296,7 @@ def _listing(
                         raise ValueError("no category_id")
                     objects.append(convert(item, names.get(number, number), where))
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    faults.append((where, f"annotation left out: {brief(error)}"))
+                    faults.append((where, f"annotation skipped: {brief(error)}"))
             found = [item for item in objects if item is not None]
             photos.append(Annotated(image.name, image.file, found, image.size))
         # A file that speaks of no split, and is the only one, is of training.

@@ -223,7 +223,7 @@ def _ignored(
         return IGNORED, "the other codes are small numbers, and it is rare"
     raise DataError(
         f"{root}: label maps hold codes {_listed(tally.present)}: whether 255 "
-        f"({tally.share(IGNORED):.1%} of the pixels) is a class or is to be ignored cannot be told",
+        f"({tally.share(IGNORED):.1%} of the pixels) is a class or is ignored is not clear",
         hint="--set segment.ignore=255 ignores it, --set segment.ignore=none makes it a class",
     )
 

@@ -44,11 +44,19 @@ class Box:
         name: Its class.
         corners: x1, y1, x2, y2 in pixels of the photo.
         where: File and line.
+        normalized: Corners are shares of the photo's width and height instead.
     """
 
     name: str
     corners: tuple[float, ...]
     where: str
+    normalized: bool = False
+
+    def in_pixels(self, size: tuple[int, int]) -> tuple[float, ...]:
+        """The corners in pixels of a photo of this height and width."""
+        if not self.normalized:
+            return self.corners
+        return tuple(n * side for n, side in zip(self.corners, size[::-1] * 2, strict=True))
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Annotated(Generic[A]):
 
 @dataclass
 class Listing(Generic[A]):
-    """Annotated photos by split, class names (empty: not known yet), and what was left out.
+    """Annotated photos by split, class names (empty: not known yet), and what was skipped.
 
     `remarks` are about names and classes, one line each.
     """
@@ -105,13 +113,14 @@ def checked_boxes(
     height, width = size
     kept, faults = [], []
     for box in boxes:
-        x1, y1, x2, y2 = box.corners
-        cut = np.clip(box.corners, 0, (width, height, width, height))
+        corners = box.in_pixels(size)
+        x1, y1, x2, y2 = corners
+        cut = np.clip(corners, 0, (width, height, width, height))
         if box.name not in classes:
-            faults.append((box.where, f"class '{box.name}' is not known; left out"))
-        elif not np.isfinite(box.corners).all() or x2 <= x1 or y2 <= y1:
+            faults.append((box.where, f"class '{box.name}' is not known; skipped"))
+        elif not np.isfinite(corners).all() or x2 <= x1 or y2 <= y1:
             shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-            faults.append((box.where, f"box {shown} has no area; left out"))
+            faults.append((box.where, f"box {shown} has no area; skipped"))
         elif cut[2] <= cut[0] or cut[3] <= cut[1]:
             shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
             faults.append((box.where, f"box {shown} is outside its {width} x {height} photo"))
@@ -145,7 +154,7 @@ def images_by_stem(folder: Path) -> ByName[Path]:
 def unread_images(folder: Path) -> list[Fault]:
     """Image files of a folder whose format cannot be read."""
     reasons = ((file, why_not_an_image(file.name)) for file in _files(folder))
-    return [(readable(str(file)), f"{why}; left out") for file, why in reasons if why]
+    return [(readable(str(file)), f"{why}; skipped") for file, why in reasons if why]
 
 
 def only_one(name: str, found: Sequence[Path], folder: str) -> Path:

@@ -115,7 +115,7 @@ def _add(
             file = only_one(name, images.find(name), folders[0].name)
             mask = only_one(name, masks.find(name), folders[1].name)
         except FileNotFoundError as error:
-            faults.append((where, f"{error}; left out"))
+            faults.append((where, f"{error}; skipped"))
         else:
             photos.append(Annotated(name_in(root, file), file, mask))
     listing.splits[split], listing.faults[split] = photos, faults

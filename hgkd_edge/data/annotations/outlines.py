@@ -23,11 +23,23 @@ class Shape(NamedTuple):
         label: Number of its class; 255 for a crowd, whose pixels are ignored.
         outline: Polygons, or run lengths, as COCO keeps them.
         where: File and line.
+        normalized: Polygons whose points are shares of the photo's width and height.
     """
 
     label: int
     outline: Any
     where: str
+    normalized: bool = False
+
+    def in_pixels(self, size: tuple[int, int]) -> Any:
+        """The outline in pixels of a photo of this height and width."""
+        if not self.normalized:
+            return self.outline
+        height, width = size
+        return [
+            [n * (height if i % 2 else width) for i, n in enumerate(polygon)]
+            for polygon in self.outline
+        ]
 
 
 def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
@@ -39,14 +51,14 @@ def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[
     outlines, faults = [], []
     for shape in shapes:
         try:
-            runs = _runs(shape.outline, size)
+            runs = _runs(shape.in_pixels(size), size)
         except Exception as error:  # pycocotools raises bare Exceptions
-            faults.append((shape.where, f"no proper outline ({error}); left out"))
+            faults.append((shape.where, f"no proper outline ({error}); skipped"))
             continue
         if area := int(runs[1::2].sum()):
             outlines.append((area, shape.label, runs))
         else:
-            faults.append((shape.where, "outline has no area; left out"))
+            faults.append((shape.where, "outline has no area; skipped"))
     columns = np.zeros(size[0] * size[1], np.uint8)  # one after the other
     for _, label, runs in sorted(outlines, key=lambda outline: -outline[0]):
         ends = runs.cumsum().tolist()

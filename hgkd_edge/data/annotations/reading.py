@@ -178,7 +178,7 @@ class AnnotatedPhotos:
             labels[i], faults = read(photo.annotation, size)
         except Exception as error:  # a broken file may raise anything
             return _Outcome(
-                "", [(str(photo.file), f"{error or type(error).__name__}; photo left out")]
+                "", [(str(photo.file), f"{error or type(error).__name__}; photo skipped")]
             )
         pixels[i] = np.asarray(canvas).transpose(2, 0, 1)
         digest = hashlib.sha256(content + labels[i].tobytes()).hexdigest()

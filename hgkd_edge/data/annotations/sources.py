@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgkd_edge.data.annotations.coco import coco_boxes, coco_files, coco_shapes
 from hgkd_edge.data.annotations.codes import (
     Codes,
     Coding,
@@ -22,6 +21,7 @@ from hgkd_edge.data.annotations.codes import (
     in_range,
     settle_coding,
 )
+from hgkd_edge.data.annotations.formats import Place, find_boxes, find_outlines, placed
 from hgkd_edge.data.annotations.listing import (
     Annotated,
     Box,
@@ -32,7 +32,6 @@ from hgkd_edge.data.annotations.listing import (
 from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, mask_size, read_mask
 from hgkd_edge.data.annotations.outlines import outlined_size, paint
 from hgkd_edge.data.annotations.reading import AnnotatedPhotos, LetterboxedMaps, Reader
-from hgkd_edge.data.annotations.voc import voc_boxes
 from hgkd_edge.data.boxes import MAX_BOXES, BoxLabels
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import IGNORED, place
@@ -44,24 +43,23 @@ __all__ = ["open_boxes", "open_masks"]
 
 
 def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
-    """Photos with boxes by split: COCO JSON or Pascal VOC XML.
+    """Photos with boxes by split: COCO JSON, Pascal VOC XML, YOLO or LabelMe.
 
     Labels are `BoxLabels`: class, x1, y1, x2, y2 in canvas pixels.
 
     Raises:
         DataError: The folder is none of these, or no photo or no box of training can be used.
     """
-    root, canvas = _root(config), config.size
-    if any((root / "Annotations").glob("*.xml")):
-        listing = voc_boxes(root, config.holdout)
-    elif files := coco_files(root):
-        listing = coco_boxes(root, files, config.holdout)
-    else:
+    where, canvas = _place(config), config.size
+    found = find_boxes(where, config.holdout)
+    root = where.root
+    if found is None:
         raise DataError(
             f"{root}: holds no boxes that can be read",
-            hint="COCO: annotations/*.json and the photos' folders; "
-            "Pascal VOC: Annotations/*.xml and JPEGImages/",
+            hint="YOLO: data.yaml, images/ and labels/; COCO: annotations/*.json and images; "
+            "Pascal VOC: XML files next to the images or in another folder; LabelMe: JSON files",
         )
+    listing = found.listing
     _require_classes(listing, root)
 
     def read(boxes: list[Box], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
@@ -102,17 +100,18 @@ def open_masks(
         DataError: The folder is none of these, has too many classes, or no photo or no object of
             training can be used.
     """
-    root = _root(config)
-    if folders := all_mask_folders(root):
+    where = _place(config)
+    root = where.root
+    if (folders := all_mask_folders(root)) and not where.chosen:
         maps = _folder_maps(config, root, folders, binary=binary, codes=codes, ignore=ignore)
-    elif files := coco_files(root):
-        listing = coco_shapes(root, files, config.holdout, binary=binary)
-        maps = _Maps(AnnotatedPhotos(config, listing, _coco_size), paint)
+    elif outlines := find_outlines(where, config.holdout, binary=binary):
+        maps = _Maps(AnnotatedPhotos(config, outlines.listing, _outline_size), paint)
     else:
         raise DataError(
             f"{root}: holds no label maps that can be read",
             hint="images/ and masks/ with files of equal names (also in train/ and val/); Pascal "
-            "VOC: JPEGImages/ and SegmentationClass/; COCO: annotations/*.json and photos",
+            "VOC: JPEGImages/ and SegmentationClass/; COCO: annotations/*.json and photos; YOLO: "
+            "data.yaml and polygons; LabelMe: JSON files",
         )
     photos, coding = maps.photos, maps.coding
     if binary:
@@ -203,8 +202,8 @@ def _binary_reader(ignore: Ignore) -> Reader:
     return read
 
 
-def _coco_size(photo: Annotated[Any]) -> tuple[int, int] | None:
-    """The size that a COCO photo is stated to have, or else that its run lengths fill."""
+def _outline_size(photo: Annotated[Any]) -> tuple[int, int] | None:
+    """The size that an annotation states, or else that its run lengths fill."""
     return photo.size or outlined_size(photo.annotation)
 
 
@@ -226,16 +225,18 @@ def _require_few(classes: Sequence[str], root: Path) -> None:
         )
 
 
-def _root(config: DataConfig) -> Path:
+def _place(config: DataConfig) -> Place:
     if config.source != "folder" or config.path is None:
         raise DataError(
             f"data.source '{config.source}' carries neither boxes nor label maps",
             hint="name a folder: --data DIR",
         )
-    root = config.path.expanduser()
-    if not root.is_dir():
-        raise DataError(f"data.path '{root}' is not a folder", hint="name a folder: --data DIR")
-    return root
+    found = placed(config.path)
+    if not found.root.is_dir():
+        raise DataError(
+            f"data.path '{found.root}' is not a folder", hint="name a folder: --data DIR"
+        )
+    return found
 
 
 def _require_classes(listing: Listing[Any], root: Path) -> None:

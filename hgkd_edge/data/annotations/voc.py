@@ -1,7 +1,13 @@
-"""Pascal VOC: `Annotations/*.xml` next to `JPEGImages/`, splits in `ImageSets/Main/*.txt`."""
+"""Pascal VOC's XML: in its own folders, or next to the images as labeling tools leave it.
+
+Its own: `Annotations/*.xml`, `JPEGImages/`, splits in `ImageSets/Main/*.txt`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from xml.parsers import expat
 
@@ -19,47 +25,111 @@ from hgkd_edge.data.annotations.listing import (
     stated_size,
     unread_images,
 )
+from hgkd_edge.data.annotations.pairs import ImagesBelow, files_below, split_of
 from hgkd_edge.data.names import clean, name_classes
 from hgkd_edge.parsing import MAX_DEPTH, MAX_LABEL_BYTES, cut, read_file
 
-__all__ = ["voc_boxes"]
+__all__ = ["is_voc", "voc_boxes"]
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+LOOKED_AT = 20  # XML files of a folder that are looked at to recognize the format
+HEAD = 4096  # bytes of each
+
+# Split, what to name in a message, and the function that finds image and XML file.
+_Pair = tuple[str, str, Callable[[], tuple[Path, Path]]]
+
+
+def is_voc(root: Path) -> bool:
+    """Whether a folder holds XML files that describe images below it."""
+    if any((root / "Annotations").glob("*.xml")):
+        return True
+    return any(map(_describes_an_image, islice(files_below(root, ".xml"), LOOKED_AT)))
 
 
 def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
     """Photos and their objects.
 
     Classes are the names in `classes.txt`, else those met in the training split. A photo whose
-    XML cannot be read is left out: taken without its boxes it would teach that nothing is there.
+    XML cannot be read is skipped: taken without its boxes it would teach that nothing is there.
     Objects marked `<difficult>1</difficult>` are objects like all others, in training and in
     scores, as torchvision's VOCDetection gives them; VOC's own scores pass over them.
     """
-    images, xmls = images_by_stem(root / "JPEGImages"), files_by_stem(root / "Annotations", ".xml")
-    lists = split_lists(root / "ImageSets" / "Main", images)
-    splits: dict[str, list[Annotated[list[Box]]]] = {}
-    faults: dict[str, list[Fault]] = {}
-    everything = {"train": [(name, str(root / "Annotations" / name)) for name in xmls]}
-    for split, names in (lists or everything).items():
-        splits[split], faults[split] = [], []
-        for name, where in names:
-            try:
-                photo = only_one(name, images.find(name), "JPEGImages")
-                xml = only_one(name, xmls.find(name), "Annotations")
-            except FileNotFoundError as error:
-                faults[split].append((where, f"{error}; left out"))
-                continue
-            try:
-                splits[split].append(_photo(root, photo, xml, faults[split]))
-            except (OSError, ValueError, expat.ExpatError) as error:
-                line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
-                faults[split].append((f"{xml}{line}", f"cannot be read, photo left out: {error}"))
-    listing = Listing(splits, [], faults).hold_out(holdout)
-    listing.faults.setdefault("train", [])[:0] = unread_images(root / "JPEGImages")
+    standard = any((root / "Annotations").glob("*.xml")) and (root / "JPEGImages").is_dir()
+    pairs, listing = _standard_pairs(root) if standard else _pairs_anywhere(root)
+    for split, where, find in pairs:
+        faults = listing.faults.setdefault(split, [])
+        photos = listing.splits.setdefault(split, [])
+        try:
+            photo, xml = find()
+        except FileNotFoundError as error:
+            faults.append((where, f"{error}; skipped"))
+            continue
+        try:
+            photos.append(_photo(root, photo, xml, faults))
+        except (OSError, ValueError, expat.ExpatError) as error:
+            line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
+            faults.append((f"{xml}{line}", f"cannot be read, photo skipped: {error}"))
+    listing = listing.hold_out(holdout)
     met = {box.name for photo in listing.splits.get("train", ()) for box in photo.annotation}
     classes = name_classes(met)
-    listing.classes, listing.remarks = class_file(root) or classes.names, classes.remarks
+    listing.classes = class_file(root) or classes.names
+    listing.remarks += classes.remarks
     return listing
+
+
+def _standard_pairs(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
+    """VOC's own folders, with its lists of the splits."""
+    images, xmls = images_by_stem(root / "JPEGImages"), files_by_stem(root / "Annotations", ".xml")
+    lists = split_lists(root / "ImageSets" / "Main", images)
+    everything = {"train": [(name, str(root / "Annotations" / name)) for name in xmls]}
+
+    def find(name: str) -> tuple[Path, Path]:
+        photo = only_one(name, images.find(name), "JPEGImages")
+        return photo, only_one(name, xmls.find(name), "Annotations")
+
+    pairs: list[_Pair] = [
+        (split, where, partial(find, name))
+        for split, names in (lists or everything).items()
+        for name, where in names
+    ]
+    return pairs, Listing(
+        {split: [] for split in lists}, [], {"train": unread_images(root / "JPEGImages")}
+    )
+
+
+def _pairs_anywhere(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
+    """Images and XML files of equal names, side by side or in any two folders.
+
+    Splits are folders named after one, else lists (`train.txt`, ...) in `root` or `ImageSets/Main`.
+    """
+    below = ImagesBelow(root)
+    xmls = list(files_below(root, ".xml"))
+    lists = split_lists(root, below.by_stem) or split_lists(
+        root / "ImageSets" / "Main", below.by_stem
+    )
+    listed = {name: split for split, names in lists.items() for name, _ in names}
+    pairs: list[_Pair] = []
+    images = set()
+    for xml in xmls:
+        split = split_of(xml, root) or (listed.get(xml.stem, "") if lists else "train")
+        if split:
+            pairs.append((split, str(xml), partial(_beside, xml, below)))
+            images.add(xml.stem)
+    listing: Listing[list[Box]] = Listing({}, [], {"train": list(below.unused)})
+    if bare := sum(file.stem not in images for file in below.files):
+        listing.remarks.append(f"{bare} images without an XML file are not used")
+    return pairs, listing
+
+
+def _beside(xml: Path, below: ImagesBelow) -> tuple[Path, Path]:
+    return below.find(xml), xml
+
+
+def _describes_an_image(xml: Path) -> bool:
+    try:
+        return b"<annotation" in read_file(xml, MAX_LABEL_BYTES)[:HEAD]
+    except (OSError, ValueError):
+        return False
 
 
 def _photo(root: Path, file: Path, xml: Path, faults: list[Fault]) -> Annotated[list[Box]]:
@@ -72,7 +142,7 @@ def _photo(root: Path, file: Path, xml: Path, faults: list[Fault]) -> Annotated[
             boxes.append(Box(clean(fields["name"]), corners, where))
         except (KeyError, ValueError) as error:
             faults.append(
-                (where, f"object without a proper name and box ({cut(str(error))}); left out")
+                (where, f"object without a proper name and box ({cut(str(error))}); skipped")
             )
     stated = stated_size(size.get("height"), size.get("width"))
     return Annotated(name_in(root, file), file, boxes, stated)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hgkd_edge.bench import method
 from hgkd_edge.bench.edge import agent
 from hgkd_edge.bench.edge.facts import (
     board_from_facts,
@@ -141,6 +142,23 @@ def test_the_agent_runs_on_the_pythons_of_old_jetsons(version: tuple[int, int]) 
             if isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0)
         }
         assert imported <= {
-            "base64", "glob", "hashlib", "gc", "json", "numpy", "onnxruntime", "os", "platform",
-            "select", "shutil", "signal", "subprocess", "sys", "threading", "time", "zlib",
+            "base64", "fcntl", "glob", "hashlib", "json", "numpy", "onnxruntime", "os", "platform",
+            "queue", "shutil", "signal", "subprocess", "sys", "threading", "time", "types",
+            "typing", "zlib",
         }  # fmt: skip
+
+
+def test_the_method_that_is_sent_along_runs_on_python_3_7() -> None:
+    tree = ast.parse(Path(method.__file__).read_text(), feature_version=(3, 7))
+    imported = {
+        name.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+
+    assert "annotations" in imported  # so that only what is assigned is ever evaluated
+    for node in tree.body:
+        for part in ast.walk(node) if isinstance(node, ast.Assign) else ():
+            if isinstance(part, ast.Subscript):
+                assert imported[part.value.id] == "typing"  # type: ignore[attr-defined]

@@ -22,44 +22,66 @@ MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
 
 
-def test_a_broken_connection_leaves_the_build_and_resume_picks_it_up(
-    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_broken_connection_ends_all_work_and_resume_finds_the_finished_build(
+    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="1.0"), make_model()
-    _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
+    _kill_ssh_when(board, lambda: board.builds() == 2, monkeypatch)
 
     with pytest.raises(HgkdError, match="connection to .* broke") as failure:
-        measure(board, model)
+        measure(board, model, batches=(1, 2))
     assert "--resume" in failure.value.hint
     assert failure.value.exit_code == 1
+    wait_until(lambda: not processes(), 5)
+    assert list(board.jobs.glob("*/engine-0.plan"))
 
-    [session] = measure(board, model, resume=True).sessions
+    [session] = measure(board, model, batches=(1, 2), resume=resume).sessions
 
-    assert session.measurements[0].details["engine_reused"] is True
-    assert board.builds() == 1
+    reused = [one.details["engine_reused"] for one in session.measurements]
+    assert reused == [resume, False]
+    assert board.builds() == (3 if resume else 4)
     wait_until(lambda: not board.leftovers())
 
 
-@pytest.mark.parametrize("finished", [False, True], ids=["still building", "build finished"])
-def test_without_resume_a_broken_off_session_is_ended_and_its_work_discarded(
-    make_model: MakeModel,
-    start_board: StartBoard,
-    monkeypatch: pytest.MonkeyPatch,
-    finished: bool,
+def test_a_second_session_waits_for_the_first_and_measures_by_itself(
+    make_model: MakeModel, start_board: StartBoard
 ) -> None:
-    board, model = start_board(STANDIN_BUILD_S="1.0"), make_model()
-    _kill_ssh_when(board, lambda: board.builds() == 1, monkeypatch)
-    with pytest.raises(HgkdError, match="broke"):
-        measure(board, model)
-    if finished:
-        wait_until(lambda: not processes())
-        assert list(board.jobs.glob("*/engine-0.plan"))
+    board, model = start_board(STANDIN_BUILD_S="4.0"), make_model()
+    heard: list[str] = []
+    first = threading.Thread(target=measure, args=(board, model))
 
-    [session] = measure(board, model).sessions
+    first.start()
+    wait_until(lambda: board.builds() == 1)
+    measure(board, model, progress=lambda what, _part: heard.append(what))
+    first.join()
 
-    assert session.measurements[0].details["engine_reused"] is False
+    assert any("an earlier session is still at work" in what for what in heard)
     assert board.builds() == 2
     wait_until(lambda: not board.leftovers())
+
+
+def test_another_session_that_does_not_end_is_left_alone(
+    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="60"), make_model()
+    clients = _watch_clients(monkeypatch)
+
+    def attempt() -> None:
+        with pytest.raises(HgkdError):
+            measure(board, model)
+
+    first = threading.Thread(target=attempt)
+    first.start()
+    wait_until(lambda: board.builds() == 1)
+    monkeypatch.setattr("hgkd_edge.bench.edge.job.PATIENCE_S", 0.0)
+
+    with pytest.raises(HgkdError, match="another session is measuring this model"):
+        measure(board, model)
+
+    assert len(processes()) > 1
+    os.kill(clients[0].pid, signal.SIGKILL)
+    first.join(20)
 
 
 def test_ctrl_c_stops_the_work_on_the_device_too(
@@ -119,7 +141,7 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hgkd_edge.bench.edge.job.SILENCE_S", 1.0)
-    board, model = start_board(STANDIN_BUILD_S="3"), make_model()
+    board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     clients = _watch_clients(monkeypatch)
     failures: list[HgkdError] = []
 
@@ -135,15 +157,11 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     os.kill(clients[0].pid, signal.SIGSTOP)  # the line stays open and silent
 
     try:
-        wait_until(lambda: '"dropped"' in _owner(board), 3.5)
+        wait_until(lambda: not board.leftovers(), 3.5)
     finally:
         os.kill(clients[0].pid, signal.SIGKILL)
         session.join(20)
     assert "connection to" in failures[0].message
-    wait_until(lambda: not processes())
-
-    [session_again] = measure(board, model, resume=True).sessions
-    assert session_again.measurements[0].details["engine_reused"] is True
 
 
 def test_a_line_that_breaks_before_anything_is_built_leaves_nothing(
@@ -172,10 +190,6 @@ def _watch_clients(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
 
     monkeypatch.setattr(link_module.subprocess, "Popen", popen)
     return seen
-
-
-def _owner(board: Board) -> str:
-    return "".join(path.read_text() for path in board.jobs.glob("*/owner.json"))
 
 
 def _kill_ssh_when(

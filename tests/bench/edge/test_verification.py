@@ -45,7 +45,7 @@ def test_an_engine_is_verified_on_the_same_images_before_it_is_measured(
     assert (seen.passed, seen.images, seen.source) == (True, 4, "images")
     assert seen.relative_error is not None
     assert seen.relative_error < 1e-5
-    assert seen.bound == "fp16"  # TensorRT may compute FP32 in TF32
+    assert seen.bound == "tf32"  # what TensorRT may compute FP32 in
     assert kinds_of_calls(board) == "bvvvvm"
     assert "outputs verified on the device before measuring" in " ".join(
         rendered(session_view(session)).split()
@@ -66,6 +66,22 @@ def test_an_engine_that_computes_something_else_is_not_measured(
     assert "m" not in kinds_of_calls(board)
     assert not (model.parent / "bench.json").exists()
     wait_until(lambda: not board.leftovers(), 5)
+
+
+@pytest.mark.parametrize(("precision", "refused"), [("fp32", True), ("fp16", False)])
+def test_an_engine_is_judged_by_the_bound_of_its_own_precision(
+    make_model: MakeModel, start_board: StartBoard, precision: str, refused: bool
+) -> None:
+    board, model = start_board(STANDIN_WRONG="1.01"), make_model()
+
+    if refused:  # 1 % is ten times what TF32 loses
+        with pytest.raises(HgkdError, match=r"relative 1\.00e-02 \(at most 0\.005\)"):
+            measure(board, model, images=IMAGES, precisions=(precision,))
+        return
+    [one] = measure(board, model, images=IMAGES, precisions=(precision,)).sessions[0].measurements
+
+    assert one.verification is not None
+    assert (one.verification.bound, one.verification.passed) == ("fp16", True)
 
 
 def test_a_wrong_engine_is_measured_on_demand_and_never_without_saying_so(

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from typing import Optional
 
 # In a container the device's own files are often mounted elsewhere (`-v /:/host:ro`).
 ROOT = os.environ.get("HGKD_EDGE_SYSROOT", "/")
@@ -23,7 +24,7 @@ FILES = {
 _PACKAGES = ("nvidia-l4t-core", "nvidia-jetpack", "libnvinfer8", "libnvinfer10", "libnvinfer-bin")
 
 
-def read(path):
+def read(path: str) -> Optional[str]:
     """Text of a file under ROOT; NUL separators of the device tree become newlines."""
     try:
         with open(os.path.join(ROOT, path), "rb") as file:
@@ -32,7 +33,7 @@ def read(path):
         return None
 
 
-def ask(argv, timeout=20):
+def ask(argv: list, timeout: float = 20) -> Optional[str]:
     """Output of a command, both streams; None when it is not there or hangs."""
     try:
         done = subprocess.run(
@@ -47,19 +48,22 @@ def ask(argv, timeout=20):
     return done.stdout.decode("utf-8", "replace")
 
 
-def trtexec_path():
+def trtexec_path() -> Optional[str]:
     """trtexec on PATH, or where JetPack puts it."""
     found = shutil.which("trtexec")
     usual = "/usr/src/tensorrt/bin/trtexec"
     return found or (usual if os.access(usual, os.X_OK) else None)
 
 
-def devfreq():
+def devfreq() -> list:
     """Each devfreq device with its name in the device tree and its clocks in Hz."""
     seen = []
     for folder in sorted(glob.glob(os.path.join(ROOT, "sys/class/devfreq/*"))):
         node = os.path.relpath(folder, ROOT)
-        entry = {"path": os.path.basename(folder), "name": read(node + "/device/of_node/name")}
+        entry: dict = {
+            "path": os.path.basename(folder),
+            "name": read(node + "/device/of_node/name"),
+        }
         for key in ("min_freq", "max_freq", "cur_freq"):
             text = read(node + "/" + key)
             entry[key] = int(text) if text and text.isdigit() else None
@@ -67,7 +71,7 @@ def devfreq():
     return seen
 
 
-def temperatures():
+def temperatures() -> dict:
     """Thermal zones in degrees Celsius; zones that cannot be read are left out."""
     seen = {}
     for zone in sorted(glob.glob(os.path.join(ROOT, "sys/class/thermal/thermal_zone*"))):
@@ -78,7 +82,7 @@ def temperatures():
     return seen
 
 
-def overcurrent_events():
+def overcurrent_events() -> dict:
     """Count of over-current throttling events since boot (Orin and later); {} elsewhere."""
     seen = {}
     for path in glob.glob(os.path.join(ROOT, "sys/class/hwmon/hwmon*/oc*_event_cnt")):
@@ -88,9 +92,9 @@ def overcurrent_events():
     return seen
 
 
-def gather():
+def gather() -> dict:
     """Everything, as one dictionary of raw texts."""
-    facts = {name: read(path) for name, path in FILES.items()}
+    facts: dict = {name: read(path) for name, path in FILES.items()}
     facts["packages"] = ask(["dpkg-query", "-W", "-f", "${Package} ${Version}\n"] + list(_PACKAGES))
     facts["nvpmodel"] = ask(["nvpmodel", "-q"])
     # The tool refuses anyone but root; devfreq below says the same to everybody.

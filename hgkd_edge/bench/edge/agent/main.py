@@ -1,99 +1,159 @@
 """The agent's life: say hello with the facts, take a job, do it, report, leave nothing behind.
 
-Conversation (one JSON object per line; ours carry a mark, see wire.py):
+Requests come on standard input, one JSON object a line; an empty line says that the other end is
+still there. Events go out (see `life.send`). What ends the connection ends everything here.
 
     -> hello {facts}
-    <- job {id, resume, tool, models, cases, method, files}
-    -> need {model indices, files}      only what is not there yet
-    <- raw bytes of each, in that order
-    -> build / working / round / ...    progress
-    -> outputs {case, texts}, checked   what each case computes, before anything is timed
-    <- go                               the outputs were found right
-    -> result {case, ...}               one per case
-    -> done | failed {reason} | stopped
-    <- alive                            every few seconds, so that a dead network is noticed
-    <- cancel                           at any time; or the end of input, which means the line broke
+    <- open {id, resume, silence_s, patience_s, tool, trtexec, files, cases, plan, ...}
+    -> need {names}                          only what is not there yet
+    <- file {name, size}, then its raw bytes; for each of them
+    <- build
+    -> build / working / outputs {case, texts}; done
+    <- measure                               the outputs were found right
+    -> round / working / result {case, ...}; done
+    <- bye                                   at any time: remove everything
+    -> failed {reason}                       at any time; everything is removed
 """
 
+import fcntl
+import json
 import os
 import shutil
 import signal
 import sys
 import time
+from queue import Queue
+from typing import Any
 
-from . import facts, ort, trt, wire
-from .scratch import Scratch
+from . import facts, ort, trt
+from .life import Scratch, in_background, leave, leave_when_silent, pack, send
 from .telemetry import Telemetry
-from .wire import STATE, Stop, receive, receive_bytes, send
+
+# A folder that a broken-off session left and nobody came back for.
+_FORGOTTEN_S = 7 * 24 * 3600.0
 
 
-def main():
-    """Serve one conversation."""
-    # A broken line must not kill a build; Ctrl-C comes as `cancel`, not as a signal.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A shutdown of the board: through every `finally`, so that tools end and folders go.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+class Requests(object):
+    """Standard input, read in a thread of its own: requests go to a queue, files to the folder."""
+
+    def __init__(self) -> None:
+        self.queue: Queue = Queue()
+        self.heard = time.monotonic()
+        in_background(self._read)
+
+    def _read(self) -> None:
+        stdin = sys.stdin.buffer
+        try:
+            for line in iter(stdin.readline, b""):
+                self.heard = time.monotonic()
+                request = json.loads(line.decode("utf-8")) if line.strip() else {"op": ""}
+                if request["op"] == "bye":
+                    leave(keep=False)
+                if request["op"] == "file":
+                    self._store(stdin, **request)
+                if request["op"]:
+                    self.queue.put(request)
+        except (EOFError, OSError, ValueError):
+            pass
+        leave(keep=True)
+
+    def _store(self, stdin: Any, op: str, name: str, size: int) -> None:
+        with open(os.path.join(Scratch.folder, name + ".part"), "wb") as out:
+            while size:
+                chunk = stdin.read1(min(size, 1 << 16))
+                if not chunk:
+                    raise EOFError
+                out.write(chunk)
+                size -= len(chunk)
+                self.heard = time.monotonic()
+
+
+def main() -> None:
+    """Serve one connection."""
+    signal.signal(signal.SIGHUP, lambda *_: leave(keep=True))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes as `bye`, not as a signal
+    signal.signal(signal.SIGTERM, lambda *_: leave(keep=False))
+    requests = Requests()
+    send("hello", facts=facts.gather())
     try:
-        send("hello", protocol=1, facts=facts.gather())
-        job = receive()
-        if job.get("id"):
-            serve(job)
-    except (Stop, ValueError):  # cancelled, or gone, before there was a job
-        pass
-
-
-def serve(job):
-    """Do one job; whatever happens, the other end is told and the folder is cleared or kept."""
-    scratch = Scratch(job["id"], job["resume"], patience_s=job["silence_s"] + 10)
-    keep = False
-    try:
-        folder = scratch.open()
-        STATE.when_dropped = lambda: scratch.mark("dropped")
-        STATE.wanted_elsewhere = scratch.asked_to_stop
-        fetch(job, folder)
-        wire.watch(job["silence_s"])
-        if job["tool"] == "trtexec":
-            run_trtexec(job, folder)
-        else:
-            run_onnxruntime(job, folder)
+        job = requests.queue.get()
+        leave_when_silent(lambda: requests.heard, job["silence_s"])
+        wanted = open_job(job)
+        send("need", names=[entry["name"] for entry in wanted])
+        for entry in wanted:
+            requests.queue.get()
+            accept(entry)
+        requests.queue.get()
+        built = build(job)
         send("done")
-    except Stop as stop:
-        keep = stop.dropped and scratch.has_build()
-        send("stopped")
+        requests.queue.get()
+        measure(job, built)
+        send("done")
+        requests.queue.get()  # nothing comes but `bye`
     except Exception as error:
         send("failed", reason=str(error) or type(error).__name__)
-    finally:
-        scratch.release(keep)
+        leave(keep=False)
 
 
-def fetch(job, folder):
-    """Receive what is not in the folder already, each checked against its sha256."""
+def open_job(job: dict) -> list:
+    """Take the folder of a job. Returns the files that it lacks."""
+    if not job["id"] or any(letter not in "0123456789abcdef" for letter in job["id"]):
+        raise RuntimeError("the job id is not a hex digest")
+    home = os.path.join(jobs_folder(), job["id"])
+    forget_old()
+    lock(home + ".lock", patience_s=job["patience_s"])
+    if not job["resume"]:
+        shutil.rmtree(home, ignore_errors=True)
+    os.makedirs(home, mode=0o700, exist_ok=True)
+    Scratch.folder, Scratch.lock = home, home + ".lock"
     wanted = []
-    total = 0
     for entry in job["files"]:
-        path = os.path.join(folder, entry["name"])
+        path = os.path.join(home, entry["name"])
         if os.path.basename(entry["name"]) != entry["name"]:
             raise RuntimeError("file names must not contain folders")
-        if os.path.exists(path) and trt.digest(path) == entry["sha256"]:
-            continue
-        wanted.append(entry)
-        total += entry["size"]
-    free = shutil.disk_usage(folder).free
+        if not os.path.exists(path) or trt.digest(path) != entry["sha256"]:
+            wanted.append(entry)
+    total = sum(entry["size"] for entry in wanted)
+    free = shutil.disk_usage(home).free
     if free < 4 * total:
         raise RuntimeError(
             "%d MB free on the device, about %d MB needed" % (free >> 20, (4 * total) >> 20)
         )
-    send("need", names=[entry["name"] for entry in wanted])
-    for entry in wanted:
-        path = os.path.join(folder, entry["name"])
-        receive_bytes(entry["size"], path + ".part", job["silence_s"])
-        if trt.digest(path + ".part") != entry["sha256"]:
-            raise RuntimeError("%s arrived damaged" % entry["name"])
-        os.rename(path + ".part", path)
+    return wanted
 
 
-def names_of(case):
+def lock(path: str, patience_s: float) -> None:
+    """Hold the lock of a job to the end of this process; waits for a session that is about to end.
+
+    Raises:
+        RuntimeError: Somebody with a live connection is measuring the same job.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    begin = time.monotonic()
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_ino == os.stat(path).st_ino:
+                return
+        except OSError:  # held, or removed since it was opened
+            pass
+        os.close(handle)
+        if time.monotonic() - begin > patience_s:
+            raise RuntimeError("another session is measuring this model on this device")
+        send("waiting", reason="an earlier session is still at work on this device")
+        time.sleep(0.5)
+
+
+def accept(entry: dict) -> None:
+    """Put a file that has arrived in its place."""
+    path = os.path.join(Scratch.folder, entry["name"])
+    if trt.digest(path + ".part") != entry["sha256"]:
+        raise RuntimeError("%s arrived damaged" % entry["name"])
+    os.rename(path + ".part", path)
+
+
+def names_of(case: dict) -> dict:
     """The file names of a case; ours, never the user's."""
     return {
         "onnx": "model-%d.onnx" % case["model"],
@@ -104,82 +164,67 @@ def names_of(case):
     }
 
 
-def run_trtexec(job, folder):
-    """Build every engine, then visit the cases in turn."""
-    built = []
+def build(job: dict) -> list:
+    """Build every engine, then show what each case computes. Returns what the engines cost."""
+    folder, tool, built = Scratch.folder, job["trtexec"], []
+    for case in job["cases"] if job["tool"] == "trtexec" else []:
+        built.append(trt.build(case, tool, folder, names_of(case)))
     for case in job["cases"]:
-        STATE.check(building=True)
-        built.append(trt.build(case, job["trtexec"], folder, names_of(case)))
-    STATE.check()
-    show_outputs(job, lambda case: trt.outputs(case, job["trtexec"], folder, names_of(case)))
-    visits, board = watched(job, lambda telemetry: take_turns(job, folder, telemetry))
-    for case, cost, seen in zip(job["cases"], built, visits):
-        send("result", case=case["id"], build=cost, visits=seen, board=board)
+        if case["check"] and job["tool"] == "trtexec":
+            texts = trt.outputs(case, tool, folder, names_of(case))
+        elif case["check"]:
+            texts = ort.outputs(case, folder, names_of(case))
+        else:
+            continue
+        send("outputs", case=case["id"], texts=[pack(text) for text in texts])
+    return built
 
 
-def show_outputs(job, outputs_of):
-    """Send what each case computes for its inputs, and wait for the verdict."""
-    shown = [case for case in job["cases"] if case["check"]]
-    for case in shown:
-        STATE.check()
-        send("outputs", case=case["id"], texts=[wire.pack(text) for text in outputs_of(case)])
-    if shown:
-        send("checked")
-        wire.wait_for_go()
-
-
-def take_turns(job, folder, telemetry):
-    """Visit the cases round by round, in the order given. Returns [case][round]."""
-    cases = job["cases"]
-    order = [index for turn in job["method"]["order"] for index in turn]
-    visits = [[] for _ in cases]  # type: list
-    for done, index in enumerate(order):
-        visits[index].append(visit(cases[index], job, folder, telemetry))
-        send("round", done=done + 1, of=len(order))
-    return visits
-
-
-def visit(case, job, folder, telemetry):
-    """One run of trtexec with the telemetry of its measured part only."""
-    seen = trt.measure(case, job["trtexec"], folder, names_of(case))
-    marks = seen["marks"]
-    # Without the mark, loading would be taken for measuring: no power is better than a wrong one.
-    begin = marks.get("inference", marks["end"]) + case["warmup_ms"] / 1000.0
-    seen["telemetry"] = telemetry.between(begin, marks.get("traced", marks["end"]))
-    return seen
-
-
-def run_onnxruntime(job, folder):
-    """Measure with onnxruntime on the CPU."""
-
-    show_outputs(job, lambda case: ort.outputs(case, folder, names_of))
-
-    def work(telemetry):
-        return ort.measure_all(job["cases"], folder, names_of, job["method"], telemetry)
-
-    results, board = watched(job, work)
-    for case, result in zip(job["cases"], results):
-        send("result", case=case["id"], board=board, **result)
-
-
-def watched(job, work):
-    """Run `work(telemetry)` with the board watched. Returns (its result, what the board said)."""
+def measure(job: dict, built: list) -> None:
+    """Visit the cases in turn with the board watched, and send their results."""
+    cases, folder = job["cases"], Scratch.folder
     telemetry = Telemetry()
     telemetry.start()
-    try:
-        idle_from = time.monotonic()
-        while telemetry.source and time.monotonic() - idle_from < job["method"]["idle_s"]:
-            STATE.check()
-            time.sleep(0.05)
-        idle = telemetry.between(idle_from, time.monotonic())
-        before = facts.overcurrent_events()
-        result = work(telemetry)
-        after = facts.overcurrent_events()
-    finally:
-        telemetry.stop()
-    return result, {
+    begin = time.monotonic()
+    if telemetry.source:
+        time.sleep(job["idle_s"])
+    idle = telemetry.between(begin, time.monotonic())
+    before = facts.overcurrent_events()
+    if job["tool"] == "trtexec":
+        visits: list = [[] for _ in cases]
+        for done, index in enumerate(job["order"], 1):
+            case = cases[index]
+            seen = trt.measure(case, job["trtexec"], folder, names_of(case), telemetry)
+            visits[index].append(seen)
+            send("round", done=done, of=len(job["order"]))
+        results = [{"build": cost, "visits": seen} for cost, seen in zip(built, visits)]
+    else:
+        results = ort.measure_all(cases, folder, names_of, job["plan"], telemetry)
+    after = facts.overcurrent_events()
+    telemetry.stop()
+    board = {
         "source": telemetry.source,
         "idle": idle,
         "overcurrent": {name: count - before.get(name, 0) for name, count in after.items()},
         "temperatures": facts.temperatures(),
     }
+    for case, result in zip(cases, results):
+        send("result", case=case["id"], board=board, **result)
+
+
+def jobs_folder() -> str:
+    """Where scratch folders live."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "hgkd-edge", "jobs")
+
+
+def forget_old() -> None:
+    """Remove folders untouched for a week."""
+    base = jobs_folder()
+    for name in os.listdir(base) if os.path.isdir(base) else []:
+        path = os.path.join(base, name)
+        try:
+            if time.time() - os.path.getmtime(path) > _FORGOTTEN_S:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue

@@ -1,75 +1,88 @@
 """Measuring with onnxruntime where there is no trtexec. numpy and onnxruntime are imported here
 only, so that a Jetson without them can still run trtexec.
 
-The method is that of `hgkd_edge.bench.local`: load and first run, warm-up until stable, rounds in
-turn.
+How time is taken is decided by `hgkd_edge.bench.method`, whose source is sent along.
 """
 
-import gc
 import json
 import os
+import sys
 import time
+import types
+from typing import Any, Callable, Optional  # Python 3.6 too
 
-from .wire import STATE, send
+from .life import send
+
+# Source of `hgkd_edge.bench.method`, put here by the sender.
+METHOD = ""
 
 
-def measure_all(cases, folder, names_of, method, telemetry):
+def method() -> Any:
+    """The module that takes time on the measuring machine too. Needs Python 3.7 and numpy."""
+    records = sys.modules["hgkd_edge.bench.records"] = types.ModuleType("records")
+    records.Warmup = dict  # type: ignore[attr-defined]
+    module = sys.modules["hgkd_agent.method"] = types.ModuleType("hgkd_agent.method")
+    exec(compile(METHOD, "hgkd_agent.method", "exec"), module.__dict__)
+    return module
+
+
+def measure_all(cases: list, folder: str, names_of: Callable, plan: dict, telemetry: Any) -> list:
     """Raw times of every case, interleaved. Returns one dictionary per case, in order."""
+    taking = method()
     opened = []
     for case in cases:
-        opened.append(open_case(case, os.path.join(folder, names_of(case)["onnx"])))
+        opened.append(open_case(case, os.path.join(folder, names_of(case)["onnx"]), taking.timed))
         send("loaded", case=case["id"])
-    results = []
-    for case, one in zip(cases, opened):
-        results.append(warm_up(one, method))
-        results[-1].update(
-            load_ms=one["load_ms"],
-            first_ms=one["first_ms"],
-            memory_mb=one["memory_mb"],
-            rounds=[],
-            windows=[],
-        )
-        send("warm", case=case["id"])
-    gc.collect()
-    gc.disable()
-    order = [index for turn in method["order"] for index in turn]
-    for done, index in enumerate(order):
-        begin = time.monotonic()
-        taken = visit(opened[index]["run"], method, len(method["order"]))
-        results[index]["rounds"].append(taken)
-        results[index]["windows"].append([begin, time.monotonic()])
-        send("round", done=done + 1, of=len(order))
-    for result in results:
-        lines = []
-        for begin, finish in result.pop("windows"):
-            lines += telemetry.between(begin, finish)
-        result["telemetry"] = lines
-    return results
+    turns = taking.visiting_order(len(cases), plan["rounds"])
+    order = iter([index for turn in turns for index in turn])
+    lines: list = [[] for _ in cases]
+    last = [0.0]
+
+    def progress(what: str, part: float) -> None:
+        """After each visit: the telemetry of its runs, without the rest before them."""
+        now = time.monotonic()
+        if what == "measure":
+            lines[next(order)] += telemetry.between(last[0] + taking.REST_S, now)
+            send("round", done=part, of=1)
+        last[0] = now
+
+    traces = taking.measure([one["run"] for one in opened], taking.Plan(**plan), progress=progress)
+    return [
+        {
+            "warmup": trace.warmup,
+            "rounds": [part.tolist() for part in trace.rounds],
+            "telemetry": seen,
+            "load_ms": one["load_ms"],
+            "first_ms": one["first_ms"],
+            "memory_mb": one["memory_mb"],
+        }
+        for trace, seen, one in zip(traces, lines, opened)
+    ]
 
 
-def outputs(case, folder, names_of):
+def outputs(case: dict, folder: str, names: dict) -> list:
     """What the model computes for each of the case's inputs, in the form of trtexec's JSON.
 
     In a session of its own: the measured one must be cold for its first inference.
     """
-    session = open_session(os.path.join(folder, names_of(case)["onnx"]), case["threads"])
-    names = [output.name for output in session.get_outputs()]
+    session = open_session(os.path.join(folder, names["onnx"]), case["threads"])
+    wanted = [output.name for output in session.get_outputs()]
     texts = []
     for inputs in case["check"]:
-        values = session.run(names, load_feeds(inputs, folder))
+        values = session.run(wanted, load_feeds(inputs, folder))
         entries = [
             {
                 "name": name,
                 "dimensions": "x".join(str(size) for size in array.shape or (1,)),
                 "values": array.ravel().tolist(),
             }
-            for name, array in zip(names, values)
+            for name, array in zip(wanted, values)
         ]
         texts.append(json.dumps(entries))
     return texts
 
 
-def load_feeds(inputs, folder):
+def load_feeds(inputs: list, folder: str) -> dict:
     """Input name -> array, from the raw files that came with the job."""
     import numpy
 
@@ -80,17 +93,17 @@ def load_feeds(inputs, folder):
     return feeds
 
 
-def open_session(path, threads):
+def open_session(path: str, threads: Optional[int]) -> Any:
     """A session on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised as well
     options.intra_op_num_threads = threads or 0
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def open_case(case, path):
+def open_case(case: dict, path: str, timed: Callable) -> dict:
     """A session, a function that runs it once, and its first run."""
     before = resident_mb()
     start = time.monotonic()
@@ -103,13 +116,13 @@ def open_case(case, path):
     return {"run": run, "load_ms": load_ms, "first_ms": first_ms, "memory_mb": memory_mb}
 
 
-def plain(session, feeds):
+def plain(session: Any, feeds: dict) -> Callable:
     """numpy in, numpy out."""
     outputs = [output.name for output in session.get_outputs()]
     return lambda: session.run(outputs, feeds)
 
 
-def bound(session, feeds):
+def bound(session: Any, feeds: dict) -> Callable:
     """Inputs and outputs bound once."""
     binding = session.io_binding()
     for name, array in feeds.items():
@@ -119,52 +132,7 @@ def bound(session, feeds):
     return lambda: session.run_with_iobinding(binding)
 
 
-def warm_up(one, method):
-    """Windows until two in a row keep the median within 3 %."""
-    start, runs, calm, previous = time.monotonic(), 0, 0, 0.0
-    while True:
-        STATE.check()
-        times = window(one["run"], 5, 0.05)
-        runs += len(times)
-        median = sorted(times)[len(times) // 2]
-        calm = calm + 1 if abs(median - previous) <= 0.03 * previous else 0
-        previous = median
-        seconds = time.monotonic() - start
-        stable = calm >= 2 and seconds >= method["warmup_min_s"]
-        if stable or seconds >= method["warmup_max_s"]:
-            seen = {"runs": runs, "seconds": seconds, "stable": stable}
-            return {"warmup": seen}
-
-
-def visit(run, method, rounds):
-    """One interleaved visit: two runs to settle, then the measured ones, in ms."""
-    STATE.check()
-    run()
-    run()
-    if method["count"]:
-        return [timed(run) for _ in range(-(-method["count"] // rounds))]
-    return window(run, -(-method["min_runs"] // rounds), method["duration_s"] / float(rounds))
-
-
-def window(run, least_runs, least_s):
-    """Runs until both bounds are met."""
-    times = []  # type: list
-    spent = 0.0
-    while len(times) < least_runs or spent < least_s * 1000:
-        times.append(timed(run))
-        spent += times[-1]
-        STATE.check()
-    return times
-
-
-def timed(run):
-    """Milliseconds of one run."""
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1000
-
-
-def resident_mb():
+def resident_mb() -> float:
     """Resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1048576.0

@@ -3,12 +3,12 @@
 import glob
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
+from typing import Any, Optional
 
-from . import facts
+from . import facts, life
 
 INTERVAL_MS = 100
 
@@ -21,24 +21,22 @@ class Telemetry(object):
     written as `NAME <mW>mW`, the form that tegrastats uses.
     """
 
-    def __init__(self):
-        self.lines = []
-        self.source = None
-        self._process = None
+    def __init__(self) -> None:
+        self.lines: list = []
+        self.source: Optional[str] = None
+        self._process: Any = None
         self._stop = threading.Event()
-        self._thread = None
+        self._thread: Any = None
 
-    def start(self):
+    def start(self) -> None:
         """Begin sampling; does nothing on a machine with neither source."""
         tool = shutil.which("tegrastats")
         if tool:
             self.source = "tegrastats"
-            self._process = subprocess.Popen(
+            self._process = life.start(
                 [tool, "--interval", str(INTERVAL_MS)],
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,
             )
             target = self._read_tool
         elif rails():
@@ -46,34 +44,32 @@ class Telemetry(object):
             target = self._read_sensors
         else:
             return
-        self._thread = threading.Thread(target=target)
-        self._thread.daemon = True
-        self._thread.start()
+        self._thread = life.in_background(target)
 
-    def stop(self):
+    def stop(self) -> None:
         """End sampling and the tool."""
         self._stop.set()
         if self._process is not None:
-            end(self._process)
+            life.end(self._process)
         if self._thread is not None:
             self._thread.join(5)
 
-    def between(self, begin, finish):
+    def between(self, begin: float, finish: float) -> list:
         """Lines taken within [begin, finish] seconds of `time.monotonic()`."""
         return [[stamp, line] for stamp, line in list(self.lines) if begin <= stamp <= finish]
 
-    def _read_tool(self):
+    def _read_tool(self) -> None:
         output = self._process.stdout if self._process else None
         for raw in output or []:
             self.lines.append((time.monotonic(), raw.decode("utf-8", "replace").strip()))
 
-    def _read_sensors(self):
+    def _read_sensors(self) -> None:
         while not self._stop.wait(INTERVAL_MS / 1000.0):
             parts = ["%s %dmW" % (name, milliwatts) for name, milliwatts in rails()]
             self.lines.append((time.monotonic(), " ".join(parts)))
 
 
-def rails():
+def rails() -> list:
     """[(label, mW)] of the INA3221 sensors: hwmon on JetPack 5+, iio on JetPack 4."""
     seen = []
     base = os.path.join(facts.ROOT, "sys/bus/i2c/devices")
@@ -99,26 +95,12 @@ def rails():
     return seen
 
 
-def is_rail(name):
+def is_rail(name: str) -> bool:
     """Whether a label is that of a supply rail: not the sum of others, and connected."""
     plain = name.lower().replace("_", "").replace(" ", "").rstrip("0123456789")
     return plain != "nc" and "sum" not in plain
 
 
-def _number(path):
+def _number(path: str) -> Optional[int]:
     text = facts.read(os.path.relpath(path, facts.ROOT))
     return int(text) if text and text.lstrip("-").isdigit() else None
-
-
-def end(process):
-    """Terminate a process and its group, then make sure."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except OSError:
-            pass
-        try:
-            process.wait(3)
-            return
-        except subprocess.TimeoutExpired:
-            continue

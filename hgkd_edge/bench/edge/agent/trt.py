@@ -5,12 +5,12 @@ import json
 import os
 import subprocess
 import time
+from typing import Any
 
-from .telemetry import end
-from .wire import STATE, pack, send
+from .life import pack, send, start
 
 
-def fill(argv, names):
+def fill(argv: list, names: dict) -> list:
     """Put our own file names for `{onnx}`, `{engine}`, ... in a list of arguments."""
     filled = []
     for argument in argv:
@@ -20,7 +20,7 @@ def fill(argv, names):
     return filled
 
 
-def build(case, trtexec, folder, names):
+def build(case: dict, trtexec: str, folder: str, names: dict) -> dict:
     """Build the case's engine unless a finished one is there. Returns what it cost."""
     engine = os.path.join(folder, names["engine"])
     ticket = engine + ".json"
@@ -32,11 +32,11 @@ def build(case, trtexec, folder, names):
             send("build", case=case["id"], reused=True)
             return dict(known, reused=True)
     send("build", case=case["id"], reused=False)
-    start = time.monotonic()
-    log, _marks, peak_kb = run(argv, folder, building=True, what=case["id"])
+    begin = time.monotonic()
+    log, _marks, peak_kb = run(argv, folder, what=case["id"])
     done = {
         "argv": argv,
-        "seconds": time.monotonic() - start,
+        "seconds": time.monotonic() - begin,
         "log": log,
         "peak_kb": peak_kb,
         "bytes": os.path.getsize(engine),
@@ -49,66 +49,56 @@ def build(case, trtexec, folder, names):
     return dict(done, reused=False)
 
 
-def measure(case, trtexec, folder, names):
-    """One measuring visit. Returns the log, the exported times and when the measuring was."""
+def measure(case: dict, trtexec: str, folder: str, names: dict, telemetry: Any) -> dict:
+    """One visit: the log, the exported times, the telemetry of the measured part only."""
     argv = [trtexec] + fill(case["measure"], names)
     times = os.path.join(folder, names["times"])
     if os.path.exists(times):
         os.remove(times)
-    log, marks, peak_kb = run(argv, folder, building=False, what=case["id"])
+    log, marks, peak_kb = run(argv, folder, what=case["id"])
     packed = None
     if os.path.exists(times):
         with open(times) as file:
             packed = pack(file.read())
-    return {"argv": argv, "log": log, "times": packed, "marks": marks, "peak_kb": peak_kb}
+    # Without the mark, loading would be taken for measuring: no power is better than a wrong one.
+    begin = marks.get("inference", marks["end"]) + case["warmup_ms"] / 1000.0
+    lines = telemetry.between(begin, marks.get("traced", marks["end"]))
+    return {"argv": argv, "log": log, "times": packed, "telemetry": lines, "peak_kb": peak_kb}
 
 
-def outputs(case, trtexec, folder, names):
+def outputs(case: dict, trtexec: str, folder: str, names: dict) -> list:
     """What the engine computes for each of the case's inputs, as trtexec's JSON."""
     path = os.path.join(folder, names["outputs"])
     texts = []
     for arguments in case["check"]:
-        run([trtexec] + fill(arguments, names), folder, building=False, what=case["id"])
+        run([trtexec] + fill(arguments, names), folder, what=case["id"])
         with open(path, errors="replace") as file:
             texts.append(file.read())
         os.remove(path)
     return texts
 
 
-def run(argv, folder, building, what):
+def run(argv: list, folder: str, what: str) -> tuple:
     """Run a tool to its end. Returns (its lines, when the telling ones came, peak memory in kB).
 
     Raises:
         RuntimeError: It failed; the text ends with its last lines.
-        Stop: The other end asked to stop, or is gone and this is not a build.
     """
     path = os.path.join(folder, "tool.log")
     marks = {"start": time.monotonic()}
     peak_kb = 0
     with open(path, "wb") as out:
-        process = subprocess.Popen(
-            argv,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = start(argv, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
     told = time.monotonic()
-    try:
-        with open(path, "r", errors="replace") as log:
-            while process.poll() is None:
-                STATE.check(building)
-                _mark(log, marks)
-                peak_kb = max(peak_kb, memory_kb(process.pid))
-                if time.monotonic() - told > 2:
-                    told = time.monotonic()
-                    send("working", case=what, seconds=told - marks["start"], line=last_line(path))
-                time.sleep(0.02)
+    with open(path, "r", errors="replace") as log:
+        while process.poll() is None:
             _mark(log, marks)
-    finally:
-        if process.poll() is None:
-            end(process)
+            peak_kb = max(peak_kb, memory_kb(process.pid))
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                send("working", case=what, seconds=told - marks["start"], line=last_line(path))
+            time.sleep(0.02)
+        _mark(log, marks)
     marks["end"] = time.monotonic()
     with open(path, "r", errors="replace") as log:
         lines = log.read().splitlines()
@@ -121,7 +111,7 @@ def run(argv, folder, building, what):
     return lines[:20000], marks, peak_kb
 
 
-def _mark(log, marks):
+def _mark(log: Any, marks: dict) -> None:
     """Note when trtexec began to infer and when its trace was complete."""
     for line in log.readlines():
         if "Starting inference" in line:
@@ -130,7 +120,7 @@ def _mark(log, marks):
             marks["traced"] = time.monotonic()
 
 
-def last_line(path):
+def last_line(path: str) -> str:
     """The last complete line of a growing log."""
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - 400))
@@ -138,7 +128,7 @@ def last_line(path):
     return lines[-1][-160:] if lines else ""
 
 
-def memory_kb(pid):
+def memory_kb(pid: int) -> int:
     """Peak resident memory of a running process."""
     try:
         with open("/proc/%d/status" % pid) as file:
@@ -150,7 +140,7 @@ def memory_kb(pid):
     return 0
 
 
-def digest(path):
+def digest(path: str) -> str:
     """sha256 of a file."""
     seen = hashlib.sha256()
     with open(path, "rb") as file:

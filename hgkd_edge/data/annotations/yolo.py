@@ -1,0 +1,338 @@
+"""YOLO: a text file of normalized boxes or polygons per image, and `data.yaml` or `classes.txt`.
+
+Ultralytics' layout (https://docs.ultralytics.com/datasets/detect), Darknet's, and what labelImg,
+Label Studio, CVAT and Roboflow export as YOLO.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, split_lists
+from hgkd_edge.data.annotations.outlines import Shape
+from hgkd_edge.data.annotations.pairs import ImagesBelow, files_below, split_of
+from hgkd_edge.data.names import clean, readable, split_named
+from hgkd_edge.data.photos import find_images, is_image
+from hgkd_edge.errors import DataError
+from hgkd_edge.parsing import (
+    MAX_LABEL_BYTES,
+    MAX_SETTINGS_BYTES,
+    brief,
+    cut,
+    parse_yaml,
+    read_text,
+)
+
+__all__ = ["YoloFiles", "yolo_boxes", "yolo_files", "yolo_shapes"]
+
+NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+# How far a normalized coordinate may lie outside [0, 1]: tools round, and boxes touch the edge.
+SLACK = 0.01
+
+
+class YoloFiles(NamedTuple):
+    """A YOLO data set that is found but not read.
+
+    Attributes:
+        root: Its folder.
+        classes: Names by number.
+        images: Split -> images, and where they are listed.
+        keypoints: Each line ends in keypoints, which are not read.
+        faults: What is missing.
+    """
+
+    root: Path
+    classes: list[str]
+    images: dict[str, list[Path]]
+    keypoints: bool
+    faults: list[Fault]
+
+
+def yolo_files(root: Path, chosen: Path | None = None) -> YoloFiles | None:
+    """The YOLO data set in a folder; None if there is none.
+
+    Args:
+        root: The folder.
+        chosen: Its YAML file, where the user named one.
+
+    Raises:
+        DataError: Two YAML files describe it, or the one cannot be used.
+    """
+    described = [chosen] if chosen else [file for file in _yamls(root) if _describes(file)]
+    if len(described) > 1:
+        named = [file for file in described if file.stem in ("data", "dataset")]
+        if len(named) != 1:
+            names = ", ".join(readable(file.name) for file in described)
+            raise DataError(f"{root}: {names} all describe a data set", hint="--data FILE.yaml")
+        described = named
+    if described:
+        return _from_yaml(described[0])
+    return _from_names(root)
+
+
+def yolo_boxes(files: YoloFiles, holdout: float) -> Listing[list[Box]]:
+    """Images and their boxes; a polygon counts as the box around it.
+
+    An image whose label file is empty or missing has no object, as in Ultralytics.
+    """
+
+    def box(row: _Row) -> Box:
+        points = row.numbers
+        if row.polygon:
+            corners = (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
+        else:
+            x, y, width, height = points
+            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        return Box(files.classes[row.label], corners, row.where, normalized=True)
+
+    return _listing(files, holdout, files.classes, box)
+
+
+def yolo_shapes(files: YoloFiles, holdout: float, *, binary: bool) -> Listing[list[Shape]]:
+    """Images and the polygons of their objects; class 0 is the background."""
+
+    def shape(row: _Row) -> Shape:
+        if not row.polygon:
+            raise ValueError("is a box, not an outline")
+        label = 1 if binary else 1 + row.label
+        return Shape(label, [list(row.numbers)], row.where, normalized=True)
+
+    names = ["foreground"] if binary else files.classes
+    return _listing(files, holdout, ["background", *names], shape)
+
+
+class _Row(NamedTuple):
+    """One object: its class, a box (center, width, height) or a polygon, and file and line."""
+
+    label: int
+    numbers: tuple[float, ...]
+    polygon: bool
+    where: str
+
+
+def _listing(files: YoloFiles, holdout: float, classes: list[str], convert: Any) -> Listing[Any]:
+    listing: Listing[Any] = Listing({}, classes)
+    labelled = 0
+    for split, images in files.images.items():
+        listing.splits[split], faults = [], list[Fault]()
+        for image in images:
+            file = _label_file(image)
+            labelled += file is not None
+            objects = []
+            try:
+                rows = list(_rows(file, files, faults)) if file else []
+            except (OSError, ValueError) as error:
+                faults.append((str(file), f"cannot be read, image skipped: {cut(str(error))}"))
+                continue
+            for row in rows:
+                try:
+                    objects.append(convert(row))
+                except ValueError as error:
+                    faults.append((row.where, f"{error}; skipped"))
+            listing.splits[split].append(Annotated(_name(files.root, image), image, objects))
+        listing.faults[split] = faults
+    if not labelled:
+        raise DataError(
+            f"{files.root}: none of its images has a label file",
+            hint="labels are expected in labels/ next to images/, or next to each image: a.txt for "
+            "a.jpg",
+        )
+    listing.faults["train"] = files.faults + listing.faults.get("train", [])
+    return listing.hold_out(holdout)
+
+
+def _rows(file: Path, files: YoloFiles, faults: list[Fault]) -> Iterator[_Row]:
+    for number, line in enumerate(read_text(file, MAX_LABEL_BYTES).splitlines(), start=1):
+        if line.strip():
+            where = f"{file}:{number}"
+            try:
+                yield _row(line.split(), files, where)
+            except ValueError as error:
+                faults.append((where, f"{error}; skipped"))
+
+
+def _row(words: list[str], files: YoloFiles, where: str) -> _Row:
+    """One line of a label file.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        label, *numbers = map(float, words)
+    except ValueError:
+        raise ValueError(f"not a line of numbers: {brief(' '.join(words))}") from None
+    if not label.is_integer() or not 0 <= label < len(files.classes):
+        raise ValueError(f"class {words[0][:20]} is not one of 0 to {len(files.classes) - 1}")
+    box = len(numbers) in (4, 5) or (files.keypoints and len(numbers) > 5)
+    if not box and (len(numbers) < 6 or len(numbers) % 2):
+        raise ValueError(
+            f"{len(numbers)} numbers after the class: a box has 4, a polygon 6 or more in pairs"
+        )
+    points = tuple(numbers[:4] if box else numbers)  # a fifth is the confidence of a prediction
+    if not all(math.isfinite(n) and -SLACK <= n <= 1 + SLACK for n in points):
+        raise ValueError("coordinates are not normalized to [0, 1]")
+    return _Row(int(label), points, not box, where)
+
+
+def _label_file(image: Path) -> Path | None:
+    """Where an image's label is: `labels/` in place of the last `images/`, else next to it."""
+    parts = list(image.parts[:-1])
+    places = [image.parent]
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        places.insert(0, Path(*parts))
+    elif parts:
+        places.insert(0, image.parent / "labels")
+    names = (place / f"{image.stem}.txt" for place in places)
+    return next((file for file in names if os.path.lexists(file)), None)
+
+
+def _name(root: Path, image: Path) -> str:
+    return readable(Path(os.path.relpath(image, root)).as_posix())
+
+
+def _yamls(root: Path) -> list[Path]:
+    return sorted(
+        f for f in root.iterdir() if f.suffix.lower() in (".yaml", ".yml") and f.is_file()
+    )
+
+
+def _describes(file: Path) -> bool:
+    try:
+        content = parse_yaml(read_text(file, MAX_SETTINGS_BYTES))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return (
+        isinstance(content, dict) and "train" in content and bool({"names", "nc"} & content.keys())
+    )
+
+
+def _from_yaml(file: Path) -> YoloFiles:
+    try:
+        content = parse_yaml(read_text(file, MAX_SETTINGS_BYTES))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{file}: cannot be read as YAML: {cut(str(error))}") from error
+    if not isinstance(content, dict) or "train" not in content:
+        raise DataError(
+            f"{file}: does not describe a YOLO data set", hint="it needs train, val and names"
+        )
+    folder = file.parent
+    stated = folder / str(content.get("path") or "").strip()
+    base = stated if stated.is_dir() else folder
+    images: dict[str, list[Path]] = {}
+    faults: list[Fault] = []
+    for key, value in content.items():
+        split = split_named(str(key))
+        if split is None or not value:
+            continue
+        entries = value if isinstance(value, list) else [value]
+        for entry in map(str, entries):
+            place = _existing(entry, base, folder)
+            if place is None and split == "train":
+                raise DataError(
+                    f"{file}: train: '{cut(entry)}' does not exist",
+                    hint=f"paths are relative to 'path' in the file, or to {folder}",
+                )
+            if place is None:
+                faults.append((str(file), f"{key}: '{cut(entry)}' does not exist; skipped"))
+            else:
+                images.setdefault(split, []).extend(_images(place, base, faults))
+    keypoints = content.get("kpt_shape") is not None
+    return YoloFiles(folder, _class_names(content, file), images, keypoints, faults)
+
+
+def _class_names(content: dict[str, Any], file: Path) -> list[str]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        numbers = {str(number): name for number, name in names.items()}
+        wanted = [str(number) for number in range(len(numbers))]
+        if set(wanted) != numbers.keys():
+            raise DataError(
+                f"{file}: names: numbers must be 0 to {len(numbers) - 1} without a gap",
+                hint=f"found {brief(sorted(numbers))}",
+            )
+        names = [numbers[number] for number in wanted]
+    if names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] <= 65536:
+        names = list(range(content["nc"]))
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{file}: names: must list the classes, such as [cat, dog]")
+    found = [clean(str(name)) for name in names]
+    twice = sorted({name for name in found if found.count(name) > 1}) if len(found) < 10_000 else []
+    if twice:
+        raise DataError(f"{file}: names: '{twice[0]}' is listed more than once")
+    return found
+
+
+def _existing(entry: str, base: Path, folder: Path) -> Path | None:
+    """Where an entry of the YAML file leads; some write `../train/images` for `train/images`."""
+    entry = entry.replace("\\", "/")
+    inside = entry
+    while inside.startswith("../"):
+        inside = inside.removeprefix("../")
+    places = (base / entry, folder / entry, base / inside, folder / inside)
+    return next((place for place in places if os.path.exists(place)), None)
+
+
+def _images(place: Path, base: Path, faults: list[Fault]) -> list[Path]:
+    """The images of a folder, or of a text file that lists them."""
+    if place.is_dir():
+        found = find_images(place)
+        faults += [(str(place / name), f"{why}; skipped") for name, why in found.unused]
+        return [place / name for name in found.names]
+    if is_image(place.name):
+        return [place]
+    try:
+        lines = read_text(place).splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{place}: cannot be read as a list of images: {cut(str(error))}"
+        ) from error
+    images = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        # CVAT writes names from a folder `data/` that its archive does not hold.
+        names = (line, line.partition("/")[2])
+        tries = (root / name for name in names if name for root in (place.parent, base))
+        image = next((file for file in tries if os.path.isfile(file)), None)
+        if image is None:
+            faults.append((f"{place}:{number}", f"'{cut(line)}' is not there; skipped"))
+        else:
+            images.append(image)
+    return images
+
+
+def _from_names(root: Path) -> YoloFiles | None:
+    """A data set without a YAML file: class names in a text file, labels next to images."""
+    file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
+    if file is None:
+        return None
+    below = ImagesBelow(root)
+    stems = {image.stem for image in below.files}
+    if not any(label.stem in stems for label in files_below(root, ".txt")):
+        return None
+    classes = [name for line in read_text(file).splitlines() if (name := clean(line))]
+    lists = split_lists(root, below.by_stem)
+    faults = list(below.unused)
+    images: dict[str, list[Path]] = {}
+    if any(split_of(image, root) for image in below.files):
+        for image in below.files:
+            images.setdefault(split_of(image, root) or "train", []).append(image)
+    elif lists:
+        for split, names in lists.items():
+            found = [(below.by_stem.find(name), name, where) for name, where in names]
+            images[split] = [files[0] for files, _, _ in found if len(files) == 1]
+            faults += [
+                (where, f"'{cut(name)}' is not there; skipped")
+                for files, name, where in found
+                if len(files) != 1
+            ]
+    else:
+        images["train"] = below.files
+    return YoloFiles(root, classes, images, False, faults)

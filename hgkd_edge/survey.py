@@ -1,0 +1,186 @@
+"""What a folder of annotated images holds, before anyone trains: format, counts, pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hgkd_edge.data.annotations.formats import (
+    Boxes,
+    Outlines,
+    Place,
+    find_boxes,
+    find_outlines,
+    placed,
+)
+from hgkd_edge.data.annotations.listing import Annotated, Box, Listing, checked_boxes
+from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders
+from hgkd_edge.data.annotations.outlines import paint
+from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.sources import list_photos
+from hgkd_edge.recipe import DataConfig
+from hgkd_edge.tasks.answers import Detection
+from hgkd_edge.tasks.pictures import draw_boxes, draw_segments, save_picture
+
+__all__ = ["SplitSurvey", "Survey", "draw_survey", "survey"]
+
+
+@dataclass(frozen=True)
+class SplitSurvey:
+    """One split.
+
+    Attributes:
+        images: Images that can be used.
+        empty: Those of them without an object, or without a label.
+        objects: Class -> its boxes, or its images where classes are folders.
+        outlines: Objects with an outline.
+        skipped: File and line, and why it is not used.
+    """
+
+    images: int
+    empty: int = 0
+    objects: dict[str, int] | None = None
+    outlines: int = 0
+    skipped: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A data set.
+
+    Attributes:
+        format: Its layout.
+        tasks: What `finetune --task` can learn from it.
+        classes: Their names, in the order of their numbers.
+        splits: By name.
+        remarks: What was decided or may not be meant that way.
+    """
+
+    path: str
+    format: str
+    tasks: Sequence[str]
+    classes: Sequence[str]
+    splits: dict[str, SplitSurvey]
+    remarks: Sequence[str]
+
+
+def survey(config: DataConfig) -> Survey:
+    """Look at a data set; no image is decoded, of annotated ones the header is read.
+
+    Raises:
+        DataError: It holds nothing that can be used.
+    """
+    assert config.path is not None, "the command names a path"
+    place = placed(config.path)
+    if place.root.is_dir():
+        if all_mask_folders(place.root) and place.chosen is None:
+            return _label_maps(config, place.root)
+        if boxes := find_boxes(place, config.holdout):
+            return _annotated(place.root, boxes, _outlines(place, config))
+    return _classes(config)
+
+
+def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
+    """Draw annotated images of the training split, evenly spread over it.
+
+    Args:
+        config: As for `survey`.
+        count: How many.
+        folder: Where the PNG files go.
+
+    Returns:
+        The files; empty where images carry neither boxes nor outlines.
+    """
+    place = placed(config.path or Path())
+    boxes = find_boxes(place, config.holdout) if place.root.is_dir() else None
+    if boxes is None:
+        return []
+    outlines = _outlines(place, config)
+    shapes = {p.name: p.annotation for p in outlines.listing.splits["train"]} if outlines else {}
+    photos = boxes.listing.splits["train"]
+    spread = np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)
+    drawn = (
+        (i, _picture(photos[i], shapes.get(photos[i].name, []), boxes.listing.classes))
+        for i in spread
+    )
+    return [save_picture(picture, folder / f"{photos[i].file.stem}.png") for i, picture in drawn]
+
+
+def _outlines(place: Place, config: DataConfig) -> Outlines | None:
+    found = find_outlines(place, config.holdout, binary=False)
+    held = found and any(p.annotation for split in found.listing.splits.values() for p in split)
+    return found if held else None
+
+
+def _annotated(root: Path, boxes: Boxes, outlines: Outlines | None) -> Survey:
+    listing = boxes.listing
+    splits = {}
+    for split, photos in listing.splits.items():
+        shapes = outlines.listing.splits.get(split, []) if outlines else []
+        splits[split] = _split(listing, split, photos, sum(len(p.annotation) for p in shapes))
+    tasks = ["detect", "segment"] if outlines else ["detect"]
+    return Survey(str(root), boxes.format, tasks, listing.classes, splits, listing.remarks)
+
+
+def _split(
+    listing: Listing[list[Box]], split: str, photos: list[Annotated[list[Box]]], outlines: int
+) -> SplitSurvey:
+    objects: Counter[str] = Counter()
+    images = empty = 0
+    skipped = list(listing.faults.get(split, []))
+    for photo in photos:
+        try:
+            with open_image(photo.file) as image:
+                kept, faults = checked_boxes(
+                    photo.annotation, listing.classes, turn_of(image).upright
+                )
+        except Exception as error:  # a broken file may raise anything
+            skipped.append((str(photo.file), f"{error or type(error).__name__}; image skipped"))
+            continue
+        skipped += faults
+        images += 1
+        empty += not len(kept)
+        objects.update(listing.classes[int(label)] for label in kept[:, 0])
+    return SplitSurvey(images, empty, dict(objects), outlines, skipped)
+
+
+def _label_maps(config: DataConfig, root: Path) -> Survey:
+    listing = mask_folders(root, config.holdout)
+    splits = {
+        split: SplitSurvey(len(photos), skipped=listing.faults.get(split, []))
+        for split, photos in listing.splits.items()
+    }
+    return Survey(str(root), "label maps", ["segment"], listing.classes, splits, listing.remarks)
+
+
+def _classes(config: DataConfig) -> Survey:
+    listing = list_photos(config)
+    splits = {}
+    for split, photos in listing.splits.items():
+        counts = np.bincount(photos.labels[photos.labels >= 0], minlength=len(listing.classes))
+        objects = dict(zip(listing.classes, counts.tolist(), strict=False))
+        splits[split] = SplitSurvey(len(photos), int((photos.labels < 0).sum()), objects)
+    if "train" in splits and listing.unused:
+        first = splits["train"]
+        splits["train"] = SplitSurvey(first.images, first.empty, first.objects, 0, listing.unused)
+    tasks = ["classify"] if len(listing.classes) > 1 else []
+    name = "class folders" if tasks else "images without labels"
+    return Survey(str(config.path), name, tasks, listing.classes, splits, listing.remarks)
+
+
+def _picture(photo: Annotated[list[Box]], shapes: list[Any], classes: list[str]) -> Image.Image:
+    """One image with its outlines filled and its boxes framed."""
+    with open_image(photo.file) as image:
+        upright = turn_of(image).apply(image).convert("RGB")
+    size = (upright.height, upright.width)
+    if shapes:
+        upright = draw_segments(upright, paint(shapes, size)[0])
+    kept, _ = checked_boxes(photo.annotation, classes, size)
+    found = [Detection(classes[int(row[0])], 1.0, tuple(row[1:].tolist())) for row in kept]
+    return draw_boxes(upright, found, classes, scored=False)

@@ -1,0 +1,191 @@
+"""Predictions as a data set that labeling tools and `finetune` read. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import yaml
+
+from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.errors import DataError
+from hgkd_edge.files import atomic_write
+from hgkd_edge.rundir import write_json
+
+__all__ = ["FORMATS", "require_format", "save_labels"]
+
+FORMATS = {"yolo": "detect", "coco": "detect", "voc": "detect", "folders": "classify"}
+
+
+class _Labeled(NamedTuple):
+    """One image, its name in the data set, its height and width upright, and what was predicted."""
+
+    file: Path
+    name: str
+    size: tuple[int, int]
+    record: Mapping[str, Any]
+
+
+def require_format(name: str, task: str) -> None:
+    """Refuse a format that does not exist, or that cannot hold a task's answers.
+
+    Raises:
+        DataError: Says which can.
+    """
+    fitting = [known for known, of in FORMATS.items() if of == task]
+    if name not in FORMATS:
+        raise DataError(f"--save-labels '{name}': unknown; one of {', '.join(FORMATS)}")
+    if name not in fitting:
+        raise DataError(
+            f"--save-labels {name}: the model's task is {task}",
+            hint=f"use {' or '.join(fitting)}"
+            if fitting
+            else "predict writes its label maps to --out",
+        )
+
+
+def save_labels(
+    records: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    folder: Path,
+    *,
+    format: str,
+    threshold: float,
+) -> int:
+    """Write predictions as a data set; images are linked, or copied where that is impossible.
+
+    Args:
+        records: As `predict` returns them; those with an error are skipped.
+        classes: The model's.
+        folder: Of the data set.
+        format: One of `FORMATS`.
+        threshold: Lowest probability of an image's class in `folders`; boxes are filtered already.
+
+    Returns:
+        The number of images written.
+
+    Raises:
+        DataError: A class cannot be the name of a folder.
+    """
+    images = [_labeled(record) for record in records if "error" not in record]
+    return _WRITERS[format](images, classes, folder, threshold)
+
+
+def _labeled(record: Mapping[str, Any]) -> _Labeled:
+    file = Path(record["photo"])
+    with open_image(file) as image:
+        size = turn_of(image).upright
+    return _Labeled(file, Path(record["picture"]).stem + file.suffix, size, record)
+
+
+def _place(image: _Labeled, folder: Path) -> None:
+    """Put the image into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / image.name
+    target.unlink(missing_ok=True)
+    try:
+        os.link(image.file.resolve(), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(image.file, target)
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _yolo(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
+    for image in images:
+        height, width = image.size
+        lines = []
+        for box in image.record["boxes"]:
+            x1, y1, x2, y2 = box["box"]
+            numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
+            numbers += [(x2 - x1) / width, (y2 - y1) / height]
+            lines.append(f"{classes.index(box['name'])} " + " ".join(f"{n:.6f}" for n in numbers))
+        _place(image, folder / "images")
+        _write(folder / "labels" / f"{Path(image.name).stem}.txt", "".join(f"{s}\n" for s in lines))
+    about = {"train": "images", "names": dict(enumerate(classes))}
+    _write(folder / "data.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+    return len(images)
+
+
+def _coco(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
+    content: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
+    }
+    for number, image in enumerate(images, start=1):
+        height, width = image.size
+        _place(image, folder / "images")
+        content["images"].append(
+            {"id": number, "file_name": image.name, "width": width, "height": height}
+        )
+        for box in image.record["boxes"]:
+            x1, y1, x2, y2 = box["box"]
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": 1 + classes.index(box["name"]),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "score": box["score"],
+                }
+            )
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "annotations" / "instances.json", content)
+    return len(images)
+
+
+def _voc(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
+    for image in images:
+        _place(image, folder / "JPEGImages")
+        root = ElementTree.Element("annotation")
+        _fields(root, filename=image.name)
+        size = ElementTree.SubElement(root, "size")
+        _fields(size, width=image.size[1], height=image.size[0], depth=3)
+        for box in image.record["boxes"]:
+            item = ElementTree.SubElement(root, "object")
+            _fields(item, name=box["name"], difficult=0)
+            corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), box["box"], strict=True))
+            _fields(ElementTree.SubElement(item, "bndbox"), **corners)
+        ElementTree.indent(root)
+        text = ElementTree.tostring(root, encoding="unicode")
+        _write(folder / "Annotations" / f"{Path(image.name).stem}.xml", f"{text}\n")
+    _write(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+    return len(images)
+
+
+def _fields(parent: ElementTree.Element, **fields: Any) -> None:
+    for name, value in fields.items():
+        ElementTree.SubElement(parent, name).text = str(value)
+
+
+def _folders(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
+    bad = [name for name in classes if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name)]
+    if bad:
+        raise DataError(f"--save-labels folders: class {bad[0]!r} cannot be the name of a folder")
+    sure = [
+        (image, image.record["labels"][0])
+        for image in images
+        if image.record["labels"][0]["probability"] >= threshold
+    ]
+    for image, label in sure:
+        _place(image, folder / label["name"])
+    return len(sure)
+
+
+_WRITERS: dict[str, Callable[[list[_Labeled], Sequence[str], Path, float], int]] = {
+    "yolo": _yolo,
+    "coco": _coco,
+    "voc": _voc,
+    "folders": _folders,
+}

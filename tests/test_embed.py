@@ -1,0 +1,101 @@
+"""Features of images: the same from PyTorch and ONNX, readable by others, near what looks alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exporters.onnx_export import export_onnx
+from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.embed import draw_neighbors, embed, nearest
+from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.models.backbone import load_embedding_net
+from hgkd_edge.rundir import RunDir
+from tests.test_export import new_run
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return new_run(photos, tmp_path_factory.mktemp("embed") / "run")
+
+
+def test_a_run_and_its_onnx_file_give_the_same_features(
+    run: RunDir, photos: Path, tmp_path: Path
+) -> None:
+    network = load_embedding_net(run.backbone_file).eval()
+    spec = InputSpec(network.spec.size, network.spec.mean, network.spec.std, "cover")
+    file = tmp_path / "net.onnx"
+    about = {f"hgkd_edge.{key}": json.dumps(value) for key, value in spec.metadata().items()}
+    names = ("embedding",)
+    export_onnx(network, file, input_size=(3, 64, 64), output_names=names, metadata=about)
+
+    mine = embed(run.path, [photos / "test"], tmp_path / "a.npz")
+    other = embed(file, [photos / "test"], tmp_path / "b.npz")
+
+    assert mine.features.shape == (18, 32)
+    assert mine.files == other.files
+    np.testing.assert_allclose(mine.features, other.features, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["features.npz", "features.parquet"])
+def test_others_can_read_the_file(run: RunDir, photos: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "deep" / name
+
+    found = embed(run.path, [photos / "test"], out)
+
+    if out.suffix == ".npz":
+        with np.load(out) as stored:
+            features, names = stored["features"], stored["images"].tolist()
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = parquet.read_table(out)
+        features, names = np.stack(table["features"].to_numpy()), table["image"].to_pylist()
+    np.testing.assert_array_equal(features, found.features)
+    assert names == [str(file) for file in found.files]
+
+
+def test_a_copy_of_an_image_is_its_nearest_neighbor(
+    run: RunDir, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(photos / "test", tmp_path / "images"))
+    first = next(folder.glob("*/*.webp"))
+    with Image.open(first) as image:
+        image.convert("RGB").save(folder / "copy.png")
+
+    found = embed(run.path, [folder], tmp_path / "features.npz")
+
+    rows = nearest(found.features, 3)
+    assert found.files[rows[found.files.index(folder / "copy.png")][0]] == first
+    assert all(i not in row for i, row in enumerate(rows))
+    picture = draw_neighbors(found, tmp_path / "neighbors.png")
+    with Image.open(picture) as drawn:
+        assert drawn.size == (6 * 128 + 5 * 4, 8 * 128 + 7 * 4)
+
+
+def test_an_image_that_cannot_be_read_costs_itself(
+    run: RunDir, photos: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(photos / "test", tmp_path / "images"))
+    (folder / "broken.jpg").write_bytes(b"no image")
+
+    found = embed(run.path, [folder], tmp_path / "features.npz")
+
+    assert len(found.files) == len(found.features) == 18
+    assert [where for where, _ in found.skipped] == [str(folder / "broken.jpg")]
+
+
+def test_bad_input_is_refused_before_any_work(run: RunDir, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(DataError, match=r"must end in .npz or .parquet"):
+        embed(run.path, [photos], tmp_path / "features.csv")
+    with pytest.raises(RunError, match="there is no such file"):
+        embed(tmp_path / "absent.onnx", [photos], tmp_path / "features.npz")
+    with pytest.raises(DataError, match="no image files"):
+        embed(run.path, [tmp_path / "empty"], tmp_path / "features.npz")
+    assert not (tmp_path / "features.npz").exists()
