@@ -41,7 +41,7 @@ from hgkd_edge.rundir import cache_dir, write_json
 __all__ = ["shard_files", "shard_photos"]
 
 # What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
-SHARED_KEY = "a sample is named up to the first dot, and another image has the same name"
+SHARED_KEY = "shares its sample name, which ends at the first dot, with another image"
 BAD_MEMBER = "the member is sparse or too large"
 INDEX_VERSION = 3  # part of the cached index's name: raise it when the index changes
 
