@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from hgkd_edge.data.photos import (
     with_holdout,
 )
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.parsing import MAX_LABEL_BYTES, parse_json
+from hgkd_edge.parsing import MAX_LABEL_BYTES, cut, parse_json, read_text
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.rundir import cache_dir, write_json
 
@@ -42,6 +41,8 @@ __all__ = ["shard_files", "shard_photos"]
 
 # What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
 SHARED_KEY = "shares its sample name, which ends at the first dot, with another image"
+LONGEST_NAME = 4096  # characters, as of a path on disk
+BAD_NAME = f"the member's name has more than {LONGEST_NAME} characters"
 BAD_MEMBER = "the member is sparse or too large"
 INDEX_VERSION = 3  # part of the cached index's name: raise it when the index changes
 
@@ -222,7 +223,7 @@ def _read_index(file: Path) -> Index:
     cache = _cache_file(file)
     if not cache.is_file():
         return _index(file)
-    known = json.loads(cache.read_text(encoding="utf-8"))
+    known = parse_json(read_text(cache))
     return Index(
         [Member(*row) for row in known["photos"]],
         [(name, reason) for name, reason in known["unused"]],
@@ -244,6 +245,11 @@ def _index(file: Path) -> Index:
     try:
         with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as shard:
             for member in shard:
+                if member.size < 0:  # would be read backwards, perhaps for ever
+                    raise tarfile.ReadError(f"a member says that it has {member.size} bytes")
+                if len(member.name) > LONGEST_NAME:
+                    index.unused.append((readable(cut(member.name)), BAD_NAME))
+                    continue
                 key, extension = _key_and_extension(member.name)
                 if not member.isfile() or not key:
                     continue
