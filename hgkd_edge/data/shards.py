@@ -40,7 +40,7 @@ from hgkd_edge.rundir import cache_dir, write_json
 __all__ = ["shard_files", "shard_photos"]
 
 # What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
-SHARED_KEY = "several images share one sample name, which ends at the first dot"
+SHARED_KEY = "shares its sample name, which ends at the first dot, with another image"
 LONGEST_NAME = 4096  # characters, as of a path on disk
 BAD_NAME = f"the member's name has more than {LONGEST_NAME} characters"
 BAD_MEMBER = "the member is sparse or too large"

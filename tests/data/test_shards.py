@@ -241,6 +241,7 @@ def test_images_that_share_a_sample_by_webdatasets_rule_are_counted(tmp_path: Pa
 
     assert len(source) == 2
     assert "8 of 10 images in the shards are skipped" in source.remarks[0]
+    assert "shares its sample name" in source.remarks[0]
     assert "such as s.tar/cam0.0001.jpg" in source.remarks[0]
     assert len(source.skipped) == 8
 
