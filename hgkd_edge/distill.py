@@ -55,6 +55,7 @@ __all__ = [
     "teacher_origin",
 ]
 
+ALIKE = 0.2  # of `Teacher.standardize`; ordinary photos give .9 and more
 SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
 
 
@@ -401,7 +402,12 @@ def _standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Re
     batches = (source.images[indices] for indices in order.split(128))
     device = next(teacher.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
-    teacher.standardize(_teacher_views(batches, draws, parts, recipe))
+    varied = teacher.standardize(_teacher_views(batches, draws, parts, recipe))
+    if varied < ALIKE:
+        warn(
+            f"the training images hardly differ: of the spread of the teacher's tokens "
+            f"{100 * varied:.0f} % is between images; a student can learn little but that scene"
+        )
 
 
 def _save(model: Distillation, parts: Parts, source: ImageSource, run: RunDir) -> None:

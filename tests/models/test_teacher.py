@@ -129,6 +129,36 @@ def test_the_embedding_is_the_class_token_or_else_the_mean_token(
     torch.testing.assert_close(targets[:, -1], wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("embedding", [False, True])
+def test_images_that_are_nearly_equal_do_not_make_noise_the_target(embedding: bool) -> None:
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, depth=2)
+    teacher = Teacher(vit, layers="last", size=(64, 64), embedding=embedding)
+    scene, different = torch.rand(1, 3, 64, 64), torch.rand(8, 3, 64, 64)
+    still = (scene + 1e-3 * torch.randn(8, 3, 64, 64)).clamp(0, 1)
+
+    varied = teacher.standardize([(still, None)])
+
+    assert varied < 0.1
+    places = 16  # without the row of the whole image, which the loss compares by its direction
+    assert teacher(still)[:, :places].abs().mean() < 0.1, "noise stays small"
+    assert teacher(different)[:, :places].abs().max() < 50, "no division by a spread near zero"
+
+
+def test_the_floor_leaves_images_that_differ_as_they_are() -> None:
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, depth=2)
+    teacher = Teacher(vit, layers="last", size=(64, 64))
+    images = torch.rand(32, 3, 1, 1) * torch.ones(3, 64, 64) + 0.3 * torch.rand(32, 3, 64, 64)
+    targets = teacher(images.clamp(0, 1))
+    wanted = (targets - targets.mean(dim=0)).square().mean(dim=(0, 1)).sqrt()
+
+    varied = teacher.standardize([(images.clamp(0, 1), None)])
+
+    assert varied > 0.5
+    torch.testing.assert_close(teacher.spread[0], wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("combine", ["mean", "concat"])
 def test_the_embedding_is_of_the_same_blocks_and_standardised_by_itself(combine: str) -> None:
     images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
