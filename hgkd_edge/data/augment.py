@@ -11,16 +11,38 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 from torchvision.ops import roi_align
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hgkd_edge.data.transfer import to_device
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "center_view", "normalize", "random_view"]
+__all__ = [
+    "CROP_DRAWS",
+    "DISTORT_DRAWS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "center_view",
+    "distort",
+    "normalize",
+    "random_view",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+CROP_DRAWS, DISTORT_DRAWS = 5, 8  # uniform numbers per image
+
+# Strengths as in DINO and LightlyTrain.
+JITTERED, GRAY, BLURRED = 0.8, 0.2, 0.5  # shares of the images
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
+SIGMA = (0.1, 2.0)  # of the blur, in pixels
+BLUR_RADIUS = math.ceil(3 * SIGMA[1])
+
+# RGB to luma and two chroma axes (NTSC); torchvision's gray is the same luma.
+TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 def random_view(
@@ -80,6 +102,60 @@ def _cut_all(canvas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     pixels = canvas.float() / 255
     views = roi_align(pixels, regions.to(pixels), size, sampling_ratio=1, aligned=True)
     return torch.where(mirrored[:, None, None, None] > 0, views.flip(-1), views)  # [B, 3, H, W]
+
+
+def distort(view: Tensor, draws: Tensor) -> Tensor:
+    """Color jitter, random grayscale and Gaussian blur, of every image by its own draws.
+
+    Brightness and contrast as torchvision defines them. Saturation, hue and grayscale scale and
+    turn the two chroma axes, which leaves the luma of every pixel as it is. No value is read on the
+    host.
+
+    Args:
+        view: float32 [B, 3, H, W] in [0, 1].
+        draws: float [B, 8], uniform in [0, 1), on the same device: whether to jitter, brightness,
+            contrast, saturation, hue, grayscale, whether to blur, and how much.
+
+    Returns:
+        float32 [B, 3, H, W] in [0, 1].
+    """
+    jitter, brightness, contrast, saturation, hue, gray, blur, sigma = draws.T  # [B] each
+    centered = 2 * torch.stack([brightness, contrast, saturation, hue]) - 1  # in [-1, 1)
+    centered = centered * (jitter < JITTERED)
+    with torch.autocast(view.device.type, enabled=False):
+        view = (view * _each(1 + BRIGHTNESS * centered[0])).clamp(0, 1)
+        mean = F.rgb_to_grayscale(view).mean(dim=(1, 2, 3), keepdim=True)
+        view = (mean + (view - mean) * _each(1 + CONTRAST * centered[1])).clamp(0, 1)
+        chroma = (1 + SATURATION * centered[2]) * (gray >= GRAY)
+        view = _recolor(view, chroma, 2 * math.pi * HUE * centered[3])
+        return _blur(view, SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0]), blur < BLURRED)
+
+
+def _each(values: Tensor) -> Tensor:
+    """Numbers [B] as [B, 1, 1, 1]."""
+    return values[:, None, None, None]
+
+
+def _recolor(view: Tensor, chroma: Tensor, angle: Tensor) -> Tensor:
+    """Scale the chroma of images f[B, 3, H, W] by [B] and turn it by angles [B]; luma stays."""
+    to_yiq = _per_channel(sum(TO_YIQ, ()), view).view(3, 3)
+    along, across, zero = chroma * angle.cos(), chroma * angle.sin(), torch.zeros_like(chroma)
+    rows = (zero + 1, zero, zero), (zero, along, -across), (zero, across, along)
+    turn = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # [B, 3, 3]
+    change = torch.linalg.inv_ex(to_yiq)[0] @ turn @ to_yiq  # [B, 3, 3]
+    return torch.einsum("bij,bjhw->bihw", change, view).clamp(0, 1)
+
+
+def _blur(view: Tensor, sigma: Tensor, blurred: Tensor) -> Tensor:
+    """Gaussian blur of images f[B, 3, H, W], each by its sigma [B]; `blurred` bool [B]."""
+    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=view.device)
+    sigma = torch.where(blurred, sigma, SIGMA[0])  # at the smallest one nothing changes
+    kernels = (-0.5 * (offsets / sigma[:, None]).square()).exp()  # [B, k]
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
+    planes = view.reshape(1, -1, *view.shape[2:])  # [1, B*3, H, W]
+    wide = pad(planes, [BLUR_RADIUS] * 4, mode="reflect")
+    wide = conv2d(wide, kernels[:, None, None, :], groups=len(kernels))
+    return conv2d(wide, kernels[:, None, :, None], groups=len(kernels)).reshape(view.shape)
 
 
 def center_view(canvas: Tensor, *, size: tuple[int, int]) -> Tensor:
