@@ -128,7 +128,7 @@ def pretrain(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train only a recipe's teacher, by masked autoencoding; `distill` does it by itself.
+    """Train only a recipe's teacher, without labels; `distill` does it by itself.
 
     Stopped, the same command goes on. Example: hgkd-edge pretrain demo-teacher
     """

@@ -21,6 +21,7 @@ from hgkd_edge.models.backbone import (
     freeze_unused,
     require_plain_form,
 )
+from hgkd_edge.models.ibot import require_lightly
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.student_weights import initial_weights, published_student
 from hgkd_edge.models.teacher import create_vit, teacher_patch
@@ -69,6 +70,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         RecipeError: The student is not convolutional, the mask patch does not divide the image,
             nothing stays visible or nothing would be learnt, the teacher's grid cannot be matched,
             or this machine lacks what the recipe needs.
+        MissingExtraError: A package that the teacher's pre-training needs is not installed.
         ConversionError: A module of the student cannot run on visible patches only, or one of its
             weights has no place in the plain timm model.
     """
@@ -156,6 +158,8 @@ def _is_local(path: Path) -> bool:
 
 def _check_machine(recipe: Recipe) -> None:
     check_machine(recipe.train)
+    if recipe.teacher.weights == "pretrain" and recipe.teacher.pretrain.objective == "ibot":
+        require_lightly()
     if recipe.student.backend == "spconv" and not torch.cuda.is_available():
         raise RecipeError(
             "student.backend = 'spconv': needs a GPU (on a CPU spconv has no backward pass)",

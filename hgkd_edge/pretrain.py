@@ -12,14 +12,26 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from hgkd_edge.console import console
-from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize, random_view
+from hgkd_edge.data.augment import (
+    CROP_DRAWS,
+    DISTORT_DRAWS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    distort,
+    normalize,
+    random_view,
+)
+from hgkd_edge.data.masks import BLOCK_DRAWS, block_masks
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Draws, Workplace, resolve_precision, train
+from hgkd_edge.data.transfer import to_device
+from hgkd_edge.engine import Draws, Inputs, Task, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError
+from hgkd_edge.models.ibot import OnlineTokenizer
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
 from hgkd_edge.models.teacher import require_plain_vit, save_vit_weights
-from hgkd_edge.processes import on_main
-from hgkd_edge.recipe import PretrainConfig, Recipe, TrainConfig
+from hgkd_edge.pretrain_settings import IbotConfig, PretrainConfig
+from hgkd_edge.processes import count, on_main
+from hgkd_edge.recipe import Recipe, TrainConfig
 from hgkd_edge.rundir import atomic_write, cache_dir, write_json
 
 __all__ = ["pretrain_teacher"]
@@ -37,9 +49,54 @@ class MaskedAutoencoding:
         self.num_tokens = model.num_tokens
         self.size, self.crop_scale = size, recipe.data.crop_scale
 
-    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
         view = _view(images, draws, self.size, self.crop_scale)
         yield view, draws.uniform(len(images), self.num_tokens)
+
+
+class SelfDistillation:
+    """Task: predict, from views that are masked or small, what the network's average sees.
+
+    One of the two global views is masked. So every image has masked patches, and every batch.
+    """
+
+    updates_per_batch = 1
+    capturable = False
+    layer_decay: float | None = None
+
+    def __init__(self, model: OnlineTokenizer, config: IbotConfig, size: tuple[int, int]) -> None:
+        self.model: nn.Module = model
+        self.config, self.size = config, size
+        encoder = model.student.encoder
+        self.grid: tuple[int, int] = encoder.patch_embed.grid_size
+        side = encoder.patch_embed.patch_size[0]
+        # Half a global view's side, in whole patches.
+        self.local_size = max(2, self.grid[0] // 2) * side, max(2, self.grid[1] // 2) * side
+
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
+        config, count = self.config, len(images)
+        views = [self._view(images, draws, self.size, config.crop_scale) for _ in range(2)]
+        blocks = block_masks(draws.on_cpu(count, BLOCK_DRAWS), self.grid, config.mask_ratio)
+        visible = torch.ones(count, 2, *self.grid, dtype=torch.bool)
+        visible[torch.arange(count), (draws.on_cpu(count, 1)[:, 0] < 0.5).long()] = blocks
+        local_views = [
+            self._view(images, draws, self.local_size, config.local_crop_scale)
+            for _ in range(config.local_crops)
+        ]
+        none = views[0].new_zeros(count, 0, 3, *self.local_size)
+        yield (
+            torch.stack(views, dim=1),
+            to_device(visible, images.device),
+            torch.stack(local_views, dim=1) if local_views else none,
+            draws.progress,
+        )
+
+    def _view(
+        self, images: Tensor, draws: Draws, size: tuple[int, int], scale: tuple[float, float]
+    ) -> Tensor:
+        view = random_view(images, draws.on_cpu(len(images), CROP_DRAWS), size=size, scale=scale)
+        view = distort(view, draws.uniform(len(images), DISTORT_DRAWS))
+        return normalize(view, IMAGENET_MEAN, IMAGENET_STD)
 
 
 class LabelTuning:
@@ -53,7 +110,7 @@ class LabelTuning:
         self.model: nn.Module = model
         self.size, self.crop_scale = size, recipe.data.crop_scale
 
-    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
+    def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
         yield _view(images, draws, self.size, self.crop_scale), labels
 
 
@@ -82,39 +139,72 @@ def pretrain_teacher(
 
     Raises:
         RecipeError: The teacher is not a plain timm VisionTransformer.
-        DataError: Label tuning is asked for on unlabelled photos.
+        DataError: Label tuning is asked for on unlabelled photos, or iBOT on a single one.
     """
     config = recipe.teacher.pretrain
     if config.label_epochs and not source.labelled:
         raise DataError("teacher.pretrain.label_epochs: the photos carry no labels")
+    _require_several(config, len(source))
     folder = cache_dir() / "teachers" / _content_hash(recipe, source, size)
     weights = folder / "model.safetensors"
     if on_main(weights.is_file):
         console.print(f"teacher: found pre-trained in {folder}")
         return weights
     torch.manual_seed(recipe.seed)
-    mae = MaskedAutoencoder(
-        require_plain_vit(vit, recipe.teacher.name),
-        mask_ratio=config.mask_ratio,
-        decoder_width=config.decoder_width,
-        decoder_depth=config.decoder_depth,
-    )
     schedule = _schedule(config, recipe.train, epochs=config.epochs, lr=config.lr)
+    if config.objective == "ibot":  # its model holds its own average; clipping as in the paper
+        schedule = schedule.model_copy(update={"ema": 0.0, "clip_grad": 3.0})
     trained = train(
-        MaskedAutoencoding(mae, recipe, size),
+        _task(require_plain_vit(vit, recipe.teacher.name), recipe, size),
         source,
         schedule,
         seed=recipe.seed,
-        place=_workplace(folder, "mae", "lr", resume_command),
+        place=_workplace(folder, config.objective, "lr", resume_command),
         label="pre-training the teacher",
         resume=True,
     )
-    encoder = trained.get_submodule("encoder")
+    average = {"mae": "encoder", "ibot": "teacher.encoder"}[config.objective]
+    encoder = trained.get_submodule(average).requires_grad_(True)
     if config.label_epochs:
         place = _workplace(folder, "labels", "label_lr", resume_command)
         encoder = _tune_with_labels(encoder, source, recipe, size, place)
     on_main(lambda: _save(encoder, weights, recipe, source, size))
     return weights
+
+
+def _require_several(config: PretrainConfig, photos: int) -> None:
+    """See that iBOT has images to compare, in every process.
+
+    Raises:
+        DataError: It has not.
+    """
+    if config.objective == "ibot" and min(config.batch_size, photos) < 2 * count():
+        raise DataError(
+            f"teacher.pretrain.objective 'ibot' compares images: a batch of {config.batch_size} "
+            f"out of {photos} is less than 2 for each of {count()} processes",
+            hint="use more images or a larger teacher.pretrain.batch_size, or objective mae",
+        )
+
+
+def _task(vit: VisionTransformer, recipe: Recipe, size: tuple[int, int]) -> Task:
+    """What the teacher learns from images without labels."""
+    config = recipe.teacher.pretrain
+    if config.objective == "ibot":
+        model = OnlineTokenizer(
+            vit,
+            prototypes=config.ibot.prototypes,
+            shared_head=config.ibot.shared_head,
+            momentum=config.ibot.momentum,
+            temperature=config.ibot.temperature,
+        )
+        return SelfDistillation(model, config.ibot, size)
+    mae = MaskedAutoencoder(
+        vit,
+        mask_ratio=config.mask_ratio,
+        decoder_width=config.decoder_width,
+        decoder_depth=config.decoder_depth,
+    )
+    return MaskedAutoencoding(mae, recipe, size)
 
 
 def _save(
@@ -189,7 +279,7 @@ def _content_hash(recipe: Recipe, source: ImageSource, size: tuple[int, int]) ->
     parts = {
         "name": recipe.teacher.name,
         "args": recipe.teacher.args,
-        "pretrain": recipe.teacher.pretrain.model_dump(),
+        "pretrain": recipe.teacher.pretrain.effective,
         "photos": source.fingerprint,
         "crop_scale": recipe.data.crop_scale,
         "size": size,

@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
 
 __all__ = [
@@ -76,28 +77,11 @@ class DataConfig(Section):
         return self
 
 
-class PretrainConfig(Section):
-    """How `teacher.weights: pretrain` makes a teacher: masked autoencoding, then optionally labels.
-
-    `label_epochs` > 0 adds intermediate fine-tuning with the labels of the training photos.
-    """
-
-    epochs: Positive = 400
-    label_epochs: Annotated[int, Field(ge=0)] = 0
-    batch_size: Positive = 256
-    lr: Annotated[float, Field(gt=0)] = 6e-4
-    label_lr: Annotated[float, Field(gt=0)] = 5e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    decoder_width: Annotated[int, Field(gt=0, multiple_of=32)] = 128  # heads are 32 wide
-    decoder_depth: Positive = 2
-
-
 class TeacherConfig(Section):
     """The frozen Transformer whose representation the student predicts.
 
-    `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one by
-    masked autoencoding on the same photos, `bundled` is the small demo teacher of this package.
+    `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one
+    without labels on the same photos, `bundled` is the small demo teacher of this package.
     `layers` names blocks; `combine` says whether their tokens are averaged (`mean`) or all
     predicted, one block's channels after the other's (`concat`). `standardize` takes the training
     photos' mean token of every place from the targets and divides each channel by its spread.

@@ -15,6 +15,7 @@ LAYERS = [
     {"errors"},
     {"parsing"},
     {"confidence", "files", "settings"},
+    {"pretrain_settings"},
     {"recipe"},
     {"processes"},
     {"console"},

@@ -57,6 +57,20 @@ def test_set_overrides_replace_values_and_later_ones_win(tiny_recipe_file: Path)
         ("train.accumulate=3", ["batch_size 16", "accumulate = 3", "use a batch_size of 15"]),
         ("train.warmup_epochs=3", ["warmup_epochs 3", "epochs 2", "set warmup_epochs lower"]),
         ("teacher.pretrain.decoder_width=48", ["teacher.pretrain.decoder_width", "of 32"]),
+        ("teacher.pretrain.objective=mea", ["objective", "'mae' or 'ibot'"]),
+        ("teacher.pretrain={objective: ibot, batch_size: 1}", ["batch_size of at least 2"]),
+        (
+            "teacher.pretrain={objective: ibot, mask_ratio: 0.6}",
+            ["mask_ratio has no effect with objective 'ibot'"],
+        ),
+        (
+            "teacher.pretrain={ibot: {prototypes: 64}}",
+            ["ibot has no effect with objective 'mae'"],
+        ),
+        (
+            "teacher.pretrain={objective: ibot, ibot: {mask_ratio: [0.5, 0.1]}}",
+            ["ibot.mask_ratio", "0 < low <= high <= 1"],
+        ),
         ("mask.ratio={}", ["mask", "must start at 0, such as {0: 0.75, 0.8: 0}"]),
         ("mask.ratio={0.1: 0.5}", ["mask", "must start at 0, such as {0: 0.75, 0.8: 0}"]),
         ("mask.ratio={0: 0.5, 0.4: 0.6, 0.2: 0}", ["must be in order: 0.0, 0.4, 0.2"]),

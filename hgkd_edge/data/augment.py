@@ -21,6 +21,8 @@ from hgkd_edge.data.transfer import to_device
 from hgkd_edge.recipe import Recipe
 
 __all__ = [
+    "CROP_DRAWS",
+    "DISTORT_DRAWS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Augmentation",

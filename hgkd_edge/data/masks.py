@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -9,7 +10,19 @@ from torch import Tensor
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["disjoint_masks", "mask_grid", "random_masks", "visible_count"]
+__all__ = [
+    "BLOCK_DRAWS",
+    "block_masks",
+    "disjoint_masks",
+    "mask_grid",
+    "random_masks",
+    "visible_count",
+]
+
+BLOCKS = 8  # at most that many in an image; few images need more to come near their share
+SMALLEST_BLOCK = 4  # patches
+FLATTEST_BLOCK = 0.3  # height / width, or the other way round
+BLOCK_DRAWS = 1 + 4 * BLOCKS  # uniform numbers per image
 
 
 def mask_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -81,3 +94,35 @@ def disjoint_masks(
         visible = random_masks(noise + times, grid, ratio)
         yield visible
         times = visible.flatten(1) + times
+
+
+def block_masks(draws: Tensor, grid: tuple[int, int], ratio: tuple[float, float]) -> Tensor:
+    """Block-wise masks (BEiT, iBOT): rectangles until a drawn share is masked.
+
+    Args:
+        draws: float [B, BLOCK_DRAWS], uniform in [0, 1): the share, then area, aspect, top and left
+            of every rectangle.
+        grid: Rows h and columns w of the mask grid.
+        ratio: Smallest and largest share of masked patches. Rounding to whole patches may miss it;
+            at least one patch is masked.
+
+    Returns:
+        bool [B, h, w], True = visible.
+    """
+    h, w = grid
+    rows, columns = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
+    share = ratio[0] + draws[:, 0, None, None] * (ratio[1] - ratio[0])
+    wanted = (share * h * w).clamp(min=1)  # [B, 1, 1]
+    masked = torch.zeros(len(draws), h, w, dtype=torch.bool)
+    for block in draws[:, 1:].unflatten(1, (BLOCKS, 4)).unbind(dim=1):
+        area, aspect, top, left = block.T[..., None, None]  # [B, 1, 1] each
+        missing = wanted - masked.sum(dim=(1, 2), keepdim=True)
+        area = SMALLEST_BLOCK + area * (missing - SMALLEST_BLOCK)  # between the two
+        area = area.minimum(missing).clamp(min=1)
+        flatness = torch.exp((2 * aspect - 1) * -math.log(FLATTEST_BLOCK))
+        height = (area * flatness).sqrt().round().clamp(1, h)
+        width = (area / height).round().clamp(1, w)
+        y, x = (top * (h - height + 1)).floor(), (left * (w - width + 1)).floor()
+        inside = (rows >= y) & (rows < y + height) & (columns >= x) & (columns < x + width)
+        masked |= inside & (missing >= 1)
+    return ~masked

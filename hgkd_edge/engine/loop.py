@@ -359,9 +359,9 @@ class _Loop:
         console.print(f"{self.label}: going on from step {self.step} of {self.total_steps}")
 
 
-def _channels_last(each: Tensor | int) -> Tensor | int:
+def _channels_last(each: Tensor | float) -> Tensor | float:
     """Photos [B, C, H, W] in the memory format of the fastest convolutions; others as they are."""
-    if isinstance(each, int) or each.dim() != 4:
+    if not isinstance(each, Tensor) or each.dim() != 4:
         return each
     return each.contiguous(memory_format=torch.channels_last)
 

@@ -14,7 +14,7 @@ from hgkd_edge.data.transfer import to_device
 
 __all__ = ["Draws", "Inputs", "Task", "Workplace"]
 
-Inputs = tuple[Tensor | int, ...]
+Inputs = tuple[Tensor | float, ...]
 
 
 class Task(Protocol):

@@ -264,7 +264,12 @@ def create_vit(
             hint="use view 'full', or a plain ViT such as vit_base_patch16_224.mae",
         )
     if config.weights == "pretrain":
-        require_plain_vit(vit, config.name)
+        plain = require_plain_vit(vit, config.name)
+        if config.pretrain.objective == "ibot" and plain.cls_token is None:
+            raise RecipeError(
+                f"teacher.name = '{config.name}': has no class token, which iBOT learns from",
+                hint="set teacher.args.class_token to true, or teacher.pretrain.objective to mae",
+            )
     _block_indices(vit, config.layers)
     return vit
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from hgkd_edge.data import augment
 from hgkd_edge.data.augment import center_view, random_view
-from hgkd_edge.data.masks import disjoint_masks, mask_grid, random_masks, visible_count
+from hgkd_edge.data.masks import (
+    BLOCK_DRAWS,
+    block_masks,
+    disjoint_masks,
+    mask_grid,
+    random_masks,
+    visible_count,
+)
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe import DataConfig
@@ -113,3 +120,29 @@ def test_disjoint_masks_differ_from_image_to_image() -> None:
 
     assert all(len(masks.unique(dim=0)) > 16 for masks in visible)
     assert (visible.float().mean(dim=(0, 1)) - 6 / 16).abs().max() < 0.15  # every patch alike
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (8, 8), (6, 14)])
+@pytest.mark.parametrize("ratio", [(0.1, 0.5), (0.3, 0.3), (0.01, 0.02)])
+def test_block_masks_hide_the_drawn_share_and_never_nothing(
+    grid: tuple[int, int], ratio: tuple[float, float]
+) -> None:
+    draws = torch.rand(400, BLOCK_DRAWS, generator=torch.Generator().manual_seed(0))
+    wanted = ratio[0] + draws[:, 0] * (ratio[1] - ratio[0])
+    tokens = grid[0] * grid[1]
+
+    masked = (~block_masks(draws, grid, ratio)).sum(dim=(1, 2))
+
+    assert masked.min() >= 1
+    missed = (masked - (wanted * tokens).clamp(min=1)).abs()
+    assert missed.mean() <= max(1.0, 0.03 * tokens)
+    assert masked.max() < tokens
+
+
+def test_block_masks_are_blocks_and_each_depends_on_its_own_draws_only() -> None:
+    draws = torch.rand(64, BLOCK_DRAWS, generator=torch.Generator().manual_seed(0))
+    masked = ~block_masks(draws, (12, 12), (0.3, 0.3))
+
+    assert torch.equal(masked[5:6], ~block_masks(draws[5:6], (12, 12), (0.3, 0.3)))
+    right_neighbor = masked[:, :, 1:][masked[:, :, :-1]].float().mean()
+    assert right_neighbor > 0.6  # 0.3 if they were independent

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -7,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.data.helpers import write_shards
@@ -138,3 +141,41 @@ def test_ctrl_c_saves_progress_says_how_to_go_on_and_the_run_resumes_exactly(
     assert f"--run {folder} --resume" in said.replace("\n", " ")
     resume(command)
     assert_same_run(folder, whole)
+
+
+def test_a_teacher_killed_in_ibot_resumes_to_the_same_weights(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lightly")
+    tiny_recipe["data"]["image_size"] = 32
+    tiny_recipe["teacher"]["pretrain"] = {
+        "objective": "ibot",
+        "epochs": 24,  # a checkpoint every ten
+        "batch_size": 16,
+        "ibot": {"prototypes": 64, "local_crops": 1},
+    }
+    recipe = tmp_path / "ibot.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe))
+    command = [sys.executable, "-m", "hgkd_edge.cli", "pretrain", str(recipe)]
+
+    def run_in(cache: Path) -> None:
+        environment = {**os.environ, **ENVIRONMENT, "HGKD_EDGE_CACHE": str(cache)}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+
+    run_in(tmp_path / "whole")
+    (whole,) = (tmp_path / "whole/teachers").iterdir()
+    killed = tmp_path / "killed/teachers" / whole.name
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "killed"))
+    step = random.randint(31, 60)  # after the first checkpoint
+
+    start_and_stop(command, killed / "ibot.jsonl", step=step, number=signal.SIGKILL)
+    assert not (killed / "model.safetensors").exists()
+    run_in(tmp_path / "killed")
+
+    one, other = (
+        [json.loads(line)["loss"] for line in (folder / "ibot.jsonl").read_text().splitlines()]
+        for folder in (whole, killed)
+    )
+    assert one == other
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,131 @@
+"""A teacher trained on the user's own images, whichever objective."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from hgkd_edge import pretrain
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.errors import DataError, MissingExtraError, RecipeError
+from hgkd_edge.parts import build
+from hgkd_edge.pretrain_settings import PretrainConfig
+from hgkd_edge.recipe import Recipe
+
+
+@pytest.fixture
+def ibot_recipe(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
+    """The tiny recipe with another objective, at half the size."""
+    tiny_recipe["data"]["image_size"] = 32
+    tiny_recipe["teacher"]["pretrain"] = {
+        "objective": "ibot",
+        "epochs": 2,
+        "batch_size": 16,
+        "ibot": {"prototypes": 64, "local_crops": 1},
+    }
+    return tiny_recipe
+
+
+def trained(recipe: dict[str, Any]) -> Path:
+    """The weights of a recipe's teacher."""
+    resolved = Recipe.model_validate(recipe)
+    parts, source = build(resolved), open_splits(resolved.data)["train"]
+    return pretrain.pretrain_teacher(parts.vit, source, resolved, size=parts.teacher_size)
+
+
+def log(weights: Path, stage: str = "ibot") -> list[dict[str, float]]:
+    return [
+        json.loads(line) for line in (weights.parent / f"{stage}.jsonl").read_text().splitlines()
+    ]
+
+
+def test_ibot_gives_a_plain_vit_with_its_card(ibot_recipe: dict[str, Any]) -> None:
+    pytest.importorskip("lightly")
+
+    weights = trained(ibot_recipe)
+
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_classes=0
+    )
+    vit.load_state_dict(load_file(weights), strict=True)
+    card = json.loads((weights.parent / "teacher.json").read_text())
+    assert card["teacher"]["pretrain"]["objective"] == "ibot"
+    assert card["photos"]["count"] == 48
+    # What is kept is the average, not the student.
+    state = torch.load(weights.parent / "ibot.pt", weights_only=True)["model"]
+    assert torch.equal(vit.norm.bias, state["teacher.encoder.norm.bias"])
+    assert not torch.equal(vit.norm.bias, state["student.encoder.norm.bias"])
+
+
+def test_labels_tune_the_teacher_that_ibot_made(ibot_recipe: dict[str, Any]) -> None:
+    pytest.importorskip("lightly")
+    ibot_recipe["teacher"]["pretrain"] |= {"label_epochs": 1}
+
+    weights = trained(ibot_recipe)
+
+    before = torch.load(weights.parent / "ibot.pt", weights_only=True)["model"]
+    after = load_file(weights)
+    assert len(log(weights, "labels")) == 3
+    assert not torch.equal(after["norm.bias"], before["teacher.encoder.norm.bias"])
+
+
+@pytest.mark.parametrize("package", ["lightly", "lightly.loss"])
+def test_a_missing_package_is_named_before_any_photo_is_read(
+    ibot_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "lightly"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    ibot_recipe["data"]["path"] = "/nowhere"
+    recipe = Recipe.model_validate(ibot_recipe)
+
+    with pytest.raises(MissingExtraError, match="'ibot' needs the package 'lightly'") as caught:
+        build(recipe)
+
+    assert caught.value.hint == 'pip install "hgkd-edge[ibot]"'
+    build(recipe, download=False)  # a recipe may be for another machine
+
+
+def test_ibot_is_refused_without_a_class_token(ibot_recipe: dict[str, Any]) -> None:
+    pytest.importorskip("lightly")
+    ibot_recipe["teacher"]["args"] |= {"class_token": False, "global_pool": "avg"}
+
+    with pytest.raises(RecipeError, match="has no class token"):
+        build(Recipe.model_validate(ibot_recipe))
+
+
+def test_ibot_is_refused_for_a_single_image(
+    ibot_recipe: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lightly")
+    image = next(photos.rglob("*.webp"))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / image.name).write_bytes(image.read_bytes())
+    ibot_recipe["data"] |= {"path": str(tmp_path / "one"), "holdout": 0}
+
+    with pytest.raises(DataError, match="'ibot' compares images: a batch of 16 out of 1 is"):
+        trained(ibot_recipe)
+
+
+def test_masked_autoencoders_of_earlier_versions_are_found_again() -> None:
+    keys = {
+        "epochs", "label_epochs", "batch_size", "lr", "label_lr", "weight_decay", "mask_ratio",
+        "decoder_width", "decoder_depth",
+    }  # fmt: skip
+
+    assert PretrainConfig().effective.keys() == keys
+
+
+def test_only_settings_of_the_objective_name_a_teacher() -> None:
+    settings = PretrainConfig.model_validate({"objective": "ibot"}).effective
+
+    assert settings["objective"] == "ibot"
+    assert settings["ibot"]["prototypes"] == 2048
+    assert "decoder_width" not in settings
