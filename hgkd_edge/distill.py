@@ -22,6 +22,7 @@ from hgkd_edge.console import console, warn
 from hgkd_edge.data.augment import Augmentation, center_view, mix, normalize
 from hgkd_edge.data.masks import disjoint_masks, random_masks, visible_count
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.data.transfer import to_device
 from hgkd_edge.engine import Draws, Inputs, Workplace, train
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
@@ -44,6 +45,7 @@ from hgkd_edge.provenance import circumstances, record_met, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.sparse import densify
+from hgkd_edge.target_cache import TargetCache, cached_targets
 
 __all__ = [
     "Distilling",
@@ -64,8 +66,16 @@ class Distilling:
 
     layer_decay: float | None = None
 
-    def __init__(self, model: Distillation, teacher: Teacher, parts: Parts, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        model: Distillation,
+        teacher: Teacher,
+        parts: Parts,
+        recipe: Recipe,
+        cache: TargetCache | None = None,
+    ) -> None:
         self.model: nn.Module = model
+        self.cache = cache
         self.teacher, self.parts, self.recipe = teacher, parts, recipe
         self.updates_per_batch = recipe.mask.per_image
         self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
@@ -73,11 +83,17 @@ class Distilling:
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
         parts, augmentation = self.parts, Augmentation.of(self.recipe)
         ratio = self.recipe.mask.ratio_at(draws.progress)
-        view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
-        if self.recipe.augment.mixup:
-            view = mix(view, draws.uniform(len(view), 1))
+        shared: Tensor | None
+        if self.cache is not None:
+            chosen = draws.on_cpu(len(images), 1)[:, 0]
+            drawn, rows = self.cache.views(draws.photos, chosen)
+            view, shared = augmentation.view(images, drawn), to_device(rows, images.device)
+        else:
+            view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
+            if self.recipe.augment.mixup:
+                view = mix(view, draws.uniform(len(view), 1))
+            shared = self._shared_targets(view)
         per_image = visible_patches(parts, ratio)
-        shared = self._shared_targets(view)
         for visible in self._masks(draws, len(view), ratio):
             targets = shared
             if targets is None:
@@ -166,7 +182,13 @@ def distill(
         _standardize(teacher.to(device), source, parts, recipe)
     torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
     model = make_model(recipe, parts, teacher)
-    task = Distilling(model, teacher.to(device), parts, recipe)
+    cache = None
+    if recipe.teacher.cache:
+        cache = cached_targets(teacher.to(device), source, recipe)
+        teacher.cpu()  # until the student is judged
+    else:
+        teacher.to(device)
+    task = Distilling(model, teacher, parts, recipe, cache)
     place = Workplace(
         log_file=run.log_file,
         checkpoint_file=run.checkpoint_file,
@@ -188,6 +210,7 @@ def distill(
     if not is_main():
         return {}
     record_met(run, met)
+    teacher.to(device)
     if until is not None:
         return check(trained, teacher, parts, splits, recipe)
     _save(trained, parts, source, run)

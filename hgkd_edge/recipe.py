@@ -85,6 +85,7 @@ class TeacherConfig(Section):
     `layers` names blocks; `combine` says whether their tokens are averaged (`mean`) or all
     predicted, one block's channels after the other's (`concat`). `standardize` takes the training
     photos' mean token of every place from the targets and divides each channel by its spread.
+    `cache` > 0 shows the teacher so many views per image once and keeps what it says on disk.
     """
 
     name: str
@@ -95,6 +96,7 @@ class TeacherConfig(Section):
     layers: Literal["last"] | list[int] = "last"
     combine: Literal["mean", "concat"] = "mean"
     standardize: bool = True
+    cache: Annotated[int, Field(ge=0, le=1000)] = 0
     pretrain: PretrainConfig = PretrainConfig()
 
     @field_validator("path")
@@ -310,6 +312,8 @@ class Recipe(Section):
                 "teacher.view 'visible' gives targets at visible patches only: "
                 "set loss.where to 'visible'"
             )
+        if self.teacher.cache:
+            self._targets_can_be_cached()
         whole = 0 in self.mask.stages.values()
         if self.loss.where == "masked" and whole:
             raise ValueError("whole photos leave nothing masked: set loss.where to 'all'")
@@ -319,6 +323,14 @@ class Recipe(Section):
                 "mask.ratio above 0 (in every stage) and mask.whole_share to 0"
             )
         return self
+
+    def _targets_can_be_cached(self) -> None:
+        if self.teacher.view == "visible":
+            raise ValueError("view 'visible' changes with every mask: set teacher.cache to 0")
+        if self.augment.mixup:
+            raise ValueError("augment.mixup makes a new image each time: set teacher.cache to 0")
+        if not self.loss.feature_weight:
+            raise ValueError("loss.feature_weight 0 has no teacher: set teacher.cache to 0")
 
     def to_yaml(self) -> str:
         """The recipe as YAML, in the schema's own order."""

@@ -28,6 +28,7 @@ LAYERS = [
     {"parts", "probe", "provenance"},
     {"tasks"},
     {"pretrain"},
+    {"target_cache"},
     {"distill"},
     {"finetune"},
     {"serving"},

@@ -156,9 +156,9 @@ class _Loop:
         order = self._order(first=self.step // self.task.updates_per_batch)
         begin = time.perf_counter()
         with contextlib.closing(read_ahead(self._load_batch, order)) as batches:
-            for images, labels in batches:
+            for images, labels, photos in batches:
                 waited = time.perf_counter() - begin
-                last = self._train_batch(images, labels)
+                last = self._train_batch(images, labels, photos)
                 self.unlogged = Batch(last, time.perf_counter() - begin, waited)
                 if not self.late:
                     self._log()
@@ -185,21 +185,21 @@ class _Loop:
             shares = order.view(self.batches_per_epoch, self.world, -1)
             yield from shares[max(0, first - epoch * self.batches_per_epoch) :, self.rank]
 
-    def _load_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Photos uint8 [B, 3, H_canvas, W_canvas] and labels; runs in the background."""
+    def _load_batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Photos uint8 [B, 3, H_canvas, W_canvas], labels, `indices`; runs in the background."""
         images, labels = self.source.batch(indices)
         if self.accelerator.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
-        return images, labels
+        return images, labels, indices
 
-    def _train_batch(self, images: Tensor, labels: Tensor) -> Update:
+    def _train_batch(self, images: Tensor, labels: Tensor, photos: Tensor) -> Update:
         """All updates of one batch; returns the last one."""
         device = self.accelerator.device
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         generator = _generator(self.seed, "step", self.step)
         torch.manual_seed(generator.initial_seed() + self.rank)  # for layers: stochastic depth
         progress = self.step / self.total_steps
-        draws = Draws(generator, self.rank, self.world, device, progress)
+        draws = Draws(generator, self.rank, self.world, device, progress, photos)
         with self.accelerator.autocast():
             updates = [
                 tuple(_channels_last(each) for each in inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -51,7 +51,8 @@ class Draws:
 
     Drawn on the CPU, so that every device and every number of processes sees the same ones.
 
-    `progress` is the share of the training that lies behind this step, in [0, 1).
+    `progress` is the share of the training that lies behind this step, in [0, 1); `photos` are the
+    numbers of this process's photos of the batch in their source, int64 [B] on the CPU.
     """
 
     generator: torch.Generator
@@ -59,6 +60,7 @@ class Draws:
     world: int
     device: torch.device
     progress: float = 0.0
+    photos: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def uniform(self, count: int, width: int) -> Tensor:
         """float32 [count, width] in [0, 1), for `count` images on this process."""

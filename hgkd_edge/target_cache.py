@@ -1,0 +1,200 @@
+"""The teacher's targets of a few views per image, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hgkd_edge.console import console, track_steps
+from hgkd_edge.data.augment import Augmentation
+from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine.setup import resolve_precision
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.files import cache_dir, write_json
+from hgkd_edge.models.teacher import Teacher
+from hgkd_edge.parsing import parse_json, read_text
+from hgkd_edge.processes import on_main
+from hgkd_edge.recipe import Recipe
+
+__all__ = ["TargetCache", "cached_targets"]
+
+BATCH = 64  # images of one teacher pass
+MARK_EVERY = 20  # passes after which a stopped filling would resume
+
+
+@dataclass(frozen=True)
+class TargetCache:
+    """Targets of every image's views.
+
+    Attributes:
+        targets: Float16 [n, views, R, D], a memory map.
+        draws: Float32 [views, n, k]: what each view was made with (`Augmentation.view`).
+        folder: Where it is on disk.
+    """
+
+    targets: np.ndarray
+    draws: Tensor
+    folder: Path
+
+    def views(self, photos: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The draws of a view of each photo, and the teacher's targets of that view.
+
+        Args:
+            photos: Numbers of the photos, int64 [B], on the CPU.
+            chosen: Uniform in [0, 1), float [B], on the CPU: which of its views.
+
+        Returns:
+            Float32 [B, k], and float32 [B, R, D], both on the CPU.
+        """
+        view = (chosen * len(self.draws)).long().clamp(max=len(self.draws) - 1)
+        rows = self.targets[photos.numpy(), view.numpy()]  # [B, R, D]
+        return self.draws[view, photos], torch.from_numpy(rows.astype(np.float32))
+
+
+def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> TargetCache:
+    """Find the targets of `teacher.cache` views per image on disk, or compute them.
+
+    Stopped in the middle, the next call continues. They lie in the cache folder under a hash of all
+    that they depend on: teacher, images, views.
+
+    Args:
+        teacher: With its weights, and standardized if it is to be.
+        source: Training photos, kept in memory.
+        recipe: The whole recipe.
+
+    Raises:
+        RecipeError: The images are streamed, or the disk has no room.
+    """
+    if source.streamed:
+        raise RecipeError(
+            "teacher.cache: needs the images decoded in memory, these are streamed",
+            hint="--set data.decode=once, or --set teacher.cache=0",
+        )
+    augmentation = Augmentation.of(recipe)
+    draws = torch.stack(
+        [
+            torch.rand(len(source), augmentation.draws, generator=_generator(recipe.seed, view))
+            for view in range(recipe.teacher.cache)
+        ]
+    )
+    shape = (len(source), len(draws), *teacher.center.shape)
+    folder = cache_dir() / "targets" / _content_hash(teacher, source, recipe, shape)
+    file = folder / "targets.npy"
+    if not on_main(lambda: _is_filled(file, shape)):
+        on_main(lambda: _fill(file, shape, teacher, source, draws, augmentation, recipe))
+    return TargetCache(np.load(file, mmap_mode="r"), draws, folder)
+
+
+def _is_filled(file: Path, shape: tuple[int, ...]) -> bool:
+    """Whether all targets are on disk; what is damaged is removed."""
+    if not file.with_name("done.json").is_file():
+        return False
+    try:
+        found = np.load(file, mmap_mode="r")
+        if (found.shape, found.dtype) == (shape, np.float16):
+            return True
+    except (OSError, ValueError):  # removed, or cut off
+        pass
+    for each in (file, file.with_name("done.json")):
+        each.unlink(missing_ok=True)
+    return False
+
+
+def _fill(
+    file: Path,
+    shape: tuple[int, ...],
+    teacher: Teacher,
+    source: ImageSource,
+    draws: Tensor,
+    augmentation: Augmentation,
+    recipe: Recipe,
+) -> None:
+    marker = file.with_name("progress.json")
+    begun = file.is_file() and marker.is_file()
+    done = int(parse_json(read_text(marker))["passes"]) if begun else 0
+    if not begun:
+        _make_room(file, shape)
+        targets = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    else:
+        targets = np.load(file, mmap_mode="r+")
+    parts = torch.arange(len(source)).split(BATCH)
+    total = len(draws) * len(parts)
+    compute = _compute(teacher, recipe)
+    with track_steps("showing the teacher its views", total=total, done=done) as show:
+        for step in range(done, total):
+            view, photos = step // len(parts), parts[step % len(parts)]
+            images = source.images[photos].to(teacher.center.device)
+            seen = augmentation.view(images, draws[view, photos])
+            targets[photos.numpy(), view] = compute(seen).cpu().numpy()
+            if (step + 1) % MARK_EVERY == 0:
+                targets.flush()
+                write_json(marker, {"passes": step + 1})
+            show(step + 1, "")
+    targets.flush()
+    write_json(file.with_name("done.json"), {"shape": list(shape)})
+    marker.unlink(missing_ok=True)
+
+
+def _compute(teacher: Teacher, recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    precision = resolve_precision(recipe.train.precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    kind = teacher.center.device.type
+
+    @torch.inference_mode()
+    def compute(view: Tensor) -> Tensor:
+        with torch.autocast(kind, dtype, enabled=dtype is not None):
+            return teacher(view).clamp(-60000, 60000).half()  # float16 ends at 65,504
+
+    return compute
+
+
+def _make_room(file: Path, shape: tuple[int, ...]) -> None:
+    """Announce the size, and see that the disk has room for it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise RecipeError(
+            f"teacher.cache = {shape[1]}: needs {needed / 1e9:.1f} GB in {file.parent}, "
+            f"{free / 1e9:.1f} GB are free",
+            hint="lower teacher.cache, free disk space, or set HGKD_EDGE_CACHE to another disk",
+        )
+    console.print(
+        f"teacher.cache: {shape[1]} views of {shape[0]} images, {needed / 1e9:.2f} GB in "
+        f"{file.parent}",
+        soft_wrap=True,
+    )
+
+
+def _content_hash(
+    teacher: Teacher, source: ImageSource, recipe: Recipe, shape: tuple[int, ...]
+) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(teacher.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    parts = {
+        "photos": source.fingerprint,
+        "shape": shape,
+        "layers": teacher.indices,
+        "combine": teacher.combine,
+        "teacher_size": teacher.size,
+        "image_size": recipe.data.size,
+        "crop_scale": recipe.data.crop_scale,
+        "augment": recipe.augment.model_dump(),
+        "seed": recipe.seed,
+        "precision": resolve_precision(recipe.train.precision),
+    }
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    return digest.hexdigest()[:24]
+
+
+def _generator(seed: int, view: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + 500_000 + view)

@@ -1,0 +1,173 @@
+"""Targets that are kept on disk belong to the very views that the student sees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hgkd_edge import target_cache
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distill import Distilling, distill, make_model, make_teacher
+from hgkd_edge.engine import Draws
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.files import cache_dir
+from hgkd_edge.models.teacher import Teacher
+from hgkd_edge.parts import build
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.target_cache import cached_targets
+
+
+def with_cache(mapping: dict[str, Any], views: int = 2, **sections: Any) -> Recipe:
+    teacher = {**mapping["teacher"], "cache": views, **sections.pop("teacher", {})}
+    return Recipe.model_validate({**mapping, **sections, "teacher": teacher})
+
+
+def made(recipe: Recipe) -> tuple[Teacher, Any, Any]:
+    parts = build(recipe)
+    return make_teacher(recipe, parts), parts, open_splits(recipe.data)["train"]
+
+
+@pytest.mark.parametrize("embedding", [0.0, 1.0])
+def test_cached_targets_are_what_the_teacher_says_of_the_students_view(
+    tiny_recipe: dict[str, Any], embedding: float
+) -> None:
+    recipe = with_cache(
+        tiny_recipe,
+        loss={"embedding_weight": embedding},
+        mask={"per_image": 2},
+        augment={"colors": True},
+    )
+    teacher, parts, source = made(recipe)
+    cache = cached_targets(teacher, source, recipe)
+    task = Distilling(make_model(recipe, parts, teacher), teacher, parts, recipe, cache)
+    photos = torch.tensor([5, 0, 11, 5])
+    draws = Draws(torch.Generator().manual_seed(0), 0, 1, torch.device("cpu"), 0.0, photos)
+
+    first, second = task.inputs(source.images[photos], torch.zeros(4), draws)
+
+    view, visible, targets, _ = first
+    assert targets.shape == (4, *teacher.center.shape)
+    torch.testing.assert_close(targets, teacher(view), atol=5e-3, rtol=5e-3)
+    assert second[2] is targets, "the masks of one view share its targets"
+    assert not torch.equal(visible, second[1])
+
+
+def test_a_second_run_finds_the_targets_and_another_teacher_or_photo_does_not(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_cache(tiny_recipe)
+    teacher, _, source = made(recipe)
+    first = cached_targets(teacher, source, recipe)
+    passes: list[int] = []
+    teacher.register_forward_hook(lambda *_: passes.append(1))
+
+    again = cached_targets(teacher, source, recipe)
+
+    assert again.folder == first.folder
+    assert not passes
+    folders = {first.folder}
+    source.fingerprint = "other photos"
+    folders.add(cached_targets(teacher, source, recipe).folder)
+    with torch.no_grad():
+        teacher.center += 1
+    folders.add(cached_targets(teacher, source, recipe).folder)
+    folders.add(cached_targets(teacher, source, with_cache(tiny_recipe, seed=1)).folder)
+    assert len(folders) == 4
+
+
+def test_a_stopped_filling_continues_where_it_was(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_cache, "BATCH", 8)
+    monkeypatch.setattr(target_cache, "MARK_EVERY", 2)
+    recipe = with_cache(tiny_recipe)
+    teacher, _, source = made(recipe)
+    whole = np.array(cached_targets(teacher, source, recipe).targets)
+    shutil.rmtree(cache_dir() / "targets")
+    passes: list[int] = []
+
+    def stop_at_fifth(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+
+    hook = teacher.register_forward_hook(stop_at_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        cached_targets(teacher, source, recipe)
+
+    passes.clear()
+    hook.remove()
+    teacher.register_forward_hook(lambda *_: passes.append(1))
+    continued = cached_targets(teacher, source, recipe)
+
+    assert len(passes) == 2 * -(-len(source) // 8) - 4, "the four that were marked are not repeated"
+    np.testing.assert_array_equal(continued.targets, whole)
+
+
+def test_damaged_targets_are_computed_again(tiny_recipe: dict[str, Any]) -> None:
+    recipe = with_cache(tiny_recipe)
+    teacher, _, source = made(recipe)
+    first = cached_targets(teacher, source, recipe)
+    wanted = np.array(first.targets)
+    file = first.folder / "targets.npy"
+    file.write_bytes(file.read_bytes()[:1000])
+
+    np.testing.assert_array_equal(cached_targets(teacher, source, recipe).targets, wanted)
+
+
+def test_a_run_with_cached_targets_resumes_exactly(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = with_cache(tiny_recipe, mask={"ratio": {0: 0.75, 0.5: 0}, "per_image": 2})
+    whole, stopped = (RunDir.create(recipe, tmp_path / name) for name in ("whole", "stopped"))
+    distill(recipe, whole)
+
+    distill(recipe, stopped, until=6)
+    distill(recipe, stopped, resume=True)
+
+    one, other = (load_file(run.backbone_file) for run in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    log = [json.loads(line) for line in whole.log_file.read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"teacher": {"view": "visible"}, "loss": {"where": "visible"}}, "changes with every mask"),
+        ({"augment": {"mixup": True}}, "augment.mixup makes a new image"),
+        (
+            {"loss": {"feature_weight": 0, "pixel_weight": 1, "where": "masked"}},
+            "feature_weight 0 has no teacher",
+        ),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(
+    tiny_recipe: dict[str, Any], sections: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        with_cache(tiny_recipe, **sections)
+
+
+def test_streamed_images_and_a_full_disk_are_refused_in_one_line(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streaming = with_cache(tiny_recipe, data={**tiny_recipe["data"], "decode": "streaming"})
+    teacher, _, source = made(streaming)
+    with pytest.raises(RecipeError, match=r"teacher.cache: .*data.decode=once"):
+        cached_targets(teacher, source, streaming)
+
+    recipe = with_cache(tiny_recipe, views=3)
+    teacher, _, source = made(recipe)
+    usage = shutil.disk_usage(Path.cwd())._replace(free=10)
+    monkeypatch.setattr(target_cache.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(RecipeError, match=r"teacher.cache = 3: needs 0.0 GB .*are free"):
+        cached_targets(teacher, source, recipe)
