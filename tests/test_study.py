@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
+from safetensors.torch import save_file
 
+from benchmarks.study import equal_time
 from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, spelled
 from benchmarks.study.protocols import PROTOCOLS
 from benchmarks.study.report import report
-from hgkd_edge.recipe import load_recipe
+from hgkd_edge.parts import build
+from hgkd_edge.recipe import Recipe, load_recipe
 
 
 @pytest.mark.parametrize("base", PROTOCOLS)
@@ -33,3 +40,56 @@ def test_the_report_shows_every_cell_that_is_committed() -> None:
 
     assert len(cells) > 50
     assert all(f"| {cell['arm']} |" in said for cell in cells)
+
+
+def test_a_masked_stage_takes_its_share_of_the_time() -> None:
+    stages = equal_time.staged(0.75, 0.5, masked=1.0, dense=3.0)
+
+    (start, first), (change, second) = stages.items()
+    assert (start, first, second) == (0.0, 0.75, 0.0)
+    assert change * 1.0 == pytest.approx((1 - change) * 3.0, rel=1e-3)
+    assert equal_time.staged(0.0, 0.0, masked=1.0, dense=3.0) == {0.0: 0.0}
+
+
+@pytest.mark.parametrize("arm", equal_time.ARMS)
+def test_every_arm_gets_the_same_time(arm: str) -> None:
+    base = load_recipe(HERE / "imagenette.yaml", equal_time.ARMS[arm][0])
+    costs = {"0.0": 0.7, "0.5": 0.5, "0.75": 0.25}
+
+    recipe = equal_time.recipe_of(arm, base, 10, 1000, costs)
+
+    updates = recipe.train.epochs * (1000 // recipe.train.batch_size)
+    stages = list(recipe.mask.stages.items())
+    ends = [start for start, _ in stages[1:]] + [1.0]
+    seconds = sum(
+        updates * (end - start) * costs[str(ratio)]
+        for (start, ratio), end in zip(stages, ends, strict=True)
+    )
+    assert seconds == pytest.approx(600, rel=0.05)
+
+
+def test_masked_and_dense_students_run_and_are_scored_in_equal_time(
+    tiny_recipe: dict[str, Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "vit.safetensors"
+    recipe = Recipe.model_validate(tiny_recipe)
+    save_file({k: v.contiguous() for k, v in build(recipe).vit.state_dict().items()}, weights)
+    teacher = {**tiny_recipe["teacher"], "weights": "path", "path": str(weights), "cache": 2}
+    teacher.pop("pretrain")
+    base = {**tiny_recipe, "name": "imagenette", "teacher": teacher}
+    (tmp_path / "imagenette.yaml").write_text(yaml.safe_dump(base))
+    monkeypatch.setattr(equal_time, "HERE", tmp_path)
+    monkeypatch.setattr(equal_time, "training_photos", lambda *_: photos)
+    arms = ["dense", "masked half the time, embedding"]
+    out = tmp_path / "out"
+    arguments = SimpleNamespace(
+        base="imagenette", data=photos, teacher=weights, minutes=0.01, seeds=[0], arms=arms,
+        split="test", out=out,
+    )  # fmt: skip
+    out.mkdir()
+
+    equal_time.run(arguments)  # type: ignore[arg-type]
+
+    said = equal_time.table(out)
+    assert all(f"| {arm} | 0.01 | 1 |" in said for arm in arms)
+    assert json.loads((out / "imagenette.costs.json").read_text()).keys() == {"0.0", "0.75"}

@@ -18,6 +18,8 @@ WIDE = ["student.args.channels=[64, 128, 256, 512]", "student.decoder_width=128"
 SPARK = [
     "loss.feature_weight=0",
     "loss.pixel_weight=1",
+    "loss.embedding_weight=0",
+    "teacher.cache=0",
     "loss.where=masked",
     "mask.ratio=0.6",
     "mask.whole_share=0",

@@ -54,6 +54,9 @@ PROTOCOLS = {
         draws={0.01: 3},
         per_class=2500,
     ),
+    "imagenette": Protocol(
+        "classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64, draws={0.01: 5}, per_class=100
+    ),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
