@@ -65,7 +65,12 @@ _CHANGES: dict[str, list[str]] = {
     "no whole photos": ["mask.whole_share=0"],
     "where visible": ["loss.where=visible"],
     "where masked": ["loss.where=masked", "mask.whole_share=0"],
-    "view visible": ["teacher.view=visible", "loss.where=visible", "mask.whole_share=0"],
+    "view visible": [
+        "teacher.view=visible",
+        "teacher.cache=0",
+        "loss.where=visible",
+        "mask.whole_share=0",
+    ],
     "target mse": ["loss.target=mse"],
     "target cosine": ["loss.target=cosine"],
     "2 masks, half the epochs": ["mask.per_image=2", "train.epochs={half}"],
