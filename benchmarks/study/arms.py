@@ -67,6 +67,7 @@ _CHANGES: dict[str, list[str]] = {
     "where masked": ["loss.where=masked", "mask.whole_share=0"],
     "view visible": [
         "teacher.view=visible",
+        "teacher.layers=last",
         "teacher.cache=0",
         "loss.where=visible",
         "mask.whole_share=0",
