@@ -6,6 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -98,7 +99,7 @@ def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[
         A function of (steps done, figures to show next to the bar).
     """
     if not console.is_terminal:
-        yield _line_printer(label, total)
+        yield _line_printer(label, total, done)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -114,13 +115,17 @@ def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[
         yield lambda step, figures: progress.update(task, completed=step, figures=figures)
 
 
-def _line_printer(label: str, total: int) -> Callable[[int, str], None]:
-    last = time.monotonic()
+def _line_printer(label: str, total: int, done: int) -> Callable[[int, str], None]:
+    begun = last = time.monotonic()
 
     def show(step: int, figures: str) -> None:
         nonlocal last
         if step == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{label} {step}/{total}  {figures}", soft_wrap=True)
+            line = f"{label} {step}/{total}  {figures}"
+            if done < step < total:
+                seconds = (last - begun) / (step - done) * (total - step)
+                line += f"  {timedelta(seconds=round(seconds))} left"
+            console.print(line, soft_wrap=True)
 
     return show

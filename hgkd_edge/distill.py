@@ -24,6 +24,7 @@ from hgkd_edge.data.masks import disjoint_masks, random_masks, visible_count
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.data.transfer import to_device
 from hgkd_edge.engine import Draws, Inputs, Workplace, train
+from hgkd_edge.engine.journal import rate_in
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
 from hgkd_edge.models.batchnorm import recalibrate_batchnorm
@@ -161,7 +162,7 @@ def distill(
             is written.
 
     Returns:
-        What `check` reports, or what the manifest says of the result: steps, held-out cosine,
+        What `check` reports, `images_per_s` and the `hours` of the whole run at that rate; or what the manifest says of the result: steps, held-out cosine,
         skipped photos, artefacts.
         Nothing on processes beside the main one, whose part ends with the training.
     """
@@ -212,7 +213,10 @@ def distill(
     record_met(run, met)
     teacher.to(device)
     if until is not None:
-        return check(trained, teacher, parts, splits, recipe)
+        rate = rate_in(run.log_file)
+        hours = recipe.train.epochs * len(source) / rate / 3600
+        pace = {"images_per_s": rate, "hours": hours}  # of the whole run
+        return {**check(trained, teacher, parts, splits, recipe), **pace}
     _save(trained, parts, source, run)
     held_out = _held_out_if_readable(trained, teacher, parts, splits, recipe)
     result: dict[str, Any] = {"held_out": held_out}

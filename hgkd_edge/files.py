@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ __all__ = [
     "file_sha256",
     "hint_for_write",
     "is_cached",
+    "locked",
     "open_regular",
     "read_regular",
+    "reserve",
     "write_json",
 ]
 
@@ -89,6 +91,41 @@ def read_regular(path: Path) -> bytes:
     """All bytes of a regular file, opened as `open_regular` does."""
     with open_regular(path, os.O_RDONLY) as descriptor, open(descriptor, "rb", closefd=False) as f:
         return f.read()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a folder against other processes, after waiting for them; a killed one leaves no lock.
+
+    Args:
+        folder: Made if it does not exist.
+        on_wait: Called once before waiting.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def reserve(file: int, size: int) -> None:
+    """Give an open file its bytes: a disk that fills up under a mapped file kills the process.
+
+    Raises:
+        OSError: The disk cannot take them.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
 
 
 def write_json(path: Path, content: Any) -> None:

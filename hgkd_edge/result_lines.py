@@ -44,6 +44,7 @@ def _checked_lines(result: dict[str, Any]) -> list[str]:
         verdict,
         *(f"  yes: {line}" for line in signs),
         *(f"  no: {line}" for line in doubts),
+        f"  the whole run takes {result['hours']:.1f} h at {result['images_per_s']:.0f} images/s",
         again,
     ]
 

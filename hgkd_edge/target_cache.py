@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.files import cache_dir, write_json
+from hgkd_edge.files import atomic_write, cache_dir, locked, reserve, write_json
 from hgkd_edge.models.teacher import Teacher
 from hgkd_edge.parsing import parse_json, read_text
 from hgkd_edge.processes import on_main
@@ -86,26 +87,38 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
         ]
     )
     shape = (len(source), len(draws), *teacher.center.shape)
-    folder = cache_dir() / "targets" / _content_hash(teacher, source, recipe, shape)
-    file = folder / "targets.npy"
-    if not on_main(lambda: _is_filled(file, shape)):
-        on_main(lambda: _fill(file, shape, teacher, source, draws, augmentation, recipe))
-    return TargetCache(np.load(file, mmap_mode="r"), draws, folder)
+
+    def find_or_fill() -> Path:
+        name = _content_hash(teacher, source, recipe, shape)
+        file = cache_dir() / "targets" / name / "targets.npy"
+        with locked(file.parent, _say_waiting):
+            if not _is_filled(file, shape):
+                _fill(file, shape, teacher, source, draws, augmentation, recipe)
+        return file
+
+    file = on_main(find_or_fill)  # others take its word: their own statistics may round differently
+    return TargetCache(np.load(file, mmap_mode="r"), draws, file.parent)
+
+
+def _say_waiting() -> None:
+    console.print("teacher.cache: waiting for another process that computes the same targets")
 
 
 def _is_filled(file: Path, shape: tuple[int, ...]) -> bool:
-    """Whether all targets are on disk; what is damaged is removed."""
-    if not file.with_name("done.json").is_file():
-        return False
+    """Whether all targets are on disk."""
+    return file.with_name("done.json").is_file() and _is_whole(file, shape)
+
+
+def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
+    """Whether a file holds an array of this shape, to its last byte.
+
+    Opened for writing, a file that was cut off would be filled up with zeros in silence.
+    """
     try:
         found = np.load(file, mmap_mode="r")
-        if (found.shape, found.dtype) == (shape, np.float16):
-            return True
-    except (OSError, ValueError):  # removed, or cut off
-        pass
-    for each in (file, file.with_name("done.json")):
-        each.unlink(missing_ok=True)
-    return False
+    except (OSError, ValueError):
+        return False
+    return (found.shape, found.dtype) == (shape, np.float16)
 
 
 def _fill(
@@ -118,13 +131,13 @@ def _fill(
     recipe: Recipe,
 ) -> None:
     marker = file.with_name("progress.json")
-    begun = file.is_file() and marker.is_file()
+    begun = marker.is_file() and _is_whole(file, shape)
     done = int(parse_json(read_text(marker))["passes"]) if begun else 0
     if not begun:
+        for each in (marker, file.with_name("done.json"), file):
+            each.unlink(missing_ok=True)
         _make_room(file, shape)
-        targets = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
-    else:
-        targets = np.load(file, mmap_mode="r+")
+    targets = np.load(file, mmap_mode="r+")
     parts = torch.arange(len(source)).split(BATCH)
     total = len(draws) * len(parts)
     compute = _compute(teacher, recipe)
@@ -157,20 +170,33 @@ def _compute(teacher: Teacher, recipe: Recipe) -> Callable[[Tensor], Tensor]:
 
 
 def _make_room(file: Path, shape: tuple[int, ...]) -> None:
-    """Announce the size, and see that the disk has room for it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(file.parent).free
+    """Announce the size, and make a file of zeros that has all its bytes on the disk."""
+    for half in file.parent.glob(".*.tmp"):  # of a killed process: nobody else is at work here
+        half.unlink()
+    needed, free = 2 * math.prod(shape), shutil.disk_usage(file.parent).free
+    no_room = RecipeError(
+        f"teacher.cache = {shape[1]}: needs {needed / 1e9:.1f} GB in {file.parent}, "
+        f"{free / 1e9:.1f} GB are free",
+        hint="lower teacher.cache, free disk space, or set HGKD_EDGE_CACHE to another disk",
+    )
     if needed > free:
-        raise RecipeError(
-            f"teacher.cache = {shape[1]}: needs {needed / 1e9:.1f} GB in {file.parent}, "
-            f"{free / 1e9:.1f} GB are free",
-            hint="lower teacher.cache, free disk space, or set HGKD_EDGE_CACHE to another disk",
-        )
+        raise no_room
     console.print(
         f"teacher.cache: {shape[1]} views of {shape[0]} images, {needed / 1e9:.2f} GB in "
         f"{file.parent}",
         soft_wrap=True,
     )
+    with atomic_write(file) as temporary:
+        with temporary.open("wb") as stream:
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_2_0(stream, header)
+        size = temporary.stat().st_size + needed
+        with temporary.open("rb+") as stream:
+            try:
+                reserve(stream.fileno(), size)
+            except OSError as error:
+                raise no_room from error
+            stream.truncate(size)  # where there is no way to reserve
 
 
 def _content_hash(
@@ -186,6 +212,7 @@ def _content_hash(
         "layers": teacher.indices,
         "combine": teacher.combine,
         "teacher_size": teacher.size,
+        "normalization": [teacher.mean, teacher.std],
         "image_size": recipe.data.size,
         "crop_scale": recipe.data.crop_scale,
         "augment": recipe.augment.model_dump(),

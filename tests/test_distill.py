@@ -34,6 +34,7 @@ from hgkd_edge.models.student import Prediction
 from hgkd_edge.models.teacher import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.parts import build
 from hgkd_edge.recipe import LossConfig, Recipe, load_recipe
+from hgkd_edge.result_lines import distilled_lines
 from hgkd_edge.rundir import RunDir, file_sha256
 
 
@@ -581,6 +582,11 @@ def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
     assert len(report["signs"]) + len(report["doubts"]) == 2
     low, high = report["knn_ci95"]
     assert 0 <= low <= report["knn"] <= high <= 1
+    rates = [record["images_per_s"] for record in _records(checked.log_file)]
+    assert min(rates) <= report["images_per_s"] <= max(rates)
+    assert report["hours"] == pytest.approx(2 * 48 / report["images_per_s"] / 3600)
+    shown = distilled_lines({"run": str(checked.path), **report})
+    assert any(line.startswith("  the whole run takes 0.0 h at") for line in shown)
     distill(recipe, checked, resume=True)
     ends = [load_file(run.backbone_file) for run in (whole, checked)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,9 @@ def test_a_second_run_finds_the_targets_and_another_teacher_or_photo_does_not(
         teacher.center += 1
     folders.add(cached_targets(teacher, source, recipe).folder)
     folders.add(cached_targets(teacher, source, with_cache(tiny_recipe, seed=1)).folder)
-    assert len(folders) == 4
+    teacher.mean = (0.0, 0.0, 0.0)  # of the images that the teacher sees
+    folders.add(cached_targets(teacher, source, recipe).folder)
+    assert len(folders) == 5
 
 
 def test_a_stopped_filling_continues_where_it_was(
@@ -112,15 +116,63 @@ def test_a_stopped_filling_continues_where_it_was(
     np.testing.assert_array_equal(continued.targets, whole)
 
 
-def test_damaged_targets_are_computed_again(tiny_recipe: dict[str, Any]) -> None:
+@pytest.mark.parametrize("filled", [True, False], ids=["whole", "stopped in the middle"])
+@pytest.mark.parametrize("kept", [0, 1000], ids=["removed", "cut off"])
+def test_damaged_targets_are_computed_again(
+    tiny_recipe: dict[str, Any], kept: int, filled: bool
+) -> None:
     recipe = with_cache(tiny_recipe)
     teacher, _, source = made(recipe)
     first = cached_targets(teacher, source, recipe)
     wanted = np.array(first.targets)
     file = first.folder / "targets.npy"
-    file.write_bytes(file.read_bytes()[:1000])
+    content = file.read_bytes()[:kept]
+    file.unlink()
+    if content:
+        file.write_bytes(content)
+    if not filled:
+        (first.folder / "done.json").rename(first.folder / "progress.json")
+        (first.folder / "progress.json").write_text('{"passes": 1}')
 
-    np.testing.assert_array_equal(cached_targets(teacher, source, recipe).targets, wanted)
+    again = cached_targets(teacher, source, recipe)
+
+    np.testing.assert_array_equal(again.targets, wanted)
+
+
+def test_two_runs_that_start_together_compute_the_targets_once(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["teacher"] |= {"weights": "bundled", "args": {"patch_size": 8, "depth": 6}}
+    recipe = with_cache(tiny_recipe, seed=7)
+    teachers = [made(recipe) for _ in range(2)]
+    passes: list[int] = []
+    for teacher, _, _ in teachers:
+        teacher.register_forward_hook(lambda *_: passes.append(1))
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda each: cached_targets(each[0], each[2], recipe), teachers)
+
+    assert one.folder == other.folder
+    assert len(passes) == 2, "one pass for each view"
+    assert (np.abs(one.targets).sum(axis=(2, 3)) > 0).all()
+
+
+def test_a_disk_that_cannot_reserve_the_bytes_is_refused(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(target_cache, "reserve", full)
+    recipe = with_cache(tiny_recipe, seed=8)
+    teacher, _, source = made(recipe)
+    before = set((cache_dir() / "targets").glob("*/*"))
+
+    with pytest.raises(RecipeError, match=r"teacher.cache = 2: needs .*HGKD_EDGE_CACHE"):
+        cached_targets(teacher, source, recipe)
+
+    left = set((cache_dir() / "targets").glob("*/*")) - before
+    assert {file.name for file in left} == {".lock"}
 
 
 def test_a_run_with_cached_targets_resumes_exactly(

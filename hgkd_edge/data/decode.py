@@ -26,6 +26,7 @@ from hgkd_edge.data.geometry import cover
 from hgkd_edge.data.images import Turn, open_image, turn_of
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.files import reserve
 
 __all__ = ["Canvas", "Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
 
@@ -258,11 +259,8 @@ def allocate(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a file its bytes: a disk that fills up under a mapped one kills without a word."""
-    if not hasattr(os, "posix_fallocate"):
-        return
     try:
-        os.posix_fallocate(file, 0, size)
+        reserve(file, size)
     except OSError as error:
         raise DataError(
             f"{tempfile.gettempdir()}: {error.strerror}: decoded photos take {size / 1e9:.1f} GB",

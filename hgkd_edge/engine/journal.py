@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import statistics
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from hgkd_edge.errors import TrainingError
 from hgkd_edge.files import atomic_write, open_regular
 from hgkd_edge.parsing import MAX_LOG_BYTES, parse_json, read_file
 
-__all__ = ["Journal", "open_journal"]
+__all__ = ["Journal", "open_journal", "rate_in"]
 
 PROJECT = "hgkd-edge"  # how wandb and mlflow call it
 WINDOW = 50  # batches over which waiting for photos is judged
@@ -164,6 +166,12 @@ def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
         except (ValueError, KeyError, TypeError):
             return
         yield text
+
+
+def rate_in(log_file: Path) -> float:
+    """Images per second that a training's log shows: the median of its later half."""
+    rates = [parse_json(line)["images_per_s"] for line in _lines_up_to(log_file, sys.maxsize)]
+    return statistics.median(rates[len(rates) // 2 :])
 
 
 def _mend_starving(source: ImageSource) -> str:
