@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,6 +124,9 @@ def _fill(
     if not begun:
         _make_room(file, shape)
         targets = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+            with file.open("rb+") as stream:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
     else:
         targets = np.load(file, mmap_mode="r+")
     parts = torch.arange(len(source)).split(BATCH)
@@ -191,6 +195,7 @@ def _content_hash(
         "augment": recipe.augment.model_dump(),
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),
+        "device": teacher.center.device.type,  # a GPU cuts views without smoothing
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()[:24]
