@@ -177,7 +177,7 @@ def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
 
 
 def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy of a model that gives tensors inside its graph beside its outputs."""
+    """A copy of a model that gives tensors inside its graph next to its outputs."""
     import onnx
 
     copy = onnx.ModelProto()

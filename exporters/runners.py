@@ -51,7 +51,7 @@ def onnx_runner(path: str | Path | bytes, *, inner: Sequence[str] = ()) -> Runne
 
     Args:
         path: The file, or its bytes.
-        inner: Tensors inside the graph of a file to give beside its outputs.
+        inner: Tensors inside the graph of a file to give next to its outputs.
 
     Raises:
         ConversionFailed: ONNX Runtime refuses the file.

@@ -162,9 +162,9 @@ def distill(
             is written.
 
     Returns:
-        What `check` reports, `images_per_s` and the `hours` of the whole run at that rate; or what the manifest says of the result: steps, held-out cosine,
-        skipped photos, artefacts.
-        Nothing on processes beside the main one, whose part ends with the training.
+        What `check` reports, `images_per_s` and the `hours` of the whole run at that rate; or what
+        the manifest says of the result: steps, held-out cosine, skipped photos, artefacts.
+        Nothing on processes next to the main one, whose part ends with the training.
     """
     parts = parts or build(recipe)
     splits = open_splits(recipe.data)

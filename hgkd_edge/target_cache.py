@@ -218,6 +218,7 @@ def _content_hash(
         "augment": recipe.augment.model_dump(),
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),
+        "device": teacher.center.device.type,  # a GPU cuts views without smoothing
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()[:24]

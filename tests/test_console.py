@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hgkd_edge.console import make_console, printable
+from hgkd_edge import console
+from hgkd_edge.console import make_console, printable, track_steps
 
 HOSTILE = {
     "title": "a\x1b]0;owned\x07b",
@@ -95,3 +96,19 @@ def test_an_error_about_a_hostile_file_name_is_one_line(tmp_path: Path) -> None:
     assert error.startswith("error: no model at ")
     assert hint.startswith("hint: ")
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("done", "step", "left"), [(0, 25, "0:05:00 left"), (50, 75, "0:01:40 left"), (0, 100, "")]
+)
+def test_without_a_terminal_progress_says_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, done: int, step: int, left: str
+) -> None:
+    out, now = io.StringIO(), iter([0.0, 100.0, 100.0])
+    monkeypatch.setattr(console, "console", make_console(file=out, width=200))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+
+    with track_steps("indexing", total=100, done=done) as show:
+        show(step, "")
+
+    assert out.getvalue().strip() == f"indexing {step}/100    {left}".strip()

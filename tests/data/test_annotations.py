@@ -505,11 +505,11 @@ def test_two_masks_of_one_photo_are_reported_and_not_guessed(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"images": ' + "[" * 100_000, "nested too deeply"),
+        ('{"images": ' + "[" * 100_000, "nested more than 40 levels deep"),
         ('{"images": [' + "9" * 5000 + "]}", "too many digits"),
         (
             '{"images": [], "annotations": [], "categories": [' + "[" * 500 + "]" * 501 + "}",
-            "lacks",
+            "nested more than 40 levels deep",
         ),
     ],
     ids=["deep", "digits", "deep category"],
