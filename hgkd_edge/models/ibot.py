@@ -160,17 +160,19 @@ class OnlineTokenizer(nn.Module):
         if self.training and progress == 0:
             self._center(targets, patch_targets)
         scores, patch_scores, classes = self.student(images, places, self.mask_token)
-        terms = {
-            "class_loss": self.class_loss(
-                list(targets.chunk(2)),
-                [*scores.chunk(2), *self._local_scores(local_views)],
-                teacher_temp=temperature,
-            ),
-            "patch_loss": self.patch_loss(
-                patch_targets, patch_scores, masked, teacher_temp=temperature
-            ),
-            "koleo_loss": sum(map(self.spreading_loss, classes.chunk(2))),
-        }
+        local_scores = self._local_scores(local_views)
+        with torch.autocast(images.device.type, enabled=False):  # sums of K small shares
+            terms = {
+                "class_loss": self.class_loss(
+                    list(targets.chunk(2)),
+                    [*scores.chunk(2), *local_scores],
+                    teacher_temp=temperature,
+                ),
+                "patch_loss": self.patch_loss(
+                    patch_targets, patch_scores, masked, teacher_temp=temperature
+                ),
+                "koleo_loss": sum(map(self.spreading_loss, classes.chunk(2))),
+            }
         loss = terms["class_loss"] + terms["patch_loss"] + SPREADING * terms["koleo_loss"]
         spread = F.normalize(seen, dim=1).std(dim=0).mean() * seen.shape[1] ** 0.5
         return {"loss": loss, **terms, "spread": spread}

@@ -190,3 +190,19 @@ def test_on_images_that_differ_losses_fall_and_embeddings_spread() -> None:
     assert last["class_loss"] < 0.5 * first["class_loss"]  # to ln 32 = 3.5 where it collapses
     assert last["patch_loss"] < 0.8 * first["patch_loss"]
     assert last["spread"] > 0.5  # 0 where all images look the same, 1 for random directions
+
+
+def test_in_half_precision_losses_are_computed_in_full() -> None:
+    model = make_tokenizer().eval()
+    whole = model(*make_inputs(), 0.5)
+    centers = [
+        torch.zeros_like(b) for b in (model.class_loss.center, model.patch_loss.center.value)
+    ]
+    model.class_loss.center.data, model.patch_loss.center.center = centers
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(*make_inputs(), 0.5)
+
+    assert all(value.dtype == torch.float32 for value in half.values())
+    for name in ("class_loss", "patch_loss", "koleo_loss"):
+        torch.testing.assert_close(half[name], whole[name], rtol=0.03, atol=0.03)
