@@ -91,7 +91,12 @@ def in_batches(run: Runner, batch: int | str | None) -> Runner:
                 f"the network takes batches of {batch} only, not {len(images)} images",
                 hint="export it with a dynamic batch",
             )
-        parts = [run(images[start : start + batch]) for start in range(0, len(images), batch)]
+        parts = []
+        for start in range(0, len(images), batch):
+            part = run(images[start : start + batch])
+            if "detections" in part:  # rows that begin with the number of their image
+                part["detections"][:, 0] += start
+            parts.append(part)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run_parts

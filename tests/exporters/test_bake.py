@@ -10,6 +10,7 @@ from exporters.bake import Preprocessing, bake
 from exporters.errors import ConversionFailed, ExportError
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, open_session
+from exporters.runners import in_batches
 from exporters.trt_build import available, build_engine
 from hgkd_edge.tasks.answers import SUPPRESSION, select_boxes
 
@@ -183,3 +184,13 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(exported, tmp_path,
         bake(exported("resnet18").path, tmp_path / "n.onnx", **options)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_detections_of_a_file_for_single_images_name_their_own_image() -> None:
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        found = int(images.sum())  # as many objects as the image says
+        return {"detections": np.zeros((found, 7), np.float32)}
+
+    rows = in_batches(run, 1)(np.array([2, 0, 1], np.float32).reshape(3, 1, 1, 1))["detections"]
+
+    assert rows[:, 0].tolist() == [0, 0, 2]
