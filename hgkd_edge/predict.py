@@ -14,7 +14,6 @@ from PIL import Image
 
 from exporters.runners import Outputs
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.names import readable
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
@@ -24,7 +23,6 @@ from hgkd_edge.tasks.saved_labels import require_format, save_labels
 
 __all__ = ["image_files", "predict"]
 
-LONGEST_NAME = 100  # bytes of an image's name in those of its pictures
 Answer = tuple[dict[str, Any], Image.Image]
 Answerer = Callable[[Served, Outputs, Image.Image, float], Answer]
 
@@ -68,8 +66,7 @@ def predict(
     records = []
     with track_steps("predicting", total=len(files)) as show:
         for i, file in enumerate(files):
-            # Two folders may hold photos of one name; names of files end at 255 bytes.
-            name = f"{i:04d}-{_cut(file.stem)}"
+            name = pictures.picture_name(i, file).removesuffix(".png")
             records.append(_answer(served, file, folder / name, threshold))
             show(i + 1, "")
     if all("error" in record for record in records):
@@ -81,11 +78,6 @@ def predict(
         count = save_labels(records, served.classes, target, format=save_as, threshold=threshold)
         console.print(f"labels of {count} of {len(records)} images: {target}", soft_wrap=True)
     return records
-
-
-def _cut(stem: str) -> str:
-    """A name short enough for a file system, and printable."""
-    return readable(stem).encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _check_threshold(served: Served, threshold: float) -> None:

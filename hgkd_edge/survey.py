@@ -24,9 +24,11 @@ from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders
 from hgkd_edge.data.annotations.outlines import paint
 from hgkd_edge.data.images import open_image, turn_of
 from hgkd_edge.data.sources import list_photos
+from hgkd_edge.errors import DataError
+from hgkd_edge.parsing import cut
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.tasks.answers import Detection
-from hgkd_edge.tasks.pictures import draw_boxes, draw_segments, save_picture
+from hgkd_edge.tasks.pictures import draw_boxes, draw_segments, picture_name, save_picture
 
 __all__ = ["SplitSurvey", "Survey", "draw_survey", "survey"]
 
@@ -102,14 +104,16 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
     if boxes is None:
         return []
     outlines = _outlines(place, config)
-    shapes = {p.name: p.annotation for p in outlines.listing.splits["train"]} if outlines else {}
-    photos = boxes.listing.splits["train"]
+    shapes = (
+        {p.name: p.annotation for p in outlines.listing.splits.get("train", [])} if outlines else {}
+    )
+    photos = boxes.listing.splits.get("train", [])
     spread = np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)
     drawn = (
         (i, _picture(photos[i], shapes.get(photos[i].name, []), boxes.listing.classes))
         for i in spread
     )
-    return [save_picture(picture, folder / f"{photos[i].file.stem}.png") for i, picture in drawn]
+    return [save_picture(picture, folder / picture_name(i, photos[i].file)) for i, picture in drawn]
 
 
 def _outlines(place: Place, config: DataConfig) -> Outlines | None:
@@ -120,6 +124,10 @@ def _outlines(place: Place, config: DataConfig) -> Outlines | None:
 
 def _annotated(root: Path, boxes: Boxes, outlines: Outlines | None) -> Survey:
     listing = boxes.listing
+    if not any(listing.splits.values()):
+        first = next((fault for faults in listing.faults.values() for fault in faults), None)
+        reason = f"; the first fault, {first[0]}: {cut(first[1])}" if first else ""
+        raise DataError(f"{root}: {boxes.format}, but not one image can be used{reason}")
     splits = {}
     for split, photos in listing.splits.items():
         shapes = outlines.listing.splits.get(split, []) if outlines else []

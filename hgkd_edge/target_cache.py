@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,14 @@ from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.files import atomic_write, cache_dir, locked, reserve, write_json
+from hgkd_edge.files import (
+    atomic_write,
+    cache_dir,
+    file_sha256,
+    locked,
+    reserve,
+    write_json,
+)
 from hgkd_edge.models.teacher import Teacher
 from hgkd_edge.parsing import parse_json, read_text
 from hgkd_edge.processes import on_main
@@ -105,8 +113,17 @@ def _say_waiting() -> None:
 
 
 def _is_filled(file: Path, shape: tuple[int, ...]) -> bool:
-    """Whether all targets are on disk."""
-    return file.with_name("done.json").is_file() and _is_whole(file, shape)
+    """Whether all targets are on disk, as they were written."""
+    stated = _stated(file.with_name("done.json"), "sha256")
+    return stated is not None and _is_whole(file, shape) and file_sha256(file) == stated
+
+
+def _stated(marker: Path, key: str) -> Any:
+    """What a marker says; None where it is missing or damaged."""
+    try:
+        return parse_json(read_text(marker))[key]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
@@ -115,8 +132,10 @@ def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
     Opened for writing, a file that was cut off would be filled up with zeros in silence.
     """
     try:
+        if file.is_symlink():  # what it leads to would be written over
+            return False
         found = np.load(file, mmap_mode="r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
     return (found.shape, found.dtype) == (shape, np.float16)
 
@@ -131,15 +150,16 @@ def _fill(
     recipe: Recipe,
 ) -> None:
     marker = file.with_name("progress.json")
-    begun = marker.is_file() and _is_whole(file, shape)
-    done = int(parse_json(read_text(marker))["passes"]) if begun else 0
+    parts = torch.arange(len(source)).split(BATCH)
+    total = len(draws) * len(parts)
+    done = _stated(marker, "passes")
+    begun = isinstance(done, int) and 0 <= done <= total and _is_whole(file, shape)
     if not begun:
+        done = 0
         for each in (marker, file.with_name("done.json"), file):
             each.unlink(missing_ok=True)
         _make_room(file, shape)
     targets = np.load(file, mmap_mode="r+")
-    parts = torch.arange(len(source)).split(BATCH)
-    total = len(draws) * len(parts)
     compute = _compute(teacher, recipe)
     with track_steps("showing the teacher its views", total=total, done=done) as show:
         for step in range(done, total):
@@ -152,7 +172,7 @@ def _fill(
                 write_json(marker, {"passes": step + 1})
             show(step + 1, "")
     targets.flush()
-    write_json(file.with_name("done.json"), {"shape": list(shape)})
+    write_json(file.with_name("done.json"), {"shape": list(shape), "sha256": file_sha256(file)})
     marker.unlink(missing_ok=True)
 
 

@@ -223,3 +223,48 @@ def test_streamed_images_and_a_full_disk_are_refused_in_one_line(
     monkeypatch.setattr(target_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(RecipeError, match=r"teacher.cache = 3: needs 0.0 GB .*are free"):
         cached_targets(teacher, source, recipe)
+
+
+@pytest.mark.parametrize(
+    ("marker", "content"),
+    [
+        ("done.json", "{}"),
+        ("done.json", "[]"),
+        ("progress.json", '{"passes": 999}'),
+        ("progress.json", '{"passes": -5}'),
+        ("progress.json", "{}"),
+        ("progress.json", '{"pas'),
+    ],
+)
+def test_markers_that_are_damaged_or_forged_are_not_believed(
+    tiny_recipe: dict[str, Any], marker: str, content: str
+) -> None:
+    recipe = with_cache(tiny_recipe)
+    teacher, _, source = made(recipe)
+    first = cached_targets(teacher, source, recipe)
+    wanted = np.array(first.targets)
+    zeros = np.load(first.folder / "targets.npy", mmap_mode="r+")
+    zeros[:] = 0
+    zeros.flush()
+    (first.folder / "done.json").unlink()
+    (first.folder / marker).write_text(content)
+
+    np.testing.assert_array_equal(cached_targets(teacher, source, recipe).targets, wanted)
+
+
+def test_a_link_in_the_place_of_the_targets_is_not_followed(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = with_cache(tiny_recipe)
+    teacher, _, source = made(recipe)
+    first = cached_targets(teacher, source, recipe)
+    wanted = np.array(first.targets)
+    victim = Path(shutil.copy(first.folder / "targets.npy", tmp_path / "victim"))
+    before = victim.read_bytes()
+    (first.folder / "targets.npy").unlink()
+    (first.folder / "targets.npy").symlink_to(victim)
+    (first.folder / "done.json").unlink()
+    (first.folder / "progress.json").write_text('{"passes": 0}')
+
+    np.testing.assert_array_equal(cached_targets(teacher, source, recipe).targets, wanted)
+    assert victim.read_bytes() == before

@@ -155,7 +155,7 @@ def find_images(root: Path) -> Found:
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(name)
             elif is_image(name):
                 found.append(name)
@@ -163,6 +163,13 @@ def find_images(root: Path) -> Found:
                 unused.append(name)
     found.sort(key=lambda name: name.split("/"))
     return Found(found, [(readable(n), why_not_an_image(n)) for n in sorted(unused)], unlisted)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: tried as a file, and named when it is read
+        return False
 
 
 def is_image(name: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hgkd_edge.data.geometry import IGNORED, row_blocks
+from hgkd_edge.data.names import readable as printable_name
 from hgkd_edge.rundir import atomic_write
 from hgkd_edge.tasks.answers import Detection, Label
 from hgkd_edge.tasks.fonts import drawable, font_file, readable
@@ -19,9 +20,19 @@ __all__ = [
     "draw_confusion",
     "draw_labels",
     "draw_segments",
+    "picture_name",
     "save_picture",
     "side_by_side",
 ]
+
+
+LONGEST_NAME = 100  # bytes of an image's name in those of its pictures
+
+
+def picture_name(number: int, image: Path) -> str:
+    """Name of the PNG file for an image: two folders may hold images of one name, or a long one."""
+    stem = printable_name(image.stem).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{number:04d}-{stem}.png"
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) -> Path:

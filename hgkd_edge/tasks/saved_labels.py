@@ -12,12 +12,15 @@ from xml.etree import ElementTree
 import yaml
 
 from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.names import readable
 from hgkd_edge.errors import DataError
 from hgkd_edge.files import atomic_write
+from hgkd_edge.parsing import brief
 from hgkd_edge.rundir import write_json
 
 __all__ = ["FORMATS", "require_format", "save_labels"]
 
+LONGEST = 255  # bytes of a file name
 FORMATS = {"yolo": "detect", "coco": "detect", "voc": "detect", "folders": "classify"}
 
 
@@ -71,15 +74,29 @@ def save_labels(
     Raises:
         DataError: A class cannot be the name of a folder.
     """
+    _require_plain(classes, format)
     images = [_labeled(record) for record in records if "error" not in record]
     return _WRITERS[format](images, classes, folder, threshold)
+
+
+def _require_plain(classes: Sequence[str], format: str) -> None:
+    """Refuse class names that a file could not hold as one name, before anything is written."""
+    for name in classes:
+        folder = format == "folders" and (name in ("", ".", "..") or {"/", "\\"} & set(name))
+        if folder or len(name.encode(errors="replace")) > LONGEST or not name.isprintable():
+            what = "be the name of a folder" if format == "folders" else "stand in a label file"
+            raise DataError(
+                f"--save-labels {format}: class {brief(name)} cannot {what}",
+                hint="rename the class and fine-tune again",
+            )
 
 
 def _labeled(record: Mapping[str, Any]) -> _Labeled:
     file = Path(record["photo"])
     with open_image(file) as image:
         size = turn_of(image).upright
-    return _Labeled(file, Path(record["picture"]).stem + file.suffix, size, record)
+    name = Path(record["picture"]).stem + readable(file.suffix)
+    return _Labeled(file, name, size, record)
 
 
 def _place(image: _Labeled, folder: Path) -> None:
@@ -170,9 +187,6 @@ def _fields(parent: ElementTree.Element, **fields: Any) -> None:
 
 
 def _folders(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
-    bad = [name for name in classes if name in ("", ".", "..") or {"/", "\\", "\0"} & set(name)]
-    if bad:
-        raise DataError(f"--save-labels folders: class {bad[0]!r} cannot be the name of a folder")
     sure = [
         (image, image.record["labels"][0])
         for image in images

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.survey import draw_survey, survey
@@ -353,7 +354,7 @@ def test_a_survey_draws_the_images_that_are_annotated(tmp_path: Path) -> None:
 
     files = draw_survey(DataConfig(path=root), 2, tmp_path / "pictures")
 
-    assert [file.stem for file in files] == [TRAIN[0], TRAIN[-1]]
+    assert [file.stem for file in files] == [f"0000-{TRAIN[0]}", f"0002-{TRAIN[-1]}"]
     with Image.open(files[0]) as drawn, Image.open(image_of(TRAIN[0])) as plain:
         assert drawn.size == plain.size
         assert np.abs(np.asarray(drawn.convert("RGB"), int) - np.asarray(plain, int)).max() > 100
@@ -370,3 +371,54 @@ def test_a_survey_of_class_folders_counts_images_per_class(tmp_path: Path) -> No
     assert found.splits["train"].objects == {"cat": 5, "dog": 1}
     assert [where for where, _ in found.splits["train"].skipped] == ["train/dog/b.heic"]
     assert list(found.tasks) == ["classify"]
+
+
+def test_two_images_of_one_name_get_two_pictures(tmp_path: Path) -> None:
+    for folder in ("p", "q"):
+        copy_image(TRAIN[0], tmp_path / "data" / folder)
+        xml = BCCD / "Annotations" / f"{TRAIN[0]}.xml"
+        shutil.copy(xml, tmp_path / "data" / folder)
+
+    config = DataConfig(path=tmp_path / "data", holdout=0)
+    files = draw_survey(config, 4, tmp_path / "pictures")
+
+    assert len(set(files)) == 2
+    assert all(file.is_file() for file in files)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"shapes": [], "imagePath": "x"', '{"shapes": 1, "imagePath": "a"}']
+)
+def test_labelme_files_none_of_which_can_be_read_are_refused_with_the_reason(
+    tmp_path: Path, text: str
+) -> None:
+    write_labelme(tmp_path, beside=True)
+    for file in tmp_path.glob("*.json"):
+        file.write_text(text)
+
+    with pytest.raises(DataError, match="not one image can be used; the first fault, .*json"):
+        survey(DataConfig(path=tmp_path, holdout=0))
+    assert draw_survey(DataConfig(path=tmp_path, holdout=0), 1, tmp_path / "pictures") == []
+
+
+@pytest.mark.parametrize("content", [b"a: &a [*a, *a]", b"names: [\xff]", b"train: ["])
+def test_a_data_yaml_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
+    write_yolo(tmp_path, "ultralytics")
+    (tmp_path / "data.yaml").write_bytes(content)
+
+    with pytest.raises(DataError, match=r"data.yaml: "):
+        survey(DataConfig(path=tmp_path))
+
+
+def test_a_path_that_is_too_long_is_no_folder(tmp_path: Path) -> None:
+    file = write_yolo(tmp_path, "ultralytics") / "data.yaml"
+    file.write_text(file.read_text().replace("path: .", f"path: {'x' * 5000}"))
+
+    assert survey(DataConfig(path=tmp_path)).splits["train"].images == 3
+
+
+def test_a_link_to_itself_costs_itself(tmp_path: Path) -> None:
+    save_image(tmp_path / "a/good.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "a/x.png").symlink_to("x.png")
+
+    assert find_images(tmp_path).names == ["a/good.png", "a/x.png"]

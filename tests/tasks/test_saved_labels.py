@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def test_classes_are_saved_as_folders_from_a_threshold_on(tmp_path: Path) -> Non
 def test_a_class_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="cannot be the name of a folder"):
         save_labels([], [name, "b"], tmp_path / "out", format="folders", threshold=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["yolo", "coco", "voc", "folders"])
+@pytest.mark.parametrize("name", ["e\x1b[2J", "nl\nb", "\ud800", "x" * 300])
+def test_a_class_that_no_file_can_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, format: str, name: str
+) -> None:
+    with pytest.raises(DataError, match="class .* cannot"):
+        save_labels([], [name], tmp_path / "out", format=format, threshold=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_whose_names_are_not_utf8_are_saved(tmp_path: Path) -> None:
+    answers = records(tmp_path / "images")[:1]
+    odd = tmp_path / "images" / os.fsdecode(b"caf\xe9.p\xe9g")
+    Path(answers[0]["photo"]).rename(odd)
+    answers[0]["photo"] = str(odd)
+
+    for format in ("yolo", "coco", "voc"):
+        assert save_labels(answers, CLASSES, tmp_path / format, format=format, threshold=0) == 1
 
 
 @pytest.mark.parametrize(

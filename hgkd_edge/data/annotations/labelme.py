@@ -92,7 +92,8 @@ def _listing(root: Path, convert: Callable[[str, list[float], str], T]) -> Listi
     below = ImagesBelow(root)
     listing: Listing[list[T]] = Listing({}, [], {"train": list(below.unused)})
     used = set()
-    for file in files_below(root, ".json"):
+    files = list(files_below(root, ".json"))
+    for file in files:
         faults: list[Fault] = []
         split = split_of(file, root) or "train"
         try:
@@ -101,6 +102,7 @@ def _listing(root: Path, convert: Callable[[str, list[float], str], T]) -> Listi
                 raise ValueError("is not LabelMe's: it lacks a list of shapes")
             image = _image(content, file, below)
         except (OSError, ValueError) as error:
+            listing.splits.setdefault(split, [])
             listing.faults.setdefault(split, []).append(
                 (str(file), f"cannot be read, image skipped: {cut(str(error))}")
             )
@@ -117,8 +119,9 @@ def _listing(root: Path, convert: Callable[[str, list[float], str], T]) -> Listi
         photo = Annotated(name_in(root, image), image, objects, size)
         listing.splits.setdefault(split, []).append(photo)
         listing.faults.setdefault(split, []).extend(faults)
-    if unlabelled := len(below.files) - len(used):
-        listing.remarks.append(f"{unlabelled} images without a JSON file are not used")
+    described = {file.stem for file in files} | {image.stem for image in used}
+    if bare := sum(image.stem not in described for image in below.files):
+        listing.remarks.append(f"{bare} images without a JSON file are not used")
     return listing
 
 

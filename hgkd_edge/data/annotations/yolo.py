@@ -65,6 +65,9 @@ def yolo_files(root: Path, chosen: Path | None = None) -> YoloFiles | None:
         DataError: Two YAML files describe it, or the one cannot be used.
     """
     described = [chosen] if chosen else [file for file in _yamls(root) if _describes(file)]
+    named = [file for file in _yamls(root) if file.stem in ("data", "dataset")]
+    if not described and named and not _is_readable(named[0]):
+        return _from_yaml(named[0])  # which says what is wrong with it
     if len(described) > 1:
         named = [file for file in described if file.stem in ("data", "dataset")]
         if len(named) != 1:
@@ -203,6 +206,14 @@ def _yamls(root: Path) -> list[Path]:
     )
 
 
+def _is_readable(file: Path) -> bool:
+    try:
+        parse_yaml(read_text(file, MAX_SETTINGS_BYTES))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return True
+
+
 def _describes(file: Path) -> bool:
     try:
         content = parse_yaml(read_text(file, MAX_SETTINGS_BYTES))
@@ -224,7 +235,7 @@ def _from_yaml(file: Path) -> YoloFiles:
         )
     folder = file.parent
     stated = folder / str(content.get("path") or "").strip()
-    base = stated if stated.is_dir() else folder
+    base = stated if os.path.isdir(stated) else folder  # False for names too long
     images: dict[str, list[Path]] = {}
     faults: list[Fault] = []
     for key, value in content.items():
