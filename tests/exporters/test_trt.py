@@ -477,7 +477,10 @@ def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
 ):
     source, path = exported("resnet18").path, tmp_path / "net.plan"
     path.write_bytes(b"engine")
-    sidecar = Sidecar("", "", "tensorrt", "10.3.0", "Orin (SM 8.7)", [], precision, {})
+    shapes = {name: [1, 3, 64, 64] for name in ("min", "opt", "max")}
+    sidecar = Sidecar(
+        "0" * 64, "0" * 64, "tensorrt", "10.3.0", "Orin (SM 8.7)", [], precision, shapes
+    )
     write_sidecar(path, sidecar)
     right = onnx_runner(source)
 
