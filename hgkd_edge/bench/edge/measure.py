@@ -145,23 +145,23 @@ def load_fleet(path: Path) -> list[tuple[str, Host]]:
     Raises:
         DeviceError: The file is missing, not of this form, empty, or names a host twice.
     """
-    mend = "a fleet file holds 'hosts:', a list of entries with 'host: user@machine'"
+    hint = "a fleet file holds 'hosts:', a list of entries with 'host: user@machine'"
     try:
         fleet = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES)))
     except OSError as error:
         raise DeviceError(f"{path}: {error.strerror}", hint="check --hosts") from error
     except yaml.YAMLError as error:
-        raise DeviceError(f"{path} is not YAML: {reason_of(error)}", hint=mend) from error
+        raise DeviceError(f"{path} is not YAML: {reason_of(error)}", hint=hint) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise DeviceError(f"{path}: {where}: {first['msg']}", hint=mend) from error
+        raise DeviceError(f"{path}: {where}: {first['msg']}", hint=hint) from error
     except ValueError as error:
-        raise DeviceError(f"{path}: {reason_of(error)}", hint=mend) from error
+        raise DeviceError(f"{path}: {reason_of(error)}", hint=hint) from error
     pairs = [(entry.name or entry.host, Host.parse(entry.host)) for entry in fleet.hosts]
     names = [name for name, _host in pairs]
     if not pairs:
-        raise DeviceError(f"{path} names no host", hint=mend)
+        raise DeviceError(f"{path} names no host", hint=hint)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DeviceError(f"{path} names '{twice}' twice", hint="give each entry its own name")

@@ -1,6 +1,6 @@
 """Images with boxes (COCO, Pascal VOC, YOLO, LabelMe) or with a class for every pixel.
 
-A fault of a single annotation is reported with its file and line, and the annotation is skipped;
+An annotation that is wrong is skipped and reported with its file and line;
 only data of which nothing can be used are an error.
 """
 
