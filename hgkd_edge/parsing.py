@@ -148,14 +148,14 @@ def _require_shallow(value: Any) -> None:
     raise _too_deep()
 
 
-def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def parse_yaml(text: str) -> Any:
     """YAML, whatever it holds.
 
     Raises:
-        yaml.YAMLError: It is no YAML.
+        yaml.YAMLError: It is no YAML, or a mapping defines a key twice.
         ValueError: It is nested too deeply, expands to too much, or holds an impossible value.
     """
-    open_loader = loader(text)
+    open_loader = _StrictLoader(text)
     try:
         node = open_loader.get_single_node()
         if node is None:
@@ -170,6 +170,25 @@ def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> An
         raise _too_deep() from error
     finally:
         open_loader.dispose()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which silently takes the last of a key's values, made to refuse."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            merges = key.tag == "tag:yaml.org,2002:merge"
+            # The value, because 0 and 0.0, or yes and true, are one key.
+            value = key.value if merges else self.construct_object(key)
+            if not seen.isdisjoint({value, key.value}):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{cut(key.value)}' is defined twice", key.start_mark
+                )
+            seen |= {value, key.value}
+        return super().construct_mapping(node, deep)
 
 
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:

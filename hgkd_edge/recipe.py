@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,6 +185,14 @@ class MaskConfig(Section):
     def ratio_at(self, progress: float) -> float:
         """Share of masked patches once `progress` of the updates are done, in [0, 1)."""
         return [ratio for start, ratio in self.stages.items() if start <= progress][-1]
+
+    @field_validator("ratio", mode="wrap")
+    @classmethod
+    def _a_share_has_one_ratio(cls, value: Any, valid: Callable[[Any], Any]) -> Any:
+        ratio = valid(value)
+        if isinstance(value, dict) and len(ratio) < len(value):  # "0" and 0.0
+            raise ValueError("two stages of ratio start at the same share")
+        return ratio
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> MaskConfig:

@@ -36,7 +36,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     text = settings_text(path)
     try:
-        raw = parse_yaml(text, _SafeLoader)
+        raw = parse_yaml(text)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
@@ -62,21 +62,6 @@ def settings_text(path: Path) -> str:
     except ValueError as error:
         hint = "save it as UTF-8" if "UTF-8" in str(error) else ""
         raise RecipeError(f"{path}: {error}", hint=hint) from error
-
-
-class _SafeLoader(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of a key's values in silence, made to refuse."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{cut(name)}' is defined twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
 
 
 def parse_settings(
