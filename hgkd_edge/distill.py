@@ -8,6 +8,7 @@ image, what the teacher infers from it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from hgkd_edge.models.teacher import (
 )
 from hgkd_edge.parts import Parts, build
 from hgkd_edge.pretrain import pretrain_teacher
-from hgkd_edge.probe import embed, knn_top1
+from hgkd_edge.probe import BetweenImages, embed, knn_top1
 from hgkd_edge.processes import from_all, is_main
 from hgkd_edge.provenance import circumstances, record_met, report_photos
 from hgkd_edge.recipe import Recipe
@@ -58,7 +59,8 @@ __all__ = [
     "teacher_origin",
 ]
 
-ALIKE = 0.2  # of `Teacher.standardize`; ordinary photos give .9 and more
+ALIKE = 0.2  # of `Teacher.between_images`; ordinary photos give .9 and more
+STATISTICS, REPEATS = 1024, 8  # views that targets are standardized by; how many of one photo
 SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
 
 
@@ -90,9 +92,7 @@ class Distilling:
             drawn, rows = self.cache.views(draws.photos, chosen)
             view, shared = augmentation.view(images, drawn), to_device(rows, images.device)
         else:
-            view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
-            if self.recipe.augment.mixup:
-                view = mix(view, draws.uniform(len(view), 1))
+            view = _random_views(images, draws, self.recipe)
             shared = self._shared_targets(view)
         per_image = visible_patches(parts, ratio)
         for visible in self._masks(draws, len(view), ratio):
@@ -118,6 +118,13 @@ class Distilling:
         if not self.recipe.loss.feature_weight:
             return view.new_zeros(len(view), 1)  # nothing looks at them: the teacher rests
         return self.teacher(view) if self.recipe.teacher.view == "full" else None
+
+
+def _random_views(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
+    """Training views float32 [B, 3, H, W] of canvases uint8 [B, 3, H_canvas, W_canvas]."""
+    augmentation = Augmentation.of(recipe)
+    view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
+    return mix(view, draws.uniform(len(view), 1)) if recipe.augment.mixup else view
 
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:
@@ -362,8 +369,8 @@ def held_out_cosine(
 
     Returns:
         `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
-        photos), `sites` (masked, visible or all) and `photos`; empty when nothing was held out, or
-        no features were learnt.
+        photos), `between_images` (see `BetweenImages`), `sites` (masked, visible or all) and
+        `photos`; empty when nothing was held out, or no features were learnt.
 
     Raises:
         DataError: Photos that were to be decoded now cannot be read.
@@ -380,7 +387,7 @@ def held_out_cosine(
     only_visible = recipe.teacher.view == "visible"
     ratio = recipe.mask.highest_ratio
     sites = "visible" if only_visible else "masked" if ratio else "all"
-    ours, trivial, gains = [], [], []
+    ours, trivial, gains, between = [], [], [], BetweenImages()
     for images in _sample(splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
         visible = draw_visible(draws, len(view), parts, ratio)
@@ -390,6 +397,7 @@ def held_out_cosine(
         judged = ~tokens if sites == "masked" else tokens  # [B, N]
         mine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
         means = F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)
+        between.add(predicted, targets, judged)
         ours.append(mine[judged])
         trivial.append(means[judged])
         gains.append(((mine - means) * judged).sum(dim=1) / judged.sum(dim=1))  # [B]
@@ -397,6 +405,7 @@ def held_out_cosine(
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
         "gain_ci95": mean_interval(torch.cat(gains).tolist()),
+        "between_images": between.correlation(),
         "sites": sites,
         "photos": min(SAMPLE, len(splits[held_out])),
     }
@@ -415,7 +424,7 @@ def _teacher_views(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Photos as the teacher sees them in training: views, and their visible tokens (None: all)."""
     for images in batches:
-        view = center_view(images.to(draws.device), size=recipe.data.size)
+        view = _random_views(images.to(draws.device), draws, recipe)
         if recipe.teacher.view == "full":
             yield view, None
         else:
@@ -424,12 +433,18 @@ def _teacher_views(
 
 
 def _standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Recipe) -> None:
-    """Let the teacher take its statistics from at most 1,024 training photos of a fixed shuffle."""
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:1024]
-    batches = (source.images[indices] for indices in order.split(128))
+    """Let the teacher take its statistics from training views of at most `STATISTICS` photos.
+
+    Of photos that are fewer, several views each. What they are depends on the seed alone.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:STATISTICS]
+    repeats = min(REPEATS, math.ceil(STATISTICS / len(order)))
+    batches = (source.images[indices] for indices in order.repeat(repeats).split(128))
     device = next(teacher.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
-    varied = teacher.standardize(_teacher_views(batches, draws, parts, recipe))
+    few = source.images[order[:128]].to(device)
+    varied = teacher.between_images([(center_view(few, size=recipe.data.size), None)])
+    teacher.standardize(_teacher_views(batches, draws, parts, recipe))
     if varied < ALIKE:
         warn(
             f"the training images hardly differ: of the spread of the teacher's tokens "

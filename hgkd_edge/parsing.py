@@ -172,6 +172,9 @@ def parse_yaml(text: str) -> Any:
         open_loader.dispose()
 
 
+_SIGNS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =, no values
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, which silently takes the last of a key's values, made to refuse."""
 
@@ -180,9 +183,8 @@ class _StrictLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            merges = key.tag == "tag:yaml.org,2002:merge"
-            # The value, because 0 and 0.0, or yes and true, are one key.
-            value = key.value if merges else self.construct_object(key)
+            # The value too: 0 and 0.0, or yes and true, are one key.
+            value = key.value if key.tag in _SIGNS else self.construct_object(key)
             if not seen.isdisjoint({value, key.value}):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{cut(key.value)}' is defined twice", key.start_mark

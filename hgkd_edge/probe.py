@@ -10,7 +10,7 @@ from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.models.backbone import EmbeddingNet
 
-__all__ = ["embed", "knn_top1", "linear_probe", "linear_probe_top1", "majority_top1"]
+__all__ = ["BetweenImages", "embed", "knn_top1", "linear_probe", "linear_probe_top1", "majority_top1"]
 
 
 @torch.inference_mode()
@@ -23,6 +23,32 @@ def embed(network: EmbeddingNet, source: ImageSource) -> Tensor:
         view = center_view(images.to(device), size=spec.size)
         parts.append(network(normalize(view, spec.mean, spec.std)).float().cpu())
     return torch.cat(parts)
+
+
+class BetweenImages:
+    """Correlation over images of predicted and true tokens at the same place, all channels pooled.
+
+    What all images have in common counts for nothing: a prediction of the mean token of every
+    place has 0, whatever its cosine. Places count by how much they vary.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | float = 0.0
+
+    def add(self, predicted: Tensor, true: Tensor, judged: Tensor) -> None:
+        """Images' tokens, float [B, N, D] twice, and which of them count, bool [B, N]."""
+        weights = judged[..., None].double()
+        ones, a, b = torch.ones_like(true), predicted.double(), true.double()
+        terms = (ones, a, b, a * a, b * b, a * b)
+        self.sums = self.sums + torch.stack([(weights * term).sum(dim=0) for term in terms])
+
+    def correlation(self) -> float:
+        """From -1 to 1; 0 where nothing varies."""
+        assert isinstance(self.sums, Tensor)
+        count, a, b, aa, bb, ab = self.sums  # [N, D] each
+        count = count.clamp(min=1)
+        varied = ((aa - a * a / count).sum() * (bb - b * b / count).sum()).clamp(min=0).sqrt()
+        return ((ab - a * b / count).sum() / varied.clamp(min=1e-12)).item()
 
 
 def knn_top1(

@@ -172,7 +172,9 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     result = distill(recipe, run)
 
     manifest = run.manifest()
-    assert set(result["held_out"]) == {"student", "mean_token", "gain_ci95", "photos", "sites"}
+    assert set(result["held_out"]) == {
+        "student", "mean_token", "gain_ci95", "between_images", "photos", "sites"
+    }
     assert manifest["artefacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
     assert manifest["data"]["train"]["photos"] == 48
     assert manifest["seed"] == 0

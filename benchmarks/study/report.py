@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.study.arms import ABLATION, ARMS
 
-__all__ = ["report"]
+__all__ = ["report", "table"]
 
 Cell = dict[str, Any]
 SCORES: dict[str, Callable[[Cell], float | None]] = {
@@ -33,11 +33,12 @@ def report(folder: Path) -> str:
         for kind, order in (("arms", ARMS), ("ablation", ABLATION)):
             chosen = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
             if chosen:
-                parts.append(f"### {base}: {kind}\n\n{_table(chosen, list(order))}")
+                parts.append(f"### {base}: {kind}\n\n{table(chosen, list(order))}")
     return "\n\n".join(parts)
 
 
-def _table(cells: list[Cell], order: list[str]) -> str:
+def table(cells: list[Cell], order: list[str]) -> str:
+    """One Markdown table of cells: a row per arm in this order, a column per score that they have."""
     columns = {name: get for name, get in SCORES.items() if any(get(c) is not None for c in cells)}
     timed = any("seconds_distilled" in cell for cell in cells)
     heads = [*columns, *(["distilled, s"] if timed else [])]

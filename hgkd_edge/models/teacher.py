@@ -97,31 +97,45 @@ class Teacher(nn.Module):
         self.register_buffer("spread", torch.ones(rows, self.width))
 
     @torch.no_grad()
-    def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+    def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
         """From now on, take the mean token of every place from targets, and even out channels.
 
         Most of what a masked autoencoder's tokens hold is where they are: a student that has
-        learned the mean token looks good and knows nothing. A camera that never moves gives images
-        that are nearly equal at every place. There a channel is divided by no less than a share of
-        its spread over all places and images; otherwise noise would become the target.
+        learned the mean token looks good and knows nothing. A channel is divided by no less than a
+        share of its spread over all places and images, so that views that are nearly equal at every
+        place do not make noise the target.
 
         Args:
-            batches: What the statistics are taken from, as for `moments`.
-
-        Returns:
-            How much of the tokens' spread lies between images at one place, from 0 (all images
-            are equal) to 1; the median over channels.
+            batches: What the statistics are taken from, as for `moments`: views as the student will
+                see them. Those of whole photos would miss how much a crop changes.
         """
         center, squares = self.moments(batches)
-        variance = squares - center.square()  # [R, D], within places
         places = self.grid[0] * self.grid[1]
-        within = variance[:places].mean(dim=0)  # [D]
-        total = squares[:places].mean(dim=0) - center[:places].mean(dim=0).square()  # [D]
+        within, total = self._spread_of(center, squares)
         tokens = within.clamp(min=SPREAD_FLOOR**2 * total)
-        image = variance[places:].clamp(min=IMAGE_FLOOR**2 * total)
+        variance = (squares - center.square())[places:]  # of the row of the whole image
+        image = variance.clamp(min=IMAGE_FLOOR**2 * total)
         variance = torch.cat([tokens.expand(places, -1), image])
         self.center, self.spread = center, variance.clamp(min=1e-6).sqrt()
+
+    @torch.no_grad()
+    def between_images(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+        """How much of the tokens' spread lies between images at one place; median over channels.
+
+        From 0 (all images are equal) to 1.
+
+        Args:
+            batches: As for `moments`: whole images. Crops of equal images would differ.
+        """
+        within, total = self._spread_of(*self.moments(batches))
         return (within / total.clamp(min=1e-12)).clamp(0, 1).sqrt().median().item()
+
+    def _spread_of(self, center: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance of every channel of the patch tokens, float [D]: at one place, and over all."""
+        places = self.grid[0] * self.grid[1]
+        center, squares = center[:places], squares[:places]
+        total = squares.mean(dim=0) - center.mean(dim=0).square()
+        return (squares - center.square()).mean(dim=0), total
 
     @torch.no_grad()
     def moments(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
