@@ -90,7 +90,8 @@ class Distilling:
         if self.cache is not None:
             chosen = draws.on_cpu(len(images), 1)[:, 0]
             drawn, rows = self.cache.views(draws.photos, chosen)
-            view, shared = augmentation.view(images, drawn), to_device(rows, images.device)
+            view = augmentation.view(images, drawn)
+            shared = to_device(rows, images.device).float()
         else:
             view = _random_views(images, draws, self.recipe)
             shared = self._shared_targets(view)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hgkd_edge.errors import RunError
 __all__ = [
     "atomic_write",
     "cache_dir",
+    "cache_limit",
     "engines_dir",
     "file_sha256",
     "hint_for_write",
@@ -30,6 +33,7 @@ __all__ = [
     "write_json",
 ]
 
+CACHE_GB = 100
 DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -94,12 +98,13 @@ def read_regular(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def locked(folder: Path, on_wait: Callable[[int], None]) -> Iterator[None]:
     """Hold a folder against other processes, after waiting for them; a killed one leaves no lock.
 
     Args:
         folder: Made if it does not exist.
-        on_wait: Called once before waiting.
+        on_wait: Called every second while another process holds the folder, with the seconds so
+            far, from 0; what it raises ends the waiting.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -108,13 +113,16 @@ def locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
         yield
         return
     with open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+        for seconds in itertools.count():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait(seconds)
+                time.sleep(1)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
         yield
 
 
@@ -159,6 +167,25 @@ def cache_dir() -> Path:
             hint="set HGKD_EDGE_CACHE to a folder you can write to",
         ) from error
     return Path(base) / "hgkd-edge"
+
+
+def cache_limit() -> float:
+    """Bytes that reusable results may take before those not used for longest are removed.
+
+    Raises:
+        RunError: $HGKD_EDGE_CACHE_GB is no number above 0.
+    """
+    named = os.environ.get("HGKD_EDGE_CACHE_GB") or CACHE_GB
+    try:
+        gigabytes = float(named)
+    except ValueError:
+        gigabytes = 0.0
+    if not gigabytes > 0:
+        raise RunError(
+            f"HGKD_EDGE_CACHE_GB = '{named}': must be a number of gigabytes above 0",
+            hint=f"export HGKD_EDGE_CACHE_GB={CACHE_GB}",
+        )
+    return gigabytes * 1e9
 
 
 def engines_dir() -> Path:

@@ -10,7 +10,14 @@ from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.models.backbone import EmbeddingNet
 
-__all__ = ["BetweenImages", "embed", "knn_top1", "linear_probe", "linear_probe_top1", "majority_top1"]
+__all__ = [
+    "BetweenImages",
+    "embed",
+    "knn_top1",
+    "linear_probe",
+    "linear_probe_top1",
+    "majority_top1",
+]
 
 
 @torch.inference_mode()

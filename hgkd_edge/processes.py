@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -20,15 +21,18 @@ __all__ = [
     "end",
     "from_all",
     "heeding_others",
+    "is_first_elsewhere",
     "is_main",
     "local_count",
     "on_main",
+    "on_main_for_long",
     "rank",
 ]
 
 # While the main process indexes shards or downloads weights the others wait; a process that has
 # ended is noticed at once all the same.
 PATIENCE = timedelta(hours=2)
+BETWEEN_SIGNS = 60.0  # seconds; of a main process that works for longer than that
 T = TypeVar("T")
 
 
@@ -52,21 +56,60 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_first_elsewhere() -> bool:
+    """Whether this is the first process of a machine that the main process is not on."""
+    return not is_main() and os.environ.get("LOCAL_RANK") == "0"
+
+
 def on_main(work: Callable[[], T]) -> T:
     """Do something on the main process only; all get its result, or raise its error."""
+    return on_main_for_long(lambda _: work())
+
+
+def on_main_for_long(work: Callable[[Callable[[], None]], T]) -> T:
+    """As `on_main`, for what may take longer than the others' patience of two hours.
+
+    Args:
+        work: Calls what it is handed as often as it likes to show that it makes progress; the
+            others then wait another two hours.
+    """
     if count() == 1:
-        return work()
-    outcome: list[Any] = [None, None]
+        return work(lambda: None)
+    message: tuple[bool, Any, Exception | None] = (False, None, None)  # done, result, error
     if is_main():
         try:
-            outcome[0] = work()
+            message = (True, work(_signs_of_life()), None)
         except Exception as error:
-            outcome[1] = error
+            message = (True, None, error)
+        _from_main(message)
+    else:
+        while not message[0]:
+            message = _from_main(message)
+    _, result, error = message
+    if error is not None:
+        raise error
+    return result
+
+
+def _signs_of_life() -> Callable[[], None]:
+    """What the main process calls while the others wait for it; mostly does nothing."""
+    last = time.monotonic()
+
+    def sign() -> None:
+        nonlocal last
+        if time.monotonic() - last >= BETWEEN_SIGNS:
+            _from_main((False, None, None))
+            last = time.monotonic()
+
+    return sign
+
+
+def _from_main(message: T) -> T:
+    """The main process's message, on every process."""
+    box = [message]
     with heeding_others():
-        _group().broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+        _group().broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def from_all(value: T) -> list[T]:

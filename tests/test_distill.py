@@ -173,7 +173,12 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
 
     manifest = run.manifest()
     assert set(result["held_out"]) == {
-        "student", "mean_token", "gain_ci95", "between_images", "photos", "sites"
+        "student",
+        "mean_token",
+        "gain_ci95",
+        "between_images",
+        "photos",
+        "sites",
     }
     assert manifest["artefacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
     assert manifest["data"]["train"]["photos"] == 48

@@ -38,7 +38,7 @@ def report(folder: Path) -> str:
 
 
 def table(cells: list[Cell], order: list[str]) -> str:
-    """One Markdown table of cells: a row per arm in this order, a column per score that they have."""
+    """Cells as a Markdown table: a row per arm, in this order; a column per score they have."""
     columns = {name: get for name, get in SCORES.items() if any(get(c) is not None for c in cells)}
     timed = any("seconds_distilled" in cell for cell in cells)
     heads = [*columns, *(["distilled, s"] if timed else [])]

@@ -3,9 +3,9 @@
     python -m benchmarks.study.static_camera --out static
 
 Renders the frames of one scene: a background that is the same in all of them, sensor noise, a
-brightness that drifts slowly, and in three frames of four one small object somewhere. The background
-and the objects are the CC0 photos of this package; an object in `val` or `test` is one that no
-training frame shows. The task is to say which kind of object is there, or none.
+brightness that drifts slowly, and in three frames of four one small object somewhere. Background
+and objects are the CC0 photos of this package; an object in `val` or `test` is one that no training
+frame shows. The task is to say which kind of object is there, or none.
 
 Every cell (setting, seed) writes one JSON file and is skipped when that file is there.
 """
@@ -104,7 +104,12 @@ def main() -> None:
             name = f"{setting}.{seed}".replace(" ", "-").replace(",", "")
             file = arguments.out / f"{name}.json"
             if not file.is_file():
-                changes = [f"data.path={frames}", *SETTINGS[setting], *arguments.set, f"seed={seed}"]
+                changes = [
+                    f"data.path={frames}",
+                    *SETTINGS[setting],
+                    *arguments.set,
+                    f"seed={seed}",
+                ]
                 recipe = load_recipe(RECIPE, changes)
                 run = arguments.out / "runs" / name
                 scratch = setting == "scratch"

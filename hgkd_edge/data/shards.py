@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +79,8 @@ def shard_photos(config: DataConfig) -> Listing:
         DataError: No shard is there, one is no tar file, or none holds an image.
     """
     files = shard_files(str(config.path))
-    processes.on_main(lambda: _index_unknown(files))  # the others find it in the cache
+    # The others find it in the cache.
+    processes.on_main_for_long(lambda alive: _index_unknown(files, alive))
     indices = {file: _read_index(file) for file in files}
     shards = {file: index.photos for file, index in indices.items() if index.photos}
     if not shards:
@@ -207,7 +208,7 @@ def _split_of(file: Path) -> str:
     return split_in(file.stem) or split_in(file.parent.name) or "train"
 
 
-def _index_unknown(files: Sequence[Path]) -> None:
+def _index_unknown(files: Sequence[Path], alive: Callable[[], None]) -> None:
     """Put the index of every shard into the cache, unless it is there."""
     unknown = [file for file in files if not _cache_file(file).is_file()]
     if not unknown:
@@ -217,6 +218,7 @@ def _index_unknown(files: Sequence[Path]) -> None:
         for done, (file, index) in enumerate(zip(unknown, indices, strict=True), start=1):
             write_json(_cache_file(file), vars(index))
             show(done, "")
+            alive()
 
 
 def _read_index(file: Path) -> Index:
