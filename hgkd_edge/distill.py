@@ -282,7 +282,8 @@ def check(
         line = (
             f"predicts teacher features of {held['photos']} held-out images with cosine "
             f"{held['student']:.3f}, the mean token with {held['mean_token']:.3f} (difference "
-            f"{low:.3f} to {high:.3f})"
+            f"{low:.3f} to {high:.3f}); what differs between images with correlation "
+            f"{held['between_images']:.2f}"
         )
         (signs if low > 0 else doubts).append(line)
     name = held_out_split(splits, labelled=True)

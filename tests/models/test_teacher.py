@@ -137,7 +137,8 @@ def test_images_that_are_nearly_equal_do_not_make_noise_the_target(embedding: bo
     scene, different = torch.rand(1, 3, 64, 64), torch.rand(8, 3, 64, 64)
     still = (scene + 1e-3 * torch.randn(8, 3, 64, 64)).clamp(0, 1)
 
-    varied = teacher.standardize([(still, None)])
+    varied = teacher.between_images([(still, None)])
+    teacher.standardize([(still, None)])
 
     assert varied < 0.1
     places = 16  # without the row of the whole image, which the loss compares by its direction
@@ -153,7 +154,8 @@ def test_the_floor_leaves_images_that_differ_as_they_are() -> None:
     targets = teacher(images.clamp(0, 1))
     wanted = (targets - targets.mean(dim=0)).square().mean(dim=(0, 1)).sqrt()
 
-    varied = teacher.standardize([(images.clamp(0, 1), None)])
+    varied = teacher.between_images([(images.clamp(0, 1), None)])
+    teacher.standardize([(images.clamp(0, 1), None)])
 
     assert varied > 0.5
     torch.testing.assert_close(teacher.spread[0], wanted, rtol=1e-3, atol=1e-4)
