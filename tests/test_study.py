@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.study import equal_time
+from benchmarks.study import equal_time, static_camera
 from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, spelled
 from benchmarks.study.protocols import PROTOCOLS
@@ -40,6 +42,25 @@ def test_the_report_shows_every_cell_that_is_committed() -> None:
 
     assert len(cells) > 50
     assert all(f"| {cell['arm']} |" in said for cell in cells)
+
+
+def test_frames_of_the_static_camera_differ_by_an_object_and_little_else(tmp_path: Path) -> None:
+    counts = {"train": 12, "test": 8}
+
+    folders = [static_camera.render(tmp_path / name, counts) for name in ("one", "other")]
+
+    one, other = (sorted(folder.rglob("*.png")) for folder in folders)
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in other]
+    assert {file.parent.name for file in one} <= {*static_camera.KINDS, "none"}
+    assert {split: len(list((folders[0] / split).rglob("*.png"))) for split in counts} == counts
+    frames = np.stack([np.asarray(Image.open(file), float) for file in one])
+    still = (np.abs(frames - np.median(frames, axis=0)) < 25).mean()
+    assert 0.85 < still < 1
+
+
+@pytest.mark.parametrize("setting", static_camera.SETTINGS)
+def test_every_setting_of_the_static_camera_is_a_recipe(setting: str) -> None:
+    assert load_recipe(static_camera.RECIPE, static_camera.SETTINGS[setting]).name in PROTOCOLS
 
 
 def test_a_masked_stage_takes_its_share_of_the_time() -> None:
