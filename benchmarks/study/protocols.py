@@ -57,7 +57,7 @@ PROTOCOLS = {
     "imagenette": Protocol(
         "classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64, draws={0.01: 5}, per_class=100
     ),
-    "static": Protocol("classify", {0.1: 60, 1.0: 15}, batch_size=16, draws={0.1: 3}),
+    "static": Protocol("classify", {0.1: 60, 1.0: 20}, batch_size=64, draws={0.1: 3}),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
