@@ -32,13 +32,12 @@ from hgkd_edge.bench.baseline import (
 from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
 from hgkd_edge.console import make_console, printable, warn
-from hgkd_edge.errors import HgkdError, RunError, reason_of
-from hgkd_edge.export_command import export_lines
+from hgkd_edge.errors import RunError, UserError, reason_of
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.files import file_sha256
 from hgkd_edge.parsing import MAX_LABEL_BYTES, MAX_LOG_BYTES, MAX_SETTINGS_BYTES, cut, parse_json
 from hgkd_edge.rundir import RunDir, atomic_write
-from hgkd_edge.tables import score_table, task_table, warning_lines
+from hgkd_edge.tables import export_lines, score_table, task_table, warning_lines
 
 __all__ = ["report"]
 
@@ -168,7 +167,7 @@ def _text_section(title: str, parts: Callable[[], Iterable[RenderableType]]) -> 
     try:
         for part in parts():
             console.print(part, soft_wrap=isinstance(part, (str, Text)))
-    except HgkdError:
+    except UserError:
         raise
     except Exception as error:  # JSON of another shape may fail anywhere
         raise RunError(

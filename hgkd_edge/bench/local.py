@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from exporters.onnx_info import first_line
 from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, Trace, measure, timed
@@ -20,7 +19,7 @@ from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session, Ve
 from hgkd_edge.bench.runners import Case, Opened, Runner
 from hgkd_edge.bench.session import measurement_of, session_of
 from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, loosest, make_probe
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["measure_here"]
 
@@ -147,7 +146,7 @@ def _open(case: Case, runner: Runner, inputs: list[InputInfo], stack: ExitStack)
     except Exception as error:  # the runtimes' exceptions share no public base
         fed = ", ".join(f"{one.name} {one.dtype}{one.shape}" for one in inputs)
         raise DeviceError(
-            f"{runner.name} cannot run '{case.model.path}' with {fed}: {first_line(error)}",
+            f"{runner.name} cannot run '{case.model.path}' with {fed}: {reason_of(error)}",
             hint="export the model with the sizes of its inputs fixed, or set --batch",
         ) from error
     after = resident_mb()

@@ -20,7 +20,7 @@ from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
-from hgkd_edge.errors import HgkdError
+from hgkd_edge.errors import UserError
 
 __all__ = ["Probe", "WrongOutputs", "compare", "loosest", "make_probe"]
 
@@ -30,7 +30,7 @@ _ROWS = ("fp32", "tf32", "fp16", "int8")
 _ROW_OF = {"bf16": "fp16"}
 
 
-class WrongOutputs(HgkdError):
+class WrongOutputs(UserError):
     """What is about to be timed computes something else than its ONNX file."""
 
     exit_code = 1

@@ -147,7 +147,7 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
 
     Raises:
         DataError: The data are missing, or hold no image that can be read.
-        MissingExtraError: A package that reads this kind of source is not installed.
+        MissingPackageError: A package that reads this kind of source is not installed.
     """
     listing = list_photos(config)
     if config.decode == "auto":

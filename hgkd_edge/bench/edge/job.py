@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporters.files import digest
+from exporters.files import file_sha256
 from exporters.network_files import renamed_files
 from hgkd_edge.bench.edge.trtexec import (
     Trtexec,
@@ -298,4 +298,4 @@ def _message(
 def _file_entry(name: str, item: bytes | Path) -> dict[str, Any]:
     if isinstance(item, bytes):
         return {"name": name, "size": len(item), "sha256": hashlib.sha256(item).hexdigest()}
-    return {"name": name, "size": item.stat().st_size, "sha256": digest(item)}
+    return {"name": name, "size": item.stat().st_size, "sha256": file_sha256(item)}

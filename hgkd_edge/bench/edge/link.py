@@ -33,7 +33,7 @@ from hgkd_edge.bench.edge.limits import (
 )
 from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
 from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault, mark_of
-from hgkd_edge.errors import DeviceError, HgkdError
+from hgkd_edge.errors import DeviceError, UserError
 
 __all__ = ["AgentFailed", "Link", "agent_source", "open_link"]
 
@@ -49,7 +49,7 @@ _NOT_OURS = "log in there and see what runs; do not trust its numbers"
 _MODULES = ("life", "facts", "telemetry", "trt", "ort", "main")
 
 
-class AgentFailed(HgkdError):
+class AgentFailed(UserError):
     """The work on the device failed, or the line to it broke. Exit code 1: it had begun."""
 
     exit_code = 1

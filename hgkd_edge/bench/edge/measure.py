@@ -32,7 +32,7 @@ from hgkd_edge.bench.edge.verification import Verifier
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session
-from hgkd_edge.errors import DeviceError, HgkdError, reason_of
+from hgkd_edge.errors import DeviceError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
 
 __all__ = ["is_jetson_here", "load_fleet", "measure_fleet", "measure_on"]
@@ -189,7 +189,7 @@ def measure_fleet(
             session = measure_on(host, models, options, progress=progress)
             sessions.append(session.model_copy(update={"target": name}))
             keep(sessions[-1])
-        except HgkdError as error:
+        except UserError as error:
             refusals.append(Refusal(name=name, reason=error.message, hint=error.hint))
     if not sessions:
         raise DeviceError(

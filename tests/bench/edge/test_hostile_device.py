@@ -16,7 +16,7 @@ from hgkd_edge.bench.edge.facts import board_from_facts, checked_facts
 from hgkd_edge.bench.edge.link import Link
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.errors import HgkdError
+from hgkd_edge.errors import UserError
 
 MakeModel = Callable[..., Path]
 
@@ -129,7 +129,7 @@ def test_an_attack_ends_in_one_line_soon_and_without_memory(
     options = BenchOptions(models=(make_model(),), host="bad", duration_s=0.1, rounds=1)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
 
-    with pytest.raises(HgkdError) as refusal:
+    with pytest.raises(UserError) as refusal:
         run_bench(options)
 
     assert "\n" not in refusal.value.message
@@ -174,7 +174,7 @@ def test_a_device_that_never_comes_to_an_end_has_a_bounded_time(
     try:
         link.hello()
         start = time.monotonic()
-        with pytest.raises(HgkdError, match=r"no end of the work within 0\.00014 h per case"):
+        with pytest.raises(UserError, match=r"no end of the work within 0\.00014 h per case"):
             link.work(job, {}, lambda event: heard.append(event["event"]), lambda event: None)
         took = time.monotonic() - start
     finally:
@@ -195,7 +195,7 @@ def test_a_device_that_never_reads_what_it_asked_for_is_not_waited_for(
     try:
         link.hello()
         start = time.monotonic()
-        with pytest.raises(HgkdError, match="it does not read what it is sent"):
+        with pytest.raises(UserError, match="it does not read what it is sent"):
             link.work(job, {"a": bytes(1 << 24)}, lambda event: None, lambda event: None)
         took = time.monotonic() - start
     finally:

@@ -13,7 +13,7 @@ import pytest
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.errors import DeviceError, HgkdError, RunError
+from hgkd_edge.errors import DeviceError, RunError, UserError
 
 from ..test_local import rendered
 from .conftest import STANDINS, Board, make_jetson_root, measure, wait_until, write_python
@@ -152,7 +152,7 @@ def test_a_failed_build_shows_trtexecs_own_lines_and_leaves_nothing(
 ) -> None:
     board = start_board(STANDIN_FAIL="1")
 
-    with pytest.raises(HgkdError, match="no implementation for node conv0") as failure:
+    with pytest.raises(UserError, match="no implementation for node conv0") as failure:
         measure(board, make_model())
 
     assert failure.value.exit_code == 1
@@ -163,7 +163,7 @@ def test_a_failed_build_shows_trtexecs_own_lines_and_leaves_nothing(
 def test_a_builder_that_the_system_killed_is_told_from_one_that_failed(
     make_model: MakeModel, start_board: StartBoard
 ) -> None:
-    with pytest.raises(HgkdError, match="trtexec was ended by signal 9") as failure:
+    with pytest.raises(UserError, match="trtexec was ended by signal 9") as failure:
         measure(start_board(STANDIN_FAIL="killed"), make_model())
 
     assert "close other programs" in failure.value.hint
