@@ -86,47 +86,55 @@ class Exports:
     """What a run has to compare.
 
     Attributes:
-        artefacts: The files; first the weights, then the fp32 ONNX file.
-        reference: The plain fp32 ONNX file.
+        artefacts: The files; first the weights, then the plain fp32 ONNX file, with which others
+            are compared. Empty where there is no such file.
         remarks: Files that are skipped, and why.
     """
 
     artefacts: list[Artefact]
-    reference: Artefact
     remarks: list[str]
+
+    @property
+    def weights(self) -> Artefact:
+        return self.artefacts[0]
+
+    @property
+    def reference(self) -> Artefact:
+        return self.artefacts[1]
 
 
 def artefacts_of(run: RunDir) -> Exports:
     """The run's weights and every file that was exported from them.
 
     Raises:
-        RunError: Nothing was exported from the present weights, or `export.json` is damaged.
+        RunError: `export.json` is damaged.
     """
     weights = run.model_file if run.model_file.is_file() else run.backbone_file
-    run.require(weights, mend=run.resume_command)
-    digest = network_digest(weights)
-    size = network_size(weights) / 2**20
-    records, remarks = _records(run), []
-    artefacts = [Artefact(run, weights, "fp32", digest, size)]
-    for name in records:
+    if not run.own(weights).is_file():
+        return Exports([], [f"{run.path}: has no weights yet"])
+    digest, records = network_digest(weights), _records(run)
+    found, remarks = [], []
+    for name, record in records.items():
         if why := _unfit(run, name, records, weights, digest):
             remarks.append(f"{run.export_dir / name}: {why}")
         else:
-            artefacts.append(_artefact(run, records[name], weights, records))
-    reference = next(
-        (a for a in artefacts if a.runtime == "ort-cpu" and a.precision == "fp32" and not a.baked),
-        None,
-    )
-    if reference is None:
-        raise RunError(
-            f"run '{run.path}' has nothing to compare: no fp32 ONNX file of {weights.name}"
-            + "".join(f"; {remark}" for remark in remarks),
-            hint=f"hgkd-edge export {run.quoted} --precision int8 --openvino",
-        )
-    others = [a for a in artefacts[1:] if a is not reference]
-    order = ["fp32", "fp16", "int8"]
-    others.sort(key=lambda a: (order.index(a.precision) if a.precision in order else 3, a.file))
-    return Exports([artefacts[0], reference, *others], reference, remarks)
+            found.append(_artefact(run, record, weights, records))
+    found.sort(key=_place)
+    if not found or _place(found[0])[:3] != (0, 0, 0):
+        return Exports([], [*remarks, f"{run.path}: has no fp32 ONNX file of {weights.name}"])
+    size = network_size(weights) / 2**20
+    return Exports([Artefact(run, weights, "fp32", digest, size), *found], remarks)
+
+
+_ORDER = ("fp32", "fp16", "int8")
+
+
+def _place(artefact: Artefact) -> tuple[int, int, int, str]:
+    """Plain files first, by precision, then by runtime."""
+    known = artefact.precision in _ORDER
+    precision = _ORDER.index(artefact.precision) if known else len(_ORDER)
+    runtime = list(RUNTIMES).index(artefact.file.suffix) - 1
+    return int(artefact.baked), precision, runtime, artefact.file.name
 
 
 def _records(run: RunDir) -> dict[str, FileRecord]:

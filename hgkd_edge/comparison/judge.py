@@ -49,7 +49,7 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
     known = [one for one in recorded if one.on == on]
     if not _missing(exports, known):
         return Judged(known, [])
-    run = exports.artefacts[0].run
+    run = exports.weights.run
     if importlib.util.find_spec("torch") is None:
         return Judged(known, ['scores are taken by PyTorch: pip install "hgkd-edge[train]"'])
     from hgkd_edge.exportable import load_exportable

@@ -96,7 +96,7 @@ def most_used(scores: Sequence[Score]) -> Images | None:
 
 
 def _finetuned(run: RunDir, exports: Exports) -> Iterator[Score]:
-    weights = exports.artefacts[0]
+    weights = exports.weights
     if not run.finetune_result_file.is_file() or weights.file != run.model_file:
         return
     result, recorded = run.finetune_result(), run.recorded_sha256(run.model_file)

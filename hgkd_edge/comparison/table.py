@@ -11,6 +11,7 @@ from hgkd_edge.bench.records import Measurement, Session, load_bench
 from hgkd_edge.comparison.artefacts import Artefact, Exports, artefacts_of
 from hgkd_edge.comparison.judge import Judged, judge
 from hgkd_edge.comparison.scores import Score, keep_scores, most_used, recorded_scores
+from hgkd_edge.errors import RunError
 from hgkd_edge.rundir import RunDir
 
 __all__ = ["MAX_DROP", "Comparison", "Group", "Row", "compare_runs", "sessions_of", "timed_here"]
@@ -134,7 +135,7 @@ def compare_runs(
     warnings: list[str] = []
     remarks: list[str] = []
     for run in runs:
-        exports = artefacts_of(run)
+        exports = _require(run, artefacts_of(run))
         judged = _judged(run, exports, score=score)
         rows, about = _rows(run, exports, judged.scores)
         placed += rows
@@ -146,6 +147,15 @@ def compare_runs(
     ]
     warnings = [*(line for group in groups for line in _not_faster(group)), *warnings]
     return Comparison([str(run.path) for run in runs], max_drop, groups, warnings, remarks)
+
+
+def _require(run: RunDir, exports: Exports) -> Exports:
+    if not exports.artefacts:
+        raise RunError(
+            f"run '{run.path}' has nothing to compare: {'; '.join(exports.remarks)}",
+            hint=f"hgkd-edge export {run.quoted} --precision int8 --openvino",
+        )
+    return exports
 
 
 def timed_here(session: Session) -> bool:
@@ -358,7 +368,7 @@ def _drops(exports: Exports, scores: Sequence[Score], max_drop: float) -> Iterat
     """Files that score more than `max_drop` points below fp32."""
     by_runtime = {(one.sha256, one.runtime): one for one in scores}
     base = by_runtime.get((exports.reference.sha256, "ort-cpu")) or by_runtime.get(
-        (exports.artefacts[0].sha256, "torch")
+        (exports.weights.sha256, "torch")
     )
     for artefact in exports.artefacts:
         score = by_runtime.get((artefact.sha256, artefact.runtime))

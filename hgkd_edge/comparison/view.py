@@ -18,7 +18,7 @@ from hgkd_edge.rundir import atomic_write
 
 __all__ = ["comparison_lines", "write_plot"]
 
-_WIDTH, _HEIGHT, _MARGIN = 720, 300, 56  # of a panel of the plot, in pixels
+_WIDTH, _HEIGHT, _MARGIN = 720, 300, 56  # of a panel of the plot, at least, in pixels
 _LINE = 14  # between two labels
 
 
@@ -40,7 +40,7 @@ def _heading(group: Group) -> str:
     on = group.on
     if not on.device:
         return "no times on this machine"
-    times = sorted({row.measured for row in group.rows})
+    times = sorted({row.measured[:16].replace("T", " ") for row in group.rows})
     outside = ", copies outside the time" if on.copies == "out" else ""
     return f"{on.device}, batch {on.batch}{outside}; measured {', '.join(times)}"
 
@@ -53,7 +53,7 @@ def _table(group: Group, found: Comparison) -> Table:
         cells = [score, "-" if row.cosine is None else f"{row.cosine:.4f}"]
         if times:
             cells += [
-                _milliseconds(row.p50_ms),
+                _milliseconds(row.p50_ms) + ("~" if row.noisy else ""),
                 _milliseconds(row.p99_ms),
                 rate(row.throughput_ips or 0),
             ]
@@ -99,9 +99,8 @@ def _legend(found: Comparison) -> Iterator[str]:
         yield "front: no other row of the device is as good and faster, or as fast and better"
     if any(row.score_elsewhere for row in rows):
         yield "*: scored in another runtime or machine; outputs were verified where they were timed"
-    noisy = sorted({f"{row.file} {row.runtime}" for row in rows if row.noisy})
-    if noisy:
-        yield f"noisy times, see hgkd-edge bench: {', '.join(noisy)}"
+    if any(row.noisy for row in rows):
+        yield "~: noisy times, see hgkd-edge bench"
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,7 @@ class _Panel:
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     top: int
+    height: int
 
 
 def write_plot(found: Comparison, path: Path) -> Path | None:
@@ -142,15 +142,18 @@ def write_plot(found: Comparison, path: Path) -> Path | None:
     ]
     if not groups:
         return None
-    panels = [
-        _panel(group, rows, found, top=index * _HEIGHT)
-        for index, (group, rows) in enumerate(groups)
-    ]
+    panels: list[_Panel] = []
+    for group, rows in groups:
+        top = panels[-1].top + panels[-1].height if panels else 0
+        panels.append(_panel(group, rows, found, top=top))
     environment = Environment(
         loader=PackageLoader("hgkd_edge"), autoescape=True, undefined=StrictUndefined
     )
     picture = environment.get_template("comparison.svg.j2").render(
-        panels=panels, width=_WIDTH, height=_HEIGHT, margin=_MARGIN
+        panels=panels,
+        width=_WIDTH,
+        height=panels[-1].top + panels[-1].height,
+        margin=_MARGIN,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(picture, encoding="utf-8", errors="backslashreplace")
@@ -158,13 +161,15 @@ def write_plot(found: Comparison, path: Path) -> Path | None:
 
 
 def _panel(group: Group, rows: Sequence[Row], found: Comparison, *, top: int) -> _Panel:
+    # Labels of equal scores stand below each other, from the middle on.
+    height = max(_HEIGHT, 2 * (_MARGIN + _LINE * len(rows)))
     times, scores = [row.p50_ms or 0.0 for row in rows], [row.score or 0.0 for row in rows]
     slowest, low, high = 1.1 * max(times), min(scores), max(scores)
     low, high = (low - 0.5, high + 0.5) if high - low < 1 else (low, high)
 
     def place(time: float, score: float) -> tuple[float, float]:
         across = _MARGIN + time / slowest * (_WIDTH - 4 * _MARGIN)  # the rest is for labels
-        down = top + _MARGIN + (high - score) / (high - low) * (_HEIGHT - 2 * _MARGIN)
+        down = top + _MARGIN + (high - score) / (high - low) * (height - 2 * _MARGIN)
         return round(across, 1), round(down, 1)
 
     points: list[_Point] = []
@@ -182,4 +187,5 @@ def _panel(group: Group, rows: Sequence[Row], found: Comparison, *, top: int) ->
         x_ticks=[(place(t, low)[0], milliseconds(t)) for t in (slowest / 2, slowest)],
         y_ticks=[(place(0.0, s)[1], f"{s:.1f}") for s in (low, high)],
         top=top,
+        height=height,
     )
