@@ -175,9 +175,9 @@ def _panel(group: Group, rows: Sequence[Row], found: Comparison, *, top: int) ->
     points: list[_Point] = []
     for row in sorted(rows, key=lambda row: (-(row.score or 0.0), row.p50_ms)):
         x, y = place(row.p50_ms or 0.0, row.score or 0.0)
-        under = points[-1].label_y + _LINE if points else y
+        under = points[-1].label_y + _LINE if points else 0.0
         label = printable(f"{_label(row, found)} {row.runtime}")
-        points.append(_Point(x, y, label, max(y, under), row.front))
+        points.append(_Point(x, y, label, max(y + _LINE, under), row.front))
     front = sorted((point for point in points if point.front), key=lambda point: point.x)
     return _Panel(
         title=printable(f"{group.on.device}, batch {group.on.batch}"),
