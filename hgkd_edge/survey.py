@@ -26,6 +26,7 @@ from hgkd_edge.data.annotations.outlines import paint
 from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of, upright_boxes
 from hgkd_edge.data.images import Turn, open_image, turn_of
 from hgkd_edge.data.sources import list_photos
+from hgkd_edge.data.table import is_table
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import cut
 from hgkd_edge.recipe import DataConfig
@@ -205,8 +206,10 @@ def _classes(config: DataConfig) -> Survey:
         first = splits["train"]
         splits["train"] = SplitSurvey(first.images, first.empty, first.objects, 0, listing.unused)
     tasks = ["classify"] if len(listing.classes) > 1 else []
-    name = "class folders" if tasks else "images without labels"
-    return Survey(str(config.path), name, tasks, listing.classes, splits, listing.remarks)
+    labelled = "a table with labels" if is_table(config) else "class folders"
+    name = labelled if tasks else "images without labels"
+    remarks = [*listing.remarks, *([f"warning: {listing.several}"] if listing.several else [])]
+    return Survey(str(config.path), name, tasks, listing.classes, splits, remarks)
 
 
 def _picture(
