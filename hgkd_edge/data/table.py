@@ -14,7 +14,7 @@ from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
 from hgkd_edge.data.table_labels import labels_of_columns, several_labels
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.parsing import read_text
+from hgkd_edge.parsing import cut, read_text
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["is_table", "table_photos"]
@@ -117,12 +117,12 @@ def _read_rows(table: Path) -> _Table:
         several = marked.several
     else:
         marked, found = None, [cells[label] for _, cells in lines]
-        held = several_labels(found, plural=names[label] in PLURAL_COLUMNS)
-        several = f"column '{names[label]}' holds {held}" if held else ""
+        first = several_labels(found, plural=names[label] in PLURAL_COLUMNS)
+        several = "" if first is None else f"line {lines[first][0]}: '{cut(found[first])}'"
         found = [""] * len(lines) if several else found
     rows = [row(line, cells, name) for (line, cells), name in zip(lines, found, strict=True)]
     if several:
-        several = f"{table}: {several}: several labels per image cannot be learned"
+        several = f"{table}, {several}: several labels per image cannot be learned"
     return _Table(rows, marked.remark if marked else "", several)
 
 

@@ -61,8 +61,8 @@ def labels_of_columns(
     return ColumnLabels(names, f"classes are the columns {columns}: each line holds one 1")
 
 
-def several_labels(labels: Sequence[str], *, plural: bool) -> str:
-    """The first label that holds several labels, in quotes; '' if none does.
+def several_labels(labels: Sequence[str], *, plural: bool) -> int | None:
+    """The first label that holds several labels, by its place; None if none does.
 
     A cell holds several where one of its parts is a label of its own elsewhere, or stands at
     another place there: `a;b` and `b;c`, or `a;b` and `a`. Names such as `fruit|apple` and
@@ -81,8 +81,8 @@ def several_labels(labels: Sequence[str], *, plural: bool) -> str:
                 places.setdefault(part, set()).add(place if len(parts) > 1 else -1)
         for label, parts in zip(distinct, cells, strict=True):
             if len(parts) > 1 and any(len(places[part]) > 1 for part in parts if part):
-                return f"'{label}'"
-    return ""
+                return list(labels).index(label)
+    return None
 
 
 def _is_marked(cells: Sequence[str]) -> bool:

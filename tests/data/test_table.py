@@ -211,10 +211,10 @@ def test_one_label_per_image_is_read_however_it_is_written(
     [
         ("image,cat,dog", ["1,0", "1,1"], "line 3: of the columns 'cat', 'dog', 'cat', 'dog' hold"),
         ("image,cat,dog", ["1,0", "0,0"], "line 3: of the columns 'cat', 'dog', none hold 1"),
-        ("image,label", ["cat;dog", "dog"], "column 'label' holds 'cat;dog'"),
-        ("image,label", ["cat|dog", "dog|bird"], "column 'label' holds 'cat|dog'"),
-        ("image,labels", ['"cat, dog"', "dog"], "column 'labels' holds 'cat, dog'"),
-        ("image,tags", ["cat dog", "dog cat"], "column 'tags' holds 'cat dog'"),
+        ("image,label", ["dog", "cat;dog"], "line 3: 'cat;dog'"),
+        ("image,label", ["cat|dog", "dog|bird"], "line 2: 'cat|dog'"),
+        ("image,labels", ['"cat, dog"', "dog"], "line 2: 'cat, dog'"),
+        ("image,tags", ["cat dog", "dog cat"], "line 2: 'cat dog'"),
     ],
 )
 def test_several_labels_per_image_are_refused_and_never_become_classes(
