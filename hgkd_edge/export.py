@@ -320,7 +320,11 @@ class _Work:
         )
         return {
             **bounded.exported.to_dict(),
-            "accuracy": {**bounded.to_dict(), "metric": self.subject.metric},
+            "accuracy": {
+                **bounded.to_dict(),
+                "metric": self.subject.metric,
+                "on": self.subject.scored_on,
+            },
         }
 
     def _int8_proof(self, runner: Runner) -> verify.Verification:

@@ -36,6 +36,7 @@ LAYERS = [
     {"embed", "export_options"},
     {"exportable"},
     {"export"},
+    {"comparison"},
     {"doctor", "tables"},
     {"report"},
     {"demo"},
