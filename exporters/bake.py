@@ -28,12 +28,11 @@ from ._processing import (
     preprocessing_graph,
     suppression_constants,
 )
-from .errors import ConversionFailed, ExportError
-from .files import atomic_path
+from .errors import ConversionFailed, ExportError, reason_of
+from .files import new_artefact
 from .onnx_info import (
     OnnxInfo,
     TensorInfo,
-    first_line,
     graph_inputs,
     graph_outputs,
     onnx_info,
@@ -95,7 +94,7 @@ def bake(
     if preprocessing is not None and preprocessing.frame is not None:
         metadata["hgkd_edge.frame"] = json.dumps(preprocessing.frame)
     onnx.helper.set_model_props(model, metadata)
-    with atomic_path(path) as temporary:
+    with new_artefact(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
         info = onnx_info(temporary)
         _try(temporary, info)
@@ -171,4 +170,4 @@ def _try(path: Path, info: OnnxInfo) -> None:
     except ConversionFailed:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ConversionFailed(f"the baked network does not run: {first_line(error)}") from error
+        raise ConversionFailed(f"the baked network does not run: {reason_of(error)}") from error

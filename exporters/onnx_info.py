@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConversionFailed, ExportError
+from .errors import ConversionFailed, ExportError, reason_of
 from .network_files import (
     external_files,
     network_digest,
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 # Of ONNX Runtime's own log: errors are raised too, and the log shows a model's names as they are.
 SILENT = 4
 IMAGE_TYPES = ("float32", "float16", "uint8")
-_RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
 # TensorProto.COMPLEX128; BFLOAT16 and the 8-bit and 4-bit types come after it.
 _LAST_PLAIN_TYPE = 15
 
@@ -108,7 +105,7 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
 
 def _invalid(path: Path, error: Exception) -> ExportError:
     return ExportError(
-        f"'{path}' is not a valid ONNX model: {first_line(error)}",
+        f"'{path}' is not a valid ONNX model: {reason_of(error)}",
         hint="the file is damaged or not an ONNX file; export it again",
     )
 
@@ -229,18 +226,10 @@ def open_session(
     except Exception as error:  # onnxruntime raises a family of C++ exceptions without a base
         name = "the model" if isinstance(source, bytes) else f"'{source}'"
         raise ConversionFailed(
-            f"ONNX Runtime cannot load {name}: {first_line(error)}",
+            f"ONNX Runtime cannot load {name}: {reason_of(error)}",
             hint="the message names the node; replace that operator in the model, "
             "or use a newer onnxruntime",
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, without a tail of context, nor ONNX Runtime's
-    numbers and places in its own source."""
-    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", str(error)))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 class _Unusable(Exception):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import ConversionFailed, ExportError, MissingPackageError
-from .files import digest, flush, require_writable_folder
+from .files import file_sha256, flush, require_writable_folder
 from .network_files import require_usual_size
 from .onnx_info import onnx_info
 from .runners import Outputs, Runner, in_batches
@@ -104,8 +104,8 @@ def export_openvino(
     return OpenVinoExport(
         path=path,
         weights=weights,
-        sha256=digest(path),
-        weights_sha256=digest(weights),
+        sha256=file_sha256(path),
+        weights_sha256=file_sha256(weights),
         size_bytes=path.stat().st_size + weights.stat().st_size,
         version=str(openvino.__version__).split("-")[0],
         precision="fp16" if half else source.precision,

@@ -19,6 +19,7 @@ from exporters import (
     ConversionFailed,
     ExportError,
     MissingPackageError,
+    UserError,
     VerificationFailed,
     quantize,
     sensitivity,
@@ -66,7 +67,7 @@ class ExportIncomplete(VerificationFailed):
         failures: Their errors, in the order of `failed`.
     """
 
-    def __init__(self, result: dict[str, Any], failures: list[ExportError]) -> None:
+    def __init__(self, result: dict[str, Any], failures: list[UserError]) -> None:
         hints = dict.fromkeys(error.hint for error in failures if error.hint)
         super().__init__("; ".join(error.message for error in failures), hint="; ".join(hints))
         self.exit_code = max(error.exit_code for error in failures)
@@ -136,7 +137,7 @@ class _Work:
         default_factory=dict
     )  # of this precision, by INT8 flavour or ""
     baked: dict[Path, Path] = field(default_factory=dict)  # plain -> with processing inside
-    failures: list[ExportError] = field(default_factory=list)
+    failures: list[UserError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         subject, options = self.subject, self.options
@@ -319,7 +320,11 @@ class _Work:
         )
         return {
             **bounded.exported.to_dict(),
-            "accuracy": {**bounded.to_dict(), "metric": self.subject.metric},
+            "accuracy": {
+                **bounded.to_dict(),
+                "metric": self.subject.metric,
+                "on": self.subject.scored_on,
+            },
         }
 
     def _int8_proof(self, runner: Runner) -> verify.Verification:

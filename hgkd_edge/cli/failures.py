@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from hgkd_edge.errors import DataError, MissingPackageError, UserError
 from hgkd_edge.processes import end, is_main, rank
 
 __all__ = ["run_app"]
@@ -39,12 +40,12 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     except Exception as error:
         if debug:
             _show_traceback()
-        if hasattr(error, "hint") and hasattr(error, "exit_code"):
-            if not is_main() and type(error).__name__ != "DataError":
-                end(error.exit_code)  # all fail of it, main tells
-            _fail(error.message, error.hint, error.exit_code)  # type: ignore[attr-defined]
         if isinstance(error, ModuleNotFoundError) and error.name:
-            _fail(*_missing_package(error.name), 2)
+            error = _missing_package(error.name)
+        if isinstance(error, UserError):
+            if not is_main() and not isinstance(error, DataError):
+                end(error.exit_code)  # every process meets it, and the main one reports it
+            _fail(error.message, error.hint, error.exit_code)
         if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
         if debug:
@@ -82,10 +83,7 @@ def _hint_for(error: OSError) -> str:
     return ""
 
 
-def _missing_package(package: str) -> tuple[str, str]:
+def _missing_package(package: str) -> MissingPackageError:
     extras = {"openvino": "openvino", "polygraphy": "trt", "spconv": "spconv"}
     extra = extras.get(package.split(".")[0], "train")
-    return (
-        f"this command needs the package '{package}', which is not installed",
-        f'pip install "hgkd-edge[{extra}]"',
-    )
+    return MissingPackageError("this command", package=package, extra=extra)

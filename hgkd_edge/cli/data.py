@@ -1,55 +1,44 @@
-"""The command `data`: its options, and its result as lines. Heavy imports wait until a call."""
+"""The command `data`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hgkd_edge.cli.options import AsJson
+from hgkd_edge.cli.output import show
+
 if TYPE_CHECKING:
     from hgkd_edge.survey import Survey
 
-__all__ = ["make_data_command"]
-
-Show = Callable[[Any, bool, Callable[[], Any]], None]
 _CLASSES = 30  # rows of the table
 _SKIPPED = 5  # reasons shown
 
 
-def make_data_command(show: Show) -> Callable[..., None]:
-    """The command.
+def data(
+    path: Annotated[Path, typer.Argument(help="Folder of images, data.yaml, or CSV file.")],
+    draw: Annotated[
+        int, typer.Option(min=0, help="Draw this many annotated images as PNG files.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("data-pictures"),
+    as_json: AsJson = False,
+) -> None:
+    """Show what a data set holds: format, images, objects per class, what is skipped and why.
 
-    Args:
-        show: Prints a result as JSON or as lines; the command line's own.
+    Example: hgkd-edge data photos --draw 20
     """
+    from hgkd_edge.recipe import DataConfig
+    from hgkd_edge.survey import draw_survey, survey
 
-    def data_command(
-        path: Annotated[Path, typer.Argument(help="Folder of images, data.yaml, or CSV file.")],
-        draw: Annotated[
-            int, typer.Option(min=0, help="Draw this many annotated images as PNG files.")
-        ] = 0,
-        out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("data-pictures"),
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-        ] = False,
-    ) -> None:
-        """Show what a data set holds: format, images, objects per class, what is skipped and why.
-
-        Example: hgkd-edge data photos --draw 20
-        """
-        from hgkd_edge.recipe import DataConfig
-        from hgkd_edge.survey import draw_survey, survey
-
-        config = DataConfig(path=path)
-        found = survey(config)
-        pictures = draw_survey(config, draw, out) if draw else []
-        result = {**asdict(found), "pictures": [str(file) for file in pictures]}
-        show(result, as_json, lambda: _lines(found, pictures, out, drawn=draw > 0))
-
-    return data_command
+    config = DataConfig(path=path)
+    found = survey(config)
+    pictures = draw_survey(config, draw, out) if draw else []
+    result = {**asdict(found), "pictures": [str(file) for file in pictures]}
+    show(result, as_json, lambda: _lines(found, pictures, out, drawn=draw > 0))
 
 
 def _lines(found: Survey, pictures: list[Path], out: Path, *, drawn: bool) -> Iterator[Any]:
