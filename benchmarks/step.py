@@ -28,12 +28,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-import hgkd_edge.distill as distill_module
+from hgkd_edge.data import augment
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import Distilling, make_model, make_teacher
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.setup import make_model, make_teacher
+from hgkd_edge.distillation.task import Distilling
+from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.engine import Workplace, train
-from hgkd_edge.models.teacher import Teacher
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
 
 PARTS = ("data", "augment", "teacher", "student", "optimizer", "other")
@@ -87,9 +88,9 @@ class Stopwatch:
 def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
     """Hang a stopwatch on every part of a training step."""
     watch = Stopwatch()
-    view, update = distill_module.random_view, ModelEmaV3.update
+    view, update = augment.random_view, ModelEmaV3.update
     visible = Teacher.forward_visible
-    distill_module.random_view = watch.around("augment", view)
+    augment.random_view = watch.around("augment", view)
     ModelEmaV3.update = watch.around("optimizer", update)  # type: ignore[method-assign]
     Teacher.forward_visible = watch.around("teacher", visible)  # type: ignore[method-assign]
     hooks = [
@@ -105,7 +106,7 @@ def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
     finally:
         for hook in hooks:
             hook.remove()
-        distill_module.random_view = view
+        augment.random_view = view
         ModelEmaV3.update = update  # type: ignore[method-assign]
         Teacher.forward_visible = visible  # type: ignore[method-assign]
 

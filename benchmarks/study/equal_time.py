@@ -26,12 +26,14 @@ from timm.utils import ModelEmaV3
 
 from benchmarks.study.protocols import training_photos
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import Distilling, distill, make_model, make_teacher
+from hgkd_edge.distill import distill
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.setup import make_model, make_teacher
+from hgkd_edge.distillation.task import Distilling
 from hgkd_edge.engine import Draws
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.evaluate import score_features
 from hgkd_edge.models.backbone import load_embedding_net
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.rundir import RunDir, write_json
 

@@ -25,8 +25,8 @@ def pretrain(
             hint="--set teacher.weights=pretrain",
         )
     from hgkd_edge.data.sources import open_splits
-    from hgkd_edge.parts import build
-    from hgkd_edge.pretrain import pretrain_teacher
+    from hgkd_edge.distillation.parts import build
+    from hgkd_edge.distillation.pretrain import pretrain_teacher
 
     parts = build(loaded)
     source = open_splits(loaded.data)["train"]

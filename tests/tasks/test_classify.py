@@ -346,7 +346,9 @@ def test_weights_of_the_hub_without_a_network_are_one_clear_error(
 
     monkeypatch.setattr(timm, "create_model", offline)
 
-    with pytest.raises(RunError, match="--init timm: weights of 'resnet18' cannot be downloaded"):
+    with pytest.raises(
+        RecipeError, match="--init timm: weights of 'resnet18' cannot be downloaded"
+    ):
         starting_weights(configure(run, "init=timm"))
 
 
