@@ -32,8 +32,8 @@ from hgkd_edge.data import augment
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
-from hgkd_edge.distillation.task import Distilling
 from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.recipe import Recipe
 

@@ -17,11 +17,11 @@ from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.parts import Parts, build
 from hgkd_edge.distillation.score import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, set_up
-from hgkd_edge.distillation.task import Distilling
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.engine.journal import rate_in
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
-from hgkd_edge.models.batchnorm import recalibrate_batchnorm
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.models.student import dense_copy
 from hgkd_edge.processes import from_all, is_main
 from hgkd_edge.provenance import record_met

@@ -24,7 +24,7 @@ from hgkd_edge.distillation.loss import DistillationLoss
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.score import held_out_cosine, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, make_teacher, standardize
-from hgkd_edge.distillation.task import Distilling
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError

@@ -36,7 +36,7 @@ from hgkd_edge.models.backbone import (
     load_embedding_net,
     save_backbone,
 )
-from hgkd_edge.models.batchnorm import recalibrate_batchnorm
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.serving import open_served

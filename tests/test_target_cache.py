@@ -20,8 +20,8 @@ from hgkd_edge.distillation import target_cache
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
 from hgkd_edge.distillation.target_cache import cached_targets
-from hgkd_edge.distillation.task import Distilling
 from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import cache_dir

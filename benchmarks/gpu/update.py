@@ -18,8 +18,8 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.parts import Parts, build
 from hgkd_edge.distillation.setup import make_model
-from hgkd_edge.distillation.task import Distilling
 from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Workplace, graph, train
 from hgkd_edge.recipe import Recipe
 

@@ -29,7 +29,7 @@ from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distill import distill
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
-from hgkd_edge.distillation.task import Distilling
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.evaluate import score_features

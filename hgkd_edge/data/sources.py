@@ -23,6 +23,7 @@ import torch
 
 from hgkd_edge import processes
 from hgkd_edge.data.boxes import BoxLabels
+from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
@@ -30,7 +31,6 @@ from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.names import a_few
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
 from hgkd_edge.data.shards import shard_files, shard_photos
-from hgkd_edge.data.table import is_table, table_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 

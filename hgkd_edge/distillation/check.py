@@ -12,7 +12,7 @@ from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.score import held_out_if_readable
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.models.backbone import EmbeddingNet
-from hgkd_edge.models.batchnorm import recalibrate_batchnorm
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.models.student import dense_copy
 from hgkd_edge.probe import embed, knn_top1
 

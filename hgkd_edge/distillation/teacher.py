@@ -22,7 +22,7 @@ IMAGE_FLOOR = 0.03  # of the row of the whole image: a mean over places spreads 
 
 
 class Teacher(nn.Module):
-    """Targets for the student: patch tokens, layer-normalised without affine (design: loss).
+    """Targets for the student: patch tokens, layer-normalized without affine (design: loss).
 
     The targets of an image are R rows: its N patch tokens and, with `embedding`, one vector for the
     whole image: the class token, or the mean of the patch tokens where there is no class token.
@@ -31,13 +31,13 @@ class Teacher(nn.Module):
 
     Attributes:
         width: Channels D of the targets.
-        center: Mean of every row, float [R, D], zero unless standardised.
-        spread: Standard deviation of every channel, float [R, D], one unless standardised; the same
+        center: Mean of every row, float [R, D], zero unless standardized.
+        spread: Standard deviation of every channel, float [R, D], one unless standardized; the same
             for all patch tokens.
 
     Args:
         vit: A timm Transformer of plain patch tokens.
-        layers: `last`, or indices of blocks whose normalised tokens are combined.
+        layers: `last`, or indices of blocks whose normalized tokens are combined.
         size: Height and width in pixels that it sees.
         combine: `mean` of the blocks' tokens, or `concat`: one block's channels after the other's.
         embedding: Whether targets hold the row of the whole image.
@@ -135,7 +135,7 @@ class Teacher(nn.Module):
 
         Returns:
             float32 [B, R, D], tokens on the row-major grid, zero mean and unit variance over D; if
-            standardised, over the images that the statistics are from.
+            standardized, over the images that the statistics are from.
         """
         pooled = self.embedding and has_class_token(self.vit)
         layers = self.vit.forward_intermediates(  # type: ignore[operator]
@@ -178,7 +178,7 @@ class Teacher(nn.Module):
         return targets.scatter(1, keep[..., None].expand(-1, -1, self.width), rows)
 
     def _rows(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """A block's tokens [B, N, D], and the image's row if wanted, normalised: [B, R, D]."""
+        """A block's tokens [B, N, D], and the image's row if wanted, normalized: [B, R, D]."""
         rows = F.layer_norm(tokens.float(), tokens.shape[-1:])
         if not self.embedding:
             return rows

@@ -6,14 +6,28 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from hgkd_edge.data.augment import center_view
+from hgkd_edge.data.augment import Augmentation, center_view, mix
 from hgkd_edge.data.masks import random_masks, visible_count
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.engine import Draws
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.recipe import Recipe
 
-__all__ = ["draw_visible", "on_patches", "on_tokens", "teacher_views", "visible_patches"]
+__all__ = [
+    "draw_visible",
+    "on_patches",
+    "on_tokens",
+    "random_views",
+    "teacher_views",
+    "visible_patches",
+]
+
+
+def random_views(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
+    """Training views float32 [B, 3, H, W] of canvases uint8 [B, 3, H_canvas, W_canvas]."""
+    augmentation = Augmentation.of(recipe)
+    view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
+    return mix(view, draws.uniform(len(view), 1)) if recipe.augment.mixup else view
 
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:

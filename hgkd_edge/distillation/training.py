@@ -6,24 +6,28 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from hgkd_edge.data.augment import Augmentation, mix
+from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.masks import disjoint_masks
 from hgkd_edge.data.transfer import to_device
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.distillation.target_cache import TargetCache
 from hgkd_edge.distillation.teacher import Teacher
-from hgkd_edge.distillation.views import draw_visible, on_patches, on_tokens, visible_patches
-from hgkd_edge.engine import Draws, Inputs
+from hgkd_edge.distillation.views import (
+    draw_visible,
+    on_patches,
+    on_tokens,
+    random_views,
+    visible_patches,
+)
+from hgkd_edge.engine import Draws, Inputs, Training
 from hgkd_edge.recipe import Recipe
 
 __all__ = ["Distilling"]
 
 
-class Distilling:
-    """Task: predict the teacher's tokens; K masks of an image share one teacher pass."""
-
-    layer_decay: float | None = None
+class Distilling(Training):
+    """Training: predict the teacher's tokens; K masks of an image share one teacher pass."""
 
     def __init__(
         self,
@@ -40,17 +44,16 @@ class Distilling:
         self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        parts, augmentation = self.parts, Augmentation.of(self.recipe)
+        parts = self.parts
         ratio = self.recipe.mask.ratio_at(draws.progress)
         shared: Tensor | None
         if self.cache is not None:
             chosen = draws.on_cpu(len(images), 1)[:, 0]
             drawn, rows = self.cache.views(draws.photos, chosen)
-            view, shared = augmentation.view(images, drawn), to_device(rows, images.device)
+            view = Augmentation.of(self.recipe).view(images, drawn)
+            shared = to_device(rows, images.device)
         else:
-            view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
-            if self.recipe.augment.mixup:
-                view = mix(view, draws.uniform(len(view), 1))
+            view = random_views(images, draws, self.recipe)
             shared = self._shared_targets(view)
         per_image = visible_patches(parts, ratio)
         for visible in self._masks(draws, len(view), ratio):
