@@ -185,7 +185,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="vit_small_patch16_224")
     parser.add_argument("--student", default="resnet18")
     parser.add_argument("--size", type=int, default=224)

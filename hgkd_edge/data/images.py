@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile
 
 from hgkd_edge.parsing import read_file
@@ -42,7 +43,7 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say i
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is `MAX_PIXELS`
 ORIENTATION = 0x0112  # the EXIF tag
 _ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
-SCAN = b"\xff\xda"  # the marker of a JPEG's scan; in the pixels' own bytes a zero follows 0xff
+MARKER, SCAN = 0xFF, 0xDA  # how a scan of a JPEG begins; in pixels a zero follows 0xff
 EMPTY_EXIF = 20  # bytes of EXIF data without any tag
 # What brings an image upright, by EXIF orientation.
 UPRIGHT = {
@@ -74,7 +75,7 @@ def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
         width, height = max(image.size, _tile_size(image), key=math.prod)
         if (pixels := width * height) > MAX_PIXELS:
             raise _too_many_pixels(f"{width} x {height}")
-        if image.format in ("JPEG", "MPO") and (scans := content.count(SCAN)) * pixels > MAX_PASSES:
+        if image.format in ("JPEG", "MPO") and (scans := _scans(content)) * pixels > MAX_PASSES:
             raise ValueError(f"has {scans:,} scans, which would take very long to decode")
         with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
             yield image
@@ -174,6 +175,12 @@ def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
         raise ValueError(f"not an image of a known format ({', '.join(formats)})") from error
     with image:
         yield image
+
+
+def _scans(content: bytes) -> int:
+    """How many scans a JPEG has. By numpy: `bytes.count` takes a tenth of the decoder's time."""
+    values = np.frombuffer(content, np.uint8)
+    return int(np.count_nonzero(values[np.flatnonzero(values[:-1] == MARKER) + 1] == SCAN))
 
 
 def _too_many_pixels(size: str) -> ValueError:
