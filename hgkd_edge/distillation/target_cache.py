@@ -21,6 +21,7 @@ from torch import Tensor
 from hgkd_edge.console import console, make_console, track_steps
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import (
@@ -32,7 +33,6 @@ from hgkd_edge.files import (
     reserve,
     write_json,
 )
-from hgkd_edge.models.teacher import Teacher
 from hgkd_edge.parsing import parse_json, read_text
 from hgkd_edge.processes import is_first_elsewhere, on_main_for_long, rank
 from hgkd_edge.recipe import Recipe
