@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporters import ExportError
+from exporters.errors import UserError
 from exporters.runners import Runner, onnx_runner
 from exporters.verify import verify
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.comparison.artefacts import Artefact, Exports
 from hgkd_edge.comparison.scores import Images, Score
 from hgkd_edge.console import track_steps
-from hgkd_edge.errors import HgkdError
 from hgkd_edge.files import engines_dir
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
 
     try:
         subject = load_exportable(run)
-    except (HgkdError, ExportError) as error:
+    except UserError as error:
         return Judged(known, [f"{run.path}: files without a score: {error.message}"])
     if subject.scored_on is None:
         return Judged(known, [f"{run.path}: no images were held out to score on (data.holdout)"])
@@ -88,7 +87,7 @@ def _score_all(
         for step, artefact in enumerate(missing):
             try:
                 found.append(_score(exports, artefact, subject, on, probe, machine))
-            except (HgkdError, ExportError) as error:
+            except UserError as error:
                 failed.append(f"{artefact.file}: not scored: {error.message}")
             show(step + 1, artefact.file.name)
     return found, failed
