@@ -21,12 +21,13 @@ import numpy as np
 from ._processing import (
     FRAMES,
     POSTPROCESSING,
+    Candidates,
     Preprocessing,
     Suppression,
+    postprocessing_constants,
     postprocessing_graph,
     preprocessing_constants,
     preprocessing_graph,
-    suppression_constants,
 )
 from .errors import ConversionFailed, ExportError
 from .files import atomic_path
@@ -44,7 +45,15 @@ from .onnx_info import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FRAMES", "POSTPROCESSING", "BakedExport", "Preprocessing", "Suppression", "bake"]
+__all__ = [
+    "FRAMES",
+    "POSTPROCESSING",
+    "BakedExport",
+    "Candidates",
+    "Preprocessing",
+    "Suppression",
+    "bake",
+]
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,16 @@ def bake(
     path: str | Path,
     *,
     preprocessing: Preprocessing | None = None,
-    postprocessing: str | Suppression | None = None,
+    postprocessing: str | Suppression | Candidates | None = None,
 ) -> BakedExport:
     """Write a copy of a network with processing around it.
 
     Args:
         onnx_path: A network with one input f32[B, 3, H, W] of fixed size; any precision.
         path: Where to write.
-        preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead.
-        postprocessing: `softmax`, `argmax`, or the rule that boxes are suppressed by; None leaves
-            the outputs as they are.
+        preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead, or their planes.
+        postprocessing: `softmax`, `pixel-softmax`, `argmax`, the rule that boxes are suppressed by,
+            or which boxes are left to another program; None leaves the outputs as they are.
 
     Raises:
         ExportError: The network has another input, or not the outputs that are to be processed.
@@ -124,10 +133,10 @@ def _put_before(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
         target.extend(copies)
 
 
-def _put_behind(model: onnx.ModelProto, wanted: str | Suppression) -> None:
+def _put_behind(model: onnx.ModelProto, wanted: str | Suppression | Candidates) -> None:
     import onnx
 
-    name = "nms" if isinstance(wanted, Suppression) else wanted
+    name = wanted if isinstance(wanted, str) else wanted.graph
     if name not in POSTPROCESSING:
         known = ", ".join(POSTPROCESSING)
         raise ExportError(f"unknown postprocessing '{name}'", hint=f"one of {known}")
@@ -141,8 +150,8 @@ def _put_behind(model: onnx.ModelProto, wanted: str | Suppression) -> None:
     _name_nodes(after, "postprocessing")
     model.graph.node.extend(after.node)
     model.graph.initializer.extend(after.initializer)
-    if isinstance(wanted, Suppression):
-        _add_constants(model.graph, suppression_constants(outputs["scores"], wanted))
+    if not isinstance(wanted, str):
+        _add_constants(model.graph, postprocessing_constants(outputs["scores"], wanted))
     ends = [type(o).FromString(o.SerializeToString()) for o in (*kept, *after.output)]
     del model.graph.output[:]
     model.graph.output.extend(ends)
