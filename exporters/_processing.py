@@ -18,9 +18,9 @@ __all__ = [
     "Candidates",
     "Preprocessing",
     "Suppression",
+    "postprocessing_constants",
     "postprocessing_graph",
     "preprocessing_constants",
-    "postprocessing_constants",
     "preprocessing_graph",
 ]
 

@@ -141,7 +141,7 @@ class ExportOptions:
             _one_of("--bundle", name, BUNDLES)
         if self.bundles and self.dynamic_size:
             raise ExportError(
-                f"--bundle {self.bundles[0]} needs a fixed image size, --dynamic-size leaves it free",
+                f"--bundle {self.bundles[0]} needs one image size, --dynamic-size leaves it free",
                 hint="leave one of them out",
             )
         if "deepstream" in self.bundles and self.frame is None:

@@ -1,6 +1,7 @@
 """Deployment bundles: a run's proven files as a server, a device or a library takes them.
 
-One file per bundle; `device/` holds the programs that are copied into them, `templates/` the READMEs.
+One file per bundle; `device/` holds the programs that are copied into them, `templates/` their
+READMEs.
 """
 
 from __future__ import annotations

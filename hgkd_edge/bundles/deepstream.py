@@ -1,14 +1,14 @@
 """`deepstream`: nvinfer's configuration and labels, and a network that it can feed and read.
 
-nvinfer computes `net-scale-factor * (pixel - offset)` with one factor for all channels, resizes without
-antialiasing, and fills a margin with black. Our input has a standard deviation per channel, an
-antialiased resize, a center crop or a gray margin. So all of it is inside the ONNX file, and
+nvinfer computes `net-scale-factor * (pixel - offset)` with one factor for all channels, resizes
+without antialiasing, and fills a margin with black. Our input has a standard deviation per channel,
+an antialiased resize, a center crop or a gray margin. So all of it is inside the ONNX file, and
 nvinfer hands over the pixels of the frame as they are.
 
 What it reads at the other end (NVIDIA's `nvdsinfer_context_impl_output_parsing.cpp` and
-`nvdsinfer_customparser.cpp`): probabilities of a classifier; probabilities of every pixel; boxes in the
-form of its TensorFlow SSD parser, which it suppresses itself (`cluster-mode=2`). Suppression inside
-the network has an output of unknown length, which nvinfer cannot bind.
+`nvdsinfer_customparser.cpp`): probabilities of a classifier; probabilities of every pixel; boxes in
+the form of its TensorFlow SSD parser, which it suppresses itself (`cluster-mode=2`). Suppression
+inside the network has an output of unknown length, which nvinfer cannot bind.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ class BundleSource:
         lines = []
         for role in ("teacher", "student"):
             origin = manifest.get(role)
-            stated = origin.get("licence") if isinstance(origin, dict) else None
+            if not isinstance(origin, dict):
+                continue
+            stated = origin.get("licence")
             if not isinstance(stated, str) or stated.lower() in PERMISSIVE:
                 continue
             about = (
@@ -89,7 +91,7 @@ class BundleSource:
                 else "has terms of its own: read them before you pass this model on"
             )
             lines.append(
-                printable(f"The {role}'s weights ({origin['name']}) have the license {stated}, "
+                printable(f"The {role}'s weights ({origin.get('name')}) have the license {stated}, "
                           f"which {about}.")
             )  # fmt: skip
         return lines

@@ -35,7 +35,7 @@ def arguments(settings: Dict[str, Any], version: Tuple[int, int], folder: Path) 
     """Of trtexec. The precision is the one of the ONNX file, in each version's own way."""
     given = ["--onnx=%s" % (folder / "model.onnx"), "--saveEngine=%s" % (folder / "model.plan")]
     if settings["dynamic_batch"]:
-        shape = "%s:1x3x%dx%d" % ((settings["input_name"],) + tuple(settings["size"]))
+        shape = "%s:1x3x%dx%d" % (settings["input_name"], *settings["size"])
         given += ["--minShapes=" + shape, "--optShapes=" + shape, "--maxShapes=" + shape]
     if settings["precision"] != "fp32" and version < (11, 0):
         flags = {"fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[settings["precision"]]

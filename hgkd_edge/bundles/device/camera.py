@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from PIL import Image
+
 from predict import ANSWERS, HERE, draw, load_settings, network_input, open_onnx, threshold_of
 
 STAGES = ("capture", "prepare", "infer", "answer")
@@ -94,7 +95,7 @@ def main(given: Optional[List[str]] = None) -> int:
     if asked.via == "opencv":
         from capture_opencv import frames
     else:
-        from capture_gstreamer import frames  # type: ignore[assignment]
+        from capture_gstreamer import frames
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
 

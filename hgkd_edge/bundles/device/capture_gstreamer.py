@@ -1,4 +1,4 @@
-"""Frames of a camera, a video file or a stream through GStreamer, decoded by the Jetson's hardware.
+"""Frames of a camera, a video file or a stream through GStreamer, decoded by the Jetson.
 
 JetPack has all parts: `sudo apt install python3-gi gir1.2-gst-plugins-base-1.0`.
 """
@@ -18,8 +18,8 @@ def pipeline(source: str, *, jetson: bool, width: int, height: int, rate: int) -
     Names and addresses are not in it: `frames` sets them as properties, so nothing needs quoting.
 
     Args:
-        source: `csi:0` (a camera on the CSI connector), `/dev/video0`, a file, or an address such as
-            rtsp://...
+        source: `csi:0` (a camera on the CSI connector), `/dev/video0`, a file, or an address such
+            as rtsp://...
         jetson: Whether NVIDIA's elements are there.
         width: Of a CSI camera's frames, as height and rate: a mode that the camera has.
     """

@@ -1,4 +1,4 @@
-"""Frames of a camera, a video file or a stream through OpenCV: `sudo apt install python3-opencv`."""
+"""Frames of a camera, a video file or a stream through OpenCV (`apt install python3-opencv`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Ask a Triton server about images: numpy, Pillow and tritonclient[http], Python 3.8 or later.
+"""Ask a Triton server about images: numpy, Pillow and tritonclient[grpc], Python 3.8 or later.
 
-    pip install "tritonclient[http]" pillow
-    python3 client.py photo.jpg --url localhost:8000
+    pip install "tritonclient[grpc]" pillow
+    python3 client.py photo.jpg --url localhost:8001
 
 Preprocessing and answers are those of `predict.py`, which lies next to this file.
 """
@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tritonclient import grpc
+
 from predict import answer, image_files, load_image, load_settings, threshold_of
-from tritonclient import http
 
 
 def open_server(url: str, model: str, input_name: str) -> Any:
     """The model on the server as a function from the network's input to its outputs by name."""
-    server = http.InferenceServerClient(url=url)
-    names = [output["name"] for output in server.get_model_metadata(model)["outputs"]]
+    server = grpc.InferenceServerClient(url=url)
+    names = [output.name for output in server.get_model_metadata(model).outputs]
 
     def run(batch: np.ndarray) -> Any:
         kind = "UINT8" if batch.dtype == np.uint8 else "FP32"
-        feed = http.InferInput(input_name, list(batch.shape), kind)
+        feed = grpc.InferInput(input_name, list(batch.shape), kind)
         feed.set_data_from_numpy(batch)
-        wanted = [http.InferRequestedOutput(name) for name in names]
+        wanted = [grpc.InferRequestedOutput(name) for name in names]
         result = server.infer(model, [feed], outputs=wanted)
         return {name: result.as_numpy(name) for name in names}
 
@@ -39,7 +40,7 @@ def open_server(url: str, model: str, input_name: str) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
-    parser.add_argument("--url", default="localhost:8000", help="host:port of the server")
+    parser.add_argument("--url", default="localhost:8001", help="host:port of the server")
     parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score of a box")
     asked = parser.parse_args()
     settings = load_settings()

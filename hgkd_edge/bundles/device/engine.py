@@ -1,7 +1,7 @@
-"""Run a TensorRT engine (8.5 or later) from Python with JetPack's own packages: no PyCUDA, no PyTorch.
+"""Run a TensorRT engine (8.5 or later) from Python with JetPack's own packages.
 
-`tensorrt` for Python comes with JetPack (`sudo apt install python3-libnvinfer`); memory is
-handled through CUDA's runtime library.
+Neither PyCUDA nor PyTorch is needed. `tensorrt` for Python comes with JetPack
+(`sudo apt install python3-libnvinfer`); memory is handled through CUDA's runtime library.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 One JSON object per image goes to stdout, pictures of the answers to `--out`. `model.json` and
 `model.onnx` lie next to this file. The steps from an image file to the answer are those of
-`hgkd-edge predict`; other programs can import them: `load_image`, `network_input`, `answer`, `draw`.
+`hgkd-edge predict`; other programs can import them: `load_image`, `network_input`, `answer`,
+`draw`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from PIL import Image, ImageDraw
 HERE = Path(__file__).resolve().parent
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Older versions of Pillow have these names in the module itself.
+TURNS: Any = getattr(Image, "Transpose", Image)
+FILTERS: Any = getattr(Image, "Resampling", Image)
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {
-    2: Image.FLIP_LEFT_RIGHT,
-    3: Image.ROTATE_180,
-    4: Image.FLIP_TOP_BOTTOM,
-    5: Image.TRANSPOSE,
-    6: Image.ROTATE_270,
-    7: Image.TRANSVERSE,
-    8: Image.ROTATE_90,
+    2: TURNS.FLIP_LEFT_RIGHT,
+    3: TURNS.ROTATE_180,
+    4: TURNS.FLIP_TOP_BOTTOM,
+    5: TURNS.TRANSPOSE,
+    6: TURNS.ROTATE_270,
+    7: TURNS.TRANSVERSE,
+    8: TURNS.ROTATE_90,
 }
 PAD = 114  # gray next to an image that does not fill the input
 LONGEST = 8  # times the input: what a resized image may take before it is cut
@@ -115,7 +119,7 @@ def _is_deep_color(image: Any) -> bool:
 
 
 def network_input(settings: Settings, image: Image.Image) -> np.ndarray:
-    """An upright RGB image as the network takes it: f32[1, 3, H, W], or the frame u8[1, H, W, 3]."""
+    """An upright RGB image as the network takes it: f32[1, 3, H, W], or a frame u8[1, H, W, 3]."""
     if "preprocessing" in settings["baked"]:
         frame = settings["frame"]
         if frame and [image.height, image.width] != frame:
@@ -141,13 +145,13 @@ def _cover(image: Image.Image, size: Tuple[int, int]) -> Image.Image:
     tall, wide = (max(s, t) for s, t in zip(_scaled(image, size), size))
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     if tall * wide <= LONGEST * height * width:
-        whole = image.resize((wide, tall), Image.BILINEAR)  # Pillow's resize is antialiased
+        whole = image.resize((wide, tall), FILTERS.BILINEAR)  # Pillow's resize is antialiased
         return whole.crop((left, top, left + width, top + height))
     rows, columns = image.height / tall, image.width / wide
     right = min(image.width, (left + width) * columns)
     bottom = min(image.height, (top + height) * rows)
     return image.resize(
-        (width, height), Image.BILINEAR, box=(left * columns, top * rows, right, bottom)
+        (width, height), FILTERS.BILINEAR, box=(left * columns, top * rows, right, bottom)
     )
 
 
@@ -155,7 +159,7 @@ def _letterbox(image: Image.Image, size: Tuple[int, int]) -> Image.Image:
     """Resize until the image fits, at the top left, on gray."""
     height, width = _placed(image, size)
     whole = Image.new("RGB", (size[1], size[0]), (PAD, PAD, PAD))
-    whole.paste(image.resize((width, height), Image.BILINEAR), (0, 0))
+    whole.paste(image.resize((width, height), FILTERS.BILINEAR), (0, 0))
     return whole
 
 
@@ -201,7 +205,7 @@ def _segment(settings: Settings, outputs: Outputs, image: Image.Image, _: float)
     rows, columns = _placed(image, tuple(settings["size"]))
     if "classes" in outputs:
         placed = outputs["classes"][0][:rows, :columns].astype(np.uint8)
-        resized = Image.fromarray(np.ascontiguousarray(placed)).resize(image.size, Image.NEAREST)
+        resized = Image.fromarray(np.ascontiguousarray(placed)).resize(image.size, FILTERS.NEAREST)
         labels = np.asarray(resized)
     else:
         labels = _enlarged(outputs["logits"][0][:, :rows, :columns], image)
@@ -215,7 +219,7 @@ def _enlarged(logits: np.ndarray, image: Image.Image) -> np.ndarray:
     best = np.full((image.height, image.width), -np.inf, np.float32)
     labels = np.zeros(best.shape, np.uint8)
     for label, plane in enumerate(logits.astype(np.float32)):
-        whole = Image.fromarray(np.ascontiguousarray(plane)).resize(image.size, Image.BILINEAR)
+        whole = Image.fromarray(np.ascontiguousarray(plane)).resize(image.size, FILTERS.BILINEAR)
         enlarged = np.asarray(whole)
         better = enlarged > best
         labels[better], best[better] = label, enlarged[better]
