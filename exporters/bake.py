@@ -150,11 +150,39 @@ def _put_behind(model: onnx.ModelProto, wanted: str | Suppression | Candidates) 
     _name_nodes(after, "postprocessing")
     model.graph.node.extend(after.node)
     model.graph.initializer.extend(after.initializer)
+    sizes: dict[str, int | str] = {}
     if not isinstance(wanted, str):
-        _add_constants(model.graph, postprocessing_constants(outputs["scores"], wanted))
+        constants = postprocessing_constants(outputs["scores"], wanted)
+        _add_constants(model.graph, constants)
+        if "post_candidates" in constants:
+            sizes = {"N": int(constants["post_candidates"][0])}
+    _state_sizes(after, outputs, sizes)
     ends = [type(o).FromString(o.SerializeToString()) for o in (*kept, *after.output)]
     del model.graph.output[:]
     model.graph.output.extend(ends)
+
+
+def _state_sizes(
+    after: onnx.GraphProto, outputs: Mapping[str, TensorInfo], sizes: dict[str, int | str]
+) -> None:
+    """Write sizes in place of the letters in the shapes of a graph's outputs.
+
+    Args:
+        after: Takes outputs of the network.
+        outputs: The network's own, by name.
+        sizes: Of letters that its inputs do not have.
+    """
+    for value in after.input:
+        axes = value.type.tensor_type.shape.dim
+        for axis, size in zip(axes, outputs[value.name].shape, strict=False):
+            sizes[axis.dim_param] = size
+    for value in after.output:
+        for axis in value.type.tensor_type.shape.dim:
+            size = sizes.get(axis.dim_param, axis.dim_param)
+            if isinstance(size, int):
+                axis.dim_value = size
+            else:
+                axis.dim_param = size
 
 
 def _add_constants(graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:

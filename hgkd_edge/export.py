@@ -100,7 +100,7 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
             hint="fine-tune the run first, or remove the option",
         )
     for name in options.bundles:
-        require_bundle(name, subject.task)
+        require_bundle(name, subject)
     work = _Work(run, options, subject)
     work.make_fp32()
     if options.precision == "fp16":

@@ -15,6 +15,7 @@ from typing import Any
 from exporters import ExportError
 from hgkd_edge.bundles import deepstream, jetson, script, timm_folder, triton
 from hgkd_edge.bundles.source import Bundle, BundleSource
+from hgkd_edge.exportable import Exportable
 
 __all__ = ["BUNDLES", "BundleSource", "flavour_of", "make_bundle", "require_bundle"]
 
@@ -33,17 +34,17 @@ def flavour_of(name: str, made: tuple[str, ...]) -> str:
     return wanted if wanted in made else made[0]
 
 
-def require_bundle(name: str, task: str) -> None:
+def require_bundle(name: str, subject: Exportable) -> None:
     """Refuse a bundle of a model that it has no place for, before anything is made.
 
     Args:
         name: Of the bundle.
-        task: Of the model, `embed` for a bare backbone.
+        subject: The model.
 
     Raises:
-        ExportError: Names both.
+        ExportError: Says what of the model does not fit, and what would help.
     """
-    bundle = BUNDLES[name]
+    bundle, task = BUNDLES[name], subject.task
     if task not in bundle.tasks:
         what = "a bare backbone" if task == "embed" else f"a model of the task {task}"
         raise ExportError(
@@ -52,6 +53,7 @@ def require_bundle(name: str, task: str) -> None:
             if task == "embed"
             else "add --backbone for the run's distilled backbone",
         )
+    bundle.check(subject)
 
 
 def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]
         ExportError: It cannot be made from this model; says what would help.
         VerificationFailed: A file of it does not agree with what it was made from.
     """
-    require_bundle(name, source.subject.task)
+    require_bundle(name, source.subject)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder.parent) as temporary:
         new, old = Path(temporary) / folder.name, Path(temporary) / "replaced"

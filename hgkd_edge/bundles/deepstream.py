@@ -23,7 +23,7 @@ from exporters.bake import Candidates, Preprocessing, bake
 from exporters.onnx_info import onnx_info
 from exporters.runners import Outputs, onnx_runner
 from exporters.verify import require, verify
-from hgkd_edge.bundles.source import Bundle, BundleSource, write_labels
+from hgkd_edge.bundles.source import Bundle, BundleSource, require_plain_names, write_labels
 from hgkd_edge.tasks.answers import SUPPRESSION, decide
 
 __all__ = ["BUNDLE", "config_text", "read_as_nvinfer"]
@@ -53,8 +53,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
     _prove(source, model, placed)
     # A classifier's line lists the classes of one of its outputs, a detector's is one class.
     separator = ";" if task == "classify" else "\n"
-    labels = folder / "labels.txt"
-    write_labels(source.subject.classes, labels, separator=separator, forbidden=";")
+    write_labels(source.subject.classes, folder / "labels.txt", separator=separator)
     batch = onnx_info(model).inputs[0].shape[0]
     text = config_text(source, frame)
     (folder / config_name(source)).write_text(text, encoding="utf-8")
@@ -141,7 +140,7 @@ def _prove(source: BundleSource, model: Path, placed: tuple[int, int]) -> None:
 
     def outside(images: np.ndarray) -> Outputs:
         outputs = plain(subject.prepared(images.astype(np.uint8)))
-        return {**outputs, **decide(subject.task, outputs)}
+        return {**outputs, **decide(subject.task, _within_frame(outputs, placed))}
 
     def inside(images: np.ndarray) -> Outputs:
         outputs = run(images.astype(np.float32).transpose(0, 3, 1, 2))
@@ -151,6 +150,14 @@ def _prove(source: BundleSource, model: Path, placed: tuple[int, int]) -> None:
     # Resized pixels differ by up to two levels, as if quantized.
     proof = verify(outside, inside, frames, precision="int8")
     require(proof, model)
+
+
+def _within_frame(outputs: Outputs, placed: tuple[int, int]) -> Outputs:
+    """The outputs with boxes cut at the frame's edges, as nvinfer's parser cuts them."""
+    if "boxes" not in outputs:
+        return outputs
+    height, width = placed
+    return {**outputs, "boxes": outputs["boxes"].clip(0, (width, height, width, height))}
 
 
 def read_as_nvinfer(
@@ -177,4 +184,9 @@ def read_as_nvinfer(
     return decide("detect", {"boxes": boxes.astype(np.float32), "scores": scores})
 
 
-BUNDLE = Bundle(tasks=("classify", "segment", "detect"), flavour="tensorrt", write=_write)
+BUNDLE = Bundle(
+    tasks=("classify", "segment", "detect"),
+    flavour="tensorrt",
+    check=lambda subject: require_plain_names(subject.classes, forbidden=";"),
+    write=_write,
+)

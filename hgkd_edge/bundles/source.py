@@ -26,7 +26,14 @@ from hgkd_edge.models.teacher import forbids_commerce
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import SUPPRESSION
 
-__all__ = ["Bundle", "BundleSource", "copy_network", "copy_programs", "write_labels"]
+__all__ = [
+    "Bundle",
+    "BundleSource",
+    "copy_network",
+    "copy_programs",
+    "require_plain_names",
+    "write_labels",
+]
 
 # Licenses that allow commercial use and ask for little more than keeping their notice.
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0"})
@@ -39,12 +46,14 @@ class Bundle:
 
     Attributes:
         tasks: Of the models that it has a place for.
+        check: Refuses a model that it has no place for all the same, before anything is made.
         flavour: Of the INT8 file that it takes.
         write: Fills an empty folder; returns the file that it was made from.
     """
 
     tasks: tuple[str, ...]
     flavour: str
+    check: Callable[[Exportable], None]
     write: Callable[[BundleSource, Path], Path]
 
 
@@ -170,25 +179,25 @@ def copy_programs(names: tuple[str, ...], folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def write_labels(
-    classes: tuple[str, ...], path: Path, *, separator: str = "\n", forbidden: str = ""
-) -> None:
-    """Write class names, a `separator` between them.
+def require_plain_names(classes: tuple[str, ...], *, forbidden: str = "") -> None:
+    """Refuse class names that a file of labels would give back as other names, or as two.
 
     Args:
-        classes: In the order of the outputs.
-        path: The file.
-        separator: Between two names.
+        classes: The names.
         forbidden: Characters with a meaning of their own in this file, besides line ends.
 
     Raises:
-        ExportError: A name holds one of them, and would be read as another name or as two.
+        ExportError: A name holds one of them.
     """
     for name in classes:
         if bad := next((c for c in f"\n\r{forbidden}" if c in name), None):
             raise ExportError(
-                f"class '{printable(name)}' holds {bad!r}, which separates names in {path.name}",
+                f"class '{printable(name)}' holds {bad!r}, which separates names in labels.txt",
                 hint="rename the class in the data and fine-tune again, or choose another bundle",
             )
+
+
+def write_labels(classes: tuple[str, ...], path: Path, *, separator: str = "\n") -> None:
+    """Write class names in the order of the outputs, a `separator` between them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(separator.join(map(readable, classes)) + "\n", encoding="utf-8")

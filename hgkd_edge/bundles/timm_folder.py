@@ -19,6 +19,7 @@ from exporters import ExportError, VerificationFailed
 from exporters.runners import torch_runner
 from exporters.verify import verify
 from hgkd_edge.bundles.source import Bundle, BundleSource
+from hgkd_edge.exportable import Exportable
 from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, read_backbone
 
 __all__ = ["BUNDLE"]
@@ -26,14 +27,19 @@ __all__ = ["BUNDLE"]
 PROOF_IMAGES = 8
 
 
-def _write(source: BundleSource, folder: Path) -> Path:
-    subject, spec = source.subject, source.subject.spec
+def _check(subject: Exportable) -> None:
+    """timm has no argument for a stem of another stride."""
+    spec = subject.spec
     if spec.stem_stride != 4:
         raise ExportError(
             f"--bundle timm: the network has stem_stride {spec.stem_stride}, and timm makes "
-            f"'{spec.name}' with a stride of 4 only: its answers would be other ones",
+            f"'{spec.name}' with a stride of 4 only, which gives other answers",
             hint="distill with --set student.stem_stride=4, or choose another bundle",
         )
+
+
+def _write(source: BundleSource, folder: Path) -> Path:
+    subject, spec = source.subject, source.subject.spec
     network = subject.network
     state = (
         read_backbone(subject.weights)[0]
@@ -105,4 +111,4 @@ class _Pooled(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-BUNDLE = Bundle(tasks=("classify", "embed"), flavour="tensorrt", write=_write)
+BUNDLE = Bundle(tasks=("classify", "embed"), flavour="tensorrt", check=_check, write=_write)

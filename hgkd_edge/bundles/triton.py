@@ -13,6 +13,7 @@ from hgkd_edge.bundles.source import (
     BundleSource,
     copy_network,
     copy_programs,
+    require_plain_names,
     write_labels,
 )
 
@@ -99,4 +100,9 @@ def _tensor(tensor: TensorInfo, batched: bool, *, labels: str = "") -> str:
     )
 
 
-BUNDLE = Bundle(tasks=("classify", "segment", "detect", "embed"), flavour="tensorrt", write=_write)
+BUNDLE = Bundle(
+    tasks=("classify", "segment", "detect", "embed"),
+    flavour="tensorrt",
+    check=lambda subject: require_plain_names(subject.classes),
+    write=_write,
+)

@@ -113,7 +113,9 @@ def test_a_bundle_that_fails_leaves_the_one_that_was_there(
         (folder / "half").write_text("")
         raise TemplateError("broken")
 
-    monkeypatch.setitem(BUNDLES, "predict", Bundle(("classify",), "cpu", fail))
+    monkeypatch.setitem(
+        BUNDLES, "predict", Bundle(("classify",), "cpu", lambda subject: None, fail)
+    )
     with pytest.raises(TemplateError):
         make_bundle("predict", source, folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from PIL import Image
 from exporters import ExportError
 from exporters.onnx_info import open_session
 from exporters.runners import onnx_runner
-from hgkd_edge.bundles.deepstream import read_as_nvinfer
-from hgkd_edge.bundles.source import write_labels
+from hgkd_edge.bundles import require_bundle
+from hgkd_edge.bundles.deepstream import _within_frame, read_as_nvinfer
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.exportable import load_exportable
 from hgkd_edge.tasks.answers import box_iou, decide
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import FRAME, TASKS, real_images
@@ -103,7 +105,7 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
         outputs = dict(zip(names, session.run(names, {"frames": given}), strict=True))
 
         prepared, placed, classes = _ours(predict_settings, frame)
-        wanted = decide(task, plain(prepared))
+        wanted = decide(task, _within_frame(plain(prepared), placed))
         got = read_as_nvinfer(task, outputs, placed, classes=classes)
         if task == "classify":
             np.testing.assert_allclose(got["probabilities"], wanted["probabilities"], atol=0.02)
@@ -141,8 +143,14 @@ def test_a_frame_of_unknown_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["a;b", "a\nb", "a\rb"])
-def test_a_class_name_that_would_be_read_as_two_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="separates names in labels.txt"):
-        write_labels(("hat", name), tmp_path / "labels.txt", separator=";", forbidden=";")
+@pytest.mark.parametrize("bundle", ["deepstream", "triton"])
+def test_a_class_name_that_would_be_read_as_two_is_refused(
+    name: str, bundle: str, deployed: Callable[[str], Deployed]
+) -> None:
+    subject = replace(load_exportable(deployed("classify").run), classes=("hat", name))
+    if bundle == "triton" and ";" in name:
+        require_bundle(bundle, subject)
+        return
 
-    assert not (tmp_path / "labels.txt").exists()
+    with pytest.raises(ExportError, match="separates names in labels.txt"):
+        require_bundle(bundle, subject)

@@ -12,8 +12,10 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 
 from exporters import ExportError
-from hgkd_edge.export import ExportIncomplete, export_run
+from hgkd_edge.bundles import BundleSource, make_bundle, require_bundle
+from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.exportable import load_exportable
 from hgkd_edge.finetune import load_model
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.tasks.answers import load_photo
@@ -32,8 +34,9 @@ def test_timm_loads_the_folder_and_answers_as_the_run_does(
 
     network, card = load_model(made.run.model_file)
     config = resolve_model_data_config(model)
-    assert config["input_size"] == (3, *card.input.size)
-    assert (config["mean"], config["std"]) == (card.input.mean, card.input.std)
+    assert tuple(config["input_size"]) == (3, *card.input.size)
+    assert tuple(config["mean"]) == card.input.mean
+    assert tuple(config["std"]) == card.input.std
     assert list(model.pretrained_cfg["label_names"]) == list(card.classes)
     transform = create_transform(**config)
     for file in real_images("classify", photos):
@@ -57,9 +60,11 @@ def test_a_bare_backbone_gives_its_embedding(
 ) -> None:
     run = new_run(photos, tmp_path / "run", name, args=args)
 
-    export_run(run, BARE)
+    folder = tmp_path / "timm"
+    make_bundle(
+        "timm", BundleSource(run, load_exportable(run), Path(), Path(), "fp32", BARE), folder
+    )
 
-    folder = run.export_dir / "timm"
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.from_numpy(
         np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
@@ -71,19 +76,16 @@ def test_a_bare_backbone_gives_its_embedding(
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_a_stem_that_timm_cannot_make_is_refused_and_the_rest_is_made(
+def test_a_stem_that_timm_cannot_make_is_refused_before_anything_is_made(
     photos: Path, tmp_path: Path
 ) -> None:
     run = new_run(photos, tmp_path / "run", stem_stride=2)
 
-    with pytest.raises(
-        ExportIncomplete, match="timm makes 'resnet18' with a stride of 4"
-    ) as caught:
+    with pytest.raises(ExportError, match="timm makes 'resnet18' with a stride of 4") as caught:
         export_run(run, BARE)
 
     assert "student.stem_stride=4" in caught.value.hint
-    assert Path(caught.value.result["onnx"]["path"]).is_file()
-    assert not (run.export_dir / "timm").exists()
+    assert not run.export_dir.exists()
 
 
 @pytest.mark.parametrize("bundle", ["deepstream", "predict", "jetson"])
@@ -93,7 +95,6 @@ def test_a_bare_backbone_has_no_answers_to_deploy(
     run = new_run(photos, tmp_path / "run")
 
     with pytest.raises(ExportError, match="a bare backbone has no place in it") as caught:
-        export_run(run, ExportOptions(bundles=(bundle,), frame=(96, 128)))
+        require_bundle(bundle, load_exportable(run))
 
     assert "hgkd-edge finetune" in caught.value.hint
-    assert not run.export_dir.exists()
