@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgkd_edge.bundles import device
+from exporters.bake import Preprocessing, bake
+from exporters.onnx_info import onnx_info
+from hgkd_edge.bundles import BundleSource, device, make_bundle
+from hgkd_edge.bundles.triton import model_config
+from hgkd_edge.export import POSTPROCESSING
+from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.exportable import load_exportable
 from hgkd_edge.predict import predict
 from hgkd_edge.tasks.answers import load_photo
 from tests.bundles.conftest import Deployed
@@ -49,6 +55,36 @@ def test_the_script_answers_real_photos_as_predict_does(
             np.testing.assert_array_equal(*maps)
     if task == "detect":
         assert sum(len(record["boxes"]) for record in theirs) > 10
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_script_answers_with_processing_inside_the_file_too(
+    task: str,
+    deployed: Callable[[str], Deployed],
+    run_script: Callable[..., list[dict[str, Any]]],
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    made, folder = deployed(task), tmp_path / "predict"
+    plain, baked = Path(made.result["onnx"]["path"]), tmp_path / "net.baked.onnx"
+    subject = load_exportable(made.run)
+    taken = subject.input
+    inside = Preprocessing(mean=taken.mean, std=taken.std, geometry=taken.geometry)
+    bake(plain, baked, preprocessing=inside, postprocessing=POSTPROCESSING[task])
+    source = BundleSource(made.run, subject, plain, baked, "fp32", ExportOptions())
+    make_bundle("predict", source, folder)
+    images = real_images(task, photos)[:2]
+
+    theirs = run_script(folder / "predict.py", *images, "--out", tmp_path / "out")
+
+    ours = predict(baked, images, tmp_path / "ours")
+    kind = {"classify": "labels", "segment": "shares", "detect": "boxes"}[task]
+    assert [_plain(record[kind]) for record in theirs] == [_plain(record[kind]) for record in ours]
+    config = model_config("net", onnx_info(baked), labelled=True, largest_batch=16)
+    # Suppressed boxes are rows of all images together: their requests cannot be joined.
+    assert ("dynamic_batching" in config) == (task != "detect")
+    assert ("labels.txt" in config) == (task == "classify")
+    assert "TYPE_UINT8" in config
 
 
 def _plain(value: Any) -> Any:
