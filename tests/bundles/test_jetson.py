@@ -168,6 +168,92 @@ def test_rows_of_a_gstreamer_buffer_are_cut_at_the_image(
     np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
+def gstreamer(arriving: list[Any], error: str = "") -> tuple[types.ModuleType, list[str]]:
+    """A `gi` whose pipeline gives these frames, None where one does not arrive in time.
+
+    Returns:
+        The module, and the states that the pipeline is put in.
+    """
+    states: list[str] = []
+    queue = iter(arriving)
+    seen: dict[str, Any] = {"eos": False}
+
+    class Sample:
+        def __init__(self, pixels: np.ndarray) -> None:
+            self.height, self.width = pixels.shape[:2]
+            rows = np.zeros((self.height, -(-3 * self.width // 4) * 4), np.uint8)
+            rows[:, : 3 * self.width] = pixels.reshape(self.height, -1)
+            self.data = rows.tobytes()
+
+        def get_caps(self) -> Any:
+            values = {"width": self.width, "height": self.height}
+            form = types.SimpleNamespace(get_value=values.get)
+            return types.SimpleNamespace(get_structure=lambda index: form)
+
+        def get_buffer(self) -> Any:
+            return types.SimpleNamespace(
+                get_size=lambda: len(self.data), extract_dup=lambda a, b: self.data[a:b]
+            )
+
+    def emit(signal: str, timeout: int) -> Any:
+        assert (signal, timeout) == ("try-pull-sample", 10**9)
+        pixels = next(queue, "end")
+        seen["eos"] = isinstance(pixels, str) and not error
+        return Sample(pixels) if isinstance(pixels, np.ndarray) else None
+
+    def pop_filtered(kind: str) -> Any:
+        failed = bool(error)
+        reason = types.SimpleNamespace(message=error)
+        return types.SimpleNamespace(parse_error=lambda: (reason, "")) if failed else None
+
+    parts = {
+        "source": types.SimpleNamespace(set_property=lambda key, value: seen.update({key: value})),
+        "sink": types.SimpleNamespace(emit=emit, get_property=seen.get),
+    }
+    pipeline = types.SimpleNamespace(
+        get_by_name=parts.get,
+        set_state=states.append,
+        get_bus=lambda: types.SimpleNamespace(pop_filtered=pop_filtered),
+    )
+    module: Any = types.ModuleType("gi")
+    module.require_version = lambda name, version: None
+    module.repository = types.ModuleType("gi.repository")
+    module.repository.Gst = types.SimpleNamespace(
+        SECOND=10**9,
+        init=lambda arguments: None,
+        ElementFactory=types.SimpleNamespace(find=lambda name: None),
+        parse_launch=lambda text: pipeline,
+        State=types.SimpleNamespace(PLAYING="playing", NULL="stopped"),
+        MessageType=types.SimpleNamespace(ERROR="error"),
+    )
+    return module, states
+
+
+@pytest.mark.parametrize("error", ["", "no such camera"])
+def test_gstreamers_frames_come_until_the_end_or_an_error(
+    error: str, jetson: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jetson("classify")
+    capture = importlib.import_module("capture_gstreamer")
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 4, 5, 3), np.uint8)
+    module, states = gstreamer([pixels[0], None, pixels[1]], error)
+    monkeypatch.setitem(sys.modules, "gi", module)
+    monkeypatch.setitem(sys.modules, "gi.repository", module.repository)
+    seen = []
+
+    def take() -> None:
+        for frame in capture.frames("video.mp4"):
+            seen.append(np.asarray(frame))
+
+    if error:
+        with pytest.raises(RuntimeError, match="GStreamer: no such camera"):
+            take()
+    else:
+        take()
+        np.testing.assert_array_equal(seen, pixels)
+    assert states == ["playing", "stopped"]
+
+
 # The engine
 
 

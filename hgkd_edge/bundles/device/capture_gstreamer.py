@@ -80,18 +80,17 @@ def frames(
     running.set_state(Gst.State.PLAYING)
     try:
         while True:
-            sample = sink.emit("pull-sample")  # waits; None at the end
-            if sample is None:
-                break
-            form = sample.get_caps().get_structure(0)
-            buffer = sample.get_buffer()
-            yield image_of(
-                buffer.extract_dup(0, buffer.get_size()),
-                form.get_value("width"),
-                form.get_value("height"),
-            )
-        error = running.get_bus().pop_filtered(Gst.MessageType.ERROR)
-        if error is not None:
-            raise RuntimeError("GStreamer: %s" % error.parse_error()[0].message)
+            # A source that fails ends no stream: waiting for a frame alone would wait forever.
+            sample = sink.emit("try-pull-sample", Gst.SECOND)
+            if sample is not None:
+                form, buffer = sample.get_caps().get_structure(0), sample.get_buffer()
+                data = buffer.extract_dup(0, buffer.get_size())
+                yield image_of(data, form.get_value("width"), form.get_value("height"))
+                continue
+            error = running.get_bus().pop_filtered(Gst.MessageType.ERROR)
+            if error is not None:
+                raise RuntimeError("GStreamer: %s" % error.parse_error()[0].message)
+            if sink.get_property("eos"):
+                return
     finally:
         running.set_state(Gst.State.NULL)

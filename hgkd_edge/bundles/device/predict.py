@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 HERE = Path(__file__).resolve().parent
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Older versions of Pillow have these names in the module itself.
 TURNS: Any = getattr(Image, "Transpose", Image)
@@ -72,8 +72,11 @@ def load_image(path: Path, bits: int = 0) -> Image.Image:
         path: The file.
         bits: That 16-bit files use; 0: all 16.
     """
-    Image.init()
-    with Image.open(str(path), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with Image.open(str(path)) as image:
+        if image.format not in FORMATS:  # Pillow would start other programs for some
+            raise ValueError(
+                "%s files are not read; known: %s" % (image.format, ", ".join(FORMATS))
+            )
         bits = _packed_bits(image) or bits or 16
         if bits < 16 and _is_deep_color(image):
             raise ValueError("16-bit color is not read by this script; hgkd-edge predict reads it")
