@@ -21,7 +21,7 @@ from tests.bundles.helpers import FRAME, new_run
 from tests.tasks.helpers import QUICK, SAMPLES
 
 SETTINGS = {
-    "classify": ["train.epochs=12", "classify.probe_first=false"],
+    "classify": ["train.epochs=3", "classify.probe_first=false"],
     "segment": ["data.image_size=64", "segment.binary=true", "train.epochs=3"],
     "detect": ["data.image_size=[64, 96]", "train.epochs=6"],
 }
