@@ -35,6 +35,7 @@ LAYERS = [
     {"evaluate", "predict", "survey"},
     {"embed", "export_options"},
     {"exportable"},
+    {"bundles"},
     {"export"},
     {"comparison"},
     {"doctor", "tables"},
