@@ -21,6 +21,7 @@ __all__ = ["Frame", "Opened", "import_av", "open_source", "upright"]
 READ_TIMEOUT = 10.0  # seconds that a source may give nothing
 MAX_STRETCH = 16  # shape of a pixel, width to height, beyond which it is damage
 CUT_OFF = 0.5  # seconds that may lack at the end before a file counts as cut off
+WITHOUT_TIMES = ("avi",)  # formats of one frame rate, whose times are those of decoding
 # What a display matrix's four entries (x to x, x to y, y to x, y to y) do to the stored picture.
 UPRIGHT = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -39,8 +40,8 @@ class Frame:
 
     Attributes:
         index: 0, 1, ...: every decoded frame counts, also those dropped later.
-        time: Seconds since the start, as a player shows them; of a live source since its first
-            frame arrived.
+        time: Seconds since the start, as a player shows them; of one connection to a live source,
+            seconds by its own clock, NaN if it states none.
         image: RGB, upright, of square pixels.
         decode_s: Seconds that decoding and conversion took.
         arrived: When a live frame was decoded, UTC.
@@ -105,9 +106,11 @@ class Opened:
         try:
             for index, (frame, image, spent) in enumerate(self._decoded()):
                 if self.live:
-                    yield Frame(index, 0.0, image, spent, datetime.now(timezone.utc))
+                    stated = math.nan if frame.time is None else frame.time
+                    yield Frame(index, stated, image, spent, datetime.now(timezone.utc))
                     continue
-                at = index / rate if frame.time is None else frame.time - start
+                counted = frame.time is None or self._container.format.name in WITHOUT_TIMES
+                at = index / rate if counted else frame.time - start
                 self.reached = max(self.reached, at + 1 / rate)
                 yield Frame(index, at, image, spent)
         finally:

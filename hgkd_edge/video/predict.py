@@ -22,10 +22,10 @@ from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.video.decoding import Frame, Opened, open_source
-from hgkd_edge.video.live import StreamLost, stay_connected
+from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
 from hgkd_edge.video.queue import ReadAhead
 from hgkd_edge.video.sources import Source
-from hgkd_edge.video.watching import stamp_of, watch_folder
+from hgkd_edge.video.watching import PAUSE, stamp_of, watch_folder
 from hgkd_edge.video.writing import AnnotatedVideo, JsonLines
 
 __all__ = ["Options", "Summary", "predict_folder", "predict_videos"]
@@ -151,7 +151,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     stages, unread = Stages(), dict[str, dict[str, Any]]()
     console.print(f"watching {watched}; Ctrl-C ends", soft_wrap=True)
     with stop_on_signal("image") as flag, JsonLines(Path(summary.answers)) as lines:
-        images = watch_folder(watched, but=folder, stopped=lambda: flag.asked)
+        images = watch_folder(watched, but=folder, stopped=lambda: flag.asked, pause=PAUSE)
         begun = 0.0
         for file in _waited(images, stages):
             begun = begun or time.perf_counter()
@@ -256,7 +256,7 @@ class _Video:
 
     def _live_frames(self) -> Iterator[Frame]:
         """Frames of a live source over all connections: one count, one clock."""
-        summary, first = self._summary, iter([self._opened])
+        summary, first, clock = self._summary, iter([self._opened]), LiveClock()
 
         def connect() -> Iterator[Frame]:
             if next(first, None) is None:
@@ -264,6 +264,7 @@ class _Video:
                 self._opened = open_source(self._opened.source)
                 self._opened.damaged = damaged
                 summary.reconnects += 1
+                clock.restart()
             yield from self._opened.frames()
 
         def broken(reason: str, pause: float) -> None:
@@ -273,11 +274,8 @@ class _Video:
         connected = stay_connected(
             connect, name=summary.source, patience=patience, stop=self._stop, broken=broken
         )
-        begun = None
         for index, frame in enumerate(connected):
-            now = time.monotonic()
-            begun = now if begun is None else begun
-            yield replace(frame, index=index, time=now - begun)
+            yield replace(frame, index=index, time=clock.time(frame.time, time.monotonic()))
 
 
 def _waited(items: Iterator[Any], stages: Stages) -> Iterator[Any]:
