@@ -115,15 +115,12 @@ def test_a_signal_ends_the_watch_and_names_what_never_became_whole(
 
 
 def test_a_file_is_not_given_while_it_grows(tmp_path: Path) -> None:
-    looks = iter(range(6))
-    growing = tmp_path / "a.jpg"
+    looks, growing = iter(range(4)), tmp_path / "a.jpg"
 
     def stopped() -> bool:
-        look = next(looks, None)
-        if look is None:
+        if (look := next(looks, None)) is None:
             return True
-        if look < 4:
-            growing.write_bytes(b"x" * (look + 1))
+        growing.write_bytes(b"x" * (look + 1))
         return False
 
     given = list(watch_folder(tmp_path, but=tmp_path / "out", stopped=stopped, pause=0))
