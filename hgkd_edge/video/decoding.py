@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from hgkd_edge.data.images import MAX_PIXELS
 from hgkd_edge.errors import DataError, MissingPackageError
 from hgkd_edge.video.sources import Source
 
@@ -211,7 +212,8 @@ def upright(frame: Any, pixel_shape: Any) -> Image.Image:
     stretch = float(pixel_shape or 1)
     width = frame.width
     if 1 / MAX_STRETCH < stretch < MAX_STRETCH:
-        width = max(1, round(frame.width * stretch))
+        stretched = max(1, round(frame.width * stretch))
+        width = stretched if stretched * frame.height <= MAX_PIXELS else width
     image: Image.Image = frame.to_image(width=width, height=frame.height)
     turn = _display_turn(frame)
     return image if turn is None else image.transpose(turn)

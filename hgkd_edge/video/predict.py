@@ -110,11 +110,11 @@ def predict_videos(
         MissingPackageError: PyAV, or the model's runtime, is not installed.
     """
     _require_folder(folder)
-    first = open_source(sources[0])  # a mistyped name need not wait for the model
     if len(sources) > 1 and any(source.kind != "file" for source in sources):
         raise DataError(
             "a camera or stream is answered alone", hint="start one predict for each of them"
         )
+    first = open_source(sources[0])  # a mistyped name need not wait for the model
     served = _open_model(model, options)
     made = []
     for i, source in enumerate(sources):
@@ -146,6 +146,11 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     _require_folder(folder)
     if not watched.is_dir():
         raise DataError(f"--watch: {watched} is no folder", hint="name the folder to be watched")
+    if folder.resolve() in (watched.resolve(), *watched.resolve().parents):
+        raise DataError(
+            f"--out {folder}: holds the watched folder, whose images would count as answers",
+            hint="name another folder with --out",
+        )
     served = _open_model(model, options)
     summary = Summary(str(watched), live=True, answers=str(folder / "predictions.jsonl"))
     stages, unread = Stages(), dict[str, dict[str, Any]]()

@@ -139,3 +139,15 @@ def counting(looks: int) -> Callable[[], bool]:
 def test_what_is_no_folder_is_refused(networks: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder"):
         predict_folder(networks["classify"], tmp_path / "gone", tmp_path / "out", Options())
+
+
+@pytest.mark.parametrize("out", [".", ".."])
+def test_answers_do_not_lie_where_they_would_hide_the_images(
+    networks: dict[str, Path], tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "inbox").mkdir()
+
+    with pytest.raises(DataError, match="holds the watched folder"):
+        predict_folder(
+            networks["classify"], tmp_path / "inbox", tmp_path / "inbox" / out, Options()
+        )
