@@ -55,15 +55,23 @@ class Served:
         Raises:
             DataError: The photo has not the size of the frames that it takes.
         """
+        return self.run(self.prepare(photo))
+
+    def prepare(self, photo: Image.Image) -> np.ndarray:
+        """An upright RGB photo as the network's input, batch of one.
+
+        Raises:
+            DataError: The photo has not the size of the frames that it takes.
+        """
         if "preprocessing" not in self.baked:
-            return self.run(self.input.array(photo))
+            return self.input.array(photo)
         if self.frame not in (None, (photo.height, photo.width)):
             height, width = self.frame or ()
             raise DataError(
                 f"is {photo.width} x {photo.height}: the model takes frames of {width} x {height}",
                 hint="name the plain file of the same export",
             )
-        return self.run(np.asarray(photo)[None])
+        return np.asarray(photo)[None]
 
 
 def open_served(path: Path, *, trust_engine: bool = False) -> Served:

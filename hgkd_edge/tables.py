@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["export_lines", "percent", "score_table", "task_table", "warning_lines"]
+__all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
 
 _WORST_LAYERS = 10
 
@@ -45,6 +45,16 @@ def task_table(result: dict[str, Any]) -> Table:
     per_class = intervals.get("per_class", {})
     for name, value in scores.get("per_class", {}).items():
         table.add_row(f"  {name}", percent(value, per_class.get(name)))
+    return table
+
+
+def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds by stage of a pipeline, as `Stages.summary` gives them."""
+    table = Table("stage", title="milliseconds per frame", min_width=40)
+    for column in ("mean", "p50", "p99"):
+        table.add_column(column, justify="right")
+    for stage, times in stages.items():
+        table.add_row(stage, *(f"{times[key]:.2f}" for key in ("mean", "p50", "p99")))
     return table
 
 
