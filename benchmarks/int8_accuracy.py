@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from exporters import runtimes
 from exporters.calibrate import METHODS, calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
-from exporters.openvino_export import export_openvino, openvino_runner
+from exporters.openvino_export import export_openvino
 from exporters.quantize import FLAVOURS, quantize_int8
-from exporters.runners import Runner, onnx_runner
+from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from hgkd_edge.exportable import Exportable, load_exportable
 from hgkd_edge.rundir import RunDir
@@ -82,7 +83,7 @@ def _cases(
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / "fp32.onnx"
         export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
-        yield "fp32", onnx_runner(fp32)
+        yield "fp32", runtimes.open(fp32).run
         images = subject.images("train", CALIBRATION_PHOTOS)
         for method in methods:
             calibration = calibrate(read_onnx(fp32), images, method=method)
@@ -103,10 +104,10 @@ def _cases(
                         flavour=flavour,
                     )
                     kept = len(bounded.kept_float)
-                yield f"{method}, {flavour}, {kept} in float", onnx_runner(path)
+                yield f"{method}, {flavour}, {kept} in float", runtimes.open(path).run
                 if flavour == "cpu":
                     export_openvino(path, path.with_suffix(".xml"))
-                    yield f"{method}, cpu in OpenVINO", openvino_runner(path.with_suffix(".xml"))
+                    yield f"{method}, cpu in OpenVINO", runtimes.open(path.with_suffix(".xml")).run
 
 
 def _classes(runner: Runner, photos: np.ndarray) -> np.ndarray:

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from exporters.runners import Outputs
+from exporters.runtimes import Outputs
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, HgkdError, reason_of
 from hgkd_edge.rundir import write_json
-from hgkd_edge.serving import Served, open_served
+from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
 
 __all__ = ["image_files", "predict"]
 
 Answer = tuple[dict[str, Any], Image.Image]
-Answerer = Callable[[Served, Outputs, Image.Image, float], Answer]
+Answerer = Callable[[TaskModel, Outputs, Image.Image, float], Answer]
 
 
 def predict(
@@ -39,11 +39,11 @@ def predict(
     """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
 
     Args:
-        model: What `open_served` takes.
+        model: What `open_task_model` takes.
         photos: Image files, or folders of them.
         folder: Where pictures and JSON go.
         threshold: Lowest score of a box.
-        trust_engine: As for `open_served`.
+        trust_engine: As for `open_task_model`.
         save_as: Also write the answers as a data set in this format, to `labels/` in the folder.
 
     Returns:
@@ -58,16 +58,16 @@ def predict(
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
     files = list(image_files(photos, but=folder))
-    served = open_served(model, trust_engine=trust_engine)
-    _check_threshold(served, threshold)
+    opened = open_task_model(model, trust_engine=trust_engine)
+    _check_threshold(opened, threshold)
     if save_as:
-        require_format(save_as, served.task)
-    console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
+        require_format(save_as, opened.task)
+    console.print(f"{opened.task} with {opened.session.runtime}, {len(opened.classes)} classes")
     records = []
     with track_steps("predicting", total=len(files)) as show:
         for i, file in enumerate(files):
             name = pictures.picture_name(i, file).removesuffix(".png")
-            records.append(_answer(served, file, folder / name, threshold))
+            records.append(_answer(opened, file, folder / name, threshold))
             show(i + 1, "")
     if all("error" in record for record in records):
         first = f"the first, {records[0]['photo']}: {records[0]['error']}"
@@ -75,14 +75,14 @@ def predict(
     write_json(folder / "predictions.json", records)
     if save_as:
         target = folder / "labels"
-        count = save_labels(records, served.classes, target, format=save_as, threshold=threshold)
+        count = save_labels(records, opened.classes, target, format=save_as, threshold=threshold)
         console.print(f"labels of {count} of {len(records)} images: {target}", soft_wrap=True)
     return records
 
 
-def _check_threshold(served: Served, threshold: float) -> None:
+def _check_threshold(model: TaskModel, threshold: float) -> None:
     """Refuse a threshold below the one that suppression inside the file was given."""
-    inside = served.task == "detect" and "postprocessing" in served.baked
+    inside = model.task == "detect" and "postprocessing" in model.baked
     if inside and threshold < answers.THRESHOLD:
         raise DataError(
             f"--threshold {threshold:g}: the file keeps boxes of at least {answers.THRESHOLD:g}",
@@ -90,12 +90,12 @@ def _check_threshold(served: Served, threshold: float) -> None:
         )
 
 
-def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[str, Any]:
+def _answer(model: TaskModel, file: Path, target: Path, threshold: float) -> dict[str, Any]:
     """One photo's record; whatever is wrong with a photo is its record's `error`."""
     try:
-        photo = answers.load_photo(file, bits=served.input.bits)
-        outputs = served.outputs(photo)
-        record, picture = ANSWERERS[served.task](served, outputs, photo, threshold)
+        photo = answers.load_photo(file, bits=model.input.bits)
+        outputs = model.outputs(photo)
+        record, picture = ANSWERERS[model.task](model, outputs, photo, threshold)
     except Exception as error:  # a damaged file may raise anything, in any library on the way
         reason = error.message if isinstance(error, HgkdError) else reason_of(error)
         return {"photo": str(file), "error": reason.removeprefix(f"{file}: ")}
@@ -108,30 +108,30 @@ def _answer(served: Served, file: Path, target: Path, threshold: float) -> dict[
     return {"photo": str(file), "picture": str(saved), **record}
 
 
-def _classify(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
-    if "postprocessing" in served.baked:
-        labels = answers.rank_classes(outputs["probabilities"][0], served.classes)
+def _classify(model: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    if "postprocessing" in model.baked:
+        labels = answers.rank_classes(outputs["probabilities"][0], model.classes)
     else:
-        labels = answers.read_classify(outputs["logits"][0], served.classes)
+        labels = answers.read_classify(outputs["logits"][0], model.classes)
     return {"labels": [label._asdict() for label in labels]}, pictures.draw_labels(
         photo, labels[:1]
     )
 
 
-def _segment(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
-    placement = served.input.placement(photo)
-    if "postprocessing" in served.baked:
+def _segment(model: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement = model.input.placement(photo)
+    if "postprocessing" in model.baked:
         found = answers.read_class_map(outputs["classes"][0], placement)  # uint8 [H, W]
     else:
         found = answers.read_segment(outputs["logits"][0], placement)
-    counts = np.bincount(found.ravel(), minlength=len(served.classes))
-    shares = dict(zip(served.classes, (counts / found.size).tolist(), strict=True))
+    counts = np.bincount(found.ravel(), minlength=len(model.classes))
+    shares = dict(zip(model.classes, (counts / found.size).tolist(), strict=True))
     return {"shares": shares, "label_map": found}, pictures.draw_segments(photo, found)
 
 
-def _detect(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
-    placement, classes = served.input.placement(photo), served.classes
-    if "postprocessing" in served.baked:
+def _detect(model: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement, classes = model.input.placement(photo), model.classes
+    if "postprocessing" in model.baked:
         rows = outputs["detections"]  # of all images of the batch, here one
         found = answers.read_detections(rows, placement, classes, threshold=threshold)
     else:

@@ -31,7 +31,7 @@ LAYERS = [
     {"target_cache"},
     {"distill"},
     {"finetune"},
-    {"serving"},
+    {"task_model"},
     {"evaluate", "predict", "survey"},
     {"embed", "export_options"},
     {"exportable"},
