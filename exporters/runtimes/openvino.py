@@ -39,6 +39,7 @@ class OpenVinoSession(Session):
     """
 
     runtime = "OpenVINO"
+    package = "openvino"
 
     def __init__(
         self,
@@ -75,7 +76,6 @@ class OpenVinoSession(Session):
                 hint="export the model again, or run its ONNX file",
             ) from error
         precision = self._network.get_property("INFERENCE_PRECISION_HINT").to_string()
-        self.version = _version()
         self.details = Details(
             load_ms=load_ms,
             build_ms=build_ms,
@@ -143,28 +143,13 @@ def _name(port: Any) -> str:
     return str(name if name in port.names else port.any_name)
 
 
-def _missing() -> MissingPackageError | None:
-    try:
-        require_openvino("OpenVINO")
-    except MissingPackageError as error:
-        return error
-    return None
-
-
-def _version() -> str:
-    import openvino
-
-    return str(openvino.__version__)
-
-
 RUNTIMES = (
     Runtime(
         name="openvino",
         backend="OpenVINO CPU",
         opens=".xml",
-        uses_threads=True,
         open=OpenVinoSession,
-        missing=_missing,
-        version=_version,
+        packages=("openvino",),
+        extra="openvino",
     ),
 )

@@ -42,6 +42,7 @@ class OrtSession(Session):
     """
 
     runtime = "ONNX Runtime"
+    package = "onnxruntime"
 
     def __init__(
         self,
@@ -79,7 +80,6 @@ class OrtSession(Session):
                 f"{provider} did not start; onnxruntime fell back to {started[0]}",
                 hint="check the driver and the CUDA and TensorRT libraries it needs",
             )
-        self.version = str(onnxruntime.__version__)
         self.metadata = self._session.get_modelmeta().custom_metadata_map
         self.details = Details(
             load_ms=ms_since(start),
@@ -126,13 +126,7 @@ class OrtSession(Session):
         return run
 
 
-def _version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
-
-
-def _missing(provider: str) -> ExportError | None:
+def _lacks(provider: str) -> ExportError | None:
     import onnxruntime
 
     if provider in onnxruntime.get_available_providers():
@@ -149,10 +143,10 @@ RUNTIMES = tuple(
         name=name,
         backend=provider,
         opens=".onnx",
-        uses_threads=provider == CPU,
         open=partial(OrtSession, provider=provider),
-        missing=partial(_missing, provider),
-        version=_version,
+        packages=("onnxruntime",),
+        uses_threads=provider == CPU,
+        lacks=partial(_lacks, provider),
     )
     for name, provider in {
         "ort-cpu": CPU,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import MissingPackageError
 from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, Session, ms_since
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ class TorchSession(Session):
     """
 
     runtime = "PyTorch"
+    package = "torch"
     input = Input("images", np.dtype(np.float32))
 
     def __init__(
@@ -51,7 +50,6 @@ class TorchSession(Session):
             for shape in options.shapes.values():  # compiles on the first call of each shape
                 self.infer({"images": np.zeros(shape, np.float32)})
             build_ms = ms_since(start)
-        self.version = str(torch.__version__)
         self.details = Details(load_ms=load_ms, build_ms=build_ms, threads=self._threads)
 
     def infer(self, feeds: Feeds) -> Outputs:
@@ -109,27 +107,14 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
 
 
-def _missing() -> MissingPackageError | None:
-    if importlib.util.find_spec("torch") is None:
-        return MissingPackageError("PyTorch", package="torch", extra="train")
-    return None
-
-
-def _version() -> str:
-    import torch
-
-    return str(torch.__version__)
-
-
 RUNTIMES = tuple(
     Runtime(
         name="torch-compile" if compiled else "torch",
         backend="PyTorch compile" if compiled else "PyTorch eager",
         opens=".safetensors",
-        uses_threads=True,
         open=partial(TorchSession, compiled=compiled),
-        missing=_missing,
-        version=_version,
+        packages=("torch",),
+        extra="train",
     )
     for compiled in (False, True)
 )

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from ..errors import ExportError
+from ..errors import ExportError, MissingPackageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,15 +105,20 @@ class Session(ABC):
 
     Attributes:
         runtime: What runs it, for people.
-        version: Version of the runtime.
+        package: The package that runs it.
         details: What it runs with.
         metadata: What the file says of itself: `hgkd_edge.task`, ...
     """
 
     runtime: str
-    version: str
+    package: str
     details: Details
     metadata: Mapping[str, str] = {}
+
+    @property
+    def version(self) -> str:
+        """Version of the package."""
+        return version_of(self.package)
 
     @property
     @abstractmethod
@@ -152,19 +159,32 @@ class Runtime:
         name: As `bench --runner` takes it.
         backend: As `bench.json` records it.
         opens: Suffix of the files that it is deployed with.
-        uses_threads: Whether `Options.threads` means anything to it.
         open: (source, options) -> session.
-        missing: None where it can run, else the error that says why not.
-        version: Its version.
+        packages: What is imported: itself first.
+        extra: Extra of hgkd-edge that brings them.
+        uses_threads: Whether `Options.threads` means anything to it.
+        lacks: Of installed packages: None where they can run here, else why not.
     """
 
     name: str
     backend: str
     opens: str
-    uses_threads: bool
     open: Callable[..., Session]
-    missing: Callable[[], ExportError | None]
-    version: Callable[[], str]
+    packages: tuple[str, ...]
+    extra: str = ""
+    uses_threads: bool = True
+    lacks: Callable[[], ExportError | None] = lambda: None
+
+    def missing(self) -> ExportError | None:
+        """None where it can run, else the error that says why not."""
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                return MissingPackageError(self.name, package=package, extra=self.extra)
+        return self.lacks()
+
+    def version(self) -> str:
+        """Version of the runtime."""
+        return version_of(self.packages[0])
 
 
 def in_batches(run: Runner, least: int, most: int | None) -> Runner:
@@ -192,6 +212,11 @@ def in_batches(run: Runner, least: int, most: int | None) -> Runner:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return run_parts
+
+
+def version_of(package: str) -> str:
+    """Version of an installed package."""
+    return str(importlib.import_module(package).__version__)
 
 
 def ms_since(start: float) -> float:

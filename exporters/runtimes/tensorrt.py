@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .._trt_compat import EXTRAS, Flavour, choose, gpu_name, select_for_polygraphy
-from ..errors import ConversionFailed, ExportError, MissingPackageError
+from ..errors import ConversionFailed, ExportError
 from ..network_files import require_usual_size
 from ..sidecar import Sidecar, read_sidecar, require_built_here, require_own_engine
 from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, Session, ms_since
@@ -57,7 +56,7 @@ class TensorRtSession(Session):
         self._runner = TrtRunner(engine)
         self._runner.activate()
         self._profile = sidecar.profile
-        self.runtime, self.version = _TITLES[made_by.name], made_by.version
+        self.runtime, self.package = _TITLES[made_by.name], made_by.name
         self.details = Details(
             load_ms=ms_since(start),
             size_mb=Path(source).stat().st_size / 2**20,
@@ -149,10 +148,7 @@ def _require_fit(path: str | Path, sidecar: Sidecar, options: Options, flavour: 
             )
 
 
-def _missing(package: str) -> ExportError | None:
-    for needed in (package, "polygraphy"):
-        if importlib.util.find_spec(needed) is None:
-            return MissingPackageError("running an engine", package=needed, extra=EXTRAS[package])
+def _lacks_gpu() -> ExportError | None:
     # A driver library and a device node; no CUDA context is made only to ask.
     nodes = (Path("/dev/nvidia0"), Path("/dev/nvhost-gpu"), Path("/dev/dxg"))
     if ctypes.util.find_library("cuda") is None or not any(node.exists() for node in nodes):
@@ -163,19 +159,16 @@ def _missing(package: str) -> ExportError | None:
     return None
 
 
-def _version(package: str) -> str:
-    return str(importlib.import_module(package).__version__)
-
-
 RUNTIMES = tuple(
     Runtime(
         name=package.replace("_", "-"),
         backend=title,
         opens=".plan",
-        uses_threads=False,
         open=partial(TensorRtSession, flavour=package),
-        missing=partial(_missing, package),
-        version=partial(_version, package),
+        packages=(package, "polygraphy"),
+        extra=EXTRAS[package],
+        uses_threads=False,
+        lacks=_lacks_gpu,
     )
     for package, title in _TITLES.items()
 )
