@@ -98,6 +98,19 @@ def test_exporters_know_nothing_of_the_rest() -> None:
         assert not any(name.startswith("hgkd_edge") for name in imports_of(file)), file
 
 
+OPENERS = ("InferenceSession", "compile_model", "deserialize_cuda_engine", "TrtRunner")
+
+
+def test_networks_are_opened_in_one_place() -> None:
+    """Except by `bench`, whose runners and device programs come next."""
+    rooms = [ROOT / "exporters", ROOT / "hgkd_edge"]
+    files = [path for room in rooms for path in room.rglob("*.py") if "bench" not in path.parts]
+
+    found = {path.parent.name for path in files for name in OPENERS if name in path.read_text()}
+
+    assert found == {"runtimes"}
+
+
 def test_the_sparse_engine_could_be_lifted_out() -> None:
     for file in (ROOT / "hgkd_edge" / "sparse").rglob("*.py"):
         parts = {part_of(name) for name in imports_of(file)}
@@ -106,7 +119,13 @@ def test_the_sparse_engine_could_be_lifted_out() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["hgkd_edge.cli", "hgkd_edge.recipe", "hgkd_edge.rundir", "hgkd_edge.bench", "exporters"],
+    [
+        "hgkd_edge.cli",
+        "hgkd_edge.recipe",
+        "hgkd_edge.rundir",
+        "hgkd_edge.bench",
+        "exporters.runtimes",
+    ],
 )
 def test_what_starts_fast_or_runs_on_the_edge_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules, 'timm' in sys.modules)"
