@@ -207,7 +207,7 @@ def verify_engine(
 
     Args:
         onnx_path: The file the engine was built from.
-        path: The engine; put aside when it does not agree.
+        path: The engine, built by the caller; put aside when it does not agree.
         images: What the network takes, [N, ...].
 
     Returns:
@@ -221,7 +221,7 @@ def verify_engine(
         return None
     verification = verify(
         runtimes.open(onnx_path).run,
-        runtimes.open(path, made_from=onnx_path).run,
+        runtimes.open(path, made_from=onnx_path, trust_engine=True).run,
         images,
         precision=sidecar.precision,
     )

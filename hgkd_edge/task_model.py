@@ -137,8 +137,7 @@ def _open_engine(path: Path, *, trusted: bool) -> TaskModel:
             hint=f"put the ONNX file that it was built from next to it, as {source.name}",
         )
     require_recorded(source)
-    built_here = None if trusted else engines_dir()
-    session = runtimes.open(path, made_from=source, built_here=built_here)
+    session = runtimes.open(path, made_from=source, built_here=engines_dir(), trust_engine=trusted)
     return _described(path, onnx_info(source).metadata, session)
 
 

@@ -66,13 +66,14 @@ def open(
     names: Sequence[str] = (),
     made_from: str | Path | None = None,
     built_here: Path | None = None,
+    trust_engine: bool = False,
 ) -> Session:
     """Open a network.
 
     Args:
         source: `.onnx`, its bytes, `.xml`, `.plan`, `.engine`, or a PyTorch module.
         runtime: A name of `RUNTIMES`; None takes the one that the file was made for.
-        shapes, threads, exact, names, made_from, built_here: See `Options`.
+        shapes, threads, exact, names, made_from, built_here, trust_engine: See `Options`.
 
     Raises:
         ExportError: There is no such file, it is damaged, or it does not fit.
@@ -83,7 +84,7 @@ def open(
         >>> session = open("resnet18.onnx", threads=1)
         >>> session.run(images)["logits"]  # f32[B, K]
     """
-    options = Options(shapes or {}, threads, exact, names, made_from, built_here)
+    options = Options(shapes or {}, threads, exact, names, made_from, built_here, trust_engine)
     if runtime is not None:
         return RUNTIMES[runtime].open(source, options)
     if isinstance(source, bytes):

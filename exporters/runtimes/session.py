@@ -58,7 +58,8 @@ class Options:
         exact: OpenVINO computes in fp32, whatever its plugin prefers; False runs as deployed.
         names: Names of a PyTorch module's outputs.
         made_from: ONNX file that an engine must have been built from.
-        built_here: Folder in which `remember_engine` must have noted an engine; None trusts it.
+        built_here: Folder in which `remember_engine` must have noted an engine: it is machine code.
+        trust_engine: Load an engine wherever it was built.
     """
 
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class Options:
     names: Sequence[str] = ()
     made_from: str | Path | None = None
     built_here: Path | None = None
+    trust_engine: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class TensorRtSession(Session):
 
     Args:
         source: The engine; its sidecar must be next to it.
-        options: `shapes` must fit its profile; `made_from` and `built_here` as for `load_engine`.
+        options: `shapes` must fit its profile; `built_here` or `trust_engine` must vouch for it.
         flavour: The package that must have built it; None takes the one that did.
 
     Raises:
@@ -46,8 +46,16 @@ class TensorRtSession(Session):
         flavour: str | None = None,
     ) -> None:
         start = perf_counter()
+        if options.built_here is None and not options.trust_engine:
+            raise ExportError(
+                f"engine '{source}': nothing says that it was built on this machine, and loading "
+                "it runs its code",
+                hint="use --trust-engine if you know who built it",
+            )
         engine, made_by, sidecar = load_engine(
-            source, onnx_path=options.made_from, built_here=options.built_here
+            source,
+            onnx_path=options.made_from,
+            built_here=None if options.trust_engine else options.built_here,
         )
         _require_fit(source, sidecar, options, flavour)
         select_for_polygraphy(made_by)

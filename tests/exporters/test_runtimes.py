@@ -67,7 +67,9 @@ def opened(name: str, files: Files, **options: object) -> Session:
     if error := runtime.missing():
         assert error.message
         pytest.skip(error.message)
-    return runtimes.open(files(runtime), runtime=name, names=["logits", "maps"], **options)
+    return runtimes.open(
+        files(runtime), runtime=name, names=["logits", "maps"], trust_engine=True, **options
+    )
 
 
 every_runtime = pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_beyond_an_engines_largest_batch_keep_their_numbers(engine: Path) -> None:
-    session = runtimes.open(engine)
+    session = runtimes.open(engine, trust_engine=True)
 
     rows = session.run(np.array([2, 0, 1, 3, 1]).reshape(5, 1, 1, 1))["detections"]
 
@@ -208,9 +210,17 @@ def test_an_engine_that_does_not_fit_is_refused(
     engine: Path, options: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ExportError, match=said) as refused:
-        runtimes.open(engine, **options)
+        runtimes.open(engine, trust_engine=True, **options)
 
     assert refused.value.hint
+
+
+def test_an_engine_is_loaded_only_where_someone_vouches_for_it(engine: Path) -> None:
+    with pytest.raises(ExportError, match="nothing says that it was built on this machine"):
+        runtimes.open(engine)
+
+    for word in ({"built_here": engine.parent}, {"trust_engine": True}):
+        assert runtimes.open(engine, **word).runtime == "TensorRT-RTX"
 
 
 def test_a_file_of_no_runtime_is_refused(tmp_path: Path) -> None:
