@@ -24,7 +24,6 @@ import importlib
 import io
 import json
 import statistics
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -198,4 +197,4 @@ def _table(row: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

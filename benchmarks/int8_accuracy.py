@@ -11,6 +11,7 @@ held-out split.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -27,11 +28,13 @@ from exporters.openvino_export import export_openvino
 from exporters.quantize import FLAVOURS, quantize_int8
 from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
+from exporters.verify import verify
 from hgkd_edge.exportable import Exportable, load_exportable
 from hgkd_edge.rundir import RunDir
 
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
+PROOF_PHOTOS = 64  # as `hgkd-edge export` takes
 BATCH = 64
 
 
@@ -85,6 +88,7 @@ def _cases(
         export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
         yield "fp32", runtimes.open(fp32).run
         images = subject.images("train", CALIBRATION_PHOTOS)
+        held_out = subject.images(subject.unseen, PROOF_PHOTOS)
         for method in methods:
             calibration = calibrate(read_onnx(fp32), images, method=method)
             for flavour in FLAVOURS:
@@ -100,6 +104,9 @@ def _cases(
                         calibration=calibration,
                         ranking=rank_layers(fp32, calibration, few, flavour=flavour),
                         score=subject.score,
+                        proof=functools.partial(
+                            verify, runtimes.open(fp32).run, images=held_out, precision="int8"
+                        ),
                         max_drop=max_drop,
                         flavour=flavour,
                     )

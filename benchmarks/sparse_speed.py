@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -123,4 +122,4 @@ def _line(row: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

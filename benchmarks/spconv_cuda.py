@@ -14,6 +14,7 @@ import copy
 import json
 import statistics
 import sys
+from typing import Any
 
 import timm
 import torch
@@ -52,7 +53,8 @@ def main() -> None:
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     model = timm.create_model(a.model, features_only=True).cuda().train()
-    side = 224 // max(model.feature_info.reduction())
+    features: Any = model.feature_info
+    side = 224 // max(features.reduction())
     images = torch.randn(a.batch, 3, 224, 224, device="cuda")
     visible = random_visible(a.batch, side, a.ratio).cuda()
     result: dict[str, object] = {

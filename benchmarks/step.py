@@ -28,7 +28,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-import hgkd_edge.distill as distill_module
+from hgkd_edge.data import augment
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distill import Distilling, make_model, make_teacher
 from hgkd_edge.engine import Workplace, train
@@ -87,9 +87,9 @@ class Stopwatch:
 def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
     """Hang a stopwatch on every part of a training step."""
     watch = Stopwatch()
-    view, update = distill_module.random_view, ModelEmaV3.update
+    view, update = augment.random_view, ModelEmaV3.update
     visible = Teacher.forward_visible
-    distill_module.random_view = watch.around("augment", view)
+    augment.random_view = watch.around("augment", view)
     ModelEmaV3.update = watch.around("optimizer", update)  # type: ignore[method-assign]
     Teacher.forward_visible = watch.around("teacher", visible)  # type: ignore[method-assign]
     hooks = [
@@ -105,7 +105,7 @@ def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
     finally:
         for hook in hooks:
             hook.remove()
-        distill_module.random_view = view
+        augment.random_view = view
         ModelEmaV3.update = update  # type: ignore[method-assign]
         Teacher.forward_visible = visible  # type: ignore[method-assign]
 
@@ -184,7 +184,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="vit_small_patch16_224")
     parser.add_argument("--student", default="resnet18")
     parser.add_argument("--size", type=int, default=224)

@@ -13,8 +13,7 @@ import onnx
 import torch
 from torch import nn
 
-from .errors import ConversionFailed
-from .onnx_info import first_line
+from .errors import ConversionFailed, reason_of
 from .runtimes.ort import OrtSession
 
 __all__ = ["check_graph", "try_shapes"]
@@ -35,7 +34,7 @@ def check_graph(path: Path) -> None:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         raise ConversionFailed(
-            f"the exporter wrote an invalid graph: {first_line(error)}",
+            f"the exporter wrote an invalid graph: {reason_of(error)}",
             hint="please report it, with the model's name and the versions of torch and onnx",
         ) from error
 
@@ -66,7 +65,7 @@ def try_shapes(
                 outputs = model(torch.from_numpy(images))
             results = session.infer({session.input.name: images})
         except Exception as error:  # the model's own, or onnxruntime's, which have no common base
-            raise _frozen(shape, first_line(error)) from error
+            raise _frozen(shape, reason_of(error)) from error
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         wanted = [tuple(output.shape) for output in outputs]
         found = [result.shape for result in results.values()]

@@ -25,8 +25,7 @@ from ._trt_compat import (
     select_for_polygraphy,
     typing_for,
 )
-from .errors import ConversionFailed, ExportError
-from .onnx_info import first_line
+from .errors import ConversionFailed, ExportError, UserError, reason_of
 
 Report = Callable[..., None]
 
@@ -42,10 +41,10 @@ def main() -> int:
 
     try:
         report("done", **_build(request, report))
-    except ExportError as error:
+    except UserError as error:
         report("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
     except Exception as error:  # Polygraphy's and TensorRT's own types
-        report("error", message=first_line(error), hint="", exit_code=ConversionFailed.exit_code)
+        report("error", message=reason_of(error), hint="", exit_code=ConversionFailed.exit_code)
     return 0
 
 

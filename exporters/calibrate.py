@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ConversionFailed, ExportError
-from .onnx_info import first_line, graph_inputs
+from .errors import ConversionFailed, ExportError, reason_of
+from .onnx_info import graph_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -97,7 +97,7 @@ def calibrate(
                 progress(start + len(batch), len(images))
             ranges = calibrator.compute_data()
         except Exception as error:
-            raise ConversionFailed(f"calibration failed: {first_line(error)}") from error
+            raise ConversionFailed(f"calibration failed: {reason_of(error)}") from error
     return Calibration(ranges, method, len(images))
 
 

@@ -1,24 +1,40 @@
-"""Every error a user of `exporters` can meet.
+"""Every error that a user can meet, from the base down. Plain data, no other import.
 
-    ExportError               bad input: a file, a path, an option            exit 2
-    ├── MissingPackageError   a runtime is not installed; names the extra     exit 2
-    ├── ConversionFailed      the exporter, parser or builder gave up         exit 1
-    └── VerificationFailed    the converted network gives other numbers       exit 1
+    UserError                     what was wrong and where; `hint` says how to fix it
+    ├── MissingPackageError       a package is not installed; names the extra     exit 2
+    ├── ExportError               bad input: a file, a path, an option            exit 2
+    │   ├── ConversionFailed      the exporter, parser or builder gave up         exit 1
+    │   └── VerificationFailed    the converted network gives other numbers       exit 1
+    └── ...                       those of `hgkd_edge`: see `hgkd_edge/errors.py`
 
-Same shape as the errors of the command line (`message`, `hint`, `exit_code`), so both print alike.
+`reason_of` puts what another library raised into one line.
 """
 
 from __future__ import annotations
 
-__all__ = ["ConversionFailed", "ExportError", "MissingPackageError", "VerificationFailed"]
+import re
+
+__all__ = [
+    "ConversionFailed",
+    "ExportError",
+    "MissingPackageError",
+    "UserError",
+    "VerificationFailed",
+    "reason_of",
+]
+
+MOST_CHARACTERS = 300  # of a reason
+_OBJECT = re.compile(r"\s*<[^<>]*\bat 0x[0-9a-fA-F]+[^<>]*>")
+_RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
 
 
-class ExportError(Exception):
-    """Base of all errors shown to a user.
+class UserError(Exception):
+    """Base of all errors shown to a user: one line for what and where, one for the fix.
 
     Args:
-        message: What was wrong and where (file, layer, option), in one line.
-        hint: The mend, as something the user can do; may be empty.
+        message: What was wrong and where (file, key, value, layer), in one line.
+        hint: A command or an edit that fixes it; may be empty.
     """
 
     exit_code = 2
@@ -32,11 +48,11 @@ class ExportError(Exception):
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
 
 
-class MissingPackageError(ExportError):
+class MissingPackageError(UserError):
     """A step needs a package that is not installed.
 
     Args:
-        what: The step that needs it.
+        what: The command or step that needs it.
         package: The import that failed.
         extra: Name of the extra in `pip install "hgkd-edge[extra]"`.
         more: A further sentence for the hint (another way to get the package).
@@ -50,6 +66,10 @@ class MissingPackageError(ExportError):
         )
 
 
+class ExportError(UserError):
+    """A file, a path or an option that cannot be exported, read or written."""
+
+
 class ConversionFailed(ExportError):
     """A network that the exporter, a parser or a builder could not convert."""
 
@@ -60,3 +80,17 @@ class VerificationFailed(ExportError):
     """A converted network whose outputs differ from the original's beyond the tolerance."""
 
     exit_code = 1
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: no addresses of objects, no places in foreign source.
+
+    The exception's type where nothing else is left, or where the text is no sentence.
+    """
+    if isinstance(error, UserError):
+        return error.message
+    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", _OBJECT.sub("", str(error))))
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line), "")[:MOST_CHARACTERS]
+    kind = type(error).__name__
+    return f"{kind}: {first}" if first and isinstance(error, LookupError) else first or kind

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ExportError, VerificationFailed
+from .errors import ExportError, UserError, VerificationFailed
 
 __all__ = [
     "SET_ASIDE",
     "aside_of",
-    "atomic_path",
-    "digest",
+    "atomic_write",
+    "file_sha256",
     "flush",
+    "new_artefact",
     "require_writable_folder",
     "set_aside",
     "until_proven",
     "was_set_aside",
-    "write_bytes",
 ]
 
 
@@ -30,11 +33,43 @@ _UNPROVEN = ".unproven-"  # begins the name of a folder of files that are not pr
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Lend a temporary path beside `path`; on success it becomes `path`, on failure it is removed.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path next to `path`, renamed to it when the block ends well, else removed.
 
-    The temporary file keeps the suffix, because some writers look at it. It is flushed to disk
-    before the rename, so a crash leaves either the old file or the whole new one.
+    File and folder are flushed: a crash leaves either the old file or the whole new one.
+
+    Raises:
+        OSError: It cannot be written; names `path`.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unused = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        os.close(os.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        temporary = unused
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask and the folder say
+        yield temporary
+        temporary.chmod(mode)  # a library may have put a private file in its place
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        # A full disk has no file name, and is no OSError where a library in Rust met it.
+        number = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else number and int(number[1])
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_artefact(path: str | Path) -> Iterator[Path]:
+    """As `atomic_write`, for a file that the user named.
 
     Raises:
         ExportError: The folder cannot be made or written to.
@@ -42,26 +77,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     require_writable_folder(path)
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
+        with atomic_write(path) as temporary:
+            yield temporary
     except OSError as error:
         raise _unwritable(path, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes private files; an artefact should be as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_writable_folder(path: Path) -> None:
@@ -79,19 +98,13 @@ def require_writable_folder(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def digest(path: str | Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    sha = hashlib.sha256()
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

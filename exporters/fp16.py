@@ -17,9 +17,9 @@ import numpy as np
 
 from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
-from .errors import ConversionFailed, ExportError
-from .files import atomic_path, digest
-from .onnx_info import first_line, graph_inputs, graph_precision, read_onnx
+from .errors import ConversionFailed, ExportError, reason_of
+from .files import file_sha256, new_artefact
+from .onnx_info import graph_inputs, graph_precision, read_onnx
 from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
@@ -82,19 +82,19 @@ def convert_fp16(
         )
     except Exception as error:  # the converter raises whatever it trips over
         raise ConversionFailed(
-            f"'{onnx_path}' cannot be converted to fp16: {first_line(error)}",
+            f"'{onnx_path}' cannot be converted to fp16: {reason_of(error)}",
             hint="name the layer in keep_fp32",
         ) from error
     _drop_repeated_casts(half.graph)
     _bypass_half_between_kept_nodes(half.graph)
     sort_nodes(half.graph)  # the converter appends its casts at the end
     _keep_metadata(half, metadata)
-    with atomic_path(path) as temporary:
+    with new_artefact(path) as temporary:
         temporary.write_bytes(half.SerializeToString())
         read_onnx(temporary)
         OrtSession(temporary)
         return HalfExport(
-            Path(path), digest(temporary), temporary.stat().st_size, tuple(sorted(kept))
+            Path(path), file_sha256(temporary), temporary.stat().st_size, tuple(sorted(kept))
         )
 
 

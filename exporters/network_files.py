@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .errors import ExportError
-from .files import digest
+from .files import file_sha256
 
 # Bytes of one file at most: libraries read all of it. Protobuf ends at 2 GiB.
 MOST_BYTES = {".onnx": 2**31, ".xml": 2**28, ".plan": 2**33, ".engine": 2**33}
@@ -96,7 +96,7 @@ def require_usual_size(path: str | Path) -> None:
 
 def network_digest(path: str | Path) -> str:
     """sha256 of a network: of its file, or of the sha256 of each of its files, in order."""
-    digests = [digest(file) for file in network_files(path)]
+    digests = [file_sha256(file) for file in network_files(path)]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -24,9 +24,9 @@ from torch import nn
 from ._graph import name_after_modules
 from ._onnx_trial import check_graph, try_shapes
 from ._opset17 import OPSET, lower_to_opset17
-from .errors import ConversionFailed, ExportError, MissingPackageError
-from .files import atomic_path
-from .onnx_info import OnnxInfo, TensorInfo, first_line, onnx_info
+from .errors import ConversionFailed, ExportError, MissingPackageError, reason_of
+from .files import new_artefact
+from .onnx_info import OnnxInfo, TensorInfo, onnx_info
 
 __all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]
 
@@ -98,7 +98,7 @@ def export_onnx(
     free = _free_axes(dynamic_batch, dynamic_size)
     proto = _convert(traced, example, free, output_names=names)
     _finish(proto, free, metadata or {})
-    with atomic_path(path) as temporary:
+    with new_artefact(path) as temporary:
         _save(proto, temporary)
         check_graph(temporary)
         try_shapes(temporary, traced, input_size, free=list(free.values()))
@@ -141,7 +141,7 @@ def _try_model(model: nn.Module, example: torch.Tensor) -> list[torch.Tensor]:
             outputs = model(example)
     except Exception as error:  # whatever the user's forward may raise
         raise ExportError(
-            f"the model does not run on images {tuple(example.shape)}: {first_line(error)}",
+            f"the model does not run on images {tuple(example.shape)}: {reason_of(error)}",
             hint="give the input size the model was made for",
         ) from error
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
@@ -194,7 +194,7 @@ def _conversion_error(error: Exception) -> ConversionFailed:
     while cause.__cause__ is not None:  # the exporter wraps the reason in several layers
         cause = cause.__cause__
     return ConversionFailed(
-        f"the model cannot be expressed in ONNX: {first_line(cause)}",
+        f"the model cannot be expressed in ONNX: {reason_of(cause)}",
         hint="replace the operation named above by plain tensor operations; if the batch axis is "
         "at fault, export with a fixed batch",
     )

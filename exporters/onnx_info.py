@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ExportError
+from .errors import ExportError, reason_of
 from .network_files import (
     external_files,
     network_digest,
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     import onnx
 
 IMAGE_TYPES = ("float32", "float16", "uint8")
-_RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
 # TensorProto.COMPLEX128; BFLOAT16 and the 8-bit and 4-bit types come after it.
 _LAST_PLAIN_TYPE = 15
 
@@ -103,7 +100,7 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
 
 def _invalid(path: Path, error: Exception) -> ExportError:
     return ExportError(
-        f"'{path}' is not a valid ONNX model: {first_line(error)}",
+        f"'{path}' is not a valid ONNX model: {reason_of(error)}",
         hint="the file is damaged or not an ONNX file; export it again",
     )
 
@@ -191,14 +188,6 @@ def graph_precision(model: onnx.ModelProto) -> str:
         return "int8"
     half = onnx.TensorProto.FLOAT16
     return "fp16" if any(w.data_type == half for w in model.graph.initializer) else "fp32"
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, without a tail of context, nor ONNX Runtime's
-    numbers and places in its own source."""
-    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", str(error)))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 class _Unusable(Exception):

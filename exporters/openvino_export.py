@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ConversionFailed, ExportError
-from .files import digest, flush, require_writable_folder
+from .files import file_sha256, flush, require_writable_folder
 from .onnx_info import onnx_info
 from .runtimes.openvino import OpenVinoSession, last_line, require_openvino
 
@@ -83,8 +83,8 @@ def export_openvino(
     return OpenVinoExport(
         path=path,
         weights=weights,
-        sha256=digest(path),
-        weights_sha256=digest(weights),
+        sha256=file_sha256(path),
+        weights_sha256=file_sha256(weights),
         size_bytes=path.stat().st_size + weights.stat().st_size,
         version=str(openvino.__version__).split("-")[0],
         precision="fp16" if half else source.precision,

@@ -29,10 +29,10 @@ from ._cpu_int8 import float_arithmetic, pool_as_operator
 from ._graph import sort_nodes
 from ._residual import share_residual_scales
 from .calibrate import Calibration, calibrate
-from .errors import ConversionFailed, ExportError
-from .files import atomic_path, digest
+from .errors import ConversionFailed, ExportError, reason_of
+from .files import file_sha256, new_artefact
 from .fp16 import nodes_of_modules
-from .onnx_info import first_line, graph_precision, read_onnx
+from .onnx_info import graph_precision, read_onnx
 from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def quantize_int8(
         )
     kept = sorted({*nodes_of_modules(model, keep_float), *_classifier(model)})
     graph = quantized_graph(model, calibration, flavour=flavour, exclude=kept)
-    with atomic_path(path) as temporary:
+    with new_artefact(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         read_onnx(temporary)
         OrtSession(temporary)
         return Int8Export(
             path=Path(path),
-            sha256=digest(temporary),
+            sha256=file_sha256(temporary),
             size_bytes=temporary.stat().st_size,
             flavour=flavour,
             method=calibration.method,
@@ -172,7 +172,7 @@ def quantized_graph(
         graph = quantise(typed, calibration, [*exclude, *_classifier(model)], list(only))
     except Exception as error:  # the quantiser raises plain Exceptions and KeyErrors
         raise ConversionFailed(
-            f"the network cannot be quantised: {first_line(error)}",
+            f"the network cannot be quantised: {reason_of(error)}",
             hint="name the layer in keep_float",
         ) from error
     if flavour == "tensorrt" and not only:  # a layer looked at alone is to be judged alone

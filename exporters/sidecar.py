@@ -22,7 +22,7 @@ from typing import Any
 
 from ._trt_compat import Flavour, gpu_name
 from .errors import ExportError
-from .files import digest, write_bytes
+from .files import file_sha256, new_artefact
 from .network_files import network_digest
 
 __all__ = [
@@ -96,7 +96,8 @@ def sidecar_path(engine: str | Path) -> Path:
 
 def write_sidecar(engine: str | Path, sidecar: Sidecar) -> Path:
     path = sidecar_path(engine)
-    write_bytes(path, (json.dumps(asdict(sidecar), indent=2) + "\n").encode())
+    with new_artefact(path) as temporary:
+        temporary.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -146,7 +147,7 @@ def remember_engine(engine: str | Path, folder: Path) -> None:
         folder: Of the user's own, outside every folder that is shared.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (folder / digest(engine)).touch()
+    (folder / file_sha256(engine)).touch()
 
 
 def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ._trt_compat import Flavour, available, choose, gpu_name, typing_for
 from .errors import ConversionFailed, ExportError, MissingPackageError
-from .files import atomic_path, digest, require_writable_folder
+from .files import file_sha256, new_artefact, require_writable_folder
 from .onnx_info import OnnxInfo, onnx_info
 from .sidecar import Sidecar, sidecar_path, write_sidecar
 
@@ -107,7 +107,7 @@ def build_engine(
     path = Path(path)
     cache = _timing_cache(cache_dir, flavour)
     start = time.perf_counter()
-    with atomic_path(path) as temporary:
+    with new_artefact(path) as temporary:
         request = {
             "backend": flavour.name,
             "version": flavour.version,
@@ -127,7 +127,7 @@ def build_engine(
         sidecar_path(path).unlink(missing_ok=True)
     seconds = time.perf_counter() - start
     sidecar = Sidecar(
-        engine_sha256=digest(path),
+        engine_sha256=file_sha256(path),
         onnx_sha256=source.sha256,
         backend=flavour.name,
         version=flavour.version,

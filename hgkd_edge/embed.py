@@ -18,7 +18,7 @@ from exporters.onnx_info import onnx_info, require_image_input
 from hgkd_edge.console import track_steps
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
-from hgkd_edge.errors import DataError, HgkdError, MissingExtraError, RunError, reason_of
+from hgkd_edge.errors import DataError, MissingPackageError, RunError, reason_of
 from hgkd_edge.files import atomic_write
 from hgkd_edge.predict import image_files
 from hgkd_edge.run_files import require_recorded
@@ -72,7 +72,7 @@ def open_embedder(path: Path) -> Embedder:
 
     Raises:
         RunError: It is neither.
-        MissingExtraError: PyTorch is missing.
+        MissingPackageError: PyTorch is missing.
     """
     if path.suffix == ".onnx":
         if not path.is_file():
@@ -96,7 +96,9 @@ def open_embedder(path: Path) -> Embedder:
 
         from hgkd_edge.models.backbone import load_embedding_net
     except ImportError as error:
-        raise MissingExtraError(f"embedding with {path}", extra="train", package="torch") from error
+        raise MissingPackageError(
+            f"embedding with {path}", extra="train", package="torch"
+        ) from error
     file = run.require(run.backbone_file, mend=run.resume_command)
     network = load_embedding_net(file).eval()
     about = network.spec
@@ -122,7 +124,7 @@ def embed(model: Path, images: Sequence[Path], out: Path) -> Embedded:
     Raises:
         RunError: The model cannot be opened.
         DataError: There are no images, none can be read, or `out` has another suffix.
-        MissingExtraError: pyarrow is missing.
+        MissingPackageError: pyarrow is missing.
     """
     write = _writer(out)
     embedder = open_embedder(model)
@@ -196,7 +198,7 @@ def _read(
         try:
             yield file, spec.array(load_photo(file, bits=spec.bits))
         except Exception as error:  # a damaged file may raise anything
-            reason = error.message if isinstance(error, HgkdError) else reason_of(error)
+            reason = reason_of(error)
             skipped.append((str(file), reason.removeprefix(f"{file}: ")))
 
 
@@ -217,7 +219,7 @@ def _parquet_writer() -> Callable[[Embedded, Path], None]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingExtraError("writing Parquet", extra="hf", package="pyarrow") from error
+        raise MissingPackageError("writing Parquet", extra="hf", package="pyarrow") from error
 
     def write(found: Embedded, file: Path) -> None:
         width = found.features.shape[1]

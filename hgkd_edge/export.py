@@ -19,6 +19,7 @@ from exporters import (
     ConversionFailed,
     ExportError,
     MissingPackageError,
+    UserError,
     VerificationFailed,
     quantize,
     runtimes,
@@ -35,6 +36,7 @@ from exporters.onnx_info import exposed, read_onnx
 from exporters.openvino_export import export_openvino
 from exporters.runtimes import Outputs, Runner
 from exporters.sidecar import remember_engine
+from hgkd_edge.bundles import BundleSource, flavour_of, make_bundle, require_bundle
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
@@ -66,7 +68,7 @@ class ExportIncomplete(VerificationFailed):
         failures: Their errors, in the order of `failed`.
     """
 
-    def __init__(self, result: dict[str, Any], failures: list[ExportError]) -> None:
+    def __init__(self, result: dict[str, Any], failures: list[UserError]) -> None:
         hints = dict.fromkeys(error.hint for error in failures if error.hint)
         super().__init__("; ".join(error.message for error in failures), hint="; ".join(hints))
         self.exit_code = max(error.exit_code for error in failures)
@@ -98,6 +100,8 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
             "--bake-postprocessing: a bare backbone gives an embedding, nothing to process",
             hint="fine-tune the run first, or remove the option",
         )
+    for name in options.bundles:
+        require_bundle(name, subject)
     work = _Work(run, options, subject)
     work.make_fp32()
     if options.precision == "fp16":
@@ -112,6 +116,9 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     if options.trt:
         with work.separately("plan"):
             work.make_engine()
+    for name in dict.fromkeys(options.bundles):
+        with work.separately(name):
+            work.make_bundle(name)
     if work.failures:
         raise ExportIncomplete(work.result, work.failures)
     return work.result
@@ -136,7 +143,7 @@ class _Work:
         default_factory=dict
     )  # of this precision, by INT8 flavour or ""
     baked: dict[Path, Path] = field(default_factory=dict)  # plain -> with processing inside
-    failures: list[ExportError] = field(default_factory=list)
+    failures: list[UserError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         subject, options = self.subject, self.options
@@ -244,6 +251,26 @@ class _Work:
         self.result["engine"] = {key: entry[key] for key in build.to_dict()}
         self._save()
 
+    def make_bundle(self, name: str) -> None:
+        options = self.options
+        int8 = options.precision == "int8"
+        plain = self._source(flavour_of(name, options.made_flavours()) if int8 else "")
+        source = BundleSource(
+            run=self.run,
+            subject=self.subject,
+            plain=plain,
+            baked=self.baked.get(plain, plain),
+            precision=options.precision,
+            options=options,
+        )
+        folder = self.run.export_dir / name
+        made = make_bundle(name, source, folder)
+        for file in made["files"]:
+            made_from = self.run.export_dir / made["made_from"]
+            self.run.add_artefact(folder / file, made_from=[made_from])
+        self.result.setdefault("bundles", []).append(made)
+        self._save()
+
     def _build_engine(self, source: Path, path: Path) -> trt_build.EngineBuild:
         options = self.options
         # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
@@ -318,7 +345,11 @@ class _Work:
         )
         return {
             **bounded.exported.to_dict(),
-            "accuracy": {**bounded.to_dict(), "metric": self.subject.metric},
+            "accuracy": {
+                **bounded.to_dict(),
+                "metric": self.subject.metric,
+                "on": self.subject.scored_on,
+            },
         }
 
     def _int8_proof(self, runner: Runner) -> verify.Verification:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from exporters.files import atomic_write, file_sha256
 from hgkd_edge.errors import RunError
 
 __all__ = [
@@ -31,37 +29,6 @@ __all__ = [
 ]
 
 DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path next to `path`, renamed to it when the block ends well, else removed.
-
-    Raises:
-        OSError: It cannot be written; names `path`.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unused = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        os.close(os.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        temporary = unused
-        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask and the folder say
-        yield temporary
-        temporary.chmod(mode)  # a library may have put a private file in its place
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        # A full disk has no file name, and is no OSError where a library in Rust met it.
-        number = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else number and int(number[1])
-        if code is None:
-            raise
-        raise OSError(code, os.strerror(code), str(path)) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -132,15 +99,6 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def cache_dir() -> Path:

@@ -70,7 +70,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         RecipeError: The student is not convolutional, the mask patch does not divide the image,
             nothing stays visible or nothing would be learnt, the teacher's grid cannot be matched,
             or this machine lacks what the recipe needs.
-        MissingExtraError: A package that the teacher's pre-training needs is not installed.
+        MissingPackageError: A package that the teacher's pre-training needs is not installed.
         ConversionError: A module of the student cannot run on visible patches only, or one of its
             weights has no place in the plain timm model.
     """

@@ -15,7 +15,7 @@ from PIL import Image
 from exporters.runtimes import Outputs
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.photos import find_images
-from hgkd_edge.errors import DataError, HgkdError, reason_of
+from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.rundir import write_json
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
@@ -97,7 +97,7 @@ def _answer(model: TaskModel, file: Path, target: Path, threshold: float) -> dic
         outputs = model.outputs(photo)
         record, picture = ANSWERERS[model.task](model, outputs, photo, threshold)
     except Exception as error:  # a damaged file may raise anything, in any library on the way
-        reason = error.message if isinstance(error, HgkdError) else reason_of(error)
+        reason = reason_of(error)
         return {"photo": str(file), "error": reason.removeprefix(f"{file}: ")}
     saved = pictures.save_picture(picture, target.with_name(f"{target.name}.png"))
     if (label_map := record.pop("label_map", None)) is not None:

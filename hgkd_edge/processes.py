@@ -89,9 +89,7 @@ def heeding_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # NCCL and the store raise types of their own (DistBackendError, ...), gloo does not.
-        lost = type(error).__name__.startswith("Dist") or "gloo" in str(error)
-        if count() == 1 or not lost:
+        if count() == 1 or not _is_of_exchange(error):
             raise
         raise TrainingError(
             "another process of this training has ended; the last checkpoint is kept",
@@ -110,6 +108,13 @@ def end(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Whether the exchange broke: NCCL and the store have types for that, gloo has a text."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 def _group() -> Any:

@@ -31,14 +31,16 @@ from hgkd_edge.bench.baseline import (
 )
 from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
+from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.table import compare_runs
+from hgkd_edge.comparison.view import comparison_lines
 from hgkd_edge.console import make_console, printable, warn
-from hgkd_edge.errors import HgkdError, RunError, reason_of
-from hgkd_edge.export_command import export_lines
+from hgkd_edge.errors import RunError, UserError, reason_of
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.files import file_sha256
 from hgkd_edge.parsing import MAX_LABEL_BYTES, MAX_LOG_BYTES, MAX_SETTINGS_BYTES, cut, parse_json
 from hgkd_edge.rundir import RunDir, atomic_write
-from hgkd_edge.tables import score_table, task_table, warning_lines
+from hgkd_edge.tables import export_lines, score_table, task_table, warning_lines
 
 __all__ = ["report"]
 
@@ -153,6 +155,7 @@ def _sections(run: RunDir) -> Iterator[Section]:
         yield Section("Pictures", pictures=pictures)
     yield from _text_section("Exported files and their proof", lambda: _exports(run))
     yield from _text_section("Speed", lambda: _speed(run))
+    yield from _text_section("Comparison", lambda: _comparison(run))
     yield from _text_section("Origin", lambda: _manifest(run))
     recipe = run.read_bytes(run.recipe_file, MAX_SETTINGS_BYTES).decode(errors="replace")
     yield Section("Recipe", lines=tuple(map(Line, map(printable, recipe.splitlines()))))
@@ -168,7 +171,7 @@ def _text_section(title: str, parts: Callable[[], Iterable[RenderableType]]) -> 
     try:
         for part in parts():
             console.print(part, soft_wrap=isinstance(part, (str, Text)))
-    except HgkdError:
+    except UserError:
         raise
     except Exception as error:  # JSON of another shape may fail anywhere
         raise RunError(
@@ -222,6 +225,12 @@ def _speed(run: RunDir) -> Iterator[RenderableType]:
 def _compared(session: Session, failed: frozenset[str]) -> RenderableType:
     compared = with_fp32_baseline(session, failed_models(session, failed))
     return session_view(compared, failed=failed)
+
+
+def _comparison(run: RunDir) -> Iterator[RenderableType]:
+    """What `compare` shows, of what is recorded."""
+    if artefacts_of(run).artefacts:
+        yield from comparison_lines(compare_runs([run], score=False))
 
 
 def _scores(run: RunDir) -> Iterator[RenderableType]:

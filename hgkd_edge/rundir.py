@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hgkd_edge.errors import HgkdError, RecipeError, RunError
+from hgkd_edge.errors import RecipeError, RunError, UserError
 from hgkd_edge.files import atomic_write, cache_dir, file_sha256, open_regular, write_json
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.run_files import RunFiles
@@ -128,7 +128,7 @@ class RunDir(RunFiles):
         if self._instead_of is None:
             return ""
         earlier = RunDir(self._instead_of)
-        with contextlib.suppress(HgkdError):
+        with contextlib.suppress(UserError):
             if earlier.recipe() == self.recipe() and not earlier.backbone_file.is_file():
                 return f"{earlier.path} is unfinished; to continue it: {earlier.resume_command}"
         return f"{earlier.path} already exists"

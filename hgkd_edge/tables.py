@@ -1,31 +1,20 @@
-"""Results as tables for a terminal of 80 columns. Formats, and never computes."""
+"""Results as tables and lines, for a terminal of 80 columns and for the report."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from hgkd_edge.doctor import Capability
+__all__ = ["export_lines", "percent", "score_table", "task_table", "warning_lines"]
 
-__all__ = [
-    "demo_table",
-    "doctor_table",
-    "kernels_table",
-    "prediction_line",
-    "recipes_table",
-    "score_table",
-    "task_table",
-    "verification_line",
-    "warning_lines",
-]
+_WORST_LAYERS = 10
 
 
 def score_table(result: dict[str, Any]) -> Table:
-    """k-NN and linear probe of the distilled backbone beside what it has to beat."""
+    """k-NN and linear probe of the distilled backbone next to what it has to beat."""
     photos = result["photos"][result["split"]]
     intervals = result.get("intervals", {})
     title = f"top-1 accuracy on {photos} photos of the {result['split']} split"
@@ -35,35 +24,11 @@ def score_table(result: dict[str, Any]) -> Table:
     for name in ("distilled", "untrained"):
         scores, ranges = result[name], intervals.get(name, {})
         table.add_row(
-            name, *(_percent(scores[key], ranges.get(key)) for key in ("knn", "linear_probe"))
+            name, *(percent(scores[key], ranges.get(key)) for key in ("knn", "linear_probe"))
         )
-    majority = _percent(result["majority"], intervals.get("majority"))
+    majority = percent(result["majority"], intervals.get("majority"))
     table.add_row("majority class", majority, majority)
     return table
-
-
-def recipes_table(found: dict[str, str]) -> Table:
-    """Names of recipes, and what each gives and costs."""
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(no_wrap=True)
-    for name, text in found.items():
-        table.add_row(name, text)
-    return table
-
-
-def prediction_line(record: dict[str, Any]) -> str:
-    """One photo's answer in one line."""
-    if "error" in record:
-        return f"{record['photo']}: {record['error']}"
-    if "labels" in record:
-        best = record["labels"][0]
-        return f"{record['photo']}: {best['name']} {_percent(best['probability'])}"
-    if "shares" in record:
-        shares = [f"{name} {_percent(share)}" for name, share in record["shares"].items() if share]
-        return f"{record['photo']}: {', '.join(shares)}"
-    counts = Counter(box["name"] for box in record["boxes"])
-    found = [f"{count} {name}" for name, count in counts.items()]
-    return f"{record['photo']}: {', '.join(found) or 'nothing found'}"
 
 
 def task_table(result: dict[str, Any]) -> Table:
@@ -74,12 +39,12 @@ def task_table(result: dict[str, Any]) -> Table:
     table.add_column("", justify="right")
     for name, value in scores.items():
         if isinstance(value, float):
-            table.add_row(name, _percent(value, intervals.get(name)))
+            table.add_row(name, percent(value, intervals.get(name)))
     if baseline := result.get("baseline"):
-        table.add_row(f"baseline: {baseline['name']}", _percent(baseline["score"]))
+        table.add_row(f"baseline: {baseline['name']}", percent(baseline["score"]))
     per_class = intervals.get("per_class", {})
     for name, value in scores.get("per_class", {}).items():
-        table.add_row(f"  {name}", _percent(value, per_class.get(name)))
+        table.add_row(f"  {name}", percent(value, per_class.get(name)))
     return table
 
 
@@ -88,80 +53,8 @@ def warning_lines(result: dict[str, Any]) -> list[Text]:
     return [Text(f"warning: {line}", style="yellow") for line in result.get("warnings", ())]
 
 
-def demo_table(result: dict[str, Any]) -> Table:
-    """The whole demo in one table: each figure beside what it is to be compared with."""
-    scores, cosine, export = result["evaluation"], result["held_out"], result["export"]
-    latency = result["latency"]
-    table = Table(title="hgkd-edge demo")
-    for column in ("", "result", "compare"):
-        table.add_column(column, justify="left" if not column else "right")
-    ours, fresh = scores["distilled"], scores["untrained"]
-    majority = f"majority class {_percent(scores['majority'])}"
-    table.add_row("k-NN top-1", _percent(ours["knn"]), f"untrained {_percent(fresh['knn'])}")
-    table.add_row(
-        "linear probe top-1",
-        _percent(ours["linear_probe"]),
-        f"untrained {_percent(fresh['linear_probe'])}",
-    )
-    table.add_row("", "", majority)
-    table.add_row(
-        "teacher features, cosine at masked sites",
-        f"{cosine['student']:.3f}",
-        f"mean feature {cosine['mean_token']:.3f}",
-    )
-    table.add_section()
-    table.add_row("sparse -> dense, max error", f"{result['sparse_to_dense']:.1e}", "all visible")
-    error = max(output["max_abs_error"] for output in export["verification"]["outputs"])
-    table.add_row("PyTorch -> ONNX, max error", f"{error:.1e}", "64 real photos")
-    engine = export.get("engine")
-    table.add_row(
-        "TensorRT engine",
-        f"{engine['size_bytes'] / 1e6:.1f} MB" if engine else "not built",
-        f"{engine['backend']} {engine['version']}" if engine else result["engine_missing"],
-    )
-    table.add_row(
-        "latency on this CPU, p50", f"{latency['p50_ms']:.2f} ms", f"p99 {latency['p99_ms']:.2f} ms"
-    )
-    table.add_row("whole demo", f"{result['seconds']:.0f} s", "")
-    return table
-
-
-def verification_line(verification: dict[str, Any]) -> str:
-    """One line on how well a converted network agrees."""
-    outputs = verification["outputs"]
-    error = max(output["max_abs_error"] for output in outputs)
-    cosine = min(output["cosine"] for output in outputs)
-    return f"verified on real photos: max error {error:.1e}, cosine {cosine:.6f}"
-
-
-def doctor_table(capabilities: Sequence[Capability]) -> Table:
-    """One row per capability: there or not, what was found, and the mend."""
-    table = Table(show_lines=False)
-    for column in ("", "for", "found, or how to get it"):
-        table.add_column(column)
-    for capability in capabilities:
-        there = capability.available
-        sign = Text("yes", style="green") if there else Text("no", style="yellow")
-        table.add_row(sign, capability.name, capability.found if there else capability.mend)
-    return table
-
-
-def kernels_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Which kernel the sparse engine takes for a convolution, and where that was measured."""
-    table = Table(title="sparse kernels: the first row that fits is taken")
-    for column in ("device", "dtype", "convolution", "tile", "kernel", "measured on"):
-        table.add_column(column)
-    for row in rows:
-        side, tile = row["from_side"], row["up_to_tile"]
-        convolution = row["kind"] if side == 1 else f"{row['kind']}, {side}x{side} and up"
-        size = f"to {tile}x{tile}" if tile < 1024 else "any"
-        table.add_row(
-            row["device"], row["dtype"], convolution, size, row["kernel"], row["measured"]
-        )
-    return table
-
-
-def _percent(share: float, interval: Sequence[float] | None = None) -> str:
+def percent(share: float, interval: Sequence[float] | None = None) -> str:
+    """A share as `12.3 %`, with its interval in brackets."""
     shown = f"{100 * share:.1f} %"
     if interval is None:
         return shown
@@ -172,3 +65,50 @@ def _percent(share: float, interval: Sequence[float] | None = None) -> str:
 def _caption(result: dict[str, Any]) -> str | None:
     method = result.get("interval_method")
     return f"in brackets: {method}" if method else None
+
+
+def export_lines(result: dict[str, Any]) -> Iterator[str]:
+    """Every file with its proof, and what INT8 had to leave in float."""
+    proven_on = result["verified_on"]
+    yield f"verified on {proven_on['photos']} photos of the {proven_on['split']} split"
+    for file in result["files"]:
+        flavour = f" {file['flavour']}" if "flavour" in file else ""
+        size = file["size_bytes"] / 2**20
+        yield f"{file['kind']} {file['precision']}{flavour}: {file['path']} ({size:.1f} MiB)"
+        if file["verification"]:
+            yield f"  {_proof(file['verification'])}"
+        if accuracy := file.get("accuracy"):
+            yield from _accuracy_lines(accuracy)
+        if file["kind"] == "engine":
+            yield f"  {file['backend']} {file['version']}, {file['device']}"
+            if file["backend"] == "tensorrt_rtx":
+                yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
+    for bundle in result.get("bundles", ()):
+        yield f"bundle {bundle['bundle']}: {bundle['path']} (start with its README.md)"
+    for flavour, layers in result.get("sensitivity", {}).items():
+        yield f"most damaging layers in INT8 ({flavour}):"
+        for layer in layers[:_WORST_LAYERS]:
+            yield f"  {layer['damage']:.3f} {layer['module']}"
+
+
+def _proof(verification: dict[str, Any]) -> str:
+    parts = []
+    if verification["max_abs_error"] is not None:
+        parts.append(f"max error {verification['max_abs_error']:.1e}")
+        parts.append(f"cosine {verification['cosine']:.6f}")
+    if verification.get("noise") is not None and verification["precision"] == "int8":
+        parts.append(f"error {verification['noise']:.3f} of the spread")
+    if verification["top1_agreement"] is not None:
+        parts.append(f"same class {verification['top1_agreement']:.1%}")
+    if verification["iou"] is not None:
+        parts.append(f"IoU {verification['iou']:.3f}")
+    return "agrees: " + ", ".join(parts)
+
+
+def _accuracy_lines(accuracy: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"  {accuracy['metric']} {accuracy['score']:.2f}, in float {accuracy['float_score']:.2f}: "
+        f"a drop of {accuracy['drop']:.2f} points (at most {accuracy['max_drop']:g})"
+    )
+    kept = ", ".join(accuracy["kept_float"])
+    yield f"  kept in float: {kept or 'nothing'}"

@@ -16,7 +16,7 @@ from exporters import runtimes
 from exporters.onnx_info import onnx_info, require_image_input
 from exporters.runtimes import Outputs, Session
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.errors import DataError, MissingExtraError, RunError
+from hgkd_edge.errors import DataError, MissingPackageError, RunError
 from hgkd_edge.files import engines_dir
 from hgkd_edge.parsing import MAX_RECORD_BYTES, parse_json
 from hgkd_edge.run_files import require_recorded
@@ -76,7 +76,7 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
     Raises:
         RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
             its run recorded.
-        MissingExtraError: Its runtime is not installed.
+        MissingPackageError: Its runtime is not installed.
     """
     if not path.suffix or path.is_dir():
         path = _model_of(RunDir.resolve(path))
@@ -100,7 +100,7 @@ def _model_of(run: RunDir) -> Path:
         return model
     exported = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
     if not exported.is_file():
-        raise MissingExtraError(f"predicting with {model}", extra="train", package="torch")
+        raise MissingPackageError(f"predicting with {model}", extra="train", package="torch")
     stated = onnx_info(exported).metadata.get("hgkd_edge.weights_sha256")
     if stated != json.dumps(file_sha256(model)):
         raise RunError(

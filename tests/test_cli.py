@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from hgkd_edge.cli import app, recipes_show
+from hgkd_edge.cli import app
+from hgkd_edge.cli.recipes import show_recipe
 from hgkd_edge.errors import Interrupted, RecipeError
 from hgkd_edge.recipe import builtin_recipes
 
@@ -257,7 +258,7 @@ def test_a_strangers_recipe_is_shown_clean(
     file.write_bytes(content)
     lines = content.decode("utf-16" if kind == "UTF-16" else "utf-8", "replace").count("\n")
 
-    recipes_show(str(file))
+    show_recipe(str(file))
 
     shown = capsys.readouterr().out
     assert shown.startswith(begin)
@@ -269,7 +270,7 @@ def test_a_recipe_that_comes_with_the_package_is_shown_as_it_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, file in builtin_recipes().items():
-        recipes_show(name)
+        show_recipe(name)
 
         assert capsys.readouterr().out == file.read_text(encoding="utf-8")
 
@@ -288,4 +289,4 @@ def test_what_is_no_text_is_not_shown(tmp_path: Path) -> None:
         ".": "no recipe file",
     }.items():
         with pytest.raises(RecipeError, match=said):
-            recipes_show(str(tmp_path / name))
+            show_recipe(str(tmp_path / name))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hgkd_edge import parts, pretrain
 from hgkd_edge.cli import app
+from hgkd_edge.cli.distill import distilled_lines
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
@@ -34,7 +35,6 @@ from hgkd_edge.models.student import Prediction
 from hgkd_edge.models.teacher import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.parts import build
 from hgkd_edge.recipe import LossConfig, Recipe, load_recipe
-from hgkd_edge.result_lines import distilled_lines
 from hgkd_edge.rundir import RunDir, file_sha256
 
 

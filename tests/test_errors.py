@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+import exporters
+import hgkd_edge.cli
+from exporters import ExportError
 from hgkd_edge.data.decode import Canvas, keep
-from hgkd_edge.errors import reason_of
+from hgkd_edge.errors import DataError, UserError, reason_of
 
 
 class Unreadable:
@@ -28,6 +32,9 @@ class Unreadable:
         (OSError(f"cannot read {io.BytesIO()!r}"), "cannot read"),
         (TypeError(f"{reason_of} is no array"), "is no array"),
         (TypeError(repr(Unreadable())), "TypeError"),
+        (RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no such node"), "no such node"),
+        (DataError("a.jpg: empty", hint="remove it"), "a.jpg: empty"),
+        (ExportError("no file", hint="check the path"), "no file"),
     ],
 )
 def test_a_reason_is_one_line_without_addresses(error: Exception, said: str) -> None:
@@ -53,3 +60,36 @@ def test_skipped_files_carry_such_reasons() -> None:
 
     assert name == "a.jpg"
     assert " at 0x" not in reason
+
+
+def every_error() -> list[type[UserError]]:
+    found: list[type[UserError]] = [UserError]
+    for each in found:
+        found += each.__subclasses__()
+    return found[1:]
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_every_error_of_both_packages_ends_a_command_with_its_line_and_hint(
+    kind: type[UserError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = kind.__new__(kind)
+    UserError.__init__(error, "what and where", hint="the fix")
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(hgkd_edge.cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        hgkd_edge.cli.main()
+
+    said = capsys.readouterr().err
+    assert ended.value.code == error.exit_code
+    assert said.removeprefix("error: ") == "what and where\nhint: the fix\n"
+
+
+def test_no_module_asks_an_error_for_the_name_of_its_class_or_its_attributes() -> None:
+    for package in (Path(exporters.__file__).parent, Path(hgkd_edge.__file__).parent):
+        for file in package.rglob("*.py"):
+            asked = re.findall(r"type\(\w+\)\.__name__ [!=]=|hasattr\(\w*err\w*,", file.read_text())
+            assert not asked, file

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hgkd_edge import pretrain
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.errors import DataError, MissingExtraError, RecipeError
+from hgkd_edge.errors import DataError, MissingPackageError, RecipeError
 from hgkd_edge.parts import build
 from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.recipe import Recipe
@@ -86,7 +86,7 @@ def test_a_missing_package_is_named_before_any_photo_is_read(
     ibot_recipe["data"]["path"] = "/nowhere"
     recipe = Recipe.model_validate(ibot_recipe)
 
-    with pytest.raises(MissingExtraError, match="'ibot' needs the package 'lightly'") as caught:
+    with pytest.raises(MissingPackageError, match="'ibot' needs the package 'lightly'") as caught:
         build(recipe)
 
     assert caught.value.hint == 'pip install "hgkd-edge[ibot]"'

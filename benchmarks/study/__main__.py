@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.study.arms import ABLATION, ARMS, SCRATCH, TEACHERS, spelled
 from benchmarks.study.cell import score_cell, score_teacher
-from benchmarks.study.protocols import PROTOCOLS, training_photos
+from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import report
 from hgkd_edge.console import console
 from hgkd_edge.data.sources import open_splits
@@ -66,7 +66,7 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
     else:
         cell = score_cell(
             recipe,
-            _fresh(arguments.out / "runs" / name),
+            fresh(arguments.out / "runs" / name),
             photos if PROTOCOLS[arguments.base].per_class else arguments.data,
             scratch=arm in SCRATCH,
             finetuned=not arguments.ablation,
@@ -84,15 +84,6 @@ def _teacher(recipe: Recipe) -> list[str]:
     source = open_splits(recipe.data)["train"]
     weights = pretrain_teacher(parts.vit, source, recipe, size=parts.teacher_size)
     return ["teacher.weights=path", f"teacher.path={weights}"]
-
-
-def _fresh(folder: Path) -> Path:
-    """A folder name that is free: what a stopped study left there stays for a look."""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ABLATION", "ARMS", "SCRATCH", "TEACHERS", "spelled"]
+__all__ = ["ABLATION", "ARMS", "SCRATCH", "SPARK", "TEACHERS", "spelled"]
 
 # Arms whose students are not distilled.
 SCRATCH = ("scratch", "scratch, full width")

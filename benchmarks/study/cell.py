@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.study.protocols import PROTOCOLS
 from hgkd_edge.data.sources import ImageSource, open_splits
@@ -51,9 +51,10 @@ def score_cell(
         `seconds_distilled` and `seconds` in all.
     """
     begin = time.monotonic()
-    splits = open_splits(recipe.data)
     run = RunDir.create(recipe, folder)
     protocol = PROTOCOLS[recipe.name]
+    labelled = annotated if protocol.task == "classify" else recipe.data.path
+    splits = open_splits(recipe.data.model_copy(update={"path": labelled}))
     cell: dict[str, Any] = {"held_out": {}}
     if scratch:
         _save_untrained(recipe, splits["train"], run)
@@ -82,21 +83,21 @@ def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
     save_backbone(dense, parts.spec, run.backbone_file)
 
 
-class _TeacherFeatures(nn.Module):
+class _TeacherFeatures(EmbeddingNet):
     """A teacher as `score_features` takes a network: photos -> its tokens' mean."""
 
     def __init__(self, teacher: Teacher, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.teacher = teacher  # normalises by itself
-        self.spec = BackboneSpec("", 4, size, mean=(0.0,) * 3, std=(1.0,) * 3)
+        # The teacher normalizes by itself.
+        super().__init__(teacher, BackboneSpec("", 4, size, mean=(0.0,) * 3, std=(1.0,) * 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.teacher(images).mean(dim=1)  # [B, N, D] -> [B, D]
+        return self.features(images).mean(dim=1)  # [B, N, D] -> [B, D]
 
 
 def score_teacher(recipe: Recipe) -> dict[str, Any]:
     """`knn` and `linear_probe` top-1 of the teacher itself, and the same two in `val`."""
     parts, splits = build(recipe, download=False), open_splits(recipe.data)
+    assert recipe.teacher.path is not None
     load_vit_weights(parts.vit, recipe.teacher.path)
     teacher = Teacher(parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size)
     network = _TeacherFeatures(teacher.eval(), recipe.data.size)

@@ -1,13 +1,14 @@
-"""Masked and dense students at equal time, and the scores of their frozen features.
+"""Students of one teacher at equal time of their updates, in every score.
 
     python -m benchmarks.study.equal_time run --data imagenette-160 --teacher vit.safetensors \
-        --minutes 5 --seeds 0 1 --out study
-    python -m benchmarks.study.equal_time report --out study
+        --minutes 5 --seeds 0 1 2 --out study
+    python -m benchmarks.study.equal_time report --out study [--plot study.png]
 
 The cost of an update is measured first, for each ratio, on one thread of a machine that does
 nothing else, in CPU time (on a GPU: in time). Every arm then gets the epochs that fit into the
 minutes. All arms share the teacher's cached targets, so the teacher costs all the same and is not
-counted.
+counted; pixels need none and could have its time. `--minutes` takes several values: each is a
+training of its own, with its own schedule, and together they are the curve.
 """
 
 from __future__ import annotations
@@ -18,33 +19,61 @@ import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from benchmarks.study.protocols import training_photos
+from benchmarks.study.arms import SPARK
+from benchmarks.study.cell import score_cell
+from benchmarks.study.protocols import fresh, training_photos
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import Distilling, distill, make_model, make_teacher
+from hgkd_edge.distill import Distilling, make_model, make_teacher
 from hgkd_edge.engine import Draws
 from hgkd_edge.engine.setup import resolve_precision
-from hgkd_edge.evaluate import score_features
-from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe, load_recipe
-from hgkd_edge.rundir import RunDir, write_json
+from hgkd_edge.rundir import write_json
 
 HERE = Path(__file__).parent
+
+
+class Arm(NamedTuple):
+    """A student to compare.
+
+    Attributes:
+        changes: To the base recipe.
+        ratio: Of the masked stage; 0: nothing is masked.
+        share: Of the time that the masked stage takes; the rest sees whole photos.
+        same_updates_as: Arm whose updates it gets in place of the time.
+    """
+
+    changes: list[str]
+    ratio: float = 0.0
+    share: float = 0.0
+    same_updates_as: str = ""
+
+
 NO_EMBEDDING = ["loss.embedding_weight=0"]
-# Name -> (changes to the base recipe, ratio of the masked stage, its share of the time).
-ARMS: dict[str, tuple[list[str], float, float]] = {
-    "dense": (NO_EMBEDDING, 0.0, 0.0),
-    "dense, embedding": ([], 0.0, 0.0),
-    "masked half the time": (NO_EMBEDDING, 0.75, 0.5),
-    "masked half the time, embedding": ([], 0.75, 0.5),
-    "masked nine tenths, embedding": ([], 0.75, 0.9),
-    "half masked half the time, embedding": ([], 0.5, 0.5),
+SCRATCH = "scratch"
+ARMS = {
+    SCRATCH: Arm([]),
+    "pixels": Arm(SPARK, ratio=0.6, share=1.0),
+    "dense": Arm(NO_EMBEDDING),
+    "dense, embedding": Arm([]),
+    "masked half the time": Arm(NO_EMBEDDING, 0.75, 0.5),
+    "masked half the time, embedding": Arm([], 0.75, 0.5),
+    "masked nine tenths, embedding": Arm([], 0.75, 0.9),
+    "half masked half the time, embedding": Arm([], 0.5, 0.5),
+    "masked half the time, embedding, equal updates": Arm([], 0.75, 0.5, "dense, embedding"),
+}
+SCORES = {
+    "k-NN": lambda cell: cell["knn"],
+    "linear probe": lambda cell: cell["linear_probe"],
+    "1 % labels": lambda cell: cell["finetune"].get("0.01"),
+    "10 % labels": lambda cell: cell["finetune"].get("0.1"),
+    "all labels": lambda cell: cell["finetune"].get("1.0"),
 }
 
 
@@ -57,15 +86,14 @@ def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> d
         masked: Seconds of an update of the first stage.
         dense: Seconds of an update of the second.
     """
-    if not ratio:
-        return {0.0: 0.0}
+    if share_of_time in (0, 1):
+        return {0.0: ratio}
     first, second = share_of_time / masked, (1 - share_of_time) / dense
     return {0.0: ratio, round(first / (first + second), 4): 0.0}
 
 
-def seconds_per_update(recipe: Recipe, ratio: float, *, rounds: int = 6) -> float:
-    """The fastest of a few updates of the student, its targets given."""
-    recipe = recipe.model_copy(update={"mask": recipe.mask.model_copy(update={"ratio": ratio})})
+def seconds_per_update(recipe: Recipe, *, rounds: int = 6) -> float:
+    """The fastest of a few updates of the student, its targets given; one ratio."""
     parts = build(recipe, download=False)
     teacher = make_teacher(recipe, parts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,102 +127,151 @@ def seconds_per_update(recipe: Recipe, ratio: float, *, rounds: int = 6) -> floa
     return min(taken[1:])
 
 
+class Costs:
+    """Seconds of an update by kind and ratio, measured once and kept in a file."""
+
+    def __init__(self, file: Path, base: Recipe) -> None:
+        self.file, self.base = file, base
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+
+    def of(self, arm: Arm, ratio: float) -> float:
+        name = f"{'pixels' if arm.changes is SPARK else 'tokens'} {ratio:g}"
+        if name not in self.seconds:
+            changed = changed_recipe(self.base, [*arm.changes, f"mask.ratio={ratio}"])
+            self.seconds[name] = seconds_per_update(changed)
+            write_json(self.file, self.seconds)
+        return self.seconds[name]
+
+
+def changed_recipe(base: Recipe, changes: list[str]) -> Recipe:
+    """A recipe with changes as `--set` takes them."""
+    return load_recipe(HERE / f"{base.name}.yaml", [*located(base), *changes])
+
+
+def located(base: Recipe) -> list[str]:
+    """Where the photos and the teacher are, as changes."""
+    return [f"data.path={base.data.path}", f"teacher.path={base.teacher.path}"]
+
+
 def recipe_of(
-    arm: str, base: Recipe, minutes: float, photos: int, costs: dict[str, float]
+    name: str, base: Recipe, seed: int, minutes: float, photos: int, costs: Costs
 ) -> Recipe:
     """The arm's recipe, with the epochs that fit into the minutes."""
-    _, ratio, share = ARMS[arm]
-    masked, dense = costs[str(ratio)], costs["0.0"]
-    stages = staged(ratio, share, masked, dense)
-    first = list(stages)[1] if len(stages) > 1 else 0.0
+    arm = ARMS[name]
+    masked, dense = costs.of(arm, arm.ratio), costs.of(arm, 0.0) if arm.share < 1 else 0.0
+    stages = staged(arm.ratio, arm.share, masked, dense)
+    first = [*stages, 1.0][1] if arm.share else 0.0
     mean = first * masked + (1 - first) * dense
-    updates = photos // base.train.batch_size * base.mask.per_image
-    epochs = max(1, round(60 * minutes / mean / updates))
-    changed = {"mask": {**base.mask.model_dump(), "ratio": stages}}
-    train = {
-        **base.train.model_dump(),
-        "epochs": epochs,
-        "warmup_epochs": min(0.05 * epochs, epochs),
-    }
-    return Recipe.model_validate({**base.model_dump(), **changed, "train": train})
+    if arm.same_updates_as:
+        mean = costs.of(ARMS[arm.same_updates_as], 0.0)
+    epochs = max(1, round(60 * minutes / mean / (photos // base.train.batch_size)))
+    schedule = {"epochs": epochs, "warmup_epochs": min(0.05 * epochs, epochs)}
+    changes = [f"train.{key}={value}" for key, value in schedule.items()]
+    ratios = ", ".join(f"{start}: {ratio}" for start, ratio in stages.items())
+    return changed_recipe(
+        base, [*arm.changes, *changes, f"mask.ratio={{{ratios}}}", f"seed={seed}"]
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Fill in the cells that are missing."""
     photos = training_photos(arguments.base, arguments.data, arguments.out)
-    changes = [f"data.path={photos}", f"teacher.path={arguments.teacher}"]
+    changes = [f"data.path={photos / 'train'}", f"teacher.path={arguments.teacher}"]
     base = load_recipe(HERE / f"{arguments.base}.yaml", changes)
-    costs_file = arguments.out / f"{arguments.base}.costs.json"
-    costs = json.loads(costs_file.read_text()) if costs_file.is_file() else {}
-    for ratio in sorted({ARMS[arm][1] for arm in arguments.arms} | {0.0}):
-        if str(ratio) not in costs:
-            costs[str(ratio)] = seconds_per_update(base, ratio)
-            write_json(costs_file, costs)
-    splits = open_splits(base.data)
+    costs = Costs(arguments.out / f"{arguments.base}.costs.json", base)
+    count = len(open_splits(base.data)["train"])
     for seed in arguments.seeds:
-        for arm in arguments.arms:
-            _fill(arguments, base, splits, arm, seed, costs)
+        for minutes in arguments.minutes:
+            for name in arguments.arms:
+                recipe = recipe_of(name, base, seed, minutes, count, costs)
+                _fill(arguments, recipe, photos, name, minutes)
 
 
 def _fill(
-    arguments: argparse.Namespace,
-    base: Recipe,
-    splits: dict[str, Any],
-    arm: str,
-    seed: int,
-    costs: dict[str, float],
+    arguments: argparse.Namespace, recipe: Recipe, photos: Path, name: str, minutes: float
 ) -> None:
-    name = f"{arguments.base}.equal.{arm.replace(', ', '-').replace(' ', '-')}.{seed}"
-    file = arguments.out / f"{name}-{arguments.minutes:g}min.json"
+    slug = name.replace(", ", "-").replace(" ", "-")
+    kind = "chosen-by" if arguments.choose else "equal"
+    file = arguments.out / f"{arguments.base}.{kind}.{slug}.{recipe.seed}-{minutes:g}min.json"
     if file.is_file():
         return
-    changes = [f"data.path={base.data.path}", f"teacher.path={arguments.teacher}", f"seed={seed}"]
-    own = load_recipe(HERE / f"{arguments.base}.yaml", [*changes, *ARMS[arm][0]])
-    recipe = recipe_of(arm, own, arguments.minutes, len(splits["train"]), costs)
-    folder = RunDir.create(recipe, arguments.out / "runs" / file.stem)
-    begin = time.process_time()
-    held_out = distill(recipe, folder)["held_out"]
-    network = load_embedding_net(folder.backbone_file)
-    scores = score_features(network, splits["train"], splits[arguments.split])
+    scores = score_cell(
+        recipe,
+        fresh(arguments.out / "runs" / file.stem),
+        photos,
+        scratch=name == SCRATCH,
+        finetuned=not arguments.choose,
+    )
+    if arguments.choose:
+        scores |= scores.pop("val")
     cell = {
         "base": arguments.base,
-        "arm": arm,
-        "seed": seed,
-        "minutes": arguments.minutes,
-        "epochs": recipe.train.epochs,
+        "kind": kind,
+        "arm": name,
+        "seed": recipe.seed,
+        "minutes": minutes,
+        "epochs": 0 if name == SCRATCH else recipe.train.epochs,
         "ratio": recipe.model_dump(mode="json")["mask"]["ratio"],
-        "cpu_seconds": round(time.process_time() - begin),
-        "held_out": held_out,
-        "split": arguments.split,
-        "knn": scores.knn,
-        "linear_probe": scores.linear_probe,
+        **scores,
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
     write_json(file, cell)
-    print(json.dumps({key: cell[key] for key in ("arm", "seed", "epochs", "knn", "linear_probe")}))
+    print(json.dumps(cell), flush=True)
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """The cells of this comparison in a folder that may hold others."""
+    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*min.json"))]
+    return [cell for cell in cells if cell["kind"] in ("equal", "chosen-by")]
 
 
 def table(folder: Path) -> str:
     """All cells as Markdown: mean ± standard deviation over seeds."""
-    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.equal.*.json"))]
-    lines = [
-        "| arm | minutes | seeds | epochs | k-NN | linear probe |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for minutes in sorted({cell["minutes"] for cell in cells}):
+    parts = []
+    cells = read_cells(folder)
+    for base, kind in sorted({(cell["base"], cell["kind"]) for cell in cells}):
+        heads = ["arm", "minutes", "seeds", "epochs", *SCORES]
+        lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+        group = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
+        for minutes in sorted({cell["minutes"] for cell in group}):
+            for arm in ARMS:
+                own = [c for c in group if (c["arm"], c["minutes"]) == (arm, minutes)]
+                if own:
+                    figures = [_shown([get(cell) for cell in own]) for get in SCORES.values()]
+                    row = [arm, f"{minutes:g}", str(len(own)), str(own[0]["epochs"]), *figures]
+                    lines.append(f"| {' | '.join(row)} |")
+        split = "test" if kind == "equal" else "val, to choose by"
+        parts.append(f"### {base}, scored on {split}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def plot(folder: Path, picture: Path) -> None:
+    """Score against minutes, a line for each arm that was trained for more than one time."""
+    from matplotlib.figure import Figure
+
+    cells = read_cells(folder)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, score in zip(figure.subplots(1, 2), ("k-NN", "linear probe"), strict=True):
         for arm in ARMS:
-            own = [c for c in cells if (c["arm"], c["minutes"]) == (arm, minutes)]
-            if own:
-                figures = [_shown([c[key] for c in own]) for key in ("knn", "linear_probe")]
-                row = [arm, f"{minutes:g}", str(len(own)), str(own[0]["epochs"]), *figures]
-                lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+            points: dict[float, list[float]] = {}
+            for cell in cells:
+                if cell["arm"] == arm and cell["kind"] == "chosen-by":
+                    points.setdefault(cell["minutes"], []).append(100 * SCORES[score](cell))
+            if len(points) > 1:
+                means = [statistics.mean(points[minutes]) for minutes in sorted(points)]
+                axes.plot(sorted(points), means, marker="o", label=arm)
+        axes.set(xscale="log", xlabel="minutes of one core", ylabel=f"{score}, %")
+    axes.legend(fontsize="small")
+    figure.savefig(picture, dpi=150)
 
 
-def _shown(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
+def _shown(values: list[float | None]) -> str:
+    found = [100 * value for value in values if value is not None]
+    if not found:
+        return "-"
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.1f}{spread}"
 
 
 def main() -> None:
@@ -204,17 +281,24 @@ def main() -> None:
     fill.add_argument("--base", default="imagenette")
     fill.add_argument("--data", type=Path, required=True, help="the data set's folder")
     fill.add_argument("--teacher", type=Path, required=True, help="weights of the base's teacher")
-    fill.add_argument("--minutes", type=float, default=5, help="of the student's updates")
+    fill.add_argument(
+        "--minutes", type=float, nargs="+", default=[5.0], help="of the student's updates"
+    )
     fill.add_argument("--seeds", type=int, nargs="+", default=[0])
     fill.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    fill.add_argument("--split", choices=["val", "test"], default="val", help="to score on")
+    fill.add_argument(
+        "--choose", action="store_true", help="k-NN and probe on `val` only, to choose by"
+    )
     fill.add_argument("--threads", type=int, default=1)
     show = commands.add_parser("report", help="the figures so far as Markdown on stdout")
+    show.add_argument("--plot", type=Path, help="picture of score against minutes")
     for command in (fill, show):
         command.add_argument("--out", type=Path, required=True, help="folder of cells and runs")
     arguments = parser.parse_args()
     if arguments.command == "report":
         print(table(arguments.out))
+        if arguments.plot:
+            plot(arguments.out, arguments.plot)
         return
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PROTOCOLS", "Protocol", "training_photos"]
+__all__ = ["PROTOCOLS", "Protocol", "fresh", "training_photos"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ PROTOCOLS = {
     "imagenette": Protocol(
         "classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64, draws={0.01: 5}, per_class=100
     ),
+    "imagenette-300": Protocol("classify", {}, batch_size=64, per_class=30),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
@@ -89,6 +90,15 @@ def training_photos(base: str, data: Path, out: Path) -> Path:
     for name in (data / protocol.listing).read_text().split():
         _link(data / protocol.images / f"{name}.jpg", folder / "train")
     return folder / "train"
+
+
+def fresh(folder: Path) -> Path:
+    """A folder name that is free: what a stopped study left there stays for a look."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
 
 
 def _subset(data: Path, per_class: int) -> dict[str, list[Path]]:

@@ -9,9 +9,8 @@ from time import perf_counter
 
 import numpy as np
 
-from ..errors import ConversionFailed, ExportError
+from ..errors import ConversionFailed, ExportError, reason_of
 from ..network_files import network_files
-from ..onnx_info import first_line
 from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, Session, ms_since
 
 __all__ = ["RUNTIMES", "SILENT", "OrtSession"]
@@ -70,7 +69,7 @@ class OrtSession(Session):
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a base
             name = "the model" if isinstance(source, bytes) else f"'{source}'"
             raise ConversionFailed(
-                f"ONNX Runtime cannot load {name}: {first_line(error)}",
+                f"ONNX Runtime cannot load {name}: {reason_of(error)}",
                 hint="the message names the node; replace that operator in the model, "
                 "or use a newer onnxruntime",
             ) from error

@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from hgkd_edge.console import warn
 from hgkd_edge.data.depth import decode_rgb
@@ -33,6 +33,7 @@ __all__ = ["Canvas", "Kept", "StreamedPixels", "allocate", "keep", "memory_bytes
 BATCHES_AHEAD = 2
 STAND_INS = 100  # unreadable photos in a row after which the disk, not a photo, is at fault
 BLOCK = 4096
+DECODER = "simplejpeg\n"  # of JPEGs; another gives slightly other pixels
 T = TypeVar("T")
 
 
@@ -100,7 +101,7 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
         outcomes = [
             outcome for block in _blocks(len(photos)) for outcome in pool.map(decode, block)
         ]
-    digest = hashlib.sha256(_scaling(bits))
+    digest = hashlib.sha256(_pixels_by(canvas, bits))
     for name, (content_hash, fault) in zip(photos.names, outcomes, strict=True):
         if not fault:
             digest.update(f"{name}\0{content_hash}\n".encode())
@@ -168,7 +169,7 @@ class StreamedPixels:
 
     def fingerprint(self) -> str:
         """sha256 over names, labels and file sizes: nothing is read."""
-        digest = hashlib.sha256(_scaling(self.bits) + self.photos.version.encode())
+        digest = hashlib.sha256(_pixels_by(self.canvas, self.bits) + self.photos.version.encode())
         blocks, labels = _blocks(len(self)), self.labels.tolist()
         sizes = self._pool.map(lambda block: [self.photos.size(i) for i in block], blocks)
         for block, row in zip(blocks, sizes, strict=True):
@@ -225,9 +226,10 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _scaling(bits: int) -> bytes:
-    """What a fingerprint says of the scaling of pixels."""
-    return f"{bits} bits\n".encode() if 0 < bits < 16 else b""
+def _pixels_by(canvas: Canvas, bits: int) -> bytes:
+    """What a fingerprint says of how pixels are made of files."""
+    scaling = f"{bits} bits\n" if 0 < bits < 16 else ""
+    return f"{scaling}{'' if canvas.exact else DECODER}".encode()
 
 
 def _blocks(count: int) -> list[range]:
@@ -288,29 +290,36 @@ def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 
             upright = decode_rgb(image, content, turn, bits=bits)
             pixels[:] = np.asarray(cover(upright, canvas)).transpose(2, 0, 1)
         else:
-            turn.draft(image, canvas)
-            whole = _whole_jpeg(image, content, turn)
+            whole = _coarse_jpeg(image, content, turn, canvas)
             if whole is None:
-                whole = np.asarray(decode_rgb(image, content, turn, bits=bits))
+                turn.draft(image, canvas)
+                whole = np.array(decode_rgb(image, content, turn, bits=bits))
             pixels[:] = _covering(whole, canvas)
     return turn.fault
 
 
-def _whole_jpeg(image: Image.Image, content: bytes, turn: Turn) -> np.ndarray | None:
-    """An upright color JPEG that no coarser scale suits, uint8 [H, W, 3]; None for other files.
+def _coarse_jpeg(
+    image: Image.Image, content: bytes, turn: Turn, canvas: tuple[int, int]
+) -> np.ndarray | None:
+    """An upright color JPEG at the coarsest scale that covers the canvas, uint8 [H, W, 3].
 
-    The pixels are Pillow's. torchvision hands them over as they are, where Pillow pads and copies
-    them. What torchvision refuses is left to Pillow, and so is the error if Pillow refuses it too.
+    simplejpeg hands the pixels over as they are, where Pillow pads and copies them, and its
+    shortcuts in the transform and in the colors' resolution vanish in the resize that follows.
+
+    Returns:
+        None for other files, and for those that it finds damaged: they are left to Pillow.
     """
     as_stored = turn.orientation == 1 and (image.height, image.width) == turn.stored
     if image.format != "JPEG" or image.mode != "RGB" or not as_stored:
         return None
-    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    # Of the coarser scales only halves, quarters and eighths are fast.
+    scale = {"min_height": canvas[0], "min_width": canvas[1], "min_factor": 2}
     try:
-        planes = decode_jpeg(encoded, ImageReadMode.RGB)
-    except (AttributeError, RuntimeError):  # torchvision built without JPEG, or a damaged file
+        height, width, *_ = decode_jpeg_header(content, **scale)
+        pixels = np.empty((height, width, 3), np.uint8)
+        return decode_jpeg(content, fastdct=True, fastupsample=True, buffer=pixels, **scale)
+    except ValueError:
         return None
-    return planes.permute(1, 2, 0).numpy()
 
 
 def _covering(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
@@ -322,7 +331,7 @@ def _covering(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     kept_height = max(1, min(height, width * rows // columns))
     kept_width = max(1, min(width, height * columns // rows))
     top, left = (height - kept_height) // 2, (width - kept_width) // 2
-    kept = torch.from_numpy(image[top : top + kept_height, left : left + kept_width].copy())
+    kept = torch.from_numpy(image[top : top + kept_height, left : left + kept_width])
     planes = kept[None].permute(0, 3, 1, 2)  # in this order, torch sees that it is channels-last
     resized = torch.nn.functional.interpolate(planes, canvas, mode="bicubic", antialias=True)
     return resized[0].numpy()

@@ -13,7 +13,7 @@ from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.names import a_few, clean, splits_by_name
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
-from hgkd_edge.errors import DataError, MissingExtraError, reason_of
+from hgkd_edge.errors import DataError, MissingPackageError, reason_of
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["hub_photos"]
@@ -24,12 +24,12 @@ def hub_photos(config: DataConfig) -> Listing:
 
     Raises:
         DataError: The dataset cannot be loaded, or has no split or no column to train on.
-        MissingExtraError: The package `datasets` is not installed.
+        MissingPackageError: The package `datasets` is not installed.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise MissingExtraError("data.source 'hf'", extra="hf", package="datasets") from error
+        raise MissingPackageError("data.source 'hf'", extra="hf", package="datasets") from error
     path = str(config.path)
     try:
         loaded = _load(path)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFile
 
 from hgkd_edge.parsing import read_file
@@ -42,7 +43,7 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say i
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is `MAX_PIXELS`
 ORIENTATION = 0x0112  # the EXIF tag
 _ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
-SCAN = b"\xff\xda"  # the marker of a JPEG's scan; in the pixels' own bytes a zero follows 0xff
+MARKER, SCAN = 0xFF, 0xDA  # how a scan of a JPEG begins; in pixels a zero follows 0xff
 EMPTY_EXIF = 20  # bytes of EXIF data without any tag
 # What brings an image upright, by EXIF orientation.
 UPRIGHT = {
@@ -54,8 +55,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What undoes it: two quarter turns undo each other, all others undo themselves.
-STORED = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @contextlib.contextmanager
@@ -74,7 +73,7 @@ def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
         width, height = max(image.size, _tile_size(image), key=math.prod)
         if (pixels := width * height) > MAX_PIXELS:
             raise _too_many_pixels(f"{width} x {height}")
-        if image.format in ("JPEG", "MPO") and (scans := content.count(SCAN)) * pixels > MAX_PASSES:
+        if image.format in ("JPEG", "MPO") and (scans := _scans(content)) * pixels > MAX_PASSES:
             raise ValueError(f"has {scans:,} scans, which would take very long to decode")
         with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
             yield image
@@ -122,26 +121,37 @@ class Turn:
         """Height and width as viewers show the image."""
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
-    def draft(self, image: Image.Image, near: tuple[int, int], *, upright: bool = True) -> None:
+    def draft(self, image: Image.Image, near: tuple[int, int]) -> None:
         """Let a JPEG be decoded at a coarser scale, not below the height and width `near`."""
-        swap = upright and self.orientation >= 5
+        swap = self.orientation >= 5
         image.draft("RGB", near if swap else near[::-1])  # Pillow names the width first
 
-    def apply(self, image: Image.Image, *, upright: bool = True) -> Image.Image:
-        """The image upright, or as stored, decoded.
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The image upright, decoded.
 
         Args:
-            image: The one that `turn_of` was asked about, perhaps drafted since.
-            upright: False: as stored.
+            image: The one that `turn_of` was asked about, perhaps drafted since; or another one
+                with the same pixels, such as a label map.
         """
         if self.orientation == 1:
             return image
         image.load()
         # Pillow brings TIFF images upright while it decodes them, and removes the tag.
-        already = image.format == "TIFF" and _orientation(image) == 1
-        if already == upright:
+        if image.format == "TIFF" and _orientation(image) == 1:
             return image
-        return image.transpose((UPRIGHT if upright else STORED)[self.orientation])
+        return image.transpose(UPRIGHT[self.orientation])
+
+    def apply_to_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes x1, y1, x2, y2 in the image as stored -> in the upright image, [M, 4]."""
+        height, width = self.stored
+        x, y = boxes[:, 0::2], boxes[:, 1::2]  # [M, 2] each
+        if self.orientation in (2, 3, 7, 8):
+            x = width - x[:, ::-1]
+        if self.orientation in (3, 4, 6, 7):
+            y = height - y[:, ::-1]
+        if self.orientation >= 5:
+            x, y = y, x
+        return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
 
 
 def turn_of(image: Image.Image) -> Turn:
@@ -174,6 +184,12 @@ def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
         raise ValueError(f"not an image of a known format ({', '.join(formats)})") from error
     with image:
         yield image
+
+
+def _scans(content: bytes) -> int:
+    """How many scans a JPEG has. By numpy: `bytes.count` takes a tenth of the decoder's time."""
+    values = np.frombuffer(content, np.uint8)
+    return int(np.count_nonzero(values[np.flatnonzero(values[:-1] == MARKER) + 1] == SCAN))
 
 
 def _too_many_pixels(size: str) -> ValueError:

@@ -343,9 +343,9 @@ class _Loop:
         def load(state: Any) -> None:
             if state.get("photos", self.source.fingerprint) != self.source.fingerprint:
                 raise RunError(
-                    f"{self.place.checkpoint_file}: the training photos are not those that it was "
-                    f"begun with (now {len(self.source)})",
-                    hint="put them back as they were, or begin a new run",
+                    f"{self.place.checkpoint_file}: the training images, or how they are decoded, "
+                    f"changed since it started (now {len(self.source)} images)",
+                    hint="restore both, or start a new run",
                 )
             self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

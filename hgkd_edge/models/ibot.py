@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgkd_edge.errors import MissingExtraError
+from hgkd_edge.errors import MissingPackageError
 from hgkd_edge.models.vit import encode_masked
 
 __all__ = ["OnlineTokenizer", "require_lightly"]
@@ -38,14 +38,14 @@ def require_lightly() -> SimpleNamespace:
     """What is used of `lightly`, by its names there.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingPackageError: It is not installed.
     """
     try:
         from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
         from lightly.models.modules.center import center_mean
         from lightly.models.modules.heads import DINOProjectionHead
     except ImportError as error:
-        raise MissingExtraError(
+        raise MissingPackageError(
             "teacher.pretrain.objective 'ibot'", extra="ibot", package="lightly"
         ) from error
     return SimpleNamespace(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgkd_edge.errors import MissingExtraError
+from hgkd_edge.errors import MissingPackageError
 from hgkd_edge.sparse.gather import rows_of, tiles_of
 from hgkd_edge.sparse.sites import Convolution, SiteTensor, unsupported
 from hgkd_edge.sparse.tiles import TileEngine
@@ -56,7 +56,9 @@ class SpconvEngine(TileEngine):
         try:
             import spconv.pytorch as spconv
         except ImportError as error:
-            raise MissingExtraError("backend='spconv'", extra="spconv", package="spconv") from error
+            raise MissingPackageError(
+                "backend='spconv'", extra="spconv", package="spconv"
+            ) from error
         self._spconv = spconv
 
     def conv2d(

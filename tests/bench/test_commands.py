@@ -10,10 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hgkd_edge.bench.cli import bench_command, devices_command, make_bench_command
 from hgkd_edge.bench.compare import compare_files
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
+from hgkd_edge.cli.bench import bench
+from hgkd_edge.cli.devices import devices
 from hgkd_edge.errors import DeviceError, RunError
 
 MakeModel = Callable[..., Path]
@@ -31,7 +32,7 @@ def invoke(command: Callable[..., None], *arguments: str) -> str:
 def test_json_on_standard_output_is_the_record_and_nothing_else(make_model: MakeModel) -> None:
     model = make_model()
 
-    data = json.loads(invoke(bench_command, str(model), "--duration", "0.1", "--json"))
+    data = json.loads(invoke(bench, str(model), "--duration", "0.1", "--json"))
 
     assert data["file"] == str(model.parent / "bench.json")
     assert data["sessions"][0]["measurements"][0]["latency_ms"]["count"] >= 20
@@ -39,7 +40,7 @@ def test_json_on_standard_output_is_the_record_and_nothing_else(make_model: Make
 
 def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
     text = invoke(
-        bench_command, str(make_model()), "--batch", "1,2", "--threads", "1,2", "--duration", "0.1",
+        bench, str(make_model()), "--batch", "1,2", "--threads", "1,2", "--duration", "0.1",
         "--copies", "out",
     )  # fmt: skip
 
@@ -65,7 +66,7 @@ def test_wrong_options_are_refused_in_one_line(
     make_model: MakeModel, arguments: list[str], said: str
 ) -> None:
     with pytest.raises(DeviceError) as refusal:
-        invoke(bench_command, str(make_model()), *arguments)
+        invoke(bench, str(make_model()), *arguments)
 
     assert said in refusal.value.message
     assert "\n" not in refusal.value.message
@@ -73,8 +74,8 @@ def test_wrong_options_are_refused_in_one_line(
 
 
 def test_devices_lists_boards_and_what_runs_here() -> None:
-    text = invoke(devices_command)
-    data = json.loads(invoke(devices_command, "--json"))
+    text = invoke(devices)
+    data = json.loads(invoke(devices, "--json"))
 
     assert max(map(len, text.splitlines())) <= 80
     assert "agx-orin-64" in text
@@ -91,7 +92,7 @@ def test_two_files_are_compared_case_by_case(make_model: MakeModel, tmp_path: Pa
         )
 
     comparison = compare_files(tmp_path / "a", tmp_path / "b")
-    text = invoke(bench_command, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    text = invoke(bench, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
 
     [row] = comparison.rows
     assert row.ratio == pytest.approx(row.b_p50_ms / row.a_p50_ms)
@@ -166,14 +167,14 @@ def test_an_estimate_is_never_compared_as_a_measurement(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
     model = make_model()
-    invoke(bench_command, str(model), "--estimate")
+    invoke(bench, str(model), "--estimate")
 
     with pytest.raises(RunError, match=r"not a bench\.json"):
         compare_files(model.parent / "bench-estimate.json", model.parent / "bench-estimate.json")
 
 
 def test_the_torch_runner_measures_the_runs_module_beside_its_export(
-    make_model: MakeModel,
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch")
     model = make_model("run/export/net")
@@ -185,8 +186,10 @@ def test_the_torch_runner_measures_the_runs_module_beside_its_export(
         asked.append(folder)
         return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
 
+    monkeypatch.setattr("hgkd_edge.cli.bench._load_torch", load)
+
     invoke(
-        make_bench_command(load), str(run), "--runner", "ort-cpu,torch", "--duration", "0.1",
+        bench, str(run), "--runner", "ort-cpu,torch", "--duration", "0.1",
         "--threads", "1,2",
     )  # fmt: skip
 
@@ -201,4 +204,4 @@ def test_the_torch_runner_without_a_module_says_what_it_needs(make_model: MakeMo
     pytest.importorskip("torch")
 
     with pytest.raises(DeviceError, match="no PyTorch module for 'net'"):
-        invoke(bench_command, str(make_model()), "--runner", "torch")
+        invoke(bench, str(make_model()), "--runner", "torch")

@@ -124,10 +124,10 @@ def test_bigger_batches_take_longer_and_give_more_images(resnet50: Path) -> None
 def test_every_estimate_says_so_and_is_kept_apart_from_measurements(make_model: MakeModel) -> None:
     import typer
 
-    from hgkd_edge.bench.cli import bench_command
+    from hgkd_edge.cli.bench import bench
 
     app = typer.Typer()
-    app.command()(bench_command)
+    app.command()(bench)
     model = make_model()
 
     shown = CliRunner().invoke(app, [str(model), "--estimate", "--precision", "fp16,int8"])

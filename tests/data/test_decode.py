@@ -1,4 +1,4 @@
-"""JPEGs that no coarser scale suits: torchvision's decoder gives the pixels that Pillow gives."""
+"""JPEGs for training: simplejpeg's pixels are close to Pillow's, which takes what it refuses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.decode import mosaics
 from hgkd_edge.data import decode
 
 CANVAS = (3, 32, 32)
 
 
+PHOTO = next(mosaics(640, 480, 1))
+
+
 def jpeg(size: tuple[int, int] = (50, 37), mode: str = "RGB", **options: Any) -> bytes:
-    """A picture with detail; `size` is width and height."""
-    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
+    """A photo; `size` is width and height."""
+    image = Image.open(io.BytesIO(PHOTO)).resize(size, Image.Resampling.BICUBIC).convert(mode)
     stream = io.BytesIO()
     image.save(stream, "JPEG", **options)
     return stream.getvalue()
@@ -32,12 +35,12 @@ def canvas_of(content: bytes) -> np.ndarray:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for every file that torchvision decoded."""
+    """One entry for every file that simplejpeg decoded."""
     found: list[int] = []
     original = decode.decode_jpeg
 
-    def counted(*arguments: Any) -> Any:
-        planes = original(*arguments)
+    def counted(*arguments: Any, **options: Any) -> Any:
+        planes = original(*arguments, **options)
         found.append(1)
         return planes
 
@@ -46,13 +49,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def refusing(error: Exception) -> Callable[..., Any]:
-    def refuse(*_: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise error
 
     return refuse
 
 
-@pytest.mark.parametrize("size", [(50, 37), (37, 50), (63, 40), (1, 1), (7, 13)])
+@pytest.mark.parametrize(
+    "size", [(50, 37), (37, 50), (64, 64), (80, 65), (300, 200), (640, 480), (1, 1), (7, 13)]
+)
 @pytest.mark.parametrize(
     "options",
     [
@@ -65,7 +70,7 @@ def refusing(error: Exception) -> Callable[..., Any]:
     ],
     ids=str,
 )
-def test_both_decoders_give_the_same_pixels(
+def test_both_decoders_give_nearly_the_same_pixels(
     size: tuple[int, int],
     options: dict[str, Any],
     calls: list[int],
@@ -74,39 +79,28 @@ def test_both_decoders_give_the_same_pixels(
     content = jpeg(size, **options)
 
     fast = canvas_of(content)
-    monkeypatch.setattr(decode, "decode_jpeg", refusing(RuntimeError("damaged")))
+    monkeypatch.setattr(decode, "decode_jpeg", refusing(ValueError("damaged")))
     pillow = canvas_of(content)
 
     assert len(calls) == 1
-    assert np.array_equal(fast, pillow)
+    difference = np.abs(fast.astype(int) - pillow.astype(int))
+    assert difference.mean() < 3.5  # of 255: bicubic and bilinear differ as much
+    assert np.quantile(difference, 0.99) <= 25
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        jpeg((80, 64)),  # half the scale still covers the canvas
         jpeg(mode="L"),
         jpeg(mode="CMYK"),
         jpeg(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
     ],
-    ids=["large", "gray", "cmyk", "turned"],
+    ids=["gray", "cmyk", "turned"],
 )
 def test_other_jpegs_are_left_to_pillow(content: bytes, calls: list[int]) -> None:
     canvas_of(content)
 
     assert not calls
-
-
-@pytest.mark.parametrize("error", [AttributeError("no JPEG"), RuntimeError("no JPEG")])
-def test_a_torchvision_without_jpeg_costs_speed_only(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = jpeg()
-    expected = canvas_of(content)
-
-    monkeypatch.setattr(decode, "decode_jpeg", refusing(error))
-
-    assert np.array_equal(canvas_of(content), expected)
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.9])

@@ -9,7 +9,7 @@ import torch
 
 from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.errors import DataError, MissingExtraError
+from hgkd_edge.errors import DataError, MissingPackageError
 from tests.data.helpers import data_config
 
 datasets = pytest.importorskip("datasets")
@@ -144,7 +144,7 @@ def test_what_is_no_dataset_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
 
-    with pytest.raises(MissingExtraError, match=r"hgkd-edge\[hf\]"):
+    with pytest.raises(MissingPackageError, match=r"hgkd-edge\[hf\]"):
         open_splits(data_config("anything", source="hf"))
 
 

@@ -36,7 +36,7 @@ def test_other_photos_than_those_begun_with_are_refused(
 ) -> None:
     run(Classify(), source, tmp_path)
 
-    with pytest.raises(RunError, match="photos are not those that it was begun with"):
+    with pytest.raises(RunError, match="the training images, or how they are decoded, changed"):
         run(Classify(), replace(source, fingerprint="other"), tmp_path, resume=True)
 
 

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from hgkd_edge.cli import main
-from hgkd_edge.errors import HgkdError, RecipeError, RunError
+from hgkd_edge.errors import RecipeError, RunError, UserError
 from hgkd_edge.models.backbone import create_timm_model, load_features
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
@@ -173,7 +173,7 @@ def test_a_backbone_file_chooses_no_files_or_addresses(
 def test_a_name_is_no_address(name: str, hostile: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not the name of a timm model"):
         create_timm_model("student.name", name, {})
-    with pytest.raises(HgkdError, match="not the name of a timm model"):
+    with pytest.raises(UserError, match="not the name of a timm model"):
         load_features(stored(tmp_path / "backbone.safetensors", name=name, args={}))
 
 

@@ -6,11 +6,10 @@ from importlib import metadata
 from time import perf_counter
 from typing import Any
 
-from exporters.onnx_info import first_line
 from exporters.runtimes.ort import SILENT
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["OrtRunner"]
 
@@ -73,7 +72,7 @@ class OrtRunner:
             )
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise DeviceError(
-                f"{self.name} cannot load '{case.model.path}': {first_line(error)}",
+                f"{self.name} cannot load '{case.model.path}': {reason_of(error)}",
                 hint="see whether the model's operators are supported: hgkd-edge doctor",
             ) from error
         load_ms = (perf_counter() - start) * 1000

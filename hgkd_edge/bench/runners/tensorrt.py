@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from exporters.errors import ExportError
 from exporters.runtimes.tensorrt import load_engine
 from exporters.sidecar import read_sidecar
 from exporters.trt_build import build_engine
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, UserError
 from hgkd_edge.files import engines_dir
 
 __all__ = ["TensorRtRunner"]
@@ -78,7 +77,7 @@ class TensorRtRunner:
                 )
             else:
                 engine, build_ms = self._build(case)
-        except ExportError as error:
+        except UserError as error:
             raise DeviceError(error.message, hint=error.hint) from error
         runner = activate(engine, self.package)
         load_ms = (perf_counter() - start) * 1000 - (build_ms or 0.0)

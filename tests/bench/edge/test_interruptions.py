@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hgkd_edge.bench.edge import link as link_module
-from hgkd_edge.errors import HgkdError
+from hgkd_edge.errors import UserError
 
 from .conftest import Board, measure, processes, wait_until
 
@@ -29,7 +30,7 @@ def test_a_broken_connection_ends_all_work_and_resume_finds_the_finished_build(
     board, model = start_board(STANDIN_BUILD_S="1.0"), make_model()
     _kill_ssh_when(board, lambda: board.builds() == 2, monkeypatch)
 
-    with pytest.raises(HgkdError, match="connection to .* broke") as failure:
+    with pytest.raises(UserError, match="connection to .* broke") as failure:
         measure(board, model, batches=(1, 2))
     assert "--resume" in failure.value.hint
     assert failure.value.exit_code == 1
@@ -68,15 +69,15 @@ def test_another_session_that_does_not_end_is_left_alone(
     clients = _watch_clients(monkeypatch)
 
     def attempt() -> None:
-        with pytest.raises(HgkdError):
+        with pytest.raises(UserError):
             measure(board, model)
 
     first = threading.Thread(target=attempt)
     first.start()
     wait_until(lambda: board.builds() == 1)
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.PATIENCE_S", 0.0)
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.PATIENCE_S", 0)
 
-    with pytest.raises(HgkdError, match="another session is measuring this model"):
+    with pytest.raises(UserError, match="another session is measuring on this device"):
         measure(board, model)
 
     assert len(processes()) > 1
@@ -140,15 +141,15 @@ def test_a_box_measured_by_the_sent_runner_is_left_clean_too(
 def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.SILENCE_S", 1.0)
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.SILENCE_S", 1.0)
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     clients = _watch_clients(monkeypatch)
-    failures: list[HgkdError] = []
+    failures: list[UserError] = []
 
     def attempt() -> None:
         try:
             measure(board, model)
-        except HgkdError as error:
+        except UserError as error:
             failures.append(error)
 
     session = threading.Thread(target=attempt)
@@ -164,6 +165,32 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     assert "connection to" in failures[0].message
 
 
+def test_work_whose_script_was_killed_ends_too(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="60"), make_model()
+    failures: list[UserError] = []
+
+    def attempt() -> None:
+        try:
+            measure(board, model)
+        except UserError as error:
+            failures.append(error)
+
+    session = threading.Thread(target=attempt)
+    session.start()
+    wait_until(lambda: board.builds() == 1)
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = str(board.folder).encode() in (entry / "environ").read_bytes()
+            if ours and (entry / "cmdline").read_bytes().startswith(b"sh\0-c\0read -r script"):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+    wait_until(lambda: not processes())
+    session.join(20)
+    assert "connection to" in failures[0].message
+
+
 def test_a_line_that_breaks_before_anything_is_built_leaves_nothing(
     make_model: MakeModel, start_board: StartBoard
 ) -> None:
@@ -173,7 +200,7 @@ def test_a_line_that_breaks_before_anything_is_built_leaves_nothing(
         if "upload" in what:
             raise OSError("no route to host")
 
-    with pytest.raises(HgkdError, match="broke"):
+    with pytest.raises(UserError, match="broke"):
         measure(board, model, progress=fail)
 
     wait_until(lambda: not board.leftovers(), 5)

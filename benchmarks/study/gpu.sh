@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The comparison at equal time on a GPU, in calls of under seven minutes: each computes the cells
+# that are missing and ends when its time is up. The cells land in $OUT/cells (default: study-results/).
+#
+#   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors         on a machine with an NVIDIA GPU
+#   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors --dry   on any CPU: shows that it works
+#
+# To continue on another machine, put the cells of the last call into $CELLS (default: study-cells/).
+# $PYTHON needs what `pip install hgkd-edge[train]` installs; $WHEELS as in benchmarks/gpu.sh.
+set -euo pipefail
+data=$(realpath "$1") teacher=$(realpath "$2") dry=${3:-}
+cd "$(dirname "$0")/../.."
+out=${OUT:-study-results} python=${PYTHON:-python3} wheels=${WHEELS:-wheels} cells=${CELLS:-study-cells}
+end=$((SECONDS + ${LIMIT:-400}))
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+mkdir -p "$out/cells"
+work=$(mktemp -d)  # runs and caches, which need not come back
+export HGKD_EDGE_CACHE=$work/cache
+if [ -d "$wheels" ]; then
+  "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$wheels"/*.whl
+  export PYTHONPATH=$PYTHONPATH:$work/site
+fi
+for file in "$cells"/*.json; do [ -f "$file" ] && cp "$file" "$work/"; done
+
+study() {  # options of `equal_time run`
+  left=$((end - SECONDS))
+  [ "$left" -gt 5 ] || return 0
+  timeout "$left" "$python" -m benchmarks.study.equal_time run --data "$data" --teacher "$teacher" \
+    --out "$work" "$@" || echo "stopped after $SECONDS s: run it again for the rest"
+  cp "$work"/*.json "$out/cells/"
+}
+
+both=("dense, embedding" "masked half the time, embedding")
+if [ "$dry" = --dry ]; then
+  study --base imagenette-300 --choose --minutes 0.02 --arms pixels "${both[@]}"
+else
+  study --minutes 1 --seeds 0 --arms scratch pixels dense "${both[@]}" "${both[1]}, equal updates"
+  study --minutes 1 --seeds 1 2 --arms "${both[@]}"
+  study --choose --minutes 0.25 0.5 2 --arms "${both[@]}"
+  study --base imagenette-300 --choose --minutes 0.5 2 --arms "${both[@]}"
+fi
+"$python" -m benchmarks.study.equal_time report --out "$out/cells"
+echo "cells: $out/cells"

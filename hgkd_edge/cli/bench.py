@@ -1,0 +1,169 @@
+"""The command `bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgkd_edge.cli.options import AsJson, TrustEngine
+from hgkd_edge.cli.output import say, show
+
+if TYPE_CHECKING:
+    from hgkd_edge.bench.options import BenchOptions
+
+Models = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[RUN|MODEL.onnx]...", help="Default: the latest run."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, openvino or jetson.")]
+Host = Annotated[
+    str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure there, over SSH.")
+]
+Hosts = Annotated[
+    Path | None, typer.Option(metavar="FLEET.yaml", help="Measure all of these over SSH.")
+]
+Batches = Annotated[str, typer.Option(help="Batch sizes to sweep, such as 1,8.")]
+Threads = Annotated[str, typer.Option(help="CPU threads to sweep, such as 1,2.")]
+Precisions = Annotated[str, typer.Option(help="Only these, such as fp16,int8.")]
+Runners = Annotated[str, typer.Option(help="Runners of this machine (see: devices).")]
+Copies = Annotated[str, typer.Option(help="Input and output copies: in or out of the time.")]
+Duration = Annotated[float, typer.Option(help="Measured seconds per case.")]
+Rounds = Annotated[int, typer.Option(help="Interleaved visits per case.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npy", help="Real input, f32[N,3,H,W]; default: what export kept."),
+]
+Count = Annotated[int | None, typer.Option(help="Measured runs per case, in place of --duration.")]
+Unverified = Annotated[
+    bool, typer.Option("--unverified", help="Measure even if the outputs are wrong.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
+]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="Roofline estimate for devices that are not available.")
+]
+On = Annotated[str, typer.Option(help="With --estimate: devices, such as orin-nano-8.")]
+Compare = Annotated[
+    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Ratios of two bench.json.")
+]
+SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration in place of yours.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Write here; default: bench.json in the run folder.")
+]
+
+
+def bench(
+    models: Models = None,
+    device: Device = "cpu",
+    host: Host = None,
+    hosts: Hosts = None,
+    batch: Batches = "1",
+    threads: Threads = "",
+    precision: Precisions = "",
+    runner: Runners = "",
+    copies: Copies = "in",
+    duration: Duration = 5.0,
+    rounds: Rounds = 5,
+    images: Inputs = None,
+    count: Count = None,
+    unverified: Unverified = False,
+    trust_engine: TrustEngine = False,
+    resume: Resume = False,
+    estimate: Estimate = False,
+    on: On = "",
+    compare: Compare = None,
+    ssh_config: SshConfig = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure latency and throughput: here, on a Jetson, or over SSH.
+
+    Example: hgkd-edge bench model.onnx --batch 1,8 --threads 1,2
+
+    Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
+    """
+    from hgkd_edge.bench.inputs import load_images
+    from hgkd_edge.bench.options import BenchOptions, parse_counts
+
+    if compare is not None:
+        _compare(*compare, as_json=as_json)
+        return
+    options = BenchOptions(
+        models=tuple(models or ()),
+        device=device,
+        runners=_names(runner),
+        host=host,
+        hosts=hosts,
+        batches=parse_counts(batch, option="--batch"),
+        threads=parse_counts(threads, option="--threads") if threads else (None,),
+        precisions=_names(precision),
+        copies=copies,  # type: ignore[arg-type]  # BenchOptions refuses anything else
+        duration_s=duration,
+        rounds=rounds,
+        out=out,
+        count=count,
+        images=load_images(images) if images is not None else None,
+        unverified=unverified,
+        trust_engine=trust_engine,
+        resume=resume,
+        ssh_config=ssh_config,
+        load_torch=_load_torch,
+    )
+    if estimate:
+        _estimate(options, _names(on), as_json=as_json)
+    else:
+        _measure(options, as_json=as_json)
+
+
+def _load_torch(run: Path) -> Any:
+    """A run's dense backbone as a PyTorch module; `bench/` itself knows nothing of models."""
+    from hgkd_edge.models.backbone import load_embedding_net
+    from hgkd_edge.rundir import RunDir
+
+    return load_embedding_net(RunDir.resolve(run).backbone_file)
+
+
+def _measure(options: BenchOptions, *, as_json: bool) -> None:
+    from hgkd_edge.bench.progress import live_progress
+    from hgkd_edge.bench.run import run_bench
+    from hgkd_edge.bench.tables import fleet_view, session_view
+
+    with live_progress() as tell:
+        result = run_bench(options, progress=tell)
+    record = {
+        "file": str(result.file),
+        "sessions": [one.model_dump(mode="json") for one in result.sessions],
+        "refusals": [one.model_dump() for one in result.refusals],
+    }
+    if options.hosts is not None:
+        show(record, as_json, lambda: [fleet_view(result.sessions, result.refusals)])
+    else:
+        show(record, as_json, lambda: [session_view(result.sessions[0])])
+    if not as_json:
+        say(f"written to {result.file}")
+    if result.refusals:
+        raise typer.Exit(1)
+
+
+def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
+    from hgkd_edge.bench.estimate import estimate_record, estimate_to_file, estimate_view
+
+    file, found = estimate_to_file(options, names)
+    show({"file": str(file), **estimate_record(found)}, as_json, lambda: [estimate_view(found)])
+    if not as_json:
+        say(f"written to {file}")
+
+
+def _compare(a: Path, b: Path, *, as_json: bool) -> None:
+    from hgkd_edge.bench.compare import compare_files
+    from hgkd_edge.bench.tables import comparison_view
+
+    comparison = compare_files(a, b)
+    show(comparison.to_dict(), as_json, lambda: [comparison_view(comparison)])
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -1,0 +1,74 @@
+"""The command `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hgkd_edge.cli.options import AsJson, Overrides
+from hgkd_edge.cli.output import next_line, show
+
+
+def demo(
+    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/demo.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole path on bundled photos: three to five minutes on two CPU cores, no network.
+
+    Example: hgkd-edge demo
+    """
+    from hgkd_edge import demo as verb
+    from hgkd_edge.tables import warning_lines
+
+    result = verb.demo(run, overrides or ())
+    following = ("finetune {run} --task classify", "report")
+    show(
+        result,
+        as_json,
+        lambda: [
+            _table(result),
+            f"run folder: {result['run']}",
+            *warning_lines(result),
+            *warning_lines(result["evaluation"]),
+            next_line(result["run"], *following),
+        ],
+    )
+
+
+def _table(result: dict[str, Any]) -> Any:
+    """The whole demo in one table: each figure next to what it is compared with."""
+    from rich.table import Table
+
+    from hgkd_edge.tables import percent
+
+    scores, cosine, export = result["evaluation"], result["held_out"], result["export"]
+    ours, fresh, latency = scores["distilled"], scores["untrained"], result["latency"]
+    error = max(output["max_abs_error"] for output in export["verification"]["outputs"])
+    engine = export.get("engine")
+    table = Table("", title="hgkd-edge demo")
+    table.add_column("result", justify="right")
+    table.add_column("compare", justify="right")
+    for name, key in (("k-NN top-1", "knn"), ("linear probe top-1", "linear_probe")):
+        table.add_row(name, percent(ours[key]), f"untrained {percent(fresh[key])}")
+    table.add_row("", "", f"majority class {percent(scores['majority'])}")
+    table.add_row(
+        "teacher features, cosine at masked sites",
+        f"{cosine['student']:.3f}",
+        f"mean feature {cosine['mean_token']:.3f}",
+    )
+    table.add_section()
+    table.add_row("sparse -> dense, max error", f"{result['sparse_to_dense']:.1e}", "all visible")
+    table.add_row("PyTorch -> ONNX, max error", f"{error:.1e}", "64 real photos")
+    table.add_row(
+        "TensorRT engine",
+        f"{engine['size_bytes'] / 1e6:.1f} MB" if engine else "not built",
+        f"{engine['backend']} {engine['version']}" if engine else result["engine_missing"],
+    )
+    table.add_row(
+        "latency on this CPU, p50", f"{latency['p50_ms']:.2f} ms", f"p99 {latency['p99_ms']:.2f} ms"
+    )
+    table.add_row("whole demo", f"{result['seconds']:.0f} s", "")
+    return table

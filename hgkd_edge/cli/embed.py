@@ -1,0 +1,34 @@
+"""The command `embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hgkd_edge.cli.options import AsJson, Images
+from hgkd_edge.cli.output import show
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(help="Run folder or name, or a backbone's .onnx.")],
+    images: Images,
+    out: Annotated[Path, typer.Option(help="File for the features: .npz or .parquet.")] = Path(
+        "features.npz"
+    ),
+    neighbors: Annotated[
+        bool, typer.Option("--neighbors", help="Draw images with their nearest neighbors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a backbone's features of images, for search, deduplication and active learning.
+
+    Example: hgkd-edge embed runs/demo photos/ --out features.npz --neighbors
+    """
+    from hgkd_edge import embed as verb
+
+    found = verb.embed(model, images, out)
+    picture = verb.draw_neighbors(found, out.with_suffix(".png")) if neighbors else None
+    result = verb.summary(found, out, picture)
+    show(result, as_json, lambda: verb.lines(result))

@@ -1,0 +1,145 @@
+"""The command `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hgkd_edge.cli.options import AsJson, Run
+from hgkd_edge.cli.output import say_error, show
+
+if TYPE_CHECKING:
+    from hgkd_edge.export_options import ExportOptions
+
+Onnx = Annotated[bool, typer.Option("--onnx", help="ONNX, verified on real photos (always made).")]
+Trt = Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")]
+OpenVino = Annotated[bool, typer.Option("--openvino", help="Also write an OpenVINO model.")]
+Precision = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
+Backbone = Annotated[
+    bool, typer.Option("--backbone", help="The bare backbone, not the fine-tuned model.")
+]
+FixedBatch = Annotated[
+    bool, typer.Option("--fixed-batch/--dynamic-batch", help="Fix the batch to 1.")
+]
+DynamicSize = Annotated[
+    bool, typer.Option("--dynamic-size/--fixed-size", help="Leave height and width free.")
+]
+Calibration = Annotated[int | None, typer.Option(help="INT8: calibration photos [default: 512].")]
+CalibrationData = Annotated[
+    Path | None, typer.Option(help="INT8: calibrate on this folder of photos instead.")
+]
+CalibrationMethod = Annotated[
+    str | None, typer.Option(help="INT8: percentile [default], minmax or entropy.")
+]
+Flavours = Annotated[list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")]
+Sensitivity = Annotated[
+    bool, typer.Option("--sensitivity", help="INT8: rank layers by the damage they do.")
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(help="INT8: points to lose at most; the worst layers stay in float."),
+]
+OptBatch = Annotated[int | None, typer.Option(help="TensorRT: batch to tune for [default: 1].")]
+MaxBatch = Annotated[int | None, typer.Option(help="TensorRT: largest batch [default: 16].")]
+Workspace = Annotated[int | None, typer.Option(metavar="MIB", help="TensorRT: scratch memory.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(metavar="8.6", help="TensorRT-RTX: compute capability. Repeatable."),
+]
+Dla = Annotated[
+    int | None, typer.Option(metavar="CORE", help="TensorRT on a Jetson: use this DLA.")
+]
+BakePreprocessing = Annotated[
+    bool, typer.Option("--bake-preprocessing", help="Take uint8 frames [B, H, W, 3].")
+]
+Frame = Annotated[
+    str | None, typer.Option(metavar="HxW", help="Size of the frames [default: free].")
+]
+Bundles = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder to deploy: triton, deepstream, timm, predict, jetson. Repeatable."),
+]
+BakePostprocessing = Annotated[
+    bool, typer.Option("--bake-postprocessing", help="Give probabilities, class maps or boxes.")
+]
+
+
+def export(
+    run: Run = None,
+    onnx: Onnx = True,
+    trt: Trt = False,
+    openvino: OpenVino = False,
+    precision: Precision = "fp32",
+    backbone: Backbone = False,
+    fixed_batch: FixedBatch = False,
+    dynamic_size: DynamicSize = False,
+    calib: Calibration = None,
+    calib_data: CalibrationData = None,
+    calib_method: CalibrationMethod = None,
+    flavour: Flavours = None,
+    sensitivity: Sensitivity = False,
+    max_drop: MaxDrop = None,
+    opt_batch: OptBatch = None,
+    max_batch: MaxBatch = None,
+    workspace: Workspace = None,
+    target_cc: Targets = None,
+    dla: Dla = None,
+    bake_preprocessing: BakePreprocessing = False,
+    frame: Frame = None,
+    bake_postprocessing: BakePostprocessing = False,
+    bundle: Bundles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a run to ONNX, OpenVINO and TensorRT, each file proven on real photos.
+
+    Example: hgkd-edge export runs/demo --onnx --trt
+
+    Example: hgkd-edge export --precision int8 --max-drop 0.5 --openvino
+    """
+    from hgkd_edge.export_options import ExportOptions, parse_frame
+
+    options = ExportOptions(
+        precision=precision,
+        trt=trt,
+        openvino=openvino,
+        backbone=backbone,
+        dynamic_batch=not fixed_batch,
+        dynamic_size=dynamic_size,
+        calibration=calib,
+        calibration_data=calib_data,
+        calibration_method=calib_method,
+        flavours=tuple(flavour or ()),
+        sensitivity=sensitivity,
+        max_drop=max_drop,
+        opt_batch=opt_batch,
+        max_batch=max_batch,
+        workspace_mib=workspace,
+        targets=tuple(target_cc or ()),
+        dla=dla,
+        bake_preprocessing=bake_preprocessing,
+        frame=parse_frame(frame) if frame else None,
+        bake_postprocessing=bake_postprocessing,
+        bundles=tuple(bundle or ()),
+    )
+    options.check()
+    _export(run, options, as_json=as_json)
+
+
+def _export(run: Path | None, options: ExportOptions, *, as_json: bool) -> None:
+    from hgkd_edge.rundir import RunDir
+
+    folder = RunDir.resolve(run)
+    from hgkd_edge.export import ExportIncomplete, export_run  # torch comes here
+    from hgkd_edge.tables import export_lines
+
+    try:
+        result = export_run(folder, options)
+    except ExportIncomplete as incomplete:
+        made = incomplete.result
+        show(made, as_json, lambda: export_lines(made))
+        for error, failed in zip(incomplete.failures, made["failed"], strict=True):
+            say_error(f"{failed['file']}: {error.message}", error.hint)
+        raise typer.Exit(incomplete.exit_code) from incomplete
+    show(result, as_json, lambda: export_lines(result))

@@ -1,0 +1,89 @@
+"""How a command ends: an exit code, and for an error one line with its hint."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from hgkd_edge.errors import DataError, MissingPackageError, UserError
+from hgkd_edge.processes import end, is_main, rank
+
+__all__ = ["run_app"]
+
+STOPPED = 130  # exit code after Ctrl-C
+# What an OSError says when a file could not be written.
+WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def run_app(app: Callable[[], Any]) -> NoReturn:
+    """Run the command line: the one place where an error becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or class that the terminal cannot show is shown as \xe9, and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except SystemExit as done:  # how typer ends, also well
+        end(done.code if isinstance(done.code, int) else 0)
+    except KeyboardInterrupt:
+        _fail("stopped", "", STOPPED)
+    except Exception as error:
+        if debug:
+            _show_traceback()
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            error = _missing_package(error.name)
+        if isinstance(error, UserError):
+            if not is_main() and not isinstance(error, DataError):
+                end(error.exit_code)  # every process meets it, and the main one reports it
+            _fail(error.message, error.hint, error.exit_code)
+        if isinstance(error, OSError) and error.filename:
+            _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
+        if debug:
+            _fail(f"{type(error).__name__}: {error}", "", 1)
+        bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
+        _fail(f"{type(error).__name__}: {error}", bug, 1)
+    end(0)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    """One line for what and where, one for the fix, on stderr; being stopped is no error."""
+    from hgkd_edge.console import printable
+
+    where = "" if is_main() else f" in process {rank()}"
+    typer.echo(printable(message if code == STOPPED else f"error{where}: {message}"), err=True)
+    if hint:
+        typer.echo(printable(f"hint: {hint}"), err=True)
+    end(code)
+
+
+def _show_traceback() -> None:
+    """The traceback of the present error; what a model or a device said may stand in it."""
+    from hgkd_edge.console import printable
+
+    for line in traceback.format_exc().splitlines():
+        typer.echo(printable(line), err=True)
+
+
+def _hint_for(error: OSError) -> str:
+    from hgkd_edge.files import hint_for_write, is_cached
+
+    file = Path(os.fsdecode(error.filename))
+    if error.errno in WRITING or is_cached(file):
+        return hint_for_write(error.errno, file)
+    return ""
+
+
+def _missing_package(package: str) -> MissingPackageError:
+    extras = {"openvino": "openvino", "polygraphy": "trt", "spconv": "spconv"}
+    extra = extras.get(package.split(".")[0], "train")
+    return MissingPackageError("this command", package=package, extra=extra)

@@ -1,0 +1,85 @@
+"""The command `finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hgkd_edge.cli.options import AsJson, Overrides, Run
+from hgkd_edge.cli.output import at_work, next_line, say, show
+from hgkd_edge.processes import on_main
+
+if TYPE_CHECKING:
+    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.tasks.config import FinetuneConfig
+
+
+def finetune(
+    run: Run = None,
+    task: Annotated[
+        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled photos; default: the run's own.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="distilled (default); or timm, scratch: to compare with."),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the run's backbone for a task; leave model.safetensors and a model card.
+
+    A run keeps one fine-tuned model: a second one, and one not initialized from the run's weights,
+    gets a separate run next to it, RUN-TASK or RUN-INIT.
+
+    Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
+    """
+    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.tasks import config as settings
+
+    def prepare() -> tuple[FinetuneConfig, RunDir, str]:
+        folder = RunDir.resolve(run)
+        if resume:
+            named = {"task": task, "init": init, "data.path": data}
+            asked = [f"{key}={value}" for key, value in named.items() if value is not None]
+            return settings.resume(folder, [*asked, *(overrides or ())]), folder, ""
+        chosen = settings.resolve(
+            folder, task or "classify", data, init or "distilled", overrides or ()
+        )
+        if chosen.init == "distilled" and not folder.holds_finetuning:
+            return chosen, folder, ""
+        from hgkd_edge.finetune import starting_weights
+
+        starting_weights(chosen)  # weights that are not available leave no folder behind
+        if chosen.init == "distilled":
+            return chosen, folder.branch(chosen.task), f"{folder.path} keeps its own model"
+        return chosen, folder.branch(chosen.init), f"weights: {chosen.init}"
+
+    chosen, folder, because = on_main(prepare)
+    if resume and on_main(lambda: folder.is_finetuned):
+        say(f"the fine-tuning in '{folder.path}' is finished: nothing to resume")
+        result = folder.finetune_result()
+    else:
+        from hgkd_edge import finetune as verb
+
+        with at_work(folder, because):
+            result = verb.finetune(chosen, folder, resume=resume)
+    show(result, as_json, lambda: finetuned_lines(result, folder))
+
+
+def finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
+    """What `finetune` left in a run, after its scores."""
+    from hgkd_edge.tables import task_table, warning_lines
+
+    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
+    if "scores" in result:
+        lines.insert(0, task_table(result))
+    commands = ("export {run} --onnx --trt", "predict {run} IMAGES", "bench")
+    return [*lines, *warning_lines(result), next_line(str(run.path), *commands)]
