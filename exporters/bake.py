@@ -37,9 +37,9 @@ from .onnx_info import (
     graph_inputs,
     graph_outputs,
     onnx_info,
-    open_session,
     read_onnx,
 )
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -203,7 +203,7 @@ def _try(path: Path, info: OnnxInfo) -> None:
     shape = [side if isinstance(side, int) else (1 if axis == 0 else 96)
              for axis, side in enumerate(feed.shape)]  # fmt: skip
     try:
-        open_session(path).run(None, {feed.name: np.full(shape, 127, feed.dtype)})
+        OrtSession(path).infer({feed.name: np.full(shape, 127, feed.dtype)})
     except ConversionFailed:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from exporters.runners import Outputs
+from exporters.runtimes import Outputs
 from hgkd_edge.errors import DataError
-from hgkd_edge.serving import Served
 from hgkd_edge.stages import Stages
+from hgkd_edge.task_model import TaskModel
 from hgkd_edge.tasks import answers, pictures
 
 __all__ = ["Answer", "answer_image", "require_threshold"]
@@ -35,11 +35,11 @@ class Answer(NamedTuple):
     label_map: np.ndarray | None = None
 
 
-def answer_image(served: Served, photo: Image.Image, threshold: float, stages: Stages) -> Answer:
+def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages: Stages) -> Answer:
     """Answer one upright RGB image.
 
     Args:
-        served: The model.
+        opened: The model.
         photo: The image.
         threshold: Lowest score of a box.
         stages: Where the times of `preprocess`, `infer` and `postprocess` are added.
@@ -48,16 +48,16 @@ def answer_image(served: Served, photo: Image.Image, threshold: float, stages: S
         DataError: The image is not of the size that the model takes.
     """
     with stages.measure("preprocess"):
-        inputs = served.prepare(photo)
+        inputs = opened.prepare(photo)
     with stages.measure("infer"):
-        outputs = served.run(inputs)
+        outputs = opened.session.run(inputs)
     with stages.measure("postprocess"):
-        return _READERS[served.task](served, outputs, photo, threshold)
+        return _READERS[opened.task](opened, outputs, photo, threshold)
 
 
-def require_threshold(served: Served, threshold: float) -> None:
+def require_threshold(opened: TaskModel, threshold: float) -> None:
     """Refuse a threshold below the one that suppression inside the file was given."""
-    inside = served.task == "detect" and "postprocessing" in served.baked
+    inside = opened.task == "detect" and "postprocessing" in opened.baked
     if inside and threshold < answers.THRESHOLD:
         raise DataError(
             f"--threshold {threshold:g}: the file keeps boxes of at least {answers.THRESHOLD:g}",
@@ -65,29 +65,29 @@ def require_threshold(served: Served, threshold: float) -> None:
         )
 
 
-def _classify(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
-    if "postprocessing" in served.baked:
-        labels = answers.rank_classes(outputs["probabilities"][0], served.classes)
+def _classify(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    if "postprocessing" in opened.baked:
+        labels = answers.rank_classes(outputs["probabilities"][0], opened.classes)
     else:
-        labels = answers.read_classify(outputs["logits"][0], served.classes)
+        labels = answers.read_classify(outputs["logits"][0], opened.classes)
     record = {"labels": [label._asdict() for label in labels]}
     return Answer(record, partial(pictures.draw_labels, photo, labels[:1]))
 
 
-def _segment(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
-    placement = served.input.placement(photo)
-    if "postprocessing" in served.baked:
+def _segment(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement = opened.input.placement(photo)
+    if "postprocessing" in opened.baked:
         found = answers.read_class_map(outputs["classes"][0], placement)  # uint8 [H, W]
     else:
         found = answers.read_segment(outputs["logits"][0], placement)
-    counts = np.bincount(found.ravel(), minlength=len(served.classes))
-    shares = dict(zip(served.classes, (counts / found.size).tolist(), strict=True))
+    counts = np.bincount(found.ravel(), minlength=len(opened.classes))
+    shares = dict(zip(opened.classes, (counts / found.size).tolist(), strict=True))
     return Answer({"shares": shares}, partial(pictures.draw_segments, photo, found), found)
 
 
-def _detect(served: Served, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
-    placement, classes = served.input.placement(photo), served.classes
-    if "postprocessing" in served.baked:
+def _detect(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement, classes = opened.input.placement(photo), opened.classes
+    if "postprocessing" in opened.baked:
         rows = outputs["detections"]  # of all images of the batch, here one
         found = answers.read_detections(rows, placement, classes, threshold=threshold)
     else:
@@ -97,7 +97,7 @@ def _detect(served: Served, outputs: Outputs, photo: Image.Image, threshold: flo
     return Answer(record, partial(pictures.draw_boxes, photo, found, classes))
 
 
-_READERS: dict[str, Callable[[Served, Outputs, Image.Image, float], Answer]] = {
+_READERS: dict[str, Callable[[TaskModel, Outputs, Image.Image, float], Answer]] = {
     "classify": _classify,
     "segment": _segment,
     "detect": _detect,

@@ -14,8 +14,8 @@ from typing import Any
 from hgkd_edge.answering import answer_image
 from hgkd_edge.console import console
 from hgkd_edge.predict import image_files
-from hgkd_edge.serving import open_served
 from hgkd_edge.stages import Stages
+from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks import answers
 
 __all__ = ["measure_pipeline"]
@@ -34,11 +34,11 @@ def measure_pipeline(
     """Answer image files one after the other, as `predict` does, writing nothing.
 
     Args:
-        model: What `open_served` takes.
+        model: What `open_task_model` takes.
         images: Image files, or folders of them; repeated until the time is over.
         duration_s: Seconds to measure.
         count: Images to measure, in place of `duration_s`.
-        trust_engine: As for `open_served`.
+        trust_engine: As for `open_task_model`.
 
     Returns:
         `model`, `task`, `runtime`, `images` (measured), `seconds`, `frames_per_s`,
@@ -49,13 +49,15 @@ def measure_pipeline(
         DataError: There are no images, or one cannot be answered.
     """
     files = list(image_files(images, but=Path("predictions")))
-    served = open_served(model, trust_engine=trust_engine)
-    console.print(f"{served.task} with {served.runtime}, {len(files)} images", soft_wrap=True)
+    opened = open_task_model(model, trust_engine=trust_engine)
+    console.print(
+        f"{opened.task} with {opened.session.runtime}, {len(files)} images", soft_wrap=True
+    )
 
     def answer(file: Path, stages: Stages) -> None:
         with stages.measure("decode"):
-            photo = answers.load_photo(file, bits=served.input.bits)
-        answer_image(served, photo, answers.THRESHOLD, stages)
+            photo = answers.load_photo(file, bits=opened.input.bits)
+        answer_image(opened, photo, answers.THRESHOLD, stages)
 
     for file in itertools.islice(itertools.cycle(files), WARM_UP):
         answer(file, Stages())
@@ -69,8 +71,8 @@ def measure_pipeline(
     summary = stages.summary()
     return {
         "model": str(model),
-        "task": served.task,
-        "runtime": served.runtime,
+        "task": opened.task,
+        "runtime": opened.session.runtime,
         "images": measured,
         "seconds": seconds,
         "frames_per_s": measured / seconds,

@@ -16,8 +16,8 @@ from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.rundir import write_json
-from hgkd_edge.serving import Served, open_served
 from hgkd_edge.stages import Stages
+from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
 
@@ -36,11 +36,11 @@ def predict(
     """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
 
     Args:
-        model: What `open_served` takes.
+        model: What `open_task_model` takes.
         photos: Image files, or folders of them.
         folder: Where pictures and JSON go.
         threshold: Lowest score of a box.
-        trust_engine: As for `open_served`.
+        trust_engine: As for `open_task_model`.
         save_as: Also write the answers as a data set in this format, to `labels/` in the folder.
 
     Returns:
@@ -55,16 +55,16 @@ def predict(
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
     files = list(image_files(photos, but=folder))
-    served = open_served(model, trust_engine=trust_engine)
-    require_threshold(served, threshold)
+    opened = open_task_model(model, trust_engine=trust_engine)
+    require_threshold(opened, threshold)
     if save_as:
-        require_format(save_as, served.task)
-    console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
+        require_format(save_as, opened.task)
+    console.print(f"{opened.task} with {opened.session.runtime}, {len(opened.classes)} classes")
     records, stages = [], Stages()
     with track_steps("predicting", total=len(files)) as show:
         for i, file in enumerate(files):
             name = pictures.picture_name(i, file).removesuffix(".png")
-            records.append(answer_file(served, file, folder / name, threshold, stages))
+            records.append(answer_file(opened, file, folder / name, threshold, stages))
             show(i + 1, "")
     if all("error" in record for record in records):
         first = f"the first, {records[0]['photo']}: {records[0]['error']}"
@@ -72,18 +72,18 @@ def predict(
     write_json(folder / "predictions.json", records)
     if save_as:
         target = folder / "labels"
-        count = save_labels(records, served.classes, target, format=save_as, threshold=threshold)
+        count = save_labels(records, opened.classes, target, format=save_as, threshold=threshold)
         console.print(f"labels of {count} of {len(records)} images: {target}", soft_wrap=True)
     return records
 
 
 def answer_file(
-    served: Served, file: Path, target: Path, threshold: float, stages: Stages
+    opened: TaskModel, file: Path, target: Path, threshold: float, stages: Stages
 ) -> dict[str, Any]:
     """One photo's record; whatever is wrong with a photo is its record's `error`.
 
     Args:
-        served: The model.
+        opened: The model.
         file: The image file.
         target: Path of the pictures that are written, without suffix.
         threshold: Lowest score of a box.
@@ -91,8 +91,8 @@ def answer_file(
     """
     try:
         with stages.measure("decode"):
-            photo = answers.load_photo(file, bits=served.input.bits)
-        answer = answer_image(served, photo, threshold, stages)
+            photo = answers.load_photo(file, bits=opened.input.bits)
+        answer = answer_image(opened, photo, threshold, stages)
         with stages.measure("write"):
             picture = answer.draw()
     except Exception as error:  # a damaged file may raise anything, in any library on the way

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from exporters import resize
+from exporters import resize, runtimes
 from exporters.bake import Candidates, Preprocessing, bake
-from exporters.onnx_info import onnx_info
-from exporters.runners import Outputs, onnx_runner
+from exporters.onnx_info import exposed, onnx_info, read_onnx
+from exporters.runtimes import Outputs
 from exporters.verify import require, verify
 from hgkd_edge.bundles.source import Bundle, BundleSource, require_plain_names, write_labels
 from hgkd_edge.tasks.answers import SUPPRESSION, decide
@@ -133,8 +133,8 @@ def _placed(source: BundleSource, frame: tuple[int, int]) -> tuple[int, int]:
 
 def _prove(source: BundleSource, model: Path, placed: tuple[int, int]) -> None:
     """Compare what nvinfer would read with our own processing around the plain network."""
-    subject, plain = source.subject, onnx_runner(source.plain)
-    run = onnx_runner(model, inner=subject.output_names)
+    subject, plain = source.subject, runtimes.open(source.plain).run
+    run = runtimes.open(exposed(read_onnx(model), subject.output_names).SerializeToString()).run
     frames = subject.frames(PROOF_IMAGES, source.options.frame)
     classes = len(subject.classes)
 

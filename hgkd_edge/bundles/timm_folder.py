@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from exporters import ExportError, VerificationFailed
-from exporters.runners import torch_runner
+from exporters import ExportError, VerificationFailed, runtimes
 from exporters.verify import verify
 from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.exportable import Exportable
@@ -91,8 +90,8 @@ def _prove(source: BundleSource, folder: Path) -> None:
     network = loaded if subject.task == "classify" else _Pooled(loaded)
     images: np.ndarray = subject.images(subject.unseen, PROOF_IMAGES)
     names = list(subject.output_names)
-    ours = torch_runner(subject.network, names)
-    proof = verify(ours, torch_runner(network, names), images, precision="fp32")
+    ours = runtimes.open(subject.network, names=names).run
+    proof = verify(ours, runtimes.open(network, names=names).run, images, precision="fp32")
     if not proof.passed:
         raise VerificationFailed(
             f"--bundle timm: the folder does not answer as the run does: {proof.describe()}"

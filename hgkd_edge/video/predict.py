@@ -17,9 +17,9 @@ from hgkd_edge.console import console, track_steps, warn
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.predict import answer_file
 from hgkd_edge.rundir import write_json
-from hgkd_edge.serving import Served, open_served
 from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
+from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.video.decoding import Frame, Opened, open_source
 from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
@@ -37,7 +37,7 @@ class Options:
 
     Attributes:
         threshold: Lowest score of a box.
-        trust_engine: As for `open_served`.
+        trust_engine: As for `open_task_model`.
         limit: Frames (or images of a watched folder) to answer at most; None: all.
         annotate: Whether an annotated video is written.
         patience: Seconds that a broken live source is waited for.
@@ -98,7 +98,7 @@ def predict_videos(
     and `NAME-summary.json`. A live source ends by Ctrl-C, SIGTERM or `options.limit`.
 
     Args:
-        model: What `open_served` takes.
+        model: What `open_task_model` takes.
         sources: Video files, or one live source.
         folder: Where answers go.
         options: How.
@@ -115,13 +115,13 @@ def predict_videos(
             "a camera or stream is answered alone", hint="start one predict for each of them"
         )
     first = open_source(sources[0])  # a mistyped name need not wait for the model
-    served = _open_model(model, options)
+    answerer = _open_model(model, options)
     made = []
     for i, source in enumerate(sources):
         opened = first if i == 0 else open_source(source)
         stem = folder / pictures.picture_name(i, source.name).removesuffix(".png")
         with stop_on_signal("frame") as flag:
-            made.append(_Video(served, opened, stem, options, flag).answer())
+            made.append(_Video(answerer, opened, stem, options, flag).answer())
         if flag.asked:
             break
     return made
@@ -134,7 +134,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     be written to: it is tried again when it changes, and has an `error` only if it never could.
 
     Args:
-        model: What `open_served` takes.
+        model: What `open_task_model` takes.
         watched: The folder.
         folder: Where answers go.
         options: How.
@@ -151,7 +151,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
             f"--out {folder}: holds the watched folder, whose images would count as answers",
             hint="name another folder with --out",
         )
-    served = _open_model(model, options)
+    answerer = _open_model(model, options)
     summary = Summary(str(watched), live=True, answers=str(folder / "predictions.jsonl"))
     stages, unread = Stages(), dict[str, dict[str, Any]]()
     console.print(f"watching {watched}; Ctrl-C ends", soft_wrap=True)
@@ -162,7 +162,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
             begun = begun or time.perf_counter()
             target = folder / pictures.picture_name(summary.frames, file).removesuffix(".png")
             before = stamp_of(file)
-            record = answer_file(served, file, target, options.threshold, stages)
+            record = answer_file(answerer, file, target, options.threshold, stages)
             if "error" in record or stamp_of(file) != before:
                 unread[str(file)] = record  # comes again when it has changed
                 continue
@@ -184,9 +184,9 @@ class _Video:
     """One source that is being answered."""
 
     def __init__(
-        self, served: Served, opened: Opened, stem: Path, options: Options, flag: StopFlag
+        self, answerer: TaskModel, opened: Opened, stem: Path, options: Options, flag: StopFlag
     ) -> None:
-        self._served, self._opened, self._options, self._flag = served, opened, options, flag
+        self._answerer, self._opened, self._options, self._flag = answerer, opened, options, flag
         name = opened.source.shown
         self._summary = Summary(name, opened.live, str(stem.with_name(f"{stem.name}.jsonl")))
         self._summary_file = stem.with_name(f"{stem.name}-summary.json")
@@ -246,7 +246,7 @@ class _Video:
             record["at"] = _stated(frame.arrived)
         draw: Callable[[], Image.Image] = lambda: frame.image  # noqa: E731
         try:
-            found = answer_image(self._served, frame.image, self._options.threshold, self._stages)
+            found = answer_image(self._answerer, frame.image, self._options.threshold, self._stages)
             record |= found.record
             draw = found.draw
         except Exception as error:  # in any runtime; the next frame may be fine
@@ -314,8 +314,10 @@ def _require_folder(folder: Path) -> None:
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
 
 
-def _open_model(model: Path, options: Options) -> Served:
-    served = open_served(model, trust_engine=options.trust_engine)
-    require_threshold(served, options.threshold)
-    console.print(f"{served.task} with {served.runtime}, {len(served.classes)} classes")
-    return served
+def _open_model(model: Path, options: Options) -> TaskModel:
+    answerer = open_task_model(model, trust_engine=options.trust_engine)
+    require_threshold(answerer, options.threshold)
+    console.print(
+        f"{answerer.task} with {answerer.session.runtime}, {len(answerer.classes)} classes"
+    )
+    return answerer

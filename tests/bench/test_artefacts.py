@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
+from exporters import runtimes
 from exporters.network_files import network_digest, network_files
 from exporters.openvino_export import export_openvino
-from exporters.runners import onnx_runner
 from exporters.sidecar import Sidecar, remember_engine, require_built_here, write_sidecar
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
@@ -100,7 +100,7 @@ class StandIn:
     """An active TensorRT runner."""
 
     def __init__(self, engine: bytes) -> None:
-        self.run = onnx_runner(engine)
+        self.run = runtimes.open(engine).run
 
     def infer(self, feeds: dict[str, np.ndarray], **_: object) -> dict[str, np.ndarray]:
         return self.run(next(iter(feeds.values())))
@@ -112,11 +112,11 @@ class StandIn:
 def stand_in_for_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is needed; an engine that would have to be built is a failure."""
 
-    def load(path: Path, *, onnx_path: Path, built_here: Path | None = None) -> bytes:
+    def load(path: Path, *, onnx_path: Path, built_here: Path | None = None) -> tuple[bytes]:
         assert network_digest(onnx_path)
         if built_here is not None:
             require_built_here(path, path.read_bytes(), built_here)
-        return path.read_bytes()
+        return (path.read_bytes(),)
 
     def build(*_: object, **__: object) -> None:
         raise AssertionError("an engine was built")

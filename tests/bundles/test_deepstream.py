@@ -12,9 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from exporters import ExportError
-from exporters.onnx_info import open_session
-from exporters.runners import onnx_runner
+from exporters import ExportError, runtimes
 from hgkd_edge.bundles import require_bundle
 from hgkd_edge.bundles.deepstream import _within_frame, read_as_nvinfer
 from hgkd_edge.export_options import ExportOptions
@@ -93,16 +91,15 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
     made = deployed(task)
     folder = made.folder("deepstream")
     keys = configuration(folder)["property"]
-    plain = onnx_runner(Path(made.result["onnx"]["path"]))
+    plain = runtimes.open(Path(made.result["onnx"]["path"])).run
     predict_settings = made.folder("predict")
     for file in real_images(task, photos)[:3]:
         frame = Image.open(file).convert("RGB").resize((FRAME[1], FRAME[0]))
         factor = float(keys["net-scale-factor"])
         given = factor * np.asarray(frame, np.float32).transpose(2, 0, 1)[None]
 
-        session = open_session(folder / "model.onnx")
-        names = keys["output-blob-names"].split(";")
-        outputs = dict(zip(names, session.run(names, {"frames": given}), strict=True))
+        computed = runtimes.open(folder / "model.onnx").infer({"frames": given})
+        outputs = {name: computed[name] for name in keys["output-blob-names"].split(";")}
 
         prepared, placed, classes = _ours(predict_settings, frame)
         wanted = decide(task, _within_frame(plain(prepared), placed))
@@ -118,9 +115,9 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
 def _ours(folder: Path, frame: Image.Image) -> tuple[np.ndarray, tuple[int, int], int]:
     """The plain network's input, where the frame lies on it, and how many classes there are."""
     from hgkd_edge.data.geometry import place
-    from hgkd_edge.serving import open_served
+    from hgkd_edge.task_model import open_task_model
 
-    served = open_served(folder / "model.onnx")
+    served = open_task_model(folder / "model.onnx")
     size = served.input.size
     placed = place((frame.height, frame.width), size).placed
     return served.input.array(frame), placed, len(served.classes)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 from PIL import Image
 
-from exporters.onnx_info import open_session
 from hgkd_edge.predict import predict
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import TASKS, real_images
@@ -332,7 +332,7 @@ class Cudart:
 
 def tensorrt_on(onnx: Path) -> types.ModuleType:
     """A module with the parts of TensorRT's Python API that `engine.py` uses; ONNX Runtime runs."""
-    session = open_session(onnx)
+    session = InferenceSession(str(onnx))
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = [one.name for one in (*inputs, *outputs)]
 

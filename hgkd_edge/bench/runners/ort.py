@@ -6,7 +6,7 @@ from importlib import metadata
 from time import perf_counter
 from typing import Any
 
-from exporters.onnx_info import SILENT
+from exporters.runtimes.ort import SILENT
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
 from hgkd_edge.errors import DeviceError, reason_of

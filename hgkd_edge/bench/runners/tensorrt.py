@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from exporters.runtimes.tensorrt import load_engine
 from exporters.sidecar import read_sidecar
 from exporters.trt_build import build_engine
-from exporters.trt_engine import load_engine
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.bench.runners.base import Case, Opened
 from hgkd_edge.errors import DeviceError, UserError
@@ -70,7 +70,7 @@ class TensorRtRunner:
             if case.model.source is not None:
                 _require_fit(case, self.package)
                 path = case.model.path
-                engine = load_engine(
+                engine, *_ = load_engine(
                     path,
                     onnx_path=case.model.source,
                     built_here=None if case.trust_engine else engines_dir(),
@@ -104,7 +104,7 @@ class TensorRtRunner:
                 opt_batch=case.batch,
                 max_batch=case.batch,
             )
-            return load_engine(built.path, onnx_path=case.model.path), built.seconds * 1000
+            return load_engine(built.path, onnx_path=case.model.path)[0], built.seconds * 1000
 
 
 def activate(engine: Any, package: str) -> Any:
