@@ -23,13 +23,12 @@ import numpy as np
 import timm
 import torch
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.openvino_export import export_openvino
 from exporters.quantize import quantize_int8
-from hgkd_edge.bench.models import ModelFile
-from hgkd_edge.bench.runners import Case, all_runners
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, center_view, normalize
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.recipe import DataConfig
@@ -80,27 +79,23 @@ def open_cases(
     model: torch.nn.Module, files: dict[str, Path], image: np.ndarray, threads: int
 ) -> dict[str, Callable[[], Any]]:
     """One complete inference per case: image in, numpy out."""
-    runners, info = all_runners(), onnx_info(files["ours, ort"])
+    info = onnx_info(files["ours, ort"])
 
-    def opened(runner: str, path: Path) -> Callable[[], Any]:
-        feed = onnx_info(path).inputs[0].name if path.suffix == ".onnx" else info.inputs[0].name
-        case = Case(
-            model=ModelFile(path.stem, path, info),
-            feeds={feed: image},
-            batch=1,
-            threads=threads,
-            copies="in",
-            torch_module=model,
-        )
-        return runners[runner].open(case).run
+    def opened(runner: str, source: Path | torch.nn.Module) -> Callable[[], Any]:
+        described = info
+        if isinstance(source, Path) and source.suffix == ".onnx":
+            described = onnx_info(source)
+        feeds = {described.inputs[0].name: image}
+        shapes = {name: array.shape for name, array in feeds.items()}
+        session = runtimes.open(source, runtime=runner, shapes=shapes, threads=threads, exact=False)
+        return session.bind(feeds, "in")
 
     kinds = {".onnx": "ort-cpu", ".xml": "openvino"}
     cases = {name: opened(kinds[path.suffix], path) for name, path in files.items()}
-    ours = files["ours, ort"]
     return {
         **cases,
-        "torch": opened("torch", ours),
-        "torch.compile": opened("torch-compile", ours),
+        "torch": opened("torch", model),
+        "torch.compile": opened("torch-compile", model),
     }
 
 

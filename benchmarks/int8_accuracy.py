@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from exporters import runtimes
 from exporters.calibrate import METHODS, calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
-from exporters.openvino_export import export_openvino, openvino_runner
+from exporters.openvino_export import export_openvino
 from exporters.quantize import FLAVOURS, quantize_int8
-from exporters.runners import Runner, onnx_runner
+from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.verify import verify
 from hgkd_edge.exportable import Exportable, load_exportable
@@ -85,7 +86,7 @@ def _cases(
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / "fp32.onnx"
         export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
-        yield "fp32", onnx_runner(fp32)
+        yield "fp32", runtimes.open(fp32).run
         images = subject.images("train", CALIBRATION_PHOTOS)
         held_out = subject.images(subject.unseen, PROOF_PHOTOS)
         for method in methods:
@@ -104,16 +105,16 @@ def _cases(
                         ranking=rank_layers(fp32, calibration, few, flavour=flavour),
                         score=subject.score,
                         proof=functools.partial(
-                            verify, onnx_runner(fp32), images=held_out, precision="int8"
+                            verify, runtimes.open(fp32).run, images=held_out, precision="int8"
                         ),
                         max_drop=max_drop,
                         flavour=flavour,
                     )
                     kept = len(bounded.kept_float)
-                yield f"{method}, {flavour}, {kept} in float", onnx_runner(path)
+                yield f"{method}, {flavour}, {kept} in float", runtimes.open(path).run
                 if flavour == "cpu":
                     export_openvino(path, path.with_suffix(".xml"))
-                    yield f"{method}, cpu in OpenVINO", openvino_runner(path.with_suffix(".xml"))
+                    yield f"{method}, cpu in OpenVINO", runtimes.open(path.with_suffix(".xml")).run
 
 
 def _classes(runner: Runner, photos: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import ConversionFailed, reason_of
-from .onnx_info import open_session
+from .runtimes.ort import OrtSession
 
 __all__ = ["check_graph", "try_shapes"]
 
@@ -57,18 +57,18 @@ def try_shapes(
     shapes = [(batch, *input_size) for batch in (_BATCHES if "batch" in free else (1,))]
     if "height" in free:
         shapes.append((1, channels, height + _TALLER, width + _WIDER))
-    session = open_session(path)
+    session = OrtSession(path)
     for shape in shapes:
         images = np.zeros(shape, np.float32)
         try:
             with torch.no_grad():
                 outputs = model(torch.from_numpy(images))
-            results = session.run(None, {session.get_inputs()[0].name: images})
+            results = session.infer({session.input.name: images})
         except Exception as error:  # the model's own, or onnxruntime's, which have no common base
             raise _frozen(shape, reason_of(error)) from error
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         wanted = [tuple(output.shape) for output in outputs]
-        found = [result.shape for result in results]
+        found = [result.shape for result in results.values()]
         if found != wanted:
             raise _frozen(shape, f"outputs are {found}, not {wanted}")
 

@@ -19,7 +19,8 @@ from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
 from .errors import ConversionFailed, ExportError, reason_of
 from .files import file_sha256, new_artefact
-from .onnx_info import graph_inputs, graph_precision, open_session, read_onnx
+from .onnx_info import graph_inputs, graph_precision, read_onnx
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +92,7 @@ def convert_fp16(
     with new_artefact(path) as temporary:
         temporary.write_bytes(half.SerializeToString())
         read_onnx(temporary)
-        open_session(temporary)
+        OrtSession(temporary)
         return HalfExport(
             Path(path), file_sha256(temporary), temporary.stat().st_size, tuple(sorted(kept))
         )

@@ -32,7 +32,8 @@ from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
 from .files import file_sha256, new_artefact
 from .fp16 import nodes_of_modules
-from .onnx_info import graph_precision, open_session, read_onnx
+from .onnx_info import graph_precision, read_onnx
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -109,7 +110,7 @@ def quantize_int8(
     with new_artefact(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         read_onnx(temporary)
-        open_session(temporary)
+        OrtSession(temporary)
         return Int8Export(
             path=Path(path),
             sha256=file_sha256(temporary),

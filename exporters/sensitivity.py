@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from . import runtimes
 from ._graph import module_of
 from .calibrate import Calibration
 from .errors import ExportError, VerificationFailed
 from .files import SET_ASIDE, set_aside
 from .onnx_info import read_onnx
 from .quantize import Int8Export, quantizable_nodes, quantize_int8, quantized_graph
-from .runners import Outputs, Runner, onnx_runner
+from .runtimes import Outputs, Runner
 from .verify import Verification
 
 __all__ = ["BoundedInt8", "LayerDamage", "Proof", "Score", "quantize_within", "rank_layers"]
@@ -84,12 +85,12 @@ def rank_layers(
     if len(images) == 0:
         raise ExportError("no images to rank layers with", hint="give a few real images")
     model = read_onnx(onnx_path)
-    wanted = _run(onnx_runner(onnx_path), images)
+    wanted = _run(runtimes.open(onnx_path).run, images)
     nodes = quantizable_nodes(model)
     found = []
     for done, node in enumerate(nodes, start=1):
         graph = quantized_graph(model, calibration, flavour=flavour, only=[node])
-        got = _run(onnx_runner(graph.SerializeToString()), images)
+        got = _run(runtimes.open(graph.SerializeToString()).run, images)
         found.append(LayerDamage(node, module_of(node), _damage(wanted, got)))
         progress(done, len(nodes))
     return sorted(found, key=lambda layer: -layer.damage)
@@ -143,14 +144,14 @@ def quantize_within(
             aside.
     """
     model = read_onnx(onnx_path)
-    float_score = score(onnx_runner(onnx_path))
+    float_score = score(runtimes.open(onnx_path).run)
     most = max(0, len(ranking) - 1)
     trials: dict[int, _Trial] = {}
 
     def holds(kept: int) -> bool:
         nodes = [layer.node for layer in ranking[:kept]]
         graph = quantized_graph(model, calibration, flavour=flavour, exclude=nodes)
-        runner = onnx_runner(graph.SerializeToString())
+        runner = runtimes.open(graph.SerializeToString()).run
         trial = trials[kept] = _Trial(float_score - score(runner), proof(runner))
         progress(kept, trial.drop, trial.verification.passed)
         return trial.within(max_drop)
@@ -162,7 +163,9 @@ def quantize_within(
     )
     if kept is None:
         raise _nothing_holds(path, trials[most], max_drop)
-    return BoundedInt8(exported, float_score, score(onnx_runner(path)), max_drop, tuple(nodes))
+    return BoundedInt8(
+        exported, float_score, score(runtimes.open(path).run), max_drop, tuple(nodes)
+    )
 
 
 def _nothing_holds(path: str | Path, trial: _Trial, max_drop: float) -> VerificationFailed:

@@ -1,6 +1,6 @@
 """Proof that a converted network still gives the same answers: same real images, both sides.
 
-`verify` compares any two runners; `verify_onnx` and `export_and_verify` are it for PyTorch -> ONNX.
+`verify` compares any two runners; `verify_onnx`, `verify_engine` and `export_and_verify` apply it.
 A network over its tolerance is renamed `<name>.failed-verification.<suffix>`, and the error names
 the first layer that departs (`exporters.locate`).
 """
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import runtimes
+from ._trt_compat import gpu_name
 from .agreement import TOLERANCES, Comparison, OutputAgreement, Tolerance
 from .errors import ExportError, VerificationFailed
 from .files import SET_ASIDE, set_aside, until_proven
 from .onnx_info import onnx_info
-from .runners import Runner, onnx_runner, torch_runner
+from .runtimes import Runner
+from .sidecar import read_sidecar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +36,7 @@ __all__ = [
     "export_and_verify",
     "require",
     "verify",
+    "verify_engine",
     "verify_onnx",
 ]
 
@@ -182,17 +186,47 @@ def verify_onnx(
     See `verify` for the arguments and errors.
     """
     if isinstance(reference, (str, Path)):
-        wanted = onnx_runner(reference)
+        wanted = runtimes.open(reference)
     else:
-        wanted = torch_runner(reference, [tensor.name for tensor in onnx_info(onnx_path).outputs])
+        names = [tensor.name for tensor in onnx_info(onnx_path).outputs]
+        wanted = runtimes.open(reference, names=names)
     return verify(
-        wanted,
-        onnx_runner(onnx_path),
+        wanted.run,
+        runtimes.open(onnx_path).run,
         images,
         precision=precision,
         batch_size=batch_size,
         tolerance=tolerance,
     )
+
+
+def verify_engine(
+    onnx_path: str | Path, path: str | Path, images: np.ndarray
+) -> Verification | None:
+    """Run the same images through an engine and its ONNX file: an engine can compute wrongly too.
+
+    Args:
+        onnx_path: The file the engine was built from.
+        path: The engine, built by the caller; put aside when it does not agree.
+        images: What the network takes, [N, ...].
+
+    Returns:
+        The comparison, or None where there is no GPU or the engine was not built for it.
+
+    Raises:
+        VerificationFailed: The engine gives other numbers.
+    """
+    sidecar, here = read_sidecar(path), gpu_name()
+    if here is None or not (sidecar.gpu or any(f"SM {t})" in here for t in sidecar.targets)):
+        return None
+    verification = verify(
+        runtimes.open(onnx_path).run,
+        runtimes.open(path, made_from=onnx_path, trust_engine=True).run,
+        images,
+        precision=sidecar.precision,
+    )
+    require(verification, path)
+    return verification
 
 
 def require(

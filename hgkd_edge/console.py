@@ -87,12 +87,14 @@ def note(message: str) -> None:
 
 
 @contextlib.contextmanager
-def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+def track_steps(
+    label: str, *, total: int | None, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
     """Show the progress of a long job: a live bar on a terminal, else a line now and then.
 
     Args:
         label: What is being done.
-        total: Number of steps in all.
+        total: Number of steps in all; None: unknown.
         done: Steps done before, by a run that is resumed.
 
     Yields:
@@ -115,15 +117,15 @@ def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[
         yield lambda step, figures: progress.update(task, completed=step, figures=figures)
 
 
-def _line_printer(label: str, total: int, done: int) -> Callable[[int, str], None]:
+def _line_printer(label: str, total: int | None, done: int) -> Callable[[int, str], None]:
     begun = last = time.monotonic()
 
     def show(step: int, figures: str) -> None:
         nonlocal last
         if step == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            line = f"{label} {step}/{total}  {figures}"
-            if done < step < total:
+            line = f"{label} {step}{'' if total is None else f'/{total}'}  {figures}"
+            if total is not None and done < step < total:
                 seconds = (last - begun) / (step - done) * (total - step)
                 line += f"  {timedelta(seconds=round(seconds))} left"
             console.print(line, soft_wrap=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from exporters import runtimes
 from exporters.onnx_info import onnx_info, require_image_input
-from exporters.runners import onnx_runner
 from hgkd_edge.console import track_steps
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
@@ -80,7 +80,7 @@ def open_embedder(path: Path) -> Embedder:
         require_recorded(path)
         info = onnx_info(path)
         require_image_input(path, info)
-        runner = onnx_runner(path)
+        runner = runtimes.open(path).run
         try:
             spec = InputSpec.from_metadata(info.metadata, geometry="cover")
         except (KeyError, ValueError, TypeError) as error:

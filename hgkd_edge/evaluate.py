@@ -31,7 +31,7 @@ from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.serving import open_served
+from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.base import read_model
 from hgkd_edge.tasks.config import begun_with
 
@@ -57,9 +57,9 @@ def evaluate_model(
 
     Args:
         run: Its `finetune.yaml` says where the photos are.
-        model: What `open_served` takes; None is the run's `model.safetensors`.
+        model: What `open_task_model` takes; None is the run's `model.safetensors`.
         split: Name of the split; None is the one kept from training.
-        trust_engine: As for `open_served`.
+        trust_engine: As for `open_task_model`.
 
     Returns:
         Task, runtime, split, number of photos and scores; also written to `evaluation.json`.
@@ -72,21 +72,21 @@ def evaluate_model(
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}"))
     path = model or run.model_file
-    served = open_served(path, trust_engine=trust_engine)
-    if (served.task, served.classes) != (card.task, card.classes):
+    opened = open_task_model(path, trust_engine=trust_engine)
+    if (opened.task, opened.classes) != (card.task, card.classes):
         raise RunError(
-            f"{model}: for task '{served.task}' and classes {', '.join(served.classes)}; "
+            f"{model}: for task '{opened.task}' and classes {', '.join(opened.classes)}; "
             f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
             hint="name the run that the model was exported from",
         )
-    if served.input != card.input:
+    if opened.input != card.input:
         raise RunError(
-            f"{model}: takes {_shown(served.input)}, run '{run.path}' {_shown(card.input)}",
+            f"{model}: takes {_shown(opened.input)}, run '{run.path}' {_shown(card.input)}",
             hint="name the run that the model was exported from",
         )
-    if served.baked:
+    if opened.baked:
         raise RunError(
-            f"{model}: its {' and '.join(sorted(served.baked))} is baked in",
+            f"{model}: its {' and '.join(sorted(opened.baked))} is baked in",
             hint="name the plain file of the same export; predict takes either",
         )
     splits = task.open_splits(config)
@@ -98,12 +98,12 @@ def evaluate_model(
             hint="name photos with the classes that the model was fine-tuned on",
         )
     report_photos({"train": splits["train"], name: splits[name]})
-    batches, unseen = answers(served.run, task, card, splits[name]), held_out_split(splits)
+    batches, unseen = answers(opened.session.run, task, card, splits[name]), held_out_split(splits)
     result: dict[str, Any] = {
         "task": config.task,
         "model": str(path),
         "sha256": network_digest(path) if path.is_file() else None,
-        "runtime": served.runtime,
+        "runtime": opened.session.runtime,
         "split": name,
         "photos": len(splits[name]),
         "fingerprint": splits[name].fingerprint,

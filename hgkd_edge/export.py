@@ -22,6 +22,7 @@ from exporters import (
     UserError,
     VerificationFailed,
     quantize,
+    runtimes,
     sensitivity,
     trt_build,
     verify,
@@ -31,11 +32,11 @@ from exporters.calibrate import Calibration, calibrate
 from exporters.files import until_proven
 from exporters.fp16 import convert_fp16
 from exporters.network_files import network_files
-from exporters.onnx_info import read_onnx
-from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
-from exporters.runners import Outputs, Runner, onnx_runner
+from exporters.onnx_info import exposed, read_onnx
+from exporters.openvino_export import export_openvino
+from exporters.runtimes import Outputs, Runner
 from exporters.sidecar import remember_engine
-from exporters.trt_engine import verify_engine
+from hgkd_edge.bundles import BundleSource, flavour_of, make_bundle, require_bundle
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
@@ -99,6 +100,8 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
             "--bake-postprocessing: a bare backbone gives an embedding, nothing to process",
             hint="fine-tune the run first, or remove the option",
         )
+    for name in options.bundles:
+        require_bundle(name, subject)
     work = _Work(run, options, subject)
     work.make_fp32()
     if options.precision == "fp16":
@@ -113,6 +116,9 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     if options.trt:
         with work.separately("plan"):
             work.make_engine()
+    for name in dict.fromkeys(options.bundles):
+        with work.separately(name):
+            work.make_bundle(name)
     if work.failures:
         raise ExportIncomplete(work.result, work.failures)
     return work.result
@@ -215,7 +221,6 @@ class _Work:
             self.baked[path] = self._bake(path)
 
     def make_openvino(self) -> None:
-        require_openvino()
         precision = self.options.precision
         plain = self._source("cpu") if precision == "int8" else self.fp32
         source = self.baked.get(plain, plain)
@@ -226,7 +231,7 @@ class _Work:
         with until_proven(path) as lent:
             written = export_openvino(source, lent, half_weights=precision == "fp16")
             verification = verify.verify(
-                onnx_runner(source), openvino_runner(lent), images, precision=precision
+                runtimes.open(source).run, runtimes.open(lent).run, images, precision=precision
             )
             verify.require(verification, lent, reference=source, images=images)
         self._record("openvino", precision, written.to_dict(), source, verification)
@@ -241,9 +246,29 @@ class _Work:
         with until_proven(source.with_suffix(".plan")) as lent:
             build = self._build_engine(source, lent)
             remember_engine(build.path, engines_dir())
-            verification = verify_engine(source, build.path, images)
+            verification = verify.verify_engine(source, build.path, images)
         entry = self._record("engine", options.precision, build.to_dict(), source, verification)
         self.result["engine"] = {key: entry[key] for key in build.to_dict()}
+        self._save()
+
+    def make_bundle(self, name: str) -> None:
+        options = self.options
+        int8 = options.precision == "int8"
+        plain = self._source(flavour_of(name, options.made_flavours()) if int8 else "")
+        source = BundleSource(
+            run=self.run,
+            subject=self.subject,
+            plain=plain,
+            baked=self.baked.get(plain, plain),
+            precision=options.precision,
+            options=options,
+        )
+        folder = self.run.export_dir / name
+        made = make_bundle(name, source, folder)
+        for file in made["files"]:
+            made_from = self.run.export_dir / made["made_from"]
+            self.run.add_artefact(folder / file, made_from=[made_from])
+        self.result.setdefault("bundles", []).append(made)
         self._save()
 
     def _build_engine(self, source: Path, path: Path) -> trt_build.EngineBuild:
@@ -328,7 +353,7 @@ class _Work:
         }
 
     def _int8_proof(self, runner: Runner) -> verify.Verification:
-        return verify.verify(onnx_runner(self.fp32), runner, self.images, precision="int8")
+        return verify.verify(runtimes.open(self.fp32).run, runner, self.images, precision="int8")
 
     def _plain_int8(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
         return quantize.quantize_int8(
@@ -371,12 +396,12 @@ class _Work:
 
     def _prove_baked(self, plain: Path, baked: Path, precision: str) -> verify.Verification:
         """Compare what the file decides, and what the network inside gives before that."""
-        network, subject, options = onnx_runner(plain), self.subject, self.options
+        network, subject, options = runtimes.open(plain), self.subject, self.options
 
         def outside(images: np.ndarray) -> Outputs:
             if options.bake_preprocessing:
                 images = subject.prepared(images.astype(np.uint8))
-            outputs = network(images)
+            outputs = network.run(images)
             decided = decide(subject.task, outputs) if options.bake_postprocessing else {}
             return {**outputs, **decided}
 
@@ -384,8 +409,8 @@ class _Work:
         if options.bake_preprocessing:
             images = subject.frames(VERIFICATION_PHOTOS, options.frame)
             precision = "int8"  # resized pixels differ by up to two levels, as if quantized
-        inside = onnx_runner(baked, inner=subject.output_names)
-        verification = verify.verify(outside, inside, images, precision=precision)
+        inside = runtimes.open(exposed(read_onnx(baked), subject.output_names).SerializeToString())
+        verification = verify.verify(outside, inside.run, images, precision=precision)
         verify.require(verification, baked)
         return verification
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from exporters import ExportError
-from exporters.runners import Runner, torch_runner
+from exporters import ExportError, runtimes
+from exporters.runtimes import Runner
 from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
@@ -169,7 +169,7 @@ def _bare(run: RunDir) -> Exportable:
         test = _held_out(splits)
         if labelled:
             return 100 * _knn(runner, view, splits["train"], test)
-        return 100 * _likeness(runner, torch_runner(network, ["embedding"]), view, test)
+        return 100 * _likeness(runner, runtimes.open(network, names=["embedding"]).run, view, test)
 
     return Exportable(
         network=network,

@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from exporters.runners import Runner, torch_runner
+from exporters import runtimes
+from exporters.runtimes import Runner
 from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals, task_baseline
 from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
@@ -118,7 +119,9 @@ def _leave(
         "metric": task.metric,
     }
     if (held_out := held_out_split(splits, labelled=True)) is not None:
-        batches = answers(torch_runner(network, task.output_names), task, card, splits[held_out])
+        batches = answers(
+            runtimes.open(network, names=task.output_names).run, task, card, splits[held_out]
+        )
         result |= {"split": held_out, "photos": len(splits[held_out])}
         result["scores"] = task.judge(batches, card, run.path / "pictures")
         result["scores"] |= unscored(splits[held_out])

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "MAX_SETTINGS_BYTES",
     "MAX_TEXT_BYTES",
+    "StrictLoader",
     "brief",
     "cut",
     "decode_text",
@@ -148,34 +149,10 @@ def _require_shallow(value: Any) -> None:
     raise _too_deep()
 
 
-def parse_yaml(text: str) -> Any:
-    """YAML, whatever it holds.
-
-    Raises:
-        yaml.YAMLError: It is no YAML, or a mapping defines a key twice.
-        ValueError: It is nested too deeply, expands to too much, or holds an impossible value.
-    """
-    open_loader = _StrictLoader(text)
-    try:
-        node = open_loader.get_single_node()
-        if node is None:
-            return None
-        extent = _extent(node, {}, MAX_DEPTH)
-        if extent.depth > MAX_DEPTH:
-            raise _too_deep()
-        if extent.nodes > MAX_NODES:
-            raise ValueError(f"expands to {extent.nodes:,} values, {MAX_NODES:,} are read")
-        return _constructed(open_loader, node)
-    except RecursionError as error:
-        raise _too_deep() from error
-    finally:
-        open_loader.dispose()
-
-
 _SIGNS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =, no values
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, which silently takes the last of a key's values, made to refuse."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -191,6 +168,30 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen |= {value, key.value}
         return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, loader: type[StrictLoader] = StrictLoader) -> Any:
+    """YAML, whatever it holds.
+
+    Raises:
+        yaml.YAMLError: It is no YAML, or a mapping defines a key twice.
+        ValueError: It is nested too deeply, expands to too much, or holds an impossible value.
+    """
+    open_loader = loader(text)
+    try:
+        node = open_loader.get_single_node()
+        if node is None:
+            return None
+        extent = _extent(node, {}, MAX_DEPTH)
+        if extent.depth > MAX_DEPTH:
+            raise _too_deep()
+        if extent.nodes > MAX_NODES:
+            raise ValueError(f"expands to {extent.nodes:,} values, {MAX_NODES:,} are read")
+        return _constructed(open_loader, node)
+    except RecursionError as error:
+        raise _too_deep() from error
+    finally:
+        open_loader.dispose()
 
 
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:

@@ -79,8 +79,8 @@ def on_main_for_long(work: Callable[[Callable[[], None]], T]) -> T:
     if is_main():
         try:
             message = (True, work(_signs_of_life()), None)
-        except Exception as error:
-            message = (True, None, error)
+        except Exception as failure:
+            message = (True, None, failure)
         _from_main(message)
     else:
         while not message[0]:

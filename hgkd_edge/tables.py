@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["export_lines", "percent", "score_table", "task_table", "warning_lines"]
+__all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
 
 _WORST_LAYERS = 10
 
@@ -48,6 +48,16 @@ def task_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds by stage of a pipeline, as `Stages.summary` gives them."""
+    table = Table("stage", title="milliseconds per frame", min_width=40)
+    for column in ("mean", "p50", "p99"):
+        table.add_column(column, justify="right")
+    for stage, times in stages.items():
+        table.add_row(stage, *(f"{times[key]:.2f}" for key in ("mean", "p50", "p99")))
+    return table
+
+
 def warning_lines(result: dict[str, Any]) -> list[Text]:
     """What a result says against itself."""
     return [Text(f"warning: {line}", style="yellow") for line in result.get("warnings", ())]
@@ -81,6 +91,10 @@ def export_lines(result: dict[str, Any]) -> Iterator[str]:
             yield from _accuracy_lines(accuracy)
         if file["kind"] == "engine":
             yield f"  {file['backend']} {file['version']}, {file['device']}"
+            if file["backend"] == "tensorrt_rtx":
+                yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
+    for bundle in result.get("bundles", ()):
+        yield f"bundle {bundle['bundle']}: {bundle['path']} (start with its README.md)"
     for flavour, layers in result.get("sensitivity", {}).items():
         yield f"most damaging layers in INT8 ({flavour}):"
         for layer in layers[:_WORST_LAYERS]:

@@ -27,7 +27,7 @@ from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.serving import open_served
+from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.base import read_model
 from hgkd_edge.tasks.pictures import save_picture
 from tests.exporters.test_network_files import save as save_network
@@ -249,13 +249,13 @@ def write_weights(path: Path, value: float) -> None:
 LOADS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "backbone": ("backbone.safetensors", read_backbone),
     "model": ("model.safetensors", read_model),
-    "predict, PyTorch": ("model.safetensors", open_served),
-    "predict, ONNX": ("export/tiny.fp32.onnx", open_served),
-    "predict, OpenVINO": ("export/tiny.fp32.xml", open_served),
-    "predict, TensorRT": ("export/tiny.fp32.plan", open_served),
+    "predict, PyTorch": ("model.safetensors", open_task_model),
+    "predict, ONNX": ("export/tiny.fp32.onnx", open_task_model),
+    "predict, OpenVINO": ("export/tiny.fp32.xml", open_task_model),
+    "predict, TensorRT": ("export/tiny.fp32.plan", open_task_model),
     "predict, what an engine was built from": (
         "export/tiny.fp32.onnx",
-        lambda path: open_served(engine_of(path)),
+        lambda path: open_task_model(engine_of(path)),
     ),
     "bench": ("export/tiny.fp32.onnx", lambda path: resolve_models([path])),
     "bench, its images": (
@@ -312,7 +312,7 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
         ("tiny.onnx", "parts/any name"),
     ],
 )
-@pytest.mark.parametrize("load", [open_served, require_recorded])
+@pytest.mark.parametrize("load", [open_task_model, require_recorded])
 def test_the_other_files_of_a_network_are_checked_too(
     run: RunDir, network: str, part: str, load: Callable[[Path], object]
 ) -> None:

@@ -11,7 +11,7 @@ from hgkd_edge.bench.local import measure_here
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session, save_session
-from hgkd_edge.bench.runners import runners_for
+from hgkd_edge.bench.runners import file_of, runners_for
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.run_files import RunFiles, require_recorded
 
@@ -56,7 +56,7 @@ def run_bench(
     models = resolve_models(
         options.models,
         precisions=options.precisions,
-        kinds={runner.opens for runner in runners},
+        kinds={file_of(runner) for runner in runners},
     )
     options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")

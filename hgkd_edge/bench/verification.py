@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnxruntime
 
+from exporters import runtimes
 from exporters.errors import ExportError
-from exporters.onnx_info import open_session
-from exporters.runners import Outputs
+from exporters.runtimes import Outputs
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
@@ -87,10 +87,9 @@ def make_probe(
         arrays, inputs = make_inputs(model, batch=batch, images=shown)
         feeds.append(arrays)
     try:
-        session = open_session(model.reference)
-        names = [output.name for output in session.get_outputs()]
+        session = runtimes.open(model.reference)
         wanted = [
-            dict(zip(names, map(np.atleast_1d, session.run(names, arrays)), strict=True))
+            {name: np.atleast_1d(value) for name, value in session.infer(arrays).items()}
             for arrays in feeds
         ]
     except Exception as error:  # onnxruntime's exceptions share no public base

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporters import ExportError
-from exporters.runners import Runner, onnx_runner
+from exporters import runtimes
+from exporters.errors import UserError
+from exporters.runtimes import Runner
 from exporters.verify import verify
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.comparison.artefacts import Artefact, Exports
 from hgkd_edge.comparison.scores import Images, Score
 from hgkd_edge.console import track_steps
-from hgkd_edge.errors import HgkdError
 from hgkd_edge.files import engines_dir
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
 
     try:
         subject = load_exportable(run)
-    except (HgkdError, ExportError) as error:
+    except UserError as error:
         return Judged(known, [f"{run.path}: files without a score: {error.message}"])
     if subject.scored_on is None:
         return Judged(known, [f"{run.path}: no images were held out to score on (data.holdout)"])
@@ -88,7 +88,7 @@ def _score_all(
         for step, artefact in enumerate(missing):
             try:
                 found.append(_score(exports, artefact, subject, on, probe, machine))
-            except (HgkdError, ExportError) as error:
+            except UserError as error:
                 failed.append(f"{artefact.file}: not scored: {error.message}")
             show(step + 1, artefact.file.name)
     return found, failed
@@ -104,7 +104,7 @@ def _score(
 ) -> Score:
     runner = _open(artefact, subject)
     # Only the figures are taken: whether they are good enough, export has decided.
-    agreement = verify(onnx_runner(exports.reference.file), runner, probe, precision="int8")
+    agreement = verify(runtimes.open(exports.reference.file).run, runner, probe, precision="int8")
     return Score(
         sha256=artefact.sha256,
         runtime=artefact.runtime,
@@ -121,16 +121,6 @@ def _score(
 def _open(artefact: Artefact, subject: Exportable) -> Runner:
     """Images f32[B, 3, H, W] -> named outputs, in the runtime of the file."""
     if artefact.runtime == "torch":
-        from exporters.runners import torch_runner
-
-        return torch_runner(subject.network, subject.output_names)
-    if artefact.runtime == "openvino":
-        from exporters.openvino_export import openvino_runner
-
-        return openvino_runner(artefact.file)
-    if artefact.runtime == "tensorrt":
-        from exporters.trt_engine import engine_runner
-
-        source = artefact.file.with_suffix(".onnx")
-        return engine_runner(artefact.file, onnx_path=source, built_here=engines_dir())
-    return onnx_runner(artefact.file)
+        return runtimes.open(subject.network, names=subject.output_names).run
+    source = artefact.file.with_suffix(".onnx") if artefact.runtime == "tensorrt" else None
+    return runtimes.open(artefact.file, made_from=source, built_here=engines_dir()).run

@@ -22,12 +22,12 @@ from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
-from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.training import Draws, Inputs, Training, Workplace
 from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.stopping import StopFlag, stop_on_signal
 
 __all__ = ["train"]
 

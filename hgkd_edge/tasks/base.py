@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from exporters.runners import Outputs
+from exporters.runtimes import Outputs
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Training

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
-from exporters.onnx_info import open_session
+from exporters.runtimes.ort import OrtSession
 from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.geometry import Geometry, cover
@@ -94,8 +94,8 @@ def test_the_onnx_graph_gives_the_same_within_one_gray_level(
         if fixed or session is None:
             frame = (photo.height, photo.width) if fixed else None
             bake(network, path, preprocessing=Preprocessing(MEAN, STD, geometry, frame))
-            session = open_session(path)
-        (got,) = session.run(None, {"frames": np.asarray(photo)[None]})
+            session = OrtSession(path)
+        (got,) = session.infer({"frames": np.asarray(photo)[None]}).values()
 
         error = np.abs(got - spec.array(photo)) * np.array(STD).reshape(3, 1, 1) / LEVEL
         assert error.max() < 1.01, file.name

@@ -9,8 +9,9 @@ from torch import nn
 from exporters.bake import Preprocessing, bake
 from exporters.errors import ConversionFailed, ExportError
 from exporters.onnx_export import export_onnx
-from exporters.onnx_info import onnx_info, open_session
-from exporters.runners import in_batches
+from exporters.onnx_info import onnx_info
+from exporters.runtimes.ort import OrtSession
+from exporters.runtimes.session import in_batches
 from exporters.trt_build import available, build_engine
 from hgkd_edge.tasks.answers import SUPPRESSION, select_boxes
 
@@ -45,9 +46,8 @@ def heads(tmp_path_factory):
 
 
 def run(path, images):
-    session = open_session(path)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: images}), strict=True))
+    session = OrtSession(path)
+    return session.infer({session.input.name: images})
 
 
 def test_softmax_gives_probabilities(heads, images, tmp_path):
@@ -191,6 +191,6 @@ def test_detections_of_a_file_for_single_images_name_their_own_image() -> None:
         found = int(images.sum())  # as many objects as the image says
         return {"detections": np.zeros((found, 7), np.float32)}
 
-    rows = in_batches(run, 1)(np.array([2, 0, 1], np.float32).reshape(3, 1, 1, 1))["detections"]
+    rows = in_batches(run, 1, 1)(np.array([2, 0, 1], np.float32).reshape(3, 1, 1, 1))["detections"]
 
     assert rows[:, 0].tolist() == [0, 0, 2]

@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import pytest
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.errors import ExportError, VerificationFailed
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.quantize import FLAVOURS, quantize_int8
-from exporters.runners import onnx_runner
 from exporters.sensitivity import _fewest, quantize_within, rank_layers
 from exporters.verify import Tolerance, verify
 
@@ -49,7 +49,7 @@ def rankings(uneven, images):
 
 def likeness(path, images):
     """Mean cosine with the float network, in points."""
-    wanted = onnx_runner(path)(images)["logits"]
+    wanted = runtimes.open(path).run(images)["logits"]
 
     def score(runner):
         got = runner(images)["logits"]
@@ -62,7 +62,7 @@ def likeness(path, images):
 def proof_of(path, images, tolerance=Tolerance(relative=None, cosine=-1.0, top1=0.0)):  # noqa: B008
     """The comparison with the float network; by default one that anything passes."""
     return lambda runner: verify(
-        onnx_runner(path), runner, images, precision="int8", tolerance=tolerance
+        runtimes.open(path).run, runner, images, precision="int8", tolerance=tolerance
     )
 
 
@@ -104,7 +104,7 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
     assert kept[0] == f"{CULPRIT}/Conv"
     assert bounded[2.0].drop <= 2.0 < bounded[100.0].drop
     assert {*bounded[2.0].exported.kept_float} == {*kept, "fc/Gemm"}
-    assert score(onnx_runner(tmp_path / "2.0.onnx")) == pytest.approx(bounded[2.0].score)
+    assert score(runtimes.open(tmp_path / "2.0.onnx").run) == pytest.approx(bounded[2.0].score)
     weighted = [n for n in onnx.load(tmp_path / "2.0.onnx").graph.node if n.name == kept[0]]
     assert weighted[0].input[0] == "louder"  # not a dequantised tensor
 
@@ -138,7 +138,7 @@ def test_the_search_ends_at_a_network_that_passes_the_verification(
     strict = Tolerance(relative=None, cosine=0.97, top1=0.0, noise=0.2)
     proof = proof_of(path, images, strict)
     plain = quantize_int8(path, tmp_path / "p.onnx", calibration=calibration, flavour=flavour)
-    assert not proof(onnx_runner(plain.path)).passed
+    assert not proof(runtimes.open(plain.path).run).passed
 
     bounded = quantize_within(
         path,
@@ -152,7 +152,7 @@ def test_the_search_ends_at_a_network_that_passes_the_verification(
     )
 
     assert bounded.kept_float[0] == f"{CULPRIT}/Conv"
-    assert proof(onnx_runner(tmp_path / "net.onnx")).passed
+    assert proof(runtimes.open(tmp_path / "net.onnx").run).passed
 
 
 def test_a_bound_of_the_verification_is_not_answered_with_the_flag_just_given(

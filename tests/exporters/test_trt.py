@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters import _trt_compat, _trt_worker, trt_engine
+from exporters import _trt_compat, _trt_worker, runtimes, verify
 from exporters._trt_compat import Flavour, available, choose, typing_for
 from exporters.errors import (
     ConversionFailed,
@@ -19,7 +19,7 @@ from exporters.errors import (
     MissingPackageError,
     VerificationFailed,
 )
-from exporters.runners import onnx_runner
+from exporters.runtimes.tensorrt import load_engine
 from exporters.sidecar import (
     Sidecar,
     read_sidecar,
@@ -30,7 +30,6 @@ from exporters.sidecar import (
     write_sidecar,
 )
 from exporters.trt_build import build_engine
-from exporters.trt_engine import load_engine
 
 RTX = next((flavour for flavour in available() if flavour.name == "tensorrt_rtx"), None)
 needs_rtx = pytest.mark.skipif(RTX is None, reason="tensorrt-rtx is not installed")
@@ -482,17 +481,18 @@ def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
         "0" * 64, "0" * 64, "tensorrt", "10.3.0", "Orin (SM 8.7)", [], precision, shapes
     )
     write_sidecar(path, sidecar)
-    right = onnx_runner(source)
+    right = runtimes.open(source).run
 
     def engine(pixels):
         outputs = right(pixels)
         return {name: value + error * np.abs(value).max() for name, value in outputs.items()}
 
-    monkeypatch.setattr(trt_engine, "gpu_name", lambda: "Orin (SM 8.7)")
-    monkeypatch.setattr(trt_engine, "engine_runner", lambda *where, **options: engine)
+    monkeypatch.setattr(verify, "gpu_name", lambda: "Orin (SM 8.7)")
+    opened = SimpleNamespace(run=engine)
+    monkeypatch.setitem(runtimes._OPENERS, ".plan", lambda source, options: opened)
 
     if passes:
-        assert trt_engine.verify_engine(source, path, images).passed
+        assert verify.verify_engine(source, path, images).passed
     else:
         with pytest.raises(VerificationFailed):
-            trt_engine.verify_engine(source, path, images)
+            verify.verify_engine(source, path, images)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from exporters import runtimes
 from exporters.onnx_export import export_onnx
-from exporters.openvino_export import export_openvino, openvino_runner
-from exporters.runners import onnx_runner
+from exporters.openvino_export import export_openvino
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.models.heads import Detector, Pyramid, Segmenter, mean_probability
 
@@ -145,10 +145,10 @@ def scored(runtime: str, logits: Tensor, folder: Path) -> Tensor:
     if runtime in ("torch", "half"):
         return network(logits.half() if runtime == "half" else logits)
     export_onnx(network, folder / "net.onnx", input_size=tuple(logits.shape[1:]))
-    run = onnx_runner(folder / "net.onnx")
+    run = runtimes.open(folder / "net.onnx").run
     if runtime == "openvino":
         pytest.importorskip("openvino")
         export_openvino(folder / "net.onnx", folder / "net.xml", half_weights=False)
-        run = openvino_runner(folder / "net.xml")
+        run = runtimes.open(folder / "net.xml").run
     (values,) = run(logits.numpy()).values()
     return torch.from_numpy(values)

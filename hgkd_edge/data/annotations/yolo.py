@@ -23,6 +23,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import (
     MAX_LABEL_BYTES,
     MAX_SETTINGS_BYTES,
+    StrictLoader,
     brief,
     cut,
     parse_yaml,
@@ -260,7 +261,7 @@ def _from_yaml(file: Path) -> YoloFiles:
     return YoloFiles(folder, names, images, keypoints, faults)
 
 
-class _AsWritten(yaml.SafeLoader):
+class _AsWritten(StrictLoader):
     """Every plain word is text: `no`, `01`, `1e3` and `null` are names as they are written."""
 
     # PyYAML's stubs take this for an attribute of instances.

@@ -78,7 +78,7 @@ def processes() -> list[str]:
     return found
 
 
-def wait_until(check: Callable[[], bool], seconds: float = 15.0) -> None:
+def wait_until(check: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for something that happens elsewhere."""
     end = time.monotonic() + seconds
     while not check():

@@ -25,14 +25,18 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
-    """Turn the first Ctrl-C or SIGTERM into a flag; a second one ends the process at once."""
+def stop_on_signal(after: str = "step") -> Iterator[StopFlag]:
+    """Turn the first Ctrl-C or SIGTERM into a flag; a second one ends the process at once.
+
+    Args:
+        after: What is finished first, for people.
+    """
     flag = StopFlag()
 
     def ask(number: int, frame: Any) -> None:
         if not flag.asked:
             flag.asked, flag.since = True, time.monotonic()
-            console.print("stopping after this step (again to stop at once) ...")
+            console.print(f"stopping after this {after} (again to stop at once) ...")
         elif time.monotonic() - flag.since > ONE_PRESS:
             raise KeyboardInterrupt
 
