@@ -9,7 +9,7 @@
                `_cpu_int8` for what stays in float).
 
 In both, a classifier's last layer stays in float: it is a small part of the arithmetic, and
-rounding its input, the mean over the image, was up to half of all the error (docs/results.md).
+rounding its input, the mean over the image, was up to half of all the error (docs/lab-notebook.md).
 
 Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantiser; the residual rule is
 ours. Without real images there is no INT8.

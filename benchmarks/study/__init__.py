@@ -5,5 +5,5 @@
 
 Every cell (data, arm, seed) writes one JSON file and is skipped when that file is there, so a study
 can be stopped at any time and gone on with. The arms are in `arms.py`, the base recipes beside it,
-the figures and what they mean in docs/results.md.
+the figures and what they mean in docs/lab-notebook.md.
 """

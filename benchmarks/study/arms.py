@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ABLATION", "ARMS", "SCRATCH", "SPARK", "TEACHERS", "spelled"]
+from typing import NamedTuple
+
+__all__ = ["ABLATION", "ARMS", "EQUAL_TIME", "SCRATCH", "SPARK", "TEACHERS", "Arm", "spelled"]
 
 # Arms whose students are not distilled.
 SCRATCH = ("scratch", "scratch, full width")
@@ -37,7 +39,7 @@ ARMS: dict[str, list[str]] = {
     "dense-features": [*MAE, *PLAIN, *DENSE],
     "dense-features, standardised": [*MAE, *DENSE],
     "h-gkd": MAE,
-    # What the spared passes save goes into updates. Times: docs/results.md.
+    # What the spared passes save goes into updates. Times: docs/lab-notebook.md.
     "dense-features, 4 updates a pass": [*MAE, *PLAIN, *DENSE, *FOUR],
     "h-gkd, 4 masks, twice the updates": [*MAE, *FOUR],
     # Whether masks pay once a student of whole photos has learned its teacher.
@@ -87,6 +89,37 @@ _CHANGES: dict[str, list[str]] = {
     "pixels too": ["loss.pixel_weight=0.2"],
 }
 ABLATION = {name: [*MAE, *changes] for name, changes in _CHANGES.items()}
+
+
+class Arm(NamedTuple):
+    """A student to compare.
+
+    Attributes:
+        changes: To the base recipe.
+        ratio: Of the masked stage; 0: nothing is masked.
+        share: Of the time that the masked stage takes; the rest sees whole photos.
+        same_updates_as: Arm whose updates it gets in place of the time.
+    """
+
+    changes: list[str]
+    ratio: float = 0.0
+    share: float = 0.0
+    same_updates_as: str = ""
+
+
+_NO_EMBEDDING = ["loss.embedding_weight=0"]
+# At equal time of the student, unless they say otherwise.
+EQUAL_TIME = {
+    "scratch": Arm([]),
+    "pixels": Arm(SPARK, ratio=0.6, share=1.0),
+    "dense": Arm(_NO_EMBEDDING),
+    "dense, embedding": Arm([]),
+    "masked half the time": Arm(_NO_EMBEDDING, 0.75, 0.5),
+    "masked half the time, embedding": Arm([], 0.75, 0.5),
+    "masked nine tenths, embedding": Arm([], 0.75, 0.9),
+    "half masked half the time, embedding": Arm([], 0.5, 0.5),
+    "masked half the time, embedding, equal updates": Arm([], 0.75, 0.5, "dense, embedding"),
+}
 
 
 def spelled(changes: list[str], epochs: int) -> list[str]:
