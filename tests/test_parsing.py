@@ -163,7 +163,8 @@ def test_every_reader_of_json_and_yaml_in_the_package_is_bounded() -> None:
     found = {
         file.relative_to(package).as_posix(): line.strip()
         for file in package.rglob("*.py")
-        if "agent" not in file.parts  # runs on the device, on what this machine sends
+        # These run on a device, on what this machine sends.
+        if file.parent.name != "device" and file.name != "ort_device.py"
         for line in file.read_text().splitlines()
         if re.search(r"json\.loads?\(|JSONDecoder\(|yaml\.\w*load\w*\(", line)
     }

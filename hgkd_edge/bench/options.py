@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hgkd_edge.errors import DeviceError
+from hgkd_edge.parsing import parse_json
 
 __all__ = ["DEVICES", "BenchOptions", "parse_counts"]
 
@@ -114,7 +115,7 @@ class BenchOptions:
                 "shape": self.images.shape,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
-        return json.loads(json.dumps(kept, default=str))
+        return parse_json(json.dumps(kept, default=str))
 
 
 def parse_counts(text: str, *, option: str) -> tuple[int, ...]:

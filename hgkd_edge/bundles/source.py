@@ -23,6 +23,7 @@ from hgkd_edge.data.names import readable
 from hgkd_edge.distillation.license import forbids_commerce
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
+from hgkd_edge.parsing import parse_json
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import SUPPRESSION
 
@@ -121,8 +122,8 @@ class BundleSource:
             "std": list(taken.std),
             "geometry": taken.geometry,
             "bits": taken.bits,
-            "baked": json.loads(info.metadata.get("hgkd_edge.baked", "[]")),
-            "frame": json.loads(frame),
+            "baked": parse_json(info.metadata.get("hgkd_edge.baked", "[]")),
+            "frame": parse_json(frame),
             "precision": self.precision,
             "dynamic_batch": not isinstance(feed.shape[0], int),
             "suppression": {
