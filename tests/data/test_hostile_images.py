@@ -559,7 +559,8 @@ def test_images_are_opened_in_one_place() -> None:
     opening = [
         file.relative_to(package).as_posix()
         for file in sorted(package.rglob("*.py"))
-        if any(ast.unparse(node) == "Image.open" for node in ast.walk(ast.parse(file.read_text())))
+        if file.parent.name != "device"  # copied into bundles, where it runs without this package
+        and any(ast.unparse(node) == "Image.open" for node in ast.walk(ast.parse(file.read_text())))
     ]
 
     assert opening == ["data/images.py"]
