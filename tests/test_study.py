@@ -1,4 +1,4 @@
-"""The study's arms are recipes that can be read; what comes out of them is in docs/lab-notebook.md."""
+"""The study's arms are recipes that can be read; results are in docs/lab-notebook.md."""
 
 from __future__ import annotations
 
