@@ -1,4 +1,4 @@
-"""Looking inside an ONNX graph: the value of every floating-point tensor for given images."""
+"""Compute every floating-point tensor inside an ONNX graph for given images."""
 
 from __future__ import annotations
 

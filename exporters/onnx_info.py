@@ -1,4 +1,4 @@
-"""Reading ONNX files without torch: what goes in, what comes out, what the file says of itself."""
+"""Reading ONNX files without torch: inputs, outputs and metadata."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def require_image_input(path: str | Path, info: OnnxInfo) -> TensorInfo:
     """The only input of a network that takes a batch of images.
 
     Raises:
-        ExportError: It has another number of inputs, or its input is no batch of images.
+        ExportError: It has another number of inputs, or its input is not a batch of images.
     """
     hint = "name a model that takes one batch of images: [batch, channels, height, width]"
     if len(info.inputs) != 1:
@@ -169,7 +169,7 @@ def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
 
 
 def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy of a model that gives tensors inside its graph next to its outputs."""
+    """A copy of a model that also returns tensors inside its graph."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -181,7 +181,7 @@ def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
-    """`int8` when the graph quantises, `fp16` when any weight is half precision, else `fp32`."""
+    """`int8` when the graph quantizes, `fp16` when any weight is half precision, else `fp32`."""
     import onnx
 
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
@@ -191,7 +191,7 @@ def graph_precision(model: onnx.ModelProto) -> str:
 
 
 class _Unusable(Exception):
-    """An input or output that cannot be fed or read as a numpy array; the text says which."""
+    """Reject an input or output that numpy cannot represent; the error names it."""
 
 
 def _tensor(value: onnx.ValueInfoProto, role: str) -> TensorInfo:

@@ -1,8 +1,8 @@
-"""ONNX -> OpenVINO IR: `net.xml` (graph, metadata) beside `net.bin` (weights).
+"""ONNX -> OpenVINO IR: `net.xml` (graph, metadata) next to `net.bin` (weights).
 
-Weights are stored as fp16 unless told otherwise; in which precision they are computed with is the
-device plugin's choice at run time. INT8 comes from an INT8 ONNX file (`exporters.quantize`, flavour
-`cpu`): OpenVINO turns its Q/DQ nodes into its own fake-quantise form, and stores int8 weights.
+Weights are stored as fp16 by default; the device plugin chooses the compute precision at run time.
+INT8 comes from an INT8 ONNX file (`exporters.quantize`, flavor `cpu`): OpenVINO turns its Q/DQ
+nodes into its own fake-quantize form, and stores int8 weights.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def export_openvino(
     """Convert an fp32 or INT8 ONNX file.
 
     Args:
-        onnx_path: The network; its metadata goes along, under `rt_info/hgkd_edge`.
-        path: Where to write the .xml; the weights lie beside it.
+        onnx_path: The network; its metadata is kept, under `rt_info/hgkd_edge`.
+        path: Where to write the .xml; the weights lie next to it.
         half_weights: Store float weights as fp16, half the size.
 
     Raises:
@@ -74,7 +74,7 @@ def export_openvino(
                 f"OpenVINO cannot convert '{onnx_path}': {last_line(error.__cause__ or error)}",
                 hint="the message names the node; replace that operator in the model",
             ) from error
-        # The graph last: an .xml is there only when its weights are.
+        # The graph is moved last: an .xml exists only when its weights do.
         for file in (temporary.with_suffix(".bin"), temporary):
             flush(file)
             os.replace(file, path.parent / file.name)

@@ -1,6 +1,6 @@
-"""Which layers INT8 hurts, and how many of them have to stay in float.
+"""Find which layers INT8 damages, and how many of them have to stay in float.
 
-`rank_layers` quantises one layer at a time and looks at what it does to the network's outputs.
+`rank_layers` quantizes one layer at a time and measures the error in the network's outputs.
 `quantize_within` keeps the worst layers in float, as few as needed, until the network passes its
 verification and its score on held-out images is within a bound of the float network's.
 """
@@ -98,7 +98,7 @@ def rank_layers(
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a network with some layers in float would be written as."""
+    """The file that a network with some layers in float is written to."""
 
     drop: float
     verification: Verification
@@ -126,13 +126,13 @@ def quantize_within(
     """Quantise to INT8, keeping the worst layers in float until the result is within its bounds.
 
     The number of layers to keep is doubled until the bounds hold, then halved back to the smallest
-    that was seen to hold. The bounds are those the file is judged by afterwards.
+    that passed. The same bounds apply to the written file.
 
     Args:
         onnx_path: An fp32 ONNX file.
         path: Where to write the INT8 file.
         calibration: Ranges of the fp32 file.
-        ranking: Layers as `rank_layers` found them for this flavour.
+        ranking: Layers as `rank_layers` returned them for this flavor.
         score: Held-out score in points.
         proof: The comparison that the file has to pass.
         max_drop: The most points that INT8 may lose.
@@ -140,7 +140,7 @@ def quantize_within(
         progress: Called after each try with (layers kept in float, points lost, proof passed).
 
     Raises:
-        VerificationFailed: Not even one quantised layer is within the bounds; that file is put
+        VerificationFailed: Not even one quantized layer is within the bounds; that file is set
             aside.
     """
     model = read_onnx(onnx_path)
@@ -180,7 +180,7 @@ def _nothing_holds(path: str | Path, trial: _Trial, max_drop: float) -> Verifica
 
 
 def _fewest(holds: Callable[[int], bool], *, most: int) -> int | None:
-    """The smallest number of float layers that was seen to hold; None if none did."""
+    """The smallest number of float layers that passed; None if none did."""
     if holds(0):
         return 0
     if most == 0:

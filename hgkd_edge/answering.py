@@ -1,6 +1,6 @@
-"""What an open model answers for one image: as JSON, as a picture, and how long each stage took.
+"""Predictions of an open model for one image: as JSON, as a picture, with stage times.
 
-`predict` asks for image files, `video/` for frames, `pipeline.py` to measure. No torch.
+Used by `predict` (image files), `video/` (frames) and `pipeline.py` (timing). No torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Answer", "answer_image", "require_threshold"]
 
 
 class Answer(NamedTuple):
-    """What a model says of one image.
+    """A model's prediction for one image.
 
     Attributes:
         record: Plain data: `labels`, `shares` of the area by class, or `boxes`.
@@ -36,16 +36,16 @@ class Answer(NamedTuple):
 
 
 def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages: Stages) -> Answer:
-    """Answer one upright RGB image.
+    """Predict for one upright RGB image.
 
     Args:
         opened: The model.
         photo: The image.
         threshold: Lowest score of a box.
-        stages: Where the times of `preprocess`, `infer` and `postprocess` are added.
+        stages: Collects the times of `preprocess`, `infer` and `postprocess`.
 
     Raises:
-        DataError: The image is not of the size that the model takes.
+        DataError: The image size is not the one that the model takes.
     """
     with stages.measure("preprocess"):
         inputs = opened.prepare(photo)
@@ -56,7 +56,7 @@ def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages
 
 
 def require_threshold(opened: TaskModel, threshold: float) -> None:
-    """Refuse a threshold below the one that suppression inside the file was given."""
+    """Reject a threshold below the one built into the file's suppression."""
     inside = opened.task == "detect" and "postprocessing" in opened.baked
     if inside and threshold < answers.THRESHOLD:
         raise DataError(
@@ -88,7 +88,7 @@ def _segment(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold:
 def _detect(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
     placement, classes = opened.input.placement(photo), opened.classes
     if "postprocessing" in opened.baked:
-        rows = outputs["detections"]  # of all images of the batch, here one
+        rows = outputs["detections"]  # of all images of the batch (one)
         found = answers.read_detections(rows, placement, classes, threshold=threshold)
     else:
         boxes, scores = outputs["boxes"][0], outputs["scores"][0]

@@ -1,4 +1,4 @@
-"""How good is a run: its frozen features, or its fine-tuned model in any runtime."""
+"""Evaluate a run: its frozen features, or its fine-tuned model in any runtime."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def evaluate_model(
     """Score a fine-tuned model: the run's own file, or one exported from it.
 
     Args:
-        run: Its `finetune.yaml` says where the photos are.
-        model: What `open_task_model` takes; None is the run's `model.safetensors`.
-        split: Name of the split; None is the one kept from training.
+        run: Its `finetune.yaml` names the data set.
+        model: As for `open_task_model`; None is the run's `model.safetensors`.
+        split: Name of the split; None is the held-out split.
         trust_engine: As for `open_task_model`.
 
     Returns:
-        Task, runtime, split, number of photos and scores; also written to `evaluation.json`.
+        Task, runtime, split, number of images and scores; also written to `evaluation.json`.
 
     Raises:
         RunError: The run was not fine-tuned, or `model` is of another task, classes or input.
@@ -108,7 +108,7 @@ def evaluate_model(
         "photos": len(splits[name]),
         "fingerprint": splits[name].fingerprint,
         "metric": task.metric,
-        # What a person looks at first are photos that training never saw; others lie apart.
+        # Pictures of held-out images come first; others go to a separate folder.
         "scores": task.judge(
             batches, card, run.path / "pictures" / ("" if name == unseen else name)
         )
@@ -120,17 +120,17 @@ def evaluate_model(
 
 
 def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any]:
-    """Score a run's dense backbone beside the same network untrained and the majority class.
+    """Score a run's dense backbone next to the same network untrained and the majority class.
 
     Args:
-        run: Its recipe says where the photos are.
-        split: Name of the split; None is the one kept from training.
+        run: Its recipe names the data set.
+        split: Name of the split; None is the held-out split.
 
     Returns:
         Also written to the run's `evaluation.json`.
 
     Raises:
-        DataError: The photos carry no labels, or none were held out.
+        DataError: The images carry no labels, or none were held out.
     """
     run.require(run.backbone_file, mend=run.resume_command)
     recipe = run.recipe()
@@ -147,7 +147,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     spec = trained.spec
     fresh = create_features(spec.name, stem_stride=spec.stem_stride, args=spec.args)
     untrained = EmbeddingNet(fresh, spec).eval()
-    # The same favour that the distilled network gets: statistics of whole photos.
+    # As for the distilled network: BatchNorm statistics of whole images.
     recalibrate_batchnorm(untrained, train, spec)
     result: dict[str, Any] = {
         "split": name,
@@ -162,7 +162,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
 
 
 def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> dict[str, Any]:
-    """Intervals of feature scores, and warnings: where they beat nothing, what was not taught."""
+    """Intervals of feature scores, and warnings: no gain over a baseline, parts not trained."""
     intervals: dict[str, Any] = {
         network: {name: wilson(share, count) for name, share in result[network].items()}
         for network in ("distilled", "untrained")
@@ -186,7 +186,7 @@ def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> di
 
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
-    """The name of a split with labels: the one asked for, or one kept from training."""
+    """The name of a split with labels: the requested one, or a held-out one."""
     name = asked or held_out_split(splits, labelled=True)
     if name is None:
         raise DataError(
@@ -208,7 +208,7 @@ def _shown(spec: InputSpec) -> str:
 
 
 def score_features(network: EmbeddingNet, train: ImageSource, test: ImageSource) -> FeatureScores:
-    """k-NN and linear-probe accuracy on `test`, learnt from `train`."""
+    """k-NN and linear-probe accuracy on `test`, learned from `train`."""
     train_x, test_x = embed(network, train), embed(network, test)
     classes = len(train.classes)
     return FeatureScores(

@@ -1,4 +1,4 @@
-"""Fine-tune a distilled backbone for a task, and leave a model that says what it is."""
+"""Fine-tune a distilled backbone for a task, and write a self-describing model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
     "weigh",
 ]
 
-BATCH = 16  # photos answered at a time: a label map of many classes is large
+BATCH = 16  # images per batch of predictions: a label map of many classes is large
 
 TASKS: dict[str, VisionTask] = {
     task.name: task for task in (Classification(), Segmentation(), ObjectDetection())
@@ -51,17 +51,17 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
 
     Args:
         config: Fully resolved.
-        run: Where the model goes; most often the run whose backbone it is.
-        resume: Go on from `checkpoints/finetune.pt`.
+        run: Where the model is written; usually the run that has the backbone.
+        resume: Resume from `checkpoints/finetune.pt`.
 
     Returns:
-        Scores on the held-out split, with its name and size; also written to `finetune.json`.
-        Nothing on processes beside the main one, whose part ends with the training.
+        Scores on the held-out split, with its name and size; also written to `finetune.json`. Empty
+        on processes other than the main one: their part ends with the training.
 
     Raises:
-        RunError: The backbone file is missing or not ours.
+        RunError: The backbone file is missing or not written by hgkd-edge.
         RecipeError: The hub's weights cannot be downloaded.
-        DataError: The photos do not carry the task's labels.
+        DataError: The images do not have the task's labels.
     """
     task = TASKS[config.task]
     state, spec = starting_weights(config)
@@ -107,7 +107,7 @@ def _leave(
     splits: dict[str, ImageSource],
     run: RunDir,
 ) -> dict[str, Any]:
-    """Write the model, score it on the held-out split, and write down what it is."""
+    """Write the model, score it on the held-out split, and record both."""
     task = TASKS[config.task]
     save_model(network, card, run.model_file)
     run.add_artefact(run.model_file, made_from=[config.backbone])
@@ -134,12 +134,12 @@ def _leave(
 
 
 def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> dict[str, Any]:
-    """What a model's scores are worth: their intervals, the baseline, and a warning where due.
+    """How certain a model's scores are: their intervals, the baseline, and a warning where needed.
 
     Args:
-        result: Task, metric, scores and number of photos.
-        train: The training photos.
-        test: The photos that were scored.
+        result: Task, metric, scores and number of images.
+        train: The training images.
+        test: The images that were scored.
     """
     task, scores, count, metric = (result[k] for k in ("task", "scores", "photos", "metric"))
     majority = majority_top1(train.labels, test.labels) if task == "classify" else None
@@ -164,14 +164,14 @@ def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> d
 def answers(
     runner: Runner, task: VisionTask, card: ModelCard, source: ImageSource
 ) -> Iterator[Answers]:
-    """What a network says of every photo of a source, batch by batch."""
+    """A network's outputs for every image of a source, batch by batch."""
     parts = source.images.split(BATCH), source.labels.split(BATCH)
     for images, labels in zip(*parts, strict=True):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
 
 
 def unscored(source: ImageSource) -> dict[str, float]:
-    """Share of the photos' pixels that no score counts; empty where labels are no label maps."""
+    """Share of the pixels that scores ignore; empty where labels are not label maps."""
     return {} if source.ignored is None else {"ignored_pixels": source.ignored}
 
 
@@ -179,7 +179,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     """A fine-tuned network in evaluation mode, and its card.
 
     Raises:
-        RunError: The file is not one of ours, or broken.
+        RunError: The file is damaged or not written by hgkd-edge.
     """
     state, card = read_model(path)
     network = TASKS[card.task].create(card)
@@ -194,10 +194,10 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
 
 
 def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
-    """The weights to begin from (None: untrained) and the backbone's description.
+    """The weights to start from (None: untrained) and the backbone's description.
 
     Raises:
-        RunError: The backbone file is missing or not ours.
+        RunError: The backbone file is missing or not written by hgkd-edge.
         RecipeError: The hub's weights cannot be downloaded.
     """
     state, spec = read_backbone(config.backbone)

@@ -20,7 +20,7 @@ from hgkd_edge.tasks import answers
 
 __all__ = ["measure_pipeline"]
 
-WARM_UP = 3  # images answered before any is measured
+WARM_UP = 3  # images processed before measuring
 
 
 def measure_pipeline(
@@ -31,13 +31,13 @@ def measure_pipeline(
     count: int | None = None,
     trust_engine: bool = False,
 ) -> dict[str, Any]:
-    """Answer image files one after the other, as `predict` does, writing nothing.
+    """Process image files one by one, as `predict` does, without writing anything.
 
     Args:
         model: What `open_task_model` takes.
-        images: Image files, or folders of them; repeated until the time is over.
+        images: Image files, or folders of them; repeated until the time is up.
         duration_s: Seconds to measure.
-        count: Images to measure, in place of `duration_s`.
+        count: Images to measure, instead of `duration_s`.
         trust_engine: As for `open_task_model`.
 
     Returns:
@@ -46,7 +46,7 @@ def measure_pipeline(
 
     Raises:
         RunError: The model cannot be opened.
-        DataError: There are no images, or one cannot be answered.
+        DataError: There are no images, or one cannot be processed.
     """
     files = list(image_files(images, but=Path("predictions")))
     opened = open_task_model(model, trust_engine=trust_engine)

@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of photos: labels, maps or boxes, as JSON and as pictures.
+"""Predictions of a fine-tuned model: labels, maps or boxes, as JSON and as pictures.
 
 Works from the base install for ONNX files.
 """
@@ -33,24 +33,25 @@ def predict(
     trust_engine: bool = False,
     save_as: str = "",
 ) -> list[dict[str, Any]]:
-    """Answer photos one by one; a picture of each answer, and `predictions.json`, go to a folder.
+    """Predict image by image; write pictures and `predictions.json` to a folder.
 
     Args:
         model: What `open_task_model` takes.
         photos: Image files, or folders of them.
-        folder: Where pictures and JSON go.
+        folder: Output folder for pictures and JSON.
         threshold: Lowest score of a box.
         trust_engine: As for `open_task_model`.
-        save_as: Also write the answers as a data set in this format, to `labels/` in the folder.
+        save_as: Also write the predictions as a data set in this format, to `labels/` in the
+            folder.
 
     Returns:
-        One record per photo: `photo`, `picture`, and `labels`, `shares` of the area by class and
-        the `map` file, or `boxes` (x1, y1, x2, y2 in pixels of the photo). A photo that cannot be
-        read has an `error` instead.
+        One record per image: `photo`, `picture`, and one of: `labels`; `shares` of the area by
+        class and the `map` file; `boxes` (x1, y1, x2, y2 in pixels of the image). An unreadable
+        image has an `error` instead.
 
     Raises:
         RunError: The model cannot be opened.
-        DataError: There are no photos, none can be read, or `folder` is a file.
+        DataError: There are no images, none can be read, or `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
@@ -80,14 +81,14 @@ def predict(
 def answer_file(
     opened: TaskModel, file: Path, target: Path, threshold: float, stages: Stages
 ) -> dict[str, Any]:
-    """One photo's record; whatever is wrong with a photo is its record's `error`.
+    """The record of one image; any problem with the image is its record's `error`.
 
     Args:
         opened: The model.
         file: The image file.
-        target: Path of the pictures that are written, without suffix.
+        target: Path of the output pictures, without suffix.
         threshold: Lowest score of a box.
-        stages: Where the times of all stages are added.
+        stages: Collects the times of all stages.
     """
     try:
         with stages.measure("decode"):
@@ -95,7 +96,7 @@ def answer_file(
         answer = answer_image(opened, photo, threshold, stages)
         with stages.measure("write"):
             picture = answer.draw()
-    except Exception as error:  # a damaged file may raise anything, in any library on the way
+    except Exception as error:  # a damaged file may raise anything, in any library
         return {"photo": str(file), "error": reason_of(error).removeprefix(f"{file}: ")}
     with stages.measure("write"):
         saved = pictures.save_picture(picture, target.with_name(f"{target.name}.png"))
@@ -108,10 +109,10 @@ def answer_file(
 
 
 def image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
-    """The files named, and the image files in the folders named, those in `but` left out.
+    """The named files and the image files in the named folders, except those in `but`.
 
     Raises:
-        DataError: One does not exist, or there is no image at all.
+        DataError: A path does not exist, or there is no image.
     """
     found = 0
     for path in photos:

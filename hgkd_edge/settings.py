@@ -1,4 +1,4 @@
-"""Settings in YAML, read strictly: what is wrong with them is told by key, with the mend."""
+"""Strict YAML settings: errors name the key and suggest a fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_t
 
 __all__ = ["Section", "differing_keys", "parse_settings", "read_settings", "settings_text"]
 
-MAX_PROBLEMS = 20  # of a file that are told at once
+MAX_PROBLEMS = 20  # reported at once for one file
 SectionType = TypeVar("SectionType", bound="Section")
 
 
@@ -53,7 +53,7 @@ def settings_text(path: Path) -> str:
     """The text of a file of settings.
 
     Raises:
-        RecipeError: It cannot be read, is no text, or is too large.
+        RecipeError: It cannot be read, is not text, or is too large.
     """
     try:
         return read_text(path, MAX_SETTINGS_BYTES)
@@ -71,7 +71,7 @@ def parse_settings(
 
     Args:
         model: What they should be.
-        raw: As read; changed by the overrides.
+        raw: As read; modified by the overrides.
         overrides: Later ones win.
         name: File or command that the settings come from, for the error message.
 
@@ -122,7 +122,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
-    """Pydantic's problems; of a value that may be of several types, the most telling one."""
+    """Pydantic's problems; for a value of several possible types, the most specific one."""
     by_key: dict[str, list[Any]] = {}
     for problem in problems:
         location = _without_types(problem["loc"], model)
@@ -144,7 +144,7 @@ def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
 
 
 def _telling(problem: Any) -> tuple[bool, int]:
-    """A value of the right type but out of range says more than one of another type."""
+    """A value of the right type but out of range is more specific than one of another type."""
     of_another_type = problem["type"].endswith(("_type", "_parsing", "literal_error"))
     return not of_another_type, len(problem["loc"])
 

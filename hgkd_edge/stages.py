@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["Stages"]
 
-RECENT = 10_000  # times per stage that percentiles are taken of: a camera runs for weeks
+RECENT = 10_000  # times per stage for percentiles: a camera runs for weeks
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Times:
 
 
 class Stages:
-    """Seconds by stage, in the order in which stages are first met."""
+    """Seconds by stage, in the order in which stages first occur."""
 
     def __init__(self) -> None:
         self._times: dict[str, _Times] = {}

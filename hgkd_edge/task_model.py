@@ -1,4 +1,4 @@
-"""A fine-tuned model, and what its file says of itself. No torch unless it is a file of PyTorch."""
+"""A fine-tuned model and its metadata. Needs torch only for PyTorch files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ class TaskModel:
             u8[B, H, W, 3] where preprocessing is baked in.
         task: `classify`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
-        input: What it takes, and how a photo becomes that.
+        input: Its input and preprocessing.
         baked: What was baked into the file: `preprocessing`, `postprocessing`.
-        frame: Height and width of the only frames it takes, where preprocessing is baked in for
-            frames of one size.
+        frame: Height and width of its frames, where preprocessing is baked in for one frame size.
     """
 
     session: Session
@@ -49,18 +48,18 @@ class TaskModel:
     frame: tuple[int, int] | None = None
 
     def outputs(self, photo: Image.Image) -> Outputs:
-        """What the network says of an upright RGB photo: outputs by name, batch of one.
+        """The network's outputs by name for an upright RGB image, batch of one.
 
         Raises:
-            DataError: The photo has not the size of the frames that it takes.
+            DataError: The image does not have the frame size of the model.
         """
         return self.session.run(self.prepare(photo))
 
     def prepare(self, photo: Image.Image) -> np.ndarray:
-        """An upright RGB photo as the network's input, batch of one.
+        """An upright RGB image as the network's input, batch of one.
 
         Raises:
-            DataError: The photo has not the size of the frames that it takes.
+            DataError: The image does not have the frame size of the model.
         """
         if "preprocessing" not in self.baked:
             return self.input.array(photo)
@@ -82,8 +81,8 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
         trust_engine: Load an engine although it was not built on this machine: it is machine code.
 
     Raises:
-        RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
-            its run recorded.
+        RunError: There is no such file, it is not a fine-tuned model of hgkd-edge, or differs from
+            the run's record.
         MissingPackageError: Its runtime is not installed.
     """
     if not path.suffix or path.is_dir():
@@ -102,7 +101,7 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
 
 
 def _model_of(run: RunDir) -> Path:
-    """A run's fine-tuned model; without PyTorch, the ONNX file that was exported from it."""
+    """A run's fine-tuned model; without PyTorch, the ONNX file exported from it."""
     model = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
     if importlib.util.find_spec("torch") is not None:
         return model
@@ -158,7 +157,7 @@ ENGINES = (".plan", ".engine")
 
 
 def _stated(metadata: Mapping[str, str], key: str, default: str = "") -> Any:
-    """What a file says under one of our keys; the values are JSON."""
+    """A file's metadata under one of our keys; the values are JSON."""
     text = metadata.get(f"hgkd_edge.{key}", default)
     return parse_json(text, MAX_RECORD_BYTES)
 
@@ -174,7 +173,7 @@ def _is_side(value: Any) -> bool:
 
 
 def _described(path: Path, metadata: Mapping[str, str], session: Session) -> TaskModel:
-    """Read what `export` wrote into the file."""
+    """Read the metadata written by `export`."""
     try:
         task = _stated(metadata, "task")
         classes = tuple(_words(_stated(metadata, "classes")))

@@ -70,7 +70,7 @@ def at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def part_of(module: str) -> str | None:
-    """`hgkd_edge.models.vit` -> `models`; None for what is no part of either package."""
+    """`hgkd_edge.models.vit` -> `models`; None for modules outside both packages."""
     names = module.split(".")
     if names[0] == "exporters":
         return "exporters"
@@ -103,7 +103,7 @@ def test_imports_point_down(file: Path) -> None:
 
 
 def test_every_module_that_is_imported_exists() -> None:
-    """mypy does not say so: it ignores what it cannot find, since extras may not be installed."""
+    """mypy does not report this: it ignores missing modules, since extras may not be installed."""
     own = ("hgkd_edge", "exporters", "benchmarks")
     others = [file for name in ("benchmarks", "tests") for file in (ROOT / name).rglob("*.py")]
     known = MODULES.keys() | {module_of(file) for file in others} | set(own)
@@ -136,7 +136,7 @@ OPENERS = ("InferenceSession", "compile_model", "deserialize_cuda_engine", "TrtR
 
 
 def test_networks_are_opened_in_one_place() -> None:
-    """Except by programs that run on a device, without us."""
+    """Except by programs that run on a device, without hgkd-edge."""
     on_devices = {ROOT / "hgkd_edge" / "bench" / "edge", ROOT / "hgkd_edge" / "bundles" / "device"}
     files = [file for file in FILES if file.parent not in on_devices]
 

@@ -412,7 +412,7 @@ def test_a_student_of_visible_patches_is_judged_on_those(
     )
 
     class Knows(torch.nn.Module):
-        """Predicts what the teacher infers from the visible patches."""
+        """Predicts the teacher's features of the visible patches."""
 
         def forward(self, view: torch.Tensor, visible: torch.Tensor) -> Prediction:
             tokens = upsample_mask(visible, (8, 8)).flatten(1)

@@ -85,8 +85,8 @@ def run(photos: Path, tmp_path: Path) -> RunDir:
 def tuned(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Callable[[str], RunDir]:
     """A run fine-tuned for a task, once per module.
 
-    The classifier is held against its fp32 self on the photos that it learnt: of 18 unseen ones
-    a single near tie, which differs from CPU to CPU, is 5.6 % of the answers.
+    The classifier is compared with its fp32 version on its training images. Of 18 unseen images a
+    single near tie, which differs between CPUs, would be 5.6 % of the answers.
     """
     learnt = tmp_path_factory.mktemp("learnt")
     for split in ("train", "test"):
@@ -295,7 +295,7 @@ def test_a_flavour_that_fails_does_not_stop_the_other_files(
 
 
 def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
-    """Files of one INT8 flavour are written with a layer that computes nothing."""
+    """Files of one INT8 flavor are written with a layer that computes nothing."""
     whole = quantize.quantized_graph
 
     def broken(model: Any, calibration: Any, **options: Any) -> Any:

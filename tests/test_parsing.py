@@ -154,7 +154,7 @@ def test_a_key_may_override_what_is_merged_into_its_mapping() -> None:
     assert parse_yaml(text)["own"] == {"a": 1, "b": 3}
 
 
-# Of the package's own data, and of a text that `parse_json` has taken before.
+# Calls on the package's own data, or on text already checked by `parse_json`.
 OWN = {"bench/devices.py": "yaml.safe_load(text)", "data/annotations/coco.py": "json.JSONDecoder()"}
 
 

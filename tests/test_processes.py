@@ -1,4 +1,4 @@
-"""What the processes of one training say to each other, without starting any."""
+"""Messages between the processes of one training, without starting any."""
 
 from __future__ import annotations
 

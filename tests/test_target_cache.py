@@ -1,4 +1,4 @@
-"""Targets that are kept on disk belong to the very views that the student sees."""
+"""Targets cached on disk belong to exactly the views that the student sees."""
 
 from __future__ import annotations
 

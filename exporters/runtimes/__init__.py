@@ -5,7 +5,7 @@ ort.py        ONNX Runtime on CPU, CUDA, TensorRT and OpenVINO: .onnx, or its by
 openvino.py   OpenVINO on the CPU: .xml, or .onnx
 tensorrt.py   TensorRT and TensorRT-RTX: .plan and .engine
 
-`verify`, `evaluate`, `predict`, `export` and `bench` run networks through this alone.
+`verify`, `evaluate`, `predict`, `export` and `bench` run networks only through this.
 """
 
 from __future__ import annotations

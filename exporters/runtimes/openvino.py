@@ -23,14 +23,14 @@ _COMPUTES = {"bf16": "bf16", "f16": "fp16"}
 
 
 class OpenVinoSession(Session):
-    """An .xml, an .onnx, or a model that was read already.
+    """An .xml, an .onnx, or a model already in memory.
 
     Args:
         source: A path or OpenVINO's own model.
-        options: With `exact`, fp32 arithmetic: the file is judged, not a plugin's default. Without,
-            one stream with the latency hint, as `benchmark_app -hint latency -api sync` runs it,
-            in the precision that the plugin prefers (`details.computes`). `shapes` are compiled in,
-            as in a deployed model: free axes run a slower path.
+        options: With `exact`, fp32 arithmetic: this checks the file, not a plugin's default.
+            Without, one stream with the latency hint, as `benchmark_app -hint latency -api sync`
+            runs it, in the precision that the plugin prefers (`details.computes`). `shapes` are
+            compiled in, as in a deployed model: free axes run a slower path.
 
     Raises:
         ExportError: A file of the network is missing or too large.
@@ -117,7 +117,7 @@ class OpenVinoSession(Session):
 
 
 def require_openvino(what: str) -> None:
-    """Raises MissingPackageError, which says what needs OpenVINO, where it is not installed."""
+    """Raise MissingPackageError, naming what needs OpenVINO, where it is not installed."""
     if importlib.util.find_spec("openvino") is None:
         raise MissingPackageError(what, package="openvino", extra="openvino")
 
@@ -129,7 +129,7 @@ def last_line(error: BaseException) -> str:
 
 
 def _metadata(model: openvino.Model) -> dict[str, str]:
-    """What the ONNX file said of itself, as its IR keeps it."""
+    """The ONNX file's metadata, as its IR keeps it."""
     if not model.has_rt_info("hgkd_edge"):
         return {}
     entries = model.get_rt_info("hgkd_edge").astype(dict)

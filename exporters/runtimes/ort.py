@@ -20,7 +20,7 @@ CPU, CUDA, TENSORRT, OPENVINO = (
 )
 _PACKAGES = {CUDA: "onnxruntime-gpu", TENSORRT: "onnxruntime-gpu", OPENVINO: "onnxruntime-openvino"}
 _ON_GPU = (CUDA, TENSORRT)
-# Of its own log: errors are raised too, and the log shows a model's names as they are.
+# ONNX Runtime's own log level: errors are raised too, and the log prints a model's names unescaped.
 SILENT = 4
 _TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
@@ -30,14 +30,14 @@ class OrtSession(Session):
 
     Args:
         source: Path or bytes.
-        options: Of which `threads` counts.
-        provider: Nodes that it does not take fall back to CUDA, then to the CPU; a provider that
-            did not start at all is an error, not a slow success.
+        options: Only `threads` is used.
+        provider: Nodes that it does not support fall back to CUDA, then to the CPU. A provider that
+            did not start at all is an error.
         optimize: False runs the graph node by node as written, to look at intermediate values.
 
     Raises:
         ExportError: Its weights are missing or outside its folder, or the provider did not start.
-        ConversionFailed: ONNX Runtime refuses the model (an operator that it does not have, say).
+        ConversionFailed: ONNX Runtime refuses the model (an unsupported operator, for example).
     """
 
     runtime = "ONNX Runtime"
@@ -117,7 +117,7 @@ class OrtSession(Session):
 
         def run(
             _values: object = values,
-        ) -> None:  # keeps the inputs alive, as the binding does not
+        ) -> None:  # keeps the inputs alive: the binding does not
             self._session.run_with_iobinding(binding)
             if self._device == "cuda":
                 binding.synchronize_outputs()

@@ -22,8 +22,8 @@ class TorchSession(Session):
     """A module in evaluation mode.
 
     Args:
-        source: The module; `infer` puts its mode back, `bind` leaves it in evaluation mode.
-        options: Of which `names` and `threads` count; `shapes` say what to compile for.
+        source: The module; `infer` restores its mode, `bind` leaves it in evaluation mode.
+        options: Only `names` and `threads` are used; `shapes` lists the shapes to compile for.
         compiled: Through `torch.compile` with its default settings.
     """
 

@@ -1,6 +1,6 @@
-"""What every runtime gives: an open network, which takes images and returns named outputs.
+"""The common interface of runtimes: an open network takes images and returns named outputs.
 
-`verify` compares two runners and does not care what is behind either of them.
+`verify` compares two runners, whatever their runtimes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ Runner = Callable[[np.ndarray], Outputs]
 """Images f32[B, 3, H, W] (u8[B, H, W, 3] with baked preprocessing) -> name: f32[B, ...]."""
 
 Copies = Literal["in", "out"]
-"""`in`: input from, and outputs to, ordinary host memory. `out`: both stay where the runtime has
-them."""
+"""`in`: input and outputs in ordinary host memory. `out`: both stay in the runtime's memory."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class Options:
         exact: OpenVINO computes in fp32, whatever its plugin prefers; False runs as deployed.
         names: Names of a PyTorch module's outputs.
         made_from: ONNX file that an engine must have been built from.
-        built_here: Folder in which `remember_engine` must have noted an engine: it is machine code.
+        built_here: Folder in which `remember_engine` must have recorded an engine: it is machine
+            code.
         trust_engine: Load an engine wherever it was built.
     """
 
@@ -106,10 +106,10 @@ class Session(ABC):
     """An open network.
 
     Attributes:
-        runtime: What runs it, for people.
+        runtime: Display name of the runtime.
         package: The package that runs it.
-        details: What it runs with.
-        metadata: What the file says of itself: `hgkd_edge.task`, ...
+        details: Its settings and load times.
+        metadata: The file's own metadata: `hgkd_edge.task`, ...
     """
 
     runtime: str
@@ -135,8 +135,8 @@ class Session(ABC):
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:
         """One inference of these inputs, to be timed; it returns when the outputs can be read."""
 
-    def close(self) -> None:  # noqa: B027  most hold nothing that Python does not free
-        """Free what the network holds."""
+    def close(self) -> None:  # noqa: B027  most runtimes hold nothing that Python does not free
+        """Free the network's resources."""
 
     def run(self, images: np.ndarray) -> Outputs:
         """Any number of images, cast to the network's type -> f32 outputs.
@@ -158,14 +158,14 @@ class Runtime:
     """One way to run a network.
 
     Attributes:
-        name: As `bench --runner` takes it.
-        backend: As `bench.json` records it.
+        name: Its name in `bench --runner`.
+        backend: Its name in `bench.json`.
         opens: Suffix of the files that it is deployed with.
         open: (source, options) -> session.
-        packages: What is imported: itself first.
+        packages: The packages it imports, its own first.
         extra: Extra of hgkd-edge that brings them.
         uses_threads: Whether `Options.threads` means anything to it.
-        lacks: Of installed packages: None where they can run here, else why not.
+        lacks: Checks installed packages: None where they can run here, else why not.
     """
 
     name: str

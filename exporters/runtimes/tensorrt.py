@@ -103,20 +103,20 @@ class TensorRtSession(Session):
 def load_engine(
     path: str | Path, *, onnx_path: str | Path | None = None, built_here: Path | None = None
 ) -> tuple[Any, Flavour, Sidecar]:
-    """Deserialize an engine from the very bytes that were checked.
+    """Deserialize an engine from exactly the bytes that were checked.
 
     Args:
         path: The engine; its sidecar must be next to it.
         onnx_path: When given, the engine must have been built from exactly this file.
-        built_here: When given, the folder in which `remember_engine` must have noted the engine.
+        built_here: When given, the folder in which `remember_engine` must have recorded the engine.
 
     Returns:
-        `trt.ICudaEngine`, the flavour that built it, and its sidecar.
+        `trt.ICudaEngine`, the flavor that built it, and its sidecar.
 
     Raises:
         ExportError: No GPU, a missing, damaged or foreign engine (see `require_own_engine`), or one
             that was built elsewhere.
-        MissingPackageError: The flavour that built it is not installed.
+        MissingPackageError: The flavor that built it is not installed.
         ConversionFailed: TensorRT refuses the engine although its sidecar agrees.
     """
     flavour = choose(read_sidecar(path).backend, what="running an engine")
@@ -141,7 +141,7 @@ def load_engine(
 
 
 def _require_fit(path: str | Path, sidecar: Sidecar, options: Options, flavour: str | None) -> None:
-    """See that an engine is one of the package asked for, and takes the batch asked for."""
+    """Check that an engine belongs to the requested package and takes the requested batch."""
     if flavour not in (None, sidecar.backend):
         raise ExportError(
             f"'{path}' was built by {sidecar.backend}",
@@ -157,7 +157,7 @@ def _require_fit(path: str | Path, sidecar: Sidecar, options: Options, flavour: 
 
 
 def _lacks_gpu() -> ExportError | None:
-    # A driver library and a device node; no CUDA context is made only to ask.
+    # A driver library and a device node; checked without creating a CUDA context.
     nodes = (Path("/dev/nvidia0"), Path("/dev/nvhost-gpu"), Path("/dev/dxg"))
     if ctypes.util.find_library("cuda") is None or not any(node.exists() for node in nodes):
         return ExportError(

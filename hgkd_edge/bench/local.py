@@ -25,7 +25,7 @@ __all__ = ["measure_here"]
 
 Progress = Callable[[str, float], None]
 
-# All that `export` keeps in a run.
+# All images that `export` keeps in a run.
 IMAGES = 16
 
 
@@ -69,14 +69,14 @@ def measure_here(
 
     Args:
         models: ONNX files, and what was exported from them for the runners.
-        runners: What they are measured with.
+        runners: The runtimes to measure with.
         refusals: The device's runners that cannot run here, for the record.
         options: Batches, threads, ...
-        progress: Told what is being done.
+        progress: Called with the current step.
 
     Raises:
         DeviceError: A batch size or a model that cannot be used here.
-        WrongOutputs: What would be timed computes something else than its ONNX file.
+        WrongOutputs: The outputs to be timed differ from the ONNX file's.
     """
     facts = environment()
     plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
@@ -104,7 +104,7 @@ def measure_here(
 
 
 def _takes(runner: Runtime, model: ModelFile, models: Sequence[ModelFile]) -> bool:
-    """Whether a runner measures a file: what was exported for it, else the ONNX file itself."""
+    """Whether a runner measures a file: the artifact exported for it, else the ONNX file."""
     suffix = file_of(runner)
     if model.source is not None:
         return model.path.suffix == suffix
@@ -114,9 +114,9 @@ def _takes(runner: Runtime, model: ModelFile, models: Sequence[ModelFile]) -> bo
 def _open_all(
     cases: Sequence[_Case], options: BenchOptions, stack: ExitStack, progress: Progress
 ) -> tuple[list[_Opened], list[Refusal]]:
-    """All cases are open at once, so that they can be visited in turn.
+    """Open all cases at once, so that they can be visited in turn.
 
-    Where the device stands for several runners, one that fails does not take the others with it.
+    If the device implies several runners, the failure of one does not stop the others.
 
     Raises:
         DeviceError: A case of a named runner, or every case, cannot be opened.
@@ -139,7 +139,7 @@ def _open_all(
 
 
 def _open(case: _Case, options: BenchOptions, stack: ExitStack) -> _Opened:
-    """Load a case and run it once, before anything else runs; what both took of memory."""
+    """Load a case and run it once before anything else runs, and record the memory of both."""
     feeds, inputs = make_inputs(case.model, batch=case.batch, images=options.images)
     module = _module(case, options)
     before = resident_mb()
@@ -155,7 +155,7 @@ def _open(case: _Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     try:
         run = session.bind(feeds, options.copies)
         first_ms = timed(run)
-    except Exception as error:  # the runtimes' exceptions share no public base
+    except Exception as error:  # the runtimes' exceptions share no public base class
         fed = ", ".join(f"{one.name} {one.dtype}{one.shape}" for one in inputs)
         raise DeviceError(
             f"{case.runner.name} cannot run '{case.model.path}' with {fed}: {reason_of(error)}",
@@ -167,7 +167,7 @@ def _open(case: _Case, options: BenchOptions, stack: ExitStack) -> _Opened:
 
 
 def _module(case: _Case, options: BenchOptions) -> Any:
-    """The module of the run a file belongs to, when this runner measures one."""
+    """The module of the file's run, if this runner measures modules."""
     if case.runner.packages != ("torch",) or options.load_torch is None:
         return None
     run = run_folder_of(case.model.path)
@@ -177,8 +177,9 @@ def _module(case: _Case, options: BenchOptions) -> Any:
 def _verify_all(
     opened: Sequence[_Opened], options: BenchOptions, progress: Progress
 ) -> list[Verification | str | None]:
-    """How each case's outputs compare, or why they cannot be compared; None for the reference:
-    ONNX Runtime on the CPU, and the module that was exported.
+    """Compare each case's outputs, or say why not; None for the references.
+
+    The references are ONNX Runtime on the CPU and the exported module.
 
     Raises:
         WrongOutputs: They disagree.

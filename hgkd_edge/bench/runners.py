@@ -1,4 +1,4 @@
-"""What measures on this machine: the runtimes of `exporters`, by the names that --runner takes."""
+"""The runners of this machine: the runtimes of `exporters`, by their names in --runner."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hgkd_edge.files import engines_dir
 
 __all__ = ["file_of", "list_runners", "open_case", "runners_for"]
 
-# What `--device` means when no runner is named.
+# Default runners of `--device`.
 _OF_DEVICE = {
     "cpu": ("ort-cpu",),
     "cuda": ("ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"),
     "openvino": ("openvino",),
 }
-_MODULE = ".safetensors"  # what a runner opens that measures a PyTorch module
+_MODULE = ".safetensors"  # the file of a runner that measures a PyTorch module
 
 
 def list_runners() -> list[tuple[str, Refusal | None]]:
@@ -36,7 +36,7 @@ def runners_for(device: str, names: tuple[str, ...]) -> tuple[list[Runtime], lis
 
     Args:
         device: cpu, cuda or openvino.
-        names: Runners asked for; empty takes the device's own.
+        names: Requested runners; empty uses the device's defaults.
 
     Raises:
         DeviceError: An unknown name, a named runner that cannot run, or none left for the device.
@@ -74,14 +74,14 @@ def open_case(
     module: Any,
     trust_engine: bool,
 ) -> tuple[Session, float | None]:
-    """A session for exactly these shapes, and the ms in an engine builder.
+    """A session for exactly these shapes, and the ms spent building an engine.
 
     Args:
-        runner: What runs it.
-        model: The file. TensorRT builds an engine of an ONNX file from which none was exported.
+        runner: The runtime.
+        model: The file. TensorRT builds an engine from an ONNX file without an exported engine.
         feeds: Input name -> array.
         threads: Threads inside an operator; None leaves it to the runtime.
-        module: The PyTorch module that is measured in place of the file, where the runner does.
+        module: The PyTorch module to measure instead of the file, for runners of modules.
         trust_engine: Load an engine although it was not built on this machine: it is machine code.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Scores that nobody recorded: each file in its runtime, on the held-out images of its run."""
+"""Compute missing scores: each file in its runtime, on the held-out images of its run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Judged", "judge"]
 
-_AGREEMENT_IMAGES = 64  # as many as export verifies on
+_AGREEMENT_IMAGES = 64  # same number as in export's verification
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The scores of a run on one set of images, and what could not be scored, and why."""
+    """The scores of a run on one set of images, and the unscored files with reasons."""
 
     scores: list[Score]
     remarks: list[str]
@@ -41,7 +41,7 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
     Args:
         exports: The files of a run.
         recorded: Scores that are known.
-        on: The images that most of them were taken on.
+        on: The images that most of them were computed on.
 
     Returns:
         Recorded and new scores, all on the same images.
@@ -103,7 +103,7 @@ def _score(
     machine: str,
 ) -> Score:
     runner = _open(artefact, subject)
-    # Only the figures are taken: whether they are good enough, export has decided.
+    # Only the figures are used: export has already checked them against its bounds.
     agreement = verify(runtimes.open(exports.reference.file).run, runner, probe, precision="int8")
     return Score(
         sha256=artefact.sha256,

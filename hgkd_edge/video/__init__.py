@@ -1,5 +1,5 @@
-"""Answers for what cameras give: video files, webcams, network streams, folders being filled.
+"""Predictions for video files, webcams, network streams, and folders being filled.
 
-A thread decodes, a bounded queue hands frames over, the main thread answers them in order. Nothing
-here imports PyAV (the extra `video`) before a video is opened.
+A thread decodes, a bounded queue passes frames on, and the main thread processes them in order.
+PyAV (the extra `video`) is imported only when a video is opened.
 """

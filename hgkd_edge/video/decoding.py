@@ -19,10 +19,10 @@ from hgkd_edge.video.sources import Source
 
 __all__ = ["Frame", "Opened", "import_av", "open_source", "upright"]
 
-READ_TIMEOUT = 10.0  # seconds that a source may give nothing
-MAX_STRETCH = 16  # shape of a pixel, width to height, beyond which it is damage
-CUT_OFF = 0.5  # seconds that may lack at the end before a file counts as cut off
-WITHOUT_TIMES = ("avi",)  # formats of one frame rate, whose times are those of decoding
+READ_TIMEOUT = 10.0  # seconds that a source may be silent
+MAX_STRETCH = 16  # pixel aspect ratio beyond which a file is damaged
+CUT_OFF = 0.5  # seconds that may be missing at the end before a file counts as cut off
+WITHOUT_TIMES = ("avi",)  # formats with a constant frame rate and times in decoding order
 # What a display matrix's four entries (x to x, x to y, y to x, y to y) do to the stored picture.
 UPRIGHT = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -40,7 +40,7 @@ class Frame:
     """One decoded frame.
 
     Attributes:
-        index: 0, 1, ...: every decoded frame counts, also those dropped later.
+        index: 0, 1, ...: counts every decoded frame, also those dropped later.
         time: Seconds since the start, as a player shows them; of one connection to a live source,
             seconds by its own clock, NaN if it states none.
         image: RGB, upright, of square pixels.
@@ -65,7 +65,7 @@ def import_av() -> ModuleType:
         import av
     except ModuleNotFoundError as error:
         raise MissingPackageError("reading videos", package="av", extra="video") from error
-    av.logging.set_level(av.logging.PANIC)  # what matters is an error here, or counted
+    av.logging.set_level(av.logging.PANIC)  # relevant problems are raised or counted
     return av
 
 
@@ -78,11 +78,11 @@ class Opened:
         stream: Its video stream.
 
     Attributes:
-        live: Frames come whether or not anybody takes them: a camera, or a stream without length.
+        live: Frames arrive whether or not they are read: a camera, or a stream without length.
         damaged: Packets that could not be decoded so far.
         seconds: Length that a file states; None if it states none.
         reached: Where the last frame ends, as `Frame.time`.
-        fault: What ended the reading before the end of the file; '' if nothing did.
+        fault: The error that ended reading before the end of the file; '' if none.
     """
 
     def __init__(self, source: Source, container: Any, stream: Any) -> None:
@@ -94,7 +94,7 @@ class Opened:
         self.damaged, self.reached, self.fault = 0, 0.0, ""
         self.seconds = _length(container, stream)
         if stored:
-            stream.thread_type = "AUTO"  # threads by frame delay what a camera shows
+            stream.thread_type = "AUTO"  # frame threading would delay a camera's frames
 
     def frames(self) -> Iterator[Frame]:
         """All frames in the order in which they are shown; closes the source at the end.
@@ -119,7 +119,7 @@ class Opened:
 
     @property
     def frame_count(self) -> int | None:
-        """How many frames a file seems to have; None of a live source, or where it does not say."""
+        """Estimated number of frames; None for a live source, or if the file does not state it."""
         if self.live:
             return None
         rate = float(self._stream.average_rate or 0)
@@ -127,7 +127,7 @@ class Opened:
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether frames lack at the end that the file states; after all frames are read."""
+        """Whether frames are missing at the end of the file; valid after all frames are read."""
         lacks = self.seconds is not None and self.seconds - self.reached > CUT_OFF
         return not self.live and (lacks or bool(self.fault))
 
@@ -203,7 +203,7 @@ def what_failed(error: BaseException) -> str:
 
 
 def upright(frame: Any, pixel_shape: Any) -> Image.Image:
-    """A frame as players show it: RGB, turned by its display matrix, of square pixels.
+    """A frame as players display it: RGB, turned by its display matrix, of square pixels.
 
     Args:
         frame: PyAV's.
@@ -220,7 +220,7 @@ def upright(frame: Any, pixel_shape: Any) -> Image.Image:
 
 
 def _display_turn(frame: Any) -> Image.Transpose | None:
-    """What a frame's display matrix asks for; None for nothing, or for no right angle."""
+    """The rotation of a frame's display matrix; None if none, or not a right angle."""
     for entry in frame.side_data:
         if entry.type.name == "DISPLAYMATRIX":
             matrix = struct.unpack("=9i", bytes(entry)[:36])

@@ -1,4 +1,4 @@
-"""Staying connected to a source that may break."""
+"""Keep reading from a live source across broken connections."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hgkd_edge.errors import UserError, reason_of
 
 __all__ = ["LiveClock", "StreamLost", "stay_connected"]
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before the next try; doubled from try to try
-MOST_DRIFT = 5.0  # seconds between a source's clock and ours, beyond which it has jumped
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before the next try; doubled with each try
+MOST_DRIFT = 5.0  # seconds of clock difference that count as a jump
 TICK = 0.001  # seconds: no two frames have one time
 T = TypeVar("T")
 
 
 class LiveClock:
-    """Seconds since the first frame, by the source's own times: they do not jitter as arrivals do.
+    """Seconds since the first frame by the source's clock: arrival times would jitter.
 
-    Where a source states no times, where they jump, and after a break, a frame's time is that of
-    its arrival, and the source's times count on from there.
+    If a source states no times, if they jump, and after a broken connection, a frame gets its
+    arrival time, and the source's times continue from that value.
     """
 
     def __init__(self) -> None:
@@ -68,8 +68,8 @@ def stay_connected(
     Args:
         connect: Connects when its first item is asked for.
         name: The source, for people.
-        patience: Seconds without any item after which to give up.
-        stop: Set from outside to end.
+        patience: Seconds without any item before giving up.
+        stop: Event that ends the iteration.
         broken: Called with the reason, and the seconds until the next try.
 
     Raises:
@@ -84,7 +84,7 @@ def stay_connected(
                 if stop.is_set():
                     return
             reason = "it ended"
-        except Exception as error:  # whatever a network or a decoder raises
+        except Exception as error:  # networks and decoders raise many types
             reason = reason_of(error)
         left = last + patience - time.monotonic()
         if left <= 0:

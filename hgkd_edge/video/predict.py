@@ -33,14 +33,14 @@ __all__ = ["Options", "Summary", "predict_folder", "predict_videos"]
 
 @dataclass(frozen=True)
 class Options:
-    """How videos are answered.
+    """Options of video prediction.
 
     Attributes:
         threshold: Lowest score of a box.
         trust_engine: As for `open_task_model`.
         limit: Frames (or images of a watched folder) to answer at most; None: all.
         annotate: Whether an annotated video is written.
-        patience: Seconds that a broken live source is waited for.
+        patience: Seconds to wait for a broken live source.
     """
 
     threshold: float = answers.THRESHOLD
@@ -52,12 +52,12 @@ class Options:
 
 @dataclass
 class Summary:
-    """What became of one source.
+    """The result for one source.
 
     Attributes:
         source: Its name, without passwords.
         live: Whether it is a camera, a stream or a watched folder.
-        frames: Frames answered.
+        frames: Number of frames processed.
         errors: Those of them that have an `error` in place of an answer.
         dropped: Frames of a live source that were dropped, because later ones had come.
         damaged: Packets that could not be decoded.
@@ -92,7 +92,7 @@ class Summary:
 def predict_videos(
     model: Path, sources: Sequence[Source], folder: Path, options: Options
 ) -> list[Summary]:
-    """Answer every frame of video files, or the frames of one live source that can be kept up with.
+    """Process every frame of video files, or as many frames of one live source as possible.
 
     Writes to `folder`, for each source: `NAME.jsonl`, one record a frame; `NAME-annotated.mp4`;
     and `NAME-summary.json`. A live source ends by Ctrl-C, SIGTERM or `options.limit`.
@@ -100,8 +100,8 @@ def predict_videos(
     Args:
         model: What `open_task_model` takes.
         sources: Video files, or one live source.
-        folder: Where answers go.
-        options: How.
+        folder: Output folder.
+        options: Options.
 
     Raises:
         RunError: The model cannot be opened.
@@ -114,7 +114,7 @@ def predict_videos(
         raise DataError(
             "a camera or stream is answered alone", hint="start one predict for each of them"
         )
-    first = open_source(sources[0])  # a mistyped name need not wait for the model
+    first = open_source(sources[0])  # fail on a mistyped name before loading the model
     answerer = _open_model(model, options)
     made = []
     for i, source in enumerate(sources):
@@ -128,7 +128,7 @@ def predict_videos(
 
 
 def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -> Summary:
-    """Answer the images of a folder as they appear, until Ctrl-C, SIGTERM or `options.limit`.
+    """Process the images of a folder as they appear, until Ctrl-C, SIGTERM or `options.limit`.
 
     Writes `predictions.jsonl` and the pictures to `folder`. A file that cannot be read may still
     be written to: it is tried again when it changes, and has an `error` only if it never could.
@@ -137,7 +137,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
         model: What `open_task_model` takes.
         watched: The folder.
         folder: Where answers go.
-        options: How.
+        options: Options.
 
     Raises:
         RunError: The model cannot be opened.
@@ -164,7 +164,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
             before = stamp_of(file)
             record = answer_file(answerer, file, target, options.threshold, stages)
             if "error" in record or stamp_of(file) != before:
-                unread[str(file)] = record  # comes again when it has changed
+                unread[str(file)] = record  # tried again when it has changed
                 continue
             unread.pop(str(file), None)
             lines.write({"frame": summary.frames, "at": _now(), **record})
@@ -181,7 +181,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
 
 
 class _Video:
-    """One source that is being answered."""
+    """One source being processed."""
 
     def __init__(
         self, answerer: TaskModel, opened: Opened, stem: Path, options: Options, flag: StopFlag
@@ -194,7 +194,7 @@ class _Video:
         self._stages, self._stop = Stages(), Event()
 
     def answer(self) -> Summary:
-        """Answer all frames; whatever ends it, what is written is whole."""
+        """Process all frames; output files are complete however it ends."""
         summary, live = self._summary, self._opened.live
         frames = self._live_frames() if live else self._opened.frames()
         ahead = ReadAhead(frames, drop=live, stopped=lambda: self._flag.asked)
@@ -251,7 +251,7 @@ class _Video:
             draw = found.draw
         except Exception as error:  # in any runtime; the next frame may be fine
             if not self._summary.frames:
-                raise  # of the first frame: so would be all others
+                raise  # of the first frame: all others would fail too
             record["error"] = reason_of(error)
             self._summary.errors += 1
         with self._stages.measure("write"):
@@ -260,7 +260,7 @@ class _Video:
                 self._video.write(draw(), frame.time)
 
     def _live_frames(self) -> Iterator[Frame]:
-        """Frames of a live source over all connections: one count, one clock."""
+        """Frames of a live source over all connections, with one count and one clock."""
         summary, first, clock = self._summary, iter([self._opened]), LiveClock()
 
         def connect() -> Iterator[Frame]:

@@ -1,4 +1,4 @@
-"""Items that a thread makes ahead, handed over through a bounded queue."""
+"""A thread produces items ahead of use and passes them on through a bounded queue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["AHEAD", "ReadAhead"]
 
-AHEAD = 4  # frames that wait at most: more would only make answers of a live source older
+AHEAD = 4  # maximum frames in the queue: more would only delay answers of a live source
 LOOK = 0.2  # seconds between looks at whether to stop
 T = TypeVar("T")
 
@@ -21,8 +21,8 @@ class ReadAhead(Generic[T]):
         items: What the thread iterates over.
         drop: True: where the queue is full, the oldest item is dropped and counted. False: the
             thread waits.
-        stopped: Asked often; True ends the iteration.
-        size: Items that wait at most.
+        stopped: Called often; True ends the iteration.
+        size: Maximum number of waiting items.
 
     Attributes:
         dropped: Items dropped so far.
@@ -70,7 +70,7 @@ class ReadAhead(Generic[T]):
             for item in self._items:
                 if not self._put(item):
                     return
-        except BaseException as error:  # raised again where the items are taken
+        except BaseException as error:  # raised again in the consumer
             self._error = error
         finally:
             with self._changed:
@@ -78,7 +78,7 @@ class ReadAhead(Generic[T]):
                 self._changed.notify_all()
 
     def _put(self, item: T) -> bool:
-        """Queue an item; False when nobody takes items any more."""
+        """Queue an item; False when the consumer has stopped."""
         with self._changed:
             while len(self._queue) >= self._size and not self._closed:
                 if self._drop:

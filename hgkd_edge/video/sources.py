@@ -1,4 +1,4 @@
-"""What gives frames: a video file, a camera or a network stream, recognized by its name."""
+"""Sources of frames: a video file, a camera or a network stream, recognized by its name."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CAMERA = re.compile(r"/dev/video\d+")
 
 @dataclass(frozen=True)
 class Source:
-    """Something that gives frames.
+    """A source of frames.
 
     Attributes:
         kind: `file`, `camera` or `stream`.
-        shown: Its name for people and records, without passwords and keys.
+        shown: Its name in output and records, without passwords and keys.
         url: What FFmpeg opens.
-        format: FFmpeg's name of the format, where the content does not tell.
+        format: FFmpeg's name of the format, if the content does not identify it.
         options: FFmpeg's options.
     """
 
@@ -51,7 +51,7 @@ class Source:
 
 
 def find_source(text: str) -> Source | None:
-    """The source that a text names; None for image files, folders and whatever else.
+    """The source that a text names; None for image files, folders and anything else.
 
     Args:
         text: A video file, `/dev/video0` or `0`, or a URL such as `rtsp://camera/stream`.

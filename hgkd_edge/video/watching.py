@@ -1,4 +1,4 @@
-"""Image files that appear in a folder."""
+"""Watch a folder for image files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hgkd_edge.data.photos import find_images
 
 __all__ = ["PAUSE", "Stamp", "stamp_of", "watch_folder"]
 
-PAUSE = 0.5  # seconds between looks: a file must be the same in two of them
+PAUSE = 0.5  # seconds between checks: a file must be the same in two of them
 
 
 class Stamp(NamedTuple):
@@ -37,16 +37,16 @@ def watch_folder(
     stopped: Callable[[], bool],
     pause: float = PAUSE,
 ) -> Iterator[Path]:
-    """Image files below a folder, those that are there first, then new ones, the oldest first.
+    """Image files below a folder, existing files first, then new ones, oldest first.
 
-    A file that is being written is waited for: it comes when it has not changed between two looks.
-    One that changes after it came, comes again.
+    A file still being written is yielded once it has not changed between two checks. A file that
+    changes later is yielded again.
 
     Args:
-        folder: Looked through every `pause` seconds.
-        but: A folder whose files are no images to answer.
-        stopped: Asked before each file; True ends the iteration.
-        pause: Seconds between looks.
+        folder: Scanned every `pause` seconds.
+        but: A folder to skip.
+        stopped: Called before each file; True ends the iteration.
+        pause: Seconds between checks.
     """
     before: dict[Path, Stamp] = {}
     given: dict[Path, Stamp] = {}

@@ -1,4 +1,4 @@
-"""What is left of a video: JSON lines, and an annotated video that plays whenever writing ends."""
+"""Output files of a video: JSON lines, and an annotated video that is always playable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["AnnotatedVideo", "JsonLines"]
 # Ticks per second: frames of 24, 25, 30, 29.97, 50, 59.94 and 60 per second fall on whole ones, and
 # MPEG-4 takes no finer clock.
 CLOCK = 60_000
-# Written in pieces of a second, playable when the process is killed; made one at the end.
+# Written in fragments of a second, playable if the process is killed; merged at the end.
 PIECES = {"movflags": "hybrid_fragmented", "frag_duration": "1000000", "flush_packets": "1"}
 ENCODERS = {"libx264": "H.264", "libopenh264": "H.264", "mpeg4": "MPEG-4 Part 2"}
 
@@ -42,7 +42,7 @@ class JsonLines:
         before = self._file.tell()
         try:
             if self._file.write(line) != len(line):
-                os.fsync(self._file.fileno())  # says why
+                os.fsync(self._file.fileno())  # raises with the reason
                 raise OSError(28, os.strerror(28), str(self.path))
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -98,7 +98,7 @@ class AnnotatedVideo:
     ) -> None:
         if self._container is None:
             return
-        # After an error, a second one of the same cause would only hide it.
+        # After an error, a second error of the same cause would hide it.
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self._container.mux(self._stream.encode(None))
             self._container.close()
@@ -110,12 +110,12 @@ class AnnotatedVideo:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(f"file:{self.path}", "w", format="mp4", options=PIECES)
         stream = self._container.add_stream(encoder, rate=25)
-        # 4:2:0 takes even sides. Of an odd one the last column or row is doubled by a black one.
+        # 4:2:0 takes even sides. An odd side gets a black column or row.
         stream.width, stream.height = (side + side % 2 for side in size)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, CLOCK)
         if encoder == "libx264":
-            # No frame waits in the encoder: what is answered is in the file.
+            # The encoder holds back no frame: every processed frame is in the file.
             stream.options = {"preset": "veryfast", "tune": "zerolatency", "crf": "23"}
         else:
             stream.codec_context.bit_rate = max(1_000_000, 6 * stream.width * stream.height)

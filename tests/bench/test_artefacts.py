@@ -1,4 +1,4 @@
-"""What is timed is what `export` proved, compared with its ONNX file before it is timed."""
+"""Timed files are those that `export` verified, compared with their ONNX file before timing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
-    """A run with an ONNX file, what was exported from it for a runner, and the record of both.
+    """A run with an ONNX file, an artifact exported from it for a runner, and the record of both.
 
     An engine holds the ONNX file that it "was built from": it is loaded and run by stand-ins.
     """

@@ -1,7 +1,7 @@
 """Our medians against those of onnxruntime's own profiler and OpenVINO's benchmark_app.
 
-The machine may be busy. So both sides are measured in turn, in short pieces, and the median over
-the pieces of the *ratio* is judged: what slows the machine for a while slows both sides of a piece.
+The machine may be busy. So both sides are measured in turn, in short pieces, and the test checks
+the median *ratio* over the pieces: other load slows both sides of a piece.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ LEAST_PIECES, MOST_PIECES = 5, 15
 
 @pytest.fixture
 def model(make_model: MakeModel) -> ModelFile:
-    """A few milliseconds of convolution: long against any call's own cost."""
+    """A few milliseconds of convolution: long compared with the overhead of a call."""
     return resolve_models([make_model("cross", width=64, layers=5, side=56)])[0]
 
 
 def agreed_ratio(piece: Callable[[], tuple[float, float]]) -> float:
     """Median ratio ours/theirs over pieces, until it is within 10 % or the pieces are used up.
 
-    Every ratio is kept, so further pieces narrow the median towards the true one. Stopping at the
-    first agreement favours agreement a little, by less than the spread of five pieces.
+    Every ratio is kept, so more pieces bring the median closer to the true ratio. Stopping at the
+    first agreement adds a small bias, less than the spread of five pieces.
     """
     ratios: list[float] = []
     while len(ratios) < MOST_PIECES:

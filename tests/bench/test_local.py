@@ -1,4 +1,4 @@
-"""The whole way on this machine: file in, bench.json and table out."""
+"""End to end on this machine: from a file to bench.json and the table."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeMod
     )
 
     big, small = json.loads(done.stdout)
-    assert big > 25  # 28 MB of weights against next to nothing
+    assert big > 25  # 28 MB of weights compared with almost nothing
     assert small < 0.4 * big
 
 

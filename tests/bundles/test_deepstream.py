@@ -62,7 +62,7 @@ def test_the_configuration_has_documented_keys_and_fits_the_network(
     shape = [axis.dim_value for axis in frames.type.tensor_type.shape.dim]
     assert shape[1:] == [3, *FRAME] == [*map(int, keys["infer-dims"].split(";"))]
     assert frames.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    # Outputs whose length is not known before cannot be bound.
+    # Outputs of unknown length cannot be bound.
     for output in graph.output:
         assert all(a.dim_value for a in output.type.tensor_type.shape.dim[1:]), output.name
 
@@ -113,7 +113,7 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
 
 
 def _ours(folder: Path, frame: Image.Image) -> tuple[np.ndarray, tuple[int, int], int]:
-    """The plain network's input, where the frame lies on it, and how many classes there are."""
+    """The plain network's input, the frame's area on it, and how many classes there are."""
     from hgkd_edge.data.geometry import place
     from hgkd_edge.task_model import open_task_model
 
@@ -124,7 +124,7 @@ def _ours(folder: Path, frame: Image.Image) -> tuple[np.ndarray, tuple[int, int]
 
 
 def _same_boxes(got: np.ndarray, wanted: np.ndarray) -> None:
-    sure = wanted[wanted[:, 5] > 0.45]  # others may fall on either side of the threshold
+    sure = wanted[wanted[:, 5] > 0.45]  # boxes near the threshold may differ
     for row in sure:
         same_class = got[got[:, 6] == row[6]]
         assert len(same_class)

@@ -1,4 +1,4 @@
-"""The `triton` bundle, read by Triton's own protobuf and asked over its own protocol."""
+"""The `triton` bundle, read by Triton's own protobuf and queried over its own protocol."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_argmax_gives_the_class_of_every_pixel(heads, images, tmp_path):
 
 
 def suppressed_outside(raw, index, **rule):
-    """What our own suppression makes of an image's boxes: rows as a file gives them."""
+    """The result of hgkd-edge's suppression for an image: rows in the file's format."""
     boxes, labels, scores = select_boxes(raw["boxes"][index], raw["scores"][index], **rule)
     return np.column_stack((np.full(len(boxes), index), boxes, scores, labels))
 
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(exported, tmp_path,
 
 def test_detections_of_a_file_for_single_images_name_their_own_image() -> None:
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        found = int(images.sum())  # as many objects as the image says
+        found = int(images.sum())  # number of objects encoded in the image
         return {"detections": np.zeros((found, 7), np.float32)}
 
     rows = in_batches(run, 1, 1)(np.array([2, 0, 1], np.float32).reshape(3, 1, 1, 1))["detections"]

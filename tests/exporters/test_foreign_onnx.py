@@ -1,4 +1,4 @@
-"""ONNX files of others: what cannot be fed or read is refused in one line that names it."""
+"""Foreign ONNX files: unsupported inputs and outputs are rejected with a line that names them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the INT8 verification accepts and refuses: sound files, and networks with a bad layer."""
+"""The INT8 verification accepts good files and rejects networks with a damaged layer."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""OpenVINO IR: halved, verified layer by layer, set aside whole, never left half-written."""
+"""OpenVINO IR: fp16 weights, verification by layer, set aside with all files, atomic writes."""
 
 import sys
 

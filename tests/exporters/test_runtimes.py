@@ -1,4 +1,4 @@
-"""The same network is the same network, whatever opens it."""
+"""A network gives the same outputs in every runtime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Files = Callable[[Runtime], object]
 
 
 class Small(torch.nn.Module):
-    """Two outputs, of which neither is the last in the alphabet or in the graph."""
+    """Two outputs; neither is the last alphabetically or in the graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Small(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """What a runtime opens: one network as a module, an ONNX file, an IR and an engine."""
+    """One network as a module, an ONNX file, an IR and an engine."""
     torch.manual_seed(0)
     module, source = Small().eval(), tmp_path_factory.mktemp("small") / "small.onnx"
     metadata = {"hgkd_edge.task": '"test"'}
@@ -140,7 +140,7 @@ def test_an_output_keeps_the_name_that_its_file_gives_it(tmp_path: Path, opener:
 
 
 def count(images: np.ndarray) -> dict[str, np.ndarray]:
-    """A network that finds as many objects in its images as they say, in images from 0."""
+    """A network that finds the number of objects encoded in each image, images numbered from 0."""
     found = images.reshape(-1).astype(int)
     rows = np.repeat(np.arange(len(found)), found)
     return {"detections": np.pad(rows[:, None], ((0, 0), (0, 6))).astype(np.float32)}

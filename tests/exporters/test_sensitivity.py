@@ -1,4 +1,4 @@
-"""Which layers INT8 hurts, and keeping the worst of them in float."""
+"""Rank layers by INT8 damage, and keep the worst in float."""
 
 import numpy as np
 import onnx
@@ -19,9 +19,9 @@ CULPRIT = "layer3.0.conv1"
 
 @pytest.fixture(scope="module")
 def uneven(exported, tmp_path_factory):
-    """ResNet-18 with a layer that INT8 must spoil: one input channel a thousand times too loud.
+    """ResNet-18 with a layer that INT8 must damage: one input channel a thousand times too large.
 
-    The weights that read the channel are as much smaller, so in float nothing has changed.
+    The weights that read the channel are scaled down to match, so float outputs do not change.
     """
     model = onnx.load(exported("resnet18").path)
     weights = {w.name: w for w in model.graph.initializer}
@@ -106,7 +106,7 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
     assert {*bounded[2.0].exported.kept_float} == {*kept, "fc/Gemm"}
     assert score(runtimes.open(tmp_path / "2.0.onnx").run) == pytest.approx(bounded[2.0].score)
     weighted = [n for n in onnx.load(tmp_path / "2.0.onnx").graph.node if n.name == kept[0]]
-    assert weighted[0].input[0] == "louder"  # not a dequantised tensor
+    assert weighted[0].input[0] == "louder"  # not a dequantized tensor
 
 
 def test_where_no_assignment_holds_the_file_is_put_aside(uneven, rankings, images, tmp_path):
@@ -145,7 +145,7 @@ def test_the_search_ends_at_a_network_that_passes_the_verification(
         tmp_path / "net.onnx",
         calibration=calibration,
         ranking=rankings[flavour],
-        score=lambda _: 50.0,  # a score that is content with anything
+        score=lambda _: 50.0,  # a score that accepts anything
         proof=proof,
         max_drop=0.5,
         flavour=flavour,

@@ -1,4 +1,4 @@
-"""TensorRT-RTX parses and builds without a GPU, so these are real builds."""
+"""Real builds: TensorRT-RTX parses and builds without a GPU."""
 
 import hashlib
 import json
@@ -95,7 +95,8 @@ def test_the_engine_is_made_for_the_targets_asked_for(exported, tmp_path):
 
 @needs_rtx
 def test_the_other_tensorrt_chosen_in_this_process_does_not_matter(exported, tmp_path):
-    # Polygraphy decides once per process which TensorRT it drives; here it decided wrongly.
+    # Polygraphy decides once per process which TensorRT it drives; in this test it chose the wrong
+    # one.
     code = (
         "import polygraphy.config as c; assert not c.USE_TENSORRT_RTX;"
         "from exporters.trt_build import build_engine;"
@@ -314,7 +315,7 @@ def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
 ):
     mine = tmp_path / "engines"
     remember_engine(own_engine, mine)
-    with pytest.raises(ExportError, match="there is none here"):  # no GPU: all else is right
+    with pytest.raises(ExportError, match="there is none here"):  # no GPU: everything else is valid
         load_engine(own_engine, built_here=mine)
     foreign = own_engine.read_bytes() + b"another program"
     own_engine.write_bytes(foreign)
@@ -400,7 +401,7 @@ def test_a_dla_is_never_asked_for_fp32():
 
 
 def drive_polygraphy(monkeypatch, network, config):
-    """Put a Polygraphy in place whose network and builder take only what a release knows."""
+    """Put a Polygraphy in place whose network and builder accept only the flags of a release."""
     trt = SimpleNamespace(
         network_from_onnx_path=network,
         CreateConfig=config,

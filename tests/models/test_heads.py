@@ -53,7 +53,7 @@ def test_boxes_lie_within_the_image_whatever_the_backbone(kind: str, images: Ten
 
     assert network.backbone.strides == [8, 16, 32, 64]
     points = sum(-(-height // s) * -(-width // s) for s in network.backbone.strides)
-    if kind != "convnext":  # whose stem leaves the rest of a broken stride out
+    if kind != "convnext":  # whose stem drops the remainder of an uneven stride
         assert boxes.shape[1] == points
     assert boxes.shape == (2, scores.shape[1], 4)
     assert scores.shape[2] == 3

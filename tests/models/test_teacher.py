@@ -235,7 +235,7 @@ def test_local_checkpoints_of_every_usual_kind_load(wrapped: str, tmp_path: Path
         path = tmp_path / "w.safetensors"
         save_file(state, path)
     else:
-        # The official release holds {"model": ...} with the decoder beside the encoder.
+        # The official release holds {"model": ...} with the decoder next to the encoder.
         extra = {"decoder_embed.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1)}
         raw = {key: torch.zeros_like(value) for key, value in state.items()}
         content: dict[str, Any] = {
@@ -267,7 +267,7 @@ def test_position_embeddings_are_resampled_to_the_teachers_grid(tmp_path: Path) 
 
 
 class Payload:
-    """Pickles to a call: what a hostile checkpoint does."""
+    """Pickles to a call: as in a hostile checkpoint."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -348,7 +348,7 @@ def test_the_masked_autoencoder_sees_a_quarter_and_learns(photos: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
 
-    assert losses[0] > 0.9  # pixels are normalised: predicting nothing costs 1
+    assert losses[0] > 0.9  # pixels are normalized: predicting nothing costs 1
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of segmentation and detection share: settings, and promises that both make."""
+"""Shared by the tests of segmentation and detection: settings and common checks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def check_onnx_scores_the_same(run: RunDir, config: FinetuneConfig, reported: An
 def check_resume_is_exact(
     run: RunDir, config: FinetuneConfig, loss: type[WithLoss], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training broken off between two checkpoints goes on to the same losses and weights."""
+    """A training interrupted between two checkpoints resumes to the same losses and weights."""
     finetune(config, run)
     curve, weights = logged(run), load_file(run.model_file)
     (run.path / "checkpoints" / "finetune.pt").unlink()

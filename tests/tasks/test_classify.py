@@ -365,7 +365,7 @@ def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos:
 
     result = finetune(config, run)
 
-    assert "scores" not in result  # photos without labels are no held-out split
+    assert "scores" not in result  # images without labels are no held-out split
     with pytest.raises(DataError, match="no labelled photos were kept from training"):
         evaluate_model(run)
     with pytest.raises(DataError, match="split 'test' cannot be scored"):

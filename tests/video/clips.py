@@ -20,7 +20,7 @@ SIZE = (96, 64)  # width, height
 
 
 def crops(count: int, size: tuple[int, int] = SIZE) -> Iterator[Image.Image]:
-    """A crop that moves over a photo, two pixels a frame."""
+    """A crop that moves over an image, two pixels a frame."""
     with zipfile.ZipFile(BUNDLED) as archive:
         name = min(name for name in archive.namelist() if name.endswith(".webp"))
         photo = Image.open(io.BytesIO(archive.read(name))).convert("RGB")

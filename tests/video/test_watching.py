@@ -18,7 +18,7 @@ from hgkd_edge.video.watching import watch_folder
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks more often than twice a second."""
+    """Check more often than twice a second."""
     monkeypatch.setattr("hgkd_edge.video.predict.PAUSE", 0.05)
 
 
@@ -125,13 +125,13 @@ def test_a_file_is_not_given_while_it_grows(tmp_path: Path) -> None:
 
     given = list(watch_folder(tmp_path, but=tmp_path / "out", stopped=stopped, pause=0))
 
-    assert given == []  # nothing was the same in two looks in a row
+    assert given == []  # no file was the same in two consecutive checks
     given = list(watch_folder(tmp_path, but=tmp_path / "out", stopped=counting(4), pause=0))
     assert given == [growing]
 
 
 def counting(looks: int) -> Callable[[], bool]:
-    """True from that many calls on."""
+    """True from this many calls on."""
     left = iter(range(looks))
     return lambda: next(left, None) is None
 
