@@ -96,8 +96,7 @@ class SpconvEngine(TileEngine):
         )
 
     def _visible_only(self, out: Any, t: int) -> Tensor:
-        """Strided outputs also cover neighbors of visible patches: keep the visible, in our
-        order."""
+        """Strided outputs also cover sites outside visible patches: keep only the visible ones."""
         v = self.visible
         image, row, col = out.indices.long().unbind(1)
         place = v.tiles.new_zeros(v.batch * v.h * t * v.w * t)
