@@ -88,10 +88,10 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     stride = token_stride(reductions, patch)
     tokens = _token_grid(data.size, stride)
     teacher_size = tokens[0] * patch, tokens[1] * patch
-    torch.manual_seed(recipe.seed)  # the teacher's initialization must not depend on the student
+    torch.manual_seed(recipe.seed)  # same initial teacher for any student
     wanted = download and teacher.weights == "hub" and recipe.loss.feature_weight > 0
     vit = create_vit(teacher, size=teacher_size, pretrained=wanted)
-    torch.manual_seed(recipe.seed)  # nor the student's on the teacher
+    torch.manual_seed(recipe.seed)  # same initial student for any teacher
     encoder = _encoder(student, stride, download=download)
     config = getattr(every, "pretrained_cfg", {})
     spec = BackboneSpec(
