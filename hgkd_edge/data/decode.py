@@ -276,7 +276,7 @@ def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 
     Args:
         content: The file's bytes.
         pixels: Output, uint8 [3, H_canvas, W_canvas].
-        exact: As `Canvas`.
+        exact: As in `Canvas`.
         bits: Bits used by 16-bit files; 0: all 16.
 
     Returns:

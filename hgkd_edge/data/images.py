@@ -222,7 +222,7 @@ def _unread(image: Image.Image) -> str:
 
 
 def _damage(image: Image.Image) -> str:
-    """What is wrong with the EXIF data of a turned image, as far as Pillow's own turning fails."""
+    """What is wrong with a turned image's EXIF data; Pillow's own turning would fail on it."""
     if image.format == "TIFF":  # these tags describe the pixels: damage shows when decoding
         return ""
     try:

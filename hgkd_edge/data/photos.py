@@ -82,7 +82,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds.
+    """The contents of a source.
 
     Attributes:
         splits: Split name -> its images.

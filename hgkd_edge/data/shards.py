@@ -58,7 +58,7 @@ class Member(NamedTuple):
 
 @dataclass
 class Index:
-    """What a shard holds.
+    """The contents of a shard.
 
     Attributes:
         photos: In shard order.

@@ -74,7 +74,7 @@ class ImageSource:
         remarks: What was decided about the data, one line each.
         decided: The settings that were decided: key -> the value that `auto` resolved to.
         ignored: Share of pixels without a class; None if there are no label maps.
-        several: As `Listing.several`.
+        several: As in `Listing.several`.
     """
 
     images: torch.Tensor | StreamedPixels

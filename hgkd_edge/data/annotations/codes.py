@@ -99,7 +99,7 @@ def binary_labels(pixels: np.ndarray, ignore: Ignore) -> np.ndarray:
 
 
 class Tally(NamedTuple):
-    """What label maps hold.
+    """Pixel counts of label maps.
 
     Attributes:
         pixels: Number of pixels by code, int64 [256].

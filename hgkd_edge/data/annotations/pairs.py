@@ -33,8 +33,7 @@ class ImagesBelow:
         self.by_stem: ByName[Path] = ByName((file.stem, file) for file in self.files)
 
     def find(self, annotation: Path) -> Path:
-        """The image with an annotation file's name; if several match, the one in the nearest
-        folder.
+        """The image with an annotation file's name; of several, the one in the nearest folder.
 
         Raises:
             FileNotFoundError: No image matches, or several are equally near.
