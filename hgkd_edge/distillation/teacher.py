@@ -73,8 +73,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
-        """From now on, subtract the mean token of every position from targets, and rescale
-        channels.
+        """From now on, subtract every position's mean token from targets, and rescale channels.
 
         Most of what a masked autoencoder's tokens encode is their position. A student that predicts
         only the mean token would score well without learning anything else. A channel is divided by

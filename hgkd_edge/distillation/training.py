@@ -1,4 +1,4 @@
-"""What distillation brings to the training loop: views, masks, and the teacher's targets."""
+"""What distillation provides to the training loop: views, masks, and the teacher's targets."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
 __all__ = ["BUNDLED_TEACHER", "load_vit_weights", "save_vit_weights"]
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
-NORMALIZATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
+NORMALIZATION = "hgkd_edge.normalisation"  # in the metadata of weights trained by hgkd-edge
 
 
 def load_vit_weights(vit: nn.Module, path: Path) -> None:
