@@ -106,7 +106,7 @@ def _refuse(why: str) -> None:
 
 
 def _train(recipe: Recipe, task: Distilling, source: ImageSource) -> tuple[float, float]:
-    """Milliseconds per update and share of time waiting for images, after two batches."""
+    """Milliseconds per update and share of time waiting for images, skipping two batches."""
     with tempfile.TemporaryDirectory() as folder:
         place = Workplace(Path(folder) / "log.jsonl", Path(folder) / "last.pt")
         with mock.patch.object(graph, "_report", _refuse):
