@@ -1,11 +1,11 @@
-"""What INT8 costs fine-tuned classifiers: held-out top-1, and how many predictions stay the same.
+"""Accuracy cost of INT8 for fine-tuned classifiers: held-out top-1 and unchanged predictions.
 
     python -m benchmarks.int8_accuracy RUN... [--methods percentile minmax] [--max-drop 0.5]
 
-Every RUN is a folder with a fine-tuned classifier. It is exported as `hgkd-edge export --precision
-int8` does (512 training photos to calibrate on, both flavours; the worst layers in float when
-`--max-drop` says so) and run by ONNX Runtime, and the `cpu` flavour by OpenVINO too, over its whole
-held-out split.
+Every RUN is a folder with a fine-tuned classifier. It is exported like `hgkd-edge export
+--precision int8` does (512 training images for calibration, both flavors; with `--max-drop`, the
+worst layers in float). ONNX Runtime runs the exported files on the whole held-out split, and
+OpenVINO also runs the `cpu` flavor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hgkd_edge.rundir import RunDir
 
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
-PROOF_PHOTOS = 64  # as `hgkd-edge export` takes
+PROOF_PHOTOS = 64  # as in `hgkd-edge export`
 BATCH = 64
 
 
@@ -82,7 +82,7 @@ def measure(folder: Path, methods: list[str], max_drop: float | None) -> Iterato
 def _cases(
     subject: Exportable, methods: list[str], max_drop: float | None
 ) -> Iterator[tuple[str, Runner]]:
-    """The float network first."""
+    """Yield the float network first."""
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / "fp32.onnx"
         export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
@@ -118,7 +118,7 @@ def _cases(
 
 
 def _classes(runner: Runner, photos: np.ndarray) -> np.ndarray:
-    """The predicted class of every photo, int64 [N]."""
+    """The predicted class of every image, int64 [N]."""
     parts = [runner(photos[i : i + BATCH]) for i in range(0, len(photos), BATCH)]
     (name,) = parts[0]
     return np.concatenate([part[name].argmax(axis=1) for part in parts])

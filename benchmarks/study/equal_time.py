@@ -1,14 +1,14 @@
-"""Students of one teacher at equal time of their updates, in every score.
+"""Students of one teacher trained for equal time of their updates, in every score.
 
     python -m benchmarks.study.equal_time run --data imagenette-160 --teacher vit.safetensors \
         --minutes 5 --seeds 0 1 2 --out study
     python -m benchmarks.study.equal_time report --out study [--plot study.png]
 
-The cost of an update is measured first, for each ratio, on one thread of a machine that does
-nothing else, in CPU time (on a GPU: in time). Every arm then gets the epochs that fit into the
-minutes. All arms share the teacher's cached targets, so the teacher costs all the same and is not
-counted; pixels need none and could have its time. `--minutes` takes several values: each is a
-training of its own, with its own schedule, and together they are the curve.
+The cost of an update is measured first, for each ratio, on one thread of an otherwise idle machine,
+in CPU time (on a GPU: wall clock). Every arm then gets the epochs that fit into the minutes. All
+arms share the teacher's cached targets, so the teacher costs the same for all and is not counted;
+pixels need no teacher and could use its time. `--minutes` takes several values: each is a separate
+training with its own schedule, and together they form the curve.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ HERE = Path(__file__).parent
 
 
 def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> dict[float, float]:
-    """`mask.ratio` whose first stage takes a share of the *time*.
+    """`mask.ratio` whose first stage takes a given share of the *time*.
 
     Args:
-        ratio: Of the first stage; the second sees whole images.
-        share_of_time: Of the first stage.
+        ratio: Mask ratio of the first stage; the second sees whole images.
+        share_of_time: Share of the first stage.
         masked: Seconds of an update of the first stage.
         dense: Seconds of an update of the second.
     """
@@ -56,7 +56,7 @@ def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> d
 
 
 def seconds_per_update(recipe: Recipe, *, rounds: int = 6) -> float:
-    """The fastest of a few updates of the student, its targets given; one ratio."""
+    """The fastest of a few updates of the student, with given targets, at one ratio."""
     parts = build(recipe, download=False)
     teacher = make_teacher(recipe, parts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,7 +91,7 @@ def seconds_per_update(recipe: Recipe, *, rounds: int = 6) -> float:
 
 
 class Costs:
-    """Seconds of an update by kind and ratio, measured once and kept in a file."""
+    """Seconds of an update by kind and ratio, measured once and stored in a file."""
 
     def __init__(self, file: Path, base: Recipe) -> None:
         self.file, self.base = file, base
@@ -107,12 +107,12 @@ class Costs:
 
 
 def changed_recipe(base: Recipe, changes: list[str]) -> Recipe:
-    """A recipe with changes as `--set` takes them."""
+    """A recipe with changes in the form of `--set`."""
     return load_recipe(HERE / f"{base.name}.yaml", [*located(base), *changes])
 
 
 def located(base: Recipe) -> list[str]:
-    """Where the photos and the teacher are, as changes."""
+    """The locations of the images and the teacher, as changes."""
     return [f"data.path={base.data.path}", f"teacher.path={base.teacher.path}"]
 
 
@@ -137,7 +137,7 @@ def recipe_of(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fill in the cells that are missing."""
+    """Compute the missing cells."""
     photos = training_photos(arguments.base, arguments.data, arguments.out)
     changes = [f"data.path={photos / 'train'}", f"teacher.path={arguments.teacher}"]
     base = load_recipe(HERE / f"{arguments.base}.yaml", changes)
@@ -184,7 +184,7 @@ def _fill(
 
 
 def plot(folder: Path, picture: Path) -> None:
-    """Score against minutes, a line for each arm that was trained for more than one time."""
+    """Plot score against minutes, one line for each arm with more than one training time."""
     from matplotlib.figure import Figure
 
     cells = [cell for cell in read_cells(folder) if cell["kind"] == "chosen-by"]

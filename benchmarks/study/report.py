@@ -1,4 +1,4 @@
-"""Cells -> the tables of docs/lab-notebook.md and docs/results.md."""
+"""Writes the tables of docs/lab-notebook.md and docs/results.md from the cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCORES: dict[str, Callable[[Cell], float | None]] = {
     "all labels": lambda cell: cell["finetune"].get("1.0"),
 }
 
-# Kind -> its arms in order, and what its tables are headed with.
+# Kind -> its arms in order, and the heading of its tables.
 KINDS: dict[str, tuple[Iterable[str], str]] = {
     "arms": (ARMS, "arms"),
     "ablation": (ABLATION, "ablation"),
@@ -36,7 +36,7 @@ KINDS: dict[str, tuple[Iterable[str], str]] = {
 def read_cells(folder: Path) -> list[Cell]:
     """Every cell in a folder."""
     cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return [cell for cell in cells if "arm" in cell]  # the others are measured costs
+    return [cell for cell in cells if "arm" in cell]  # the other files are measured costs
 
 
 def report(folder: Path) -> str:
@@ -54,7 +54,7 @@ def report(folder: Path) -> str:
 
 
 def table(cells: list[Cell], order: list[str]) -> str:
-    """Cells as a Markdown table: a row per arm, in this order; a column per score they have."""
+    """Cells as a Markdown table: a row per arm, in this order; a column per available score."""
     columns = {name: get for name, get in SCORES.items() if any(get(c) is not None for c in cells)}
     timed = any("seconds_distilled" in cell for cell in cells)
     heads = [*columns, *(["distilled, s"] if timed else [])]

@@ -1,13 +1,13 @@
-"""Does distillation help where the camera never moves and the frames are nearly equal?
+"""Does distillation help if the camera never moves and the frames are nearly equal?
 
     python -m benchmarks.study.static_camera --out static
 
-Renders the frames of one scene: a background that is the same in all of them, sensor noise, a
-brightness that drifts slowly, and in three frames of four one small object somewhere. Background
-and objects are the CC0 photos of this package; an object in `val` or `test` is one that no training
-frame shows. The task is to say which kind of object is there, or none.
+Renders frames of one scene: a constant background, sensor noise, slowly drifting brightness, and
+one small object somewhere in three of four frames. Background and objects are the CC0 photos of
+this package. An object in `val` or `test` never appears in a training frame. The task is to
+classify which kind of object is present, or none.
 
-Every cell (setting, seed) writes one JSON file and is skipped when that file is there.
+Every cell (setting, seed) writes one JSON file and is skipped if that file exists.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from hgkd_edge.rundir import write_json
 BUNDLED = Path(__file__).parents[2] / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
 RECIPE = Path(__file__).with_name("static.yaml")
 KINDS = ("hat", "pants", "shoes")
-SIDE, TILE, OBJECT = 128, 32, 40  # pixels: of a frame, of a photo of the background, of an object
+SIDE, TILE, OBJECT = 128, 32, 40  # pixels: of a frame, of an image of the background, of an object
 NOISE, DRIFT = 2.0, 0.05  # gray levels of sensor noise; share of the brightness that drifts
 FRAMES = {"train": 400, "val": 100, "test": 200}
 
-# Each as what it changes in the recipe; an untrained student is "scratch".
+# Each given as changes to the recipe; an untrained student is "scratch".
 SETTINGS = {
     "scratch": [],
     "H-GKD": [],
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 def render(out: Path, frames: dict[str, int] = FRAMES, seed: int = 0) -> Path:
-    """Write the frames as `out/SPLIT/KIND/NUMBER.png`, KIND `none` where there is no object."""
+    """Write the frames as `out/SPLIT/KIND/NUMBER.png`; KIND is `none` if there is no object."""
     random = np.random.default_rng(seed)
     with zipfile.ZipFile(BUNDLED) as archive:
         background = _background(archive, random)
@@ -68,7 +68,7 @@ def render(out: Path, frames: dict[str, int] = FRAMES, seed: int = 0) -> Path:
 
 
 def _background(archive: zipfile.ZipFile, random: np.random.Generator) -> Image.Image:
-    """A mosaic of photos of kinds that are no objects."""
+    """A mosaic of images of kinds that are not objects."""
     photos = _photos(archive, "test/t-shirt/")
     scene = Image.new("RGB", (SIDE, SIDE))
     for place, chosen in enumerate(random.permutation(len(photos))[: (SIDE // TILE) ** 2]):
