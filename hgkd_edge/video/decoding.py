@@ -196,7 +196,7 @@ def open_source(source: Source) -> Opened:
 
 def what_failed(error: BaseException) -> str:
     """FFmpeg's reason without the URL, which may hold a password."""
-    if type(error).__name__ == "ExitError":
+    if isinstance(error, import_av().error.ExitError):  # our own time limit
         return f"nothing came for {READ_TIMEOUT:.0f} s"
     reason = getattr(error, "strerror", None)
     return str(reason) if reason else type(error).__name__
