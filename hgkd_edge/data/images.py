@@ -44,6 +44,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit
 ORIENTATION = 0x0112  # the EXIF tag
 _ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
 MARKER, SCAN = 0xFF, 0xDA  # start of a JPEG scan; in pixel data, 0xff is followed by zero
+SCAN_BYTES = 10  # of the shortest header of a scan
 EMPTY_EXIF = 20  # bytes of EXIF data without any tag
 # The operation that brings an image upright, by EXIF orientation.
 UPRIGHT = {
@@ -73,7 +74,8 @@ def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
         width, height = max(image.size, _tile_size(image), key=math.prod)
         if (pixels := width * height) > MAX_PIXELS:
             raise _too_many_pixels(f"{width} x {height}")
-        if image.format in ("JPEG", "MPO") and (scans := _scans(content)) * pixels > MAX_PASSES:
+        most = MAX_PASSES // max(1, pixels)
+        if image.format in ("JPEG", "MPO") and (scans := _scans(content, most)) > most:
             raise ValueError(f"has {scans:,} scans, which would take very long to decode")
         with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
             yield image
@@ -186,8 +188,11 @@ def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
         yield image
 
 
-def _scans(content: bytes) -> int:
-    """Number of scans of a JPEG. Uses numpy: `bytes.count` takes a tenth of the decoding time."""
+def _scans(content: bytes, enough: int) -> int:
+    """How many scans a JPEG has; 0 if it is too short for `enough` of them."""
+    if len(content) < enough * SCAN_BYTES:
+        return 0
+    # By numpy: `bytes.count` takes a tenth of the decoder's time.
     values = np.frombuffer(content, np.uint8)
     return int(np.count_nonzero(values[np.flatnonzero(values[:-1] == MARKER) + 1] == SCAN))
 
