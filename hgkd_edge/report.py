@@ -24,7 +24,7 @@ from rich.text import Text
 
 from exporters.verify import SET_ASIDE
 from hgkd_edge import __version__
-from hgkd_edge.bench.baseline import (
+from hgkd_edge.bench.compare import (
     FAILED_SINCE,
     failed_models,
     outdated_models,

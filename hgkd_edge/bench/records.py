@@ -123,7 +123,7 @@ class Telemetry(Record):
     throughput; `idle_w` is the same total just before, with nothing running.
     """
 
-    source: Literal["tegrastats", "ina3221"]
+    source: Literal["tegrastats", "ina3221"]  # the latter in files of earlier versions
     samples: int
     rejected_lines: int
     interval_ms: float
