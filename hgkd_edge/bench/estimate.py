@@ -171,7 +171,7 @@ def estimate_one(
             "share_of_bandwidth": EFFICIENCY["bandwidth"],
             "us_per_layer": LAYER_US,
             "layers": len(layers),
-            "fused": "pointwise layers cost nothing of their own",
+            "fused": "pointwise layers have no separate cost",
             "copies": "not included",
         },
         unconfirmed=[key for key in figures if key in device.unconfirmed],
@@ -228,7 +228,9 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
     costly = [node for node in graph.node if node.op_type not in _FREE]
     found = [layer for node in costly if (layer := _layer(node, shapes, weights))]
     if not found:
-        raise RunError(f"'{model.path}' holds no layer that costs time", hint="is it the model?")
+        raise RunError(
+            f"'{model.path}' holds no layer that costs time", hint="check that it is the right file"
+        )
     return found
 
 

@@ -20,7 +20,7 @@ __all__ = ["BAKED", "ModelFile", "of_precisions", "resolve_models", "run_folder_
 
 BAKED = "hgkd_edge.baked"  # metadata key of a file with processing inside
 _ORDER = ("fp32", "fp16", "bf16", "int8")
-_ARTEFACTS = (".xml", ".plan")
+_ARTIFACTS = (".xml", ".plan")
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def run_folder_of(source: Path | None) -> Path | None:
 
 def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
     """The files of one source; the first, the baseline of ratios, is the plain fp32 file."""
-    if source is not None and source.suffix in _ARTEFACTS and source.is_file():
-        return [_named_artefact(source)]
+    if source is not None and source.suffix in _ARTIFACTS and source.is_file():
+        return [_named_artifact(source)]
     found = []
     for onnx in map(_onnx, _files_of(source)):
-        made = [one for one in _artefacts(onnx) if one.path.suffix in kinds]
+        made = [one for one in _artifacts(onnx) if one.path.suffix in kinds]
         if ".onnx" in kinds or not set(kinds) <= {one.path.suffix for one in made}:
             found.append(onnx)
         found += made
@@ -162,7 +162,7 @@ def _place(model: ModelFile) -> tuple[bool, int, str]:
     return BAKED in model.info.metadata, known.index(model.precision), model.path.name
 
 
-def _artefacts(onnx: ModelFile) -> list[ModelFile]:
+def _artifacts(onnx: ModelFile) -> list[ModelFile]:
     """The artifacts that `export` made from an ONNX file of a run, recorded and still on disk.
 
     Raises:
@@ -182,20 +182,20 @@ def _artefacts(onnx: ModelFile) -> list[ModelFile]:
             f"{run / 'export.json'}: is damaged: {reason_of(error)}",
             hint="export again: hgkd-edge export",
         ) from error
-    found = [path for path in made if path.suffix in _ARTEFACTS and path.is_file()]
+    found = [path for path in made if path.suffix in _ARTIFACTS and path.is_file()]
     for path in found:
         require_recorded(RunFiles(run).own(path))
     return [ModelFile(path.name, path, onnx.info, onnx.path, made[path]) for path in found]
 
 
-def _named_artefact(path: Path) -> ModelFile:
+def _named_artifact(path: Path) -> ModelFile:
     """An .xml or .plan given by its path.
 
     Raises:
         RunError: No export of a run made it, or its ONNX file is gone.
     """
     for onnx in sorted(path.parent.glob("*.onnx")):
-        for made in _artefacts(_onnx(onnx)):
+        for made in _artifacts(_onnx(onnx)):
             if made.path.name == path.name:
                 return made
     raise RunError(
@@ -218,7 +218,7 @@ def _files_of(source: Path | None) -> list[Path]:
     if found and not files:
         raise RunError(
             f"every ONNX model in '{folder}' failed its verification",
-            hint=f"export again, or name the file to measure it all the same: {found[0]}",
+            hint=f"export again, or name the file to measure it anyway: {found[0]}",
         )
     if not files:
         raise RunError(f"'{folder}' holds no ONNX model", hint="hgkd-edge export --onnx")

@@ -14,7 +14,7 @@ from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Refusal, Session, Verification
-from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+from hgkd_edge.bench.stats import noise_of, ratio_of, summarize
 
 __all__ = ["Case", "measurement_of", "session_of", "with_ratios"]
 
@@ -129,7 +129,7 @@ def measurement_of(
         "batch": case.batch,
         "threads": case.threads,
         "copies": options.copies,
-        "latency_ms": summarise(times),
+        "latency_ms": summarize(times),
         "throughput_ips": case.batch * times.size / seconds,
         "first_inference_ms": first_ms,
         "warmup": trace.warmup,

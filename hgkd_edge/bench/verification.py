@@ -122,9 +122,9 @@ def judge(
     passed = seen is not None and seen.passed
     if not passed and not unverified:
         raise WrongOutputs(
-            f"{name}: what it computes is not what '{probe.onnx}' says: {figures}",
-            hint="do not deploy it; export it again or try another precision, or --unverified to "
-            "measure it all the same",
+            f"{name}: its outputs differ from those of '{probe.onnx}': {figures}",
+            hint="do not deploy it; export it again, try another precision, or measure it anyway "
+            "with --unverified",
         )
     return Verification(
         images=len(probe.feeds) * (probe.inputs[0].shape[0] if probe.inputs else 1),

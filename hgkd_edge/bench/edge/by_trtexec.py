@@ -168,10 +168,10 @@ def _warnings(logs: Sequence[Log], times: Sequence[Times], copies: str) -> list[
     notes = [note for log in logs for note in settings_warnings(log, copies=copies)]
     figure = "Latency" if copies == "in" else "GPU Compute Time"
     for log, one in zip(logs, times, strict=True):
-        said, median = log.medians_ms.get(figure), float(np.median(one.ms))
-        if said and abs(median - said) > 0.05 * said:
+        reported, median = log.medians_ms.get(figure), float(np.median(one.ms))
+        if reported and abs(median - reported) > 0.05 * reported:
             notes.append(
-                f"the exported times' median, {median:.3f} ms, is not the {said:.3f} ms that "
+                f"the exported times' median, {median:.3f} ms, is not the {reported:.3f} ms that "
                 "trtexec printed"
             )
     return list(dict.fromkeys(notes))

@@ -74,7 +74,7 @@ class Board:
         notes = []
         if self.power_mode is None:
             notes.append(
-                "the power mode is unknown (nvpmodel -q said nothing): clocks may be capped"
+                "the power mode is unknown (nvpmodel -q printed nothing): clocks may be capped"
             )
         elif (cap := self._cap()) is not None:
             notes.append(
@@ -86,7 +86,7 @@ class Board:
                 "clocks are not locked: short runs see low clocks, tails grow; sudo jetson_clocks"
             )
         elif self.clocks_locked is None:
-            notes.append("whether the clocks are locked cannot be told")
+            notes.append("cannot tell whether the clocks are locked")
         hottest = max(self.temperatures_c.values(), default=0.0)
         if hottest >= 85:
             notes.append(f"{hottest:.0f} C already: thermal throttling is near")
@@ -140,7 +140,7 @@ def board_from_facts(facts: Mapping[str, str]) -> Board:
     return Board(
         is_jetson=True,
         model=facts["model"] or (f"Jetson ({family})" if family else None),
-        device=_recognise(compatible, facts["model"].lower()),
+        device=_recognize(compatible, facts["model"].lower()),
         l4t=release,
         jetpack=_jetpack(release) if release else None,
         tensorrt_package=tensorrt[1] if tensorrt else None,
@@ -201,7 +201,7 @@ def _temperatures(table: str) -> dict[str, float]:
     return {name: int(value) / 1000 for name, value in re.findall(zone, table, re.MULTILINE)}
 
 
-def _recognise(compatible: str, model: str) -> Device | None:
+def _recognize(compatible: str, model: str) -> Device | None:
     """Identify by part number first; by the model's name where a kit hides the number."""
     devices = load_devices()
     for device in devices:

@@ -119,14 +119,14 @@ class Link:
             parts = [part.partition("\n") for part in message[1].split(self._mark)[1:]]
             return {name: text.strip() for name, _end, text in parts}
         if message is not None:
-            self._fault = f"it sent '{message[0]}' in place of its facts"
+            self._fault = f"it sent '{message[0]}' instead of its facts"
         if self._fault:
             raise self._broken()
         if self.host is None:
-            raise DeviceError(f"the measuring process did not start: {self._said()[-300:]}")
+            raise DeviceError(f"the measuring process did not start: {self._reported()[-300:]}")
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_S)
-        raise explain(self.host, self.process.returncode or -1, self._said())
+        raise explain(self.host, self.process.returncode or -1, self._reported())
 
     def open(self, job: str, files: Files, *, resume: bool, cases: int) -> None:
         """Lock the folder of a job, and send its files.
@@ -169,7 +169,7 @@ class Link:
         """Name and content of the next message; one of another name is `WorkFailed`."""
         message = self._next()
         if message is not None and message[0] not in names:
-            self._fault = f"it sent '{message[0]}' in place of '{names[0]}'"
+            self._fault = f"it sent '{message[0]}' instead of '{names[0]}'"
         if message is None or self._fault:
             raise self._broken()
         return message
@@ -231,7 +231,7 @@ class Link:
         while chunk := cast(IO[bytes], self.process.stderr).read(1 << 12):
             self._errors.append(chunk)
 
-    def _said(self) -> str:
+    def _reported(self) -> str:
         """The end of what ssh printed."""
         self._listener.join(2)  # it may give its reason a moment after its output ended
         return b"".join(list(self._errors)).decode("utf-8", "replace")
@@ -255,9 +255,10 @@ class Link:
                 f"{self.where} cannot be measured: {self._fault}",
                 hint="log in there and check what runs; do not trust its numbers",
             )
-        said = [line.strip() for line in self._said().splitlines() if line.strip()]
+        reported = [line.strip() for line in self._reported().splitlines() if line.strip()]
         return WorkFailed(
-            f"the connection to {self.where} broke" + (f": {said[-1][:300]}" if said else ""),
+            f"the connection to {self.where} broke"
+            + (f": {reported[-1][:300]}" if reported else ""),
             hint="the same command with --resume picks up a finished build",
         )
 

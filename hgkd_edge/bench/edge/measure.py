@@ -60,7 +60,7 @@ def measure_on(
         if isinstance(job, TrtexecJob):
             environment["trtexec"] = measured[0].runner_version
             if any(options.threads):
-                warnings.append("--threads means nothing to trtexec")
+                warnings.append("--threads has no effect with trtexec")
         return session_of(
             str(host) if host else "jetson",
             options,

@@ -54,17 +54,21 @@ _REASONS = (
     ),
     (
         "permission denied|too many authentication failures",
-        "{host} refused the login: {said}",
+        "{host} refused the login: {reported}",
         "passwords are not used; set up a key: ssh-copy-id {target}",
     ),
-    ("could not resolve", "no machine called '{name}' is known: {said}", "check --host"),
-    ("refused", "{host} answers, but nothing listens there: {said}", "is sshd running there?"),
+    ("could not resolve", "no machine called '{name}' is known: {reported}", "check --host"),
+    (
+        "refused",
+        "{host} answers, but nothing listens on that port: {reported}",
+        "start sshd there: sudo systemctl start ssh",
+    ),
     (
         "timed out|no route|unreachable",
-        "{host} cannot be reached: {said}",
-        "is it on, and on this network?",
+        "{host} cannot be reached: {reported}",
+        "check that it is on, and in this network",
     ),
-    ("", "cannot work on {host}: {said}", "see whether this works: ssh {target}"),
+    ("", "cannot work on {host}: {reported}", "check that this works: ssh {target}"),
 )
 
 
@@ -125,13 +129,14 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
 def explain(host: Host, code: int, stderr: str) -> DeviceError:
     """The error for a connection that ended before the device sent its facts."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = lines[-1][:300] if lines else f"ssh ended with code {code}"
+    reported = lines[-1][:300] if lines else f"ssh ended with code {code}"
     if code == 127:
         return DeviceError(
-            f"{host} lacks a tool: {said}", hint="install coreutils, util-linux, tar and gzip there"
+            f"{host} lacks a tool: {reported}",
+            hint="install coreutils, util-linux, tar and gzip there",
         )
     target = f"{f'-p {host.port} ' if host.port else ''}{Host(host.name, host.user)}"
-    texts = {"host": host, "name": host.name, "said": said, "target": target}
+    texts = {"host": host, "name": host.name, "reported": reported, "target": target}
     reason, hint = next(
         rest for words, *rest in _REASONS if re.search(words, stderr, re.IGNORECASE)
     )

@@ -175,7 +175,7 @@ def test_outputs_that_cannot_be_read_are_wrong_outputs(
 ) -> None:
     attack(lines)
 
-    with pytest.raises(WrongOutputs, match="is not what 'net.onnx' says"):
+    with pytest.raises(WrongOutputs, match="its outputs differ from those of 'net.onnx'"):
         run_bench(BenchOptions(models=(make_model(),), host="bad", duration_s=0.1, rounds=1))
 
 
