@@ -150,7 +150,7 @@ def _differences(a: _Found, b: _Found) -> Iterator[str]:
     for which, one in (("a", a[1]), ("b", b[1])):
         if one.noise.noisy:
             yield f"{which} was noisy"
-        if _computed_wrong(one):
+        if one.computed_wrong:
             yield f"{which} computed wrong outputs"
 
 
@@ -174,7 +174,7 @@ def failed_models(session: Session, known: Collection[str] = ()) -> frozenset[st
     """Labels of models that failed verification: after export, on the device, or by a file name
     that is known to have failed, such as `demo.int8-cpu.onnx`."""
     here = {m.label for m in session.models if was_set_aside(m.path) or Path(m.path).name in known}
-    return frozenset(here | {one.model for one in session.measurements if _computed_wrong(one)})
+    return frozenset(here | {one.model for one in session.measurements if one.computed_wrong})
 
 
 def outdated_models(session: Session, bench: Path) -> dict[str, str]:
@@ -212,7 +212,3 @@ def with_fp32_baseline(session: Session, failed: Collection[str] = ()) -> Sessio
             compared = with_ratios(session.measurements, base)
             return session.model_copy(update={"measurements": compared})
     return session
-
-
-def _computed_wrong(one: Measurement) -> bool:
-    return one.verification is not None and not one.verification.passed

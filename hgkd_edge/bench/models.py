@@ -11,8 +11,8 @@ from exporters.files import was_set_aside
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
-from hgkd_edge.errors import RunError, reason_of
-from hgkd_edge.export_record import read_exports
+from hgkd_edge.errors import RunError
+from hgkd_edge.export_record import exported_files
 from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
@@ -171,17 +171,12 @@ def _artifacts(onnx: ModelFile) -> list[ModelFile]:
     run = run_folder_of(onnx.path)
     if run is None:
         return []
-    try:
-        made = {
-            onnx.path.parent / Path(entry["path"]).name: str(entry["precision"])
-            for entry in read_exports(RunDir(run)).get("files", [])
-            if entry["made_from"] == onnx.path.name
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{run / 'export.json'}: is damaged: {reason_of(error)}",
-            hint="export again: hgkd-edge export",
-        ) from error
+    files = exported_files(RunDir(run))
+    made = {
+        onnx.path.parent / one.name: one.precision
+        for one in files
+        if one.made_from == onnx.path.name
+    }
     found = [path for path in made if path.suffix in _ARTIFACTS and path.is_file()]
     for path in found:
         require_recorded(RunFiles(run).own(path))

@@ -222,7 +222,7 @@ def _method(session: Session) -> Iterator[str]:
         which = (
             "" if len(passed) == len(measurements) else f"{len(passed)} of {len(measurements)}: "
         )
-        where = " on the device" if "is_jetson" in session.environment else ""
+        where = " on the device" if session.is_remote else ""
         real = all(one.source == "images" for one in passed)
         yield (
             f"{which}outputs verified{where} before measuring: at least "

@@ -115,6 +115,7 @@ class Link:
             self._write(base64.b64encode(script.encode()) + b"\n")
         message = self._next()
         if message is not None and message[0] == "facts":
+            self._watchdog.cancel()  # planning the job may take longer
             threading.Thread(target=self._beat, daemon=True).start()
             parts = [part.partition("\n") for part in message[1].split(self._mark)[1:]]
             return {name: text.strip() for name, _end, text in parts}
@@ -255,10 +256,9 @@ class Link:
                 f"{self.where} cannot be measured: {self._fault}",
                 hint="log in there and check what runs; do not trust its numbers",
             )
-        reported = [line.strip() for line in self._reported().splitlines() if line.strip()]
+        lines = [line.strip() for line in self._reported().splitlines() if line.strip()]
         return WorkFailed(
-            f"the connection to {self.where} broke"
-            + (f": {reported[-1][:300]}" if reported else ""),
+            f"the connection to {self.where} broke" + (f": {lines[-1][:300]}" if lines else ""),
             hint="the same command with --resume picks up a finished build",
         )
 

@@ -237,6 +237,22 @@ def test_a_device_that_never_reads_what_it_asked_for_is_not_waited_for(
     assert took < 5
 
 
+def test_a_plan_may_take_longer_than_the_facts(attack: Callable[..., None], tmp_path: Path) -> None:
+    attack("job(); ran('', '1 0 1', '1 [E] no memory\\n')", patience_s=60.0)
+    command = [sys.executable, str(tmp_path / "bin" / "ssh"), "bad", ""]
+    link = Link(command, where="bad", host=None)
+
+    try:
+        link.facts()
+        link._watchdog.join(5)
+        assert not link._watchdog.is_alive()
+        link.open("0", {"a": b"x"}, resume=False, cases=1)
+        with pytest.raises(UserError, match="trtexec ended with code 1"):
+            link.finished("building", "trtexec")
+    finally:
+        link.close()
+
+
 @pytest.mark.parametrize(
     "wrong", ["", "x", "\n", "\t\t\t\n", "a\tgpu\t0\tx\t-1", "9" * 5000, "(" * 5000, "\0\x85"]
 )
