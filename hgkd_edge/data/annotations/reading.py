@@ -341,7 +341,7 @@ class AnnotatedPhotos:
             label, faults = labels.fill(i, photo.annotation, turn, upright)
         except Exception as error:  # a broken file may raise anything
             return _Outcome(
-                "", [(str(photo.file), f"{error or type(error).__name__}; photo skipped")]
+                "", [(str(photo.file), f"{error or type(error).__name__}; image skipped")]
             )
         digest = hashlib.sha256(content + label.tobytes()).hexdigest()
         return _Outcome(digest, faults, turn.fault, turned, upright)
