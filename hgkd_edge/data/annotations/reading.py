@@ -20,7 +20,7 @@ from hgkd_edge.data.decode import Canvas, StreamedPixels, allocate, decode_into
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.geometry import IGNORED, letterbox
 from hgkd_edge.data.images import Turn, open_image, read_image_file, turn_of
-from hgkd_edge.data.photos import UNLABELLED, Photos
+from hgkd_edge.data.photos import UNLABELED, Photos
 from hgkd_edge.data.sources import ImageSource, decoding_threads, streams
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.recipe import DataConfig
@@ -307,7 +307,7 @@ class AnnotatedPhotos:
     def _stream(self, photos: list[Annotated[Any]], canvas: Canvas) -> StreamedPixels:
         listed = Photos(
             names=[str(photo.file) for photo in photos],
-            labels=np.full(len(photos), UNLABELLED),
+            labels=np.full(len(photos), UNLABELED),
             read=lambda i: read_image_file(photos[i].file),
             size=lambda i: photos[i].file.stat().st_size,
         )
