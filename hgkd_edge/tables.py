@@ -36,7 +36,7 @@ def task_table(result: dict[str, Any]) -> Table:
     title = f"{result['task']} on {result['photos']} images of the {result['split']} split"
     scores, intervals = result["scores"], result.get("intervals", {})
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
-    table.add_column("", justify="right")
+    table.add_column("value", justify="right")
     for name, value in scores.items():
         if isinstance(value, float):
             table.add_row(name, percent(value, intervals.get(name)))

@@ -48,9 +48,9 @@ def _table(result: dict[str, Any]) -> Any:
     ours, fresh, latency = scores["distilled"], scores["untrained"], result["latency"]
     error = max(output["max_abs_error"] for output in export["verification"]["outputs"])
     engine = export.get("engine")
-    table = Table("", title="hgkd-edge demo")
+    table = Table("figure", title="hgkd-edge demo")
     table.add_column("result", justify="right")
-    table.add_column("compare", justify="right")
+    table.add_column("compared with", justify="right")
     for name, key in (("k-NN top-1", "knn"), ("linear probe top-1", "linear_probe")):
         table.add_row(name, percent(ours[key]), f"untrained {percent(fresh[key])}")
     table.add_row("", "", f"majority class {percent(scores['majority'])}")

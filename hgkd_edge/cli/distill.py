@@ -29,7 +29,9 @@ def distill(
     check_updates: Annotated[int, typer.Option(min=1, help="Updates of --check.")] = 300,
     as_json: AsJson = False,
 ) -> None:
-    """Train a sparse CNN student to predict what a Transformer infers; leave a dense CNN.
+    """Distill a Vision Transformer into a dense CNN.
+
+    A sparse CNN sees the visible patches and learns to predict the Transformer's features.
 
     Example: hgkd-edge distill recipe.yaml --set student.name=resnet50
     """
