@@ -109,7 +109,7 @@ def _proof(verification: dict[str, Any]) -> str:
     if verification.get("noise") is not None and verification["precision"] == "int8":
         parts.append(f"error {verification['noise']:.3f} of the spread")
     if verification["top1_agreement"] is not None:
-        parts.append(f"same class {verification['top1_agreement']:.1%}")
+        parts.append(f"same class {percent(verification['top1_agreement'])}")
     if verification["iou"] is not None:
         parts.append(f"IoU {verification['iou']:.3f}")
     return "agrees: " + ", ".join(parts)

@@ -134,7 +134,7 @@ def _video_lines(made: Summary) -> Iterator[Any]:
     if made.damaged:
         yield f"damaged: {made.damaged} packets that could not be decoded"
     if made.reconnects:
-        yield f"reconnected: {made.reconnects} times"
+        yield f"reconnects: {made.reconnects}"
     if made.errors:
         yield f"errors: {made.errors} frames without a prediction"
     yield f"predictions, one JSON record per line: {made.answers}"
