@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, Run
-from hgkd_edge.cli.output import at_work, next_line, say, show
+from hgkd_edge.cli.output import announce, at_work, next_line, say, show
 from hgkd_edge.processes import on_main
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ def finetune(
     else:
         from hgkd_edge import finetune as verb
 
-        with at_work(folder, because):
-            result = verb.finetune(chosen, folder, resume=resume)
+        with at_work(folder):
+            result = verb.finetune(
+                chosen, folder, resume=resume, opened=lambda: announce(folder, because)
+            )
     show(result, as_json, lambda: finetuned_lines(result, folder))
 
 

@@ -254,9 +254,13 @@ def test_the_confusion_of_a_thousand_classes_is_a_picture_that_fits(tmp_path: Pa
 
 def test_images_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "plain.png")
+    plain = configure(run, f"data={{source: folder, path: {tmp_path}, holdout: 0}}")
+    announced: list[str] = []
 
     with pytest.raises(DataError, match="needs labeled images"):
-        finetune(configure(run, f"data={{source: folder, path: {tmp_path}, holdout: 0}}"), run)
+        finetune(plain, run, opened=lambda: announced.append("run folder"))
+
+    assert announced == [], "a folder is named before it is known whether it is needed"
 
 
 def test_wrong_settings_are_named(run: RunDir) -> None:
