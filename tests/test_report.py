@@ -421,7 +421,7 @@ def test_a_page_has_room_for_so_many_pictures_and_says_so(
     page = Page(report(run))
 
     assert len(page.sources) == 2
-    assert "c.png: the report has no room" in capsys.readouterr().err.replace("\n", "")
+    assert "c.png: the report is full" in capsys.readouterr().err.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "finetune.json", "manifest.json", "bench.json"])

@@ -7,7 +7,9 @@ from hgkd_edge.cli.output import show
 
 
 def report(run: Run = None, as_json: AsJson = False) -> None:
-    """Write one HTML page about a run: curves, scores, pictures, proofs, speed, origin.
+    """Write an HTML page about a run.
+
+    It shows curves, scores, pictures, verification, latency and provenance.
 
     Example: hgkd-edge report runs/demo
     """
