@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from hgkd_edge.console import console, warn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["forbids_commerce", "license_of_weights", "published_license"]
 
