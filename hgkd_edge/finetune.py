@@ -110,7 +110,7 @@ def _leave(
     """Write the model, score it on the held-out split, and record both."""
     task = TASKS[config.task]
     save_model(network, card, run.model_file)
-    run.add_artefact(run.model_file, made_from=[config.backbone])
+    run.add_artifact(run.model_file, made_from=[config.backbone])
     result: dict[str, Any] = {
         "task": config.task,
         "init": config.init,
@@ -118,7 +118,7 @@ def _leave(
         "card": str(run.card_file),
         "metric": task.metric,
     }
-    if (held_out := held_out_split(splits, labelled=True)) is not None:
+    if (held_out := held_out_split(splits, labeled=True)) is not None:
         batches = answers(
             runtimes.open(network, names=task.output_names).run, task, card, splits[held_out]
         )

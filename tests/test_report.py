@@ -99,22 +99,26 @@ def test_the_loss_is_drawn_also_when_the_log_ends_in_the_middle_of_a_line(run: R
     assert "1.002 at update 1,000" in page.text
 
 
-def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(run: RunDir) -> None:
+def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
+    run: RunDir,
+) -> None:
     (run.path / "pictures").mkdir()
     Image.new("RGB", (8, 8)).save(run.path / "pictures" / "segment-best-1.png")
     scores = {"top1": 0.8125, "per_class": {"<i>hat</i>": 0.25}}
     result = {"task": "classify", "photos": 16, "split": "test", "scores": scores}
     (run.path / "finetune.json").write_text(json.dumps(result))
     run.update_manifest(
-        teacher={"name": "vit", "licence": "cc-by-nc-4.0"},
+        teacher={"name": "vit", "license": "cc-by-nc-4.0"},
         data={"train": {"photos": 48, "fingerprint": "f" * 64, "skipped": ["broken.jpg"]}},
     )
-    run.add_artefact(run.recipe_file)
+    run.add_artifact(run.recipe_file)
 
     page = Page(report(run))
 
     assert page.titles[:-1] == ["Scores", "Provenance"]
-    assert page.notes == ["cc-by-nc-4.0 forbids commercial use of the teacher's weights"]
+    assert page.notes == [
+        "The teacher's weights (vit) have the license cc-by-nc-4.0, which forbids commercial use."
+    ]
     for text in (
         "81.2 %",
         "<i>hat</i>",
@@ -212,7 +216,7 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
 
 
 @pytest.mark.parametrize(
-    ("since", "said", "failed"),
+    ("since", "expected", "failed"),
     [
         ("failed", "failed verification since it was measured", True),
         ("changed", "has changed since it was measured", False),
@@ -222,7 +226,7 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
     ],
 )
 def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
-    run: RunDir, since: str, said: str, failed: bool
+    run: RunDir, since: str, expected: str, failed: bool
 ) -> None:
     write_bench(run, measured("x.int8", 1.0, to="x.int8 ort-cpu b1", median=1.0))
     run.export_dir.mkdir()
@@ -245,9 +249,9 @@ def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
     page = Page(report(run))
     comparison = compare_files(run.path / "bench.json", run.path / "bench.json")
 
-    line = f"x.int8 {said}; measure again: hgkd-edge bench"
-    assert [note for note in page.notes if "x.int8 " in note] == ([line] if said else [])
-    assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if said else [])
+    line = f"x.int8 {expected}; measure again: hgkd-edge bench"
+    assert [note for note in page.notes if "x.int8 " in note] == ([line] if expected else [])
+    assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if expected else [])
     assert ("x.int8: FAILED verification, do not deploy it" in page.notes) == failed
 
 
@@ -323,7 +327,7 @@ def test_no_name_in_a_run_becomes_part_of_the_page(
     run.update_manifest(
         teacher={text: text},
         git_revision=text,
-        artefacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
+        artifacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
     )
     with run.recipe_file.open("a") as recipe:
         recipe.write(f"# {text}\n")
@@ -385,7 +389,7 @@ def test_a_log_that_is_none_costs_its_lines_and_no_more(run: RunDir, line: str) 
 @pytest.mark.parametrize(
     "name", ["finetune.json", "evaluation.json", "export.json", "manifest.json"]
 )
-@pytest.mark.parametrize("content", ["[1]", "{", '{"scores": 3, "files": [3], "artefacts": [3]}'])
+@pytest.mark.parametrize("content", ["[1]", "{", '{"scores": 3, "files": [3], "artifacts": [3]}'])
 def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str) -> None:
     if name == "evaluation.json" and "scores" in content:
         content = '{"distilled": 3}'
@@ -398,11 +402,14 @@ def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [("none", "unchanged"), ("other bytes", "CHANGED"), ("removed", "MISSING")]
+    ("change", "expected"),
+    [("none", "unchanged"), ("other bytes", "CHANGED"), ("removed", "MISSING")],
 )
-def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, said: str) -> None:
+def test_the_page_recomputes_what_the_manifest_claims(
+    run: RunDir, change: str, expected: str
+) -> None:
     run.backbone_file.write_bytes(b"weights")
-    run.add_artefact(run.backbone_file)
+    run.add_artifact(run.backbone_file)
     if change == "other bytes":
         run.backbone_file.write_bytes(b"zeroed!")
     elif change == "removed":
@@ -411,7 +418,7 @@ def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, 
     page = Page(report(run))
 
     (row,) = rows_with(page, "backbone.safetensors")
-    assert said in row
+    assert expected in row
 
 
 def test_no_mark_of_direction_in_a_run_reorders_the_page(run: RunDir) -> None:
@@ -535,7 +542,7 @@ def test_a_page_has_room_for_so_many_pictures_and_says_so(
     page = Page(report(run))
 
     assert len(page.sources) == 2
-    assert "c.png: the report has no room" in capsys.readouterr().err.replace("\n", "")
+    assert "c.png: the report is full" in capsys.readouterr().err.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "finetune.json", "manifest.json", "bench.json"])

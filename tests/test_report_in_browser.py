@@ -44,11 +44,11 @@ def fill(run: RunDir, *names: str) -> RunDir:
     run.export_file.write_text(json.dumps({"files": files}))
     write_bench(run, measured("x.fp32", 4.0, to="x.fp32 ort-cpu b1", median=1.0))
     run.update_manifest(
-        teacher={"name": names[0], "weights": "hub", "licence": "cc-by-nc-4.0"},
+        teacher={"name": names[0], "weights": "hub", "license": "cc-by-nc-4.0"},
         finetune={"data": {"train": {"photos": 9, "classes": classes, **_DATA}}},
         seed=0,
     )
-    run.add_artefact(run.recipe_file)
+    run.add_artifact(run.recipe_file)
     save_previews(run)
     Image.radial_gradient("L").convert("RGB").save(run.path / "pictures" / "segment-best-1.png")
     return run

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from hgkd_edge.comparison.table import Comparison
+from hgkd_edge.distillation.license import license_notes, license_terms
 from hgkd_edge.report.exports import proof_tile
-from hgkd_edge.report.origin import license_note, license_of
 from hgkd_edge.report.scores import METRICS, evaluation_of, finetuning_of, trained_on
 from hgkd_edge.report.speed import fastest_tile
-from hgkd_edge.report.view import Note, Tile
+from hgkd_edge.report.view import Note, Tile, Tone
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tables import percent
 
@@ -36,10 +36,10 @@ def headline(run: RunDir, choice: Comparison | None) -> list[Tile]:
 
 
 def warnings_of(run: RunDir) -> list[Note]:
-    """Warnings of the distillation, and licenses that forbid a use."""
+    """Licenses with conditions, and warnings of the distillation."""
     manifest = run.manifest()
     warnings = manifest.get("result", {}).get("warnings", [])
-    return [*map(Note, warnings), *license_note(manifest)]
+    return [Note(*lines) for lines in (license_notes(manifest), warnings) if lines]
 
 
 def _cosine_tile(held_out: dict[str, Any]) -> Tile | None:
@@ -71,7 +71,7 @@ def _teacher_tile(manifest: dict[str, Any]) -> Tile | None:
     teacher = manifest.get("teacher", {})
     if not teacher:
         return None
-    license = license_of(manifest, "teacher")
-    forbidden = any(license_note(manifest))
+    license = teacher.get("license")
     about = f"license {license}" if license else f"weights: {teacher.get('weights', '?')}"
-    return Tile("Teacher", str(teacher.get("name", "?")), about, "warn" if forbidden else "")
+    tone: Tone = "warn" if license and license_terms(license) else ""
+    return Tile("Teacher", str(teacher.get("name", "?")), about, tone)

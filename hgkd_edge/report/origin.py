@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hgkd_edge.distillation.license import forbids_commerce
+from hgkd_edge.distillation.license import license_terms
 from hgkd_edge.files import file_sha256
-from hgkd_edge.report.view import Block, Cell, Facts, Note, Section, Table, capped
+from hgkd_edge.report.view import Block, Cell, Facts, Section, Table, Tone, capped
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["license_note", "license_of", "origin_section"]
+__all__ = ["origin_section"]
 
 _SHOWN = 16  # characters of a hash
 _PLAIN = ("name", "weights", "file")
@@ -33,24 +33,11 @@ def origin_section(run: RunDir) -> Section | None:
             if (name.removeprefix("fine-tuning: "), cell.text) not in same
         ]
         blocks += [Facts(differing)] if differing else []
-    if artefacts := manifest.get("artefacts", {}):
+    if artifacts := manifest.get("artifacts", {}):
         columns = ("file", "on disk", "made from", "sha256")
-        files = [_file(run, name, entry) for name, entry in artefacts.items()]
+        files = [_file(run, name, entry) for name, entry in artifacts.items()]
         blocks.append(Table(columns, capped(files, len(columns)), title="Recorded files"))
     return Section("Provenance", blocks)
-
-
-def license_of(manifest: Mapping[str, Any], role: str) -> str:
-    """License of the weights of `teacher` or `student`; '' where none is recorded."""
-    entry = manifest.get(role, {})
-    return str(entry.get("license") or entry.get("licence") or "")
-
-
-def license_note(manifest: Mapping[str, Any]) -> Iterator[Note]:
-    """A note for each license that forbids commercial use."""
-    for role in ("teacher", "student"):
-        if (license := license_of(manifest, role)) and forbids_commerce(license):
-            yield Note(f"{license} forbids commercial use of the {role}'s weights")
 
 
 def _networks(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
@@ -60,13 +47,13 @@ def _networks(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
             others = [
                 f"{key} {value}"
                 for key, value in entry.items()
-                if value and key not in (*_PLAIN, "sha256", "license", "licence")
+                if value and key not in (*_PLAIN, "sha256", "license")
             ]
             weights = [f"weights: {entry['weights']}"] if entry.get("weights") else []
             yield role, Cell(", ".join([str(entry.get("name", "?")), *weights, *others]))
-        if license := license_of(manifest, role):
-            forbidden = forbids_commerce(license)
-            yield f"{role}'s license", Cell(license, "warn" if forbidden else "", badge=True)
+        if license := entry.get("license"):
+            tone: Tone = "warn" if license_terms(license) else "good"
+            yield f"{role}'s license", Cell(license, tone, badge=True)
         if sha256 := entry.get("sha256"):
             yield f"{role}'s weights", Cell(f"sha256 {sha256[:_SHOWN]}", mono=True)
 

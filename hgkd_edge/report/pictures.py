@@ -105,7 +105,7 @@ def task_pictures(run: RunDir) -> Iterator[Pictures]:
         if (figure := _figure(run, file, room, file.stem.replace("-", " "))) is not None:
             figures.append(figure)
         elif room.left < 0:
-            warn(f"{file}: the report has no room for it and for the pictures after it")
+            warn(f"{file}: the report is full: it and later pictures are not shown")
             break
     if figures:
         kinds = {re.split("[ -]", figure.name)[0] for figure in figures}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hgkd_edge.report.origin import license_of
 from hgkd_edge.report.scores import METRICS, evaluation_of, finetuning_of, trained_on
 from hgkd_edge.report.speed import choice_blocks, choice_of
 from hgkd_edge.report.training import PANELS, panel_chart, read_log
@@ -49,7 +48,7 @@ def _summary(runs: Sequence[RunDir], names: Sequence[str]) -> Table:
             [
                 Cell(name),
                 Cell(networks[0]),
-                Cell(license_of(manifest, "teacher") or "-"),
+                Cell(str(manifest.get("teacher", {}).get("license", "-"))),
                 Cell(networks[1]),
                 Cell(f"{held_out['student']:.3f}" if held_out else "-", number=True),
                 Cell(_knn(run), number=True),

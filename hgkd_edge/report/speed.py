@@ -18,7 +18,7 @@ from hgkd_edge.bench.tables import (
     session_notes,
     session_warnings,
 )
-from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import Comparison, Group, Row, compare_runs
 from hgkd_edge.comparison.view import group_heading, legend_lines, row_label
 from hgkd_edge.report.charts import Point, draw_points
@@ -50,7 +50,7 @@ _MOST_POINTS = 60  # of a plot
 
 def choice_of(runs: Sequence[RunDir]) -> Comparison | None:
     """The files of the runs that can be compared, from recorded figures; None if there are none."""
-    fit = [run for run in runs if artefacts_of(run).artefacts]
+    fit = [run for run in runs if artifacts_of(run).artifacts]
     return compare_runs(fit, score=False) if fit else None
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "Section",
     "Table",
     "Tile",
+    "Tone",
     "capped",
 ]
 
