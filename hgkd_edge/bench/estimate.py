@@ -3,8 +3,8 @@
 Each layer takes the longer of its computing time (operations / peak) and its memory time (bytes /
 bandwidth) (Williams, Waterman and Patterson, "Roofline", 2009). Pointwise layers and
 normalizations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
-`LAYER_US` are set once for all devices; `docs/bench-method.md` states the error against published MLPerf
-latencies of ResNet-50.
+`LAYER_US` are set once for all devices; `docs/bench-method.md` states the error against published
+MLPerf latencies of ResNet-50.
 """
 
 from __future__ import annotations
