@@ -3,8 +3,8 @@
 Each layer takes the longer of its computing time (operations / peak) and its memory time (bytes /
 bandwidth) (Williams, Waterman and Patterson, "Roofline", 2009). Pointwise layers and
 normalizations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
-`LAYER_US` are set once for all devices; `docs/bench.md` states the error against published MLPerf
-latencies of ResNet-50.
+`LAYER_US` are set once for all devices; `docs/bench-method.md` states the error against published
+MLPerf latencies of ResNet-50.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
         f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
         "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
         "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
-        "latencies: docs/bench.md"
+        "latencies: docs/bench-method.md"
     )
     return Group(
         Text("ESTIMATE (roofline), not a measurement", style="bold yellow"),
