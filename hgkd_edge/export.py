@@ -293,8 +293,9 @@ class _Work:
             "method": calibration.method,
             "photos": calibration.images,
             "from": str(options.calibration_data or "train"),
+            "learned_inputs": len(subject.input_ranges),
         }
-        return calibration
+        return calibration.with_inputs(read_onnx(self.fp32), subject.input_ranges)
 
     def _quantise(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
         """Quantise; with `max_drop` or `sensitivity`, look at the layers one by one first."""

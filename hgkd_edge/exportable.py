@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError
-from hgkd_edge.finetune import TASKS, answers, load_model
+from hgkd_edge.finetune import TASKS, answers, evenly, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.rundir import RunDir
@@ -48,6 +48,7 @@ class Exportable:
         view: Canvases uint8 [B, 3, H_c, W_c] -> what the network sees, f[B, 3, H, W].
         score: Points (0 to 100) of a runner on held-out photos.
         metric: What those points are.
+        input_ranges: Of a quantization-aware network, see `ModelCard`.
     """
 
     network: nn.Module
@@ -60,6 +61,7 @@ class Exportable:
     view: Callable[[Tensor], Tensor]
     score: Score
     metric: str
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def input(self) -> InputSpec:
@@ -143,6 +145,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
         view=lambda canvases: task.view(canvases, card),
         score=score,
         metric=task.metric,
+        input_ranges=card.input_ranges,
     )
 
 
@@ -178,7 +181,7 @@ def _knn(
     runner: Runner, view: Callable[[Tensor], Tensor], train: ImageSource, test: ImageSource
 ) -> float:
     """k-NN top-1 in [0, 1]; the gallery goes through the same network, as it would in use."""
-    gallery = train.subset(_spread(len(train), _GALLERY))
+    gallery = train.subset(evenly(len(train), _GALLERY))
     return knn_top1(
         _embed(runner, view, gallery),
         gallery.labels,
@@ -209,9 +212,4 @@ def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
             hint="distill with data.holdout > 0, or keep photos in a test/ folder",
         )
     source = splits[name]
-    return source.subset(_spread(len(source), _SCORED))
-
-
-def _spread(available: int, count: int) -> Tensor:
-    """At most `count` indices, evenly over all."""
-    return torch.linspace(0, available - 1, min(count, available)).long()
+    return source.subset(evenly(len(source), _SCORED))
