@@ -12,6 +12,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,10 +20,21 @@ from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError, MissingPackageError
 
-__all__ = ["input_ranges", "require_modelopt", "simulate_int8", "take_rounded_weights"]
+__all__ = [
+    "input_ranges",
+    "is_installed",
+    "require_modelopt",
+    "simulate_int8",
+    "take_rounded_weights",
+]
 
 _LAYERS = {nn.Conv2d: "nn.Conv2d", nn.ConvTranspose2d: "nn.ConvTranspose2d", nn.Linear: "nn.Linear"}
 _QUANTIZER = "_quantizer."  # in the names of everything that ModelOpt adds to a state dict
+
+
+def is_installed() -> bool:
+    """Whether `require_modelopt` would find the package; nothing is imported."""
+    return find_spec("modelopt") is not None
 
 
 def require_modelopt() -> Any:
