@@ -119,7 +119,8 @@ def _leave(
         network = task.create(card)
         take_rounded_weights(trained, network)
     save_model(network, card, run.model_file)
-    run.add_artefact(run.model_file, made_from=[config.backbone])
+    start = config.backbone if config.qat is None else config.qat.model
+    run.add_artefact(run.model_file, made_from=[start])
     result: dict[str, Any] = {
         "task": config.task,
         "init": config.init,
