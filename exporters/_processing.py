@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from .resize import cover, letterbox, resize_matrix
 __all__ = [
     "FRAMES",
     "POSTPROCESSING",
+    "Candidates",
     "Preprocessing",
     "Suppression",
+    "postprocessing_constants",
     "postprocessing_graph",
     "preprocessing_constants",
     "preprocessing_graph",
-    "suppression_constants",
 ]
 
 FRAMES = "frames"
@@ -39,12 +41,15 @@ class Preprocessing:
             puts the whole image into its top left corner, on gray.
         frame: (H, W) of the images; None leaves it free, where each frame costs the computing of
             the resize matrices as well (TensorRT needs it fixed).
+        planes: Take the same pixels as float32 [B, 3, H, W] from 0 to 255, as DeepStream gives
+            them, instead of uint8 [B, H, W, 3]. Needs `frame`.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     geometry: str = "cover"
     frame: tuple[int, int] | None = None
+    planes: bool = False
 
 
 _PAD = 114  # gray of a letterbox's margin
@@ -94,9 +99,43 @@ nms (float[batch,A,4] boxes, float[batch,A,K] scores) => (float[found,7] detecti
 }
 """
 
+# The best boxes as shares of the frame, in the order and under the names that the TensorFlow SSD
+# parser of DeepStream reads.
+_CANDIDATES = """
+candidates (float[batch,A,4] boxes, float[batch,A,K] scores)
+ => (float[batch,1] num_detections, float[batch,N,4] detection_boxes,
+     float[batch,N] detection_scores, float[batch,N] detection_classes)
+<int64[1] post_first = {0}, int64[1] post_second = {1}, int64[2] post_flat = {0, -1},
+ int64[1] post_last = {-1}, int64[4] post_order = {1, 0, 3, 2}, float post_none = {0},
+ float post_whole = {1}>
+{
+    post_pairs = Reshape (scores, post_flat)
+{most}    detection_scores, post_pair = TopK <axis = 1> (post_pairs, post_candidates)
+    post_anchor = Div (post_pair, post_classes)
+    post_before = Mul (post_anchor, post_classes)
+    post_class = Sub (post_pair, post_before)
+    detection_classes = Cast <to = 1> (post_class)
+    post_index = Unsqueeze (post_anchor, post_last)
+    post_rows = Concat <axis = 2> (post_index, post_index, post_index, post_index)
+    post_box = GatherElements <axis = 1> (boxes, post_rows)
+    post_share = Mul (post_box, post_scale)
+    post_clipped = Clip (post_share, post_none, post_whole)
+    detection_boxes = Gather <axis = 2> (post_clipped, post_order)
+    post_best = Slice (detection_scores, post_first, post_second, post_second)
+    post_nothing = Mul (post_best, post_none)
+    num_detections = Add (post_nothing, post_count)
+}
+"""
+
 POSTPROCESSING = {
     "softmax": """
 softmax (float[batch,K] logits) => (float[batch,K] probabilities)
+{
+    probabilities = Softmax <axis = 1> (logits)
+}
+""",
+    "pixel-softmax": """
+pixel_softmax (float[batch,K,H,W] logits) => (float[batch,K,H,W] probabilities)
 {
     probabilities = Softmax <axis = 1> (logits)
 }
@@ -109,6 +148,7 @@ argmax (float[batch,K,H,W] logits) => (int32[batch,H,W] classes)
 }
 """,
     "nms": _NMS,
+    "candidates": _CANDIDATES,
 }
 
 
@@ -128,6 +168,21 @@ class Suppression:
     overlap: float
     candidates: int
     limit: int
+    graph: ClassVar[str] = "nms"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best boxes of each image, for a program that suppresses them itself.
+
+    Args:
+        candidates: Boxes given: those with the best scores. A box counts once for every class.
+        placed: Height and width that the frame takes on the network's input.
+    """
+
+    candidates: int
+    placed: tuple[int, int]
+    graph: ClassVar[str] = "candidates"
 
 
 def postprocessing_graph(name: str, outputs: Mapping[str, TensorInfo]) -> str:
@@ -137,19 +192,30 @@ def postprocessing_graph(name: str, outputs: Mapping[str, TensorInfo]) -> str:
     return POSTPROCESSING[name].replace("{most}", _CANDIDATES_OF_FREE_SIZE if free else "")
 
 
-def suppression_constants(scores: TensorInfo, rule: Suppression) -> dict[str, np.ndarray]:
-    """The constants that the graph of suppression reads, for `scores` f32[batch, A, K]."""
+def postprocessing_constants(
+    scores: TensorInfo, rule: Suppression | Candidates
+) -> dict[str, np.ndarray]:
+    """The constants that the graph of `rule` reads, for `scores` f32[batch, A, K]."""
     anchors, classes = scores.shape[1:]
     assert isinstance(classes, int)
-    constants = {
-        "post_classes": np.asarray(classes),
-        "post_limit": np.array([rule.limit]),
-        "post_overlap": np.array([rule.overlap], np.float32),
-        "post_least": np.array([rule.threshold], np.float32),
-    }
+    constants = {"post_classes": np.asarray(classes)}
+    if isinstance(rule, Suppression):
+        constants |= {
+            "post_limit": np.array([rule.limit]),
+            "post_overlap": np.array([rule.overlap], np.float32),
+            "post_least": np.array([rule.threshold], np.float32),
+        }
     if isinstance(anchors, int):  # older releases of TensorRT need it fixed
-        return {**constants, "post_candidates": np.array([min(rule.candidates, anchors * classes)])}
-    return {**constants, "post_most": np.array([rule.candidates])}
+        count = min(rule.candidates, anchors * classes)
+        constants["post_candidates"] = np.array([count])
+    else:
+        count = rule.candidates
+        constants["post_most"] = np.array([count])
+    if isinstance(rule, Candidates):
+        height, width = rule.placed
+        scale = np.array([1 / width, 1 / height, 1 / width, 1 / height], np.float32)
+        constants |= {"post_scale": scale, "post_count": np.asarray(count, np.float32)}
+    return constants
 
 
 # For frames of any size: where each pixel of the input lies in the frame, and the triangle filter
@@ -210,9 +276,14 @@ _TURN = """
     width_columns = Transpose <perm = [1, 0]> (width_matrix)
 """
 
-_RESIZE = """
+_FROM_FRAMES = """
     pre_float = Cast <to = 1> (frames)
     pre_planes = Transpose <perm = [0, 3, 1, 2]> (pre_float)
+"""
+_FROM_PLANES = """
+    pre_planes = Identity (frames)
+"""
+_RESIZE = """
     pre_narrow = MatMul (pre_planes, width_columns)
     pre_resized = MatMul (height_matrix, pre_narrow)
 """
@@ -228,9 +299,9 @@ _LETTERBOX_BODY = _RESIZE + _FILL + _NORMALIZE.replace("{pixels}", "pre_filled")
 
 
 def preprocessing_graph(image: TensorInfo, preprocessing: Preprocessing) -> str:
-    """Text of the graph from `frames` u8[B, H, W, 3] to the network's input."""
-    boxed = preprocessing.geometry == "letterbox"
-    parts = [_LETTERBOX_BODY if boxed else _COVER_BODY]
+    """Text of the graph from `frames` to the network's input."""
+    boxed, planes = preprocessing.geometry == "letterbox", preprocessing.planes
+    parts = [_FROM_PLANES if planes else _FROM_FRAMES, _LETTERBOX_BODY if boxed else _COVER_BODY]
     if preprocessing.frame is None:
         axis = _SCALED + (_LETTERBOX_AXIS if boxed else _COVER_AXIS) + _MATRIX
         sides = (("height", "width"), ("width", "height"))
@@ -240,10 +311,8 @@ def preprocessing_graph(image: TensorInfo, preprocessing: Preprocessing) -> str:
     height, width = preprocessing.frame or ("height", "width")
     batch, *rest = image.shape
     shape = ",".join(map(str, rest))
-    return (
-        f"preprocessing (uint8[{batch},{height},{width},3] {FRAMES}) "
-        f"=> (float[{batch},{shape}] {image.name}) {{{body}}}"
-    )
+    taken = f"float[{batch},3,{height},{width}]" if planes else f"uint8[{batch},{height},{width},3]"
+    return f"preprocessing ({taken} {FRAMES}) => (float[{batch},{shape}] {image.name}) {{{body}}}"
 
 
 def preprocessing_constants(
@@ -252,8 +321,10 @@ def preprocessing_constants(
     """The constants that the graph of `preprocessing_graph` reads.
 
     Raises:
-        ExportError: An unknown geometry.
+        ExportError: An unknown geometry, or planes of no fixed size.
     """
+    if preprocessing.planes and preprocessing.frame is None:
+        raise ExportError("planes need the size of the frames", hint="give the frame's size")
     if preprocessing.geometry not in GEOMETRIES:
         raise ExportError(
             f"unknown geometry '{preprocessing.geometry}'", hint=f"one of {', '.join(GEOMETRIES)}"

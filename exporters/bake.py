@@ -21,12 +21,13 @@ import numpy as np
 from ._processing import (
     FRAMES,
     POSTPROCESSING,
+    Candidates,
     Preprocessing,
     Suppression,
+    postprocessing_constants,
     postprocessing_graph,
     preprocessing_constants,
     preprocessing_graph,
-    suppression_constants,
 )
 from .errors import ConversionFailed, ExportError, reason_of
 from .files import new_artefact
@@ -43,7 +44,15 @@ from .onnx_info import (
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FRAMES", "POSTPROCESSING", "BakedExport", "Preprocessing", "Suppression", "bake"]
+__all__ = [
+    "FRAMES",
+    "POSTPROCESSING",
+    "BakedExport",
+    "Candidates",
+    "Preprocessing",
+    "Suppression",
+    "bake",
+]
 
 
 @dataclass(frozen=True)
@@ -65,16 +74,16 @@ def bake(
     path: str | Path,
     *,
     preprocessing: Preprocessing | None = None,
-    postprocessing: str | Suppression | None = None,
+    postprocessing: str | Suppression | Candidates | None = None,
 ) -> BakedExport:
     """Write a copy of a network with processing around it.
 
     Args:
         onnx_path: A network with one input f32[B, 3, H, W] of fixed size; any precision.
         path: Where to write.
-        preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead.
-        postprocessing: `softmax`, `argmax`, or the rule that boxes are suppressed by; None leaves
-            the outputs as they are.
+        preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead, or their planes.
+        postprocessing: `softmax`, `pixel-softmax`, `argmax`, the rule that boxes are suppressed by,
+            or which boxes are left to another program; None leaves the outputs as they are.
 
     Raises:
         ExportError: The network has another input, or not the outputs that are to be processed.
@@ -123,10 +132,10 @@ def _put_before(model: onnx.ModelProto, preprocessing: Preprocessing) -> None:
         target.extend(copies)
 
 
-def _put_behind(model: onnx.ModelProto, wanted: str | Suppression) -> None:
+def _put_behind(model: onnx.ModelProto, wanted: str | Suppression | Candidates) -> None:
     import onnx
 
-    name = "nms" if isinstance(wanted, Suppression) else wanted
+    name = wanted if isinstance(wanted, str) else wanted.graph
     if name not in POSTPROCESSING:
         known = ", ".join(POSTPROCESSING)
         raise ExportError(f"unknown postprocessing '{name}'", hint=f"one of {known}")
@@ -140,11 +149,39 @@ def _put_behind(model: onnx.ModelProto, wanted: str | Suppression) -> None:
     _name_nodes(after, "postprocessing")
     model.graph.node.extend(after.node)
     model.graph.initializer.extend(after.initializer)
-    if isinstance(wanted, Suppression):
-        _add_constants(model.graph, suppression_constants(outputs["scores"], wanted))
+    sizes: dict[str, int | str] = {}
+    if not isinstance(wanted, str):
+        constants = postprocessing_constants(outputs["scores"], wanted)
+        _add_constants(model.graph, constants)
+        if "post_candidates" in constants:
+            sizes = {"N": int(constants["post_candidates"][0])}
+    _state_sizes(after, outputs, sizes)
     ends = [type(o).FromString(o.SerializeToString()) for o in (*kept, *after.output)]
     del model.graph.output[:]
     model.graph.output.extend(ends)
+
+
+def _state_sizes(
+    after: onnx.GraphProto, outputs: Mapping[str, TensorInfo], sizes: dict[str, int | str]
+) -> None:
+    """Write sizes in place of the letters in the shapes of a graph's outputs.
+
+    Args:
+        after: Takes outputs of the network.
+        outputs: The network's own, by name.
+        sizes: Of letters that its inputs do not have.
+    """
+    for value in after.input:
+        axes = value.type.tensor_type.shape.dim
+        for axis, size in zip(axes, outputs[value.name].shape, strict=False):
+            sizes[axis.dim_param] = size
+    for value in after.output:
+        for axis in value.type.tensor_type.shape.dim:
+            size = sizes.get(axis.dim_param, axis.dim_param)
+            if isinstance(size, int):
+                axis.dim_value = size
+            else:
+                axis.dim_param = size
 
 
 def _add_constants(graph: onnx.GraphProto, constants: Mapping[str, np.ndarray]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from exporters.network_files import network_digest
 from hgkd_edge.confidence import METHOD, not_better, wilson
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import (
@@ -70,7 +71,8 @@ def evaluate_model(
     config = begun_with(run)
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}"))
-    served = open_served(model or run.model_file, trust_engine=trust_engine)
+    path = model or run.model_file
+    served = open_served(path, trust_engine=trust_engine)
     if (served.task, served.classes) != (card.task, card.classes):
         raise RunError(
             f"{model}: for task '{served.task}' and classes {', '.join(served.classes)}; "
@@ -99,10 +101,12 @@ def evaluate_model(
     batches, unseen = answers(served.run, task, card, splits[name]), held_out_split(splits)
     result: dict[str, Any] = {
         "task": config.task,
-        "model": str(model or run.model_file),
+        "model": str(path),
+        "sha256": network_digest(path) if path.is_file() else None,
         "runtime": served.runtime,
         "split": name,
         "photos": len(splits[name]),
+        "fingerprint": splits[name].fingerprint,
         "metric": task.metric,
         # What a person looks at first are photos that training never saw; others lie apart.
         "scores": task.judge(

@@ -36,6 +36,7 @@ from exporters.openvino_export import export_openvino, openvino_runner, require_
 from exporters.runners import Outputs, Runner, onnx_runner
 from exporters.sidecar import remember_engine
 from exporters.trt_engine import verify_engine
+from hgkd_edge.bundles import BundleSource, flavour_of, make_bundle, require_bundle
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
@@ -99,6 +100,8 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
             "--bake-postprocessing: a bare backbone gives an embedding, nothing to process",
             hint="fine-tune the run first, or remove the option",
         )
+    for name in options.bundles:
+        require_bundle(name, subject)
     work = _Work(run, options, subject)
     work.make_fp32()
     if options.precision == "fp16":
@@ -113,6 +116,9 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
     if options.trt:
         with work.separately("plan"):
             work.make_engine()
+    for name in dict.fromkeys(options.bundles):
+        with work.separately(name):
+            work.make_bundle(name)
     if work.failures:
         raise ExportIncomplete(work.result, work.failures)
     return work.result
@@ -246,6 +252,26 @@ class _Work:
         self.result["engine"] = {key: entry[key] for key in build.to_dict()}
         self._save()
 
+    def make_bundle(self, name: str) -> None:
+        options = self.options
+        int8 = options.precision == "int8"
+        plain = self._source(flavour_of(name, options.made_flavours()) if int8 else "")
+        source = BundleSource(
+            run=self.run,
+            subject=self.subject,
+            plain=plain,
+            baked=self.baked.get(plain, plain),
+            precision=options.precision,
+            options=options,
+        )
+        folder = self.run.export_dir / name
+        made = make_bundle(name, source, folder)
+        for file in made["files"]:
+            made_from = self.run.export_dir / made["made_from"]
+            self.run.add_artefact(folder / file, made_from=[made_from])
+        self.result.setdefault("bundles", []).append(made)
+        self._save()
+
     def _build_engine(self, source: Path, path: Path) -> trt_build.EngineBuild:
         options = self.options
         # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
@@ -321,7 +347,11 @@ class _Work:
         )
         return {
             **bounded.exported.to_dict(),
-            "accuracy": {**bounded.to_dict(), "metric": self.subject.metric},
+            "accuracy": {
+                **bounded.to_dict(),
+                "metric": self.subject.metric,
+                "on": self.subject.scored_on,
+            },
         }
 
     def _int8_proof(self, runner: Runner) -> verify.Verification:

@@ -9,11 +9,12 @@ from typing import Any
 
 from exporters import ExportError
 
-__all__ = ["PRECISIONS", "ExportOptions", "parse_frame"]
+__all__ = ["BUNDLES", "PRECISIONS", "ExportOptions", "parse_frame"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 FLAVOURS = ("tensorrt", "cpu")
 METHODS = ("percentile", "minmax", "entropy")
+BUNDLES = ("triton", "deepstream", "timm", "predict", "jetson")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class ExportOptions:
         bake_preprocessing: Take uint8 frames [B, H, W, 3] and resize and normalise inside.
         frame: Height and width of those frames; None leaves them free.
         bake_postprocessing: Give probabilities, class maps or boxes after suppression.
+        bundles: Folders to write for a server, a device or a library, by name.
     """
 
     precision: str = "fp32"
@@ -64,6 +66,7 @@ class ExportOptions:
     bake_preprocessing: bool = False
     frame: tuple[int, int] | None = None
     bake_postprocessing: bool = False
+    bundles: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse values and combinations that cannot work, before anything is made.
@@ -74,7 +77,9 @@ class ExportOptions:
         self._check_values()
         self._check_int8()
         self._check_trt()
-        if self.frame is not None and not self.bake_preprocessing:
+        self._check_bundles()
+        takes_frames = self.bake_preprocessing or "deepstream" in self.bundles
+        if self.frame is not None and not takes_frames:
             raise ExportError(
                 "--frame is the size of the frames that --bake-preprocessing takes",
                 hint="add --bake-preprocessing, or leave --frame out",
@@ -130,6 +135,20 @@ class ExportOptions:
                     f"{target} with --precision int8 is made from the flavour '{flavour}'",
                     hint=f"add --flavour {flavour}, or leave --flavour out for both",
                 )
+
+    def _check_bundles(self) -> None:
+        for name in self.bundles:
+            _one_of("--bundle", name, BUNDLES)
+        if self.bundles and self.dynamic_size:
+            raise ExportError(
+                f"--bundle {self.bundles[0]} needs one image size, --dynamic-size leaves it free",
+                hint="leave one of them out",
+            )
+        if "deepstream" in self.bundles and self.frame is None:
+            raise ExportError(
+                "--bundle deepstream needs the size of the camera's frames",
+                hint="add --frame HEIGHTxWIDTH, such as --frame 1080x1920",
+            )
 
     def _check_trt(self) -> None:
         asked = {

@@ -12,7 +12,9 @@ from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256, write_json
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["read_exports", "write_exports"]
+__all__ = ["MOST_SCORED", "is_unchanged", "read_exports", "write_exports"]
+
+MOST_SCORED = 1000  # held-out images that an exported file is scored on, spread over the split
 
 
 def write_exports(run: RunDir, result: dict[str, Any]) -> None:
@@ -26,7 +28,7 @@ def write_exports(run: RunDir, result: dict[str, Any]) -> None:
     kept = [
         entry
         for entry in _earlier(run)
-        if _file(run, entry) not in made and _is_unchanged(run, _file(run, entry))
+        if _file(run, entry) not in made and is_unchanged(run, _file(run, entry))
     ]
     write_json(run.export_file, {**result, "files": [*kept, *result["files"]]})
 
@@ -59,7 +61,7 @@ def _file(run: RunDir, entry: dict[str, Any]) -> Path:
     return run.export_dir / Path(entry["path"]).name
 
 
-def _is_unchanged(run: RunDir, file: Path) -> bool:
+def is_unchanged(run: RunDir, file: Path) -> bool:
     """Whether a network is on disk, with all its files, as the manifest knows it."""
     try:
         files = network_files(file) if file.is_file() else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError
+from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.finetune import TASKS, answers, evenly, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
@@ -29,7 +31,6 @@ from hgkd_edge.tasks.config import begun_with
 __all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
 
 EMBED = "embed"  # the task of a bare backbone
-_SCORED = 1000  # held-out photos at most
 _GALLERY = 1000  # training photos that k-NN looks its answers up in
 
 
@@ -93,6 +94,16 @@ class Exportable:
     def unseen(self) -> str:
         """The split that verification looks at: held out, or `train` where nothing is."""
         return held_out_split(self.splits) or "train"
+
+    @property
+    def scored_on(self) -> dict[str, Any] | None:
+        """Which images `score` takes: split, number, fingerprint; None where none are held out."""
+        name = held_out_split(self.splits)
+        if name is None:
+            return None
+        source = self.splits[name]
+        images = min(MOST_SCORED, len(source))
+        return {"split": name, "images": images, "fingerprint": source.fingerprint}
 
 
 def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:
@@ -212,4 +223,4 @@ def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
             hint="distill with data.holdout > 0, or keep photos in a test/ folder",
         )
     source = splits[name]
-    return source.subset(evenly(len(source), _SCORED))
+    return source.subset(evenly(len(source), MOST_SCORED))

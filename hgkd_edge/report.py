@@ -31,6 +31,9 @@ from hgkd_edge.bench.baseline import (
 )
 from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
+from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.table import compare_runs
+from hgkd_edge.comparison.view import comparison_lines
 from hgkd_edge.console import make_console, printable, warn
 from hgkd_edge.errors import RunError, UserError, reason_of
 from hgkd_edge.export_record import read_exports
@@ -152,6 +155,7 @@ def _sections(run: RunDir) -> Iterator[Section]:
         yield Section("Pictures", pictures=pictures)
     yield from _text_section("Exported files and their proof", lambda: _exports(run))
     yield from _text_section("Speed", lambda: _speed(run))
+    yield from _text_section("Comparison", lambda: _comparison(run))
     yield from _text_section("Origin", lambda: _manifest(run))
     recipe = run.read_bytes(run.recipe_file, MAX_SETTINGS_BYTES).decode(errors="replace")
     yield Section("Recipe", lines=tuple(map(Line, map(printable, recipe.splitlines()))))
@@ -221,6 +225,12 @@ def _speed(run: RunDir) -> Iterator[RenderableType]:
 def _compared(session: Session, failed: frozenset[str]) -> RenderableType:
     compared = with_fp32_baseline(session, failed_models(session, failed))
     return session_view(compared, failed=failed)
+
+
+def _comparison(run: RunDir) -> Iterator[RenderableType]:
+    """What `compare` shows, of what is recorded."""
+    if artefacts_of(run).artefacts:
+        yield from comparison_lines(compare_runs([run], score=False))
 
 
 def _scores(run: RunDir) -> Iterator[RenderableType]:

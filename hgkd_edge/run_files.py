@@ -45,6 +45,7 @@ class RunFiles:
         self.finetune_result_file = path / "finetune.json"
         self.export_file = path / "export.json"
         self.export_dir = path / "export"
+        self.scores_file = path / "scores.json"
 
     def recipe(self) -> Recipe:
         """The fully resolved recipe this run was made from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from hgkd_edge.data.annotations.formats import (
     find_outlines,
     placed,
 )
-from hgkd_edge.data.annotations.listing import Annotated, Box, Listing, checked_boxes
+from hgkd_edge.data.annotations.listing import Annotated, Box, Listing
 from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders
 from hgkd_edge.data.annotations.outlines import paint
-from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of, upright_boxes
+from hgkd_edge.data.images import Turn, open_image, turn_of
 from hgkd_edge.data.sources import list_photos
+from hgkd_edge.data.table import is_table
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import cut
 from hgkd_edge.recipe import DataConfig
@@ -107,10 +110,14 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
     shapes = (
         {p.name: p.annotation for p in outlines.listing.splits.get("train", [])} if outlines else {}
     )
-    photos = boxes.listing.splits.get("train", [])
+    turns, photos = Turns(), []
+    for photo in boxes.listing.splits.get("train", []):
+        with contextlib.suppress(Exception):  # what cannot be used is counted by `survey`
+            _way_up(photo, turns)
+            photos.append(photo)
     spread = np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)
     drawn = (
-        (i, _picture(photos[i], shapes.get(photos[i].name, []), boxes.listing.classes))
+        (i, _picture(photos[i], shapes.get(photos[i].name, []), boxes.listing.classes, turns))
         for i in spread
     )
     return [save_picture(picture, folder / picture_name(i, photos[i].file)) for i, picture in drawn]
@@ -128,34 +135,55 @@ def _annotated(root: Path, boxes: Boxes, outlines: Outlines | None) -> Survey:
         first = next((fault for faults in listing.faults.values() for fault in faults), None)
         reason = f"; the first fault, {first[0]}: {cut(first[1])}" if first else ""
         raise DataError(f"{root}: {boxes.format}, but not one image can be used{reason}")
-    splits = {}
+    splits, turns = {}, Turns()
     for split, photos in listing.splits.items():
         shapes = outlines.listing.splits.get(split, []) if outlines else []
-        splits[split] = _split(listing, split, photos, sum(len(p.annotation) for p in shapes))
+        count = sum(len(p.annotation) for p in shapes)
+        splits[split] = _split(listing, split, photos, count, turns)
     tasks = ["detect", "segment"] if outlines else ["detect"]
-    return Survey(str(root), boxes.format, tasks, listing.classes, splits, listing.remarks)
+    remarks = [*listing.remarks, *filter(None, [turns.remark()])]
+    return Survey(str(root), boxes.format, tasks, listing.classes, splits, remarks)
 
 
 def _split(
-    listing: Listing[list[Box]], split: str, photos: list[Annotated[list[Box]]], outlines: int
+    listing: Listing[list[Box]],
+    split: str,
+    photos: list[Annotated[list[Box]]],
+    outlines: int,
+    turns: Turns,
 ) -> SplitSurvey:
     objects: Counter[str] = Counter()
     images = empty = 0
     skipped = list(listing.faults.get(split, []))
+    usable = []
     for photo in photos:
         try:
-            with open_image(photo.file) as image:
-                kept, faults = checked_boxes(
-                    photo.annotation, listing.classes, turn_of(image).upright
-                )
+            usable.append((photo, *_way_up(photo, turns)))
         except Exception as error:  # a broken file may raise anything
             skipped.append((str(photo.file), f"{error or type(error).__name__}; image skipped"))
-            continue
+    for photo, turn, told in usable:
+        upright = turns.default if told is None else told
+        kept, faults = upright_boxes(photo.annotation, listing.classes, turn, upright=upright)
         skipped += faults
         images += 1
         empty += not len(kept)
         objects.update(listing.classes[int(label)] for label in kept[:, 0])
     return SplitSurvey(images, empty, dict(objects), outlines, skipped)
+
+
+def _way_up(photo: Annotated[Any], turns: Turns) -> tuple[Turn, bool | None]:
+    """How an image is turned, and whether its annotation is for it upright; None: not told.
+
+    Raises:
+        ValueError: The annotation is for an image of another size.
+    """
+    with open_image(photo.file) as image:
+        turn = turn_of(image)
+    told = meant_upright(turn, photo.size)
+    if turn.orientation == 1:
+        return turn, True
+    turns.count(told)
+    return turn, told
 
 
 def _label_maps(config: DataConfig, root: Path) -> Survey:
@@ -178,17 +206,23 @@ def _classes(config: DataConfig) -> Survey:
         first = splits["train"]
         splits["train"] = SplitSurvey(first.images, first.empty, first.objects, 0, listing.unused)
     tasks = ["classify"] if len(listing.classes) > 1 else []
-    name = "class folders" if tasks else "images without labels"
-    return Survey(str(config.path), name, tasks, listing.classes, splits, listing.remarks)
+    labelled = "a table with labels" if is_table(config) else "class folders"
+    name = labelled if tasks else "images without labels"
+    remarks = [*listing.remarks, *([f"warning: {listing.several}"] if listing.several else [])]
+    return Survey(str(config.path), name, tasks, listing.classes, splits, remarks)
 
 
-def _picture(photo: Annotated[list[Box]], shapes: list[Any], classes: list[str]) -> Image.Image:
-    """One image with its outlines filled and its boxes framed."""
+def _picture(
+    photo: Annotated[list[Box]], shapes: list[Any], classes: list[str], turns: Turns
+) -> Image.Image:
+    """One image, upright, with its outlines filled and its boxes framed."""
+    turn, told = _way_up(photo, Turns())
+    upright = turns.default if told is None else told
     with open_image(photo.file) as image:
-        upright = turn_of(image).apply(image).convert("RGB")
-    size = (upright.height, upright.width)
+        picture = turn.apply(image).convert("RGB")
     if shapes:
-        upright = draw_segments(upright, paint(shapes, size)[0])
-    kept, _ = checked_boxes(photo.annotation, classes, size)
+        painted = Image.fromarray(paint(shapes, size_of(turn, upright=upright))[0])
+        picture = draw_segments(picture, np.asarray(painted if upright else turn.apply(painted)))
+    kept, _ = upright_boxes(photo.annotation, classes, turn, upright=upright)
     found = [Detection(classes[int(row[0])], 1.0, tuple(row[1:].tolist())) for row in kept]
-    return draw_boxes(upright, found, classes, scored=False)
+    return draw_boxes(picture, found, classes, scored=False)

@@ -81,6 +81,10 @@ def export_lines(result: dict[str, Any]) -> Iterator[str]:
             yield from _accuracy_lines(accuracy)
         if file["kind"] == "engine":
             yield f"  {file['backend']} {file['version']}, {file['device']}"
+            if file["backend"] == "tensorrt_rtx":
+                yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
+    for bundle in result.get("bundles", ()):
+        yield f"bundle {bundle['bundle']}: {bundle['path']} (start with its README.md)"
     for flavour, layers in result.get("sensitivity", {}).items():
         yield f"most damaging layers in INT8 ({flavour}):"
         for layer in layers[:_WORST_LAYERS]:

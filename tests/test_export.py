@@ -40,6 +40,7 @@ from hgkd_edge.models.backbone import (
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.serving import open_served
+from hgkd_edge.tables import export_lines
 from hgkd_edge.tasks.config import resolve
 from tests.tasks.helpers import QUICK, SAMPLES
 
@@ -407,3 +408,18 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(run: RunDir) -> None
 
     with pytest.raises(ExportError, match="cannot write"):
         export_run(run)
+
+
+@pytest.mark.parametrize(("backend", "said"), [("tensorrt_rtx", True), ("tensorrt", False)])
+def test_an_engine_for_desktop_gpus_is_said_not_to_be_for_a_jetson(
+    backend: str, said: bool
+) -> None:
+    engine = {
+        "kind": "engine", "precision": "fp16", "path": "net.plan", "size_bytes": 1,
+        "verification": None, "backend": backend, "version": "1.0", "device": "a GPU",
+    }  # fmt: skip
+    result = {"verified_on": {"photos": 1, "split": "test"}, "files": [engine]}
+
+    lines = "\n".join(export_lines(result))
+
+    assert ("not for a Jetson" in lines) == said

@@ -11,20 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hgkd_edge.bench.devices import Device
+from hgkd_edge.bench.devices import Device, find_device, load_devices
 from hgkd_edge.bench.inputs import make_inputs
-from hgkd_edge.bench.models import ModelFile
-from hgkd_edge.bench.records import Estimate
+from hgkd_edge.bench.models import ModelFile, resolve_models
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.records import Record
+from hgkd_edge.bench.run import result_file
 from hgkd_edge.bench.tables import Name, milliseconds, name_table, rate
 from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.rundir import write_json
 
-__all__ = ["Layer", "estimate_models", "estimate_one", "estimate_view", "layers_of"]
+__all__ = [
+    "Estimate",
+    "Layer",
+    "estimate_models",
+    "estimate_one",
+    "estimate_record",
+    "estimate_to_file",
+    "estimate_view",
+    "layers_of",
+]
 
 # Shares of peak (with and without tensor cores) and of bandwidth that a well-built engine reaches,
 # and the fixed cost per kernel.
@@ -42,6 +55,24 @@ _FREE = frozenset({
 })
 # fmt: on
 _BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+class Estimate(Record):
+    """A roofline figure. It is arithmetic from a device table, not a measurement."""
+
+    kind: Literal["estimate"] = "estimate"
+    model: str
+    device: str
+    mode: str
+    precision: str
+    batch: int
+    estimated_ms: float
+    estimated_throughput_ips: float
+    compute_bound_percent: float
+    gflops: float
+    traffic_mb: float
+    assumptions: dict[str, Any]
+    unconfirmed: list[str]
 
 
 @dataclass(frozen=True)
@@ -79,6 +110,38 @@ def estimate_models(
                         estimate_one(model.label, layers, device, precision=precision, batch=batch)
                     )
     return found
+
+
+def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path, list[Estimate]]:
+    """Estimates of the models of a call, in a file that holds nothing else: an estimate must never
+    be found where measurements are looked for.
+
+    Args:
+        options: Models, precisions, batches, and where the file goes.
+        names: Devices of the table; empty takes all.
+
+    Raises:
+        DeviceError: A device that is not in the table.
+        RunError: No model, or one whose shapes cannot be inferred.
+    """
+    found = estimate_models(
+        resolve_models(options.models),
+        [find_device(name) for name in names] or load_devices(),
+        precisions=options.precisions,
+        batches=options.batches,
+    )
+    file = result_file(options, "bench-estimate.json")
+    write_json(file, estimate_record(found))
+    return file, found
+
+
+def estimate_record(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """What `bench-estimate.json` holds."""
+    return {
+        "schema": "hgkd-edge.bench-estimate",
+        "version": 1,
+        "estimates": [one.model_dump(mode="json") for one in estimates],
+    }
 
 
 def estimate_one(

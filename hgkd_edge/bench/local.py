@@ -18,7 +18,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Session, Verification
 from hgkd_edge.bench.runners import Case, Opened, Runner
 from hgkd_edge.bench.session import measurement_of, session_of
-from hgkd_edge.bench.verification import Probe, WrongOutputs, compare, loosest, make_probe
+from hgkd_edge.bench.verification import Probe, judge, loosest, make_probe
 from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["measure_here"]
@@ -189,31 +189,19 @@ def _verify_all(
             probes[key] = make_probe(
                 case.model, batch=case.batch, images=options.images, most_images=IMAGES
             )
-        found.append(_verified(subject, probes[key], unverified=options.unverified))
+        precision = case.model.precision
+        found.append(
+            judge(
+                subject.name,
+                probes[key],
+                [opened.outputs(feeds) for feeds in probes[key].feeds],
+                bound=loosest(precision, opened.computes or precision),
+                where=f"on {case.model.reference.name}",
+                unverified=options.unverified,
+            )
+        )
         progress("verify", (index + 1) / len(subjects))
     return found
-
-
-def _verified(subject: _Subject, probe: Probe, *, unverified: bool) -> Verification | str:
-    if probe.wanted is None:
-        return probe.reason
-    case, opened = subject.case, subject.opened
-    assert opened.outputs is not None
-    precision = case.model.precision
-    verification, said = compare(
-        probe,
-        [opened.outputs(feeds) for feeds in probe.feeds],
-        bound=loosest(precision, opened.computes or precision),
-        reference=f"on {case.model.reference.name}",
-        few=False,
-    )
-    if not verification.passed and not unverified:
-        raise WrongOutputs(
-            f"{subject.name}: what it computes is not what '{case.model.reference.name}' says: "
-            f"{said}",
-            hint="do not deploy it; export it again, or --unverified to measure it all the same",
-        )
-    return verification
 
 
 def _measured(

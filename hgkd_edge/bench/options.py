@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,30 +102,19 @@ class BenchOptions:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What bench.json records of the request; arrays and modules are named, not stored."""
-        return {
-            "models": [str(path) for path in self.models],
-            "device": self.device,
-            "runners": list(self.runners),
-            "host": self.host,
-            "hosts": str(self.hosts) if self.hosts else None,
-            "batches": list(self.batches),
-            "threads": list(self.threads),
-            "precisions": list(self.precisions),
-            "copies": self.copies,
-            "duration_s": self.duration_s,
-            "count": self.count,
-            "rounds": self.rounds,
-            "images": None
-            if self.images is None
-            else {
-                "shape": list(self.images.shape),
-                "sha256": hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest(),
-            },
-            "unverified": self.unverified,
-            "trust_engine": self.trust_engine,
-            "resume": self.resume,
+        """What bench.json records of the request; images are named, not stored."""
+        kept = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.name not in ("out", "ssh_config", "load_torch")
         }
+        if self.images is not None:
+            content = np.ascontiguousarray(self.images).tobytes()
+            kept["images"] = {
+                "shape": self.images.shape,
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        return json.loads(json.dumps(kept, default=str))
 
 
 def parse_counts(text: str, *, option: str) -> tuple[int, ...]:

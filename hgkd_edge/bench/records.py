@@ -20,13 +20,13 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "BenchFile",
-    "Estimate",
     "InputInfo",
     "Latency",
     "Measurement",
     "ModelInfo",
     "Noise",
     "Ratio",
+    "Record",
     "Refusal",
     "Session",
     "Telemetry",
@@ -40,12 +40,14 @@ SCHEMA: Literal["hgkd-edge.bench"] = "hgkd-edge.bench"
 SCHEMA_VERSION: Literal[1] = 1
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Part of a record."""
+
     # Unknown keys are kept out, so that a misspelt field of ours fails in a test, not in a reader.
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class Latency(_Record):
+class Latency(Record):
     """Distribution of single-inference times in ms; `mean_ci95` by block bootstrap."""
 
     count: int
@@ -60,7 +62,7 @@ class Latency(_Record):
     max: float
 
 
-class Warmup(_Record):
+class Warmup(Record):
     """Runs before measuring; `stable` is False when the limit came before the times settled."""
 
     runs: int
@@ -68,7 +70,7 @@ class Warmup(_Record):
     stable: bool
 
 
-class Noise(_Record):
+class Noise(Record):
     """`spread` = interquartile range / median; `drift` = range of the rounds' medians / median."""
 
     spread: float
@@ -76,7 +78,7 @@ class Noise(_Record):
     noisy: bool
 
 
-class Ratio(_Record):
+class Ratio(Record):
     """Time of this case over that of case `to`, round by round: median, lowest, highest."""
 
     to: str
@@ -85,7 +87,7 @@ class Ratio(_Record):
     high: float
 
 
-class InputInfo(_Record):
+class InputInfo(Record):
     """One input as it was fed. `source`: real images of the caller, or a fixed-seed tensor."""
 
     name: str
@@ -95,7 +97,7 @@ class InputInfo(_Record):
     seed: int | None = None
 
 
-class ModelInfo(_Record):
+class ModelInfo(Record):
     """One model file; `precision` is read from its tensors, not from its name."""
 
     label: str
@@ -107,14 +109,14 @@ class ModelInfo(_Record):
     metadata: dict[str, str] = Field(default_factory=dict)
 
 
-class Rail(_Record):
+class Rail(Record):
     """Power of one rail in watts over the measured window."""
 
     mean_w: float
     peak_w: float
 
 
-class Telemetry(_Record):
+class Telemetry(Record):
     """What the board reported while the measured runs went on (never during build or load).
 
     `total_rail` names the rail(s) taken as the board's total. Energy per image = mean total power /
@@ -140,7 +142,7 @@ class Telemetry(_Record):
     throttle_reasons: list[str]
 
 
-class Verification(_Record):
+class Verification(Record):
     """Outputs on the device against those of `reference` for the same images, before measuring.
 
     `bound` names the precision whose tolerance applied; an error of None is not finite, or the
@@ -159,7 +161,7 @@ class Verification(_Record):
     passed: bool
 
 
-class Measurement(_Record):
+class Measurement(Record):
     """One case: a model in one runner at one batch size and thread count."""
 
     kind: Literal["measurement"] = "measurement"
@@ -192,7 +194,7 @@ class Measurement(_Record):
     warnings: list[str] = Field(default_factory=list)
 
 
-class Refusal(_Record):
+class Refusal(Record):
     """A runner that cannot run here, or a host that could not be measured, and why."""
 
     name: str
@@ -200,25 +202,7 @@ class Refusal(_Record):
     hint: str = ""
 
 
-class Estimate(_Record):
-    """A roofline figure. It is arithmetic from a device table, not a measurement."""
-
-    kind: Literal["estimate"] = "estimate"
-    model: str
-    device: str
-    mode: str
-    precision: str
-    batch: int
-    estimated_ms: float
-    estimated_throughput_ips: float
-    compute_bound_percent: float
-    gflops: float
-    traffic_mb: float
-    assumptions: dict[str, Any]
-    unconfirmed: list[str]
-
-
-class Session(_Record):
+class Session(Record):
     """All measurements of one target, taken in one go."""
 
     target: str
@@ -232,7 +216,7 @@ class Session(_Record):
     warnings: list[str] = Field(default_factory=list)
 
 
-class BenchFile(_Record):
+class BenchFile(Record):
     """The whole of `bench.json`."""
 
     schema_name: Literal["hgkd-edge.bench"] = Field(default=SCHEMA, alias="schema")

@@ -22,7 +22,7 @@ from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
 from hgkd_edge.errors import UserError
 
-__all__ = ["Probe", "WrongOutputs", "compare", "loosest", "make_probe"]
+__all__ = ["Probe", "WrongOutputs", "judge", "loosest", "make_probe"]
 
 # Rows of exporters' table, from the tightest. bf16 has 8 bits: emulated on five CNNs, an error of
 # 3e-3 to 9e-3, which is within fp16's row.
@@ -45,12 +45,14 @@ class Probe:
         inputs: The record of an entry.
         wanted: Output name -> array, one entry per call; None when nothing can be compared, and
             then `reason` says why.
+        onnx: Name of the file that computed it.
         reason: See `wanted`.
     """
 
     feeds: list[dict[str, np.ndarray]] = field(repr=False)
     inputs: list[InputInfo]
     wanted: list[Outputs] | None = field(repr=False)
+    onnx: str
     reason: str = ""
 
     @property
@@ -60,7 +62,12 @@ class Probe:
 
 
 def make_probe(
-    model: ModelFile, *, batch: int, images: np.ndarray | None, most_images: int
+    model: ModelFile,
+    *,
+    batch: int,
+    images: np.ndarray | None,
+    most_images: int,
+    most_values: int | None = None,
 ) -> Probe:
     """Inputs of one model at one batch size, and ONNX Runtime's outputs for them on this machine.
 
@@ -69,10 +76,12 @@ def make_probe(
         batch: B.
         images: f32[N, 3, H, W], normalized; None feeds the fixed-seed tensor.
         most_images: Of those, how many are fed at most.
+        most_values: Of outputs of all calls that can be compared; None compares any number.
     """
     calls = 1 if images is None else -(-min(most_images, len(images)) // batch)
     feeds: list[dict[str, np.ndarray]] = []
     inputs: list[InputInfo] = []
+    onnx = model.reference.name
     for call in range(calls):
         shown = None if images is None else np.roll(images, -call * batch, axis=0)
         arrays, inputs = make_inputs(model, batch=batch, images=shown)
@@ -86,24 +95,60 @@ def make_probe(
         ]
     except Exception as error:  # onnxruntime's exceptions share no public base
         text = next(iter(str(error).splitlines()), type(error).__name__)
-        return Probe(feeds, inputs, None, f"ONNX Runtime here cannot run the model: {text[:160]}")
-    return Probe(feeds, inputs, wanted)
+        return Probe(feeds, inputs, None, onnx, f"ONNX Runtime here cannot run it: {text[:160]}")
+    values = sum(array.size for outputs in wanted for array in outputs.values())
+    if most_values is not None and values > most_values:
+        return Probe(feeds, inputs, None, onnx, "the outputs are too large to be fetched")
+    return Probe(feeds, inputs, wanted, onnx)
 
 
-def compare(
-    probe: Probe, got: Sequence[Outputs], *, bound: str, reference: str, few: bool
-) -> tuple[Verification, str]:
-    """The record, and the figures in words.
+def judge(
+    name: str,
+    probe: Probe,
+    got: Sequence[Outputs],
+    *,
+    bound: str,
+    where: str,
+    few: bool = False,
+    unverified: bool = False,
+) -> Verification | str:
+    """How the outputs of a case compare, or why they cannot be compared.
 
     Args:
+        name: The case.
         probe: What was fed.
         got: What was computed, one entry per call.
         bound: Row of exporters' table of tolerances.
-        reference: Where ONNX Runtime ran, for the record.
+        where: Where ONNX Runtime computed the right ones, for the record.
         few: The images are too few for a spread and for ties.
+        unverified: Record a disagreement instead of refusing to measure.
+
+    Raises:
+        WrongOutputs: They disagree.
     """
-    assert probe.wanted is not None
-    wanted, limits = probe.wanted, TOLERANCES[bound]
+    if probe.wanted is None:
+        return probe.reason
+    verification, said = _compare(probe, probe.wanted, got, bound=bound, where=where, few=few)
+    if not verification.passed and not unverified:
+        raise WrongOutputs(
+            f"{name}: what it computes is not what '{probe.onnx}' says: {said}",
+            hint="do not deploy it; export it again or try another precision, or --unverified to "
+            "measure it all the same",
+        )
+    return verification
+
+
+def _compare(
+    probe: Probe,
+    wanted: Sequence[Outputs],
+    got: Sequence[Outputs],
+    *,
+    bound: str,
+    where: str,
+    few: bool,
+) -> tuple[Verification, str]:
+    """The record, and the figures in words."""
+    limits = TOLERANCES[bound]
     relative = cosine = top1 = None
     try:
         agreement = verify(
@@ -125,7 +170,7 @@ def compare(
     return Verification(
         images=probe.images,
         source=probe.inputs[0].source,
-        reference=f"onnxruntime {onnxruntime.__version__} {reference}",
+        reference=f"onnxruntime {onnxruntime.__version__} {where}",
         bound=bound,
         most_relative_error=limits.relative,
         least_cosine=limits.cosine,

@@ -8,6 +8,7 @@ import typer
 
 from hgkd_edge.cli import (
     bench,
+    compare,
     data,
     demo,
     devices,
@@ -48,6 +49,7 @@ for command in (
     data.data,
     export.export,
     bench.bench,
+    compare.compare,
     devices.devices,
 ):
     app.command()(command)

@@ -149,28 +149,10 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
 
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
-    from hgkd_edge.bench.devices import find_device, load_devices
-    from hgkd_edge.bench.estimate import estimate_models, estimate_view
-    from hgkd_edge.bench.models import resolve_models
-    from hgkd_edge.bench.run import result_file
-    from hgkd_edge.rundir import write_json
+    from hgkd_edge.bench.estimate import estimate_record, estimate_to_file, estimate_view
 
-    devices = [find_device(name) for name in names] or load_devices()
-    found = estimate_models(
-        resolve_models(options.models),
-        devices,
-        precisions=options.precisions,
-        batches=options.batches,
-    )
-    record = {
-        "schema": "hgkd-edge.bench-estimate",
-        "version": 1,
-        "estimates": [one.model_dump(mode="json") for one in found],
-    }
-    # A separate file: an estimate must never be found where measurements are looked for.
-    file = result_file(options, "bench-estimate.json")
-    write_json(file, record)
-    show({"file": str(file), **record}, as_json, lambda: [estimate_view(found)])
+    file, found = estimate_to_file(options, names)
+    show({"file": str(file), **estimate_record(found)}, as_json, lambda: [estimate_view(found)])
     if not as_json:
         say(f"written to {file}")
 

@@ -57,6 +57,10 @@ BakePreprocessing = Annotated[
 Frame = Annotated[
     str | None, typer.Option(metavar="HxW", help="Size of the frames [default: free].")
 ]
+Bundles = Annotated[
+    list[str] | None,
+    typer.Option(help="Folder to deploy: triton, deepstream, timm, predict, jetson. Repeatable."),
+]
 BakePostprocessing = Annotated[
     bool, typer.Option("--bake-postprocessing", help="Give probabilities, class maps or boxes.")
 ]
@@ -85,6 +89,7 @@ def export(
     bake_preprocessing: BakePreprocessing = False,
     frame: Frame = None,
     bake_postprocessing: BakePostprocessing = False,
+    bundle: Bundles = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a run to ONNX, OpenVINO and TensorRT, each file proven on real photos.
@@ -116,6 +121,7 @@ def export(
         bake_preprocessing=bake_preprocessing,
         frame=parse_frame(frame) if frame else None,
         bake_postprocessing=bake_postprocessing,
+        bundles=tuple(bundle or ()),
     )
     options.check()
     _export(run, options, as_json=as_json)

@@ -109,7 +109,7 @@ def depth_of(content: bytes) -> Depth | None:
                 return Depth(2**16 - 1, 16)
             pixels: np.ndarray | None = np.asarray(image)
         else:
-            pixels = _color_pixels(image, content, turn_of(image), upright=True)
+            pixels = _color_pixels(image, content, turn_of(image))
         if pixels is None:
             return None
         highest = int(pixels.max())
@@ -117,26 +117,25 @@ def depth_of(content: bytes) -> Depth | None:
 
 
 def decode_rgb(
-    image: ImageFile.ImageFile, content: bytes, turn: Turn, *, bits: int = 0, upright: bool = True
+    image: ImageFile.ImageFile, content: bytes, turn: Turn, *, bits: int = 0
 ) -> Image.Image:
-    """An opened image as 8-bit RGB.
+    """An opened image as 8-bit RGB, upright.
 
     Args:
         image: Opened from `content`; not decoded yet.
         content: The file.
         turn: As `turn_of` gives it.
         bits: That 16-bit files use; 0: all 16. Ignored where a file is certain of its own.
-        upright: As viewers show it; False: as stored.
 
     Raises:
         ValueError: Its pixels need more bits.
     """
     bits = _packed_bits(image) or bits or 16
     if bits < 16 and image.format in ("PNG", "TIFF"):
-        pixels = _color_pixels(image, content, turn, upright=upright)
+        pixels = _color_pixels(image, content, turn)
         if pixels is not None:
             return Image.fromarray(scale_to_8(pixels, 2**bits - 1))
-    return to_rgb(turn.apply(image, upright=upright), bits=bits)
+    return to_rgb(turn.apply(image), bits=bits)
 
 
 def _packed_bits(image: Image.Image) -> int:
@@ -173,9 +172,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return raw if isinstance(raw, str) else ""
 
 
-def _color_pixels(
-    image: Image.Image, content: bytes, turn: Turn, *, upright: bool
-) -> np.ndarray | None:
+def _color_pixels(image: Image.Image, content: bytes, turn: Turn) -> np.ndarray | None:
     """All 16 bits of a color image, uint16 [H, W, 3]; None for all other images."""
     with open_image(content) as other:  # once an image is decoded, it does not say what it was
         if not (order := _color_order(other)):
@@ -186,8 +183,8 @@ def _color_pixels(
             )
         swapped = _raw_mode(other).replace(f";16{order}", f";16{OTHER_ORDER[order]}")
         other.tile = [_with_raw_mode(tile, swapped) for tile in other.tile]
-        low = np.asarray(turn.apply(other, upright=upright))
-    high = np.asarray(turn.apply(image, upright=upright))
+        low = np.asarray(turn.apply(other))
+    high = np.asarray(turn.apply(image))
     pixels = np.empty((*high.shape[:2], 3), np.uint16)
     for rows in row_blocks(pixels):
         pixels[rows] = high[rows, :, :3].astype(np.uint16) * 256 + low[rows, :, :3]

@@ -55,8 +55,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What undoes it: two quarter turns undo each other, all others undo themselves.
-STORED = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @contextlib.contextmanager
@@ -123,26 +121,37 @@ class Turn:
         """Height and width as viewers show the image."""
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
-    def draft(self, image: Image.Image, near: tuple[int, int], *, upright: bool = True) -> None:
+    def draft(self, image: Image.Image, near: tuple[int, int]) -> None:
         """Let a JPEG be decoded at a coarser scale, not below the height and width `near`."""
-        swap = upright and self.orientation >= 5
+        swap = self.orientation >= 5
         image.draft("RGB", near if swap else near[::-1])  # Pillow names the width first
 
-    def apply(self, image: Image.Image, *, upright: bool = True) -> Image.Image:
-        """The image upright, or as stored, decoded.
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The image upright, decoded.
 
         Args:
-            image: The one that `turn_of` was asked about, perhaps drafted since.
-            upright: False: as stored.
+            image: The one that `turn_of` was asked about, perhaps drafted since; or another one
+                with the same pixels, such as a label map.
         """
         if self.orientation == 1:
             return image
         image.load()
         # Pillow brings TIFF images upright while it decodes them, and removes the tag.
-        already = image.format == "TIFF" and _orientation(image) == 1
-        if already == upright:
+        if image.format == "TIFF" and _orientation(image) == 1:
             return image
-        return image.transpose((UPRIGHT if upright else STORED)[self.orientation])
+        return image.transpose(UPRIGHT[self.orientation])
+
+    def apply_to_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes x1, y1, x2, y2 in the image as stored -> in the upright image, [M, 4]."""
+        height, width = self.stored
+        x, y = boxes[:, 0::2], boxes[:, 1::2]  # [M, 2] each
+        if self.orientation in (2, 3, 7, 8):
+            x = width - x[:, ::-1]
+        if self.orientation in (3, 4, 6, 7):
+            y = height - y[:, ::-1]
+        if self.orientation >= 5:
+            x, y = y, x
+        return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
 
 
 def turn_of(image: Image.Image) -> Turn:

@@ -89,12 +89,15 @@ class Listing:
         classes: Class names; empty: unlabelled.
         unused: Images that are not among the photos, with the reason.
         remarks: What was found about names, one line each.
+        several: Why photos are unlabelled although their source holds labels: one line of it has
+            several; '' otherwise.
     """
 
     splits: dict[str, Photos]
     classes: list[str]
     unused: Sequence[tuple[str, str]] = ()
     remarks: Sequence[str] = ()
+    several: str = ""
 
 
 class Found(NamedTuple):
@@ -103,7 +106,7 @@ class Found(NamedTuple):
     Attributes:
         names: Those that are read.
         unused: Those whose format cannot be read, with the reason.
-        unlisted: Folders that cannot be listed, with the reason.
+        unlisted: Folders that cannot be listed, or are hidden and hold images, with the reason.
     """
 
     names: list[str]
@@ -130,7 +133,7 @@ def find_images(root: Path) -> Found:
     """Image files below a folder.
 
     Folders that are links are followed; what is hidden is skipped: other programs' folders, and
-    the `._*` files that macOS leaves, are no photos.
+    the `._*` files that macOS leaves, are no photos. A hidden folder of images is reported.
     """
     found, unused, unlisted, seen = (
         list[str](),
@@ -154,6 +157,8 @@ def find_images(root: Path) -> Found:
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
             if entry.name.startswith("."):
+                if _is_folder(entry) and _holds_images(entry.path):
+                    unlisted.append((readable(name), "its name begins with a dot; rename it"))
                 continue
             if _is_folder(entry):
                 folders.append(name)
@@ -169,6 +174,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself: tried as a file, and named when it is read
+        return False
+
+
+def _holds_images(folder: str) -> bool:
+    """Whether an image lies directly in a folder."""
+    try:
+        return any(is_image(name) for name in os.listdir(folder))
+    except OSError:
         return False
 
 

@@ -71,6 +71,7 @@ class ImageSource:
         remarks: What was decided about the data, one line each.
         decided: The settings behind it: key -> the value that `auto` took.
         ignored: Share of the pixels whose class is not given; None without label maps.
+        several: As `Listing.several`.
     """
 
     images: torch.Tensor | StreamedPixels
@@ -83,6 +84,7 @@ class ImageSource:
     remarks: list[str] = field(default_factory=list)
     decided: dict[str, Any] = field(default_factory=dict)
     ignored: float | None = None
+    several: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -166,6 +168,7 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     }
     for source in splits.values():
         source.decided |= {"data.bits": bits} if bits else {}
+        source.several = listing.several
     _check_readable(config, splits.get("train"))
     splits["train"].remarks += [*listing.remarks, *_remark_labels(splits), *([why] if why else [])]
     splits["train"].skipped[:0] = listing.unused
@@ -234,7 +237,7 @@ def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) ->
 def how_to_label(config: DataConfig) -> str:
     """What gives photos of a source their labels, as a hint."""
     if is_table(config):
-        return f"give {config.path} a column 'label' that is filled in every line"
+        return f"give {config.path} a column 'label' with one class in every line"
     hints = {
         "webdataset": "give every sample of the shards a .cls file with its class",
         "hf": "name a dataset that has a column 'label' with a value in every row",
@@ -248,6 +251,8 @@ def why_unlabelled(source: ImageSource) -> str:
         return ""
     if not len(source):
         return "there are no photos"
+    if source.several:
+        return source.several
     if len(source.classes) < 2:
         return f"all {len(source)} photos are of one class, or of none"
     bare = (source.labels == UNLABELLED).nonzero().flatten().tolist()

@@ -12,8 +12,9 @@ import numpy as np
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
 from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
+from hgkd_edge.data.table_labels import labels_of_columns, several_labels
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.parsing import read_text
+from hgkd_edge.parsing import cut, read_text
 from hgkd_edge.recipe import DataConfig
 
 __all__ = ["is_table", "table_photos"]
@@ -22,6 +23,7 @@ SUFFIXES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path")
 LABEL_COLUMNS = ("label", "class")
+PLURAL_COLUMNS = ("labels", "classes", "tags")
 SPLIT_COLUMNS = ("split",)
 HEADER = "the first line must be a header: image, or image,label or image,label,split"
 
@@ -44,6 +46,9 @@ def is_table(config: DataConfig) -> bool:
 def table_photos(config: DataConfig) -> Listing:
     """Photos of a CSV file with a header: `image` and, if given, `label` and `split`.
 
+    Classes may also be columns of 0 and 1, with one 1 in each line. Where a line holds several
+    labels, the photos have none: see `Listing.several`.
+
     Image paths are relative to the CSV file. A file that is missing or broken is skipped and
     listed, as in a folder. Where all rows are of split `train`, or no split is given, a share is
     held out.
@@ -53,7 +58,7 @@ def table_photos(config: DataConfig) -> Listing:
     """
     assert config.path is not None, "checked by DataConfig"
     table = config.path.expanduser()
-    rows = _read_rows(table)
+    rows, remark, several = _read_rows(table)
     _check_splits(table, rows)
     classes = name_classes(row.label for row in rows)
     by_split: dict[str, list[Row]] = {}
@@ -65,7 +70,9 @@ def table_photos(config: DataConfig) -> Listing:
         files = _Files(table.parent, [row.file for row in own])
         numbers = classes.numbers((row.label for row in own), unknown=UNLABELLED)
         photos[split] = Photos(files.names, np.array(numbers, np.int64), files.read, files.size)
-    return Listing(with_holdout(photos, config.holdout), classes.names, remarks=classes.remarks)
+    remarks = [line for line in (remark, *classes.remarks) if line]
+    held = with_holdout(photos, config.holdout)
+    return Listing(held, classes.names, remarks=remarks, several=several)
 
 
 class _Files:
@@ -88,7 +95,43 @@ class _Files:
         return found or self._finder.root / self.names[i]
 
 
-def _read_rows(table: Path) -> list[Row]:
+class _Table(NamedTuple):
+    """Rows, what was decided about their labels, and why they have none; '' where it does not."""
+
+    rows: list[Row]
+    remark: str = ""
+    several: str = ""
+
+
+def _read_rows(table: Path) -> _Table:
+    header, lines = _read_cells(table)
+    names = [clean(cell).lower() for cell in header]
+    image, label, split = _columns(table, names)
+
+    def row(line: int, cells: list[str], name: str) -> Row:
+        return Row(line, cells[image], name, cells[split] if split >= 0 else "")
+
+    if label < 0:
+        marked = labels_of_columns([*map(clean, header)], lines, {image, split})
+        found = marked.names or [""] * len(lines)
+        several = marked.several
+    else:
+        marked, found = None, [cells[label] for _, cells in lines]
+        first = several_labels(found, plural=names[label] in PLURAL_COLUMNS)
+        several = "" if first is None else f"line {lines[first][0]}: '{cut(found[first])}'"
+        found = [""] * len(lines) if several else found
+    rows = [row(line, cells, name) for (line, cells), name in zip(lines, found, strict=True)]
+    if several:
+        several = f"{table}, {several}: several labels per image cannot be learned"
+    return _Table(rows, marked.remark if marked else "", several)
+
+
+def _read_cells(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a table; number and cells of each line.
+
+    Raises:
+        DataError: It cannot be read, or holds no line.
+    """
     try:
         text = read_text(table)
         separator = _separator(text.lstrip("\n\r").partition("\n")[0])
@@ -102,8 +145,8 @@ def _read_rows(table: Path) -> list[Row]:
             if not any(cells):
                 continue
             if not header:
-                header = [clean(cell).lower() for cell in cells]
-                columns = _columns(table, header)
+                header = cells
+                _columns(table, [clean(cell).lower() for cell in header])
                 continue
             if any(cells[len(header) :]):
                 raise DataError(
@@ -112,7 +155,7 @@ def _read_rows(table: Path) -> list[Row]:
                     hint="put quotes around cells that hold the separator",
                 )
             cells += [""] * (len(header) - len(cells))
-            rows.append(Row(lines.line_num, *(cells[c] if c >= 0 else "" for c in columns)))
+            rows.append((lines.line_num, cells))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"data.path '{table}' cannot be read as CSV: {reason_of(error)}",
@@ -120,7 +163,7 @@ def _read_rows(table: Path) -> list[Row]:
         ) from error
     if not rows:
         raise DataError(f"data.path '{table}' lists no photos", hint=HEADER)
-    return rows
+    return header, rows
 
 
 def _separator(header: str) -> str:
@@ -128,7 +171,7 @@ def _separator(header: str) -> str:
 
     def known(separator: str) -> int:
         cells = {cell.strip().strip('"').lower() for cell in header.split(separator)}
-        return len(cells & {*IMAGE_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS})
+        return len(cells & {*IMAGE_COLUMNS, *LABEL_COLUMNS, *PLURAL_COLUMNS, *SPLIT_COLUMNS})
 
     return max(SEPARATORS, key=known)
 
@@ -137,7 +180,7 @@ def _columns(table: Path, header: list[str]) -> tuple[int, int, int]:
     """Which columns hold image, label and split; -1 for none."""
     image, label, split = (
         next((header.index(name) for name in names if name in header), -1)
-        for names in (IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+        for names in (IMAGE_COLUMNS, LABEL_COLUMNS + PLURAL_COLUMNS, SPLIT_COLUMNS)
     )
     if image < 0:
         shown = ", ".join(f"'{name}'" for name in header)[:100]

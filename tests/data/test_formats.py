@@ -275,6 +275,25 @@ def test_a_bad_data_yaml_is_refused_in_one_line(tmp_path: Path, text: str, messa
         boxes(file)
 
 
+ODD_NAMES = ["yes", "NO", "on", "off", "true", "null", "01", "1e3", "1_000", "12:30", "2020-01-01"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: [" + ", ".join(ODD_NAMES) + "]",
+        "names:\n" + "\n".join(f"- {name}" for name in ODD_NAMES),
+        "names:\n" + "\n".join(f"  {i}: {name}" for i, name in enumerate(ODD_NAMES)),
+        "names: [" + ", ".join(f"'{name}'" for name in ODD_NAMES) + "]",
+    ],
+)
+def test_names_of_a_data_yaml_are_what_is_written(tmp_path: Path, text: str) -> None:
+    file = write_yolo(tmp_path, "ultralytics") / "data.yaml"
+    file.write_text(f"train: images/train\n{text}\n")
+
+    assert boxes(file)["train"].classes == ODD_NAMES
+
+
 def test_labels_that_are_nowhere_are_an_error_not_images_without_objects(tmp_path: Path) -> None:
     root = write_yolo(tmp_path, "ultralytics")
     (root / "labels").rename(root / "annotations")

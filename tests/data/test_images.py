@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hgkd_edge.data.geometry import cover
 from hgkd_edge.data.images import open_image, turn_of
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.provenance import report_photos
@@ -25,6 +26,43 @@ def half_white() -> Image.Image:
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[:20] = 255
     return Image.fromarray(pixels)
+
+
+def saved(mode: str, file: Path) -> Path:
+    """A PNG file (TIFF for CMYK) of a mode; `P` with a transparent color."""
+    colors = np.zeros((20, 24, 3), np.uint8)
+    colors[:, 12:], colors[10:] = (250, 30, 90), (10, 200, 120)
+    image = Image.fromarray(colors)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    elif mode in ("LA", "RGBA"):
+        image = image.convert(mode)
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    else:
+        image = image.quantize(4) if mode == "P" else image.convert(mode)
+    file = file.with_suffix(".tiff" if mode == "CMYK" else ".png")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, **({"transparency": 1} if mode == "P" else {}))
+    return file
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "CMYK"])
+def test_images_of_one_to_four_channels_are_seen_as_predict_sees_them(
+    tmp_path: Path, mode: str
+) -> None:
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        file = saved(mode, tmp_path / place / "x")
+
+    sources = open_splits(DataConfig(path=tmp_path, image_size=16))
+
+    assert [len(source) for source in sources.values()] == [2, 2]
+    assert not sources["train"].skipped
+    seen = np.asarray(cover(load_photo(file), (16, 16))).transpose(2, 0, 1)
+    (photo, *_) = sources["test"].images.split(1)
+    assert (photo[0].numpy() == seen).all()
+    gray = mode in ("1", "L", "LA", "I;16")
+    assert (seen[0] == seen[1]).all() == gray, "colors stay colors"
+    assert int(seen.max()) - int(seen.min()) > 40
 
 
 @pytest.mark.parametrize("where", DAMAGE)

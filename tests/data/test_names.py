@@ -289,6 +289,20 @@ def test_a_folder_that_cannot_be_listed_is_reported(
     assert ("secret", "cannot be listed: Permission denied") in splits["train"].skipped
 
 
+def test_a_hidden_folder_of_images_is_reported_and_one_of_other_programs_is_not(
+    tmp_path: Path,
+) -> None:
+    tree(tmp_path, "cat", "dog", ".net")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").touch()
+
+    splits = opened(tmp_path)
+
+    assert splits["train"].classes == ["cat", "dog"]
+    assert "1 folders in" in remarks(splits)
+    assert (".net", "its name begins with a dot; rename it") in splits["train"].skipped
+
+
 @pytest.mark.parametrize(
     ("training", "other"),
     [

@@ -4,11 +4,14 @@ import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hgkd_edge.data.sources import how_to_label, open_splits
+from hgkd_edge.data.sources import how_to_label, open_splits, why_unlabelled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
+from hgkd_edge.survey import survey
+from tests.data.annotated import save_image
 
 
 def write_table(photos: Path, table: Path, *, header: list[str], split: bool = False) -> Path:
@@ -167,6 +170,67 @@ def test_devices_and_pipes_in_a_table_are_no_images(
     (name, reason) = next(item for source in sources for item in source.skipped)
     assert name == special
     assert "no image" in reason
+
+
+def table_of(tmp_path: Path, header: str, lines: list[str]) -> DataConfig:
+    """A table of images a.png, b.png, ... with these further cells."""
+    rows = [header]
+    for i, line in enumerate(lines):
+        name = f"{chr(ord('a') + i)}.png"
+        save_image(tmp_path / name, np.full((8, 8, 3), 40 * i, np.uint8))
+        rows.append(f"{name},{line}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(rows), encoding="utf-8")
+    return DataConfig(path=table, image_size=8, holdout=0)
+
+
+@pytest.mark.parametrize(
+    ("header", "lines", "labels"),
+    [
+        ("image,Cat,dog,no", ["1,0,0", "0,1,0", "0,0,1", "1,,"], ["Cat", "dog", "no", "Cat"]),
+        ("file,cat,width,dog", ["1,640,0", "0,480,1"], ["cat", "dog"]),
+        ("filename,cat,dog", ["1.0,0.0", "False,TRUE"], ["cat", "dog"]),
+        ("image,labels", ["cat", "dog", "cat"], ["cat", "dog", "cat"]),
+        ("image,label", ["fruit|apple", "fruit|pear"], ["fruit|apple", "fruit|pear"]),
+        ("image,label", ["a b", "b", "a"], ["a b", "b", "a"]),
+        ("image,label", ['"Smith, J"', '"Smith, K"'], ["Smith, J", "Smith, K"]),
+        ("image,label,seen,used", ["yes,1,0", "no,1,1"], ["yes", "no"]),
+    ],
+)
+def test_one_label_per_image_is_read_however_it_is_written(
+    tmp_path: Path, header: str, lines: list[str], labels: list[str]
+) -> None:
+    source = open_splits(table_of(tmp_path, header, lines))["train"]
+
+    assert [source.classes[i] for i in source.labels.tolist()] == labels
+    assert why_unlabelled(source) == ""
+
+
+@pytest.mark.parametrize(
+    ("header", "lines", "said"),
+    [
+        ("image,cat,dog", ["1,0", "1,1"], "line 3: of the columns 'cat', 'dog', 'cat', 'dog' hold"),
+        ("image,cat,dog", ["1,0", "0,0"], "line 3: of the columns 'cat', 'dog', none hold 1"),
+        ("image,label", ["dog", "cat;dog"], "line 3: 'cat;dog'"),
+        ("image,label", ["cat|dog", "dog|bird"], "line 2: 'cat|dog'"),
+        ("image,labels", ['"cat, dog"', "dog"], "line 2: 'cat, dog'"),
+        ("image,tags", ["cat dog", "dog cat"], "line 2: 'cat dog'"),
+    ],
+)
+def test_several_labels_per_image_are_refused_and_never_become_classes(
+    tmp_path: Path, header: str, lines: list[str], said: str
+) -> None:
+    config = table_of(tmp_path, header, lines)
+
+    source = open_splits(config)["train"]
+
+    assert source.classes == []
+    assert len(source) == len(lines), "distilling needs no labels"
+    assert said in why_unlabelled(source)
+    assert "several labels per image cannot be learned" in why_unlabelled(source)
+    found = survey(config)
+    assert not found.tasks
+    assert any(said in remark for remark in found.remarks)
 
 
 def test_a_hint_speaks_of_the_table_that_lacks_labels(photos: Path) -> None:

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.data.geometry import cover, letterbox
+from hgkd_edge.data.images import Turn
+from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.recipe import DataConfig
+from hgkd_edge.survey import draw_survey, survey
 from hgkd_edge.tasks.answers import load_photo
 from tests.data.annotated import boxes, masks
 
@@ -120,7 +124,7 @@ def test_so_it_is_with_pascal_voc(tmp_path: Path, height: int, width: int, uprig
     assert block_is_in_its_box(source), source.skipped
 
 
-@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("orientation", ORIENTATIONS[1:])
 @pytest.mark.parametrize("convention", ["upright", "stored"])
 def test_photos_without_a_telling_size_follow_the_others_of_their_data_set(
     tmp_path: Path, orientation: int, convention: str
@@ -204,3 +208,128 @@ def test_predict_sees_photos_as_viewers_show_them(tmp_path: Path, orientation: i
     save(tmp_path / "a.png", orientation)
 
     assert (np.asarray(load_photo(tmp_path / "a.png")) == UPRIGHT).all()
+
+
+def yolo(root: Path, upright: bool) -> None:
+    """No size is stated: what viewers show is meant."""
+    x, y, wide, high = UPRIGHT_BOX
+    shares = (x + wide / 2) / 40, (y + high / 2) / 60, wide / 40, high / 60
+    save(root / "a.jpg", 6)
+    (root / "a.txt").write_text(f"0 {' '.join(map(str, shares))}")
+    (root / "classes.txt").write_text("block")
+
+
+def voc(root: Path, upright: bool) -> None:
+    x, y, wide, high = UPRIGHT_BOX if upright else stored_box(6)
+    height, width = (60, 40) if upright else (40, 60)
+    save(root / "a.jpg", 6)
+    text = VOC.format(width=width, height=height, box=(x, y, x + wide, y + high))
+    (root / "a.xml").write_text(text)
+
+
+def labelme(root: Path, upright: bool) -> None:
+    x, y, wide, high = UPRIGHT_BOX if upright else stored_box(6)
+    height, width = (60, 40) if upright else (40, 60)
+    corners = [[x, y], [x + wide, y], [x + wide, y + high], [x, y + high]]
+    shape = {"label": "block", "points": corners, "shape_type": "polygon"}
+    content = {"shapes": [shape], "imagePath": "a.jpg", "imageData": None}
+    save(root / "a.jpg", 6)
+    (root / "a.json").write_text(
+        json.dumps({**content, "imageHeight": height, "imageWidth": width})
+    )
+
+
+def coco_file(root: Path, upright: bool) -> None:
+    box, size = (UPRIGHT_BOX, (60, 40)) if upright else (stored_box(6), (40, 60))
+    coco(root, {"orientation": 6, "box": box, "size": size}, suffix=".jpg")
+
+
+FORMATS = [(write, True) for write in (yolo, voc, labelme, coco_file)]
+FORMATS += [(write, False) for write in (voc, labelme, coco_file)]
+
+
+@pytest.mark.parametrize(("write", "upright"), FORMATS)
+def test_boxes_of_every_format_lie_on_the_image_that_predict_sees(
+    tmp_path: Path, write: Callable[[Path, bool], None], upright: bool
+) -> None:
+    write(tmp_path, upright)
+    (photo,) = tmp_path.glob("*.jpg")
+
+    source = boxes(tmp_path, (96, 96), holdout=0)["train"]
+
+    assert block_is_in_its_box(source), source.skipped
+    seen = np.asarray(letterbox(load_photo(photo), (96, 96)), int).transpose(2, 0, 1)
+    assert np.abs(source.images[0].numpy() - seen).mean() < 2, "upright, whatever was annotated"
+
+
+@pytest.mark.parametrize(("write", "upright"), FORMATS)
+def test_a_survey_counts_and_draws_boxes_as_training_takes_them(
+    tmp_path: Path, write: Callable[[Path, bool], None], upright: bool
+) -> None:
+    write(tmp_path, upright)
+
+    found = survey(DataConfig(path=tmp_path, holdout=0))
+    (file,) = draw_survey(DataConfig(path=tmp_path, holdout=0), 1, tmp_path / "drawn")
+
+    assert found.splits["train"].objects == {"block": 1}
+    assert not found.splits["train"].skipped
+    assert any("turned by EXIF" in remark for remark in found.remarks)
+    drawn = np.asarray(Image.open(file).convert("RGB"), int)
+    changed = np.abs(drawn - UPRIGHT).max(axis=2) > 60
+    x, y, wide, high = UPRIGHT_BOX
+    assert drawn.shape == UPRIGHT.shape
+    lowest = np.nonzero(changed.any(axis=1))[0].max()  # the lower edge of the frame
+    columns = np.nonzero(changed[lowest])[0]
+    assert abs(lowest - (y + high)) <= 3
+    assert abs(columns.min() - x) <= 3
+    assert abs(columns.max() - (x + wide)) <= 3
+
+
+def test_a_survey_skips_what_training_skips(tmp_path: Path) -> None:
+    good = {"orientation": 1, "box": UPRIGHT_BOX, "size": (60, 40)}
+    bad = {"orientation": 6, "box": UPRIGHT_BOX, "size": (70, 70)}
+    coco(tmp_path, good, bad)
+
+    train = survey(DataConfig(path=tmp_path, holdout=0)).splits["train"]
+
+    assert train.images == 1
+    assert "its annotations are for 70 x 70" in train.skipped[0][1]
+    assert len(draw_survey(DataConfig(path=tmp_path, holdout=0), 2, tmp_path / "drawn")) == 1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_boxes_turn_with_their_image(orientation: int) -> None:
+    x, y, wide, high = stored_box(orientation)
+    stored = STORE[orientation](UPRIGHT)
+
+    turn = Turn(orientation, (stored.shape[0], stored.shape[1]))
+    turned = turn.apply_to_boxes(np.array([[x, y, x + wide, y + high]], np.float32))
+
+    x, y, wide, high = UPRIGHT_BOX
+    assert turned.tolist() == [[x, y, x + wide, y + high]]
+    assert (np.asarray(turn.apply(Image.fromarray(stored))) == UPRIGHT).all()
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_masks_lie_on_the_image_that_predict_sees(tmp_path: Path, upright: bool) -> None:
+    stored = save(tmp_path / "images" / "a.png", 6)
+    (tmp_path / "masks").mkdir()
+    mask = ((UPRIGHT if upright else stored)[..., 0] > 0).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
+
+    source = masks(tmp_path, holdout=0)["train"]
+
+    seen = letterbox(load_photo(tmp_path / "images" / "a.png"), (64, 96))
+    assert (source.images[0].numpy() == np.asarray(seen).transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_class_folders_are_seen_as_predict_sees_them(tmp_path: Path, orientation: int) -> None:
+    for name in ("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png"):
+        save(tmp_path / name, orientation)
+
+    source = open_splits(DataConfig(path=tmp_path, image_size=64))["test"]
+
+    (photo, *_) = source.images.split(1)
+    seen = cover(load_photo(tmp_path / "test/a/0.png"), tuple(photo.shape[2:]))
+    assert (photo[0].numpy() == np.asarray(seen).transpose(2, 0, 1)).all()

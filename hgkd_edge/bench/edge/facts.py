@@ -4,16 +4,16 @@ something. Tolerant by design: an unknown L4T or a missing tool leaves a gap, no
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hgkd_edge.bench.devices import Device, JetPack, Mode, load_devices, load_jetpacks
-from hgkd_edge.bench.edge.limits import MOST_FACT_TEXT
 
 __all__ = [
     "Board",
     "board_from_facts",
-    "checked_facts",
     "parse_jetson_clocks",
     "parse_nvpmodel",
     "parse_release",
@@ -29,8 +29,8 @@ _TEGRA = {
     "tegra264": "Thor",
 }
 
-# Clocks are in Hz, and no fact is larger.
-_LARGEST = 1e15
+
+_MOST_TEXT = 1 << 18  # characters of one fact, such as the help of trtexec
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,16 @@ class Board:
     gpu_mhz: dict[str, float] | None = None
     temperatures_c: dict[str, float] = field(default_factory=dict)
 
-    def environment(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def environment(self, facts: Mapping[str, str]) -> dict[str, Any]:
         """What bench.json records of the machine."""
         entry = asdict(self)
         entry["device_id"] = self.device.id if self.device else None
         entry["device"] = self.model or _cpu(facts)
-        for key in ("machine", "system", "cores", "usable_cores", "governor", "loadavg"):
-            entry[key] = facts.get(key)
-        entry["python"] = facts.get("python")
+        for key in ("machine", "system", "governor", "loadavg", "python"):
+            entry[key] = facts.get(key) or None
+        for key in ("cores", "usable_cores"):
+            count = facts.get(key, "")[:9]
+            entry[key] = int(count) if count.isdecimal() else None
         return entry
 
     def warnings(self) -> list[str]:
@@ -115,61 +117,36 @@ class Board:
         return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
 
 
-def checked_facts(raw: object) -> dict[str, Any]:
-    """The facts of an agent that are of the right kind; the others are gaps."""
-    facts = raw if isinstance(raw, dict) else {}
-    kept: dict[str, Any] = {
-        str(name): value[:MOST_FACT_TEXT] for name, value in facts.items() if isinstance(value, str)
-    }
-    for name in ("cores", "usable_cores"):
-        value = facts.get(name)
-        kept[name] = value if _is_number(value) else None
-    devices = facts.get("devfreq")
-    kept["devfreq"] = [
-        {key: value for key, value in entry.items() if isinstance(value, str) or _is_number(value)}
-        for entry in (devices if isinstance(devices, list) else [])
-        if isinstance(entry, dict)
-    ]
-    zones = facts.get("temperatures")
-    kept["temperatures"] = {
-        name: value
-        for name, value in (zones if isinstance(zones, dict) else {}).items()
-        if _is_number(value)
-    }
-    return kept
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def board_from_facts(facts: dict[str, Any]) -> Board:
-    """Read what the agent gathered."""
-    release = parse_release(facts.get("nv_tegra_release") or "", facts.get("packages") or "")
-    compatible = (facts.get("compatible") or "").lower()
+def board_from_facts(facts: Mapping[str, str]) -> Board:
+    """Read what the script gathered."""
+    text = {name: value[:_MOST_TEXT] for name, value in facts.items()}
+    facts = defaultdict(str, text)
+    release = parse_release(facts["nv_tegra_release"], facts["packages"])
+    compatible = facts["compatible"].lower()
+    temperatures = _temperatures(facts["temperatures"])
     is_jetson = release is not None or any(name in compatible for name in _TEGRA)
     if not is_jetson:
-        return Board(is_jetson=False, temperatures_c=facts.get("temperatures") or {})
-    mode, mode_id = parse_nvpmodel(facts.get("nvpmodel") or "")
-    shown = parse_jetson_clocks(facts.get("jetson_clocks") or "")
-    gpu = shown or _devfreq_clocks(facts.get("devfreq") or [])
+        return Board(is_jetson=False, temperatures_c=temperatures)
+    mode, mode_id = parse_nvpmodel(facts["nvpmodel"])
+    shown = parse_jetson_clocks(facts["jetson_clocks"])
+    gpu = shown or _devfreq_clocks(facts["devfreq"])
     return Board(
         is_jetson=True,
-        model=facts.get("model") or _family(compatible),
-        device=_recognise(compatible, (facts.get("model") or "").lower()),
+        model=facts["model"] or _family(compatible),
+        device=_recognise(compatible, facts["model"].lower()),
         l4t=release,
         jetpack=_jetpack(release),
-        tensorrt_package=_package(facts.get("packages") or "", "libnvinfer"),
+        tensorrt_package=_package(facts["packages"], "libnvinfer"),
         power_mode=mode,
         power_mode_id=mode_id,
         power_modes=re.findall(
             r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>",
-            facts.get("nvpmodel_conf") or "",
+            facts["nvpmodel_conf"],
             re.MULTILINE,
         ),
         clocks_locked=gpu["min"] == gpu["max"] if gpu else None,
         gpu_mhz=gpu,
-        temperatures_c=facts.get("temperatures") or {},
+        temperatures_c=temperatures,
     )
 
 
@@ -185,14 +162,14 @@ def parse_release(text: str, packages: str = "") -> str | None:
 def parse_nvpmodel(text: str) -> tuple[str | None, int | None]:
     """`NV Power Mode: MODE_15W_6CORE` and, on a line of its own, `2`."""
     name = re.search(r"NV Power Mode:\s*(\S+)", text)
-    number = re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
+    number = re.search(r"^\s*(\d{1,3})\s*$", text, re.MULTILINE)
     return (name[1] if name else None), (int(number[1]) if number else None)
 
 
 def parse_jetson_clocks(text: str) -> dict[str, float] | None:
     """GPU clocks in MHz from `jetson_clocks --show`; the line is named gpu-gpc-0 on Thor."""
     match = re.search(
-        r"^(?:GPU|gpu-gpc-0)\s+MinFreq=(\d+)\s+MaxFreq=(\d+)\s+CurrentFreq=(\d+)",
+        r"^(?:GPU|gpu-gpc-0)\s+MinFreq=(\d{1,15})\s+MaxFreq=(\d{1,15})\s+CurrentFreq=(\d{1,15})\b",
         text,
         re.MULTILINE | re.IGNORECASE,
     )
@@ -202,17 +179,24 @@ def parse_jetson_clocks(text: str) -> dict[str, float] | None:
     return {"min": low, "max": high, "now": now}
 
 
-def _devfreq_clocks(entries: list[dict[str, Any]]) -> dict[str, float] | None:
-    for entry in entries:
-        name = (entry.get("name") or entry.get("path") or "").lower()
+def _devfreq_clocks(table: str) -> dict[str, float] | None:
+    """Of lines with a device's path, its name in the device tree, and least, most, present Hz."""
+    for line in table.splitlines():
+        path, *fields = [field.strip() for field in line.split("\t")]
+        name = (fields[0] if fields and fields[0] else path).lower()
         known = name in _GPU_NODES or any(name.endswith(f".{node}") for node in _GPU_NODES)
-        if known and all(entry.get(key) for key in ("min_freq", "max_freq", "cur_freq")):
-            return {
-                "min": entry["min_freq"] / 1e6,
-                "max": entry["max_freq"] / 1e6,
-                "now": entry["cur_freq"] / 1e6,
-            }
+        clocks = [int(one) for one in fields[1:] if re.fullmatch("[1-9][0-9]{0,14}", one)]
+        if known and len(clocks) == 3:
+            return {key: hz / 1e6 for key, hz in zip(("min", "max", "now"), clocks, strict=True)}
     return None
+
+
+def _temperatures(table: str) -> dict[str, float]:
+    """Degrees of lines with a zone's path, its name, and thousandths of a degree."""
+    return {
+        name: int(value) / 1000
+        for name, value in re.findall(r"^[^\t\n]*\t([^\t\n]+)\t(-?[0-9]{1,7})\s*$", table, re.M)
+    }
 
 
 def _recognise(compatible: str, model: str) -> Device | None:
@@ -250,8 +234,6 @@ def _package(packages: str, prefix: str) -> str | None:
     return match[1] if match else None
 
 
-def _cpu(facts: dict[str, Any]) -> str | None:
-    match = re.search(
-        r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", facts.get("cpuinfo") or "", re.M
-    )
-    return match[1].strip() if match else facts.get("machine")
+def _cpu(facts: Mapping[str, str]) -> str | None:
+    match = re.search(r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", facts.get("cpuinfo", ""), re.M)
+    return match[1].strip() if match else facts.get("machine") or None

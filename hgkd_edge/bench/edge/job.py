@@ -1,17 +1,21 @@
-"""Models and options -> a job for the agent. What is measured by trtexec where there is one, else
-by onnxruntime on the device's CPU."""
+"""Models and options -> a job: the files that the device gets, and the steps that it does.
+
+Models are measured by trtexec where there is one, else by onnxruntime on the device's CPU.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from exporters.files import file_sha256
 from exporters.network_files import renamed_files
+from hgkd_edge.bench import method
+from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bench.edge.trtexec import (
     Trtexec,
     build_arguments,
@@ -20,114 +24,149 @@ from hgkd_edge.bench.edge.trtexec import (
     measure_arguments,
     output_arguments,
 )
-from hgkd_edge.bench.edge.verification import fetchable_probe
 from hgkd_edge.bench.method import Plan, visiting_order
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo
-from hgkd_edge.bench.verification import Probe, loosest
+from hgkd_edge.bench.verification import Probe, loosest, make_probe
 from hgkd_edge.errors import DeviceError, RunError
 
 __all__ = ["EdgeCase", "EdgeJob", "make_job"]
 
 # trtexec's own 200 ms is over before a Jetson's clocks have risen.
 WARMUP_MS = 2000
-IDLE_S = 2.0
-# Without a word for this long, either end takes the network for dead.
-SILENCE_S = 60.0
-# How long a session waits for another one on the same job: a dead one ends within SILENCE_S.
-PATIENCE_S = 70.0
+# Each image that is compared is a start of trtexec on the device (batch 1), a second or two.
+IMAGES = 4
+# Of outputs that are compared: about 10 bytes each in trtexec's JSON.
+MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
 class EdgeCase:
-    """One case as the host sees it; `wire` is what the agent gets. `unchecked` says why its outputs
-    cannot be verified, and is empty when they can."""
+    """One case.
 
-    id: str
-    name: str
+    Args:
+        model: The model, and
+        file: its name on the device.
+        precision: What is built from it.
+        batch: B.
+        threads: Threads of ONNX Runtime.
+        probe: What is fed, and what has to be computed from it.
+        calls: Of each call, each input, with the name of the file of its values on the device.
+        inputs: What is fed, for the record.
+        build: Command that builds the engine; empty where there is no trtexec.
+        check: Of each call, the command that computes its outputs.
+        measure: Command of one visit.
+    """
+
     model: ModelFile
+    file: str
     precision: str
     batch: int
     threads: int | None
-    inputs: list[InputInfo]
     probe: Probe = field(repr=False)
-    unchecked: str
-    wire: dict[str, Any] = field(repr=False)
+    calls: list[list[dict[str, Any]]] = field(repr=False)
+    inputs: list[InputInfo]
+    build: list[str] = field(default_factory=list)
+    check: list[list[str]] = field(default_factory=list)
+    measure: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The case in bench.json."""
+        threads = f" t{self.threads}" if self.threads else ""
+        runner = "trtexec" if self.build else "ort"
+        return f"{self.model.label} {runner} {self.precision} b{self.batch}{threads}"
 
     @property
     def bound(self) -> str:
         """Row of exporters' table of tolerances: TensorRT may compute fp32 in TF32."""
-        return loosest(self.precision, "tf32" if "build" in self.wire else self.precision)
+        return loosest(self.precision, "tf32" if self.build else self.precision)
 
 
 @dataclass(frozen=True)
 class EdgeJob:
-    """A job, the bytes it may need, and the cases in order."""
+    """A job: `id` names its folder on the device, `order` lists the cases as they are visited."""
 
-    tool: str
+    id: str
     trtexec: Trtexec | None
     cases: list[EdgeCase]
-    message: dict[str, Any] = field(repr=False)
-    payload: dict[str, bytes | Path] = field(repr=False)
+    order: list[int]
+    files: dict[str, bytes | Path] = field(repr=False)
 
 
 def make_job(
-    models: Sequence[ModelFile], options: BenchOptions, facts: dict[str, Any], *, where: str
+    models: Sequence[ModelFile], options: BenchOptions, facts: Mapping[str, str], *, where: str
 ) -> EdgeJob:
     """Plan the measurement on a device whose facts are known.
 
     Args:
         models: Files to measure.
         options: Batches, precisions, copies, duration, ...
-        facts: What the agent said of the device.
+        facts: What the device says about itself.
         where: Name of the device for messages.
 
     Raises:
         DeviceError: The device has neither trtexec nor onnxruntime, or cannot do what was asked.
         RunError: No model of the wanted precision.
     """
-    tool = _trtexec_of(facts)
-    if tool is None and not _has_onnxruntime(facts):
+    tool = Trtexec.from_help(facts.get("trtexec_help", "")) if facts.get("trtexec") else None
+    if tool is None and not facts.get("onnxruntime", "")[:1].isdigit():
         raise DeviceError(
             f"{where} has neither trtexec nor a Python with numpy and onnxruntime",
             hint="on a Jetson: sudo apt install libnvinfer-bin; elsewhere: pip install onnxruntime",
         )
-    wanted = _wanted(models, options, may_build=tool is not None)
+    # trtexec measures whole seconds, so there are no more rounds than seconds.
+    rounds = options.rounds
+    if tool and not options.count:
+        rounds = max(1, min(rounds, int(options.duration_s)))
     files: dict[str, bytes | Path] = {}
     cases: list[EdgeCase] = []
-    probes: dict[tuple[int, int], Probe] = {}
-    for model, precision in wanted:
+    for model, precision in _wanted(models, options, may_build=tool is not None):
         index = models.index(model)
+        files |= renamed_files(model.path, f"model-{index}.onnx")
         for batch in options.batches:
-            if (index, batch) not in probes:
-                probes[index, batch] = fetchable_probe(model, batch=batch, images=options.images)
-                files |= renamed_files(model.path, f"model-{index}.onnx")
-            probe = probes[index, batch]
+            probe = make_probe(
+                model,
+                batch=batch,
+                images=options.images,
+                most_images=IMAGES,
+                most_values=MOST_VALUES,
+            )
+            calls = _calls(probe, f"input-{index}-{batch}")
             files |= {
                 entry["file"]: feeds[entry["name"]].tobytes()
-                for feeds, call in zip(probe.feeds, _calls(probe, index, batch), strict=True)
+                for feeds, call in zip(probe.feeds, calls, strict=True)
                 for entry in call
             }
             for threads in (None,) if tool else options.threads:
-                cases.append(
-                    _case(len(cases), index, model, precision, batch, threads, probe, options, tool)
+                case = EdgeCase(
+                    model,
+                    f"model-{index}.onnx",
+                    precision,
+                    batch,
+                    threads,
+                    probe,
+                    calls,
+                    inputs=probe.inputs,
                 )
-    message = _message(cases, files, options, facts, tool)
-    return EdgeJob(
-        "trtexec" if tool else "onnxruntime", tool, cases, message=message, payload=files
-    )
-
-
-def _trtexec_of(facts: dict[str, Any]) -> Trtexec | None:
-    if not facts.get("trtexec"):
-        return None
-    return Trtexec.from_help(facts.get("trtexec_help") or "")
-
-
-def _has_onnxruntime(facts: dict[str, Any]) -> bool:
-    said = (facts.get("onnxruntime") or "").strip()
-    return bool(said) and said[0].isdigit() and "Error" not in said
+                if tool:
+                    case = _for_trtexec(
+                        case, tool, facts["trtexec"], options, number=len(cases), rounds=rounds
+                    )
+                cases.append(case)
+    order = [index for turn in visiting_order(len(cases), rounds) for index in turn]
+    identity = hashlib.sha256(repr([case.build for case in cases]).encode())
+    identity.update((tool.name if tool else "").encode())
+    for name, item in sorted(files.items()):
+        content = file_sha256(item) if isinstance(item, Path) else hashlib.sha256(item).hexdigest()
+        identity.update(f"{name} {content}".encode())
+    if tool:
+        files |= _trtexec_steps(cases, order)
+    else:
+        plan = Plan(duration_s=options.duration_s, count=options.count, rounds=rounds)
+        files |= _onnxruntime_steps(cases, plan, options)
+    return EdgeJob(identity.hexdigest()[:32], tool, cases, order, files)
 
 
 def _wanted(
@@ -156,146 +195,123 @@ def _wanted(
     return pairs
 
 
-def _calls(probe: Probe, index: int, batch: int) -> list[list[dict[str, Any]]]:
-    """Of every call, every input: what it is, and our own name for the file of its values."""
+def _calls(probe: Probe, stem: str) -> list[list[dict[str, Any]]]:
     return [
         [
             {
-                "name": record.name,
-                "shape": record.shape,
-                "dtype": record.dtype,
-                "file": f"input-{index}-{batch}-{call}-{place}.bin",
+                **record.model_dump(include={"name", "shape", "dtype"}),
+                "file": f"{stem}-{call}-{n}.bin",
             }
-            for place, record in enumerate(probe.inputs)
+            for n, record in enumerate(probe.inputs)
         ]
         for call in range(len(probe.feeds))
     ]
 
 
-def _case(
-    number: int,
-    index: int,
-    model: ModelFile,
-    precision: str,
-    batch: int,
-    threads: int | None,
-    probe: Probe,
-    options: BenchOptions,
-    tool: Trtexec | None,
-) -> EdgeCase:
-    calls = _calls(probe, index, batch)
-    unchecked, inputs = probe.reason, probe.inputs
-    wire: dict[str, Any] = {
-        "id": f"case-{number}",
-        "number": number,
-        "model": index,
-        "inputs": calls[0],
-        "copies": options.copies,
-        "threads": threads,
-        "warmup_ms": WARMUP_MS,
-        "check": [] if unchecked else calls,
-    }
-    if tool is not None:
-        if not loadable_names(record.name for record in inputs):
-            unchecked = unchecked or "trtexec cannot be given values for inputs of these names"
-            # It draws random values of its own.
-            inputs = [
-                one.model_copy(update={"seed": None, "source": "synthetic"}) for one in inputs
-            ]
-        wire |= _trtexec_arguments(
-            tool, model, precision, probe, calls, options, check=not unchecked
-        )
-    name = f"{model.label} {'trtexec' if tool else 'ort'} {precision} b{batch}"
-    name += f" t{threads}" if threads else ""
-    return EdgeCase(
-        wire["id"], name, model, precision, batch, threads, inputs, probe, unchecked, wire
-    )
-
-
-def _trtexec_arguments(
+def _for_trtexec(
+    case: EdgeCase,
     tool: Trtexec,
-    model: ModelFile,
-    precision: str,
-    probe: Probe,
-    calls: Sequence[Sequence[dict[str, Any]]],
+    program: str,
     options: BenchOptions,
     *,
-    check: bool,
-) -> dict[str, Any]:
-    """What trtexec is told to build, to verify and to measure one case."""
-    shapes = {record.name: record.shape for record in probe.inputs}
+    number: int,
+    rounds: int,
+) -> EdgeCase:
+    """The case with the commands that build, verify and measure it."""
+    shapes = {record.name: record.shape for record in case.inputs}
     dynamic = any(
-        not isinstance(axis, int) or axis < 1 for one in model.info.inputs for axis in one.shape
+        not isinstance(axis, int) or axis < 1
+        for one in case.model.info.inputs
+        for axis in one.shape
     )
-    values = [
-        inputs_argument({entry["name"]: entry["file"] for entry in call})
-        if loadable_names(shapes)
-        else []
-        for call in calls
+    names = {
+        "{onnx}": case.file,
+        "{engine}": f"engine-{number}.plan",
+        "{times}": f"times-{number}.json",
+        "{outputs}": f"outputs-{number}.json",
+        "{cache}": "timing.cache",
+    }
+
+    def filled(arguments: list[str], call: list[dict[str, Any]] | None = None) -> list[str]:
+        values = inputs_argument({one["name"]: one["file"] for one in call}) if call else []
+        for name, file in names.items():
+            arguments = [argument.replace(name, file) for argument in arguments]
+        return [program, *arguments, *values]
+
+    loadable = loadable_names(shapes)
+    probe, inputs = case.probe, case.inputs
+    if not loadable:  # trtexec then draws random values
+        reason = "trtexec cannot be given values for inputs of these names"
+        probe = replace(probe, wanted=None, reason=probe.reason or reason)
+        inputs = [one.model_copy(update={"seed": None, "source": "synthetic"}) for one in inputs]
+    build = build_arguments(
+        tool,
+        shapes=shapes,
+        dynamic=dynamic,
+        model_precision=case.model.precision,
+        precision=case.precision,
+    )
+    check = output_arguments(tool, shapes=shapes, dynamic=dynamic)
+    measure = measure_arguments(
+        tool,
+        shapes=shapes,
+        dynamic=dynamic,
+        copies=options.copies,
+        warmup_ms=WARMUP_MS,
+        duration_s=options.duration_s / rounds,
+        count=-(-options.count // rounds) if options.count else None,
+    )
+    return replace(
+        case,
+        probe=probe,
+        inputs=inputs,
+        build=filled(build),
+        check=[filled(check, call) for call in case.calls] if probe.wanted else [],
+        measure=filled(measure, case.calls[0] if loadable else None),
+    )
+
+
+def _trtexec_steps(cases: Sequence[EdgeCase], order: Sequence[int]) -> dict[str, bytes | Path]:
+    """Build all, verify all, then visit them in turn."""
+    steps, files = [], {}
+    for number, case in enumerate(cases):
+        steps.append(f"build build-{number} engine-{number}.plan")
+        files[f"build-{number}.args"] = _lines(case.build)
+        files[f"measure-{number}.args"] = _lines(case.measure)
+    for number, case in enumerate(cases):
+        for call, check in enumerate(case.check):
+            steps.append(f"run check-{number}-{call} outputs-{number}.json")
+            files[f"check-{number}-{call}.args"] = _lines(check)
+    steps += ["wait", "idle", *(f"run measure-{number} times-{number}.json" for number in order)]
+    return {**files, "steps": _lines(steps)}
+
+
+def _onnxruntime_steps(
+    cases: Sequence[EdgeCase], plan: Plan, options: BenchOptions
+) -> dict[str, bytes | Path]:
+    """Verify all, then measure all, by the script that is sent along with what it imports."""
+    wire = [
+        {
+            "model": case.file,
+            "inputs": case.calls[0],
+            "copies": options.copies,
+            "threads": case.threads,
+            "check": case.calls if case.probe.wanted else [],
+        }
+        for case in cases
     ]
-    rounds = _rounds(options, tool)
     return {
-        "build": build_arguments(
-            tool,
-            shapes=shapes,
-            dynamic=dynamic,
-            model_precision=model.precision,
-            precision=precision,
-        ),
-        "check": [output_arguments(tool, shapes=shapes, dynamic=dynamic) + one for one in values]
-        if check
-        else [],
-        "measure": measure_arguments(
-            tool,
-            shapes=shapes,
-            dynamic=dynamic,
-            copies=options.copies,
-            warmup_ms=WARMUP_MS,
-            duration_s=options.duration_s / rounds,
-            count=-(-options.count // rounds) if options.count else None,
-        )
-        + values[0],
+        "ort_device.py": Path(ort_device.__file__),
+        "hgkd_edge/__init__.py": b"",
+        "hgkd_edge/bench/__init__.py": b"",
+        "hgkd_edge/bench/method.py": Path(method.__file__),
+        "hgkd_edge/bench/records.py": b"Warmup = dict\n",
+        "job.json": json.dumps({"cases": wire, "plan": asdict(plan)}).encode(),
+        "verify.args": _lines(["python3", "ort_device.py", "verify", "outputs.json"]),
+        "measure.args": _lines(["python3", "ort_device.py", "measure", "times.json"]),
+        "steps": _lines(["run verify outputs.json", "wait", "idle", "run measure times.json"]),
     }
 
 
-def _rounds(options: BenchOptions, tool: Trtexec | None) -> int:
-    """trtexec measures whole seconds, so there are no more rounds than seconds."""
-    if tool is None or options.count:
-        return options.rounds
-    return max(1, min(options.rounds, int(options.duration_s)))
-
-
-def _message(
-    cases: Sequence[EdgeCase],
-    files: dict[str, bytes | Path],
-    options: BenchOptions,
-    facts: dict[str, Any],
-    tool: Trtexec | None,
-) -> dict[str, Any]:
-    plan = Plan(duration_s=options.duration_s, count=options.count, rounds=_rounds(options, tool))
-    entries = [_file_entry(name, item) for name, item in sorted(files.items())]
-    # The folder's name on the device: the same work by the same builder finds its engines again.
-    identity = [
-        [(entry["name"], entry["sha256"]) for entry in entries],
-        [case.wire.get("build") for case in cases],
-        tool.name if tool else None,
-    ]
-    return {
-        "id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
-        "resume": options.resume,
-        "silence_s": SILENCE_S,
-        "patience_s": PATIENCE_S,
-        "tool": "trtexec" if tool else "onnxruntime",
-        "trtexec": facts.get("trtexec"),
-        "files": entries,
-        "cases": [case.wire for case in cases],
-        "plan": asdict(plan),
-        "order": [index for turn in visiting_order(len(cases), plan.rounds) for index in turn],
-        "idle_s": IDLE_S,
-    }
-
-
-def _file_entry(name: str, item: bytes | Path) -> dict[str, Any]:
-    if isinstance(item, bytes):
-        return {"name": name, "size": len(item), "sha256": hashlib.sha256(item).hexdigest()}
-    return {"name": name, "size": item.stat().st_size, "sha256": file_sha256(item)}
+def _lines(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()

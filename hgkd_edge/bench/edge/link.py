@@ -1,77 +1,105 @@
-"""The conversation with an agent: start it, hand it a job, hear it out, stop it.
+"""The conversation with a device: start its script, read its messages, stop it.
 
-The same agent serves a Jetson that is this very machine (started as a child process) and one
-behind SSH, so both are measured by the same code.
+The same script serves a Jetson that is this very machine (started as a child process) and one
+behind SSH, so both are measured by the same code. A device may be broken or hostile: nothing that
+it sends is read, kept or unpacked beyond the bounds below.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
-import json
 import os
-import queue
 import secrets
 import select
 import signal
 import subprocess
-import sys
+import tarfile
+import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from hgkd_edge.bench import method
-from hgkd_edge.bench.edge.facts import checked_facts
-from hgkd_edge.bench.edge.limits import (
-    MOST_CASE_S,
-    MOST_ERROR_TEXT,
-    MOST_SHOWN,
-    MOST_WAITING_EVENTS,
-)
-from hgkd_edge.bench.edge.ssh import PROGRAM, Host, explain, ssh_command
-from hgkd_edge.bench.edge.stream import Event, EventStream, StreamFault, mark_of
+from hgkd_edge.bench.edge.messages import MessageStream, StreamFault, stamped
+from hgkd_edge.bench.edge.ssh import BOOTSTRAP, Host, explain, ssh_command
 from hgkd_edge.errors import DeviceError, UserError
 
-__all__ = ["AgentFailed", "Link", "agent_source", "open_link"]
+__all__ = ["Finished", "Link", "WorkFailed", "open_link"]
 
-_CHUNK = 1 << 18
-_HELLO_S = 150.0
-# The agent speaks at least every two seconds while it works; a minute and a half of silence
-# outlasts ssh's own keepalive.
+MOST_CASE_S = 4 * 3600.0  # one case, all steps: a Nano may build a large engine for an hour
+MOST_SHOWN = 400  # characters of a device's own words in a message
+MOST_ERRORS = 64 << 10  # bytes of standard error that are kept
+
+# Without a word for this long, the device takes the network for dead; see also `Link._beat`.
+SILENCE_S = 60.0
+# How long a session waits for another one: a dead one ends within SILENCE_S.
+PATIENCE_S = 70
+# trtexec's power is compared with that of an idle board.
+IDLE_S = 2.0
+# The device sends something every two seconds while it works; this outlasts ssh's own keepalive.
 _SILENCE_S = 90.0
+_FACTS_S = 150.0
 # How long ssh may take to end by itself: after its output ended, and after our last word.
 _END_S = 10.0
 _GRACE_S = 10.0
-_NOT_OURS = "log in there and see what runs; do not trust its numbers"
-_MODULES = ("life", "facts", "telemetry", "trt", "ort", "main")
+_CHUNK = 1 << 18
+_NOT_OURS = "log in there and check what runs; do not trust its numbers"
 
 
-class AgentFailed(UserError):
+class WorkFailed(UserError):
     """The work on the device failed, or the line to it broke. Exit code 1: it had begun."""
 
     exit_code = 1
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended well on the device: its lines with the second of each, its peak memory,
+    and the file that it made."""
+
+    log: list[tuple[float, str]]
+    peak_kb: int
+    result: str
+
+    def second_of(self, text: str) -> float | None:
+        """When a line with this text came."""
+        return next((second for second, line in self.log if text in line), None)
+
+
 class Link:
-    """A running agent.
+    """A running script.
 
     Args:
-        command: How to start it: an ssh command, or this Python.
+        command: How to start it: an ssh command, or this machine's sh.
         where: Name of the machine for messages.
         host: The SSH host, or None for this machine.
+        tell: Called with what is going on, and the fraction of it that is done.
         case_s: How long a case may take at most, from its build to its last visit.
     """
 
     def __init__(
-        self, command: list[str], *, where: str, host: Host | None, case_s: float = MOST_CASE_S
+        self,
+        command: list[str],
+        *,
+        where: str,
+        host: Host | None,
+        tell: Callable[[str, float], None] = lambda _what, _part: None,
+        case_s: float = MOST_CASE_S,
     ) -> None:
         self.where = where
         self.host = host
-        self.case_s = case_s
-        # A session of its own: Ctrl-C in the terminal must not end ssh before we said `bye`.
+        self.broken = False
+        self._doing = "connecting"
+        self._tell = tell
+        self._case_s = case_s
+        self._deadline = float("inf")
+        # In a separate session: Ctrl-C in the terminal must not end ssh before we said `bye`.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -79,88 +107,136 @@ class Link:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        assert self.process.stdin is not None
-        os.set_blocking(self.process.stdin.fileno(), False)  # see `_write`
-        self._token = secrets.token_hex(16)
-        self._events: queue.Queue[Event | None] = queue.Queue(MOST_WAITING_EVENTS)
+        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+        os.set_blocking(stdin.fileno(), False)  # see `_write`
+        self._stdin, self._stdout = stdin, stdout
+        self._pipes: list[IO[bytes]] = [stdout, stderr]
+        self._mark = f"@hgkd-edge {secrets.token_hex(16)} "
+        self._stream = MessageStream(self._mark.encode())
+        self._arrived: deque[tuple[str, str]] = deque()
         self._fault = ""
-        self._stderr = b""
+        self._errors = b""
         self._writing = threading.RLock()
         self._closed = threading.Event()
-        threading.Thread(target=self._hear, daemon=True).start()
-        self._overhearing = threading.Thread(target=self._overhear, daemon=True)
-        self._overhearing.start()
 
-    def hello(self) -> Event:
-        """Send the agent, return its facts.
+    def facts(self) -> dict[str, str]:
+        """Send the script, return what the device says about itself: raw text by name.
 
         Raises:
-            DeviceError: The host cannot be reached or has no Python.
+            DeviceError: The host cannot be reached.
         """
-        source = agent_source(self._token).encode()
+        self._tell(f"{self.where}: connecting", 0.0)
+        script = (
+            f"mark='{self._mark}' silence={SILENCE_S} patience={PATIENCE_S} idle={IDLE_S}\n"
+            + Path(__file__).with_name("device.sh").read_text(encoding="utf-8")
+        )
         with suppress(OSError):  # a refused connection shows below, with ssh's own reason
-            self._write(f"{len(source)}\n".encode() + source)
-        event = self._next(_HELLO_S)
-        if event is not None and event["event"] != "hello":
-            self._fault = "it sent other messages before its facts"
+            self._write(base64.b64encode(script.encode()) + b"\n")
+        message = self._next(_FACTS_S)
+        if message is not None and message[0] == "facts":
+            threading.Thread(target=self._beat, daemon=True).start()
+            parts = [part.partition("\n") for part in message[1].split(self._mark)[1:]]
+            return {name: text.strip() for name, _end, text in parts}
+        if message is not None:
+            self._fault = f"it sent '{message[0]}' in place of its facts"
         if self._fault:
             raise self._broken()
-        if event is None:
-            code = self._ended()
-            if self.host is not None:
-                raise explain(self.host, code, self._said())
-            raise DeviceError(f"the measuring process did not start: {self._said().strip()[-300:]}")
-        return checked_facts(event.get("facts"))
+        said = self._errors.decode("utf-8", "replace")
+        if self.host is None:
+            raise DeviceError(f"the measuring process did not start: {said.strip()[-300:]}")
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_S)
+        raise explain(self.host, self.process.returncode or -1, said)
 
-    def work(
-        self,
-        job: Event,
-        payload: Mapping[str, bytes | Path],
-        tell: Callable[[Event], None],
-        judge: Callable[[Event], None],
-    ) -> list[Event]:
-        """Hand over a job, send what the agent lacks, collect its results.
+    def open(
+        self, job: str, files: Mapping[str, bytes | Path], *, resume: bool, cases: int
+    ) -> None:
+        """Take the folder of a job, and fill it.
 
         Args:
-            job: As `agent/main.py` describes it.
-            payload: Contents by the names in `job["files"]`.
-            tell: Called with every event, and {"event": "upload", sent, of} while sending.
-            judge: Called with the outputs of each case before it is measured; nothing is measured
-                when it raises.
+            job: Name of the folder: the same work by the same builder has the same.
+            files: What the steps need, by name.
+            resume: Keep what an earlier session finished there.
+            cases: How many cases there are, for the time that all may take.
 
         Raises:
-            AgentFailed: The job failed there, or the connection broke.
+            WorkFailed: It is taken, has no room, or the connection broke.
         """
-        deadline = time.monotonic() + self.case_s * len(job["cases"])
-        silence_s = _SILENCE_S if job["tool"] == "trtexec" else 600.0
-        threading.Thread(target=self._beat, args=(job["silence_s"] / 4,), daemon=True).start()
+        self._deadline = time.monotonic() + self._case_s * cases
+        self.request(f"{job} {'yes' if resume else 'no'}")
+        free = self.receive("free", or_="taken").split()
+        if not free:
+            raise WorkFailed(
+                f"on {self.where}: another session is measuring on this device",
+                hint="wait for it to end",
+            )
+        size = sum(
+            len(one) if isinstance(one, bytes) else one.stat().st_size for one in files.values()
+        )
+        kilobytes = int(free[-3])  # of `df -P`: ... available, used in percent, mounted on
+        if kilobytes << 10 < 4 * size:
+            raise WorkFailed(
+                f"on {self.where}: {kilobytes >> 10} MB free on the device, about "
+                f"{(4 * size) >> 20} MB needed",
+                hint="free some space in the home folder there",
+            )
+        with tempfile.TemporaryFile() as archive:
+            pack(files, archive)
+            self._upload(archive)
 
-        def events(last: str, **request: Any) -> Iterator[Event]:
-            self._write((json.dumps(request) + "\n").encode())
-            kind = ""
-            while kind != last:
-                event = self._next(min(silence_s, max(0.0, deadline - time.monotonic())))
-                if time.monotonic() > deadline:
-                    self._fault = f"no end of the work within {self.case_s / 3600:.2g} h per case"
-                    event = None
-                if event is None:
-                    raise self._broken()
-                tell(event)
-                kind = event["event"]
-                if kind == "failed":
-                    reason = event["reason"][:MOST_SHOWN]
-                    raise AgentFailed(f"on {self.where}: {reason}", hint=_mend(event["reason"]))
-                yield event
+    def request(self, line: str) -> None:
+        """Send a line.
 
-        [*_, need] = events("need", op="open", **job)
+        Raises:
+            WorkFailed: The connection broke.
+        """
         try:
-            self._upload({name: payload[name] for name in need["names"]}, tell)
+            self._write(f"{line}\n".encode())
         except OSError as error:
             raise self._broken() from error
-        for event in events("done", op="build"):
-            if event["event"] == "outputs":
-                judge(event)
-        return [one for one in events("done", op="measure") if one["event"] == "result"]
+
+    def receive(self, name: str, *, or_: str = "") -> str:
+        """The content of the next message, which must have this name (or that of `or_`).
+
+        Raises:
+            WorkFailed: It has another, or the connection broke.
+        """
+        while True:
+            message = self._next(min(_SILENCE_S, max(0.0, self._deadline - time.monotonic())))
+            if time.monotonic() > self._deadline:
+                self._fault = f"no end of the work within {self._case_s / 3600:.2g} h per case"
+                raise self._broken()
+            if message is None:
+                raise self._broken()
+            found, text = message
+            if found in (name, or_):
+                return text
+            if found != "progress":
+                self._fault = f"it sent '{found}' in place of '{name}'"
+                raise self._broken()
+            self._tell(f"{self.where}: {self._doing}: {text.strip()[-60:]}", 0.0)
+
+    def finished(self, doing: str, program: str, part: float = 0.0) -> Finished:
+        """What a program left that the device runs now.
+
+        Args:
+            doing: What is going on, and
+            program: The program's name, for messages.
+            part: The fraction of it that is done.
+
+        Raises:
+            WorkFailed: It failed; the message ends with its last lines.
+        """
+        self._doing = doing
+        self._tell(f"{self.where}: {doing}", part)
+        log = stamped(self.receive("log"))
+        code, peak_kb = (int(number) for number in self.receive("ended").split())
+        if code:
+            raise self._failure([line for _second, line in log], program, code)
+        return Finished(log, peak_kb, self.receive("result"))
 
     def close(self, *, forget: bool = True) -> None:
         """End the connection, and with it all that runs there.
@@ -171,8 +247,11 @@ class Link:
         self._closed.set()
         with suppress(OSError, ValueError):
             if forget:
-                self._write(b'{"op": "bye"}\n')
+                self._write(b"bye\n")
             self._stdin.close()
+        until = time.monotonic() + _GRACE_S
+        while self._pipes and self._read(until - time.monotonic()):
+            self._arrived.clear()
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             if number is not None:
                 with suppress(OSError):
@@ -181,23 +260,22 @@ class Link:
                 self.process.wait(_GRACE_S)
                 return
 
-    def _upload(self, contents: Mapping[str, bytes | Path], tell: Callable[[Event], None]) -> None:
-        sizes = {name: _size(item) for name, item in contents.items()}
-        sent, total = 0, sum(sizes.values())
-        for name, item in contents.items():
-            request = {"op": "file", "name": name, "size": sizes[name]}
-            with self._writing:  # nothing comes between the parts of a file
-                self._write((json.dumps(request) + "\n").encode())
-                with io.BytesIO(item) if isinstance(item, bytes) else item.open("rb") as stream:
-                    while chunk := stream.read(_CHUNK):
-                        self._write(chunk)
-                        sent += len(chunk)
-                        tell({"event": "upload", "sent": sent, "of": total})
+    def _upload(self, archive: Any) -> None:
+        total = archive.tell()
+        archive.seek(0)
+        try:
+            with self._writing:  # no beat between the parts of the archive
+                self._write(f"{total}\n".encode())
+                while chunk := archive.read(_CHUNK):
+                    self._write(chunk)
+                    self._tell(f"{self.where}: upload", archive.tell() / total)
+        except OSError as error:
+            raise self._broken() from error
 
-    def _beat(self, every_s: float) -> None:
-        """Say that we are still here; the agent takes silence for a dead network."""
+    def _beat(self) -> None:
+        """Say that we are still here; the device takes silence for a dead network."""
         with suppress(OSError, ValueError):
-            while not self._closed.wait(every_s):
+            while not self._closed.wait(SILENCE_S / 4):
                 self._write(b"\n")
 
     def _write(self, content: bytes) -> None:
@@ -215,109 +293,81 @@ class Link:
                     raise TimeoutError(errno.ETIMEDOUT, self._fault)
                 left = left[os.write(pipe, left) :]
 
-    @property
-    def _stdin(self) -> Any:
-        return self.process.stdin
+    def _next(self, patience_s: float) -> tuple[str, str] | None:
+        """The next message; None when the line ended or stayed silent too long."""
+        until = time.monotonic() + patience_s
+        while not self._arrived:
+            if self._stdout not in self._pipes:  # ssh says why a moment later
+                until = min(until, time.monotonic() + 2)
+            if not self._pipes or not self._read(until - time.monotonic()):
+                return None
+        return self._arrived.popleft()
 
-    def _next(self, patience_s: float) -> Event | None:
-        """The next event; None when the line ended or stayed silent too long."""
-        try:
-            return self._events.get(timeout=patience_s)
-        except queue.Empty:
-            return None
+    def _read(self, patience_s: float) -> bool:
+        """Take what comes; False when nothing does."""
+        able = select.select(self._pipes, [], [], patience_s)[0] if patience_s > 0 else []
+        for pipe in able:
+            chunk = os.read(pipe.fileno(), _CHUNK)
+            if not chunk:
+                self._pipes.remove(pipe)
+            elif pipe is not self._stdout:
+                self._errors = (self._errors + chunk)[-MOST_ERRORS:]
+            else:
+                try:
+                    self._arrived.extend(self._stream.feed(chunk))
+                except StreamFault as fault:
+                    self._fault = f"it sent {fault}"
+                    self._pipes = []
+                    break
+        return bool(able)
 
-    def _hear(self) -> None:
-        """The agent's events in standard output; what a login shell prints is passed over."""
-        stdout = self.process.stdout
-        assert isinstance(stdout, io.BufferedReader)
-        stream = EventStream(self._token)
-        try:
-            while chunk := stdout.read1(_CHUNK):
-                for event in stream.feed(chunk):
-                    self._events.put(event)
-        except StreamFault as fault:
-            self._fault = f"it sent {fault}"
-        self._events.put(None)
+    def _failure(self, lines: list[str], program: str, code: int) -> WorkFailed:
+        """The lines by which a program says why it failed, and what usually helps."""
+        errors = [line for line in lines if "[E]" in line or "error" in line.lower()]
+        how = f"was ended by signal {code - 128}" if code > 128 else f"ended with code {code}"
+        reason = f"{program} {how}: {' | '.join((errors or lines)[-8:])}"
+        low = reason.lower()
+        hint = f"the lines are {program}'s own"
+        if "unknown option" in low:
+            hint = f"this {program} does not know a flag; please report its version"
+        elif "out of memory" in low or "cuda error" in low or "signal 9" in low:
+            hint = "close other programs there, or give a smaller --batch"
+        return WorkFailed(f"on {self.where}: {reason[:MOST_SHOWN]}", hint=hint)
 
-    def _overhear(self) -> None:
-        """The end of standard error, where ssh says why it gave up."""
-        stderr = self.process.stderr
-        assert isinstance(stderr, io.BufferedReader)
-        while chunk := stderr.read1(_CHUNK):
-            self._stderr = (self._stderr + chunk)[-MOST_ERROR_TEXT:]
-
-    def _said(self) -> str:
-        """The end of standard error; the thread that reads it may be a moment behind the end."""
-        self._overhearing.join(2)
-        return self._stderr.decode("utf-8", "replace")
-
-    def _ended(self) -> int:
-        try:
-            return self.process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            return -1
-
-    def _broken(self) -> AgentFailed:
+    def _broken(self) -> WorkFailed:
+        self.broken = True
         self._closed.set()
         if self._fault:
-            return AgentFailed(f"{self.where} cannot be measured: {self._fault}", hint=_NOT_OURS)
-        said = [line.strip() for line in self._said().splitlines() if line.strip()]
-        return AgentFailed(
+            return WorkFailed(f"{self.where} cannot be measured: {self._fault}", hint=_NOT_OURS)
+        said = self._errors.decode("utf-8", "replace").split("\n")
+        said = [line.strip() for line in said if line.strip()]
+        return WorkFailed(
             f"the connection to {self.where} broke" + (f": {said[-1][:300]}" if said else ""),
             hint="the same command with --resume picks up a finished build",
         )
 
 
 @contextmanager
-def open_link(host: Host | None, *, config: Path | None = None) -> Iterator[Link]:
-    """An agent on `host`, or on this machine when None. What it built is kept for `--resume` only
+def open_link(
+    host: Host | None, *, tell: Callable[[str, float], None], config: Path | None = None
+) -> Iterator[Link]:
+    """The script on `host`, or on this machine when None. What it built is kept for `--resume` only
     when the connection broke."""
     if host is None:
-        link = Link([sys.executable, "-u", "-c", PROGRAM], where="this machine", host=None)
+        link = Link(["sh", "-c", BOOTSTRAP], where="this machine", host=None, tell=tell)
     else:
-        link = Link(ssh_command(host, config), where=str(host), host=host)
-    forget = True
+        link = Link(ssh_command(host, config), where=str(host), host=host, tell=tell)
     try:
         yield link
-    except AgentFailed:
-        forget = False
-        raise
     finally:
-        link.close(forget=forget)
+        link.close(forget=not link.broken)
 
 
-def agent_source(token: str) -> str:
-    """The agent's modules as one program, which makes them a package and runs it."""
-    folder = Path(__file__).parent / "agent"
-    lines = [
-        "import sys, types",
-        "package = sys.modules['hgkd_agent'] = types.ModuleType('hgkd_agent')",
-    ]
-    for name in _MODULES:
-        full, source = f"hgkd_agent.{name}", (folder / f"{name}.py").read_text(encoding="utf-8")
-        lines += [
-            f"module = package.{name} = sys.modules[{full!r}] = types.ModuleType({full!r})",
-            "module.__package__ = 'hgkd_agent'",
-            f"exec(compile({source!r}, {full!r}, 'exec'), module.__dict__)",
-        ]
-    lines.append(f"package.ort.METHOD = {Path(method.__file__).read_text(encoding='utf-8')!r}")
-    lines += [f"package.life.MARK = {mark_of(token).decode()!r}", "package.main.main()"]
-    return "\n".join(lines) + "\n"
-
-
-def _size(item: bytes | Path) -> int:
-    return len(item) if isinstance(item, bytes) else item.stat().st_size
-
-
-def _mend(reason: str) -> str:
-    """A hint for the failures that have a usual mend."""
-    low = reason.lower()
-    if "mb free" in low:
-        return "free some space in the home folder there"
-    if "another session" in low:
-        return "wait for it to end"
-    if "unknown option" in low:
-        return "this trtexec does not know a flag; please report its version"
-    if "out of memory" in low or "cuda error" in low or "signal 9" in low:
-        return "close other programs there, or give a smaller --batch"
-    return "the lines are trtexec's own" if "trtexec" in low else ""
+def pack(files: Mapping[str, bytes | Path], archive: Any) -> None:
+    """Write files to an archive under the names given; links are followed."""
+    with tarfile.open(fileobj=archive, mode="w", dereference=True) as tar:
+        for name, item in files.items():
+            with io.BytesIO(item) if isinstance(item, bytes) else item.open("rb") as stream:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(item) if isinstance(item, bytes) else item.stat().st_size
+                tar.addfile(entry, stream)

@@ -13,25 +13,23 @@ the rest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hgkd_edge.bench.edge.agent import facts as agent_facts
 from hgkd_edge.bench.edge.facts import board_from_facts
 from hgkd_edge.bench.edge.job import make_job
-from hgkd_edge.bench.edge.limits import MOST_SHOWN
-from hgkd_edge.bench.edge.link import AgentFailed, open_link
-from hgkd_edge.bench.edge.results import session_from
+from hgkd_edge.bench.edge.link import WorkFailed, open_link
+from hgkd_edge.bench.edge.results import measured_by_onnxruntime, measured_by_trtexec
 from hgkd_edge.bench.edge.ssh import Host
-from hgkd_edge.bench.edge.stream import Event, StreamFault
-from hgkd_edge.bench.edge.verification import Verifier
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session
+from hgkd_edge.bench.session import session_of
 from hgkd_edge.errors import DeviceError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
 
@@ -42,12 +40,12 @@ Progress = Callable[[str, float], None]
 
 def is_jetson_here() -> bool:
     """Whether this machine is a Jetson, by its device tree and L4T release file."""
-    return board_from_facts(
-        {
-            name: agent_facts.read(agent_facts.FILES[name])
-            for name in ("nv_tegra_release", "compatible")
-        }
-    ).is_jetson
+    facts = {}
+    for name in ("etc/nv_tegra_release", "sys/firmware/devicetree/base/compatible"):
+        with suppress(OSError):
+            root = Path(os.environ.get("HGKD_EDGE_SYSROOT", "/"))
+            facts[Path(name).name] = (root / name).read_text(errors="replace")
+    return board_from_facts(facts).is_jetson
 
 
 def measure_on(
@@ -61,24 +59,31 @@ def measure_on(
 
     Raises:
         DeviceError: The device cannot be reached or cannot do what was asked.
-        AgentFailed: The work failed there, its outputs are wrong, or the connection broke.
+        WorkFailed: The work failed there, its outputs are wrong, or the connection broke.
     """
-    with open_link(host, config=options.ssh_config) as link, _understood(link.where):
-        progress(f"{link.where}: connecting", 0.0)
-        facts = link.hello()
+    with (
+        open_link(host, tell=progress, config=options.ssh_config) as link,
+        _understood(link.where),
+    ):
+        facts = link.facts()
         board = board_from_facts(facts)
         job = make_job(models, options, facts, where=link.where)
-        verifier = Verifier(job.cases, unverified=options.unverified)
-        results = link.work(job.message, job.payload, _teller(link.where, progress), verifier)
-        return session_from(
+        link.open(job.id, job.files, resume=options.resume, cases=len(job.cases))
+        environment, warnings = board.environment(facts), board.warnings()
+        if job.trtexec:
+            measured = measured_by_trtexec(link, job, options)
+            environment["trtexec"] = job.trtexec.name
+            if any(options.threads):
+                warnings.append("--threads means nothing to trtexec")
+        else:
+            measured = measured_by_onnxruntime(link, job, options, facts["onnxruntime"])
+        return session_of(
             str(host) if host else "jetson",
-            job,
-            results,
-            verifications=verifier.found,
+            options,
+            measured,
             models=models,
-            options=options,
-            facts=facts,
-            board=board,
+            environment=environment,
+            warnings=warnings,
         )
 
 
@@ -88,44 +93,15 @@ def _understood(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AgentFailed(
+        raise WorkFailed(
             f"the connection to {where} broke: {reason_of(error)}",
             hint="the same command with --resume picks up a finished build",
         ) from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        StreamFault,
-        RecursionError,
-    ) as error:
-        raise AgentFailed(
-            f"{where} cannot be measured: its answer is not an agent's ({reason_of(error)})",
-            hint="log in there and see what runs; --debug shows where reading it stopped",
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise WorkFailed(
+            f"{where} cannot be measured: its answer cannot be used ({reason_of(error)})",
+            hint="log in there and check what runs; --debug shows where reading it stopped",
         ) from error
-
-
-def _teller(where: str, progress: Progress) -> Callable[[Event], None]:
-    """Agent events as one line of progress."""
-
-    def tell(event: Event) -> None:
-        kind = event["event"]
-        if kind == "upload":
-            progress(f"{where}: upload", event["sent"] / max(1, event["of"]))
-        elif kind == "build":
-            progress(f"{where}: {'engine found' if event['reused'] else 'building'}", 0.0)
-        elif kind == "working":
-            progress(f"{where}: {event['seconds']:.0f} s: {event['line'][-60:]}", 0.0)
-        elif kind == "outputs":
-            progress(f"{where}: verifying", 0.0)
-        elif kind == "waiting":
-            progress(f"{where}: {event['reason'][:MOST_SHOWN]}", 0.0)
-        elif kind == "round":
-            progress(f"{where}: measuring", event["done"] / event["of"])
-
-    return tell
 
 
 class _Entry(BaseModel):

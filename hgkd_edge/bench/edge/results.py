@@ -1,74 +1,147 @@
-"""Raw results of the agent -> measurements of bench.json."""
+"""What the steps of a job leave on the device -> measurements of bench.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hgkd_edge.bench.edge.facts import Board
 from hgkd_edge.bench.edge.job import WARMUP_MS, EdgeCase, EdgeJob
-from hgkd_edge.bench.edge.limits import MOST_TIMES_TEXT
-from hgkd_edge.bench.edge.stream import unpack
+from hgkd_edge.bench.edge.link import Finished, Link
+from hgkd_edge.bench.edge.messages import stamped
 from hgkd_edge.bench.edge.tegrastats import telemetry_of
-from hgkd_edge.bench.edge.trtexec import Log, Times, parse_log, parse_times, settings_warnings
+from hgkd_edge.bench.edge.trtexec import (
+    Log,
+    Times,
+    outputs_of,
+    parse_log,
+    parse_outputs,
+    parse_times,
+    settings_warnings,
+)
 from hgkd_edge.bench.method import Trace
-from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Session, Telemetry, Verification, Warmup
-from hgkd_edge.bench.session import Measured, measurement_of, session_of
+from hgkd_edge.bench.records import Telemetry, Verification, Warmup
+from hgkd_edge.bench.session import Measured, measurement_of
+from hgkd_edge.bench.verification import judge
+from hgkd_edge.parsing import parse_json
 
-__all__ = ["session_from"]
-
-
-def session_from(
-    target: str,
-    job: EdgeJob,
-    results: Sequence[dict[str, Any]],
-    *,
-    verifications: Mapping[str, Verification],
-    models: Sequence[ModelFile],
-    options: BenchOptions,
-    facts: dict[str, Any],
-    board: Board,
-) -> Session:
-    """Assemble a session.
-
-    Args:
-        target: Name of the device in bench.json.
-        job: What was asked.
-        results: One per case, in order.
-        verifications: Case id -> how its outputs compared.
-        models: All models of the call.
-        options: The call's options.
-        facts: Raw facts of the device.
-        board: The same, understood.
-
-    Raises:
-        DeviceError: A result that cannot be read.
-    """
-    read = _from_trtexec if job.trtexec else _from_onnxruntime
-    environment, warnings = board.environment(facts), board.warnings()
-    if job.trtexec:
-        environment["trtexec"] = job.trtexec.name
-        if any(options.threads):
-            warnings.append("--threads means nothing to trtexec")
-    return session_of(
-        target,
-        options,
-        [
-            read(case, job, result, options, facts, verifications.get(case.id, case.unchecked))
-            for case, result in zip(job.cases, results, strict=True)
-        ],
-        models=models,
-        environment=environment,
-        warnings=warnings,
-    )
-
+__all__ = ["measured_by_onnxruntime", "measured_by_trtexec"]
 
 # At ten a second; a board's power swings from one to the next.
 _FEW_SAMPLES = 10
+
+Spans = list[tuple[float, float]]  # seconds of the device's clock
+
+
+def measured_by_trtexec(link: Link, job: EdgeJob, options: BenchOptions) -> list[Measured]:
+    """Follow the steps of a job for trtexec.
+
+    Raises:
+        WorkFailed: A step failed, or the connection broke.
+        WrongOutputs: An engine computes something else than its ONNX file.
+        DeviceError: A result that cannot be read.
+    """
+    builds = []
+    for _case in job.cases:
+        reused = link.receive("reused").strip() == "yes"
+        builds.append((link.finished("engine found" if reused else "building", "trtexec"), reused))
+    found = [
+        _judged(case, options, [link.finished("verifying", "trtexec").result for _ in case.check])
+        for case in job.cases
+    ]
+    board = _Board.idle(link)
+    visits: list[list[Finished]] = [[] for _ in job.cases]
+    for done, index in enumerate(job.order):
+        visits[index].append(link.finished("measuring", "trtexec", done / len(job.order)))
+    board.finish(link)
+    return [
+        _from_trtexec(case, job, options, board, build, verification, seen)
+        for case, build, verification, seen in zip(job.cases, builds, found, visits, strict=True)
+    ]
+
+
+def measured_by_onnxruntime(
+    link: Link, job: EdgeJob, options: BenchOptions, version: str
+) -> list[Measured]:
+    """Follow the steps of a job for the script that is sent along; see `measured_by_trtexec`."""
+    program = "the sent script"
+    outputs = parse_json(link.finished("verifying", program).result)
+    found = [_judged(case, options, calls) for case, calls in zip(job.cases, outputs, strict=True)]
+    board = _Board.idle(link)
+    results = parse_json(link.finished("measuring", program).result)
+    board.finish(link)
+    return [
+        _from_onnxruntime(case, result, options, board, verification, version)
+        for case, result, verification in zip(job.cases, results, found, strict=True)
+    ]
+
+
+def _judged(case: EdgeCase, options: BenchOptions, calls: Sequence[Any]) -> Verification | str:
+    """How outputs compare; of each call, what trtexec exported: its text, or that as plain data."""
+    try:
+        got = [parse_outputs(one) if isinstance(one, str) else outputs_of(one) for one in calls]
+    except ValueError:
+        got = []
+    return judge(
+        case.name,
+        case.probe,
+        got,
+        bound=case.bound,
+        where="on the measuring machine",
+        few=True,
+        unverified=options.unverified,
+    )
+
+
+@dataclass
+class _Board:
+    """Power and clocks while the work went on.
+
+    Args:
+        source: tegrastats or ina3221; empty where there is neither.
+        started: When the board had been idle for long enough.
+        overcurrent: Over-current events by counter: at first since boot, then those of the work.
+        lines: What the source printed, with the second of each line.
+    """
+
+    source: str
+    overcurrent: dict[str, int]
+    started: float
+    lines: list[tuple[float, str]]
+
+    @classmethod
+    def idle(cls, link: Link) -> _Board:
+        """Let the device continue, first without work."""
+        link.request("go")
+        source = link.receive("source").strip()
+        return cls(source, _counts(link), float(link.receive("started").split()[0]), [])
+
+    def finish(self, link: Link) -> None:
+        """Take what it printed."""
+        after = _counts(link)
+        self.overcurrent = {name: n - self.overcurrent.get(name, 0) for name, n in after.items()}
+        self.lines = stamped(link.receive("power"))
+
+    def telemetry(self, spans: Spans, throughput: float) -> Telemetry | None:
+        """What it was like within these spans."""
+        if not self.source:
+            return None
+        return telemetry_of(
+            [one for one in self.lines if any(begin <= one[0] <= end for begin, end in spans)],
+            source=self.source,
+            throughput_ips=throughput,
+            idle=[one for one in self.lines if one[0] < self.started],
+            overcurrent=self.overcurrent,
+        )
+
+
+def _counts(link: Link) -> dict[str, int]:
+    return {
+        line.split()[0]: int(line.split()[1]) for line in link.receive("overcurrent").splitlines()
+    }
 
 
 def _measured(
@@ -105,63 +178,55 @@ def _measured(
 def _from_trtexec(
     case: EdgeCase,
     job: EdgeJob,
-    result: dict[str, Any],
     options: BenchOptions,
-    facts: dict[str, Any],
+    board: _Board,
+    built: tuple[Finished, bool],
     found: Verification | str,
+    visits: Sequence[Finished],
 ) -> Measured:
     assert job.trtexec is not None
-    build, visits = result["build"], result["visits"]
-    logs = [parse_log(visit["log"]) for visit in visits]
+    (build, reused), building = built, _log_of(built[0])
+    logs = [_log_of(visit) for visit in visits]
     times = [
-        parse_times(_times_text(visit), copies=options.copies, warmup_ms=WARMUP_MS)
-        for visit in visits
+        parse_times(visit.result, copies=options.copies, warmup_ms=WARMUP_MS) for visit in visits
     ]
     rounds = [one.ms for one in times]
-    queries = sum(one.ms.size for one in times)
     seconds = sum(one.ms.size / one.queries_per_s for one in times)
-    throughput = case.batch * queries / seconds
+    throughput = case.batch * sum(one.ms.size for one in times) / seconds
     warmup = Warmup(
         runs=sum(log.warmup_runs or 0 for log in logs),
         seconds=len(visits) * WARMUP_MS / 1000,
         stable=_settled(rounds),
     )
-    built = parse_log(build["log"])
+    build_s = building.build_s or build.log[-1][0] - build.log[0][0]
     one, _rounds = _measured(
         Trace(warmup=warmup, rounds=rounds),
         case,
         options,
         found,
-        _telemetry(
-            [line for visit in visits for line in visit["telemetry"]], result["board"], throughput
-        ),
+        board.telemetry([span for visit in visits for span in _inferring(visit)], throughput),
         _warnings(logs, times, options),
         first_ms=None,
         runner="trtexec",
         runner_version=job.trtexec.name,
         backend="TensorRT",
-        load_ms=_in_ms(logs[0].load_s),
-        build_ms=_in_ms(built.build_s or build["seconds"]),
-        host_memory_mb=max(visit["peak_kb"] for visit in visits) / 1024 or None,
-        engine_mb=build["bytes"] / 2**20,
-        commands=[build["argv"], visits[0]["argv"]],
-        details={"settings": logs[0].settings, "engine_reused": build.get("reused", False)},
+        load_ms=None if logs[0].load_s is None else logs[0].load_s * 1000,
+        build_ms=build_s * 1000,
+        host_memory_mb=max(visit.peak_kb for visit in visits) / 1024 or None,
+        engine_mb=int(build.result) / 2**20,
+        commands=[case.build, case.measure],
+        details={"settings": logs[0].settings, "engine_reused": reused},
     )
     return one.model_copy(update={"throughput_ips": throughput, "measured_s": seconds}), rounds
 
 
-def _times_text(visit: dict[str, Any]) -> str | None:
-    packed = visit["times"]
-    return None if packed is None else unpack(packed, most=MOST_TIMES_TEXT)
-
-
 def _from_onnxruntime(
     case: EdgeCase,
-    job: EdgeJob,
     result: dict[str, Any],
     options: BenchOptions,
-    facts: dict[str, Any],
+    board: _Board,
     found: Verification | str,
+    version: str,
 ) -> Measured:
     rounds = [np.array(part, dtype=np.float64) for part in result["rounds"]]
     if not rounds or not all(part.size and (part > 0).all() for part in rounds):
@@ -175,10 +240,10 @@ def _from_onnxruntime(
         case,
         options,
         found,
-        _telemetry(result["telemetry"], result["board"], throughput),
+        board.telemetry([(begin, end) for begin, end in result["spans"]], throughput),
         first_ms=result["first_ms"],
         runner="ort-cpu",
-        runner_version=(facts.get("onnxruntime") or "").strip(),
+        runner_version=version,
         backend="CPUExecutionProvider",
         load_ms=result["load_ms"],
         build_ms=None,
@@ -187,16 +252,16 @@ def _from_onnxruntime(
     )
 
 
-def _telemetry(lines: list[Any], board: dict[str, Any], throughput: float) -> Telemetry | None:
-    if not board["source"]:
-        return None
-    return telemetry_of(
-        [(stamp, line) for stamp, line in lines],
-        source=board["source"],
-        throughput_ips=throughput,
-        idle=[(stamp, line) for stamp, line in board["idle"]],
-        overcurrent=board["overcurrent"],
-    )
+def _log_of(finished: Finished) -> Log:
+    return parse_log([line for _second, line in finished.log])
+
+
+def _inferring(visit: Finished) -> Spans:
+    """When trtexec measured: without the line that says so, never, as loading is no measuring."""
+    begin, end = visit.second_of("Starting inference"), visit.second_of("Timing trace has")
+    if begin is None:
+        return []
+    return [(begin + WARMUP_MS / 1000, visit.log[-1][0] if end is None else end)]
 
 
 def _warnings(logs: Sequence[Log], times: Sequence[Times], options: BenchOptions) -> list[str]:
@@ -221,7 +286,3 @@ def _settled(rounds: Sequence[np.ndarray]) -> bool:
         if abs(last - first) > 0.05 * first:
             return False
     return True
-
-
-def _in_ms(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1000

@@ -1,7 +1,7 @@
 """Reaching a host by the system's OpenSSH client, with the user's own configuration and agent.
 
 Passwords are never asked for (BatchMode), host keys are checked as the user's configuration says
-(by default an unknown one is refused), and the command run there is the constant `BOOTSTRAP`:
+(by default an unknown one is refused), and the command run there is the constant `COMMAND`:
 nothing that a user names is ever part of it.
 """
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["BOOTSTRAP", "PROGRAM", "Host", "explain", "ssh_command"]
+__all__ = ["BOOTSTRAP", "Host", "explain", "ssh_command"]
 
-# Runs the agent, whose length and source come on standard input; the conversation continues over
-# the same stream. Only double quotes inside, so that every login shell (sh, bash, zsh, fish, csh)
-# reads the single-quoted whole alike.
-PROGRAM = 'import sys;s=sys.stdin.buffer;exec(s.read(int(s.readline())).decode("utf-8"))'
-BOOTSTRAP = f"exec python3 -u -c '{PROGRAM}'"
+# Runs the script that comes on standard input as one line of base64; the conversation continues
+# over the same stream. Only double quotes inside, so that every login shell (sh, bash, zsh, fish,
+# csh) reads the single-quoted whole alike.
+BOOTSTRAP = 'read -r script; script=$(echo "$script" | base64 -d); eval "$script"'
+COMMAND = f"exec sh -c '{BOOTSTRAP}'"
 
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z|[0-9A-Fa-f:]+(%[A-Za-z0-9]+)?\Z")
@@ -93,18 +93,20 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
         *(["-p", str(host.port)] if host.port else []),
         "--",
         host.name,
-        BOOTSTRAP,
+        COMMAND,
     ]
 
 
 def explain(host: Host, code: int, stderr: str) -> DeviceError:
-    """What it means when the connection ended before the agent spoke."""
+    """What it means when the connection ended before the device sent its facts."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     said = lines[-1][:300] if lines else f"ssh ended with code {code}"
     target = f"ssh{f' -p {host.port}' if host.port else ''} {Host(host.name, host.user)}"
     low = stderr.lower()
-    if code == 127 or "python3: not found" in low or "python3: command not found" in low:
-        return DeviceError(f"{host} has no python3", hint="install python3 there")
+    if code == 127:
+        return DeviceError(
+            f"{host} lacks a tool: {said}", hint="install coreutils, util-linux, tar and gzip there"
+        )
     if "remote host identification has changed" in low:
         return DeviceError(
             f"the host key of {host} has changed: it may be another machine",

@@ -29,7 +29,9 @@ __all__ = [
     "loadable_names",
     "measure_arguments",
     "output_arguments",
+    "outputs_of",
     "parse_log",
+    "parse_outputs",
     "parse_times",
     "settings_warnings",
 ]
@@ -100,7 +102,7 @@ def build_arguments(
     model_precision: str,
     precision: str,
 ) -> list[str]:
-    """Arguments that build an engine; `{onnx}`, `{engine}`, `{cache}` are filled in by the agent.
+    """Arguments that build an engine; `{onnx}`, `{engine}`, `{cache}` are filled in by `job`.
 
     Args:
         tool: Version and flags.
@@ -319,3 +321,33 @@ def settings_warnings(log: Log, *, copies: str) -> list[str]:
         for name, wanted in meant.items()
         if name in log.settings and log.settings[name] != wanted
     ] + log.warnings
+
+
+def parse_outputs(text: str) -> dict[str, np.ndarray]:
+    """Output name -> f64 array, from `--exportOutput` (layout: `exportJSONOutput` in
+    NVIDIA/TensorRT samples/common/sampleReporting.cpp).
+
+    Values that are not finite are printed as `nan` and `inf`, which JSON has no words for.
+
+    Raises:
+        ValueError: Not of this layout.
+    """
+    text = re.sub(r"(?<=[\[\s,-])nan(?=[\s,\]])", "NaN", text)
+    text = re.sub(r"(?<=[\[\s,-])inf(?=[\s,\]])", "Infinity", text).replace("-NaN", "NaN")
+    return outputs_of(parse_json(text))
+
+
+def outputs_of(entries: Any) -> dict[str, np.ndarray]:
+    """The same from plain data.
+
+    Raises:
+        ValueError: Not of this layout.
+    """
+    found = {}
+    try:
+        for entry in entries:
+            shape = [int(size) for size in entry["dimensions"].split("x")]
+            found[entry["name"]] = np.array(entry["values"], dtype=np.float64).reshape(shape)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no exported outputs ({type(error).__name__}: {error})") from error
+    return found

@@ -17,15 +17,18 @@ from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.depth import decode_rgb, settled_bits
 from hgkd_edge.data.geometry import IGNORED, letterbox
-from hgkd_edge.data.images import open_image, read_image_file, turn_of
+from hgkd_edge.data.images import Turn, open_image, read_image_file, turn_of
 from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.recipe import DataConfig
 
-__all__ = ["AnnotatedPhotos", "Labels", "LetterboxedMaps", "Reader"]
+__all__ = ["AnnotatedPhotos", "Labels", "LetterboxedMaps", "Placer", "Reader"]
 
 Size = tuple[int, int]  # height and width
-# A photo's annotation and size -> its label on the canvas, and what had to be skipped.
+# An annotation and the size it is for -> a label in those pixels, and what had to be skipped.
 Reader = Callable[[Any, Size], tuple[np.ndarray, list[Fault]]]
+# An annotation, its image's turn, and whether it is for the upright image -> its label on the
+# canvas, which shows the image upright, and what had to be skipped.
+Placer = Callable[[Any, Turn, bool], tuple[np.ndarray, list[Fault]]]
 Labels = MutableSequence[np.ndarray] | np.ndarray
 
 
@@ -33,7 +36,7 @@ class LetterboxedMaps:
     """Reads label maps onto the canvas, and counts the pixels that are ignored.
 
     Args:
-        read: Gives a label map of the photo's size, uint8 [H, W].
+        read: Gives a label map of the size it is for, uint8 [H, W].
         canvas: Height and width.
     """
 
@@ -41,11 +44,15 @@ class LetterboxedMaps:
         self.read, self.canvas = read, canvas
         self.counts: list[tuple[int, int]] = []  # pixels, and ignored ones, of each photo
 
-    def __call__(self, annotation: Any, size: Size) -> tuple[np.ndarray, list[Fault]]:
+    def __call__(
+        self, annotation: Any, turn: Turn, upright: bool
+    ) -> tuple[np.ndarray, list[Fault]]:
         """The label map on the canvas, uint8 [H_canvas, W_canvas]; 255 around it."""
-        labels, faults = self.read(annotation, size)
+        labels, faults = self.read(annotation, size_of(turn, upright=upright))
         self.counts.append((labels.size, int((labels == IGNORED).sum())))
         image = Image.fromarray(labels)
+        if not upright:
+            image = turn.apply(image)
         nearest = Image.Resampling.NEAREST
         return np.asarray(letterbox(image, self.canvas, fill=IGNORED, resample=nearest)), faults
 
@@ -102,7 +109,7 @@ class AnnotatedPhotos:
             threads=self.threads,
         )
 
-    def read(self, split: str, labels: Labels, read: Reader) -> ImageSource:
+    def read(self, split: str, labels: Labels, read: Placer) -> ImageSource:
         """Decode a split's photos and fill `labels` in their order; the caller sets the source's.
 
         What cannot be read is skipped, and the gap closed, in photos and labels.
@@ -150,12 +157,13 @@ class AnnotatedPhotos:
         i: int,
         pixels: np.ndarray,
         labels: Labels,
-        read: Reader,
+        read: Placer,
         default: bool | None,
         coarse: bool,
     ) -> _Outcome:
-        """Read photo i into `pixels` and `labels`, unless `default` must say which way up it is.
+        """Read photo i into `pixels` and `labels`, both upright, as `predict` sees it.
 
+        Nothing is read where the annotation does not tell which way up it is and no `default` does.
         Photos that are scored (`coarse` is False) are decoded exactly as `predict` does.
         """
         height, width = self.config.size
@@ -170,12 +178,11 @@ class AnnotatedPhotos:
                     upright = default if turned else True
                 if upright is None:
                     return _Outcome("", [], turned=True, upright=None)
-                size = size_of(turn, upright=upright)  # before a JPEG is decoded at a coarser scale
                 if coarse:
-                    turn.draft(image, (height * 2, width * 2), upright=upright)
-                seen = decode_rgb(image, content, turn, bits=self.bits, upright=upright)
+                    turn.draft(image, (height * 2, width * 2))
+                seen = decode_rgb(image, content, turn, bits=self.bits)
                 canvas = letterbox(seen, (height, width))
-            labels[i], faults = read(photo.annotation, size)
+            labels[i], faults = read(photo.annotation, turn, upright)
         except Exception as error:  # a broken file may raise anything
             return _Outcome(
                 "", [(str(photo.file), f"{error or type(error).__name__}; photo skipped")]
@@ -187,6 +194,4 @@ class AnnotatedPhotos:
     def _count(self, outcomes: list[_Outcome]) -> None:
         for outcome in outcomes:
             if outcome.turned:
-                self.turns.upright += outcome.upright is True
-                self.turns.stored += outcome.upright is False
-                self.turns.unstated += outcome.upright is None
+                self.turns.count(outcome.upright)

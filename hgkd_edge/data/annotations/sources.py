@@ -27,14 +27,15 @@ from hgkd_edge.data.annotations.listing import (
     Box,
     Fault,
     Listing,
-    checked_boxes,
 )
 from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, mask_size, read_mask
 from hgkd_edge.data.annotations.outlines import outlined_size, paint
 from hgkd_edge.data.annotations.reading import AnnotatedPhotos, LetterboxedMaps, Reader
+from hgkd_edge.data.annotations.turns import upright_boxes
 from hgkd_edge.data.boxes import MAX_BOXES, BoxLabels
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import IGNORED, place
+from hgkd_edge.data.images import Turn
 from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -62,11 +63,11 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     listing = found.listing
     _require_classes(listing, root)
 
-    def read(boxes: list[Box], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
+    def read(boxes: list[Box], turn: Turn, upright: bool) -> tuple[np.ndarray, list[Fault]]:
         if len(boxes) > MAX_BOXES:
             raise ValueError(f"has {len(boxes):,} boxes; photos with up to {MAX_BOXES:,} are used")
-        kept, faults = checked_boxes(boxes, listing.classes, size)
-        kept[:, 1:] = place(size, canvas).to_canvas(kept[:, 1:])
+        kept, faults = upright_boxes(boxes, listing.classes, turn, upright=upright)
+        kept[:, 1:] = place(turn.upright, canvas).to_canvas(kept[:, 1:])
         return kept, faults
 
     sources = {}

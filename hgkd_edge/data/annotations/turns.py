@@ -2,17 +2,22 @@
 
 Most tools annotate what viewers show, the upright image; some count pixels as stored. The size that
 an annotation states tells them apart where the turn swaps width and height. Where it cannot tell,
-the other photos of the data set decide; where they cannot either, the image is taken upright.
+the other photos of the data set decide; where they cannot either, it is taken to be for the upright
+image. Annotations of the stored pixels are turned along, so that training sees every image upright,
+as `predict` does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hgkd_edge.data.annotations.listing import in_pixels
+import numpy as np
+
+from hgkd_edge.data.annotations.listing import Box, Fault, checked_boxes, in_pixels
 from hgkd_edge.data.images import Turn
 
-__all__ = ["Turns", "meant_upright"]
+__all__ = ["Turns", "meant_upright", "size_of", "upright_boxes"]
 
 Size = tuple[int, int]  # height and width
 
@@ -47,9 +52,26 @@ def size_of(turn: Turn, *, upright: bool) -> Size:
     return turn.upright if upright else turn.stored
 
 
+def upright_boxes(
+    boxes: Sequence[Box], classes: Sequence[str], turn: Turn, *, upright: bool
+) -> tuple[np.ndarray, list[Fault]]:
+    """Boxes in pixels of the upright image, as `checked_boxes` gives them.
+
+    Args:
+        boxes: Of one image.
+        classes: Names, in the order of their numbers.
+        turn: Of the image.
+        upright: Whether the boxes are for the upright image, rather than for the stored one.
+    """
+    kept, faults = checked_boxes(boxes, classes, size_of(turn, upright=upright))
+    if not upright:
+        kept[:, 1:] = turn.apply_to_boxes(kept[:, 1:])
+    return kept, faults
+
+
 @dataclass
 class Turns:
-    """How the turned photos of a data set were taken.
+    """How the annotations of turned photos are meant, over a data set.
 
     Attributes:
         upright: Number of photos whose annotation is for the upright image, by its size.
@@ -60,6 +82,12 @@ class Turns:
     upright: int = 0
     stored: int = 0
     unstated: int = 0
+
+    def count(self, upright: bool | None) -> None:
+        """Take in a turned photo, by what its annotation tells."""
+        self.upright += upright is True
+        self.stored += upright is False
+        self.unstated += upright is None
 
     @property
     def default(self) -> bool:
@@ -79,4 +107,4 @@ class Turns:
         }
         taken = "; ".join(text for text, count in counts.items() if count)
         total = self.upright + self.stored + self.unstated
-        return f"{total} images are turned by EXIF orientation: taken {taken}" if total else ""
+        return f"{total} images are turned by EXIF orientation: annotated {taken}" if total else ""

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
@@ -226,7 +226,8 @@ def _describes(file: Path) -> bool:
 
 def _from_yaml(file: Path) -> YoloFiles:
     try:
-        content = parse_yaml(read_text(file, MAX_SETTINGS_BYTES))
+        text = read_text(file, MAX_SETTINGS_BYTES)
+        content = parse_yaml(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{file}: cannot be read as YAML: {cut(str(error))}") from error
     if not isinstance(content, dict) or "train" not in content:
@@ -255,11 +256,24 @@ def _from_yaml(file: Path) -> YoloFiles:
             else:
                 images.setdefault(split, []).extend(_images(place, base, faults))
     keypoints = content.get("kpt_shape") is not None
-    return YoloFiles(folder, _class_names(content, file), images, keypoints, faults)
+    names = _class_names(content, file, _as_written(text))
+    return YoloFiles(folder, names, images, keypoints, faults)
 
 
-def _class_names(content: dict[str, Any], file: Path) -> list[str]:
-    names = content.get("names")
+class _AsWritten(yaml.SafeLoader):
+    """Every plain word is text: `no`, `01`, `1e3` and `null` are names as they are written."""
+
+    # PyYAML's stubs take this for an attribute of instances.
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+
+def _as_written(text: str) -> Any:
+    """What stands under `names`, each name as the text that it is; None for nothing."""
+    content = parse_yaml(text, _AsWritten)
+    return (content.get("names") if isinstance(content, dict) else None) or None
+
+
+def _class_names(content: dict[str, Any], file: Path, names: Any) -> list[str]:
     if isinstance(names, dict):
         numbers = {str(number): name for number, name in names.items()}
         wanted = [str(number) for number in range(len(numbers))]

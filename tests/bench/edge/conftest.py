@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hgkd_edge.bench.edge import verification
+from hgkd_edge.bench.edge import job
 from hgkd_edge.bench.edge.ssh import Host
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import BenchResult, run_bench
@@ -58,7 +58,7 @@ class Board:
         return sum("--onnx=" in call for call in self.calls())
 
     def leftovers(self) -> list[str]:
-        """Scratch folders, agents' own folders and processes that should be gone."""
+        """Scratch folders, folders of ours and processes that should be gone."""
         found = [path.name for path in self.jobs.glob("*")] if self.jobs.exists() else []
         found += [path.name for path in (self.folder / "tmp").glob("hgkd-edge-*")]
         return found + [line for line in processes() if str(self.folder) in line]
@@ -228,11 +228,11 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warm-up, idling and verification take seconds that a test about something else has not."""
     for module in ("job", "results"):
         monkeypatch.setattr(f"hgkd_edge.bench.edge.{module}.WARMUP_MS", 100)
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.IDLE_S", 0.1)
-    monkeypatch.setattr(verification, "MOST_VALUES", 0)
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.IDLE_S", 0.1)
+    monkeypatch.setattr(job, "MOST_VALUES", 0)
 
 
 @pytest.fixture
 def verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs are verified, as they are by default."""
-    monkeypatch.setattr(verification, "MOST_VALUES", 1_000_000)
+    monkeypatch.setattr(job, "MOST_VALUES", 1_000_000)

@@ -11,43 +11,59 @@ from pathlib import Path
 
 import pytest
 
-from hgkd_edge.bench.edge import stream
-from hgkd_edge.bench.edge.facts import board_from_facts, checked_facts
+from hgkd_edge.bench.edge.facts import board_from_facts
 from hgkd_edge.bench.edge.link import Link
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
+from hgkd_edge.bench.verification import WrongOutputs
 from hgkd_edge.errors import UserError
+
+from .conftest import write_python
 
 MakeModel = Callable[..., Path]
 
 # A stand-in for `ssh`: the host `good` is this machine; any other host is an attack.
 SSH = r"""#!{python}
-import base64, json, os, re, sys, time, zlib
+import base64, gzip, json, os, re, sys, time, zlib
 if sys.argv[-2] == "good":
-    os.execv("/bin/sh", ["/bin/sh", "-c", sys.argv[-1].replace("exec python3", "exec {python}")])
+    os.execv("/bin/sh", ["/bin/sh", "-c", sys.argv[-1]])
 stdin, out = sys.stdin.buffer, sys.stdout.buffer
-source = stdin.read(int(stdin.readline())).decode()
-mark = re.search("@hgkd-edge [0-9a-f]+ ", source)[0]
-def raw(text):
-    for start in range(0, len(text), 3900):
-        last = start + 3900 >= len(text)
-        out.write((mark + (".", "+")[not last] + text[start:start + 3900] + "\n").encode())
+script = base64.b64decode(stdin.readline()).decode()
+mark = re.search("@hgkd-edge [0-9a-f]+ ", script)[0]
+def line(text):
+    out.write((mark + text + "\n").encode())
     out.flush()
-def send(event, **fields):
-    raw(json.dumps(dict(fields, event=event)))
-def hello(**facts):
-    send("hello", facts=dict(facts, onnxruntime="1.0", python="3.10", machine="aarch64"))
+def raw(name, packed):
+    for start in range(0, len(packed), 3000):
+        line(name + " " + packed[start:start + 3000])
+    line(name + " .")
+def send(name, text=""):
+    raw(name, base64.b64encode(gzip.compress(text.encode())).decode())
+def progress(text):
+    line("progress " + base64.b64encode(text.encode()).decode())
+def facts(**more):
+    more = dict(dict(onnxruntime="1.0", python="3.10", machine="aarch64"), **more)
+    send("facts", "".join("\n" + mark + name + "\n" + text for name, text in more.items()))
+def request():
+    text = b""
+    while not text:
+        text = stdin.readline().strip()
+    return text
+def begin(free="Filesystem 1024-blocks Used Available\n/ 1 1 999999999 1% /"):
+    facts(); request(); send("free", free)
 def job():
-    json.loads(stdin.readline())
-    send("need", names=[])
-def result(**fields):
-    hello(); job(); send("done")
-    good = dict(case="case-0", rounds=[[1.0] * 9], first_ms=1.0, load_ms=1.0, memory_mb=1.0,
-                warmup=dict(runs=1, seconds=1.0, stable=True), telemetry=[],
-                board=dict(source=None, idle=[], overcurrent={{}}))
-    send("result", **dict(good, **fields)); send("done")
+    begin(); stdin.read(int(request()))
+def ran(result, code="0 0", log="1.0 text\n"):
+    send("log", log); send("ended", code); send("result", result)
+def results(content, source="", power=""):
+    job(); ran("[[]]"); send("source", source); send("overcurrent"); send("started", "1.0 1.0")
+    ran(json.dumps(content)); send("overcurrent"); send("power", power)
+def result(source="", power="", **fields):
+    good = dict(rounds=[[1.0] * 9], first_ms=1.0, load_ms=1.0, memory_mb=1.0, spans=[[0, 9]],
+                warmup=dict(runs=1, seconds=1.0, stable=True))
+    results([dict(good, **fields)], source, power)
 def bomb(size):
-    packer = zlib.compressobj(9)
+    packer = zlib.compressobj(9, wbits=31)
     parts = [packer.compress(bytes(1 << 20)) for _ in range(size)] + [packer.flush()]
     return base64.b64encode(b"".join(parts)).decode()
 try:
@@ -60,43 +76,56 @@ except BrokenPipeError:
 ATTACKS = {
     "an endless line": "while True: out.write(b'x' * 65536)",
     "an endless line of ours": "out.write(mark.encode())\n    while True: out.write(b'x' * 65536)",
-    "an endless message": "while True: out.write((mark + '+' + 'x' * 3900 + '\\n').encode())",
-    "endless greetings": "while True: send('waiting', reason='x')",
-    "endless messages": "hello(); job()\n    while True: send('round', done=1, of=1)",
+    "an endless message": "while True: line('log ' + 'x' * 3000)",
+    "endless greetings": "while True: progress('x')",
+    "endless messages": "job()\n    while True: progress('x')",
     "endless errors": "while True: sys.stderr.write('x' * 65536)",
-    "deep JSON": "raw('{\"event\": \"hello\", \"facts\": ' + '[' * 100000 + ']' * 100000 + '}')",
-    "rather deep JSON": "raw('{\"event\": \"hello\", \"facts\": ' + '[' * 900 + ']' * 900 + '}')",
-    "no JSON": "raw('{')",
-    "no message": "raw('[1, 2]')",
-    "a huge number": "raw('{\"event\": \"hello\", \"facts\": ' + '9' * 5000 + '}')",
-    "no facts": "send('hello', facts=7)\n    time.sleep(0.1)",
-    "a compressed bomb": "hello(); job(); send('outputs', case='case-0', texts=[bomb(100)])",
-    "outputs that are no text": "hello(); job(); send('outputs', case='case-0', texts=[7])",
-    "outputs of no case": "hello(); job(); send('outputs', case='case-9', texts=[])",
-    "files that nobody has": "hello(); stdin.readline(); send('need', names=['/etc/passwd'])",
-    "files that are no list": "hello(); stdin.readline(); send('need', names=7)",
-    "progress that is none": "hello(); job(); send('round', done='x', of=None)",
-    "no results": "hello(); job(); send('done'); send('done')",
-    "results twice": "hello(); job(); send('done'); [send('result', case='case-0') for _ in '12']\n"
-    "    send('done')",
+    "no facts": "send('facts')",
+    "facts that are not packed": "raw('facts', '{')",
+    "facts that are cut off": "raw('facts', base64.b64encode(gzip.compress(b'x')[:9]).decode())",
+    "other messages than facts": "send('hello')",
+    "no room": "begin('Filesystem\\n/ 1 1 0 100% /')",
+    "room that is no number": "begin('x y z')",
+    "no word of room": "begin('')",
+    "a compressed bomb": "job(); raw('log', bomb(100))",
+    "deep JSON": "job(); ran('[' * 100000 + ']' * 100000)",
+    "rather deep JSON": "job(); ran('[' * 900 + ']' * 900)",
+    "no JSON": "job(); ran('{')",
+    "no list": "job(); ran('7')",
+    "a huge number": "job(); ran('9' * 5000)",
+    "outputs of no case": "job(); ran('[]')",
+    "outputs of more cases": "job(); ran('[[], []]')",
+    "messages out of turn": "job()\n    while True: send('result', '[]')",
+    "progress that is no text": "job(); line('progress %\\xff'); send('x')",
+    "progress of megabytes": "job(); progress('x' * 10**7)",
+    "no results": "results([])",
+    "results twice": "results([{}, {}])",
+    "results that are none": "results(7)",
     "rounds that are no times": "result(rounds='fast')",
     "no rounds": "result(rounds=[])",
     "times that are not finite": "result(rounds=[[float('nan')] * 9])",
     "times below zero": "result(rounds=[[-1.0] * 9])",
     "a load time that is text": "result(load_ms=[1])",
-    "telemetry that is none": "result(telemetry=[7], board={'source': 'tegrastats', 'idle': [], "
-    "'overcurrent': {}})",
-    "a failure of megabytes": "hello(); job(); send('failed', reason='x' * 10**7)",
-    "a failure that is no text": "hello(); job(); send('failed', reason=[{}])",
-    "a wait of megabytes": "hello(); job(); send('waiting', reason='x' * 10**7); send('failed', "
-    "reason='y')",
-    "endless facts": "hello(**{'f%d' % i: 'x' * 100 for i in range(10**4)}, model='x' * 10**7, "
-    "compatible='nvidia,tegra234', nvpmodel='(' * 10**6, packages='libnvinfer' * 10**5); job(); "
-    "send('done')",
-    "a title and a screen of its own": "hello(); job(); send('failed', reason="
-    "'\\x1b]8;;http://a.example\\x1b\\\\\\u202e\\x9b2J' + 'verified' * 99)",
-    "a failure without a reason": "hello(); job(); send('failed')",
+    "telemetry that is none": "result('tegrastats', power='x y')",
+    "spans that are none": "result('tegrastats', spans=7)",
+    "a failure of megabytes": "job(); ran('', '1 0', '1 [E] ' + 'x' * 10**7)",
+    "a long failure": "job(); ran('', '1 0', '1 [E] ' + 'x' * 10**5)",
+    "a failure without seconds": "job(); ran('', '1 0', 'text')",
+    "a failure without a code": "job(); ran('', '')",
+    "a code that is no number": "job(); ran('', 'x 0')",
+    "an endless list of facts": "facts(**{'f%d' % i: 'x' * 10 for i in range(10**4)}, "
+    "model='x' * 10**5, compatible='nvidia,tegra234', nvpmodel='(' * 10**5, "
+    "packages='libnvinfer' * 10**4); request(); send('done')",
+    "a title and a screen of its own": "job(); ran('', '1 0', "
+    "'1 error \\x1b]8;;http://a.example\\x1b\\\\\\u202e\\x9b2J' + 'verified' * 99)",
 }  # fmt: skip
+WRONG_OUTPUTS = {
+    "outputs that are no list": "job(); ran('[[7]]')",
+    "outputs without values": "job(); ran('[[[{}]]]')",
+    "no outputs": "job(); ran('[[]]')",
+    "outputs of another shape": 'job(); ran(\'[[[{"name": "features", "dimensions": "7", '
+    '"values": [1]}]]]\')',
+}
 
 
 @pytest.fixture
@@ -106,21 +135,21 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     def prepare(lines: str, patience_s: float = 1.0) -> None:
         client = tmp_path / "bin" / "ssh"
         client.parent.mkdir()
-        client.write_text(SSH.format(python=sys.executable, attack=lines))
+        client.write_text(SSH.replace("{python}", sys.executable).replace("{attack}", lines, 1))
         client.chmod(0o755)
+        write_python(client.parent)
         monkeypatch.setenv("PATH", str(client.parent), prepend=os.pathsep)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr("hgkd_edge.bench.edge.link._HELLO_S", patience_s)
+        monkeypatch.setattr("hgkd_edge.bench.edge.link._FACTS_S", patience_s)
         for name in ("_END_S", "_GRACE_S"):
             monkeypatch.setattr(f"hgkd_edge.bench.edge.link.{name}", 0.2)
-        monkeypatch.setattr(stream, "MOST_EVENTS", 2000)
-        monkeypatch.setattr(stream, "MOST_EVENT_TEXT", 1 << 20)
-        monkeypatch.setattr("hgkd_edge.bench.edge.verification.MOST_OUTPUTS_TEXT", 1 << 20)
+        monkeypatch.setattr("hgkd_edge.bench.edge.messages.MOST_MESSAGES", 2000)
+        for name in ("MOST_PACKED", "MOST_UNPACKED"):
+            monkeypatch.setattr(f"hgkd_edge.bench.edge.messages.{name}", 1 << 20)
 
     return prepare
 
 
-@pytest.mark.usefixtures("verified")
 @pytest.mark.parametrize("lines", ATTACKS.values(), ids=ATTACKS.keys())
 def test_an_attack_ends_in_one_line_soon_and_without_memory(
     make_model: MakeModel, attack: Callable[..., None], lines: str
@@ -138,7 +167,18 @@ def test_an_attack_ends_in_one_line_soon_and_without_memory(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
-@pytest.mark.parametrize("lines", ["raw('{')", "result(rounds='fast')", "send('hello', facts=7)"])
+@pytest.mark.usefixtures("verified")
+@pytest.mark.parametrize("lines", WRONG_OUTPUTS.values(), ids=WRONG_OUTPUTS.keys())
+def test_outputs_that_cannot_be_read_are_wrong_outputs(
+    make_model: MakeModel, attack: Callable[..., None], lines: str
+) -> None:
+    attack(lines)
+
+    with pytest.raises(WrongOutputs, match="is not what 'net.onnx' says"):
+        run_bench(BenchOptions(models=(make_model(),), host="bad", duration_s=0.1, rounds=1))
+
+
+@pytest.mark.parametrize("lines", ["raw('facts', '{')", "result(rounds='fast')", "send('facts')"])
 def test_the_fault_of_one_device_is_its_line_in_the_table(
     make_model: MakeModel, attack: Callable[..., None], tmp_path: Path, lines: str
 ) -> None:
@@ -153,50 +193,46 @@ def test_the_fault_of_one_device_is_its_line_in_the_table(
 
 
 @pytest.mark.parametrize(
-    "lines",
-    [
-        "while True: send('working', seconds=1, line='...'); time.sleep(0.05)",
-        "while True: send('outputs', case='case-0', texts=[]); time.sleep(0.05)",
-        "time.sleep(60)",
-    ],
-    ids=["busy", "chatty", "silent"],
-)
+    "lines", ["while True: progress('...'); time.sleep(0.05)", "time.sleep(60)"],
+    ids=["busy", "silent"],
+)  # fmt: skip
 def test_a_device_that_never_comes_to_an_end_has_a_bounded_time(
     attack: Callable[[str], None], tmp_path: Path, lines: str
 ) -> None:
-    attack(f"hello(); job()\n    {lines}")
-    command = [sys.executable, str(tmp_path / "bin" / "ssh"), "bad", ""]
-    link = Link(command, where="bad", host=None, case_s=0.5)
-    job = {"cases": [{}, {}], "tool": "trtexec", "silence_s": 60}
+    attack(f"job()\n    {lines}")
     heard: list[str] = []
+    command = [sys.executable, str(tmp_path / "bin" / "ssh"), "bad", ""]
+    link = Link(
+        command, where="bad", host=None, tell=lambda what, _part: heard.append(what), case_s=0.5
+    )
     start = time.monotonic()
 
     try:
-        link.hello()
+        link.facts()
         start = time.monotonic()
+        link.open("0", {"a": b"x"}, resume=False, cases=2)
         with pytest.raises(UserError, match=r"no end of the work within 0\.00014 h per case"):
-            link.work(job, {}, lambda event: heard.append(event["event"]), lambda event: None)
+            link.receive("log")
         took = time.monotonic() - start
     finally:
         link.close(forget=True)
 
     assert 1.0 <= took < 5
-    assert len(heard) > 1 or "sleep(60)" in lines
+    assert len(heard) > 3 or "sleep(60)" in lines
 
 
 def test_a_device_that_never_reads_what_it_asked_for_is_not_waited_for(
     attack: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attack("hello(); stdin.readline(); send('need', names=['a'])\n    time.sleep(60)")
+    attack("begin(); time.sleep(60)")
     monkeypatch.setattr("hgkd_edge.bench.edge.link._SILENCE_S", 0.3)
     link = Link([sys.executable, str(tmp_path / "bin" / "ssh"), "bad", ""], where="bad", host=None)
-    job = {"cases": [{}], "tool": "trtexec", "silence_s": 60}
 
     try:
-        link.hello()
+        link.facts()
         start = time.monotonic()
         with pytest.raises(UserError, match="it does not read what it is sent"):
-            link.work(job, {"a": bytes(1 << 24)}, lambda event: None, lambda event: None)
+            link.open("0", {"a": bytes(1 << 24)}, resume=False, cases=1)
         took = time.monotonic() - start
     finally:
         link.close()
@@ -204,18 +240,21 @@ def test_a_device_that_never_reads_what_it_asked_for_is_not_waited_for(
     assert took < 5
 
 
-@pytest.mark.parametrize("wrong", [None, 7, [], {}, "x", [[[]]], float("nan"), 10**400, True])
-def test_a_fact_of_the_wrong_kind_is_a_gap(wrong: object) -> None:
+@pytest.mark.parametrize(
+    "wrong", ["", "x", "\n", "\t\t\t\n", "a\tgpu\t0\tx\t-1", "9" * 5000, "(" * 5000, "\0\x85"]
+)
+def test_a_fact_that_cannot_be_read_is_a_gap(wrong: str) -> None:
     names = (
         "nv_tegra_release", "compatible", "model", "packages", "nvpmodel", "nvpmodel_conf", "cores",
-        "jetson_clocks", "devfreq", "temperatures", "cpuinfo", "trtexec", "trtexec_help", "python",
+        "usable_cores", "jetson_clocks", "devfreq", "temperatures", "cpuinfo", "python",
     )  # fmt: skip
 
-    facts = checked_facts(dict.fromkeys(names, wrong))
-    jetson = checked_facts(dict.fromkeys(names, wrong) | {"compatible": "nvidia,tegra234"})
+    facts = dict.fromkeys(names, wrong)
+    jetson = facts | {"compatible": "nvidia,tegra234"}
 
     assert not board_from_facts(facts).is_jetson
-    for one in (facts, jetson):
+    for one in (facts, jetson, {}):
         board = board_from_facts(one)
         assert board.environment(one)
+        assert board.temperatures_c == {}
         assert board.warnings() is not None

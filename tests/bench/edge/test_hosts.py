@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hgkd_edge.bench.run import run_bench
 from hgkd_edge.errors import DeviceError
 
 from ..test_local import rendered
-from .conftest import Board, measure, wait_until
+from .conftest import STANDINS, Board, measure, wait_until
 
 MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
@@ -72,9 +73,32 @@ def test_a_name_nobody_knows_is_refused(make_model: MakeModel, start_board: Star
         measure(start_board(), make_model(), host="no-such-board.invalid")
 
 
-def test_a_host_without_python_is_refused(make_model: MakeModel, start_board: StartBoard) -> None:
-    with pytest.raises(DeviceError, match="has no python3"):
-        measure(start_board(python=False), make_model())
+def test_a_jetson_without_python_is_measured(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board = start_board(python=False, tools=("nvpmodel",))
+    trtexec = board.folder / "bin" / "trtexec"  # its stand-in is a Python program
+    trtexec.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDINS / "trtexec"} "$@"\n')
+    trtexec.chmod(0o755)
+
+    [session] = measure(board, make_model()).sessions
+
+    assert session.measurements[0].latency_ms.count == 400
+    assert session.environment["python"] is None
+
+
+@pytest.mark.parametrize("missing", ["flock", "gzip"])
+def test_a_host_that_lacks_a_tool_is_refused_with_its_name(
+    make_model: MakeModel, start_board: StartBoard, tmp_path: Path, missing: str
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for tool in Path("/usr/bin").iterdir():
+        if tool.name != missing:
+            (few / tool.name).symlink_to(tool)
+
+    with pytest.raises(DeviceError, match=f"lacks a tool: {missing} is not installed"):
+        measure(start_board(PATH=str(few)), make_model())
 
 
 @pytest.mark.usefixtures("verified")

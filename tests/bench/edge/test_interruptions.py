@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,9 @@ def test_another_session_that_does_not_end_is_left_alone(
     first = threading.Thread(target=attempt)
     first.start()
     wait_until(lambda: board.builds() == 1)
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.PATIENCE_S", 0.0)
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.PATIENCE_S", 0)
 
-    with pytest.raises(UserError, match="another session is measuring this model"):
+    with pytest.raises(UserError, match="another session is measuring on this device"):
         measure(board, model)
 
     assert len(processes()) > 1
@@ -140,7 +141,7 @@ def test_a_box_measured_by_the_sent_runner_is_left_clean_too(
 def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.SILENCE_S", 1.0)
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.SILENCE_S", 1.0)
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     clients = _watch_clients(monkeypatch)
     failures: list[UserError] = []
@@ -161,6 +162,32 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     finally:
         os.kill(clients[0].pid, signal.SIGKILL)
         session.join(20)
+    assert "connection to" in failures[0].message
+
+
+def test_work_whose_script_was_killed_ends_too(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board, model = start_board(STANDIN_BUILD_S="60"), make_model()
+    failures: list[UserError] = []
+
+    def attempt() -> None:
+        try:
+            measure(board, model)
+        except UserError as error:
+            failures.append(error)
+
+    session = threading.Thread(target=attempt)
+    session.start()
+    wait_until(lambda: board.builds() == 1)
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = str(board.folder).encode() in (entry / "environ").read_bytes()
+            if ours and (entry / "cmdline").read_bytes().startswith(b"sh\0-c\0read -r script"):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+    wait_until(lambda: not processes())
+    session.join(20)
     assert "connection to" in failures[0].message
 
 

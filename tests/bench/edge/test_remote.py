@@ -53,8 +53,6 @@ def test_a_jetson_is_measured_by_its_own_tools_and_left_clean(
 def test_a_jetson_measures_itself_without_ssh(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hgkd_edge.bench.edge.agent import facts
-
     for part in ("bin", "state", "root"):
         (tmp_path / part).mkdir()
     make_jetson_root(tmp_path / "root")
@@ -65,7 +63,6 @@ def test_a_jetson_measures_itself_without_ssh(
     monkeypatch.setenv("STANDIN_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HGKD_EDGE_SYSROOT", str(tmp_path / "root"))
-    monkeypatch.setattr(facts, "ROOT", str(tmp_path / "root"))
 
     [session] = run_bench(
         BenchOptions(models=(make_model(),), device="jetson", duration_s=1, rounds=1)
@@ -81,7 +78,7 @@ def test_a_jetson_measures_itself_without_ssh(
 def test_power_is_that_of_the_measured_part_only(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hgkd_edge.bench.edge.job.IDLE_S", 0.4)
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.IDLE_S", 0.4)
     board = start_board(STANDIN_MEASURE_S="0.4")
 
     [one] = measure(board, make_model()).sessions[0].measurements

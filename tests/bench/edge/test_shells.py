@@ -1,15 +1,16 @@
-"""Login shells that print: before, after and between the agent's lines, anything, in any amount."""
+"""Login shells that print: before, after and between our lines, anything, in any amount."""
 
 from __future__ import annotations
 
-import json
+import base64
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
-from hgkd_edge.bench.edge.stream import EventStream, mark_of
+from hgkd_edge.bench.edge.messages import MessageStream
 
 from .conftest import Board, measure
 
@@ -20,7 +21,7 @@ SHELLS = {
     "text without a line end": ("printf 'Welcome to the board> '", ""),
     "a title": (r"printf '\033]0;me@board\007'", ""),
     "colors and a cleared screen": (r"printf '\033[2J\033[1;32mready\033[0m'", ""),
-    "an old mark": ('printf \'@hgkd-edge {"event": "done"}\\n@hgkd-edge \'', ""),
+    "an old mark": ("printf '@hgkd-edge 0 facts .\\n@hgkd-edge '", ""),
     "bytes that are no text": (r"printf '\377\376\000\001'", ""),
     "megabytes": ("head -c 20000000 /dev/zero | tr '\\0' x", ""),
     "megabytes of errors": ("head -c 20000000 /dev/zero | tr '\\0' x >&2", ""),
@@ -41,26 +42,27 @@ def test_what_a_login_shell_prints_is_passed_over(
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
-def test_events_are_found_wherever_in_the_stream_they_begin(size: int) -> None:
-    mark = mark_of("secret")
-    long = json.dumps({"event": "result", "text": "x" * 9000})
-    pieces = [long[:3900], long[3900:7800], long[7800:]]
+def test_messages_are_found_wherever_in_the_stream_they_begin(size: int) -> None:
+    mark = b"@hgkd-edge secret "
+    packed = base64.b64encode(gzip.compress(b"long" * 999))
+    half = len(packed) // 8 * 4
     stream = (
-        b"hello@hgkd-edge other {}\n@hgkd"
-        + mark + b'.{"event": "hello"}\n' + b"\x1b]0;t\x07"
-        + mark + b"+" + pieces[0].encode() + b"\ntick "
-        + mark + b"+" + pieces[1].encode() + b"\ntick\n"
-        + mark + b"." + pieces[2].encode() + b"\nbye"
+        b"hello@hgkd-edge other log .\n@hgkd"
+        + mark + b"progress " + base64.b64encode(b"first") + b"\n\x1b]0;t\x07"
+        + mark + b"log " + packed[:half] + b"\ntick "
+        + mark + b"progress " + base64.b64encode(b"second") + b"\n"
+        + mark + b"log " + packed[half:] + b"\ntick\n"
+        + mark + b"log .\nbye"
     )  # fmt: skip
-    reader = EventStream("secret")
+    reader = MessageStream(mark)
 
-    events = [
-        event
+    messages = [
+        message
         for start in range(0, len(stream), size)
-        for event in reader.feed(stream[start : start + size])
+        for message in reader.feed(stream[start : start + size])
     ]
 
-    assert events == [{"event": "hello"}, json.loads(long)]
+    assert messages == [("progress", "first"), ("progress", "second"), ("log", "long" * 999)]
 
 
 @pytest.mark.usefixtures("verified")

@@ -9,12 +9,15 @@ from a user's notes on running ResNet-50 there.
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hgkd_edge.bench.edge import ssh
 from hgkd_edge.bench.edge.tegrastats import parse_line, telemetry_of
 
 # fmt: off
@@ -172,10 +175,8 @@ def test_a_log_without_a_usable_line_gives_no_telemetry() -> None:
 
 
 def test_rails_are_read_from_the_sensors_where_there_is_no_tegrastats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    from hgkd_edge.bench.edge.agent import facts, telemetry
-
     new = tmp_path / "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"
     old = tmp_path / "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     for folder, files in (
@@ -190,7 +191,15 @@ def test_rails_are_read_from_the_sensors_where_there_is_no_tegrastats(
         folder.mkdir(parents=True)
         for name, text in files.items():
             (folder / name).write_text(text + "\n")
-    monkeypatch.setattr(facts, "ROOT", str(tmp_path))
+    script = Path(ssh.__file__).with_name("device.sh")
 
-    assert telemetry.rails() == [("VDD_IN", 6000), ("POM_5V_IN", 1750)]
+    done = subprocess.run(
+        ["sh", str(script), "rails"],
+        env={**os.environ, "HGKD_EDGE_SYSROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["VDD_IN", "6000mW", "POM_5V_IN", "1750mW"]
     assert parse_line("VDD_IN 6000mW").total_mw() == ("VDD_IN", 6000)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hgkd_edge.bench.edge import verification
-from hgkd_edge.bench.edge.verification import parse_outputs
+from hgkd_edge.bench.edge import job
+from hgkd_edge.bench.edge.trtexec import parse_outputs
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.tables import session_view
 from hgkd_edge.errors import UserError
@@ -58,7 +58,7 @@ def test_an_engine_that_computes_something_else_is_not_measured(
 ) -> None:
     board, model = start_board(STANDIN_WRONG=factor), make_model()
 
-    with pytest.raises(UserError, match="is not what the ONNX file says") as failure:
+    with pytest.raises(UserError, match="is not what 'net.onnx' says") as failure:
         measure(board, model, images=IMAGES)
 
     assert failure.value.exit_code == 1
@@ -114,7 +114,7 @@ def test_the_runner_sent_to_a_box_is_verified_too(
 def test_outputs_too_large_to_fetch_are_said_to_be_unverified(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "MOST_VALUES", 10)
+    monkeypatch.setattr(job, "MOST_VALUES", 10)
     board = start_board()
 
     [session] = measure(board, make_model()).sessions

@@ -1,0 +1,90 @@
+"""Deployment bundles: a run's proven files as a server, a device or a library takes them.
+
+One file per bundle; `device/` holds the programs that are copied into them, `templates/` their
+READMEs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from exporters import ExportError
+from hgkd_edge.bundles import deepstream, jetson, script, timm_folder, triton
+from hgkd_edge.bundles.source import Bundle, BundleSource
+from hgkd_edge.exportable import Exportable
+
+__all__ = ["BUNDLES", "BundleSource", "flavour_of", "make_bundle", "require_bundle"]
+
+BUNDLES: dict[str, Bundle] = {
+    "triton": triton.BUNDLE,
+    "deepstream": deepstream.BUNDLE,
+    "timm": timm_folder.BUNDLE,
+    "predict": script.BUNDLE,
+    "jetson": jetson.BUNDLE,
+}
+
+
+def flavour_of(name: str, made: tuple[str, ...]) -> str:
+    """The flavour of INT8 file that a bundle takes: its own, or the only one that was made."""
+    wanted = BUNDLES[name].flavour
+    return wanted if wanted in made else made[0]
+
+
+def require_bundle(name: str, subject: Exportable) -> None:
+    """Refuse a bundle of a model that it has no place for, before anything is made.
+
+    Args:
+        name: Of the bundle.
+        subject: The model.
+
+    Raises:
+        ExportError: Says what of the model does not fit, and what would help.
+    """
+    bundle, task = BUNDLES[name], subject.task
+    if task not in bundle.tasks:
+        what = "a bare backbone" if task == "embed" else f"a model of the task {task}"
+        raise ExportError(
+            f"--bundle {name}: {what} has no place in it (it takes {', '.join(bundle.tasks)})",
+            hint="fine-tune the run first: hgkd-edge finetune"
+            if task == "embed"
+            else "add --backbone for the run's distilled backbone",
+        )
+    bundle.check(subject)
+
+
+def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]:
+    """Write a bundle's folder: all of it, or nothing.
+
+    Args:
+        name: One of `BUNDLES`.
+        source: What it is made from.
+        folder: Replaced if it exists.
+
+    Returns:
+        `bundle`, `path`, `files` (relative to the folder), and `made_from`.
+
+    Raises:
+        ExportError: It cannot be made from this model; says what would help.
+        VerificationFailed: A file of it does not agree with what it was made from.
+    """
+    require_bundle(name, source.subject)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder.parent) as temporary:
+        new, old = Path(temporary) / folder.name, Path(temporary) / "replaced"
+        new.mkdir()
+        made_from = BUNDLES[name].write(source, new)
+        files = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return {
+        "bundle": name,
+        "path": str(folder),
+        "files": [file.as_posix() for file in files],
+        "made_from": made_from.name,
+    }

@@ -1,0 +1,25 @@
+"""`predict`: one Python file and the model, for devices where nothing of ours is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hgkd_edge.bundles.source import Bundle, BundleSource, copy_network, copy_programs
+
+__all__ = ["BUNDLE"]
+
+
+def _write(source: BundleSource, folder: Path) -> Path:
+    copy_network(source.baked, folder / "model.onnx")
+    copy_programs(("predict.py",), folder)
+    source.write_settings(source.baked, folder)
+    source.write_readme("predict.md", folder)
+    return source.baked
+
+
+BUNDLE = Bundle(
+    tasks=("classify", "segment", "detect"),
+    flavour="cpu",
+    check=lambda subject: None,
+    write=_write,
+)

@@ -1,0 +1,205 @@
+"""The model files of a run that can be compared: those that are still what was exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from exporters.network_files import network_digest, network_size
+from exporters.onnx_info import onnx_info
+from hgkd_edge.errors import RunError
+from hgkd_edge.export_record import is_unchanged, read_exports
+from hgkd_edge.rundir import RunDir
+
+__all__ = ["RUNTIMES", "Artefact", "Exports", "FileRecord", "artefacts_of"]
+
+# Suffix of a file -> runner of `bench` that it is deployed with.
+RUNTIMES = {
+    ".safetensors": "torch",
+    ".onnx": "ort-cpu",
+    ".xml": "openvino",
+    ".plan": "tensorrt",
+}
+
+
+class _Part(BaseModel):
+    """What is read of a record; the rest of it is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Proof(_Part):
+    """How the outputs of a file agreed with those of the file that it was made from."""
+
+    passed: bool = True
+    cosine: float | None = None
+    top1_agreement: float | None = None
+
+
+class FileRecord(_Part):
+    """A file's entry in `export.json`."""
+
+    path: str
+    precision: str
+    made_from: str
+    verification: Proof | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One model file.
+
+    Attributes:
+        run: Its run.
+        file: Where it lies.
+        precision: `fp32`, `fp16` or `int8`, as it was exported.
+        sha256: Digest of the network, weights in other files included.
+        size_mb: Size of all its files in MiB.
+        baked: Processing is part of the file, so that it takes and gives something else.
+        proof: Its recorded agreement with the fp32 network; None where it was compared with another
+            file only.
+    """
+
+    run: RunDir
+    file: Path
+    precision: str
+    sha256: str
+    size_mb: float
+    baked: bool = False
+    proof: Proof | None = None
+
+    @property
+    def runtime(self) -> str:
+        return RUNTIMES[self.file.suffix]
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What a run has to compare.
+
+    Attributes:
+        artefacts: The files; first the weights, then the plain fp32 ONNX file, with which others
+            are compared. Empty where there is no such file.
+        remarks: Files that are skipped, and why.
+    """
+
+    artefacts: list[Artefact]
+    remarks: list[str]
+
+    @property
+    def weights(self) -> Artefact:
+        return self.artefacts[0]
+
+    @property
+    def reference(self) -> Artefact:
+        return self.artefacts[1]
+
+
+def artefacts_of(run: RunDir) -> Exports:
+    """The run's weights and every file that was exported from them.
+
+    Raises:
+        RunError: `export.json` is damaged.
+    """
+    weights = run.model_file if run.model_file.is_file() else run.backbone_file
+    if not run.own(weights).is_file():
+        return Exports([], [f"{run.path}: has no weights yet"])
+    digest, records = network_digest(weights), _records(run)
+    found, remarks = [], []
+    for name, record in records.items():
+        if why := _unfit(run, name, records, weights, digest):
+            remarks.append(f"{run.export_dir / name}: {why}")
+        else:
+            found.append(_artefact(run, record, weights, records))
+    found.sort(key=_place)
+    if not found or _place(found[0])[:3] != (0, 0, 0):
+        return Exports([], [*remarks, f"{run.path}: has no fp32 ONNX file of {weights.name}"])
+    size = network_size(weights) / 2**20
+    return Exports([Artefact(run, weights, "fp32", digest, size), *found], remarks)
+
+
+_ORDER = ("fp32", "fp16", "int8")
+
+
+def _place(artefact: Artefact) -> tuple[int, int, int, str]:
+    """Plain files first, by precision, then by runtime."""
+    known = artefact.precision in _ORDER
+    precision = _ORDER.index(artefact.precision) if known else len(_ORDER)
+    runtime = list(RUNTIMES).index(artefact.file.suffix) - 1
+    return int(artefact.baked), precision, runtime, artefact.file.name
+
+
+def _records(run: RunDir) -> dict[str, FileRecord]:
+    """Entries of `export.json` by file name, of files with a known suffix."""
+    try:
+        entries = [FileRecord.model_validate(e) for e in read_exports(run).get("files", [])]
+    except (ValidationError, TypeError) as error:
+        raise RunError(
+            f"{run.export_file}: is damaged: an entry of 'files' is none of a file",
+            hint=f"export again: hgkd-edge export {run.quoted}",
+        ) from error
+    return {e.name: e for e in entries if Path(e.name).suffix in RUNTIMES}
+
+
+def _origins(name: str, records: Mapping[str, FileRecord]) -> list[str]:
+    """A file, what it was made from, and so on, down to weights."""
+    chain = [name]
+    while chain[-1] in records and (source := records[chain[-1]].made_from) not in chain:
+        chain.append(source)
+    return chain
+
+
+def _unfit(
+    run: RunDir, name: str, records: Mapping[str, FileRecord], weights: Path, digest: str
+) -> str:
+    """Why a file is no row; '' if it is one."""
+    chain = _origins(name, records)
+    if chain[-1] != weights.name:
+        return f"was exported from {chain[-1]}, the others from {weights.name}"
+    for made in chain[:-1]:
+        file, proof = run.own(run.export_dir / made), records[made].verification
+        if proof is not None and not proof.passed:
+            return "failed verification, do not deploy it"
+        if not file.is_file():
+            return "is missing" if made == name else f"is made from {made}, which is missing"
+        if not is_unchanged(run, file):
+            return "has changed since it was exported; export it again"
+        stated = _metadata(file).get("hgkd_edge.weights_sha256")
+        if stated not in (None, json.dumps(digest)):
+            return f"was exported from an earlier {weights.name}; export it again"
+    return ""
+
+
+def _artefact(
+    run: RunDir, record: FileRecord, weights: Path, records: Mapping[str, FileRecord]
+) -> Artefact:
+    file = run.export_dir / record.name
+    source = records.get(record.made_from)
+    from_fp32 = record.made_from == weights.name or (
+        source is not None and source.precision == "fp32" and not _is_baked(run, source.name)
+    )
+    return Artefact(
+        run=run,
+        file=file,
+        precision=record.precision,
+        sha256=network_digest(file),
+        size_mb=network_size(file) / 2**20,
+        baked=any(_is_baked(run, made) for made in _origins(record.name, records)[:-1]),
+        proof=record.verification if from_fp32 else None,
+    )
+
+
+def _is_baked(run: RunDir, name: str) -> bool:
+    return "hgkd_edge.baked" in _metadata(run.export_dir / name)
+
+
+def _metadata(file: Path) -> Mapping[str, str]:
+    return onnx_info(file).metadata if file.suffix == ".onnx" else {}

@@ -1,0 +1,135 @@
+"""Scores that nobody recorded: each file in its runtime, on the held-out images of its run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from exporters.errors import UserError
+from exporters.runners import Runner, onnx_runner
+from exporters.verify import verify
+from hgkd_edge.bench.environment import environment
+from hgkd_edge.comparison.artefacts import Artefact, Exports
+from hgkd_edge.comparison.scores import Images, Score
+from hgkd_edge.console import track_steps
+from hgkd_edge.files import engines_dir
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hgkd_edge.exportable import Exportable
+
+__all__ = ["Judged", "judge"]
+
+_AGREEMENT_IMAGES = 64  # as many as export verifies on
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The scores of a run on one set of images, and what could not be scored, and why."""
+
+    scores: list[Score]
+    remarks: list[str]
+
+
+def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Judged:
+    """Score every file that has no recorded score on the run's held-out images.
+
+    Args:
+        exports: The files of a run.
+        recorded: Scores that are known.
+        on: The images that most of them were taken on.
+
+    Returns:
+        Recorded and new scores, all on the same images.
+    """
+    known = [one for one in recorded if one.on == on]
+    if not _missing(exports, known):
+        return Judged(known, [])
+    run = exports.weights.run
+    if importlib.util.find_spec("torch") is None:
+        return Judged(known, ['scores are taken by PyTorch: pip install "hgkd-edge[train]"'])
+    from hgkd_edge.exportable import load_exportable
+
+    try:
+        subject = load_exportable(run)
+    except UserError as error:
+        return Judged(known, [f"{run.path}: files without a score: {error.message}"])
+    if subject.scored_on is None:
+        return Judged(known, [f"{run.path}: no images were held out to score on (data.holdout)"])
+    images, remarks = Images(**subject.scored_on), []
+    if on is not None and images != on:
+        remarks = [f"{run.path}: its images have changed, so every file is scored again"]
+    known = [one for one in recorded if one.on == images]
+    found, failed = _score_all(exports, _missing(exports, known), subject, images)
+    return Judged([*known, *found], [*remarks, *failed])
+
+
+def _missing(exports: Exports, known: Sequence[Score]) -> list[Artefact]:
+    """Files without a score in the runtime that they are deployed with."""
+    there = {(one.sha256, one.runtime) for one in known}
+    return [
+        artefact
+        for artefact in exports.artefacts
+        if not artefact.baked and (artefact.sha256, artefact.runtime) not in there
+    ]
+
+
+def _score_all(
+    exports: Exports, missing: Sequence[Artefact], subject: Exportable, on: Images
+) -> tuple[list[Score], list[str]]:
+    found, failed = [], []
+    probe = subject.images(subject.unseen, _AGREEMENT_IMAGES)
+    machine = str(environment()["cpu"])
+    with track_steps("scoring", total=len(missing)) as show:
+        for step, artefact in enumerate(missing):
+            try:
+                found.append(_score(exports, artefact, subject, on, probe, machine))
+            except UserError as error:
+                failed.append(f"{artefact.file}: not scored: {error.message}")
+            show(step + 1, artefact.file.name)
+    return found, failed
+
+
+def _score(
+    exports: Exports,
+    artefact: Artefact,
+    subject: Exportable,
+    on: Images,
+    probe: np.ndarray,
+    machine: str,
+) -> Score:
+    runner = _open(artefact, subject)
+    # Only the figures are taken: whether they are good enough, export has decided.
+    agreement = verify(onnx_runner(exports.reference.file), runner, probe, precision="int8")
+    return Score(
+        sha256=artefact.sha256,
+        runtime=artefact.runtime,
+        metric=subject.metric,
+        points=subject.score(runner),
+        on=on,
+        by="compare",
+        machine=machine,
+        cosine=agreement.cosine,
+        top1_agreement=agreement.top1_agreement,
+    )
+
+
+def _open(artefact: Artefact, subject: Exportable) -> Runner:
+    """Images f32[B, 3, H, W] -> named outputs, in the runtime of the file."""
+    if artefact.runtime == "torch":
+        from exporters.runners import torch_runner
+
+        return torch_runner(subject.network, subject.output_names)
+    if artefact.runtime == "openvino":
+        from exporters.openvino_export import openvino_runner
+
+        return openvino_runner(artefact.file)
+    if artefact.runtime == "tensorrt":
+        from exporters.trt_engine import engine_runner
+
+        source = artefact.file.with_suffix(".onnx")
+        return engine_runner(artefact.file, onnx_path=source, built_here=engines_dir())
+    return onnx_runner(artefact.file)

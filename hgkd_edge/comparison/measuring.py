@@ -1,0 +1,82 @@
+"""`bench` for what was not measured on this machine yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from hgkd_edge.bench import BenchOptions, list_runners, run_bench
+from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.table import sessions_of, timed_here
+from hgkd_edge.errors import DeviceError
+from hgkd_edge.rundir import RunDir
+
+__all__ = ["measure_missing"]
+
+Progress = Callable[[str, float], None]
+
+# Runtime of a file -> the device that `bench` calls it, and the runners that will do.
+_DEVICES = {
+    "ort-cpu": ("cpu", {"ort-cpu"}),
+    "openvino": ("openvino", {"openvino"}),
+    "tensorrt": ("cuda", {"tensorrt", "tensorrt-rtx"}),
+}
+
+
+def measure_missing(run: RunDir, progress: Progress) -> list[str]:
+    """Measure each device of this machine on which a file of the run has no times yet.
+
+    A device is measured as a whole, so that its rows are of one interleaved session: its earlier
+    session is replaced, measured with the same batches, threads and copies.
+
+    Args:
+        run: Its exported files.
+        progress: As `run_bench` calls it.
+
+    Returns:
+        What could not be measured, and why.
+
+    Raises:
+        RunError: The run has nothing exported.
+    """
+    failed = []
+    for device in _missing_devices(run):
+        options = replace(_like_before(run, device), models=(run.path,), device=device)
+        try:
+            run_bench(options, progress=progress)
+        except DeviceError as error:
+            failed.append(f"not measured on {device}: {error.message}")
+    return failed
+
+
+def _missing_devices(run: RunDir) -> Iterator[str]:
+    able = {name for name, refusal in list_runners() if refusal is None}
+    there = {
+        (model.sha256, one.runner)
+        for session in sessions_of(run)
+        if timed_here(session)
+        for one in session.measurements
+        for model in session.models
+        if model.label == one.model
+    }
+    artefacts = artefacts_of(run).artefacts
+    for runtime, (device, runners) in _DEVICES.items():
+        files = [artefact for artefact in artefacts if artefact.runtime == runtime]
+        done = all(any((one.sha256, name) in there for name in runners) for one in files)
+        if files and runners & able and not done:
+            yield device
+
+
+def _like_before(run: RunDir, device: str) -> BenchOptions:
+    """What the device was measured with before; the defaults of `bench` where it was not."""
+    sessions = [one for one in sessions_of(run) if one.target == device]
+    before = sessions[0].settings if sessions else {}
+    options = BenchOptions()
+    return BenchOptions(
+        batches=tuple(before.get("batches") or options.batches),
+        threads=tuple(before.get("threads") or options.threads),
+        copies=before.get("copies") or options.copies,
+        duration_s=before.get("duration_s") or options.duration_s,
+        rounds=before.get("rounds") or options.rounds,
+        count=before.get("count"),
+    )

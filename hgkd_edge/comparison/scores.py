@@ -1,0 +1,157 @@
+"""Scores that were recorded, each with the digest of its file and the images it was taken on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hgkd_edge.comparison.artefacts import Artefact, Exports
+from hgkd_edge.errors import RunError
+from hgkd_edge.export_record import MOST_SCORED, read_exports
+from hgkd_edge.files import write_json
+from hgkd_edge.rundir import RunDir
+
+__all__ = ["Images", "Score", "keep_scores", "most_used", "recorded_scores"]
+
+_RUNTIMES = {
+    "PyTorch": "torch",
+    "ONNX Runtime": "ort-cpu",
+    "OpenVINO": "openvino",
+    "TensorRT": "tensorrt",
+}
+
+
+class Images(BaseModel):
+    """Which images were scored: scores on others cannot be compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str
+    images: int
+    fingerprint: str
+
+
+class Score(BaseModel):
+    """What a file scores in a runtime.
+
+    Attributes:
+        sha256: Digest of the network.
+        runtime: As a runner of `bench` is named.
+        metric: `top1`, `miou`, ...
+        points: The score, 0 to 100.
+        on: The images.
+        by: The command that took it.
+        machine: The CPU it was taken on; empty where that was not recorded.
+        cosine: Least cosine of the outputs with those of the fp32 ONNX file, where compared.
+        top1_agreement: Share of images (pixels, confident anchors) with the same best class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    runtime: str
+    metric: str
+    points: float
+    on: Images
+    by: Literal["finetune", "evaluate", "export", "compare"]
+    machine: str = ""
+    cosine: float | None = None
+    top1_agreement: float | None = None
+
+
+def recorded_scores(run: RunDir, exports: Exports) -> list[Score]:
+    """Every score that a command left in the run, of the files that there are now.
+
+    Later ones of the same file, runtime and images replace earlier ones.
+
+    Raises:
+        RunError: A record is damaged.
+    """
+    try:
+        found = [*_finetuned(run, exports), *_exported(run, exports)]
+        found += [*_evaluated(run), *_compared(run)]
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"run '{run.path}': a record of scores is damaged",
+            hint=f"take them again: rm -f {run.quoted}/scores.json {run.quoted}/evaluation.json; "
+            f"hgkd-edge compare {run.quoted}",
+        ) from error
+    there = {artefact.sha256 for artefact in exports.artefacts}
+    latest = {(one.sha256, one.runtime, one.on): one for one in found if one.sha256 in there}
+    return list(latest.values())
+
+
+def keep_scores(run: RunDir, scores: Iterable[Score]) -> None:
+    """Write `scores.json`: what `compare` has taken itself, so that it is taken once."""
+    write_json(run.scores_file, {"scores": [one.model_dump(mode="json") for one in scores]})
+
+
+def most_used(scores: Sequence[Score]) -> Images | None:
+    """The images that most of the scores were taken on; None where there are no scores."""
+    counted = Counter(one.on for one in scores).most_common(1)
+    return counted[0][0] if counted else None
+
+
+def _finetuned(run: RunDir, exports: Exports) -> Iterator[Score]:
+    weights = exports.weights
+    if not run.finetune_result_file.is_file() or weights.file != run.model_file:
+        return
+    result, recorded = run.finetune_result(), run.recorded_sha256(run.model_file)
+    if "scores" not in result or recorded != weights.sha256 or result["photos"] > MOST_SCORED:
+        return
+    data = run.manifest().get("finetune", {}).get("data", {}).get(result["split"], {})
+    if "fingerprint" in data:
+        yield _score(result, weights, "torch", data["fingerprint"], "finetune")
+
+
+def _evaluated(run: RunDir) -> Iterator[Score]:
+    file = run.path / "evaluation.json"
+    result = run.read_json(file) if file.is_file() else {}
+    if result.get("sha256") and result["photos"] <= MOST_SCORED:
+        runtime = _RUNTIMES.get(result["runtime"], result["runtime"])
+        yield _score(result, result["sha256"], runtime, result["fingerprint"], "evaluate")
+
+
+def _score(
+    result: dict[str, Any],
+    network: Artefact | str,
+    runtime: str,
+    fingerprint: str,
+    by: Literal["finetune", "evaluate"],
+) -> Score:
+    return Score(
+        sha256=network if isinstance(network, str) else network.sha256,
+        runtime=runtime,
+        metric=result["metric"],
+        points=100 * result["scores"][result["metric"]],
+        on=Images(split=result["split"], images=result["photos"], fingerprint=fingerprint),
+        by=by,
+    )
+
+
+def _exported(run: RunDir, exports: Exports) -> Iterator[Score]:
+    """Of `export --max-drop`: the score of each INT8 file, and of the fp32 file that it had."""
+    by_name = {artefact.file.name: artefact for artefact in exports.artefacts}
+    for entry in read_exports(run).get("files", []):
+        accuracy = entry.get("accuracy") or {}
+        artefact = by_name.get(entry["path"].rsplit("/", 1)[-1])
+        if artefact is None or not accuracy.get("on"):
+            continue
+        about = {
+            "runtime": "ort-cpu",
+            "metric": accuracy["metric"],
+            "on": accuracy["on"],
+            "by": "export",
+        }
+        yield Score(sha256=artefact.sha256, points=accuracy["score"], **about)
+        if entry["made_from"] == exports.reference.file.name:
+            yield Score(sha256=exports.reference.sha256, points=accuracy["float_score"], **about)
+
+
+def _compared(run: RunDir) -> Iterator[Score]:
+    if run.scores_file.is_file():
+        record = run.read_json(run.own(run.scores_file))
+        yield from (Score.model_validate(one) for one in record["scores"])
