@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError, MissingPackageError
@@ -104,11 +103,8 @@ def take_rounded_weights(simulated: nn.Module, plain: nn.Module) -> None:
 
 
 def _require_plain_layers(network: nn.Module) -> None:
-    """Refuse layers that change their weights on every pass (weight standardization).
-
-    Rounding what is stored says nothing of what such a layer computes with.
-    """
-    plain = {kind.forward for kind in (*_LAYERS, Conv2dSame)}
+    """Refuse layers that compute otherwise than PyTorch's: ModelOpt would leave them in float."""
+    plain = {kind.forward for kind in _LAYERS}
     for name, module in network.named_modules():
         if isinstance(module, tuple(_LAYERS)) and type(module).forward not in plain:
             raise ConversionError(

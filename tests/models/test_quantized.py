@@ -137,8 +137,10 @@ def test_nothing_is_printed_on_stdout(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("layer", [timm.layers.StdConv2d, timm.layers.ScaledStdConv2d])
-def test_a_layer_that_changes_its_weights_on_every_pass_is_refused(layer: type[nn.Conv2d]) -> None:
+@pytest.mark.parametrize(
+    "layer", [timm.layers.StdConv2d, timm.layers.ScaledStdConv2d, timm.layers.Conv2dSame]
+)
+def test_a_layer_that_would_silently_stay_in_float_is_refused(layer: type[nn.Conv2d]) -> None:
     with pytest.raises(ConversionError, match=f"layer '0' \\({layer.__name__}\\)"):
         simulate_int8(nn.Sequential(layer(3, 4, 3)), [IMAGES])
 
