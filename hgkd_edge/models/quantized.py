@@ -64,13 +64,9 @@ def simulate_int8(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     Raises:
         ConversionError: A layer of the network cannot be simulated.
     """
+    _require_plain_layers(network)
     quantization = require_modelopt()
     head = _last_layer(network)
-    layers = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, tuple(_LAYERS)) and name != head
-    ]
 
     def calibrate(simulated: nn.Module) -> None:
         for images in batches:
@@ -79,13 +75,6 @@ def simulate_int8(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     network.eval()
     with _quiet(), torch.no_grad():
         simulated: nn.Module = quantization.quantize(network, _settings(head), calibrate)
-    for name in layers:
-        module = simulated.get_submodule(name)
-        if not getattr(getattr(module, "input_quantizer", None), "is_enabled", False):
-            raise ConversionError(
-                f"INT8 of layer '{name}' ({type(module).__name__}) cannot be simulated in training",
-                hint="export with --precision int8 --max-drop instead of finetune --qat",
-            )
     return simulated
 
 
@@ -111,6 +100,17 @@ def take_rounded_weights(simulated: nn.Module, plain: nn.Module) -> None:
     require_modelopt().fold_weight(simulated)
     state = simulated.state_dict()
     plain.load_state_dict({key: value for key, value in state.items() if _QUANTIZER not in key})
+
+
+def _require_plain_layers(network: nn.Module) -> None:
+    """Refuse layers that compute otherwise than PyTorch's: ModelOpt would leave them in float."""
+    plain = {kind.forward for kind in _LAYERS}
+    for name, module in network.named_modules():
+        if isinstance(module, tuple(_LAYERS)) and type(module).forward not in plain:
+            raise ConversionError(
+                f"INT8 of layer '{name}' ({type(module).__name__}) cannot be simulated in training",
+                hint="export with --precision int8 --max-drop instead of finetune --qat",
+            )
 
 
 def _settings(head: str | None) -> dict[str, Any]:

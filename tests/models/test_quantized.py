@@ -137,14 +137,12 @@ def test_nothing_is_printed_on_stdout(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == ""
 
 
-@needs_modelopt
-def test_a_layer_that_would_not_be_simulated_is_refused() -> None:
-    class OwnConv(nn.Conv2d):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self._conv_forward(images, self.weight * 2, self.bias)
-
-    with pytest.raises(ConversionError, match="layer '0' \\(OwnConv\\)"):
-        simulate_int8(nn.Sequential(OwnConv(3, 4, 3)), [IMAGES])
+@pytest.mark.parametrize(
+    "layer", [timm.layers.StdConv2d, timm.layers.ScaledStdConv2d, timm.layers.Conv2dSame]
+)
+def test_a_layer_that_would_silently_stay_in_float_is_refused(layer: type[nn.Conv2d]) -> None:
+    with pytest.raises(ConversionError, match=f"layer '0' \\({layer.__name__}\\)"):
+        simulate_int8(nn.Sequential(layer(3, 4, 3)), [IMAGES])
 
 
 def test_without_modelopt_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
