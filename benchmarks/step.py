@@ -30,10 +30,11 @@ from torch.optim.optimizer import (
 
 from hgkd_edge.data import augment
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import Distilling, make_model, make_teacher
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.setup import make_model, make_teacher
+from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Workplace, train
-from hgkd_edge.models.teacher import Teacher
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
 
 PARTS = ("data", "augment", "teacher", "student", "optimizer", "other")

@@ -27,7 +27,7 @@ from hgkd_edge.models.backbone import (
     create_features,
     load_embedding_net,
 )
-from hgkd_edge.models.batchnorm import recalibrate_batchnorm
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json

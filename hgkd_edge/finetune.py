@@ -17,7 +17,7 @@ from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals,
 from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError, reason_of
-from hgkd_edge.models.backbone import BackboneSpec, create_timm_model, read_backbone
+from hgkd_edge.models.backbone import BackboneSpec, create_published, read_backbone
 from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded_weights
 from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
@@ -61,7 +61,8 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
         Nothing on processes beside the main one, whose part ends with the training.
 
     Raises:
-        RunError: The backbone file is missing or not ours, or the hub's weights cannot be had.
+        RunError: The backbone file is missing or not ours.
+        RecipeError: The hub's weights cannot be downloaded.
         DataError: The photos do not carry the task's labels.
     """
     task = TASKS[config.task]
@@ -242,7 +243,8 @@ def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, 
     """The weights to begin from (None: untrained) and the backbone's description.
 
     Raises:
-        RunError: The backbone file is missing or not ours, or the hub's weights cannot be had.
+        RunError: The backbone file is missing or not ours.
+        RecipeError: The hub's weights cannot be downloaded.
     """
     state, spec = read_backbone(config.backbone)
     spec = replace(spec, size=config.data.size)
@@ -250,11 +252,11 @@ def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, 
         return state, spec
     if config.init == "scratch" or config.qat is not None:  # a fine-tuned model has its own
         return None, spec
-    try:
-        hub = create_timm_model("student.name", spec.name, spec.args, pretrained=True)
-    except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
-        raise RunError(
-            f"--init timm: weights of '{spec.name}' cannot be downloaded ({type(error).__name__})",
-            hint="try again with a network, or use --init distilled or scratch",
-        ) from error
+    hub = create_published(
+        "student.name",
+        spec.name,
+        spec.args,
+        asked="--init timm",
+        instead="--init distilled or scratch",
+    )
     return hub.state_dict(), spec

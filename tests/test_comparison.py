@@ -472,6 +472,7 @@ def test_tables_fit_80_columns_and_hold_no_control_sequences(
     assert "\x1b" not in shown
     assert "89.00" in shown
     assert "front" in shown
+    assert "--measure" not in shown, "nothing that bench can measure is missing"
 
 
 def test_the_plot_has_a_point_for_every_scored_row_and_is_an_svg(

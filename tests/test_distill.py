@@ -13,28 +13,24 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from hgkd_edge import parts, pretrain
 from hgkd_edge.cli import app
 from hgkd_edge.cli.distill import distilled_lines
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import (
-    Distilling,
-    _not_better_than_the_mean,
-    _standardize,
-    distill,
-    held_out_cosine,
-    make_model,
-    make_teacher,
-)
+from hgkd_edge.distill import distill
+from hgkd_edge.distillation import parts, pretrain
+from hgkd_edge.distillation.loss import DistillationLoss
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.score import held_out_cosine, not_better_than_the_mean
+from hgkd_edge.distillation.setup import Setup, make_model, make_teacher, standardize
+from hgkd_edge.distillation.training import Distilling
+from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.models.student import Prediction
-from hgkd_edge.models.teacher import BUNDLED_TEACHER, load_vit_weights
-from hgkd_edge.parts import build
-from hgkd_edge.recipe import LossConfig, Recipe, load_recipe
+from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 
 
@@ -124,7 +120,7 @@ def test_the_pixel_term_adds_to_the_loss(tiny_recipe: dict[str, Any]) -> None:
     inputs = next(iter(task.inputs(photos, torch.zeros(3), draws())))
 
     with_pixels = task.model.eval()(*inputs)["loss"]
-    task.model.config = LossConfig(pixel_weight=0.0)
+    task.model.loss = DistillationLoss(pixel_weight=0.0)
     without = task.model(*inputs)["loss"]
 
     assert with_pixels > without + 0.5  # an untrained pixel head costs about 1
@@ -254,12 +250,12 @@ def test_with_standardised_targets_the_mean_token_predicts_nothing(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     cosines = {}
-    for standardize in (False, True):
+    for wanted in (False, True):
         recipe = Recipe.model_validate(
-            {**tiny_recipe, "teacher": {**tiny_recipe["teacher"], "standardize": standardize}}
+            {**tiny_recipe, "teacher": {**tiny_recipe["teacher"], "standardize": wanted}}
         )
-        run = RunDir.create(recipe, tmp_path / str(standardize))
-        cosines[standardize] = distill(recipe, run)["held_out"]["mean_token"]
+        run = RunDir.create(recipe, tmp_path / str(wanted))
+        cosines[wanted] = distill(recipe, run)["held_out"]["mean_token"]
 
     assert cosines[False] > 0.25
     assert abs(cosines[True]) < 0.2
@@ -352,7 +348,7 @@ def test_targets_from_visible_patches_are_standardised_by_such_targets(
     load_vit_weights(task.teacher.vit, BUNDLED_TEACHER)
     source = open_splits(task.recipe.data)["train"]
 
-    _standardize(task.teacher, source, task.parts, task.recipe)
+    standardize(task.teacher, source, task.parts, task.recipe)
 
     images = center_view(source.images[torch.arange(48)], size=(64, 64))
     tokens = []
@@ -369,7 +365,7 @@ def test_a_student_of_visible_patches_is_judged_on_those(
     task = visible_task(tiny_recipe)
     views: list[torch.Tensor] = []
     monkeypatch.setattr(
-        "hgkd_edge.distill.normalize", lambda view, *_: (views.append(view), view)[1]
+        "hgkd_edge.distillation.score.normalize", lambda view, *_: (views.append(view), view)[1]
     )
 
     class Knows(torch.nn.Module):
@@ -381,9 +377,9 @@ def test_a_student_of_visible_patches_is_judged_on_those(
 
     task.model.student = Knows()
     task.model.register_parameter("anything", torch.nn.Parameter(torch.zeros(1)))
-    scores = held_out_cosine(
-        task.model, task.teacher, task.parts, open_splits(task.recipe.data), task.recipe
-    )
+    splits = open_splits(task.recipe.data)
+    setup = Setup(task.recipe, task.parts, task.teacher, splits, cache=None)
+    scores = held_out_cosine(task.model, setup)
 
     assert scores["student"] == pytest.approx(1, abs=1e-4)
     assert scores["mean_token"] < 0.99
@@ -433,11 +429,11 @@ def test_a_student_no_better_than_the_mean_token_says_so(
 ) -> None:
     held_out = {"student": 0.02, "mean_token": 0.01, "photos": 18, "gain_ci95": gain}
 
-    line = _not_better_than_the_mean(held_out)
+    line = not_better_than_the_mean(held_out)
 
     assert bool(line) == warned
     assert not warned or line.endswith("(95 % interval over 18 images)")
-    assert _not_better_than_the_mean({}) == ""
+    assert not_better_than_the_mean({}) == ""
 
 
 def batch_of(task: Distilling, count: int = 3) -> tuple[torch.Tensor, ...]:
@@ -452,7 +448,7 @@ def test_the_cosine_term_is_added_to_the_distance(tiny_recipe: dict[str, Any], t
     inputs = batch_of(task)
 
     both = task.model.eval()(*inputs)
-    task.model.config = LossConfig.model_validate({"target": target, "feature_weight": 2.0})
+    task.model.loss = DistillationLoss(target=target, feature_weight=2.0)
     alone = task.model(*inputs)
 
     torch.testing.assert_close(both["loss"], alone["loss"] + 2 * 0.5 * (1 - alone["cosine"]))
@@ -478,7 +474,7 @@ def test_the_embedding_term_compares_one_vector_per_image(
 
     predicted = task.model.student(normalize(view, task.model.mean, task.model.std), visible)
     cosine = F.cosine_similarity(predicted.embedding, targets[:, -1], dim=-1).mean()
-    task.model.config = LossConfig.model_validate({"where": where})
+    task.model.loss = DistillationLoss(where=where)
     tokens = task.model(view, visible, targets, per_image)["loss"]
     torch.testing.assert_close(scalars["embedding_cosine"], cosine)
     torch.testing.assert_close(scalars["loss"], tokens + 0.7 * (1 - cosine))

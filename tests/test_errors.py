@@ -13,7 +13,8 @@ import exporters
 import hgkd_edge.cli
 from exporters import ExportError
 from hgkd_edge.data.decode import Canvas, keep
-from hgkd_edge.errors import DataError, UserError, reason_of
+from hgkd_edge.errors import DataError, TrainingError, UserError, reason_of
+from hgkd_edge.processes import heeding_others
 
 
 class Unreadable:
@@ -93,3 +94,27 @@ def test_no_module_asks_an_error_for_the_name_of_its_class_or_its_attributes() -
         for file in package.rglob("*.py"):
             asked = re.findall(r"type\(\w+\)\.__name__ [!=]=|hasattr\(\w*err\w*,", file.read_text())
             assert not asked, file
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        ("DistBackendError", True),
+        ("DistNetworkError", True),
+        ("DistStoreError", True),
+        ("gloo", True),
+        ("RuntimeError", False),
+    ],
+)
+def test_a_lost_process_is_known_by_the_type_of_what_the_exchange_raises(
+    error: str, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("torch.distributed")
+    kind = getattr(distributed, error, RuntimeError)
+    text = "gloo: connection closed by peer" if error == "gloo" else "size mismatch"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(TrainingError if lost else RuntimeError) as raised, heeding_others():
+        raise kind(text)
+
+    assert isinstance(raised.value, TrainingError) == lost

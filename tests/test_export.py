@@ -25,7 +25,6 @@ from exporters.trt_build import available
 from hgkd_edge import export
 from hgkd_edge.cli import app
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import recalibrate_batchnorm
 from hgkd_edge.errors import DataError
 from hgkd_edge.export import ExportIncomplete, export_run, verification_images
 from hgkd_edge.export_options import ExportOptions, parse_frame
@@ -37,6 +36,7 @@ from hgkd_edge.models.backbone import (
     load_embedding_net,
     save_backbone,
 )
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.serving import open_served

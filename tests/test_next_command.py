@@ -100,7 +100,7 @@ def test_stopped_before_the_first_step_nothing_is_left(
     recipe: str, tmp_path: Path, sent: signal.Signals
 ) -> None:
     waits = (
-        "import time, hgkd_edge.distill as verb; "
+        "import time, hgkd_edge.distillation.setup as verb; "
         "verb.open_splits = lambda config: (print('waiting', flush=True), time.sleep(60)); "
         "from hgkd_edge.cli import main; main()"
     )

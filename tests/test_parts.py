@@ -7,8 +7,9 @@ import pytest
 import timm
 import torch
 
+from hgkd_edge.data.sources import require_data
+from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import ConversionError, DataError, RecipeError
-from hgkd_edge.parts import build, require_data
 from hgkd_edge.recipe import DataConfig, Recipe, load_recipe
 
 
@@ -164,3 +165,41 @@ def test_data_that_is_there_or_on_the_hub_is_taken(photos: Path, tmp_path: Path)
 
     for config in configs:
         require_data(DataConfig.model_validate(config))
+
+
+def test_a_recipe_is_made_into_weights_once_and_its_grids_are_read_from_shapes(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_recipe["teacher"] |= {"name": "vit_tiny_patch16_224", "args": {}}
+    create, made = timm.create_model, []
+
+    def counted(name: str, **settings: Any) -> torch.nn.Module:
+        model = create(name, **settings)
+        made.append((name, next(model.parameters()).device.type))
+        return model
+
+    monkeypatch.setattr(timm, "create_model", counted)
+
+    build(Recipe.model_validate(tiny_recipe))
+
+    assert [device for name, device in made if name.startswith("vit")] == ["meta", "cpu"]
+
+
+@pytest.mark.parametrize(("section", "instead"), [("teacher", "'pretrain'"), ("student", "'none'")])
+def test_published_weights_without_a_network_name_the_setting_and_what_else_there_is(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, section: str, instead: str
+) -> None:
+    create = timm.create_model
+
+    def offline(*args: Any, pretrained: bool = False, **more: Any) -> Any:
+        if pretrained:
+            raise OSError("no network")
+        return create(*args, **more)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    tiny_recipe[section]["weights"] = "hub"
+
+    with pytest.raises(RecipeError, match=f"{section}.weights = 'hub': weights of") as caught:
+        build(Recipe.model_validate(tiny_recipe))
+
+    assert instead in caught.value.hint

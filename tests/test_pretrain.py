@@ -12,10 +12,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from hgkd_edge import pretrain
 from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distillation import pretrain
+from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import DataError, MissingPackageError, RecipeError
-from hgkd_edge.parts import build
 from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.recipe import Recipe
 

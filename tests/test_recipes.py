@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import save_file
 
 from hgkd_edge.distill import distill
+from hgkd_edge.distillation.license import published_license
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.transformer import create_vit
 from hgkd_edge.models.backbone import read_backbone
-from hgkd_edge.models.teacher import create_vit, teacher_licence
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe, builtin_recipes, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir
 
@@ -86,7 +87,9 @@ def test_the_licence_of_a_recipe_is_that_of_its_teacher(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
     text = find_recipe(name).read_text()
 
-    licence = teacher_licence(create_vit(recipe.teacher)) if recipe.teacher.weights == "hub" else ""
+    licence = (
+        published_license(create_vit(recipe.teacher)) if recipe.teacher.weights == "hub" else ""
+    )
 
     assert ("no commercial use" in text) == ("nc" in licence.lower().split("-"))
 

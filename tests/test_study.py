@@ -16,7 +16,7 @@ from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
 from benchmarks.study.report import report
-from hgkd_edge.parts import build
+from hgkd_edge.distillation.parts import build
 from hgkd_edge.recipe import Recipe, load_recipe
 
 

@@ -14,17 +14,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hgkd_edge import target_cache
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import Distilling, distill, make_model, make_teacher
+from hgkd_edge.distill import distill
+from hgkd_edge.distillation import target_cache
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.setup import make_model, make_teacher
+from hgkd_edge.distillation.target_cache import cached_targets
+from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import cache_dir
-from hgkd_edge.models.teacher import Teacher
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.target_cache import cached_targets
 
 
 def with_cache(mapping: dict[str, Any], views: int = 2, **sections: Any) -> Recipe:

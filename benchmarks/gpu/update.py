@@ -15,11 +15,12 @@ from torch import Tensor
 
 from benchmarks.gpu.measure import Scale, peak
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.distill import Distilling, make_model
+from hgkd_edge.distillation.loss import StudentWithLoss
+from hgkd_edge.distillation.parts import Parts, build
+from hgkd_edge.distillation.setup import make_model
+from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Workplace, graph, train
-from hgkd_edge.models.distillation import Distillation
-from hgkd_edge.models.teacher import Teacher
-from hgkd_edge.parts import Parts, build
 from hgkd_edge.recipe import Recipe
 
 __all__ = ["photo_tensor", "update_rows"]
@@ -94,7 +95,7 @@ def _recipe(student: str, kind: str, mode: str, scale: Scale) -> Recipe:
     )
 
 
-def _student(recipe: Recipe, parts: Parts, vit: Teacher) -> Distillation:
+def _student(recipe: Recipe, parts: Parts, vit: Teacher) -> StudentWithLoss:
     model = make_model(recipe, parts, vit)
     return model if recipe.mask.ratio else model.to(memory_format=torch.channels_last)
 

@@ -15,8 +15,8 @@ from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import report
 from hgkd_edge.console import console
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.parts import build
-from hgkd_edge.pretrain import pretrain_teacher
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.pretrain import pretrain_teacher
 from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.rundir import write_json
 

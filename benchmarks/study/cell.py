@@ -13,6 +13,9 @@ from torch import Tensor
 from benchmarks.study.protocols import PROTOCOLS
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distill import distill
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.weights import load_vit_weights
 from hgkd_edge.evaluate import score_features
 from hgkd_edge.finetune import TASKS, finetune
 from hgkd_edge.models.backbone import (
@@ -21,9 +24,7 @@ from hgkd_edge.models.backbone import (
     load_embedding_net,
     save_backbone,
 )
-from hgkd_edge.models.batchnorm import recalibrate_batchnorm
-from hgkd_edge.models.teacher import Teacher, load_vit_weights
-from hgkd_edge.parts import build
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify

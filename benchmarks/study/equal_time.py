@@ -29,10 +29,11 @@ from benchmarks.study.arms import SPARK
 from benchmarks.study.cell import score_cell
 from benchmarks.study.protocols import fresh, training_photos
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import Distilling, make_model, make_teacher
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.setup import make_model, make_teacher
+from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws
 from hgkd_edge.engine.setup import resolve_precision
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.rundir import write_json
 

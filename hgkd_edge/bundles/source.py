@@ -20,9 +20,9 @@ from exporters.onnx_info import OnnxInfo, onnx_info, require_image_input
 from hgkd_edge import __version__
 from hgkd_edge.console import printable
 from hgkd_edge.data.names import readable
+from hgkd_edge.distillation.license import forbids_commerce
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
-from hgkd_edge.models.teacher import forbids_commerce
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import SUPPRESSION
 

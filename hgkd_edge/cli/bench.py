@@ -89,8 +89,7 @@ def bench(
     from hgkd_edge.bench.options import BenchOptions, parse_counts
 
     if compare is not None:
-        _compare(*compare, as_json=as_json)
-        return
+        return _compare(*compare, as_json=as_json)
     options = BenchOptions(
         models=tuple(models or ()),
         device=device,

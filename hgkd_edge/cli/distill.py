@@ -12,7 +12,7 @@ from hgkd_edge.cli.output import at_work, next_line, say, show
 from hgkd_edge.processes import on_main
 
 if TYPE_CHECKING:
-    from hgkd_edge.parts import Parts
+    from hgkd_edge.distillation.parts import Parts
     from hgkd_edge.recipe import Recipe
     from hgkd_edge.rundir import RunDir
 
@@ -48,7 +48,8 @@ def distill(
                 folder.require_resumable()
             return loaded, folder, folder.is_distilled
         # torch comes here: a mistyped name need not wait for it
-        from hgkd_edge.parts import build, require_data
+        from hgkd_edge.data.sources import require_data
+        from hgkd_edge.distillation.parts import build
 
         require_data(loaded.data)  # before any weights are downloaded
         parts = build(loaded)  # a recipe that cannot work leaves no folder behind

@@ -13,7 +13,7 @@ def pretrain(
 ) -> None:
     """Train only a recipe's teacher, without labels; `distill` does it by itself.
 
-    Stopped, the same command goes on. Example: hgkd-edge pretrain demo-teacher
+    If it is stopped, the same command resumes it. Example: hgkd-edge pretrain demo-teacher
     """
     from hgkd_edge.errors import RecipeError
     from hgkd_edge.recipe import find_recipe, load_recipe
@@ -25,8 +25,8 @@ def pretrain(
             hint="--set teacher.weights=pretrain",
         )
     from hgkd_edge.data.sources import open_splits
-    from hgkd_edge.parts import build
-    from hgkd_edge.pretrain import pretrain_teacher
+    from hgkd_edge.distillation.parts import build
+    from hgkd_edge.distillation.pretrain import pretrain_teacher
 
     parts = build(loaded)
     source = open_splits(loaded.data)["train"]

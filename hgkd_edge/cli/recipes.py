@@ -52,7 +52,8 @@ def validate(
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides or ())
-    from hgkd_edge.parts import build, require_data
+    from hgkd_edge.data.sources import require_data
+    from hgkd_edge.distillation.parts import build
 
     parts = build(loaded, download=False)
     require_data(loaded.data)

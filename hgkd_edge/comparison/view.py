@@ -30,7 +30,8 @@ def comparison_lines(found: Comparison, plot: Path | None = None) -> Iterator[Re
     yield from (Text(line, style="dim") for line in _legend(found))
     yield from (Text(f"warning: {line}", style="yellow") for line in found.warnings)
     yield from (Text(f"skipped: {line}", style="dim") for line in found.remarks)
-    if any(not group.on.device for group in found.groups):
+    untimed = [row for group in found.groups if not group.on.device for row in group.rows]
+    if any(row.runner != "torch" for row in untimed):  # `bench` times exported files
         yield "to measure the rest on this machine: hgkd-edge compare --measure"
     if plot is not None:
         yield f"plot: {plot}"

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from hgkd_edge.console import warn
-from hgkd_edge.engine.task import Inputs
+from hgkd_edge.engine.training import Inputs
 
 __all__ = ["Capturing", "CudaGraphs", "GraphedPass", "Outputs", "Work", "graphed_pass"]
 

@@ -18,7 +18,7 @@ from hgkd_edge.console import track_steps, warn
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.checkpoint import mend_for
-from hgkd_edge.engine.task import Workplace
+from hgkd_edge.engine.training import Workplace
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.files import atomic_write, open_regular
 from hgkd_edge.parsing import MAX_LOG_BYTES, parse_json, read_file

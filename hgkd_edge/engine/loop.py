@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from hgkd_edge.console import console
 from hgkd_edge.data.decode import read_ahead
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine.batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
 from hgkd_edge.engine.exchange import average_gradients, same_start
 from hgkd_edge.engine.graph import graphed_pass
@@ -24,7 +23,8 @@ from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
-from hgkd_edge.engine.task import Draws, Inputs, Task, Workplace
+from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
+from hgkd_edge.engine.training import Draws, Inputs, Training, Workplace
 from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
@@ -35,7 +35,7 @@ STOP, NORM = "stop", "gradient norm"  # figures of an update next to the model's
 
 
 def train(
-    task: Task,
+    training: Training,
     source: ImageSource,
     config: TrainConfig,
     *,
@@ -45,10 +45,10 @@ def train(
     resume: bool = False,
     until: int | None = None,
 ) -> nn.Module:
-    """Train `task.model` on the photos of a source, alone or as one of several processes.
+    """Train `training.model` on the photos of a source, alone or as one of several processes.
 
     Args:
-        task: The model and how a batch becomes its inputs.
+        training: The model and how a batch becomes its inputs.
         source: Training photos.
         config: The recipe's `train` section.
         seed: Seeds photo order and random numbers.
@@ -67,7 +67,7 @@ def train(
         RunError: The checkpoint to go on from cannot be used.
         RecipeError: The batch does not divide among processes and accumulation steps.
     """
-    loop = _Loop(task, source, config, seed=seed, place=place, label=label)
+    loop = _Loop(training, source, config, seed=seed, place=place, label=label)
     loop.last_step = loop.total_steps if until is None else min(until, loop.total_steps)
     return loop.run(resume=resume)
 
@@ -77,7 +77,7 @@ class _Loop:
 
     def __init__(
         self,
-        task: Task,
+        training: Training,
         source: ImageSource,
         config: TrainConfig,
         *,
@@ -85,14 +85,14 @@ class _Loop:
         place: Workplace,
         label: str,
     ) -> None:
-        self.task, self.source, self.config = task, source, config
+        self.training, self.source, self.config = training, source, config
         self.seed, self.place, self.label = seed, place, label
         self.accelerator = make_accelerator(config, place)
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
         self.batch_size = _batch_size(config, len(source), self.world, key=place.batch_key)
         self.batches_per_epoch = len(source) // self.batch_size
-        self.steps_per_epoch = self.batches_per_epoch * task.updates_per_batch
+        self.steps_per_epoch = self.batches_per_epoch * training.updates_per_batch
         self.total_steps = config.epochs * self.steps_per_epoch
         self.step, self.last_step = 0, self.total_steps
         self.stop, self.told_to_stop = StopFlag(), False
@@ -103,7 +103,7 @@ class _Loop:
 
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
-        model = task.model.to(self.accelerator.device)
+        model = training.model.to(self.accelerator.device)
         options: dict[str, Any] = {"betas": (0.9, 0.95)}
         if config.optimizer == "adamw":  # one pass over the weights; LAMB has no such form
             options["fused"] = True
@@ -114,13 +114,13 @@ class _Loop:
             config.optimizer,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            layer_decay=task.layer_decay,
+            layer_decay=training.layer_decay,
             **options,
         )
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.after = Snapshot(model) if self.late else model  # what the average is taken from
         self.synced = config.sync_batchnorm and self.world > 1
-        wanted = config.graph == "auto" and task.capturable
+        wanted = config.graph == "auto" and training.capturable
         self.graphed = graphed_pass(
             self._pass, model, self.accelerator, wanted=wanted, exchanges=self.synced
         )
@@ -153,7 +153,7 @@ class _Loop:
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
 
     def _run_batches(self) -> None:
-        order = self._order(first=self.step // self.task.updates_per_batch)
+        order = self._order(first=self.step // self.training.updates_per_batch)
         begin = time.perf_counter()
         with contextlib.closing(read_ahead(self._load_batch, order)) as batches:
             for images, labels, photos in batches:
@@ -203,7 +203,7 @@ class _Loop:
         with self.accelerator.autocast():
             updates = [
                 tuple(_channels_last(each) for each in inputs)
-                for inputs in self.task.inputs(images, labels, draws)
+                for inputs in self.training.inputs(images, labels, draws)
             ]
         return [self._update(inputs) for inputs in updates][-1]
 

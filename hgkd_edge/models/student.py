@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hgkd_edge.models.decoder import Decoder
-from hgkd_edge.sparse import SparseEncoder
+from hgkd_edge.sparse import SparseEncoder, densify
 
-__all__ = ["Prediction", "Student", "token_stride"]
+__all__ = ["Prediction", "Student", "dense_copy", "token_stride"]
 
 
 class Prediction(NamedTuple):
@@ -114,3 +115,8 @@ def _head(width: int, out: int, *, kind: str) -> nn.Module:
 def token_stride(reductions: Sequence[int], teacher_patch: int) -> int:
     """The student's stride nearest to the teacher's patch: the grid on which the two meet."""
     return min(reductions, key=lambda r: max(r / teacher_patch, teacher_patch / r))
+
+
+def dense_copy(encoder: SparseEncoder) -> nn.Module:
+    """The plain network with the encoder's weights, which is still to be trained or judged."""
+    return densify(copy.deepcopy(encoder))

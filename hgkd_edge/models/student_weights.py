@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from hgkd_edge.console import console
-from hgkd_edge.errors import RecipeError
-from hgkd_edge.models.backbone import create_timm_model
+from hgkd_edge.models.backbone import create_published, create_timm_model
 from hgkd_edge.models.checkpoint import fitting_weights
 from hgkd_edge.recipe import StudentConfig
 
@@ -22,15 +20,14 @@ def published_student(config: StudentConfig) -> nn.Module:
     Raises:
         RecipeError: timm has no weights for it, or they cannot be downloaded.
     """
-    own: dict[str, Any] = {"num_classes": 0, "pretrained": True}
-    try:
-        return create_timm_model("student.name", config.name, config.args, **own)
-    except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
-        raise RecipeError(
-            f"student.name = '{config.name}': its weights cannot be downloaded "
-            f"({type(error).__name__})",
-            hint="without a network use student.weights 'path' (a local file) or 'none'",
-        ) from error
+    return create_published(
+        "student.name",
+        config.name,
+        config.args,
+        asked="student.weights = 'hub'",
+        instead="student.weights 'path' (a local file) or 'none'",
+        num_classes=0,
+    )
 
 
 def initial_weights(config: StudentConfig, path: Path) -> dict[str, Tensor]:

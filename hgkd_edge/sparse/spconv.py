@@ -29,11 +29,6 @@ def krsc(weight: Tensor) -> Tensor:
     return weight.permute(0, 2, 3, 1).contiguous()
 
 
-def oihw(weight: Tensor) -> Tensor:
-    """KRSC `[O, k, k, C]` -> OIHW `[O, C, k, k]`."""
-    return weight.permute(0, 3, 1, 2).contiguous()
-
-
 @contextlib.contextmanager
 def _one_cpu_thread(device: torch.device) -> Iterator[None]:
     """On several threads spconv's CPU build (2.3.8) loses sums, differently from run to run."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from exporters.runners import Outputs
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Task
+from hgkd_edge.engine import Training
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.parsing import brief, parse_json
@@ -82,7 +82,7 @@ class VisionTask(Protocol):
 
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
-    ) -> Task:
+    ) -> Training:
         """What the engine trains; its `model.network` is `network`."""
         ...
 

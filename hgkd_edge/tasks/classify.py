@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize, random_view
 from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabelled
-from hgkd_edge.engine import Draws
+from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
 from hgkd_edge.probe import linear_probe
@@ -52,10 +52,10 @@ class Classification:
 
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
-    ) -> ClassifyTask:
+    ) -> ClassifyTraining:
         if config.classify.probe_first and config.init != "scratch":
             self._start_from_probe(network, card, source)
-        return ClassifyTask(network, card, source, config)
+        return ClassifyTraining(network, card, source, config)
 
     @torch.no_grad()
     def _start_from_probe(self, network: nn.Module, card: ModelCard, source: ImageSource) -> None:
@@ -110,11 +110,8 @@ class Classification:
         return scores
 
 
-class ClassifyTask:
-    """Engine task: augmented, perhaps mixed photos and their soft labels."""
-
-    updates_per_batch = 1
-    capturable = False
+class ClassifyTraining(Training):
+    """Training: augmented, perhaps mixed photos and their soft labels."""
 
     def __init__(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig

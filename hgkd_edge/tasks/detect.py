@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.data.annotations import open_boxes
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Draws
+from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Detector
 from hgkd_edge.tasks.answers import THRESHOLD, Detection, box_iou, select_boxes
 from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
@@ -49,8 +49,8 @@ class ObjectDetection(PyramidTask):
 
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
-    ) -> DetectTask:
-        return DetectTask(network, card, config)
+    ) -> DetectTraining:
+        return DetectTraining(network, card, config)
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
@@ -95,11 +95,8 @@ class ObjectDetection(PyramidTask):
         return scores
 
 
-class DetectTask:
-    """Engine task: random views of photos and their boxes."""
-
-    updates_per_batch = 1
-    capturable = False
+class DetectTraining(Training):
+    """Training: random views of photos and their boxes."""
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = DetectLoss(network)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import Draws
+from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Segmenter
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
@@ -53,8 +53,8 @@ class Segmentation(PyramidTask):
 
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
-    ) -> SegmentTask:
-        return SegmentTask(network, card, config)
+    ) -> SegmentTraining:
+        return SegmentTraining(network, card, config)
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
@@ -95,11 +95,8 @@ class Segmentation(PyramidTask):
         return scores
 
 
-class SegmentTask:
-    """Engine task: random views of photos and their label maps."""
-
-    updates_per_batch = 1
-    capturable = False
+class SegmentTraining(Training):
+    """Training: random views of photos and their label maps."""
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = SegmentLoss(network)

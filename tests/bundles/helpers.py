@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import recalibrate_batchnorm
 from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, create_features, save_backbone
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from tests.tasks.helpers import SAMPLES

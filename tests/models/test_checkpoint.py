@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hgkd_edge.distillation.weights import load_vit_weights
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.models.teacher import load_vit_weights
 
 State = dict[str, Tensor]
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48}

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hgkd_edge.distill import distill
+from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import BackboneSpec, create_features, save_backbone
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify

@@ -11,19 +11,15 @@ from torch import nn
 
 from hgkd_edge.data.augment import IMAGENET_MEAN
 from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distillation.license import forbids_commerce
+from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.pretrain import pretrain_teacher
+from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.transformer import create_vit, teacher_patch
+from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.mae import MaskedAutoencoder
-from hgkd_edge.models.teacher import (
-    BUNDLED_TEACHER,
-    Teacher,
-    create_vit,
-    forbids_commerce,
-    load_vit_weights,
-    teacher_patch,
-)
 from hgkd_edge.models.vit import encode_visible, patches_of
-from hgkd_edge.parts import build
-from hgkd_edge.pretrain import pretrain_teacher
 from hgkd_edge.recipe import Recipe, TeacherConfig
 
 SMALL: dict[str, Any] = {"patch_size": 8, "depth": 3, "embed_dim": 48, "num_classes": 0}
@@ -410,7 +406,9 @@ def test_a_teacher_trained_here_sees_photos_as_it_saw_them_in_its_training(
     parts, source = build(recipe), open_splits(recipe.data)["train"]
     seen: list[torch.Tensor] = []
     forward = MaskedAutoencoder.forward
-    monkeypatch.setattr("hgkd_edge.pretrain.random_view", lambda images, *_, **__: images / 255)
+    monkeypatch.setattr(
+        "hgkd_edge.distillation.pretrain.random_view", lambda images, *_, **__: images / 255
+    )
     monkeypatch.setattr(
         MaskedAutoencoder,
         "forward",
@@ -464,11 +462,11 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
 def test_a_licence_that_forbids_commercial_use_is_said(
     capsys: pytest.CaptureFixture[str], file: Path | None
 ) -> None:
-    from hgkd_edge.distill import teacher_origin
+    from hgkd_edge.distillation.license import license_of_weights
 
     vit = create_vit(TeacherConfig(name="vit_base_patch16_224.mae", args={"depth": 1}))
 
-    origin = teacher_origin("vit_base_patch16_224.mae", vit, file=file)
+    origin = license_of_weights("vit_base_patch16_224.mae", vit, file=file)
 
     assert origin["licence"] == "cc-by-nc-4.0"
     said = capsys.readouterr().err.replace("\n", " ")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hgkd_edge.distillation.parts import build
 from hgkd_edge.models.backbone import save_backbone
-from hgkd_edge.parts import build
 from hgkd_edge.recipe import find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify

@@ -28,7 +28,7 @@ from hgkd_edge.predict import predict
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard, save_model
-from hgkd_edge.tasks.classify import Classification, ClassifyTask
+from hgkd_edge.tasks.classify import Classification, ClassifyTraining
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 from tests.engine.helpers import exact_on_a_cpu
@@ -156,7 +156,7 @@ def test_mixed_photos_have_mixed_labels(run: RunDir) -> None:
     source = task.open_splits(config)["train"]
     card = ModelCard("classify", tuple(source.classes), CARD.backbone)
     learner = task.learner(task.create(card), card, source, config)
-    assert isinstance(learner, ClassifyTask)
+    assert isinstance(learner, ClassifyTraining)
     from hgkd_edge.engine import Draws
 
     draws = Draws(torch.Generator().manual_seed(0), 0, 1, torch.device("cpu"))
@@ -346,7 +346,9 @@ def test_weights_of_the_hub_without_a_network_are_one_clear_error(
 
     monkeypatch.setattr(timm, "create_model", offline)
 
-    with pytest.raises(RunError, match="--init timm: weights of 'resnet18' cannot be downloaded"):
+    with pytest.raises(
+        RecipeError, match="--init timm: weights of 'resnet18' cannot be downloaded"
+    ):
         starting_weights(configure(run, "init=timm"))
 
 

@@ -4,6 +4,6 @@ An annotation that is wrong is skipped and reported with its file and line;
 only data of which nothing can be used are an error.
 """
 
-from .sources import open_boxes, open_masks
+from .opening import open_boxes, open_masks
 
 __all__ = ["open_boxes", "open_masks"]

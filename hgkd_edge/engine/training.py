@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from hgkd_edge.data.transfer import to_device
 
-__all__ = ["Draws", "Inputs", "Task", "Workplace"]
+__all__ = ["Draws", "Inputs", "Training", "Workplace"]
 
 Inputs = tuple[Tensor | float, ...]
 
 
-class Task(Protocol):
+class Training(Protocol):
     """What a training verb brings to the loop.
 
     Attributes:
@@ -30,9 +30,9 @@ class Task(Protocol):
     """
 
     model: nn.Module
-    updates_per_batch: int
-    layer_decay: float | None
-    capturable: bool
+    updates_per_batch: int = 1
+    layer_decay: float | None = None
+    capturable: bool = False
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterable[Inputs]:
         """Inputs of the model, one tuple per update: tensors [B, ...], and numbers for all images.

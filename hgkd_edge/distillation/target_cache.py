@@ -18,6 +18,7 @@ from torch import Tensor
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import (
@@ -28,7 +29,6 @@ from hgkd_edge.files import (
     reserve,
     write_json,
 )
-from hgkd_edge.models.teacher import Teacher
 from hgkd_edge.parsing import parse_json, read_text
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe

@@ -1,19 +1,18 @@
-"""A recipe made into networks: everything that can be checked before a photo is read is here."""
+"""A recipe made into networks, with all that can be checked before an image is read."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from hgkd_edge.data.masks import mask_grid, visible_count
-from hgkd_edge.data.shards import shard_files
+from hgkd_edge.distillation.transformer import create_vit, teacher_patch
 from hgkd_edge.engine.setup import check_machine
-from hgkd_edge.errors import DataError, RecipeError
+from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import (
     BackboneSpec,
     create_features,
@@ -24,11 +23,10 @@ from hgkd_edge.models.backbone import (
 from hgkd_edge.models.ibot import require_lightly
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.student_weights import initial_weights, published_student
-from hgkd_edge.models.teacher import create_vit, teacher_patch
-from hgkd_edge.recipe import DataConfig, Recipe
+from hgkd_edge.recipe import Recipe, StudentConfig
 from hgkd_edge.sparse import SparseEncoder, sparsify
 
-__all__ = ["Parts", "build", "require_data"]
+__all__ = ["Parts", "build"]
 
 
 # Arguments of `timm.create_model` that are set here.
@@ -81,44 +79,19 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     for key, path in (("teacher.path", teacher.path), ("student.path", student.path)):
         if path is not None and not path.is_file():
             raise RecipeError(f"{key} = '{path}': no such file")
-    torch.manual_seed(recipe.seed)
-    patch = teacher_patch(create_vit(teacher))
-    every = create_features(student.name, stem_stride=student.stem_stride, args=student.args)
+    with torch.device("meta"):  # their strides are wanted, not their weights
+        patch = teacher_patch(create_vit(teacher))
+        every = create_features(student.name, stem_stride=student.stem_stride, args=student.args)
     reductions = every.feature_info.reduction()  # type: ignore[union-attr,operator]
-    deepest = max(reductions)
-    mask_patch = deepest if recipe.mask.patch == "auto" else recipe.mask.patch
-    if mask_patch % deepest:
-        raise RecipeError(
-            f"mask.patch = {mask_patch}: must be a multiple of the student's deepest stride "
-            f"{deepest}",
-            hint="use auto",
-        )
-    grid = mask_grid(data.size, mask_patch)
-    _check_mask(recipe, grid, mask_patch)
+    mask_patch = _mask_patch(recipe, max(reductions))
     stride = token_stride(reductions, patch)
-    tokens = data.size[0] // stride, data.size[1] // stride
-    if min(tokens) < 2:
-        raise RecipeError(
-            f"data.image_size {data.size}: the teacher's tokens would be {tokens[0]}x{tokens[1]}, "
-            "too few to match",
-            hint=f"use images of at least {2 * stride} px, or a smaller student.stem_stride",
-        )
+    tokens = _token_grid(data.size, stride)
     teacher_size = tokens[0] * patch, tokens[1] * patch
     torch.manual_seed(recipe.seed)  # one to pre-train starts the same whatever the student is
     wanted = download and teacher.weights == "hub" and recipe.loss.feature_weight > 0
     vit = create_vit(teacher, size=teacher_size, pretrained=wanted)
     torch.manual_seed(recipe.seed)  # the student starts the same whatever the teacher drew
-    features = create_features(
-        student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
-    )
-    require_plain_form(features, student.name, student.args)
-    if student.path is not None:
-        fill_features(features, initial_weights(student, student.path))
-    elif student.weights == "hub" and download:
-        fill_features(features, published_student(student).state_dict())
-    backend = "tiles" if student.backend == "auto" else student.backend
-    encoder = sparsify(features, backend=backend)
-    freeze_unused(features)
+    encoder = _encoder(student, stride, download=download)
     config = getattr(every, "pretrained_cfg", {})
     spec = BackboneSpec(
         name=student.name,
@@ -128,32 +101,47 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
         std=tuple(config.get("std", (0.229, 0.224, 0.225))),
         args=student.args,
     )
+    grid = mask_grid(data.size, mask_patch)
     return Parts(encoder, spec, vit, teacher_size, grid, mask_patch, tokens)
 
 
-def require_data(config: DataConfig) -> None:
-    """See that there is something at `data.path`, without reading it.
-
-    A name on the hub can only be looked up with a network: it is taken as it is.
-
-    Raises:
-        DataError: There is nothing.
-    """
-    if config.path is None:
-        return
-    path = config.path.expanduser()
-    if config.source == "webdataset":
-        shard_files(str(config.path))
-    elif not path.exists() and (config.source == "folder" or _is_local(config.path)):
-        raise DataError(
-            f"data.path = '{config.path}': no such file or folder",
-            hint="--set data.path=FOLDER; the rest of the recipe is valid",
+def _mask_patch(recipe: Recipe, deepest: int) -> int:
+    """Side in pixels of a patch that is masked or visible as a whole."""
+    patch = deepest if recipe.mask.patch == "auto" else recipe.mask.patch
+    if patch % deepest:
+        raise RecipeError(
+            f"mask.patch = {patch}: must be a multiple of the student's deepest stride {deepest}",
+            hint="use auto",
         )
+    _check_mask(recipe, mask_grid(recipe.data.size, patch), patch)
+    return patch
 
 
-def _is_local(path: Path) -> bool:
-    """Whether a dataset's path cannot be a name on the hub (`name` or `owner/name`)."""
-    return path.is_absolute() or str(path).startswith(("~", ".")) or len(path.parts) > 2
+def _token_grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of tokens, which are the sites of the student's map of this stride."""
+    tokens = size[0] // stride, size[1] // stride
+    if min(tokens) < 2:
+        raise RecipeError(
+            f"data.image_size {size}: the teacher's tokens would be {tokens[0]}x{tokens[1]}, "
+            "too few to match",
+            hint=f"use images of at least {2 * stride} px, or a smaller student.stem_stride",
+        )
+    return tokens
+
+
+def _encoder(student: StudentConfig, stride: int, *, download: bool) -> SparseEncoder:
+    """The student's sparse encoder with the weights that it starts from."""
+    features = create_features(
+        student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
+    )
+    require_plain_form(features, student.name, student.args)
+    if student.path is not None:
+        fill_features(features, initial_weights(student, student.path))
+    elif student.weights == "hub" and download:
+        fill_features(features, published_student(student).state_dict())
+    encoder = sparsify(features, backend="tiles" if student.backend == "auto" else student.backend)
+    freeze_unused(features)
+    return encoder
 
 
 def _check_machine(recipe: Recipe) -> None:

@@ -24,11 +24,12 @@ from hgkd_edge.data.augment import (
 from hgkd_edge.data.masks import BLOCK_DRAWS, block_masks
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.data.transfer import to_device
-from hgkd_edge.engine import Draws, Inputs, Task, Workplace, resolve_precision, train
+from hgkd_edge.distillation.transformer import require_plain_vit
+from hgkd_edge.distillation.weights import save_vit_weights
+from hgkd_edge.engine import Draws, Inputs, Training, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.ibot import OnlineTokenizer
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
-from hgkd_edge.models.teacher import require_plain_vit, save_vit_weights
 from hgkd_edge.pretrain_settings import IbotConfig, PretrainConfig
 from hgkd_edge.processes import count, on_main
 from hgkd_edge.recipe import Recipe, TrainConfig
@@ -37,12 +38,8 @@ from hgkd_edge.rundir import atomic_write, cache_dir, write_json
 __all__ = ["pretrain_teacher"]
 
 
-class MaskedAutoencoding:
-    """Task: reconstruct masked patches of augmented photos."""
-
-    updates_per_batch = 1
-    capturable = False
-    layer_decay: float | None = None
+class MaskedAutoencoding(Training):
+    """Training: reconstruct masked patches of augmented photos."""
 
     def __init__(self, model: MaskedAutoencoder, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
@@ -54,15 +51,11 @@ class MaskedAutoencoding:
         yield view, draws.uniform(len(images), self.num_tokens)
 
 
-class SelfDistillation:
-    """Task: predict, from views that are masked or small, what the network's average sees.
+class SelfDistillation(Training):
+    """Training: predict, from views that are masked or small, what the network's average sees.
 
     One of the two global views is masked. So every image has masked patches, and every batch.
     """
-
-    updates_per_batch = 1
-    capturable = False
-    layer_decay: float | None = None
 
     def __init__(self, model: OnlineTokenizer, config: IbotConfig, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
@@ -99,12 +92,8 @@ class SelfDistillation:
         return normalize(view, IMAGENET_MEAN, IMAGENET_STD)
 
 
-class LabelTuning:
-    """Task: classify augmented photos by the mean patch token."""
-
-    updates_per_batch = 1
-    capturable = False
-    layer_decay: float | None = None
+class LabelTuning(Training):
+    """Training: classify augmented photos by the mean patch token."""
 
     def __init__(self, model: LabelTuner, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
@@ -124,14 +113,14 @@ def pretrain_teacher(
 ) -> Path:
     """Pre-train a ViT on the training photos, or find it done in the cache.
 
-    Stopped in the middle, the next call goes on from its checkpoint.
+    Stopped in the middle, the next call resumes from its checkpoint.
 
     Args:
         vit: The untrained Transformer; left trained.
         source: Training photos.
         recipe: The whole recipe; its `teacher.pretrain` says how.
         size: Height and width in pixels that the teacher sees.
-        resume_command: What a user types to go on when this is stopped.
+        resume_command: What a user types to resume when this is stopped.
 
     Returns:
         The teacher's weights, `model.safetensors` in the cache, under a hash of all that they
@@ -186,7 +175,7 @@ def _require_several(config: PretrainConfig, photos: int) -> None:
         )
 
 
-def _task(vit: VisionTransformer, recipe: Recipe, size: tuple[int, int]) -> Task:
+def _task(vit: VisionTransformer, recipe: Recipe, size: tuple[int, int]) -> Training:
     """What the teacher learns from images without labels."""
     config = recipe.teacher.pretrain
     if config.objective == "ibot":

@@ -1,0 +1,1 @@
+"""Distillation: what a frozen Transformer infers becomes what a sparse CNN predicts."""

@@ -1,0 +1,73 @@
+"""Whether a distillation works so far: what `distill --check` reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hgkd_edge.confidence import wilson
+from hgkd_edge.data.sources import held_out_split
+from hgkd_edge.distillation.loss import StudentWithLoss
+from hgkd_edge.distillation.score import held_out_if_readable
+from hgkd_edge.distillation.setup import Setup
+from hgkd_edge.models.backbone import EmbeddingNet
+from hgkd_edge.models.recalibrate import recalibrate_batchnorm
+from hgkd_edge.models.student import dense_copy
+from hgkd_edge.probe import embed, knn_top1
+
+__all__ = ["check"]
+
+
+def check(model: StudentWithLoss, setup: Setup, before: nn.Module) -> dict[str, Any]:
+    """Judge a student by its predictions, and by its features where the images are labelled.
+
+    Args:
+        model: As it is now.
+        setup: What it was trained with.
+        before: The dense student that it started from.
+
+    Returns:
+        `held_out` as `held_out_cosine`; where the images are labelled `knn` and `knn_before` top-1
+        of the student and of `before`, and the interval `knn_ci95`; `signs`: one line per sign that
+        it works, `doubts`: one per sign that it does not.
+    """
+    result: dict[str, Any] = {"held_out": held_out_if_readable(model, setup)}
+    signs: list[str] = []
+    doubts: list[str] = []
+    if held := result["held_out"]:
+        low, high = held["gain_ci95"]
+        line = (
+            f"predicts teacher features of {held['photos']} held-out images with cosine "
+            f"{held['student']:.3f}, the mean token with {held['mean_token']:.3f} (difference "
+            f"{low:.3f} to {high:.3f})"
+        )
+        (signs if low > 0 else doubts).append(line)
+    name = held_out_split(setup.splits, labelled=True)
+    if name is not None and setup.source.labelled:
+        now = dense_copy(model.student.encoder)
+        knn, start = (_knn(network, setup, name) for network in (now, before))
+        count = len(setup.splits[name])
+        low, high = wilson(knn, count)
+        result |= {"knn": knn, "knn_before": start, "knn_ci95": (low, high), "split": name}
+        line = (
+            f"k-NN top-1 {100 * knn:.1f} % on {count} {name} images (95 % interval {100 * low:.1f} "
+            f"to {100 * high:.1f} %), {100 * start:.1f} % before distillation"
+        )
+        (signs if low > start else doubts).append(line)
+    return {**result, "signs": signs, "doubts": doubts}
+
+
+def _knn(features: nn.Module, setup: Setup, split: str) -> float:
+    """Top-1 of frozen features on a labelled split, BatchNorm set to whole photos."""
+    train, test = setup.source, setup.splits[split]
+    network = EmbeddingNet(features, setup.parts.spec)
+    recalibrate_batchnorm(network, train, setup.parts.spec)
+    network.eval()
+    return knn_top1(
+        embed(network, train),
+        train.labels,
+        embed(network, test),
+        test.labels,
+        classes=len(train.classes),
+    )

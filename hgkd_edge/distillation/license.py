@@ -1,0 +1,48 @@
+"""The license of published weights: what timm states of it, and what a run says and keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from hgkd_edge.console import console, warn
+
+__all__ = ["forbids_commerce", "license_of_weights", "published_license"]
+
+RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # their texts say so, not their names
+
+
+def license_of_weights(
+    name: str, network: nn.Module, *, file: Path | None = None, role: str = "teacher"
+) -> dict[str, str]:
+    """The license of a network's weights, for the manifest; shown, with a warning where due.
+
+    Args:
+        name: timm's, which says under what license weights are published.
+        network: The network itself.
+        file: Where its weights are from, if not from the hub: then nobody knows whether they are
+            the published ones.
+        role: What it is here, `teacher` or `student`.
+    """
+    license = published_license(network)
+    if not license:
+        return {}
+    said = f"{role}: {name}, license {license}"
+    if file is not None:
+        said = f"{role}: {file}; the published weights of {name} have the license {license}"
+    console.print(said, soft_wrap=True)
+    if forbids_commerce(license):
+        warn(f"{license} forbids commercial use of the {role}'s weights")
+    return {"licence": license}
+
+
+def published_license(network: nn.Module) -> str:
+    """License of the hub's weights as timm states it, '' where it states none."""
+    return getattr(network, "pretrained_cfg", {}).get("license") or ""
+
+
+def forbids_commerce(license: str) -> bool:
+    """Whether a license, as timm calls it, forbids commercial use."""
+    name = license.lower()
+    return "nc" in name.split("-") or "noncommercial" in name or name in RESEARCH_ONLY

@@ -1,0 +1,106 @@
+"""How well a student predicts the teacher's tokens of photos that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hgkd_edge.confidence import mean_interval
+from hgkd_edge.console import warn
+from hgkd_edge.data.augment import center_view, normalize
+from hgkd_edge.data.sources import ImageSource, held_out_split
+from hgkd_edge.distillation.loss import StudentWithLoss
+from hgkd_edge.distillation.setup import Setup
+from hgkd_edge.distillation.views import draw_visible, on_tokens, teacher_views
+from hgkd_edge.engine import Draws
+from hgkd_edge.errors import DataError
+
+__all__ = ["held_out_cosine", "held_out_if_readable", "not_better_than_the_mean"]
+
+SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
+
+
+@torch.inference_mode()
+def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
+    """Cosine similarity of predicted and true teacher tokens on held-out photos.
+
+    At masked sites; at visible ones where the teacher sees no others, and at all where the recipe
+    masks none. Masks have the recipe's highest ratio. The trivial predictor that it is compared
+    with knows the training images' mean token of each place.
+
+    Returns:
+        `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
+        photos), `sites` (masked, visible or all) and `photos`; empty when nothing was held out, or
+        no features were learnt.
+
+    Raises:
+        DataError: Photos that were to be decoded now cannot be read.
+    """
+    recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
+    held_out = held_out_split(setup.splits)
+    if held_out is None or not recipe.loss.feature_weight:
+        return {}
+    model.eval()
+    device = next(model.parameters()).device
+    draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    means, _ = teacher.moments(teacher_views(_sample(setup.source), draws, parts, recipe))
+    places = parts.token_grid[0] * parts.token_grid[1]  # without the row of the whole image
+    mean_token = means[:places]  # [N, D]
+    only_visible = recipe.teacher.view == "visible"
+    ratio = recipe.mask.highest_ratio
+    sites = "visible" if only_visible else "masked" if ratio else "all"
+    ours, trivial, gains = [], [], []
+    for images in _sample(setup.splits[held_out]):
+        view = center_view(images.to(device), size=recipe.data.size)
+        visible = draw_visible(draws, len(view), parts, ratio)
+        tokens = on_tokens(visible, parts)
+        targets = teacher.targets(view, tokens if only_visible else None)[:, :places]
+        predicted = model.student(normalize(view, model.mean, model.std), visible)[0]
+        judged = ~tokens if sites == "masked" else tokens  # [B, N]
+        mine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
+        means = F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)
+        ours.append(mine[judged])
+        trivial.append(means[judged])
+        gains.append(((mine - means) * judged).sum(dim=1) / judged.sum(dim=1))  # [B]
+    return {
+        "student": torch.cat(ours).mean().item(),
+        "mean_token": torch.cat(trivial).mean().item(),
+        "gain_ci95": mean_interval(torch.cat(gains).tolist()),
+        "sites": sites,
+        "photos": min(SAMPLE, len(setup.splits[held_out])),
+    }
+
+
+def held_out_if_readable(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
+    """The training is done: photos that cannot be read any more cost its score and no more."""
+    try:
+        return held_out_cosine(model, setup)
+    except DataError as error:
+        warn(f"no held-out score: {error}")
+        return {}
+
+
+def not_better_than_the_mean(held_out: dict[str, Any]) -> str:
+    """One line that says so when the student predicts no better than the mean token; else ''."""
+    if not held_out:
+        return ""
+    low, high = held_out["gain_ci95"]
+    if low > 0:
+        return ""
+    return (
+        f"the student predicts teacher features no better than the mean token: cosine "
+        f"{held_out['student']:.3f} against {held_out['mean_token']:.3f}, difference "
+        f"{low:.3f} to {high:.3f} (95 % interval over {held_out['photos']} images)"
+    )
+
+
+def _sample(source: ImageSource) -> Iterator[Tensor]:
+    """At most `SAMPLE` photos, evenly spread, in batches uint8 [B, 3, H_canvas, W_canvas]."""
+    count = min(SAMPLE, len(source))
+    spread = torch.linspace(0, len(source) - 1, count, dtype=torch.float64).round().long()
+    for indices in spread.split(256):
+        yield source.images[indices]

@@ -1,0 +1,161 @@
+"""All that a distillation works with, made once from a recipe and its photos."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hgkd_edge.console import warn
+from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.distillation.license import license_of_weights
+from hgkd_edge.distillation.loss import DistillationLoss, StudentWithLoss
+from hgkd_edge.distillation.parts import Parts
+from hgkd_edge.distillation.pretrain import pretrain_teacher
+from hgkd_edge.distillation.target_cache import TargetCache, cached_targets
+from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.views import teacher_views
+from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
+from hgkd_edge.engine import Draws
+from hgkd_edge.files import file_sha256
+from hgkd_edge.models.student import Student
+from hgkd_edge.processes import is_main
+from hgkd_edge.provenance import circumstances, report_photos
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
+
+__all__ = ["Setup", "make_model", "make_teacher", "set_up"]
+
+ALIKE = 0.2  # of `Teacher.standardize`; ordinary photos give .9 and more
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a distillation is made of, the student's weights aside.
+
+    Attributes:
+        recipe: Fully resolved.
+        parts: The two networks, and the grids on which they meet.
+        teacher: With its weights, standardized if the recipe says so.
+        splits: The photos by split.
+        cache: The teacher's targets on disk, if the recipe asks for them.
+    """
+
+    recipe: Recipe
+    parts: Parts
+    teacher: Teacher
+    splits: dict[str, ImageSource]
+    cache: TargetCache | None
+
+    @property
+    def source(self) -> ImageSource:
+        """The training photos."""
+        return self.splits["train"]
+
+
+def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
+    """Open the photos and make the teacher; the run's manifest says what they are.
+
+    Args:
+        recipe: Fully resolved.
+        run: Its folder.
+        parts: The recipe's networks.
+    """
+    splits = open_splits(recipe.data)
+    report_photos(splits)
+    source = splits["train"]
+    if is_main():
+        run.update_manifest(
+            **circumstances(seed=recipe.seed, precision=recipe.train.precision, splits=splits)
+        )
+    origin = _load_teacher(recipe, parts, source, resume_command=run.resume_command)
+    if is_main():
+        run.update_manifest(teacher=origin, student=_student_origin(recipe, parts))
+    teacher = make_teacher(recipe, parts)
+    if recipe.train.compile and recipe.loss.feature_weight:
+        teacher.compile()  # the sparse student gathers by the mask: nothing to compile there
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher.to(device)
+    if recipe.teacher.standardize and recipe.loss.feature_weight:
+        standardize(teacher, source, parts, recipe)
+    cache = cached_targets(teacher, source, recipe) if recipe.teacher.cache else None
+    if cache is not None:
+        teacher.cpu()  # until the student is judged
+    return Setup(recipe, parts, teacher, splits, cache)
+
+
+def make_teacher(recipe: Recipe, parts: Parts) -> Teacher:
+    """The teacher that gives the targets of a recipe's loss, with the weights that `parts` has."""
+    return Teacher(
+        parts.vit,
+        layers=recipe.teacher.layers,
+        size=parts.teacher_size,
+        combine=recipe.teacher.combine,
+        embedding=recipe.loss.embedding_weight > 0,
+    )
+
+
+def make_model(recipe: Recipe, parts: Parts, teacher: Teacher) -> StudentWithLoss:
+    """The student that predicts a teacher's targets, with its loss."""
+    student = Student(
+        parts.encoder,
+        teacher_width=teacher.width,
+        decoder_width=recipe.student.decoder_width,
+        head=recipe.student.head,
+        pixels=recipe.loss.pixel_weight > 0,
+        embedding=recipe.loss.embedding_weight > 0,
+    )
+    loss = DistillationLoss(**recipe.loss.model_dump())
+    return StudentWithLoss(student, loss, mean=parts.spec.mean, std=parts.spec.std)
+
+
+def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Recipe) -> None:
+    """Let the teacher take its statistics from at most 1,024 training photos of a fixed shuffle."""
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:1024]
+    batches = (source.images[indices] for indices in order.split(128))
+    device = next(teacher.parameters()).device
+    draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    varied = teacher.standardize(teacher_views(batches, draws, parts, recipe))
+    if varied < ALIKE:
+        warn(
+            f"the training images hardly differ: of the spread of the teacher's tokens "
+            f"{100 * varied:.0f} % is between images; a student can learn little but that scene"
+        )
+
+
+def _load_teacher(
+    recipe: Recipe, parts: Parts, source: ImageSource, *, resume_command: str
+) -> dict[str, Any]:
+    """Give the teacher's network its weights; what the manifest says of them.
+
+    Untrained where no features are learnt: only its token grid is used.
+    """
+    config, vit = recipe.teacher, parts.vit
+    if not recipe.loss.feature_weight:
+        return {"name": config.name, "weights": "none: loss.feature_weight is 0"}
+    files = {"path": config.path, "bundled": BUNDLED_TEACHER}
+    if config.weights == "pretrain":
+        files["pretrain"] = pretrain_teacher(
+            vit, source, recipe, size=parts.teacher_size, resume_command=resume_command
+        )
+    origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
+    file = files.get(config.weights)
+    if file is not None:
+        load_vit_weights(vit, file)
+        origin |= {"file": str(file), "sha256": file_sha256(file)}
+    if config.weights in ("hub", "path"):
+        origin |= license_of_weights(config.name, vit, file=file)
+    return origin
+
+
+def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+    """What the manifest says of the weights that the student starts from."""
+    config = recipe.student
+    origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
+    if config.path is not None:
+        origin |= {"file": str(config.path), "sha256": file_sha256(config.path)}
+    if config.weights != "none":
+        network = parts.encoder.network
+        origin |= license_of_weights(config.name, network, file=config.path, role="student")
+    return origin

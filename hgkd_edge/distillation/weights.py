@@ -1,0 +1,75 @@
+"""Files of a teacher's weights: read from whoever published them, written as they are kept here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from hgkd_edge.console import console
+from hgkd_edge.errors import RecipeError
+from hgkd_edge.models.checkpoint import fitting_weights
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
+
+__all__ = ["BUNDLED_TEACHER", "load_vit_weights", "save_vit_weights"]
+
+BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
+NORMALIZATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
+
+
+def load_vit_weights(vit: nn.Module, path: Path) -> None:
+    """Load a local checkpoint: timm, official MAE, DINO, or safetensors.
+
+    Position embeddings are resampled to the teacher's grid; decoders and heads are skipped.
+    Weights that were trained here bring the normalization of their photos, which takes the place
+    of the one that timm knows for the teacher's name.
+
+    Raises:
+        RecipeError: The file cannot be read safely, or does not fit the teacher.
+    """
+    state, origin = fitting_weights(vit, path, key="teacher.path")
+    vit.load_state_dict(state)
+    if origin:
+        console.print(f"teacher: {path.name} holds several networks; loaded '{origin}'")
+    known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
+    vit.pretrained_cfg = {**known, **_read_normalization(path)}  # type: ignore[assignment]
+
+
+def save_vit_weights(
+    vit: nn.Module, path: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Write a teacher that was trained here, with the normalization of the photos that it saw."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
+    normalization = json.dumps({"mean": mean, "std": std})
+    save_file(tensors, path, metadata={"format": "pt", NORMALIZATION: normalization})
+
+
+def _read_normalization(path: Path) -> dict[str, Any]:
+    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere.
+
+    Raises:
+        RecipeError: The file's metadata holds something else under their name.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as stored:
+        text = (stored.metadata() or {}).get(NORMALIZATION)
+    if text is None:
+        return {}
+    try:
+        fields = parse_json(text, MAX_SETTINGS_BYTES)
+        found = {key: tuple(float(n) for n in fields[key]) for key in ("mean", "std")}
+        finite = all(len(n) == 3 and all(map(math.isfinite, n)) for n in found.values())
+        if not (finite and min(found["std"]) > 0):
+            raise ValueError(text[:80])
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise RecipeError(
+            f"teacher.path = '{path}': its metadata gives no usable mean and std",
+            hint="train the teacher again: teacher.weights=pretrain",
+        ) from error
+    return found
