@@ -1,4 +1,4 @@
-"""Decoding photos for training: from a JPEG's bytes to the canvas, per second and core.
+"""Decoding images for training: from a JPEG's bytes to the canvas, per second and core.
 
     python -m benchmarks.decode [--images DIR] [--size 224] [--rounds 5] [--json]
 
@@ -6,14 +6,14 @@ Each file is decoded from memory by one thread, the variants interleaved in one 
 
     floor        Pillow's decoder at the coarsest scale that still covers the canvas, nothing else
     ours         what distillation does (`hgkd_edge.data.decode`)
-    exact        what held-out photos and `predict` do: full scale, the input contract's one resize
+    exact        as for held-out images and in `predict`: full scale, the contract's single resize
     pillow       Pillow alone: the same scaled decode, then its own bicubic resize
     torchvision  `torchvision.io.decode_jpeg` at full scale, then torch's resize; `nvjpeg` on a GPU
-    simplejpeg, opencv   where installed: scaled decode, then torch's or OpenCV's resize
+    simplejpeg, opencv   if installed: scaled decode, then torch's or OpenCV's resize
 
-Without `--images`, mosaics of the bundled photos at three sizes stand in for a camera's files: real
-detail at every size, JPEG quality 88. Time is the process's own CPU time (wall clock for `nvjpeg`),
-the fastest of the rounds.
+Without `--images`, mosaics of the bundled images at three sizes replace camera files: real detail
+at every size, JPEG quality 88. Time is the process's CPU time (wall clock for `nvjpeg`), the
+fastest of the rounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Decode = Callable[[bytes], object]
 
 
 def mosaics(width: int, height: int, count: int) -> Iterator[bytes]:
-    """JPEG files made of bundled photos side by side."""
+    """JPEG files made of bundled images, tiled."""
     with zipfile.ZipFile(BUNDLED) as archive:
         names = sorted(archive.namelist())
         photos = [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names[::5]]
@@ -75,7 +75,7 @@ def floor(canvas: Canvas, content: bytes) -> Image.Image:
 
 
 class Ours:
-    """What `hgkd_edge` does: each file goes to its place in a batch."""
+    """What `hgkd_edge` does: each file is decoded to its place in a batch."""
 
     def __init__(self, canvas: Canvas) -> None:
         self.canvas, self.places = canvas, list[np.ndarray]()
@@ -91,7 +91,7 @@ def pillow(canvas: Canvas, content: bytes) -> Image.Image:
 
 
 def resized(canvas: Canvas, pixels: Tensor) -> Tensor:
-    """uint8 [3, H, W] until it covers the canvas."""
+    """Resize uint8 [3, H, W] until it covers the canvas."""
     height, width = pixels.shape[1:]
     scale = max(canvas.height / height, canvas.width / width)
     size = max(canvas.height, round(height * scale)), max(canvas.width, round(width * scale))
@@ -125,7 +125,7 @@ def opencv(canvas: Canvas, content: bytes) -> np.ndarray:
 
 
 def variants(size: int) -> dict[str, Decode]:
-    """What can be measured here, by name."""
+    """The variants available on this machine, by name."""
     margin, contract = (canvas_of(split, (size, size)) for split in ("train", "test"))
     found: dict[str, Decode] = {
         "floor": functools.partial(floor, margin),
@@ -143,7 +143,7 @@ def variants(size: int) -> dict[str, Decode]:
 
 
 def measure(files: list[bytes], decoders: dict[str, Decode], rounds: int) -> dict[str, float]:
-    """Milliseconds per file, the fastest of `rounds` after one of warm-up: other work only adds."""
+    """Milliseconds per file, the fastest of `rounds` after one warm-up."""
     taken: dict[str, list[float]] = {name: [] for name in decoders}
     for turn in range(rounds + 1):
         for name, decode in decoders.items():

@@ -1,11 +1,12 @@
-"""What exporting buys on a CPU: latency of our files beside what a user would do instead.
+"""What exporting gains on a CPU: latency of exported files compared with common alternatives.
 
     python -m benchmarks.export_latency [--models resnet50 ...] [--threads 2] [--json]
 
-Batch 1, all cases of a model open in one process and visited in turn, each round a pair for every
-ratio. Between two cases the process rests: the thread pool of the one before spins for a while in
-wait of more work, and on few cores that alone doubled the time of the next (and made INT8 look
-unsteady). Weights are random, which times do not depend on; INT8 is calibrated on bundled photos.
+Batch size 1. All cases of a model are open in one process and measured in turn, and each round
+gives a pair for every ratio. The process rests between two cases: the previous thread pool spins
+for a while waiting for work. On few cores that alone doubles the time of the next case and makes
+INT8 look unsteady. Weights are random, which does not affect the times; INT8 is calibrated on
+bundled images.
 """
 
 from __future__ import annotations
@@ -23,19 +24,18 @@ import numpy as np
 import timm
 import torch
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.openvino_export import export_openvino
 from exporters.quantize import quantize_int8
-from hgkd_edge.bench.models import ModelFile
-from hgkd_edge.bench.runners import Case, all_runners
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, center_view, normalize
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.recipe import DataConfig
 
 CALIBRATION_PHOTOS = 32
-REST_S = 0.05  # until the other pools have gone to sleep
+REST_S = 0.05  # until the other thread pools are idle
 SETTLE_RUNS = 3
 # (case, base): the ratio shown is time of base / time of case, over 1 is faster.
 PAIRS = [
@@ -50,7 +50,7 @@ PAIRS = [
 
 
 def photos(size: int) -> np.ndarray:
-    """Bundled photos as a network sees them, f32[CALIBRATION_PHOTOS, 3, size, size]."""
+    """Bundled images as network input, f32[CALIBRATION_PHOTOS, 3, size, size]."""
     source = open_splits(DataConfig(source="bundled", image_size=size))["test"]
     chosen = source.images[torch.linspace(0, len(source) - 1, CALIBRATION_PHOTOS).long()]
     view = center_view(chosen, size=(size, size))
@@ -80,27 +80,23 @@ def open_cases(
     model: torch.nn.Module, files: dict[str, Path], image: np.ndarray, threads: int
 ) -> dict[str, Callable[[], Any]]:
     """One complete inference per case: image in, numpy out."""
-    runners, info = all_runners(), onnx_info(files["ours, ort"])
+    info = onnx_info(files["ours, ort"])
 
-    def opened(runner: str, path: Path) -> Callable[[], Any]:
-        feed = onnx_info(path).inputs[0].name if path.suffix == ".onnx" else info.inputs[0].name
-        case = Case(
-            model=ModelFile(path.stem, path, info),
-            feeds={feed: image},
-            batch=1,
-            threads=threads,
-            copies="in",
-            torch_module=model,
-        )
-        return runners[runner].open(case).run
+    def opened(runner: str, source: Path | torch.nn.Module) -> Callable[[], Any]:
+        described = info
+        if isinstance(source, Path) and source.suffix == ".onnx":
+            described = onnx_info(source)
+        feeds = {described.inputs[0].name: image}
+        shapes = {name: array.shape for name, array in feeds.items()}
+        session = runtimes.open(source, runtime=runner, shapes=shapes, threads=threads, exact=False)
+        return session.bind(feeds, "in")
 
     kinds = {".onnx": "ort-cpu", ".xml": "openvino"}
     cases = {name: opened(kinds[path.suffix], path) for name, path in files.items()}
-    ours = files["ours, ort"]
     return {
         **cases,
-        "torch": opened("torch", ours),
-        "torch.compile": opened("torch-compile", ours),
+        "torch": opened("torch", model),
+        "torch.compile": opened("torch-compile", model),
     }
 
 
@@ -124,7 +120,7 @@ def measure(
 
 
 def ratios(medians: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Times faster than the base, round by round: median and extremes."""
+    """Speed-up over the base in each round: median and extremes."""
     found = {}
     for case, base in PAIRS:
         each = medians[base] / medians[case]

@@ -1,11 +1,11 @@
-"""What INT8 costs fine-tuned classifiers: held-out top-1, and how many predictions stay the same.
+"""Accuracy cost of INT8 for fine-tuned classifiers: held-out top-1 and unchanged predictions.
 
     python -m benchmarks.int8_accuracy RUN... [--methods percentile minmax] [--max-drop 0.5]
 
-Every RUN is a folder with a fine-tuned classifier. It is exported as `hgkd-edge export --precision
-int8` does (512 training photos to calibrate on, both flavours; the worst layers in float when
-`--max-drop` says so) and run by ONNX Runtime, and the `cpu` flavour by OpenVINO too, over its whole
-held-out split.
+Every RUN is a folder with a fine-tuned classifier. It is exported like `hgkd-edge export
+--precision int8` does (512 training images for calibration, both flavors; with `--max-drop`, the
+worst layers in float). ONNX Runtime runs the exported files on the whole held-out split, and
+OpenVINO also runs the `cpu` flavor.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from exporters import runtimes
 from exporters.calibrate import METHODS, calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
-from exporters.openvino_export import export_openvino, openvino_runner
+from exporters.openvino_export import export_openvino
 from exporters.quantize import FLAVOURS, quantize_int8
-from exporters.runners import Runner, onnx_runner
+from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.verify import verify
 from hgkd_edge.exportable import Exportable, load_exportable
@@ -33,7 +34,7 @@ from hgkd_edge.rundir import RunDir
 
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
-PROOF_PHOTOS = 64  # as `hgkd-edge export` takes
+PROOF_PHOTOS = 64  # as in `hgkd-edge export`
 BATCH = 64
 
 
@@ -81,11 +82,11 @@ def measure(folder: Path, methods: list[str], max_drop: float | None) -> Iterato
 def _cases(
     subject: Exportable, methods: list[str], max_drop: float | None
 ) -> Iterator[tuple[str, Runner]]:
-    """The float network first."""
+    """Yield the float network first."""
     with tempfile.TemporaryDirectory() as scratch:
         fp32 = Path(scratch) / "fp32.onnx"
         export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
-        yield "fp32", onnx_runner(fp32)
+        yield "fp32", runtimes.open(fp32).run
         images = subject.images("train", CALIBRATION_PHOTOS)
         held_out = subject.images(subject.unseen, PROOF_PHOTOS)
         for method in methods:
@@ -104,20 +105,20 @@ def _cases(
                         ranking=rank_layers(fp32, calibration, few, flavour=flavour),
                         score=subject.score,
                         proof=functools.partial(
-                            verify, onnx_runner(fp32), images=held_out, precision="int8"
+                            verify, runtimes.open(fp32).run, images=held_out, precision="int8"
                         ),
                         max_drop=max_drop,
                         flavour=flavour,
                     )
                     kept = len(bounded.kept_float)
-                yield f"{method}, {flavour}, {kept} in float", onnx_runner(path)
+                yield f"{method}, {flavour}, {kept} in float", runtimes.open(path).run
                 if flavour == "cpu":
                     export_openvino(path, path.with_suffix(".xml"))
-                    yield f"{method}, cpu in OpenVINO", openvino_runner(path.with_suffix(".xml"))
+                    yield f"{method}, cpu in OpenVINO", runtimes.open(path.with_suffix(".xml")).run
 
 
 def _classes(runner: Runner, photos: np.ndarray) -> np.ndarray:
-    """The predicted class of every photo, int64 [N]."""
+    """The predicted class of every image, int64 [N]."""
     parts = [runner(photos[i : i + BATCH]) for i in range(0, len(photos), BATCH)]
     (name,) = parts[0]
     return np.concatenate([part[name].argmax(axis=1) for part in parts])

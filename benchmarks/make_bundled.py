@@ -1,9 +1,9 @@
-"""Make `hgkd_edge/data/bundled/clothing10.zip` from the CC0 clothing set.
+"""Make `hgkd_edge/data/bundled/clothing10.zip` from the CC0 clothing data set.
 
     python -m benchmarks.make_bundled CLOTHING10_DIR
 
-CLOTHING10_DIR holds {train,test}/<class>/*.jpg. Keeps every test photo and a sample of the training
-photos in which every class keeps its share, 2,000 in all, as 96x96 centre crops in WebP.
+CLOTHING10_DIR holds {train,test}/<class>/*.jpg. Keeps every test image and a class-balanced sample
+of the training images, 2,000 in all, as 96x96 center crops in WebP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OUT = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clothin
 
 
 def encode(path: Path) -> bytes:
-    """Centre crop to a square, resize to SIDE pixels, encode as WebP."""
+    """Center crop to a square, resize to SIDE pixels, encode as WebP."""
     with Image.open(path) as image:
         rgb = image.convert("RGB")
     width, height = rgb.size
@@ -35,7 +35,7 @@ def encode(path: Path) -> bytes:
 
 
 def spread(paths: list[Path], count: int) -> list[Path]:
-    """`count` of the sorted paths, evenly spaced, so that every class keeps its share."""
+    """`count` of the sorted paths, evenly spaced, so that class proportions are preserved."""
     return [paths[i * len(paths) // count] for i in range(count)]
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     source = parser.parse_args().source
     test = sorted((source / "test").glob("*/*.jpg"))
     train = spread(sorted((source / "train").glob("*/*.jpg")), TOTAL - len(test))
-    # Stored, not deflated: WebP does not compress further, and reading stays a plain copy.
+    # Stored, not deflated: WebP does not compress further, and reading remains a plain copy.
     with zipfile.ZipFile(OUT, "w", zipfile.ZIP_STORED) as archive:
         for path in train + test:
             name = path.relative_to(source).with_suffix(".webp").as_posix()

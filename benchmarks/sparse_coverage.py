@@ -1,10 +1,10 @@
-"""Which timm models `sparsify` takes, and why it refuses the others.
+"""Which timm models `sparsify` accepts, and why it refuses the others.
 
     python -m benchmarks.sparse_coverage [--match PATTERN] [--max-parameters 30] [--json FILE]
 
-Walks every timm architecture that offers `features_only`, without any weights. "Taken" means that
-`sparsify` proved it equal to the plain network (forward and gradients, everything visible) and to
-the masked reference (random mask).
+Checks every timm architecture that offers `features_only`, without pretrained weights. "Taken"
+means that `sparsify` proved it equal to the plain network (forward and gradients, everything
+visible) and to the masked reference (random mask).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Peak memory of a training step, dense and tiles, each in a process of its own.
+"""Peak memory of a training step, dense and tiles, each in a separate process.
 
     python -m benchmarks.sparse_memory [--model resnet50] [--batch 16] [--ratio 0.6] [--json]
 
-On a CPU the peak is the resident set's high-water mark during three steps, minus what was resident
-before the first (interpreter, libraries, weights, images); gradients of the weights count.
+On a CPU, the peak is the high-water mark of the resident set during three steps, minus its size
+before the first step (interpreter, libraries, weights, images). Gradients of the weights count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pictures of docs/sparse.md.
+"""Draws the figures of docs/sparse.md.
 
     python -m benchmarks.sparse_speed --models resnet50:8 --json \\
         --ratio 0.25 0.4 0.5 0.6 0.7 0.8 0.9 > cost.jsonl
@@ -79,7 +79,7 @@ def _halo(ax: Axes) -> None:
     for i in range(-1, 5):
         for j in range(-1, 5):
             own = 0 <= i < 4 and 0 <= j < 4
-            from_left = i == -1 and 0 <= j < 4  # tile 0 is visible, on the left of tile 1
+            from_left = i == -1 and 0 <= j < 4  # tile 0, left of tile 1, is visible
             colour = SEEN if own else HALO if from_left else HIDDEN
             ax.add_patch(Rectangle((i, j), 1, 1, facecolor=colour, edgecolor="white", lw=1.5))
             if not (own or from_left):
@@ -95,7 +95,7 @@ def _halo(ax: Axes) -> None:
 
 
 def cost(rows: list[dict], path: Path) -> None:
-    """Time of a step against the share of visible patches, with the line through the origin."""
+    """Time of a step by share of visible patches, with the line through the origin."""
     figure, ax = plt.subplots(figsize=(6.4, 4))
     shares = [100 * (1 - row["ratio"]) for row in rows]
     dense = sorted(row["ms"]["dense"] for row in rows)[len(rows) // 2]

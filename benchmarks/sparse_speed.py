@@ -1,11 +1,11 @@
-"""Dense, masked and tiles side by side: a training step of the bare encoder.
+"""Compares dense, masked and tiles: a training step of the bare encoder.
 
     python -m benchmarks.sparse_speed [--models resnet50:8 resnet50:16:bf16] [--json]
 
-Forward and backward through the public API, the three interleaved in one process: building the
-indices and putting the maps back on the grid are inside the measured span. Dense is the plain timm
+Forward and backward pass through the public API, the three interleaved in one process. The measured
+time includes building the indices and putting the maps back on the grid. Dense is the plain timm
 network on the whole image; `dense_cl` is the same in channels-last memory format. The gradients of
-the maps are random and made beforehand, so no loss is measured.
+the maps are random and prepared in advance, so no loss is measured.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def random_visible(batch: int, side: int, ratio: float) -> Tensor:
 
 
 def variants(name: str, batch: int, size: int, ratio: float, device: str) -> dict[str, Step]:
-    """The forward passes to compare, each on a network of its own with the same weights."""
+    """The forward passes to compare, each on a separate network with the same weights."""
     images = torch.randn(batch, 3, size, size, device=device)
     plain = timm.create_model(name, features_only=True).to(device).train()
     tiles = sparsify(copy.deepcopy(plain), "tiles")
@@ -55,7 +55,7 @@ def variants(name: str, batch: int, size: int, ratio: float, device: str) -> dic
 
 
 def measure(steps: dict[str, Step], dtype: str, rounds: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds of each step, `rounds` times after two rounds of warm-up, interleaved."""
+    """Milliseconds of each step, `rounds` times after two warm-up rounds, interleaved."""
     taken: dict[str, list[float]] = {key: [] for key in steps}
     grads: dict[str, list[Tensor]] = {}
     for turn in range(rounds + 2):

@@ -1,11 +1,10 @@
-"""Where a training step's time goes, and what several masks per teacher pass bring.
+"""Where the time of a training step goes, and the gain from several masks per teacher pass.
 
     python -m benchmarks.step [--teacher vit_small_patch16_224] [--student resnet18] [--json]
 
-Every variant is trained through `hgkd_edge.engine.train` on bundled photos, a few batches at a
-time and in turn, so that a change in the machine's mood falls on all. Stopwatches hang on the
-engine's own parts (augmentation, teacher, student, optimizer); `other` is what the engine's log
-counts beyond them.
+Every variant is trained through `hgkd_edge.engine.train` on bundled images, a few batches at a time
+and in turn, so that changes in machine load affect all variants. The engine's own parts are timed
+(augmentation, teacher, student, optimizer); `other` is the rest of the time in the engine's log.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Stopwatch:
-    """Seconds by part, added up; on a GPU each reading waits for it."""
+    """Seconds by part, accumulated; on a GPU each reading waits for the device."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -73,7 +72,7 @@ class Stopwatch:
         self.begun = now
 
     def around(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, its time counted to `part`."""
+        """`call`, with its time added to `part`."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             self.start()
@@ -86,7 +85,7 @@ class Stopwatch:
 
 @contextlib.contextmanager
 def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
-    """Hang a stopwatch on every part of a training step."""
+    """Time every part of a training step."""
     watch = Stopwatch()
     view, update = augment.random_view, ModelEmaV3.update
     visible = Teacher.forward_visible
@@ -97,7 +96,7 @@ def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
         task.teacher.register_forward_pre_hook(watch.start),
         task.teacher.register_forward_hook(lambda *_: watch.stop("teacher")),
         task.model.register_forward_pre_hook(watch.start),
-        # Forward, backward and clipping: the student's part ends where the optimizer's begins.
+        # Forward, backward and clipping: the student's part ends where the optimizer's starts.
         register_optimizer_step_pre_hook(lambda *_: watch.stop("student")),
         register_optimizer_step_post_hook(lambda *_: watch.stop("optimizer")),
     ]
@@ -112,7 +111,7 @@ def stopwatches(task: Distilling) -> Iterator[Stopwatch]:
 
 
 def make_task(recipe: Recipe) -> Distilling:
-    """The task as `distill` makes it, with an untrained teacher: the time is the same."""
+    """The task as in `distill`, with an untrained teacher, which does not affect the time."""
     parts = build(recipe, download=False)
     teacher = make_teacher(recipe, parts)
     if recipe.train.compile:
@@ -142,7 +141,7 @@ def run(recipe: Recipe, task: Distilling, source: ImageSource) -> dict[str, floa
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds by part of every variant, and updates a second."""
+    """Median seconds by part for every variant, and updates per second."""
     base: dict[str, Any] = {
         "name": "step",
         "data": {"source": "bundled", "image_size": arguments.size},
@@ -155,7 +154,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "warmup_epochs": 0,
             "trackers": [],
             "precision": arguments.precision,
-            "graph": "off",  # a stopwatch cannot look into one; benchmarks/gpu.sh measures graphs
+            "graph": "off",  # parts of a graph cannot be timed; see benchmarks/gpu.sh
         },
     }
     recipes = {

@@ -1,9 +1,9 @@
-"""What ONNX Runtime needs to see in a graph before its INT8 kernels pay on a CPU.
+"""Graph rewrites that make ONNX Runtime's INT8 kernels worthwhile on a CPU.
 
-Both rules were found by measuring (`python -m benchmarks.export_latency`): a mean over H and W has
-no integer kernel, but the same mean written as GlobalAveragePool has one, and stays in the layout
-of the convolutions; and an Add or Mul with a constant (a bias, the inside of a GELU, a layer scale)
-is cheaper fused in float than rounded to integers before and after.
+Both rules come from measurements (`python -m benchmarks.export_latency`). A mean over H and W has
+no integer kernel; the same mean written as GlobalAveragePool has one and keeps the layout of the
+convolutions. An Add or Mul with a constant (a bias, the inside of a GELU, a layer scale) is cheaper
+fused in float than rounded to integers before and after.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pool_as_operator(model: onnx.ModelProto) -> None:
 
 
 def float_arithmetic(model: onnx.ModelProto) -> list[str]:
-    """Names of the Add and Mul nodes to leave in float: with a constant, or behind such a one."""
+    """Names of the Add and Mul nodes to keep in float: with a constant, or after such a node."""
     graph = model.graph
     constant = {tensor.name for tensor in graph.initializer}
     constant |= {node.output[0] for node in graph.node if node.op_type == "Constant"}

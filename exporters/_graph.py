@@ -37,9 +37,9 @@ def module_of(node_name: str) -> str:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put every node after those it reads, as ONNX wants it; otherwise the order stays.
+    """Put every node after the nodes it reads, as ONNX requires; otherwise keep the order.
 
-    For graphs that had nodes appended at the end, so what has to move is never deep.
+    For graphs with nodes appended at the end, so few nodes have to move.
     """
     makers = {output: index for index, node in enumerate(graph.node) for output in node.output}
     ordered: list[int] = []
@@ -62,8 +62,8 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _owner_of_weight(node: onnx.NodeProto, weights: set[str]) -> str:
-    # A batch norm folded into its convolution leaves the norm's scope on the node; the weight
-    # still says which convolution it is. (Other layers' weights may be shared when equal.)
+    # A batch norm folded into its convolution leaves the norm's scope on the node. The weight still
+    # identifies the convolution. (Other layers may share equal weights.)
     if node.op_type in WEIGHTED:
         for name in node.input[1:2]:
             if name in weights and name.endswith(".weight"):

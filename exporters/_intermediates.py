@@ -1,4 +1,4 @@
-"""Looking inside an ONNX graph: the value of every floating-point tensor for given images."""
+"""Compute every floating-point tensor inside an ONNX graph for given images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .onnx_info import exposed, graph_inputs, open_session
+from .onnx_info import exposed, graph_inputs
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -25,12 +26,11 @@ def intermediate_values(model: onnx.ModelProto, images: np.ndarray) -> dict[str,
         f32 arrays by tensor name, outputs of the graph included, weights not.
     """
     inside = (name for node in model.graph.node for name in node.output)
-    session = open_session(exposed(model, inside).SerializeToString(), optimise=False)
+    session = OrtSession(exposed(model, inside).SerializeToString(), optimize=False)
     feed = graph_inputs(model)[0]
-    names = [output.name for output in session.get_outputs()]
-    results = session.run(names, {feed.name: images.astype(feed.dtype, copy=False)})
+    results = session.infer({feed.name: images.astype(feed.dtype, copy=False)})
     return {
         name: result.astype(np.float32)
-        for name, result in zip(names, results, strict=True)
+        for name, result in results.items()
         if np.issubdtype(result.dtype, np.floating)
     }

@@ -1,6 +1,6 @@
-"""Trying a freshly written ONNX file: static checks, then runs at several shapes.
+"""Test a new ONNX file: static checks, then runs at several shapes.
 
-A frozen axis passes every static check, so each free one is tried with other values than traced.
+A frozen axis passes every static check, so each free axis is run with sizes other than the traced.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import ConversionFailed, reason_of
-from .onnx_info import open_session
+from .runtimes.ort import OrtSession
 
 __all__ = ["check_graph", "try_shapes"]
 
@@ -23,7 +23,7 @@ _TALLER, _WIDER = 32, 64  # multiples of the deepest stride, and not equal
 
 
 def check_graph(path: Path) -> None:
-    """Hold the file against ONNX's own rules, shapes included.
+    """Check the file with ONNX's own checker, shapes included.
 
     Raises:
         ConversionFailed: The graph is invalid.
@@ -42,7 +42,7 @@ def check_graph(path: Path) -> None:
 def try_shapes(
     path: Path, model: nn.Module, input_size: tuple[int, int, int], *, free: Collection[str]
 ) -> None:
-    """Run the file at every shape its free axes promise, and compare the outputs' shapes.
+    """Run the file at several sizes of its free axes, and compare the outputs' shapes.
 
     Args:
         path: The ONNX file.
@@ -51,24 +51,24 @@ def try_shapes(
         free: Names of its free axes among `batch`, `height`, `width`.
 
     Raises:
-        ConversionFailed: An axis is not as free as the file says.
+        ConversionFailed: An axis that the file declares free is not free.
     """
     channels, height, width = input_size
     shapes = [(batch, *input_size) for batch in (_BATCHES if "batch" in free else (1,))]
     if "height" in free:
         shapes.append((1, channels, height + _TALLER, width + _WIDER))
-    session = open_session(path)
+    session = OrtSession(path)
     for shape in shapes:
         images = np.zeros(shape, np.float32)
         try:
             with torch.no_grad():
                 outputs = model(torch.from_numpy(images))
-            results = session.run(None, {session.get_inputs()[0].name: images})
-        except Exception as error:  # the model's own, or onnxruntime's, which have no common base
+            results = session.infer({session.input.name: images})
+        except Exception as error:  # from the model or from onnxruntime; no common base class
             raise _frozen(shape, reason_of(error)) from error
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         wanted = [tuple(output.shape) for output in outputs]
-        found = [result.shape for result in results]
+        found = [result.shape for result in results.values()]
         if found != wanted:
             raise _frozen(shape, f"outputs are {found}, not {wanted}")
 

@@ -1,10 +1,10 @@
 """Opset 18 -> 17, for the few operators whose form changed.
 
-PyTorch's exporter speaks opset 18 and up; TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) read up to 17.
-That matters beyond a refusal: an opset-18 reduction carries its axes as an input, which those
-releases ignored, so the engine built without complaint and computed something else
-(NVIDIA/TensorRT issue 3467). `onnx.version_converter` cannot make this step for reductions
-(it leaves `noop_with_empty_axes` behind), so it is made here. Newer releases read opset 17 as well.
+PyTorch's exporter writes opset 18 and up; TensorRT 8.5 and 8.6 (JetPack 5 and 6.0) read up to 17.
+Newer files are not always rejected: an opset-18 reduction carries its axes as an input, which those
+releases ignore, so the engine builds without an error and computes wrong values (NVIDIA/TensorRT
+issue 3467). `onnx.version_converter` cannot convert reductions (it leaves `noop_with_empty_axes`
+behind), so this module does. Newer releases read opset 17 as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def lower_to_opset17(model: onnx.ModelProto) -> list[str]:
     """Rewrite an opset-18 model in place.
 
     Returns:
-        The nodes that have no opset-17 form; when there are any, the model is left untouched.
+        The nodes that have no opset-17 form; when there are any, the model is not changed.
     """
     constants = _integer_constants(model)
     blocked = [
@@ -63,11 +63,11 @@ def _blocks(node: onnx.NodeProto, constants: dict[str, list[int]]) -> bool:
     if node.op_type in _ONLY_IN_18:
         return True
     if node.op_type in _REDUCTIONS and len(node.input) > 1 and node.input[1]:
-        return node.input[1] not in constants  # axes known only when running
+        return node.input[1] not in constants  # axes known only at run time
     if node.op_type == "Pad":
         return len(node.input) > 3 and bool(node.input[3])
     if node.op_type == "Split":
-        # Opset 17 splits evenly without being told how many; an uneven split needs its sizes.
+        # Opset 17 splits evenly by default; an uneven split needs its sizes.
         return len(node.input) < 2 and any(a.name == "num_outputs" for a in node.attribute)
     if node.op_type == "Resize":
         return any(a.name in _NEW_ATTRIBUTES["Resize"] and _is_set(a) for a in node.attribute)

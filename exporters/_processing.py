@@ -157,11 +157,11 @@ class Suppression:
     """Non-maximum suppression, class by class, in each image.
 
     Args:
-        threshold: A box whose score is not above this is no object.
+        threshold: A box whose score is not above this is discarded.
         overlap: A box that overlaps a better one of its class by more (as IoU) is dropped.
-        candidates: Boxes that are looked at: those with the best scores. A box counts once for
+        candidates: Number of boxes considered: those with the best scores. A box counts once for
             every class.
-        limit: Largest number of boxes of an image, of all classes together.
+        limit: Largest number of boxes per image, over all classes.
     """
 
     threshold: float
@@ -173,10 +173,11 @@ class Suppression:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best boxes of each image, for a program that suppresses them itself.
+    """The best boxes of each image, for a program that does its own suppression.
 
     Args:
-        candidates: Boxes given: those with the best scores. A box counts once for every class.
+        candidates: Number of boxes returned: those with the best scores. A box counts once for
+            every class.
         placed: Height and width that the frame takes on the network's input.
     """
 
@@ -205,7 +206,7 @@ def postprocessing_constants(
             "post_overlap": np.array([rule.overlap], np.float32),
             "post_least": np.array([rule.threshold], np.float32),
         }
-    if isinstance(anchors, int):  # older releases of TensorRT need it fixed
+    if isinstance(anchors, int):  # older TensorRT releases need a fixed size
         count = min(rule.candidates, anchors * classes)
         constants["post_candidates"] = np.array([count])
     else:
@@ -219,7 +220,7 @@ def postprocessing_constants(
 
 
 # For frames of any size: where each pixel of the input lies in the frame, and the triangle filter
-# around that place. `exporters.resize` computes the same from sizes known beforehand.
+# around that place. `exporters.resize` computes the same from sizes known in advance.
 _SCALED = """
     {axis}_across = Mul (pre_int_{axis}, pre_int_{other}_target)
     {axis}_scaled = Div ({axis}_across, pre_int_{other})
@@ -321,7 +322,7 @@ def preprocessing_constants(
     """The constants that the graph of `preprocessing_graph` reads.
 
     Raises:
-        ExportError: An unknown geometry, or planes of no fixed size.
+        ExportError: An unknown geometry, or planes without a fixed size.
     """
     if preprocessing.planes and preprocessing.frame is None:
         raise ExportError("planes need the size of the frames", hint="give the frame's size")

@@ -1,10 +1,10 @@
 """Residual sums in a TensorRT INT8 graph.
 
 TensorRT runs `conv -> add -> relu` as one INT8 kernel when the *other* operand of the sum arrives
-quantised. A skip branch is usually the input of a quantised layer too (the first convolution of the
-block): the sum then reads that layer's dequantised tensor, so both share one scale and one Q/DQ
-pair. A projection (downsample) branch gets a pair of its own. The convolution's own output is left
-alone; a pair there would break the fusion.
+quantized. A skip branch is usually the input of a quantized layer too (the first convolution of the
+block): the sum then reads that layer's dequantized tensor, so both share one scale and one Q/DQ
+pair. A projection (downsample) branch gets its own pair. The convolution's own output gets no pair:
+it would break the fusion.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> i
 def _dequantised_tensors(
     graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]
 ) -> dict[str, str]:
-    """Float activation -> its value after quantise and dequantise, where there is such a pair."""
+    """Float activation -> its value after quantize and dequantize, where there is such a pair."""
     weights = {tensor.name for tensor in graph.initializer}
     found = {}
     for node in graph.node:
@@ -66,7 +66,7 @@ def _dequantised_tensors(
 def _skip_operand(
     node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], dequantised: dict[str, str]
 ) -> int:
-    """Which operand is the skip branch: the one already quantised, else the later-listed one."""
+    """Which operand is the skip branch: the one already quantized, else the later-listed one."""
     for index in (1, 0):
         maker = makers.get(node.input[index])
         if node.input[index] in dequantised and (maker is None or maker.op_type != "Conv"):

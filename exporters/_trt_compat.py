@@ -57,18 +57,18 @@ class Flavour:
 
 @dataclass(frozen=True)
 class Typing:
-    """How a network is told its precision: strictly by its tensor types, or by builder flags."""
+    """How a network's precision is set: strictly by its tensor types, or by builder flags."""
 
     strongly_typed: bool
     fp16: bool = False
     int8: bool = False
 
     def network_options(self) -> dict[str, bool]:
-        """What Polygraphy is told when it makes the network; TensorRT 8 knows no strong typing."""
+        """Polygraphy's network flags; TensorRT 8 has no strong typing."""
         return {"strongly_typed": True} if self.strongly_typed else {}
 
     def builder_options(self) -> dict[str, bool]:
-        """Precisions that are switched on for the builder; TensorRT 11 knows none of them."""
+        """Precision flags for the builder; TensorRT 11 has none."""
         return {name: True for name in ("fp16", "int8") if getattr(self, name)}
 
 
@@ -84,7 +84,7 @@ def available() -> tuple[Flavour, ...]:
 
 
 def choose(backend: str | None, *, what: str = "building an engine") -> Flavour:
-    """The flavour asked for, or the first one installed.
+    """The flavor asked for, or the first one installed.
 
     Args:
         backend: A name of `EXTRAS`, or None.
@@ -118,7 +118,7 @@ def typing_for(flavour: Flavour, precision: str, *, dla: bool) -> Typing:
         _require_dla(flavour, precision)
     if flavour.name == "tensorrt_rtx" or flavour.major >= 11 or (flavour.major >= 9 and not dla):
         return Typing(strongly_typed=True)
-    # INT8 graphs leave some layers unquantised; a DLA has no fp32 to run those in.
+    # INT8 graphs leave some layers unquantized; a DLA has no fp32 to run those in.
     half = precision == "fp16" or (dla and precision == "int8")
     return Typing(strongly_typed=False, fp16=half, int8=precision == "int8")
 
@@ -131,10 +131,10 @@ def _require_dla(flavour: Flavour, precision: str) -> None:
 
 
 def select_for_polygraphy(flavour: Flavour) -> None:
-    """Make Polygraphy use this flavour; it decides once per process, when first imported.
+    """Make Polygraphy use this flavor; it decides once per process, at import.
 
     Raises:
-        ExportError: Polygraphy was imported for the other flavour already.
+        ExportError: Polygraphy was already imported for the other flavor.
     """
     wanted = flavour.name == "tensorrt_rtx"
     decided = sys.modules.get("polygraphy.config")
@@ -149,8 +149,8 @@ def select_for_polygraphy(flavour: Flavour) -> None:
 def compute_capabilities(trt: ModuleType, wanted: Sequence[str] | None) -> list[str]:
     """Check target compute capabilities such as "8.6"; None means Ampere and all newer ones.
 
-    That is also what TensorRT-RTX does when left alone: Turing (7.5) has no FP32 matrix product,
-    so only FP16 networks can be built for it, by asking for it.
+    That is also TensorRT-RTX's default. Turing (7.5) has no FP32 matrix product: only FP16 networks
+    can be built for it, and only when it is listed.
 
     Raises:
         ExportError: A capability this release cannot target; Jetsons need TensorRT itself.
@@ -192,7 +192,7 @@ def progress_monitor(trt: ModuleType, report: Callable[[str, int, int], None]) -
 
 
 def gpu_name() -> str | None:
-    """Name of the first NVIDIA GPU by the driver itself, as "Orin (SM 8.7)"; None without one."""
+    """Name of the first NVIDIA GPU from the driver, such as "Orin (SM 8.7)"; None without one."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

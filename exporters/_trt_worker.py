@@ -1,7 +1,7 @@
 """The process that builds an engine: `python -m exporters._trt_worker`.
 
-A process of its own, because TensorRT is native code that prints as it likes, keeps its memory and
-can crash, and because Polygraphy chooses between `tensorrt` and `tensorrt_rtx` once per process.
+A separate process for two reasons. TensorRT is native code that prints freely, keeps its memory and
+can crash. Polygraphy chooses between `tensorrt` and `tensorrt_rtx` once per process.
 
 Protocol: one JSON request on stdin; JSON events on stdout, one per line (`progress`, then `done` or
 `error`); everything else the libraries print goes to stderr.

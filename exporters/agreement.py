@@ -1,10 +1,10 @@
-"""How well two sets of outputs agree, in figures and against bounds.
+"""Measure how well two sets of outputs agree, and check the figures against bounds.
 
-Numbers (largest error, cosine) are looked at for every output; decisions where an output holds
-some: the best class of `logits` or `probabilities` ([B, K], or per pixel [B, K, H, W], there also
-as IoU of the two label maps), and of a detector's `boxes` [B, A, 4] and `scores` [B, A, K] what its
-most confident anchors say. Outputs that are decisions already (`classes` [B, H, W], `detections`
-[M, 7], as `exporters.bake` makes them) are compared as such alone.
+Numbers (largest error, cosine) are compared for every output. Decisions are compared where an
+output holds some: the best class of `logits` or `probabilities` ([B, K], or per pixel [B, K, H, W],
+there also as IoU of the two label maps), and of a detector's `boxes` [B, A, 4] and `scores` [B, A,
+K] its most confident anchors. Outputs that are already decisions (`classes` [B, H, W], `detections`
+[M, 7], as `exporters.bake` makes them) are compared only as decisions.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CONFIDENT = 10  # anchors of an image whose boxes and classes are looked at
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a conversion may lose; None leaves a figure unjudged.
+    """What a conversion may lose; None does not check a figure.
 
     Args:
         relative: Largest error, as a part of the largest reference value.
         cosine: Lowest cosine similarity between an image's outputs on the two sides. Images whose
-            outputs are close to zero have no direction and are skipped. Where `noise` is given, it
-            is judged only when the images are too few for a spread.
+            outputs are close to zero have no direction and are skipped. With `noise` set, it is
+            checked only when the images are too few for a spread.
         top1: Lowest share of images (pixels, confident anchors) that keep their best class. A
             change between classes whose margin is within `tie` counts as kept.
         iou: Lowest mean overlap of label maps, or of confident anchors' boxes.
@@ -41,10 +41,10 @@ class Tolerance:
         shift: Largest part of it that is the same for every image: rounding averages out over
             images, a wrong bias or a missing layer does not.
         tie: Margin between two classes that is rounding, as a part of the output's spread. Changes
-            that all go the same way are no rounding and count in full.
+            that all go the same way are not rounding and count in full.
 
     An output's spread is how far it departs from its mean over all images, per class or channel.
-    It is what carries the answer: values that are the same for every image carry none.
+    The answer lies in that spread: values that are the same for every image carry no information.
     """
 
     relative: float | None
@@ -58,7 +58,7 @@ class Tolerance:
 
 
 # fp32 differs by rounding alone. Half precision has 11 bits, and errors add up over depth. INT8
-# spreads its error unevenly, so a single worst value says little; docs/export.md has the figures
+# spreads its error unevenly, so a single worst value means little; docs/export.md has the figures
 # of good and of damaged networks that its bounds lie between.
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, cosine=0.99999, top1=0.99, iou=0.99, tie=1e-3),
@@ -79,7 +79,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }
 
 _FEWEST = 4  # images that a spread is taken from
-_FAINT = 0.05  # of the typical image's norm: below, an output has no direction
+_FAINT = 0.05  # of the typical image's norm: below it, an output has no direction
 _STILL = 0.02  # of the typical image's norm: the least spread that errors are compared with
 _ROUNDING = 1e-5  # of the largest value: classes closer than this are equal in fp32
 # Values in [0, 1]: a largest error is compared with at least this, the least score ever looked at.
@@ -89,7 +89,7 @@ _CHANNEL_AXIS = {"boxes": -1, "scores": -1}  # of other outputs: 1
 
 @dataclass(frozen=True)
 class OutputAgreement:
-    """How well one output agrees.
+    """The agreement of one output.
 
     Errors and cosine are None where the output is a decision, `top1` and `iou` where it holds none.
     `noise`, `worst` and `shift` are None as well where the images are too few for a spread. `kept`
@@ -113,13 +113,13 @@ class OutputAgreement:
 
 
 class Comparison:
-    """Running figures of all outputs over batches, so that feature maps need not be kept."""
+    """Running figures of all outputs over batches, so that feature maps are not kept in memory."""
 
     def __init__(self) -> None:
         self._sums: dict[str, _Sums] = {}
 
     def add(self, wanted: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
-        """Take in the two sides' outputs, [B, ...] each, for the same B images.
+        """Add the two sides' outputs, [B, ...] each, for the same B images.
 
         Raises:
             VerificationFailed: They do not have the same outputs or shapes.
@@ -146,7 +146,7 @@ class Comparison:
             )
 
     def agreements(self, bound: Tolerance) -> tuple[OutputAgreement, ...]:
-        """Every output's figures, judged."""
+        """Every output's figures, checked against the bounds."""
         return tuple(sums.agreement(bound) for sums in self._sums.values())
 
 
@@ -190,7 +190,7 @@ class _Sums:
                 self.label_maps.add(wanted.argmax(1), chosen)
 
     def add_values(self, wanted: np.ndarray, got: np.ndarray) -> None:
-        # A non-finite candidate is an infinite error, never one that comparisons overlook.
+        # A non-finite candidate counts as an infinite error: comparisons with NaN would hide it.
         signed = np.where(np.isfinite(got), got.astype(np.float64) - wanted, np.inf)
         error = np.abs(signed)
         worst = error.reshape(len(error), -1).max(axis=1, initial=0.0)  # [B]
@@ -279,7 +279,7 @@ class _Sums:
     def spread(self) -> float | None:
         """Root mean square distance of an image's values from their channel's mean.
 
-        None for too few images. A network whose outputs hardly move is judged by their size.
+        None for too few images. A network whose outputs hardly vary is compared by their size.
         """
         if self.images < _FEWEST:
             return None

@@ -1,8 +1,9 @@
-"""Putting pre- and postprocessing inside an ONNX file, so that a device needs neither.
+"""Put pre- and post-processing inside an ONNX file, so that a device needs neither.
 
-    frames u8[B, H, W, 3] -> resize, normalise -> network -> softmax | argmax | boxes after NMS
+    frames u8[B, H, W, 3] -> resize, normalize -> network -> softmax | argmax | boxes after NMS
 
-Baked in after the precision was chosen, so that both stay in fp32 around an fp16 or INT8 network.
+Processing is added after the precision is chosen, so it stays in fp32 around an fp16 or INT8
+network.
 
 Resizing is bilinear and antialiased, as matrix products (`exporters.resize`). It is not rounded to
 whole gray levels in between, so pixels differ from Pillow's by up to one gray level (of 255).
@@ -37,9 +38,9 @@ from .onnx_info import (
     graph_inputs,
     graph_outputs,
     onnx_info,
-    open_session,
     read_onnx,
 )
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +58,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BakedExport:
-    """An ONNX file that takes frames, or gives decisions, or both."""
+    """An ONNX file that takes frames, or returns decisions, or both."""
 
     path: Path
     sha256: str
@@ -83,10 +84,10 @@ def bake(
         path: Where to write.
         preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead, or their planes.
         postprocessing: `softmax`, `pixel-softmax`, `argmax`, the rule that boxes are suppressed by,
-            or which boxes are left to another program; None leaves the outputs as they are.
+            or which boxes another program suppresses; None leaves the outputs as they are.
 
     Raises:
-        ExportError: The network has another input, or not the outputs that are to be processed.
+        ExportError: The network has a different input, or lacks the outputs to process.
         ConversionFailed: The joined graph does not run.
     """
     import onnx
@@ -168,8 +169,8 @@ def _state_sizes(
 
     Args:
         after: Takes outputs of the network.
-        outputs: The network's own, by name.
-        sizes: Of letters that its inputs do not have.
+        outputs: The network's outputs, by name.
+        sizes: Sizes for letters that its inputs do not have.
     """
     for value in after.input:
         axes = value.type.tensor_type.shape.dim
@@ -198,12 +199,12 @@ def _name_nodes(graph: onnx.GraphProto, part: str) -> None:
 
 
 def _try(path: Path, info: OnnxInfo) -> None:
-    """Run the file once on grey frames: joined graphs that do not fit fail here."""
+    """Run the file once on gray frames: joined graphs that do not match fail here."""
     (feed,) = info.inputs
     shape = [side if isinstance(side, int) else (1 if axis == 0 else 96)
              for axis, side in enumerate(feed.shape)]  # fmt: skip
     try:
-        open_session(path).run(None, {feed.name: np.full(shape, 127, feed.dtype)})
+        OrtSession(path).infer({feed.name: np.full(shape, 127, feed.dtype)})
     except ConversionFailed:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base

@@ -1,4 +1,4 @@
-"""Watching a network on real images to learn the range of each of its tensors."""
+"""Run a network on real images to record the range of each of its tensors."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Calibration", "calibrate"]
 
 METHODS = ("percentile", "minmax", "entropy")
-# Tensors at these operators' inputs and outputs are watched: all that any flavour quantises.
+# Tensors at these operators' inputs and outputs are recorded: all that any flavor quantizes.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
 _WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges of the tensors of one network, as ONNX Runtime's quantiser takes them."""
+    """Ranges of the tensors of one network, as ONNX Runtime's quantizer takes them."""
 
     ranges: Any  # onnxruntime.quantization.calibrate.TensorsData
     method: str
@@ -89,8 +89,8 @@ def calibrate(
         model: fp32 ONNX model.
         images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
         method: `percentile` (99.999 %) and `entropy` clip rare extremes, `minmax` covers everything
-            seen. Which is best depends on the network, so measure.
-        batch_size: Images per run; a fixed-batch file is run one by one.
+            seen. Which is best depends on the network.
+        batch_size: Images per run; a fixed-batch file runs one image at a time.
         progress: Called with (images done, images in all).
 
     Raises:
@@ -122,7 +122,7 @@ def calibrate(
                 augmented_model_path=str(Path(folder) / "watched.onnx"),
                 calibrate_method=kinds[method],
             )
-            # Batch by batch: handed all at once, it would keep every activation of every image.
+            # Batch by batch: given all images at once, it would keep every activation in memory.
             for start in range(0, len(images), step):
                 batch = np.ascontiguousarray(images[start : start + step], dtype=np.float32)
                 calibrator.collect_data(_OneBatch({feed.name: batch}))

@@ -1,13 +1,13 @@
-"""Every error that a user can meet, from the base down. Plain data, no other import.
+"""Every error that a user can see, from the base down. Plain data, no other import.
 
     UserError                     what was wrong and where; `hint` says how to fix it
     ├── MissingPackageError       a package is not installed; names the extra     exit 2
     ├── ExportError               bad input: a file, a path, an option            exit 2
     │   ├── ConversionFailed      the exporter, parser or builder gave up         exit 1
-    │   └── VerificationFailed    the converted network gives other numbers       exit 1
+    │   └── VerificationFailed    the converted network's outputs differ        exit 1
     └── ...                       those of `hgkd_edge`: see `hgkd_edge/errors.py`
 
-`reason_of` puts what another library raised into one line.
+`reason_of` turns another library's exception into one line.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class VerificationFailed(ExportError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception says, in one line: no addresses of objects, no places in foreign source.
+    """An exception's message in one line, without object addresses or foreign source locations.
 
-    The exception's type where nothing else is left, or where the text is no sentence.
+    Returns the exception's type where no readable text remains.
     """
     if isinstance(error, UserError):
         return error.message

@@ -1,4 +1,4 @@
-"""Writing artefacts so that a final name never holds half a file, nor one that is not proven."""
+"""Write artifacts so that a final name never holds a partial or unverified file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ __all__ = [
 
 
 SET_ASIDE = "failed-verification"
-_UNPROVEN = ".unproven-"  # begins the name of a folder of files that are not proven yet
+_UNPROVEN = ".unproven-"  # prefix of a folder of files that are not verified yet
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path next to `path`, renamed to it when the block ends well, else removed.
+    """A temporary path next to `path`, renamed to it when the block succeeds, else removed.
 
     File and folder are flushed: a crash leaves either the old file or the whole new one.
 
@@ -56,7 +56,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except UserError:
         raise
     except Exception as error:
-        # A full disk has no file name, and is no OSError where a library in Rust met it.
+        # A disk-full error has no file name, and is not an OSError when a Rust library raises it.
         number = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else number and int(number[1])
         if code is None:
@@ -84,7 +84,7 @@ def new_artefact(path: str | Path) -> Iterator[Path]:
 
 
 def require_writable_folder(path: Path) -> None:
-    """Make the folder of a file that is going to be written.
+    """Make the folder of a file about to be written.
 
     Raises:
         ExportError: It cannot be made or written to, or `path` is itself a folder.
@@ -109,11 +109,11 @@ def file_sha256(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def until_proven(path: str | Path) -> Iterator[Path]:
-    """Lend a path of the same name in a hidden folder, for a file that has to be proven first.
+    """Yield a path of the same name in a hidden folder, for a file that must be verified first.
 
-    When the block ends well, all that was written there moves next to `path`, and what an earlier
-    attempt put aside is removed. When it ends with a `VerificationFailed`, the file is put aside
-    instead, and `path` holds nothing, so that no older file passes for this one.
+    When the block succeeds, everything written there moves next to `path`, and files that an
+    earlier attempt set aside are removed. On `VerificationFailed` the file is set aside instead and
+    `path` is removed, so that no older file is mistaken for this one.
 
     Raises:
         ExportError: The folder cannot be made or written to.
@@ -130,7 +130,7 @@ def until_proven(path: str | Path) -> Iterator[Path]:
                 set_aside(lent, SET_ASIDE)
             raise
         try:
-            # The file that names the others comes last: it is there only when they are.
+            # The file that names the others is moved last: it exists only when they do.
             for file in sorted(Path(folder).iterdir(), key=lambda file: file == lent):
                 os.replace(file, path.parent / file.name)
             flush(path.parent)
@@ -140,10 +140,10 @@ def until_proven(path: str | Path) -> Iterator[Path]:
 
 
 def set_aside(path: str | Path, reason: str) -> Path:
-    """Rename `net.onnx` to `net.<reason>.onnx`, so that nobody deploys it by its usual name.
+    """Rename `net.onnx` to `net.<reason>.onnx`, so that it is not deployed under its usual name.
 
-    What belongs to it (the weights of an OpenVINO .xml, the sidecar of an engine) goes with it. A
-    file that `until_proven` lent leaves the hidden folder.
+    Files that belong to it (the weights of an OpenVINO .xml, the sidecar of an engine) are renamed
+    too. A file from `until_proven` moves out of the hidden folder.
     """
     path = Path(path)
     lent = path.parent.name.startswith(_UNPROVEN)
@@ -155,12 +155,12 @@ def set_aside(path: str | Path, reason: str) -> Path:
 
 
 def aside_of(path: Path, reason: str = SET_ASIDE) -> Path:
-    """Where a file is kept once it was put aside."""
+    """Where a file is kept once it is set aside."""
     return path.with_name(f"{path.stem}.{reason}{path.suffix}")
 
 
 def _belonging(path: Path) -> list[Path]:
-    """A file, the sidecar it may have, and the weights of an OpenVINO .xml."""
+    """A file, its sidecar if any, and the weights of an OpenVINO .xml."""
     weights = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
     return [path, path.with_name(f"{path.name}.json"), *weights]
 

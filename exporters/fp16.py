@@ -1,8 +1,8 @@
 """fp32 ONNX -> fp16 ONNX, as a typed graph: a tensor's type is the precision it is computed in.
 
-No builder flag is needed then, which is the only way since TensorRT 11. Inputs and outputs stay
-f32, so callers need not change. Values beyond 65504 become infinite in half precision; nodes that
-come near that on real images are found and kept in fp32.
+A typed graph needs no builder flag, and is the only way since TensorRT 11. Inputs and outputs stay
+f32, so callers do not change. Values beyond 65504 become infinite in half precision: nodes that
+come near that limit on real images are kept in fp32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
 from .errors import ConversionFailed, ExportError, reason_of
 from .files import file_sha256, new_artefact
-from .onnx_info import graph_inputs, graph_precision, open_session, read_onnx
+from .onnx_info import graph_inputs, graph_precision, read_onnx
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ __all__ = ["HalfExport", "convert_fp16", "nodes_of_modules", "overflowing_nodes"
 
 log = logging.getLogger(__name__)
 
-# Largest half is 65504; unseen images may go further than the ones we saw.
+# The largest half is 65504; other images may reach higher values than these.
 _SAFE = 65504 / 4
 
 
@@ -58,7 +59,7 @@ def convert_fp16(
         onnx_path: An fp32 ONNX file.
         path: Where to write the fp16 file.
         images: f32[N, 3, H, W] real images; nodes whose values overflow on them are kept in fp32.
-        keep_fp32: Modules (`layer4.1`) or nodes (`fc/Gemm`) to keep in fp32 besides.
+        keep_fp32: Modules (`layer4.1`) or nodes (`fc/Gemm`) to keep in fp32 as well.
 
     Raises:
         ExportError: Bad input, a name in `keep_fp32` that is not in the file, unwritable path.
@@ -79,7 +80,7 @@ def convert_fp16(
         half = float16.convert_float_to_float16(
             model, keep_io_types=True, node_block_list=sorted(kept)
         )
-    except Exception as error:  # the converter raises whatever it trips over
+    except Exception as error:  # the converter raises many exception types
         raise ConversionFailed(
             f"'{onnx_path}' cannot be converted to fp16: {reason_of(error)}",
             hint="name the layer in keep_fp32",
@@ -91,7 +92,7 @@ def convert_fp16(
     with new_artefact(path) as temporary:
         temporary.write_bytes(half.SerializeToString())
         read_onnx(temporary)
-        open_session(temporary)
+        OrtSession(temporary)
         return HalfExport(
             Path(path), file_sha256(temporary), temporary.stat().st_size, tuple(sorted(kept))
         )
@@ -100,7 +101,7 @@ def convert_fp16(
 def overflowing_nodes(
     model: onnx.ModelProto, images: np.ndarray, *, batch_size: int = 4
 ) -> list[str]:
-    """Nodes that give or take values too large for half precision on these images."""
+    """Nodes that read or write values too large for half precision on these images."""
     large: set[str] = set()
     batch = graph_inputs(model)[0].shape[0]
     step = batch if isinstance(batch, int) else batch_size
@@ -116,7 +117,7 @@ def overflowing_nodes(
 
 
 def nodes_of_modules(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
-    """Names of the nodes inside these modules; a node's own name stands for itself.
+    """Names of the nodes inside these modules; a node's own name matches that node.
 
     Raises:
         ExportError: A name that matches nothing.
@@ -148,7 +149,7 @@ def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
 
 
 def _bypass_half_between_kept_nodes(graph: onnx.GraphProto) -> None:
-    """Two kept nodes in a row exchange fp32; by way of fp16, the value would overflow after all."""
+    """Two kept nodes in a row exchange fp32: a cast to fp16 between them would overflow."""
     import onnx
 
     casts = [node for node in graph.node if node.op_type == "Cast"]

@@ -1,13 +1,13 @@
-"""Which layer of an ONNX file is the first to give other numbers than the original?
+"""Find the first layer of an ONNX file whose values differ from the original.
 
 Against PyTorch: the values of every operation of the model are recorded in one forward pass, and
-every intermediate tensor of the ONNX graph is looked up among them *by value*. Names and fused
-layers therefore do not matter: a convolution with a folded batch norm matches the norm's output. A
-node is sound when its output is found, or that of a node a few steps behind it (the exporter writes
-one PyTorch operation, a GELU say, as several nodes, whose temporaries PyTorch never had). The first
-node that is not sound is where the error begins.
+every intermediate tensor of the ONNX graph is matched with them *by value*. Names and fused layers
+therefore do not matter: a convolution with a folded batch norm matches the norm's output. A node is
+correct when its output is found, or that of a node a few steps after it: the exporter writes one
+PyTorch operation, such as a GELU, as several nodes whose temporaries PyTorch does not have. The
+error starts at the first node that is not correct.
 
-Against another ONNX file (the fp32 one a quantised file was made from): conversions keep tensor
+Against another ONNX file (the fp32 one a quantized file was made from): conversions keep tensor
 names, so tensors are compared by name, and the first one whose error exceeds the bound is named.
 An OpenVINO IR is compared with its ONNX file in the same way.
 """
@@ -34,7 +34,7 @@ __all__ = ["Departure", "first_departing_layer"]
 # Per tensor and relative to its largest value: rounding stays far below, see TOLERANCES.
 _CLOSE = 2e-5
 # The longest chain of temporaries of one operation (GELU by erf has 4). Not unlimited: a small
-# error can fade away within a network, and a match far behind the fault proves nothing about it.
+# error can fade away within a network, and a match far after an error proves nothing about it.
 _LONGEST_CHAIN = 5
 # Root mean square error of a tensor relative to its own size, per precision.
 _NOISE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.3}
@@ -42,7 +42,7 @@ _NOISE = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.3}
 
 @dataclass(frozen=True)
 class Departure:
-    """The first ONNX node whose output is not the original's.
+    """The first ONNX node whose output differs from the original.
 
     `max_abs_error` is against the nearest value of the original with the same shape, and
     `scale` is that value's largest magnitude; both None where the original has no such shape.
@@ -68,22 +68,22 @@ def first_departing_layer(
     *,
     precision: str = "fp32",
 ) -> Departure | None:
-    """Find where a converted network begins to differ.
+    """Find where a converted network starts to differ.
 
     Args:
         reference: The PyTorch model, or the ONNX file this one was converted from.
-        converted: The ONNX file, or OpenVINO's .xml, under suspicion.
+        converted: The ONNX file or OpenVINO .xml to check.
         images: f32[B, 3, H, W]; one is enough, if it shows the error.
-        precision: How much error counts, between two ONNX files.
+        precision: Selects how much error counts, between two ONNX files.
 
     Returns:
-        The first departing node, or None when every layer is within bounds.
+        The first differing node, or None when every layer is within bounds.
     """
     if Path(converted).suffix == ".xml":
         from .openvino_export import openvino_intermediates
 
         assert isinstance(reference, (str, Path)), "an IR is made from an ONNX file"
-        model = read_onnx(reference)  # its nodes tell the order in which to look
+        model = read_onnx(reference)  # its nodes give the order of the search
         original = intermediate_values(model, images)
         inside = openvino_intermediates(converted, images)
         return _first_by_name(model, inside, original, _NOISE[precision])
@@ -98,7 +98,7 @@ def first_departing_layer(
 def _first_by_value(
     model: onnx.ModelProto, values: dict[str, np.ndarray], recorded: _Recorded
 ) -> Departure | None:
-    steps: dict[str, int] = {}  # from a tensor to the nearest one behind it that is found
+    steps: dict[str, int] = {}  # from a tensor to the nearest matched one after it
     for node in reversed(model.graph.node):
         for name in node.output:
             if name in values and recorded.holds(values[name]):
@@ -151,9 +151,7 @@ class _Recorded:
     def holds(self, value: np.ndarray) -> bool:
         largest = float(np.abs(value).max(initial=0.0))
         if np.ptp(value) <= _CLOSE * largest:
-            return (
-                False  # a constant (the zeros of a dead branch, say) looks right whatever came in
-            )
+            return False  # a constant (the zeros of a dead branch, say) matches whatever the input
         for scale, wanted in self._by_shape.get(value.shape, ()):
             allowed = _CLOSE * scale
             # The largest magnitudes must agree as well, and cost nothing to compare.
@@ -179,7 +177,7 @@ def _recorded(model: nn.Module, images: np.ndarray) -> _Recorded:
             result = func(*args, **(kwargs or {}))
             for tensor in _tensors(result):
                 if tensor.is_floating_point():
-                    # A copy: in-place activations overwrite what was just computed.
+                    # A copy: in-place activations overwrite the value.
                     recorded.add(tensor.detach().float().cpu().numpy().copy())
             return result
 

@@ -1,7 +1,7 @@
 """Which files a network is made of, and one digest and size of all of them.
 
 An ONNX file may keep its weights in other files of its folder ("external data"), an OpenVINO .xml
-keeps them in a .bin. Whoever looks at the first file only takes two networks for one.
+keeps them in a .bin. Looking at the first file alone can confuse two networks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from .errors import ExportError
 from .files import file_sha256
 
-# Bytes of one file at most: libraries read all of it. Protobuf ends at 2 GiB.
+# Maximum bytes of one file: libraries read all of it. Protobuf's limit is 2 GiB.
 MOST_BYTES = {".onnx": 2**31, ".xml": 2**28, ".plan": 2**33, ".engine": 2**33}
 _PLACE = re.compile(r"[0-9]{1,15}")
-# How often tensors may read the same bytes: equal weights are sometimes stored once.
+# How many tensors may share the same bytes: equal weights are sometimes stored once.
 MOST_SHARED = 8
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def network_files(path: str | Path) -> tuple[Path, ...]:
-    """Every file of a network: the one that is named, then those that hold its weights.
+    """Every file of a network: the named one, then those that hold its weights.
 
     Args:
         path: `.onnx`, `.xml`, or any other file, which is a network by itself.
@@ -56,15 +56,15 @@ def network_files(path: str | Path) -> tuple[Path, ...]:
 def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
     """The files that hold an ONNX model's weights.
 
-    Whoever opens a model asks here first: what onnx and ONNX Runtime refuse differs by release.
+    Call this before opening a model: what onnx and ONNX Runtime reject differs by release.
 
     Args:
         path: The model's file.
         model: What is in it.
 
     Raises:
-        ExportError: One is missing, lies outside the model's folder, is read again and again, or
-            does not hold what a weight says.
+        ExportError: One is missing, lies outside the model's folder, is read too often, or is
+            smaller than a weight requires.
     """
     tensors = list(external_tensors(model))
     names = dict.fromkeys(location_of(tensor) for tensor in tensors)
@@ -80,7 +80,7 @@ def external_files(path: Path, model: onnx.ModelProto) -> tuple[Path, ...]:
 
 
 def require_usual_size(path: str | Path) -> None:
-    """Refuse a file that no network is, before a library reads all of it.
+    """Reject a file too large for a network, before a library reads all of it.
 
     Raises:
         ExportError: It is larger than `MOST_BYTES`.
@@ -108,7 +108,7 @@ def network_size(path: str | Path) -> int:
 
 
 def renamed_files(path: str | Path, name: str) -> dict[str, bytes | Path]:
-    """An ONNX network under another name, as it is sent elsewhere: file name -> content.
+    """An ONNX network under another name, ready to send: file name -> content.
 
     Args:
         path: The `.onnx` file.
@@ -155,10 +155,10 @@ def location_of(tensor: onnx.TensorProto) -> str:
 
 
 def _claimed_bytes(tensor: onnx.TensorProto, size: int) -> int:
-    """How many bytes of a file of this size an external tensor takes; the rest, if it says none.
+    """Bytes that an external tensor takes of a file of this size; the rest if it states none.
 
     Raises:
-        ExportError: Its place is no place in the file.
+        ExportError: Its offset or length lies outside the file.
     """
     stated = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = (stated.get(key, "0") for key in ("offset", "length"))
@@ -185,7 +185,7 @@ def _read_graph(path: Path) -> onnx.ModelProto:
 
 
 def _external_file(path: Path, location: str) -> Path:
-    """The file of one location; never one outside the model's folder, by whatever way."""
+    """The file of one location; never one outside the model's folder, links included."""
     named = PurePosixPath(location)
     file = path.parent / named
     folder = path.parent.resolve()

@@ -2,7 +2,7 @@
 
 The graph goes through PyTorch's dynamo exporter, is lowered to opset 17 (which TensorRT 8.6, 10 and
 11 all read, see `_opset17`), cleaned, checked, and run at several batch sizes before it gets its
-final name. That the *numbers* agree is the business of `exporters.verify`.
+final name. `exporters.verify` checks that the *numbers* agree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]
 log = logging.getLogger(__name__)
 
 INPUT_NAME = "images"
-_TRACED_OPSET = 18  # the lowest that the dynamo exporter speaks by itself
+_TRACED_OPSET = 18  # the lowest that the dynamo exporter writes itself
 _TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant, see pytorch issue 157621
 _ONE_FILE_LIMIT = 2**31 - 2**20  # protobuf's 2 GiB, less room for the graph itself
 
@@ -68,12 +68,12 @@ def export_onnx(
     """Export a model to a single ONNX file.
 
     Args:
-        model: Takes f32[B, 3, H, W], returns one tensor or a list of tensors. Left as it was.
+        model: Takes f32[B, 3, H, W], returns one tensor or a list of tensors. Not changed.
         path: Where to write; the folder is made if need be.
         input_size: (C, H, W) of one image.
         dynamic_batch: False fixes the batch to 1, for runtimes that want every shape fixed.
-        dynamic_size: Leave height and width free as well. OpenVINO and TensorRT tune better to a
-            fixed size, and INT8 ranges are those of the size that was calibrated.
+        dynamic_size: Keep height and width free as well. OpenVINO and TensorRT optimize better for
+            a fixed size, and INT8 ranges apply to the calibrated size.
         output_names: By default `logits` or `embedding` for one [B, K] output, `output` for any
             other single one, and `stride4`, `stride8`, ... for feature maps.
         metadata: Written into the file (classes, mean, std, provenance, ...); keys and values text.
@@ -168,7 +168,7 @@ def _output_names(model: nn.Module, outputs: Sequence[torch.Tensor], *, height: 
 def _convert(
     model: nn.Module, example: torch.Tensor, free: Mapping[int, str], *, output_names: list[str]
 ) -> onnx.ModelProto:
-    # A named Dim is refused where the network asks something of it (a multiple of 32, say).
+    # A named Dim is rejected where the network constrains it (to a multiple of 32, for example).
     shapes = dict.fromkeys(free, torch.export.Dim.DYNAMIC) or None
     try:
         with _quiet():
@@ -228,7 +228,7 @@ def _finish(model: onnx.ModelProto, free: Mapping[int, str], metadata: Mapping[s
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:
-    """Drop PyTorch's stack traces: they hold the paths of this machine and double the file."""
+    """Remove PyTorch's stack traces: they contain local paths and double the file size."""
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     model.graph.doc_string = model.doc_string = ""
@@ -259,7 +259,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what the exporter prints and warns to the log: stdout may carry a caller's JSON."""
+    """Redirect the exporter's output and warnings to the log: stdout may carry a caller's JSON."""
     noise = io.StringIO()
     try:
         with contextlib.redirect_stdout(noise), warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Reading ONNX files without torch: what goes in, what comes out, what the file says of itself."""
+"""Reading ONNX files without torch: inputs, outputs and metadata."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConversionFailed, ExportError, reason_of
+from .errors import ExportError, reason_of
 from .network_files import (
     external_files,
     network_digest,
-    network_files,
     network_size,
     require_usual_size,
 )
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
-# Of ONNX Runtime's own log: errors are raised too, and the log shows a model's names as they are.
-SILENT = 4
 IMAGE_TYPES = ("float32", "float16", "uint8")
 # TensorProto.COMPLEX128; BFLOAT16 and the 8-bit and 4-bit types come after it.
 _LAST_PLAIN_TYPE = 15
@@ -30,7 +26,6 @@ __all__ = [
     "OnnxInfo",
     "TensorInfo",
     "onnx_info",
-    "open_session",
     "read_onnx",
     "require_image_input",
 ]
@@ -133,7 +128,7 @@ def require_image_input(path: str | Path, info: OnnxInfo) -> TensorInfo:
     """The only input of a network that takes a batch of images.
 
     Raises:
-        ExportError: It has another number of inputs, or its input is no batch of images.
+        ExportError: It has another number of inputs, or its input is not a batch of images.
     """
     hint = "name a model that takes one batch of images: [batch, channels, height, width]"
     if len(info.inputs) != 1:
@@ -174,7 +169,7 @@ def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
 
 
 def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy of a model that gives tensors inside its graph next to its outputs."""
+    """A copy of a model that also returns tensors inside its graph."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -186,7 +181,7 @@ def exposed(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
 
 
 def graph_precision(model: onnx.ModelProto) -> str:
-    """`int8` when the graph quantises, `fp16` when any weight is half precision, else `fp32`."""
+    """`int8` when the graph quantizes, `fp16` when any weight is half precision, else `fp32`."""
     import onnx
 
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
@@ -195,45 +190,8 @@ def graph_precision(model: onnx.ModelProto) -> str:
     return "fp16" if any(w.data_type == half for w in model.graph.initializer) else "fp32"
 
 
-def open_session(
-    source: str | Path | bytes, *, threads: int | None = None, optimise: bool = True
-) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU.
-
-    Args:
-        source: Path or bytes of an ONNX model.
-        threads: Threads inside an operator; None leaves the choice to ONNX Runtime.
-        optimise: False runs the graph node by node as written, for looking at intermediate values.
-
-    Raises:
-        ExportError: Its weights are missing, or in a file outside its folder.
-        ConversionFailed: ONNX Runtime refuses the model (an operator it does not have, say).
-    """
-    import onnxruntime
-
-    if not isinstance(source, bytes):
-        network_files(source)
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = SILENT
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    model = source if isinstance(source, bytes) else str(source)
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a family of C++ exceptions without a base
-        name = "the model" if isinstance(source, bytes) else f"'{source}'"
-        raise ConversionFailed(
-            f"ONNX Runtime cannot load {name}: {reason_of(error)}",
-            hint="the message names the node; replace that operator in the model, "
-            "or use a newer onnxruntime",
-        ) from error
-
-
 class _Unusable(Exception):
-    """An input or output that cannot be fed or read as a numpy array; the text says which."""
+    """Reject an input or output that numpy cannot represent; the error names it."""
 
 
 def _tensor(value: onnx.ValueInfoProto, role: str) -> TensorInfo:

@@ -1,8 +1,8 @@
-"""ONNX -> OpenVINO IR: `net.xml` (graph, metadata) beside `net.bin` (weights).
+"""ONNX -> OpenVINO IR: `net.xml` (graph, metadata) next to `net.bin` (weights).
 
-Weights are stored as fp16 unless told otherwise; in which precision they are computed with is the
-device plugin's choice at run time. INT8 comes from an INT8 ONNX file (`exporters.quantize`, flavour
-`cpu`): OpenVINO turns its Q/DQ nodes into its own fake-quantise form, and stores int8 weights.
+Weights are stored as fp16 by default; the device plugin chooses the compute precision at run time.
+INT8 comes from an INT8 ONNX file (`exporters.quantize`, flavor `cpu`): OpenVINO turns its Q/DQ
+nodes into its own fake-quantize form, and stores int8 weights.
 """
 
 from __future__ import annotations
@@ -11,27 +11,16 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .errors import ConversionFailed, ExportError, MissingPackageError
+from .errors import ConversionFailed, ExportError
 from .files import file_sha256, flush, require_writable_folder
-from .network_files import require_usual_size
 from .onnx_info import onnx_info
-from .runners import Outputs, Runner, in_batches
+from .runtimes.openvino import OpenVinoSession, last_line, require_openvino
 
-if TYPE_CHECKING:
-    import openvino
-
-__all__ = [
-    "OpenVinoExport",
-    "export_openvino",
-    "openvino_intermediates",
-    "openvino_metadata",
-    "openvino_runner",
-    "require_openvino",
-]
+__all__ = ["OpenVinoExport", "export_openvino", "openvino_intermediates"]
 
 
 @dataclass(frozen=True)
@@ -50,24 +39,14 @@ class OpenVinoExport:
         return {**asdict(self), "path": str(self.path), "weights": str(self.weights)}
 
 
-def require_openvino() -> None:
-    """Raises MissingPackageError where OpenVINO is not installed."""
-    try:
-        import openvino  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "exporting to OpenVINO", package="openvino", extra="openvino"
-        ) from error
-
-
 def export_openvino(
     onnx_path: str | Path, path: str | Path, *, half_weights: bool = True
 ) -> OpenVinoExport:
     """Convert an fp32 or INT8 ONNX file.
 
     Args:
-        onnx_path: The network; its metadata goes along, under `rt_info/hgkd_edge`.
-        path: Where to write the .xml; the weights lie beside it.
+        onnx_path: The network; its metadata is kept, under `rt_info/hgkd_edge`.
+        path: Where to write the .xml; the weights lie next to it.
         half_weights: Store float weights as fp16, half the size.
 
     Raises:
@@ -75,7 +54,7 @@ def export_openvino(
         MissingPackageError: OpenVINO is not installed.
         ConversionFailed: OpenVINO refuses the network.
     """
-    require_openvino()
+    require_openvino("exporting to OpenVINO")
     import openvino
 
     path, source = Path(path), onnx_info(onnx_path)
@@ -89,13 +68,13 @@ def export_openvino(
             for key, text in source.metadata.items():
                 model.set_rt_info(text, ["hgkd_edge", key.removeprefix("hgkd_edge.")])
             openvino.save_model(model, temporary, compress_to_fp16=half_weights)
-            _compile(temporary)
+            OpenVinoSession(temporary)
         except Exception as error:  # OpenVINO's own types have no common base
             raise ConversionFailed(
-                f"OpenVINO cannot convert '{onnx_path}': {_reason(error)}",
+                f"OpenVINO cannot convert '{onnx_path}': {last_line(error.__cause__ or error)}",
                 hint="the message names the node; replace that operator in the model",
             ) from error
-        # The graph last: an .xml is there only when its weights are.
+        # The graph is moved last: an .xml exists only when its weights do.
         for file in (temporary.with_suffix(".bin"), temporary):
             flush(file)
             os.replace(file, path.parent / file.name)
@@ -110,44 +89,6 @@ def export_openvino(
         version=str(openvino.__version__).split("-")[0],
         precision="fp16" if half else source.precision,
     )
-
-
-def openvino_metadata(path: str | Path) -> dict[str, str]:
-    """What the ONNX file said of itself, as its IR keeps it."""
-    require_openvino()
-    import openvino
-
-    model = openvino.Core().read_model(str(path))
-    if not model.has_rt_info("hgkd_edge"):
-        return {}
-    entries = model.get_rt_info("hgkd_edge").astype(dict)
-    return {f"hgkd_edge.{key}": entry.astype(str) for key, entry in entries.items()}
-
-
-def openvino_runner(path: str | Path) -> Runner:
-    """Run an IR on the CPU, computing in fp32: the file is judged, not a plugin's default.
-
-    Raises:
-        MissingPackageError: OpenVINO is not installed.
-        ConversionFailed: OpenVINO refuses the file.
-    """
-    require_openvino()
-    require_usual_size(path)
-    try:
-        compiled = _compile(path)
-    except Exception as error:  # as above
-        raise ConversionFailed(f"OpenVINO cannot load '{path}': {_reason(error)}") from error
-    (feed,) = compiled.inputs
-    dtype = feed.get_element_type().to_dtype()
-
-    def run(images: np.ndarray) -> Outputs:
-        results = compiled([images.astype(dtype, copy=False)])
-        return {
-            output.any_name: np.array(results[output], np.float32) for output in compiled.outputs
-        }
-
-    batch = feed.get_partial_shape()[0]
-    return in_batches(run, batch.get_length() if batch.is_static else None)
 
 
 def openvino_intermediates(path: str | Path, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -169,24 +110,11 @@ def openvino_intermediates(path: str | Path, images: np.ndarray) -> dict[str, np
         if port.names and not port.names & present
     ]
     model.add_outputs(inner)
-    compiled = _compile(model)
-    dtype = compiled.inputs[0].get_element_type().to_dtype()
-    results = compiled([images.astype(dtype, copy=False)])
+    results = OpenVinoSession(model).run(images)
     return {
-        name: np.array(results[output], np.float32)
-        for output in compiled.outputs
+        name: value
+        for key, value in results.items()
+        for output in model.outputs
+        if key in output.names
         for name in output.names
     }
-
-
-def _compile(source: str | Path | openvino.Model) -> Any:
-    import openvino
-
-    model = str(source) if isinstance(source, (str, Path)) else source
-    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def _reason(error: Exception) -> str:
-    """OpenVINO begins its messages with lines of its own source; the reason comes last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

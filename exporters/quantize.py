@@ -1,18 +1,18 @@
-"""fp32 ONNX -> INT8 ONNX with explicit Q/DQ nodes, from real images, in two flavours.
+"""fp32 ONNX -> INT8 ONNX with explicit Q/DQ nodes, from real images, in two flavors.
 
-    tensorrt   What NVIDIA's rules for explicit quantisation ask for: symmetric int8 activations and
+    tensorrt   NVIDIA's rules for explicit quantization: symmetric int8 activations and
                per-channel int8 weights at the *inputs* of convolutions and matrix products, float
-               biases, and a residual sum whose skip branch is quantised with the same scale as the
-               layer beside it, so that TensorRT fuses convolution + sum + activation.
+               biases, and a residual sum whose skip branch is quantized with the same scale as the
+               layer next to it, so that TensorRT fuses convolution + sum + activation.
     cpu        What ONNX Runtime and OpenVINO run fast on x86: asymmetric uint8 activations,
-               per-channel int8 weights, int32 biases, quantised from layer to layer (see
+               per-channel int8 weights, int32 biases, quantized from layer to layer (see
                `_cpu_int8` for what stays in float).
 
 In both, a classifier's last layer stays in float: it is a small part of the arithmetic, and
-rounding its input, the mean over the image, was up to half of all the error (docs/results.md).
+rounding its input, the mean over the image, was up to half of all the error (docs/lab-notebook.md).
 
-Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantiser; the residual rule is
-ours. Without real images there is no INT8.
+Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantizer; the residual rule is
+this module's. INT8 needs real images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
 from .files import file_sha256, new_artefact
 from .fp16 import nodes_of_modules
-from .onnx_info import graph_precision, open_session, read_onnx
+from .onnx_info import graph_precision, read_onnx
+from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -50,7 +51,7 @@ _CPU_OPERATORS += ["MaxPool", "Mul", "Relu", "Resize"]
 
 @dataclass(frozen=True)
 class Int8Export:
-    """An INT8 ONNX file. `kept_float` lists the nodes that were left unquantised on purpose."""
+    """An INT8 ONNX file. `kept_float` lists the nodes kept unquantized on purpose."""
 
     path: Path
     sha256: str
@@ -81,14 +82,14 @@ def quantize_int8(
         onnx_path: An fp32 ONNX file.
         path: Where to write the INT8 file.
         images: f32[N, 3, H, W] real calibration images, preprocessed as in use.
-        calibration: Ranges from `calibrate`, instead of images; saves doing it for each flavour.
+        calibration: Ranges from `calibrate`, instead of images; saves calibrating for each flavor.
         flavour: `tensorrt` or `cpu`.
         method: How ranges are chosen, see `calibrate`.
-        keep_float: Modules (`layer4.1`) or nodes (`fc/Gemm`) to leave unquantised.
+        keep_float: Modules (`layer4.1`) or nodes (`fc/Gemm`) to keep unquantized.
 
     Raises:
         ExportError: No images, a name that is not in the network, a path that cannot be written.
-        ConversionFailed: The quantiser or the runtime refuses the network.
+        ConversionFailed: The quantizer or the runtime refuses the network.
     """
     model = read_onnx(onnx_path)
     if graph_precision(model) != "fp32":
@@ -108,7 +109,7 @@ def quantize_int8(
     with new_artefact(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         read_onnx(temporary)
-        open_session(temporary)
+        OrtSession(temporary)
         return Int8Export(
             path=Path(path),
             sha256=file_sha256(temporary),
@@ -122,7 +123,7 @@ def quantize_int8(
 
 
 def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
-    """The nodes with weights that quantisation is about, in the order they run."""
+    """The nodes with weights that quantization is about, in the order they run."""
     weights = {tensor.name for tensor in model.graph.initializer}
     left = set(_classifier(model))
     return [
@@ -133,7 +134,7 @@ def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _classifier(model: onnx.ModelProto) -> list[str]:
-    """The matrix products that give an output of the network."""
+    """The matrix products whose result is an output of the network."""
     outputs = {value.name for value in model.graph.output}
     return [
         node.name
@@ -156,8 +157,8 @@ def quantized_graph(
         model: fp32 model.
         calibration: Its ranges.
         flavour: `tensorrt` or `cpu`.
-        exclude: Nodes to leave in float, beside a classifier's last layer.
-        only: When given, nodes to quantise, and no others.
+        exclude: Nodes to keep in float, in addition to a classifier's last layer.
+        only: When given, nodes to quantize, and no others.
     """
     import onnx
 
@@ -168,12 +169,12 @@ def quantized_graph(
     quantise = _for_tensorrt if flavour == "tensorrt" else _for_cpu
     try:
         graph = quantise(typed, calibration, [*exclude, *_classifier(model)], list(only))
-    except Exception as error:  # the quantiser raises plain Exceptions and KeyErrors
+    except Exception as error:  # the quantizer raises plain Exceptions and KeyErrors
         raise ConversionFailed(
             f"the network cannot be quantised: {reason_of(error)}",
             hint="name the layer in keep_float",
         ) from error
-    if flavour == "tensorrt" and not only:  # a layer looked at alone is to be judged alone
+    if flavour == "tensorrt" and not only:  # a layer quantized alone is measured alone
         share_residual_scales(graph, calibration)
     sort_nodes(graph.graph)
     onnx.helper.set_model_props(graph, metadata)
@@ -219,7 +220,7 @@ def _for_cpu(
         options={
             "ActivationSymmetric": False,
             "WeightSymmetric": True,
-            # What follows a matrix product is a bias and a GELU or a norm, all in float.
+            # A matrix product is followed by a bias and a GELU or a norm, all in float.
             "OpTypesToExcludeOutputQuantization": ["MatMul"],
         },
     )

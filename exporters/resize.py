@@ -1,7 +1,7 @@
-"""Resizing as matrix products: how Pillow and torchvision resize with antialiasing, as a formula.
+"""Antialiased resizing as in Pillow and torchvision, written as matrix products.
 
-Row i of the matrix for one axis says how output pixel i is mixed from the input's: a filter around
-the pixel's center, widened when shrinking, its weights summing to one. ONNX's own `Resize` cannot
+Row i of the matrix for one axis holds the input weights of output pixel i: a filter around the
+pixel's center, widened when shrinking, its weights summing to one. ONNX's own `Resize` cannot
 antialias before opset 18, and TensorRT's cannot at all; a matrix product runs everywhere.
 """
 
@@ -19,10 +19,10 @@ class Axis:
     """How the pixels along one axis are resized.
 
     Args:
-        source: Pixels there are.
-        target: Pixels wanted.
+        source: Number of input pixels.
+        target: Number of output pixels.
         scale: Source pixels per target pixel.
-        start: Source pixels cut off at the beginning.
+        start: Source pixels cut off at the start.
         placed: Target pixels that the source reaches; the rest is margin.
     """
 
@@ -34,7 +34,7 @@ class Axis:
 
 
 def cover(frame: tuple[int, int], size: tuple[int, int]) -> tuple[Axis, Axis]:
-    """A frame (H, W) over all of the input, its overhang cut off evenly."""
+    """A frame (H, W) that covers the input, its overhang cut off evenly."""
     resized = [max(s, t) for s, t in zip(_scaled(frame, size), size, strict=True)]
     rows, columns = (
         Axis(f, t, f / r, round((r - t) / 2) * f / r, t)

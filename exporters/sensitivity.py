@@ -1,6 +1,6 @@
-"""Which layers INT8 hurts, and how many of them have to stay in float.
+"""Find which layers INT8 damages, and how many of them have to stay in float.
 
-`rank_layers` quantises one layer at a time and looks at what it does to the network's outputs.
+`rank_layers` quantizes one layer at a time and measures the error in the network's outputs.
 `quantize_within` keeps the worst layers in float, as few as needed, until the network passes its
 verification and its score on held-out images is within a bound of the float network's.
 """
@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from . import runtimes
 from ._graph import module_of
 from .calibrate import Calibration
 from .errors import ExportError, VerificationFailed
 from .files import SET_ASIDE, set_aside
 from .onnx_info import read_onnx
 from .quantize import Int8Export, quantizable_nodes, quantize_int8, quantized_graph
-from .runners import Outputs, Runner, onnx_runner
+from .runtimes import Outputs, Runner
 from .verify import Verification
 
 __all__ = ["BoundedInt8", "LayerDamage", "Proof", "Score", "quantize_within", "rank_layers"]
@@ -84,12 +85,12 @@ def rank_layers(
     if len(images) == 0:
         raise ExportError("no images to rank layers with", hint="give a few real images")
     model = read_onnx(onnx_path)
-    wanted = _run(onnx_runner(onnx_path), images)
+    wanted = _run(runtimes.open(onnx_path).run, images)
     nodes = quantizable_nodes(model)
     found = []
     for done, node in enumerate(nodes, start=1):
         graph = quantized_graph(model, calibration, flavour=flavour, only=[node])
-        got = _run(onnx_runner(graph.SerializeToString()), images)
+        got = _run(runtimes.open(graph.SerializeToString()).run, images)
         found.append(LayerDamage(node, module_of(node), _damage(wanted, got)))
         progress(done, len(nodes))
     return sorted(found, key=lambda layer: -layer.damage)
@@ -97,7 +98,7 @@ def rank_layers(
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a network with some layers in float would be written as."""
+    """The file that a network with some layers in float is written to."""
 
     drop: float
     verification: Verification
@@ -125,13 +126,13 @@ def quantize_within(
     """Quantise to INT8, keeping the worst layers in float until the result is within its bounds.
 
     The number of layers to keep is doubled until the bounds hold, then halved back to the smallest
-    that was seen to hold. The bounds are those the file is judged by afterwards.
+    that passed. The same bounds apply to the written file.
 
     Args:
         onnx_path: An fp32 ONNX file.
         path: Where to write the INT8 file.
         calibration: Ranges of the fp32 file.
-        ranking: Layers as `rank_layers` found them for this flavour.
+        ranking: Layers as `rank_layers` returned them for this flavor.
         score: Held-out score in points.
         proof: The comparison that the file has to pass.
         max_drop: The most points that INT8 may lose.
@@ -139,18 +140,18 @@ def quantize_within(
         progress: Called after each try with (layers kept in float, points lost, proof passed).
 
     Raises:
-        VerificationFailed: Not even one quantised layer is within the bounds; that file is put
+        VerificationFailed: Not even one quantized layer is within the bounds; that file is set
             aside.
     """
     model = read_onnx(onnx_path)
-    float_score = score(onnx_runner(onnx_path))
+    float_score = score(runtimes.open(onnx_path).run)
     most = max(0, len(ranking) - 1)
     trials: dict[int, _Trial] = {}
 
     def holds(kept: int) -> bool:
         nodes = [layer.node for layer in ranking[:kept]]
         graph = quantized_graph(model, calibration, flavour=flavour, exclude=nodes)
-        runner = onnx_runner(graph.SerializeToString())
+        runner = runtimes.open(graph.SerializeToString()).run
         trial = trials[kept] = _Trial(float_score - score(runner), proof(runner))
         progress(kept, trial.drop, trial.verification.passed)
         return trial.within(max_drop)
@@ -162,7 +163,9 @@ def quantize_within(
     )
     if kept is None:
         raise _nothing_holds(path, trials[most], max_drop)
-    return BoundedInt8(exported, float_score, score(onnx_runner(path)), max_drop, tuple(nodes))
+    return BoundedInt8(
+        exported, float_score, score(runtimes.open(path).run), max_drop, tuple(nodes)
+    )
 
 
 def _nothing_holds(path: str | Path, trial: _Trial, max_drop: float) -> VerificationFailed:
@@ -177,7 +180,7 @@ def _nothing_holds(path: str | Path, trial: _Trial, max_drop: float) -> Verifica
 
 
 def _fewest(holds: Callable[[int], bool], *, most: int) -> int | None:
-    """The smallest number of float layers that was seen to hold; None if none did."""
+    """The smallest number of float layers that passed; None if none did."""
     if holds(0):
         return 0
     if most == 0:

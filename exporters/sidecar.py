@@ -1,10 +1,10 @@
-"""The note beside an engine: what it was built from, by what, for what.
+"""The sidecar of an engine: what it was built from, by which release, for which GPU.
 
-Deserialising an engine runs code from the file, and an engine of another release or GPU fails in
-ways that are hard to read. So an engine is loaded only when its sidecar is there and agrees. This
-guards against mix-ups and damage; it is no signature: whoever can write both files can fool it.
-Against that, engines built on this machine are remembered by their sha256 in a folder of the
-user's own (`remember_engine`), and others need the user's word.
+Deserializing an engine runs code from the file, and an engine of another release or GPU fails with
+unclear errors. So an engine is loaded only when its sidecar exists and matches. This guards against
+mix-ups and damage. It is not a signature: anyone who can write both files can forge it. Therefore
+engines built on this machine are recorded by their sha256 in a private folder of the user
+(`remember_engine`), and others need the user's explicit consent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _REBUILD = "build the engine again here, from its ONNX file"
-_MOST_BYTES = 1 << 20  # of a sidecar; ours have a kilobyte
+_MOST_BYTES = 1 << 20  # of a sidecar; usual ones have a kilobyte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,7 +44,7 @@ def _all(kind: type, values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
-# What a value of each of the fields' types looks like in JSON.
+# The JSON form of each field type.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: type(value) is str,
     "bool": lambda value: type(value) is bool,
@@ -61,8 +61,8 @@ class Sidecar:
     """What an engine is. `gpu` for TensorRT, `targets` (compute capabilities) for TensorRT-RTX.
 
     Raises:
-        TypeError: A field is of another type: a sidecar comes with the engine, from wherever.
-        ValueError: A digest is none, or the profile lacks a shape or has one that cannot be fed.
+        TypeError: A field has the wrong type: a sidecar may come from anywhere.
+        ValueError: A digest is malformed, or the profile lacks a shape or has an invalid one.
     """
 
     engine_sha256: str
@@ -105,7 +105,7 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     """Read the sidecar of an engine.
 
     Raises:
-        ExportError: Engine or sidecar missing, or the sidecar is not one of ours.
+        ExportError: Engine or sidecar missing, or the sidecar was not written by this package.
     """
     engine, path = Path(engine), sidecar_path(engine)
     if not engine.is_file():
@@ -144,7 +144,7 @@ def remember_engine(engine: str | Path, folder: Path) -> None:
 
     Args:
         engine: The engine file.
-        folder: Of the user's own, outside every folder that is shared.
+        folder: A private folder of the user, outside any shared folder.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / file_sha256(engine)).touch()
@@ -154,7 +154,7 @@ def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None
     """Refuse an engine that `remember_engine` has not noted: an engine is machine code.
 
     Raises:
-        ExportError: It was built elsewhere, or others may have added to the folder.
+        ExportError: It was built elsewhere, or other users can write to the folder.
     """
     if others := _who_else_writes(folder):
         raise ExportError(
@@ -170,7 +170,7 @@ def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None
 
 
 def _who_else_writes(folder: Path) -> str:
-    """Who besides this user can add to a folder; '' where nobody can."""
+    """Who else can write to a folder; '' if only this user."""
     if not folder.is_dir() or not hasattr(os, "geteuid"):
         return ""
     about = folder.stat()
@@ -186,12 +186,12 @@ def require_own_engine(
 
     Args:
         engine: The engine file.
-        content: Its bytes, the very ones that would be loaded.
+        content: Its bytes, exactly those that would be loaded.
         flavour: The TensorRT that would load it.
         onnx_path: When given, the engine must have been built from exactly this network.
 
     Raises:
-        ExportError: Says which of these it is.
+        ExportError: Names the reason.
     """
     sidecar = read_sidecar(engine)
     if hashlib.sha256(content).hexdigest() != sidecar.engine_sha256:

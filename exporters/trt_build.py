@@ -1,8 +1,8 @@
-"""ONNX -> TensorRT engine, with a sidecar that says what the engine is.
+"""ONNX -> TensorRT engine, with a sidecar that describes the engine.
 
 Works with `tensorrt` (8.6 to 11, JetPack's included) and `tensorrt_rtx`, through Polygraphy.
-Precision is what the ONNX file says (`exporters.fp16`, `exporters.quantize`): the network is built
-strongly typed wherever the release can.
+The ONNX file decides the precision (`exporters.fp16`, `exporters.quantize`): the network is built
+strongly typed where the release supports it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class EngineBuild:
-    """An engine that was built. `device` says where it runs."""
+    """An engine that was built. `device` names where it runs."""
 
     path: Path
     sidecar: Path
@@ -78,8 +78,8 @@ def build_engine(
         opt_batch: The batch it is tuned for.
         max_batch: The largest batch it takes.
         workspace_mib: Memory the builder may use for scratch; None leaves TensorRT's default.
-        cache_dir: Folder for tactic timings, one file per flavour and version, read and added to,
-            so that the next build is quicker; None keeps none.
+        cache_dir: Folder for tactic timings, one file per flavor and version, read and added to,
+            so that the next build is faster; None keeps none.
         compute_capabilities: TensorRT-RTX: targets such as `["8.6", "8.9"]`; None takes Ampere
             and everything newer.
         hardware_compatible: TensorRT: the engine runs on any Ampere or newer (not on Jetsons).
@@ -95,7 +95,7 @@ def build_engine(
     flavour = choose(backend)
     _require_polygraphy(flavour)
     source = onnx_info(onnx_path)
-    typing_for(flavour, source.precision, dla=dla is not None)  # refuses what cannot work
+    typing_for(flavour, source.precision, dla=dla is not None)  # rejects bad combinations
     _require_gpu(flavour)
     if (hardware_compatible or version_compatible) and flavour.name == "tensorrt_rtx":
         raise ExportError(
@@ -123,7 +123,7 @@ def build_engine(
             "dla": dla,
         }
         result = _run_worker(request, flavour, progress)
-        # A sidecar of an engine that is about to be replaced must not vouch for the new one.
+        # The old engine's sidecar must not vouch for the new engine.
         sidecar_path(path).unlink(missing_ok=True)
     seconds = time.perf_counter() - start
     sidecar = Sidecar(
@@ -223,7 +223,7 @@ def _run_worker(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            # A worker that died at once is told from its exit code below, not from its closed pipe.
+            # A worker that died at once is reported by its exit code below, not by its closed pipe.
             with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
                 json.dump(request, stdin)
             for line in process.stdout:
@@ -268,7 +268,7 @@ def _outcome(
 
 
 def _reason(message: str, lines: list[str]) -> str:
-    """What TensorRT logged says more than the exception that came of it."""
+    """TensorRT's log explains more than the exception that follows."""
     errors = [line.partition("[E] ")[2].strip() for line in lines if "[E] " in line]
     about_a_node = [error for error in errors if error.startswith("In node")]
     return (about_a_node or errors or [message])[0][:300]

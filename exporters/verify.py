@@ -1,8 +1,8 @@
-"""Proof that a converted network still gives the same answers: same real images, both sides.
+"""Verify that a converted network gives the same outputs on the same real images.
 
-`verify` compares any two runners; `verify_onnx` and `export_and_verify` are it for PyTorch -> ONNX.
+`verify` compares any two runners; `verify_onnx`, `verify_engine` and `export_and_verify` apply it.
 A network over its tolerance is renamed `<name>.failed-verification.<suffix>`, and the error names
-the first layer that departs (`exporters.locate`).
+the first layer that differs (`exporters.locate`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import runtimes
+from ._trt_compat import gpu_name
 from .agreement import TOLERANCES, Comparison, OutputAgreement, Tolerance
 from .errors import ExportError, VerificationFailed
 from .files import SET_ASIDE, set_aside, until_proven
 from .onnx_info import onnx_info
-from .runners import Runner, onnx_runner, torch_runner
+from .runtimes import Runner
+from .sidecar import read_sidecar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,13 +36,14 @@ __all__ = [
     "export_and_verify",
     "require",
     "verify",
+    "verify_engine",
     "verify_onnx",
 ]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Agreement over all outputs: the worst of each figure, and each output by itself."""
+    """Agreement over all outputs: the worst of each figure, and the figures of each output."""
 
     precision: str
     images: int
@@ -141,12 +145,12 @@ def verify(
     batch_size: int = 16,
     tolerance: Tolerance | None = None,
 ) -> Verification:
-    """Run the same images through both sides and compare.
+    """Run the same images through both networks and compare.
 
     Args:
-        reference: The network as it was.
-        candidate: The network as converted.
-        images: f32[N, 3, H, W], real and preprocessed as in use.
+        reference: The original network.
+        candidate: The converted network.
+        images: f32[N, 3, H, W], real and preprocessed as in deployment.
         precision: `fp32`, `fp16` or `int8`; chooses the tolerance.
         batch_size: Images per call.
         tolerance: Overrides the precision's tolerance.
@@ -182,17 +186,47 @@ def verify_onnx(
     See `verify` for the arguments and errors.
     """
     if isinstance(reference, (str, Path)):
-        wanted = onnx_runner(reference)
+        wanted = runtimes.open(reference)
     else:
-        wanted = torch_runner(reference, [tensor.name for tensor in onnx_info(onnx_path).outputs])
+        names = [tensor.name for tensor in onnx_info(onnx_path).outputs]
+        wanted = runtimes.open(reference, names=names)
     return verify(
-        wanted,
-        onnx_runner(onnx_path),
+        wanted.run,
+        runtimes.open(onnx_path).run,
         images,
         precision=precision,
         batch_size=batch_size,
         tolerance=tolerance,
     )
+
+
+def verify_engine(
+    onnx_path: str | Path, path: str | Path, images: np.ndarray
+) -> Verification | None:
+    """Run the same images through an engine and its ONNX file: an engine can be wrong too.
+
+    Args:
+        onnx_path: The file the engine was built from.
+        path: The engine, built by the caller; set aside when it disagrees.
+        images: What the network takes, [N, ...].
+
+    Returns:
+        The comparison, or None where there is no GPU or the engine was not built for it.
+
+    Raises:
+        VerificationFailed: The engine's outputs differ.
+    """
+    sidecar, here = read_sidecar(path), gpu_name()
+    if here is None or not (sidecar.gpu or any(f"SM {t})" in here for t in sidecar.targets)):
+        return None
+    verification = verify(
+        runtimes.open(onnx_path).run,
+        runtimes.open(path, made_from=onnx_path, trust_engine=True).run,
+        images,
+        precision=sidecar.precision,
+    )
+    require(verification, path)
+    return verification
 
 
 def require(
@@ -202,12 +236,12 @@ def require(
     reference: nn.Module | str | Path | None = None,
     images: np.ndarray | None = None,
 ) -> None:
-    """Pass silently, or put the converted file aside and say where it went wrong.
+    """Return silently, or set the converted file aside and report where it differs.
 
     Args:
         verification: The comparison's outcome.
         path: The converted file; renamed when the comparison failed.
-        reference: PyTorch model or ONNX file; with `images`, used to find the departing layer
+        reference: PyTorch model or ONNX file; with `images`, used to find the first differing layer
             (in ONNX files and OpenVINO's .xml).
         images: The same f32[N, 3, H, W]; the search looks at the one with the largest error.
 
@@ -248,7 +282,7 @@ def export_and_verify(
     """Export a model to ONNX and prove it on real images f32[N, 3, H, W].
 
     Raises:
-        ExportError: See `export_onnx` and `verify`; a file that fails is put aside.
+        ExportError: See `export_onnx` and `verify`; a file that fails is set aside.
     """
     from .onnx_export import export_onnx
 

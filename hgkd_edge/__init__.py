@@ -1,3 +1,3 @@
-"""hgkd-edge: distil a Vision Transformer into a dense CNN, export it with proof, measure it."""
+"""hgkd-edge: distill a Vision Transformer into a dense CNN, export, verify and measure it."""
 
 __version__ = "0.1.0"

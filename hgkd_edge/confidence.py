@@ -1,4 +1,4 @@
-"""What a score on n images is worth: its interval, and whether it beats its baseline.
+"""How certain a score on n images is: its interval, and whether it beats its baseline.
 
 Plain data, no torch: the same figures go into JSON, tables and the report.
 """
@@ -33,12 +33,12 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     shrink = 1 + Z * Z / count
     middle = (share + Z * Z / (2 * count)) / shrink
     half = Z / shrink * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    # At 0 and 1 rounding would leave the share itself outside.
+    # At 0 and 1 rounding would exclude the share itself.
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over images (normal); all there is for fewer than two."""
+    """The 95 % interval of a mean over images (normal); unbounded for fewer than two images."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return -math.inf, math.inf
@@ -49,8 +49,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def score_intervals(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Intervals of those scores of a task that are shares of images, by name.
 
-    `per_class` holds those of each class, from its number of images. A task whose scores are no
-    such shares may bring `intervals` among them.
+    `per_class` holds the intervals of each class, from its number of images. A task whose scores
+    are not shares may provide `intervals` in its scores.
 
     Args:
         scores: As a task's `judge` returns them.
@@ -72,7 +72,7 @@ def score_intervals(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[s
 
 
 def task_baseline(task: str, scores: Mapping[str, Any], majority: float | None) -> dict[str, Any]:
-    """What a model that has learned nothing would score.
+    """The score of a model that has learned nothing.
 
     Args:
         task: `classify`, `segment` or `detect`.
@@ -97,13 +97,13 @@ def not_better(
     interval: tuple[float, float] | None = None,
     count: int,
 ) -> str:
-    """One line that says so when a score does not beat its baseline; '' when it does.
+    """A one-line warning when a score does not beat its baseline; '' when it does.
 
     Args:
-        what: The score's name, for people.
+        what: Display name of the score.
         score: In [0, 1].
         baseline: Its name and score.
-        interval: Of the score; a baseline inside it may be as good.
+        interval: Interval of the score; a baseline inside it may be as good.
         count: Images.
     """
     name, other = baseline

@@ -1,4 +1,4 @@
-"""What a person sees while a command works; all on stderr, since stdout is for results."""
+"""Progress, warnings and messages, all on stderr, since stdout is for results."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["console", "make_console", "note", "printable", "track_steps", "warn"
 
 _SECONDS_BETWEEN_LINES = 15.0
 
-# What a terminal obeys instead of showing it: control characters, and marks that reorder a line.
-# And what it shows as nothing, which makes two names look alike. The two joiners stay: scripts of
-# Persia and India, and emoji, are written with them.
+# Characters that a terminal interprets instead of printing: control characters and marks that
+# reorder a line. Also invisible characters, which make two names look alike. The two joiners are
+# kept: Persian and Indian scripts, and emoji, need them.
 _UNSEEN = "\N{REPLACEMENT CHARACTER}"
 _AS_SHOWN = {
     **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], _UNSEEN),
@@ -41,9 +41,9 @@ _AS_SHOWN = {
 
 
 def printable(text: str) -> str:
-    """A text as one line that steers no terminal; of the same length, so that styles still fit.
+    """A text as one line without terminal control; its length is kept, so that styles still fit.
 
-    File names, class names, and what devices and model files say may hold anything.
+    File names, class names, and text from devices and model files may hold anything.
     """
     return text if text.isprintable() else text.translate(_AS_SHOWN)
 
@@ -65,9 +65,9 @@ class _Console(Console):
 
 
 def make_console(**options: Any) -> Console:
-    """A console that shows every text as it is: brackets are no markup, `:car:` is no emoji.
+    """A console that prints every text literally: brackets are not markup, `:car:` is not an emoji.
 
-    The only place where the package makes one. What is to be colored is a `rich.text.Text`.
+    The package creates consoles only here. Colored text is a `rich.text.Text`.
     """
     return _Console(markup=False, emoji=False, highlight=False, **options)
 
@@ -82,17 +82,19 @@ def warn(message: str) -> None:
 
 @functools.cache
 def note(message: str) -> None:
-    """A remark that nobody has to act on, in one dim line; a repeated one is printed once."""
+    """A note that needs no action, in one dim line; a repeated note is printed once."""
     console.print(Text(message, style="dim"), soft_wrap=True)
 
 
 @contextlib.contextmanager
-def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Show the progress of a long job: a live bar on a terminal, else a line now and then.
+def track_steps(
+    label: str, *, total: int | None, done: int = 0
+) -> Iterator[Callable[[int, str], None]]:
+    """Show the progress of a long job: a live bar on a terminal, else an occasional line.
 
     Args:
-        label: What is being done.
-        total: Number of steps in all.
+        label: Name of the job.
+        total: Total number of steps; None: unknown.
         done: Steps done before, by a run that is resumed.
 
     Yields:
@@ -115,15 +117,15 @@ def track_steps(label: str, *, total: int, done: int = 0) -> Iterator[Callable[[
         yield lambda step, figures: progress.update(task, completed=step, figures=figures)
 
 
-def _line_printer(label: str, total: int, done: int) -> Callable[[int, str], None]:
+def _line_printer(label: str, total: int | None, done: int) -> Callable[[int, str], None]:
     begun = last = time.monotonic()
 
     def show(step: int, figures: str) -> None:
         nonlocal last
         if step == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            line = f"{label} {step}/{total}  {figures}"
-            if done < step < total:
+            line = f"{label} {step}{'' if total is None else f'/{total}'}  {figures}"
+            if total is not None and done < step < total:
                 seconds = (last - begun) / (step - done) * (total - step)
                 line += f"  {timedelta(seconds=round(seconds))} left"
             console.print(line, soft_wrap=True)

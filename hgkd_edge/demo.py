@@ -1,4 +1,4 @@
-"""The whole path in one go, on bundled photos: distil, evaluate, export, build, measure."""
+"""The whole pipeline on bundled photos: distill, evaluate, export, build, measure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["demo"]
 
 
 def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run `recipes/demo.yaml` from photos to a latency.
+    """Run `recipes/demo.yaml` from images to latency.
 
     Returns:
-        Every figure of the closing table; also written to the run's `demo.json`.
+        Every figure of the final table; also written to the run's `demo.json`.
     """
     recipe = load_recipe(find_recipe("demo"), overrides)
     run = RunDir.create(recipe, path)
@@ -59,7 +59,7 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def sparse_to_dense_error(run: RunDir) -> float:
-    """Largest difference, in any map, of the sparse encoder with all visible and the dense one."""
+    """Largest difference in any map between sparse (all visible) and dense encoder."""
     dense, spec = load_features(run.backbone_file)
     images = torch.from_numpy(verification_images(run, spec))
     encoder = sparsify(dense, backend="tiles")
@@ -71,7 +71,7 @@ def sparse_to_dense_error(run: RunDir) -> float:
 
 
 def _latency(run: RunDir) -> dict[str, Any]:
-    """p50 and p99 in ms of one photo at a time on ONNX Runtime, measured for two seconds."""
+    """p50 and p99 in ms of one image at a time on ONNX Runtime, measured for two seconds."""
     _, spec = load_features(run.backbone_file)
     images = verification_images(run, spec)
     options = BenchOptions(models=(run.path,), images=images, duration_s=2.0)

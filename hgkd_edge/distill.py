@@ -1,8 +1,8 @@
-"""Distillation: photos and a frozen Transformer in, a run folder with a dense CNN out.
+"""Distillation: images and a frozen Transformer in, a run folder with a dense CNN out.
 
 H-GKD (Heterogeneous Generative Knowledge Distillation with Masked Image Modeling, arXiv
 2309.09571): the student sees the visible patches by sparse convolution and predicts, over the whole
-image, what the teacher infers from it.
+image, the teacher's features.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def distill(
     Args:
         recipe: Fully resolved.
         run: Its folder; the same one to resume.
-        parts: The recipe's networks, where they are built already.
+        parts: The recipe's networks, if already built.
         resume: Continue from the folder's checkpoint.
-        until: Stop after so many updates, with a checkpoint, and report how it goes: nothing else
-            is written.
+        until: Stop after this many updates, with a checkpoint, and report progress: nothing else is
+            written.
 
     Returns:
-        What `check` reports, `images_per_s` and the `hours` of the whole run at that rate; or what
-        the manifest says of the result: steps, held-out cosine, skipped photos, artefacts.
-        Nothing on processes next to the main one, whose part ends with the training.
+        With `until`: what `check` reports, `images_per_s`, and the `hours` of the whole run at that
+        rate. Otherwise the manifest's record of the result: steps, held-out cosine, skipped images,
+        artifacts. Empty on processes other than the main one: their part ends with the training.
     """
     setup = set_up(recipe, run, parts or build(recipe))
     before = None if until is None else dense_copy(setup.parts.encoder)
@@ -77,7 +77,7 @@ def distill(
 
 def _train(setup: Setup, run: RunDir, *, resume: bool, until: int | None) -> StudentWithLoss:
     recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
-    torch.manual_seed(recipe.seed)  # the decoder starts the same, teacher pre-trained now or before
+    torch.manual_seed(recipe.seed)  # same decoder with or without pre-training
     task = Distilling(make_model(recipe, parts, teacher), teacher, parts, recipe, setup.cache)
     place = Workplace(
         log_file=run.log_file,
@@ -100,7 +100,7 @@ def _train(setup: Setup, run: RunDir, *, resume: bool, until: int | None) -> Stu
 
 
 def _save(model: StudentWithLoss, setup: Setup, run: RunDir) -> None:
-    """Densify, set BatchNorm to whole photos, write the backbone and record it."""
+    """Densify, calibrate BatchNorm on whole images, write the backbone and record it."""
     dense, spec = dense_copy(model.student.encoder), setup.parts.spec
     recalibrate_batchnorm(EmbeddingNet(dense, spec), setup.source, spec)
     spec = replace(spec, bits=setup.source.decided.get("data.bits", 0))

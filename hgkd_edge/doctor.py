@@ -13,13 +13,13 @@ __all__ = ["Capability", "examine"]
 
 @dataclass(frozen=True)
 class Capability:
-    """One thing a user may want to do.
+    """One feature and whether it is available.
 
     Attributes:
         name: What it is for.
-        available: Whether all that it needs is there.
-        found: What is there, with versions.
-        mend: How to get what is missing; '' when nothing is.
+        available: Whether all requirements are installed.
+        found: What is installed, with versions.
+        mend: How to install what is missing; '' if nothing is.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Capability:
 
 
 def examine() -> list[Capability]:
-    """Look at the machine and at the installed packages."""
+    """Inspect the machine and the installed packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = f"Python {platform.python_version()}, {platform.machine()}, {cores} CPU cores"
     return [
@@ -66,14 +66,14 @@ def _tensorrt() -> Capability:
 
 
 def _spconv() -> Capability:
-    """spconv's distributions are named after CUDA releases; its import name is one."""
+    """spconv's distributions are named after CUDA releases; all share one import name."""
     there = util.find_spec("spconv") is not None
     mend = "" if there else 'pip install "hgkd-edge[spconv]" (optional, for CUDA)'
     return Capability("spconv sparse backend", there, "spconv" if there else "", mend)
 
 
 def _gpu() -> Capability:
-    """Asks the driver's own tool: importing torch to learn this would take seconds."""
+    """Ask the driver's own tool: importing torch would take seconds."""
     there = shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidia0")
     mend = "" if there else "none found: everything runs on the CPU, training slowly"
     return Capability("NVIDIA GPU", there, "driver found" if there else "", mend)

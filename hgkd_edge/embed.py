@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from exporters import runtimes
 from exporters.onnx_info import onnx_info, require_image_input
-from exporters.runners import onnx_runner
 from hgkd_edge.console import track_steps
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
@@ -40,8 +40,8 @@ __all__ = [
 BATCH = 32
 FORMATS = (".npz", ".parquet")
 SHOWN = 8  # rows of the picture
-NEIGHBORS = 5  # in each, after the image itself
-SIDE = 128  # pixels of an image in it
+NEIGHBORS = 5  # neighbors per row, after the image itself
+SIDE = 128  # pixels of an image in the picture
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What became of the images.
+    """The result for all images.
 
     Attributes:
         files: Images that were embedded.
@@ -80,7 +80,7 @@ def open_embedder(path: Path) -> Embedder:
         require_recorded(path)
         info = onnx_info(path)
         require_image_input(path, info)
-        runner = onnx_runner(path)
+        runner = runtimes.open(path).run
         try:
             spec = InputSpec.from_metadata(info.metadata, geometry="cover")
         except (KeyError, ValueError, TypeError) as error:
@@ -154,7 +154,7 @@ def nearest(features: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         features: Float [n, D].
-        count: How many, at most n - 1.
+        count: Neighbors per row, at most n - 1.
     """
     centered = features - features.mean(axis=0)
     unit = centered / np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
@@ -246,7 +246,7 @@ def summary(embedded: Embedded, out: Path, picture: Path | None) -> dict[str, An
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The same for people."""
+    """The same as readable text."""
     yield f"features: {result['images']:,} images x {result['width']} in {result['features']}"
     if result["skipped"]:
         where, why = result["skipped"][0]

@@ -1,4 +1,4 @@
-"""Every error of this package that a user can meet.
+"""Every error of this package that a user can see.
 
     UserError                 what was wrong and where; `hint` says how to fix it (exporters.errors)
     ├── RecipeError           a recipe file or --set value                      exit 2
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class RecipeError(UserError):
-    """A recipe, or a `--set` override, that cannot be used."""
+    """An invalid recipe or `--set` override."""
 
 
 class DataError(UserError):
@@ -41,7 +41,7 @@ class DataError(UserError):
 
 
 class RunError(UserError):
-    """A run folder that is missing, incomplete or not ours."""
+    """A run folder that is missing, incomplete or not written by hgkd-edge."""
 
 
 class DeviceError(UserError):
@@ -53,12 +53,12 @@ class ConversionError(UserError):
 
 
 class TrainingError(UserError):
-    """Training stopped by a fault at run time."""
+    """Training stopped by a run-time error."""
 
     exit_code = 1
 
 
 class Interrupted(TrainingError):
-    """Training stopped on request; what was done is saved."""
+    """Training stopped on request; progress is saved."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""How good is a run: its frozen features, or its fine-tuned model in any runtime."""
+"""Evaluate a run: its frozen features, or its fine-tuned model in any runtime."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.serving import open_served
+from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.base import read_model
 from hgkd_edge.tasks.config import begun_with
 
@@ -56,13 +56,13 @@ def evaluate_model(
     """Score a fine-tuned model: the run's own file, or one exported from it.
 
     Args:
-        run: Its `finetune.yaml` says where the photos are.
-        model: What `open_served` takes; None is the run's `model.safetensors`.
-        split: Name of the split; None is the one kept from training.
-        trust_engine: As for `open_served`.
+        run: Its `finetune.yaml` names the data set.
+        model: As for `open_task_model`; None is the run's `model.safetensors`.
+        split: Name of the split; None is the held-out split.
+        trust_engine: As for `open_task_model`.
 
     Returns:
-        Task, runtime, split, number of photos and scores; also written to `evaluation.json`.
+        Task, runtime, split, number of images and scores; also written to `evaluation.json`.
 
     Raises:
         RunError: The run was not fine-tuned, or `model` is of another task, classes or input.
@@ -72,21 +72,21 @@ def evaluate_model(
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}"))
     path = model or run.model_file
-    served = open_served(path, trust_engine=trust_engine)
-    if (served.task, served.classes) != (card.task, card.classes):
+    opened = open_task_model(path, trust_engine=trust_engine)
+    if (opened.task, opened.classes) != (card.task, card.classes):
         raise RunError(
-            f"{model}: for task '{served.task}' and classes {', '.join(served.classes)}; "
+            f"{model}: for task '{opened.task}' and classes {', '.join(opened.classes)}; "
             f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
             hint="name the run that the model was exported from",
         )
-    if served.input != card.input:
+    if opened.input != card.input:
         raise RunError(
-            f"{model}: takes {_shown(served.input)}, run '{run.path}' {_shown(card.input)}",
+            f"{model}: takes {_shown(opened.input)}, run '{run.path}' {_shown(card.input)}",
             hint="name the run that the model was exported from",
         )
-    if served.baked:
+    if opened.baked:
         raise RunError(
-            f"{model}: its {' and '.join(sorted(served.baked))} is baked in",
+            f"{model}: its {' and '.join(sorted(opened.baked))} is baked in",
             hint="name the plain file of the same export; predict takes either",
         )
     splits = task.open_splits(config)
@@ -98,17 +98,17 @@ def evaluate_model(
             hint="name photos with the classes that the model was fine-tuned on",
         )
     report_photos({"train": splits["train"], name: splits[name]})
-    batches, unseen = answers(served.run, task, card, splits[name]), held_out_split(splits)
+    batches, unseen = answers(opened.session.run, task, card, splits[name]), held_out_split(splits)
     result: dict[str, Any] = {
         "task": config.task,
         "model": str(path),
         "sha256": network_digest(path) if path.is_file() else None,
-        "runtime": served.runtime,
+        "runtime": opened.session.runtime,
         "split": name,
         "photos": len(splits[name]),
         "fingerprint": splits[name].fingerprint,
         "metric": task.metric,
-        # What a person looks at first are photos that training never saw; others lie apart.
+        # Pictures of held-out images come first; others go to a separate folder.
         "scores": task.judge(
             batches, card, run.path / "pictures" / ("" if name == unseen else name)
         )
@@ -120,17 +120,17 @@ def evaluate_model(
 
 
 def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any]:
-    """Score a run's dense backbone beside the same network untrained and the majority class.
+    """Score a run's dense backbone next to the same network untrained and the majority class.
 
     Args:
-        run: Its recipe says where the photos are.
-        split: Name of the split; None is the one kept from training.
+        run: Its recipe names the data set.
+        split: Name of the split; None is the held-out split.
 
     Returns:
         Also written to the run's `evaluation.json`.
 
     Raises:
-        DataError: The photos carry no labels, or none were held out.
+        DataError: The images carry no labels, or none were held out.
     """
     run.require(run.backbone_file, mend=run.resume_command)
     recipe = run.recipe()
@@ -147,7 +147,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     spec = trained.spec
     fresh = create_features(spec.name, stem_stride=spec.stem_stride, args=spec.args)
     untrained = EmbeddingNet(fresh, spec).eval()
-    # The same favour that the distilled network gets: statistics of whole photos.
+    # As for the distilled network: BatchNorm statistics of whole images.
     recalibrate_batchnorm(untrained, train, spec)
     result: dict[str, Any] = {
         "split": name,
@@ -162,7 +162,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
 
 
 def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> dict[str, Any]:
-    """Intervals of feature scores, and warnings: where they beat nothing, what was not taught."""
+    """Intervals of feature scores, and warnings: no gain over a baseline, parts not trained."""
     intervals: dict[str, Any] = {
         network: {name: wilson(share, count) for name, share in result[network].items()}
         for network in ("distilled", "untrained")
@@ -186,7 +186,7 @@ def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> di
 
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
-    """The name of a split with labels: the one asked for, or one kept from training."""
+    """The name of a split with labels: the requested one, or a held-out one."""
     name = asked or held_out_split(splits, labelled=True)
     if name is None:
         raise DataError(
@@ -208,7 +208,7 @@ def _shown(spec: InputSpec) -> str:
 
 
 def score_features(network: EmbeddingNet, train: ImageSource, test: ImageSource) -> FeatureScores:
-    """k-NN and linear-probe accuracy on `test`, learnt from `train`."""
+    """k-NN and linear-probe accuracy on `test`, learned from `train`."""
     train_x, test_x = embed(network, train), embed(network, test)
     classes = len(train.classes)
     return FeatureScores(

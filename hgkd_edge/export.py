@@ -1,7 +1,7 @@
 """Export a run: weights -> verified ONNX -> fp16, INT8 -> OpenVINO, TensorRT. `exporters` does it.
 
-Everything is made from the fp32 ONNX file, which is made from the weights; each file is compared
-with the one it was made from on photos that no network has seen, before its name is final.
+Every file is made from the fp32 ONNX file, which is made from the weights. Each file is compared on
+held-out images with the file it was made from, before it gets its final name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from exporters import (
     UserError,
     VerificationFailed,
     quantize,
+    runtimes,
     sensitivity,
     trt_build,
     verify,
@@ -31,11 +32,10 @@ from exporters.calibrate import Calibration, calibrate
 from exporters.files import until_proven
 from exporters.fp16 import convert_fp16
 from exporters.network_files import network_files
-from exporters.onnx_info import read_onnx
-from exporters.openvino_export import export_openvino, openvino_runner, require_openvino
-from exporters.runners import Outputs, Runner, onnx_runner
+from exporters.onnx_info import exposed, read_onnx
+from exporters.openvino_export import export_openvino
+from exporters.runtimes import Outputs, Runner
 from exporters.sidecar import remember_engine
-from exporters.trt_engine import verify_engine
 from hgkd_edge.bundles import BundleSource, flavour_of, make_bundle, require_bundle
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
@@ -61,7 +61,7 @@ POSTPROCESSING: dict[str, str | Suppression] = {
 
 
 class ExportIncomplete(VerificationFailed):
-    """Some files failed; what could be made without them was made all the same.
+    """Some files failed; files that do not depend on them were made.
 
     Args:
         result: As `export_run` returns it; `failed` lists the files that failed.
@@ -76,11 +76,11 @@ class ExportIncomplete(VerificationFailed):
 
 
 def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, Any]:
-    """Export a run's model, prove every file on held-out photos, and record what was made.
+    """Export a run's model, verify every file on held-out images, and record the files.
 
     Args:
         run: Its `model.safetensors` is exported, or `backbone.safetensors` where there is none.
-        options: What to make; by default the fp32 ONNX alone.
+        options: What to export; by default only the fp32 ONNX.
 
     Returns:
         `files` lists every file with its verification; `onnx` and `verification` are the fp32
@@ -88,8 +88,8 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
 
     Raises:
         RunError: The run has no weights yet.
-        DataError: Its photos, or those to calibrate on, cannot be read.
-        ExportError: Options that cannot work, or the fp32 file failed, from which all others come.
+        DataError: Its images, or the calibration images, cannot be read.
+        ExportError: Options that cannot work, or the fp32 file failed, which all others need.
         ExportIncomplete: Other files failed, or a runtime is not installed.
     """
     options = options or ExportOptions()
@@ -125,23 +125,21 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> dict[str, A
 
 
 def verification_images(run: RunDir, spec: BackboneSpec) -> np.ndarray:
-    """Photos as a run's backbone sees them, float32 [N, 3, H, W]; held-out ones if there are."""
+    """Images as a run's backbone sees them, float32 [N, 3, H, W]; held-out ones if any."""
     subject = load_exportable(run, backbone=True)
     return subject.images(subject.unseen, VERIFICATION_PHOTOS)
 
 
 @dataclass
 class _Work:
-    """One export on its way: what is asked for, what has been made."""
+    """One export in progress: the options, and the files made so far."""
 
     run: RunDir
     options: ExportOptions
     subject: Exportable
     result: dict[str, Any] = field(default_factory=dict)
     fp32: Path = Path()
-    wanted: dict[str, Path] = field(
-        default_factory=dict
-    )  # of this precision, by INT8 flavour or ""
+    wanted: dict[str, Path] = field(default_factory=dict)  # of this precision, by INT8 flavor or ""
     baked: dict[Path, Path] = field(default_factory=dict)  # plain -> with processing inside
     failures: list[UserError] = field(default_factory=list)
 
@@ -161,7 +159,7 @@ class _Work:
 
     @contextmanager
     def separately(self, ending: str) -> Iterator[None]:
-        """A file that fails here is recorded, and does not stop the files that need it not."""
+        """A file that fails here is recorded, and does not stop files that do not need it."""
         try:
             yield
         except (VerificationFailed, ConversionFailed, MissingPackageError) as error:
@@ -211,7 +209,7 @@ class _Work:
                 self.wanted[flavour] = path
 
     def bake_all(self) -> None:
-        """Write processing into the files that are going to be deployed."""
+        """Write processing into the files to deploy."""
         if not (self.options.bake_preprocessing or self.options.bake_postprocessing):
             return
         plain = [*self.wanted.values()]
@@ -221,7 +219,6 @@ class _Work:
             self.baked[path] = self._bake(path)
 
     def make_openvino(self) -> None:
-        require_openvino()
         precision = self.options.precision
         plain = self._source("cpu") if precision == "int8" else self.fp32
         source = self.baked.get(plain, plain)
@@ -232,7 +229,7 @@ class _Work:
         with until_proven(path) as lent:
             written = export_openvino(source, lent, half_weights=precision == "fp16")
             verification = verify.verify(
-                onnx_runner(source), openvino_runner(lent), images, precision=precision
+                runtimes.open(source).run, runtimes.open(lent).run, images, precision=precision
             )
             verify.require(verification, lent, reference=source, images=images)
         self._record("openvino", precision, written.to_dict(), source, verification)
@@ -247,7 +244,7 @@ class _Work:
         with until_proven(source.with_suffix(".plan")) as lent:
             build = self._build_engine(source, lent)
             remember_engine(build.path, engines_dir())
-            verification = verify_engine(source, build.path, images)
+            verification = verify.verify_engine(source, build.path, images)
         entry = self._record("engine", options.precision, build.to_dict(), source, verification)
         self.result["engine"] = {key: entry[key] for key in build.to_dict()}
         self._save()
@@ -274,7 +271,8 @@ class _Work:
 
     def _build_engine(self, source: Path, path: Path) -> trt_build.EngineBuild:
         options = self.options
-        # Phases of a TensorRT build nest and are not announced, so steps are shown as they come.
+        # Phases of a TensorRT build nest and their number is unknown, so steps are shown as they
+        # arrive.
         with track_steps("building the engine", total=1) as show:
             build = trt_build.build_engine(
                 source,
@@ -291,7 +289,7 @@ class _Work:
         return build
 
     def _source(self, flavour: str) -> Path:
-        """The ONNX file of this precision and flavour.
+        """The ONNX file of this precision and flavor.
 
         Raises:
             ConversionFailed: It failed before.
@@ -324,7 +322,7 @@ class _Work:
         return calibration.with_inputs(read_onnx(self.fp32), subject.input_ranges)
 
     def _quantise(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
-        """Quantise; with `max_drop` or `sensitivity`, look at the layers one by one first."""
+        """Quantize; with `max_drop` or `sensitivity`, rank the layers one by one first."""
         options = self.options
         if options.max_drop is None and not options.sensitivity:
             return self._plain_int8(path, calibration, flavour)
@@ -355,7 +353,7 @@ class _Work:
         }
 
     def _int8_proof(self, runner: Runner) -> verify.Verification:
-        return verify.verify(onnx_runner(self.fp32), runner, self.images, precision="int8")
+        return verify.verify(runtimes.open(self.fp32).run, runner, self.images, precision="int8")
 
     def _plain_int8(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
         return quantize.quantize_int8(
@@ -397,13 +395,13 @@ class _Work:
         return path
 
     def _prove_baked(self, plain: Path, baked: Path, precision: str) -> verify.Verification:
-        """Compare what the file decides, and what the network inside gives before that."""
-        network, subject, options = onnx_runner(plain), self.subject, self.options
+        """Compare the file's decisions, and the outputs of the network inside."""
+        network, subject, options = runtimes.open(plain), self.subject, self.options
 
         def outside(images: np.ndarray) -> Outputs:
             if options.bake_preprocessing:
                 images = subject.prepared(images.astype(np.uint8))
-            outputs = network(images)
+            outputs = network.run(images)
             decided = decide(subject.task, outputs) if options.bake_postprocessing else {}
             return {**outputs, **decided}
 
@@ -411,8 +409,8 @@ class _Work:
         if options.bake_preprocessing:
             images = subject.frames(VERIFICATION_PHOTOS, options.frame)
             precision = "int8"  # resized pixels differ by up to two levels, as if quantized
-        inside = onnx_runner(baked, inner=subject.output_names)
-        verification = verify.verify(outside, inside, images, precision=precision)
+        inside = runtimes.open(exposed(read_onnx(baked), subject.output_names).SerializeToString())
+        verification = verify.verify(outside, inside.run, images, precision=precision)
         verify.require(verification, baked)
         return verification
 
@@ -422,7 +420,7 @@ class _Work:
         return verification
 
     def _keep_images(self) -> None:
-        """Leave some of the photos for `bench`, which verifies on the device before it measures."""
+        """Save some of the images for `bench`, which verifies on the device before it measures."""
         path = self.run.export_dir / "images.npy"
         with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, self.images[:BENCH_PHOTOS])
@@ -441,7 +439,7 @@ class _Work:
         source: Path,
         verification: verify.Verification | None,
     ) -> dict[str, Any]:
-        """Enter a proven file into export.json and the manifest; returns the entry."""
+        """Record a verified file in export.json and the manifest; returns the entry."""
         proof = None if verification is None else verification.to_dict()
         about = {"kind": kind, "precision": precision, "made_from": source.name}
         about |= {key: self.result[key] for key in ("verified_on", "weights")}
@@ -454,7 +452,7 @@ class _Work:
         return entry
 
     def _in_place(self, written: str) -> str:
-        """Where a file lies now that was written until it was proven."""
+        """The final path of a file written inside `until_proven`."""
         return str(self.run.export_dir / Path(written).name)
 
     def _save(self) -> None:
@@ -462,7 +460,7 @@ class _Work:
 
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
-    """What the ONNX file itself says of its task, input and origin; values are JSON."""
+    """The ONNX file's metadata: task, input and origin; values are JSON."""
     entries = {
         "task": subject.task,
         "model": subject.spec.name,

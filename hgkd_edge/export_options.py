@@ -1,4 +1,4 @@
-"""What one call of `hgkd-edge export` asks for. Plain data, no torch."""
+"""Options of one `hgkd-edge export` call. Plain data, no torch."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ BUNDLES = ("triton", "deepstream", "timm", "predict", "jetson")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Everything that decides what is made. None leaves a choice to the default beside it.
+    """All export options. None means the default in parentheses.
 
     Args:
-        precision: fp32, fp16 or int8. The fp32 ONNX is always made: all others come from it.
+        precision: fp32, fp16 or int8. The fp32 ONNX is always made: all other files need it.
         trt: Also build an engine with TensorRT or TensorRT-RTX, whichever is installed.
         openvino: Also write an OpenVINO IR.
         backbone: Export the bare backbone although the run has a fine-tuned model.
-        dynamic_batch: Leave the batch axis free.
-        dynamic_size: Leave height and width free.
+        dynamic_batch: Keep the batch axis free.
+        dynamic_size: Keep height and width free.
         calibration: INT8: number of calibration images (512).
-        calibration_data: INT8: folder of photos to calibrate on, instead of the run's own.
+        calibration_data: INT8: folder of images to calibrate on, instead of the run's own.
         calibration_method: INT8: percentile (the default), minmax or entropy.
         flavours: INT8: tensorrt, cpu or (the default) both.
-        sensitivity: INT8: rank the layers by the damage each does.
-        max_drop: INT8: keep the worst layers in float until held-out photos lose at most this many
+        sensitivity: INT8: rank the layers by the error each adds.
+        max_drop: INT8: keep the worst layers in float until held-out images lose at most this many
             points.
         opt_batch: TensorRT: batch that the engine is tuned for (1).
         max_batch: TensorRT: largest batch (16).
         workspace_mib: TensorRT: scratch memory in MiB.
         targets: TensorRT-RTX: compute capabilities, such as 8.6.
         dla: TensorRT on a Jetson: DLA core, with the GPU for what it cannot run.
-        bake_preprocessing: Take uint8 frames [B, H, W, 3] and resize and normalise inside.
-        frame: Height and width of those frames; None leaves them free.
-        bake_postprocessing: Give probabilities, class maps or boxes after suppression.
+        bake_preprocessing: Take uint8 frames [B, H, W, 3] and resize and normalize inside.
+        frame: Height and width of those frames; None keeps them free.
+        bake_postprocessing: Return probabilities, class maps or boxes after suppression.
         bundles: Folders to write for a server, a device or a library, by name.
     """
 
@@ -69,7 +69,7 @@ class ExportOptions:
     bundles: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Refuse values and combinations that cannot work, before anything is made.
+        """Reject values and combinations that cannot work, before anything is made.
 
         Raises:
             ExportError: Names the options.
@@ -95,7 +95,7 @@ class ExportOptions:
         return tuple(dict.fromkeys(self.flavours)) or FLAVOURS
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for beyond the defaults, for the record."""
+        """The options that differ from the defaults, for the record."""
         default = asdict(ExportOptions())
         return {key: value for key, value in asdict(self).items() if value != default[key]}
 
@@ -189,8 +189,8 @@ def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _needs(asked: dict[str, Any], there: bool, wanted: str) -> None:
-    """Refuse options that mean nothing without another."""
-    # Not by truth: DLA core 0 is something.
+    """Reject options that need another option."""
+    # Compare with None: DLA core 0 is a valid value.
     given = [
         option
         for option, value in asked.items()

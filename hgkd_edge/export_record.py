@@ -1,4 +1,4 @@
-"""What `export.json` holds: every file that a run's exports have made, each with its own proof."""
+"""The content of `export.json`: every exported file of a run, each with its verification."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MOST_SCORED = 1000  # held-out images that an exported file is scored on, spread
 
 
 def write_exports(run: RunDir, result: dict[str, Any]) -> None:
-    """Write `export.json`: this export, and of earlier ones every file that is still the same.
+    """Write `export.json`: this export, and every unchanged file of earlier ones.
 
     Args:
-        run: The run; its manifest holds each file's sha256 as it was when it was recorded.
+        run: The run; its manifest holds each file's sha256 at the time of recording.
         result: As `export_run` returns it, with the `files` made so far.
     """
     made = {_file(run, entry) for entry in result["files"]}
@@ -34,9 +34,9 @@ def write_exports(run: RunDir, result: dict[str, Any]) -> None:
 
 
 def read_exports(run: RunDir) -> dict[str, Any]:
-    """What `export.json` holds; empty where nothing was exported.
+    """The content of `export.json`; empty if nothing was exported.
 
-    Each of its `files` says by itself which images it was `verified_on`.
+    Each entry of `files` records the images it was `verified_on`.
 
     Raises:
         RunError: It is damaged.
@@ -57,12 +57,12 @@ def _earlier(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _file(run: RunDir, entry: dict[str, Any]) -> Path:
-    """Where the file of an entry lies, wherever the export was started."""
+    """The path of an entry's file, whatever the working folder of the export."""
     return run.export_dir / Path(entry["path"]).name
 
 
 def is_unchanged(run: RunDir, file: Path) -> bool:
-    """Whether a network is on disk, with all its files, as the manifest knows it."""
+    """Whether a network is on disk with all its files, as recorded in the manifest."""
     try:
         files = network_files(file) if file.is_file() else ()
     except ExportError:  # its weights are missing

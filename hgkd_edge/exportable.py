@@ -1,4 +1,4 @@
-"""What of a run is exported: its network, what the network is, and photos to prove it on."""
+"""What is exported from a run: its network, a description of it, and images to verify on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from exporters import ExportError
-from exporters.runners import Runner, torch_runner
+from exporters import ExportError, runtimes
+from exporters.runtimes import Runner
 from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
@@ -31,25 +31,25 @@ from hgkd_edge.tasks.config import begun_with
 __all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
 
 EMBED = "embed"  # the task of a bare backbone
-_GALLERY = 1000  # training photos that k-NN looks its answers up in
+_GALLERY = 1000  # training images in the k-NN gallery
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network and all that its files should say of it.
+    """A network and the metadata for its files.
 
     Attributes:
         network: Normalised images f[B, 3, H, W] -> one tensor for each of `output_names`.
         weights: The file it was loaded from.
         task: `classify`, `segment`, `detect`, or `embed` for a bare backbone.
-        classes: Class names in the order of the outputs; those of the photos for a backbone.
-        spec: Architecture, image size, normalisation.
+        classes: Class names in the order of the outputs; for a backbone those of the data set.
+        spec: Architecture, image size, normalization.
         output_names: Names of its outputs.
-        splits: Photos by split.
+        splits: Images by split.
         view: Canvases uint8 [B, 3, H_c, W_c] -> what the network sees, f[B, 3, H, W].
-        score: Points (0 to 100) of a runner on held-out photos.
-        metric: What those points are.
-        input_ranges: Of a quantization-aware network, see `ModelCard`.
+        score: Points (0 to 100) of a runner on held-out images.
+        metric: Name of that score.
+        input_ranges: Those of a quantization-aware network, see `ModelCard`.
     """
 
     network: nn.Module
@@ -66,38 +66,38 @@ class Exportable:
 
     @property
     def input(self) -> InputSpec:
-        """What the network takes, and how an image becomes that."""
+        """The network's input and its preprocessing."""
         return self.spec.input(GEOMETRY.get(self.task, "cover"))
 
     def canvases(self, split: str, count: int) -> Tensor:
-        """At most `count` photos, spread over a split (they lie sorted by class), uint8."""
+        """At most `count` images, spread over a split (images are sorted by class), uint8."""
         source = self.splits[split]
         return source.images[torch.linspace(0, len(source) - 1, min(count, len(source))).long()]
 
     def images(self, split: str, count: int) -> np.ndarray:
-        """The same photos as the network sees them, float32 [n, 3, H, W]."""
+        """The same images as the network sees them, float32 [n, 3, H, W]."""
         parts = [self.view(part).numpy() for part in self.canvases(split, count).split(64)]
         return np.concatenate(parts)
 
     def frames(self, count: int, size: tuple[int, int] | None) -> np.ndarray:
-        """Photos as a camera would give them, uint8 [n, H, W, 3]; of no special size by default."""
+        """Images as camera frames, uint8 [n, H, W, 3]; the default size has no special meaning."""
         canvases = self.canvases(self.unseen, count).permute(0, 2, 3, 1).numpy()
         size = size or (canvases.shape[1] * 5 // 4, canvases.shape[2] * 5 // 3)
         photos = [Image.fromarray(np.ascontiguousarray(canvas)) for canvas in canvases]
         return np.stack([np.asarray(photo.resize(size[::-1])) for photo in photos])
 
     def prepared(self, frames: np.ndarray) -> np.ndarray:
-        """Frames as our own preprocessing makes them, float32 [n, 3, H, W]."""
+        """Frames after hgkd-edge's preprocessing, float32 [n, 3, H, W]."""
         return np.concatenate([self.input.array(Image.fromarray(frame)) for frame in frames])
 
     @property
     def unseen(self) -> str:
-        """The split that verification looks at: held out, or `train` where nothing is."""
+        """The split used for verification: the held-out one, or `train` if there is none."""
         return held_out_split(self.splits) or "train"
 
     @property
     def scored_on(self) -> dict[str, Any] | None:
-        """Which images `score` takes: split, number, fingerprint; None where none are held out."""
+        """The images that `score` uses: split, number, fingerprint; None if none are held out."""
         name = held_out_split(self.splits)
         if name is None:
             return None
@@ -111,7 +111,7 @@ def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:
 
     Raises:
         RunError: The run has no weights yet.
-        DataError: The photos it was trained on cannot be read.
+        DataError: The images it was trained on cannot be read.
     """
     if run.model_file.is_file() and not backbone:
         return _fine_tuned(run)
@@ -119,10 +119,10 @@ def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:
 
 
 def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
-    """Photos of a folder as the network sees them, float32 [n, 3, H, W].
+    """Images of a folder as the network sees them, float32 [n, 3, H, W].
 
     Raises:
-        DataError: The folder is missing or holds no photos, or one cannot be read.
+        DataError: The folder is missing or holds no images, or one cannot be read.
     """
     found = find_images(folder)
     files = [folder / name for name in found.names]
@@ -172,7 +172,7 @@ def _bare(run: RunDir) -> Exportable:
         test = _held_out(splits)
         if labelled:
             return 100 * _knn(runner, view, splits["train"], test)
-        return 100 * _likeness(runner, torch_runner(network, ["embedding"]), view, test)
+        return 100 * _likeness(runner, runtimes.open(network, names=["embedding"]).run, view, test)
 
     return Exportable(
         network=network,
@@ -191,7 +191,7 @@ def _bare(run: RunDir) -> Exportable:
 def _knn(
     runner: Runner, view: Callable[[Tensor], Tensor], train: ImageSource, test: ImageSource
 ) -> float:
-    """k-NN top-1 in [0, 1]; the gallery goes through the same network, as it would in use."""
+    """k-NN top-1 in [0, 1]; the gallery goes through the same network, as in deployment."""
     gallery = train.subset(evenly(len(train), _GALLERY))
     return knn_top1(
         _embed(runner, view, gallery),
@@ -205,7 +205,7 @@ def _knn(
 def _likeness(
     runner: Runner, reference: Runner, view: Callable[[Tensor], Tensor], test: ImageSource
 ) -> float:
-    """Mean cosine of two networks' embeddings, each photo's with its own."""
+    """Mean cosine of two networks' embeddings, image by image."""
     wanted, got = _embed(reference, view, test), _embed(runner, view, test)
     return nn.functional.cosine_similarity(wanted, got).mean().item()
 

@@ -1,12 +1,14 @@
-"""Files as the whole package writes them: whole or not at all. Plain data, no torch."""
+"""Atomic file writes and locks for the whole package. Plain data, no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hgkd_edge.errors import RunError
 __all__ = [
     "atomic_write",
     "cache_dir",
+    "cache_limit",
     "engines_dir",
     "file_sha256",
     "hint_for_write",
@@ -28,6 +31,7 @@ __all__ = [
     "write_json",
 ]
 
+CACHE_GB = 100
 DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -35,14 +39,14 @@ DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def open_regular(path: Path, flags: int) -> Iterator[int]:
     """A descriptor of a regular file, never reached through a link at `path`.
 
-    A pipe, a device or a socket is refused and not waited for.
+    A pipe, a device or a socket is rejected without waiting.
 
     Args:
-        path: The file; made where `flags` hold `O_CREAT`, as the umask says.
-        flags: Of `os.open`.
+        path: The file; created where `flags` hold `O_CREAT`, with the umask applied.
+        flags: As for `os.open`.
 
     Raises:
-        OSError: It cannot be opened, is a link, or is no regular file; names `path`.
+        OSError: It cannot be opened, is a link, or is not a regular file; names `path`.
     """
     safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags | safe, 0o666)
@@ -61,35 +65,39 @@ def read_regular(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a folder against other processes, after waiting for them; a killed one leaves no lock.
+def locked(folder: Path, on_wait: Callable[[int], None]) -> Iterator[None]:
+    """Lock a folder, waiting for other processes; a killed process leaves no lock.
 
     Args:
         folder: Made if it does not exist.
-        on_wait: Called once before waiting.
+        on_wait: Called every second while another process holds the folder, with the seconds so
+            far, from 0; an exception from it ends the waiting.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # no such locks on this system
+    except ImportError:  # this system has no such locks
         yield
         return
     with open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
+        for seconds in itertools.count():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait(seconds)
+                time.sleep(1)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
         yield
 
 
 def reserve(file: int, size: int) -> None:
-    """Give an open file its bytes: a disk that fills up under a mapped file kills the process.
+    """Allocate an open file's bytes: a full disk under a mapped file kills the process.
 
     Raises:
-        OSError: The disk cannot take them.
+        OSError: The disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
@@ -119,8 +127,27 @@ def cache_dir() -> Path:
     return Path(base) / "hgkd-edge"
 
 
+def cache_limit() -> float:
+    """Maximum bytes of reusable results; the least recently used are removed beyond that.
+
+    Raises:
+        RunError: $HGKD_EDGE_CACHE_GB is not a number above 0.
+    """
+    named = os.environ.get("HGKD_EDGE_CACHE_GB") or CACHE_GB
+    try:
+        gigabytes = float(named)
+    except ValueError:
+        gigabytes = 0.0
+    if not gigabytes > 0:
+        raise RunError(
+            f"HGKD_EDGE_CACHE_GB = '{named}': must be a number of gigabytes above 0",
+            hint=f"export HGKD_EDGE_CACHE_GB={CACHE_GB}",
+        )
+    return gigabytes * 1e9
+
+
 def engines_dir() -> Path:
-    """Folder that remembers the TensorRT engines that this user built on this machine."""
+    """Folder that records the TensorRT engines built by this user on this machine."""
     return cache_dir() / "engines"
 
 
@@ -134,7 +161,7 @@ def hint_for_write(number: int | None, file: Path) -> str:
 
 
 def is_cached(file: Path) -> bool:
-    """Whether a file lies in the cache."""
-    with contextlib.suppress(RunError):  # there is no cache at all
+    """Whether a file is in the cache."""
+    with contextlib.suppress(RunError):  # there is no cache
         return file.absolute().is_relative_to(cache_dir().absolute())
     return False

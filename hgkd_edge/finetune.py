@@ -1,4 +1,4 @@
-"""Fine-tune a distilled backbone for a task, and leave a model that says what it is."""
+"""Fine-tune a distilled backbone for a task, and write a self-describing model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from exporters.runners import Runner, torch_runner
+from exporters import runtimes
+from exporters.runtimes import Runner
 from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals, task_baseline
 from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
@@ -41,7 +42,7 @@ __all__ = [
     "weigh",
 ]
 
-BATCH = 16  # photos answered at a time: a label map of many classes is large
+BATCH = 16  # images per batch of predictions: a label map of many classes is large
 
 TASKS: dict[str, VisionTask] = {
     task.name: task for task in (Classification(), Segmentation(), ObjectDetection())
@@ -53,17 +54,17 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
 
     Args:
         config: Fully resolved.
-        run: Where the model goes; most often the run whose backbone it is.
-        resume: Go on from `checkpoints/finetune.pt`.
+        run: Where the model is written; usually the run that has the backbone.
+        resume: Resume from `checkpoints/finetune.pt`.
 
     Returns:
-        Scores on the held-out split, with its name and size; also written to `finetune.json`.
-        Nothing on processes beside the main one, whose part ends with the training.
+        Scores on the held-out split, with its name and size; also written to `finetune.json`. Empty
+        on processes other than the main one: their part ends with the training.
 
     Raises:
-        RunError: The backbone file is missing or not ours.
+        RunError: The backbone file is missing or not written by hgkd-edge.
         RecipeError: The hub's weights cannot be downloaded.
-        DataError: The photos do not carry the task's labels.
+        DataError: The images do not have the task's labels.
     """
     task = TASKS[config.task]
     state, spec = starting_weights(config)
@@ -113,7 +114,7 @@ def _leave(
     splits: dict[str, ImageSource],
     run: RunDir,
 ) -> dict[str, Any]:
-    """Write the model, score it on the held-out split, and write down what it is."""
+    """Write the model, score it on the held-out split, and record both."""
     task, trained = TASKS[config.task], network
     if config.qat is not None:
         card = replace(card, input_ranges=input_ranges(trained))
@@ -130,16 +131,18 @@ def _leave(
         "metric": task.metric,
     }
     if (held_out := held_out_split(splits, labelled=True)) is not None:
-        batches = answers(torch_runner(network, task.output_names), task, card, splits[held_out])
-        result |= {"split": held_out, "photos": len(splits[held_out])}
-        result["scores"] = task.judge(batches, card, run.path / "pictures")
-        result["scores"] |= unscored(splits[held_out])
+        source = splits[held_out]
+
+        def batches(scored: nn.Module) -> Iterator[Answers]:
+            runner = runtimes.open(scored, names=task.output_names).run
+            return answers(runner, task, card, source)
+
+        result |= {"split": held_out, "photos": len(source)}
+        result["scores"] = task.judge(batches(network), card, run.path / "pictures")
+        result["scores"] |= unscored(source)
         if config.qat is not None:
-            batches = answers(
-                torch_runner(trained, task.output_names), task, card, splits[held_out]
-            )
-            result["int8_score"] = task.judge(batches, card)[task.metric]
-        result |= weigh(result, splits["train"], splits[held_out])
+            result["int8_score"] = task.judge(batches(trained), card)[task.metric]
+        result |= weigh(result, splits["train"], source)
     write_json(run.finetune_result_file, result)
     with atomic_write(run.card_file) as temporary:
         text = model_card(card, config, result, photos=len(splits["train"]))
@@ -180,12 +183,12 @@ def evenly(available: int, count: int) -> Tensor:
 
 
 def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> dict[str, Any]:
-    """What a model's scores are worth: their intervals, the baseline, and a warning where due.
+    """How certain a model's scores are: their intervals, the baseline, and a warning where needed.
 
     Args:
-        result: Task, metric, scores and number of photos.
-        train: The training photos.
-        test: The photos that were scored.
+        result: Task, metric, scores and number of images.
+        train: The training images.
+        test: The images that were scored.
     """
     task, scores, count, metric = (result[k] for k in ("task", "scores", "photos", "metric"))
     majority = majority_top1(train.labels, test.labels) if task == "classify" else None
@@ -210,14 +213,14 @@ def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> d
 def answers(
     runner: Runner, task: VisionTask, card: ModelCard, source: ImageSource
 ) -> Iterator[Answers]:
-    """What a network says of every photo of a source, batch by batch."""
+    """A network's outputs for every image of a source, batch by batch."""
     parts = source.images.split(BATCH), source.labels.split(BATCH)
     for images, labels in zip(*parts, strict=True):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
 
 
 def unscored(source: ImageSource) -> dict[str, float]:
-    """Share of the photos' pixels that no score counts; empty where labels are no label maps."""
+    """Share of the pixels that scores ignore; empty where labels are not label maps."""
     return {} if source.ignored is None else {"ignored_pixels": source.ignored}
 
 
@@ -225,7 +228,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
     """A fine-tuned network in evaluation mode, and its card.
 
     Raises:
-        RunError: The file is not one of ours, or broken.
+        RunError: The file is damaged or not written by hgkd-edge.
     """
     state, card = read_model(path)
     network = TASKS[card.task].create(card)
@@ -240,10 +243,10 @@ def load_model(path: Path) -> tuple[nn.Module, ModelCard]:
 
 
 def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, BackboneSpec]:
-    """The weights to begin from (None: untrained) and the backbone's description.
+    """The weights to start from (None: untrained) and the backbone's description.
 
     Raises:
-        RunError: The backbone file is missing or not ours.
+        RunError: The backbone file is missing or not written by hgkd-edge.
         RecipeError: The hub's weights cannot be downloaded.
     """
     state, spec = read_backbone(config.backbone)

@@ -1,7 +1,7 @@
-"""Text, JSON and YAML that anyone may have written: decoded, and bounded.
+"""Decode untrusted text, JSON and YAML within bounds.
 
-A file of a few kilobytes can ask for gigabytes of memory (YAML aliases of aliases), for more stack
-than there is (deep nesting) or for ever (a named pipe). Every reader of such files reads them here.
+A file of a few kilobytes can ask for gigabytes of memory (YAML aliases of aliases), exhaust the
+stack (deep nesting) or block forever (a named pipe). All such files are read by this module.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "MAX_SETTINGS_BYTES",
     "MAX_TEXT_BYTES",
+    "StrictLoader",
     "brief",
     "cut",
     "decode_text",
@@ -35,15 +36,15 @@ __all__ = [
 
 MAX_SETTINGS_BYTES = 2**20  # of a recipe
 MAX_TEXT_BYTES = 2**32  # of annotations, tables and lists: those of large data sets have gigabytes
-MAX_LABEL_BYTES = 2**20  # of the label of one photo
-MAX_RECORD_BYTES = 2**26  # of one JSON file of a run: a manifest lists skipped photos by name
+MAX_LABEL_BYTES = 2**20  # of the label of one image
+MAX_RECORD_BYTES = 2**26  # of one JSON file of a run: a manifest lists skipped images by name
 MAX_LOG_BYTES = 2**30  # of a log.jsonl: about seven million batches
 MAX_DEPTH = 40  # of nested sections and lists in settings, of JSON, and of XML
 MAX_NUMBER = 400  # characters of a number in settings: YAML also has hexadecimals and base 60
-MAX_NODES = 50_000  # of settings, every alias counted as what it stands for
+MAX_NODES = 50_000  # of settings, with aliases expanded
 MAX_SHOWN = 80  # characters of a foreign value in a message
 
-# Byte order marks, the longest first: UTF-32's little-endian mark begins with UTF-16's.
+# Byte order marks, the longest first: UTF-32's little-endian mark starts with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -56,13 +57,13 @@ MARKS = (
 def read_file(path: Path, limit: int = MAX_TEXT_BYTES, *, kind: str = "text") -> bytes:
     """The bytes of a regular file of bounded size.
 
-    A named pipe would block the reader, and a device such as /dev/zero never ends.
+    A named pipe would block the reader; a device such as /dev/zero never ends.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is no regular file, or larger than `limit` bytes.
+        ValueError: It is not a regular file, or larger than `limit` bytes.
     """
-    _require_regular(os.stat(path), kind)  # first: opening a device may already act on it
+    _require_regular(os.stat(path), kind)  # before opening: opening a device may have side effects
     with open(path, "rb", opener=_open_without_waiting) as stream:
         about = os.fstat(stream.fileno())
         _require_regular(about, kind)
@@ -72,11 +73,11 @@ def read_file(path: Path, limit: int = MAX_TEXT_BYTES, *, kind: str = "text") ->
 
 
 def require_file(path: Path, limit: int, *, kind: str) -> None:
-    """See that what another library is going to open is a regular file of bounded size.
+    """Check that a file for another library is a regular file of bounded size.
 
     Raises:
-        OSError: It cannot be looked at.
-        ValueError: It is no regular file, or larger than `limit` bytes.
+        OSError: It cannot be accessed.
+        ValueError: It is not a regular file, or larger than `limit` bytes.
     """
     about = os.stat(path)
     _require_regular(about, kind)
@@ -89,16 +90,16 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is no regular file, larger than `limit` bytes, or not text.
+        ValueError: It is not a regular file, larger than `limit` bytes, or not text.
     """
     return decode_text(read_file(path, limit))
 
 
 def decode_text(content: bytes) -> str:
-    """Text in UTF-8, or in what its byte order mark says (spreadsheets and PowerShell: UTF-16).
+    """Text in UTF-8, or as its byte order mark states (spreadsheets, PowerShell: UTF-16).
 
     Raises:
-        ValueError: It is neither; names the line.
+        ValueError: It is neither; the message names the line.
     """
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
@@ -112,11 +113,11 @@ def decode_text(content: bytes) -> str:
 
 
 def parse_json(text: str, limit: int = MAX_TEXT_BYTES) -> Any:
-    """JSON, whatever it holds.
+    """Parse untrusted JSON.
 
     Raises:
-        ValueError: It is no JSON, has more than `limit` characters, is nested more than `MAX_DEPTH`
-            levels deep, or holds a number of thousands of digits.
+        ValueError: It is not JSON, has more than `limit` characters, is nested more than
+            `MAX_DEPTH` levels deep, or holds a number of thousands of digits.
     """
     if len(text) > limit:
         raise ValueError(f"has {len(text):,} characters; {limit:,} are read")
@@ -133,7 +134,7 @@ def parse_json(text: str, limit: int = MAX_TEXT_BYTES) -> Any:
 
 
 def _require_shallow(value: Any) -> None:
-    """Refuse JSON that would exhaust the stack of whoever walks it, though not the parser's."""
+    """Reject JSON that would exhaust the stack of a recursive reader, though not the parser's."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -148,11 +149,32 @@ def _require_shallow(value: Any) -> None:
     raise _too_deep()
 
 
-def parse_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """YAML, whatever it holds.
+_SIGNS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =, not values
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, but duplicate keys are errors (by default the last value wins)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            # Compare values too: 0 and 0.0, or yes and true, are the same key.
+            value = key.value if key.tag in _SIGNS else self.construct_object(key)
+            if not seen.isdisjoint({value, key.value}):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{cut(key.value)}' is defined twice", key.start_mark
+                )
+            seen |= {value, key.value}
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, loader: type[StrictLoader] = StrictLoader) -> Any:
+    """Parse untrusted YAML.
 
     Raises:
-        yaml.YAMLError: It is no YAML.
+        yaml.YAMLError: It is not YAML, or a mapping defines a key twice.
         ValueError: It is nested too deeply, expands to too much, or holds an impossible value.
     """
     open_loader = loader(text)
@@ -190,7 +212,7 @@ def cut(text: str) -> str:
 
 
 class _Short(reprlib.Repr):
-    """`repr` that looks at a few items of a few levels only."""
+    """`repr` limited to a few items and levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,14 +226,14 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Extent(NamedTuple):
-    """What a YAML node stands for, aliases expanded: number of values, and levels."""
+    """Size of a YAML node with aliases expanded: number of values, and levels."""
 
     nodes: int
     depth: int
 
 
 def _extent(node: yaml.Node, known: dict[int, _Extent], allowed: int) -> _Extent:
-    """How much a YAML node stands for; every node is looked at once.
+    """Measure a YAML node with aliases expanded; every node is visited once.
 
     Raises:
         ValueError: It is nested more than `allowed` levels deep, as an alias of itself is, or holds

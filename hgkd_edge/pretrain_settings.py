@@ -41,7 +41,7 @@ class PretrainConfig(Section):
     """How `teacher.weights: pretrain` makes a teacher: without labels, then optionally with them.
 
     `objective`: `mae` reconstructs the pixels of masked patches; `ibot` distills the network into
-    itself. `label_epochs` > 0 adds intermediate fine-tuning with the labels of the training photos.
+    itself. `label_epochs` > 0 adds intermediate fine-tuning with the labels of the training images.
     `mask_ratio`, `decoder_width` and `decoder_depth` belong to `mae`.
     """
 

@@ -1,4 +1,4 @@
-"""What frozen features are worth: embeddings, k-NN, a linear probe."""
+"""Quality of frozen features: embeddings, k-NN, a linear probe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.models.backbone import EmbeddingNet
 
-__all__ = ["embed", "knn_top1", "linear_probe", "linear_probe_top1", "majority_top1"]
+__all__ = [
+    "BetweenImages",
+    "embed",
+    "knn_top1",
+    "linear_probe",
+    "linear_probe_top1",
+    "majority_top1",
+]
 
 
 @torch.inference_mode()
 def embed(network: EmbeddingNet, source: ImageSource) -> Tensor:
-    """Embeddings float32 [n, C] of a source's photos, seen whole."""
+    """Embeddings float32 [n, C] of a source's images, unmasked."""
     spec = network.spec
     device = next(network.parameters()).device
     parts = []
@@ -23,6 +30,32 @@ def embed(network: EmbeddingNet, source: ImageSource) -> Tensor:
         view = center_view(images.to(device), size=spec.size)
         parts.append(network(normalize(view, spec.mean, spec.std)).float().cpu())
     return torch.cat(parts)
+
+
+class BetweenImages:
+    """Correlation over images of predicted and true tokens at the same place, all channels pooled.
+
+    What all images have in common does not count: predicting the mean token of every position gives
+    0, whatever its cosine. Positions are weighted by their variance.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | float = 0.0
+
+    def add(self, predicted: Tensor, true: Tensor, judged: Tensor) -> None:
+        """Add predicted and true tokens, float [B, N, D] each, and a mask of those that count."""
+        weights = judged[..., None].double()
+        ones, a, b = torch.ones_like(true), predicted.double(), true.double()
+        terms = (ones, a, b, a * a, b * b, a * b)
+        self.sums = self.sums + torch.stack([(weights * term).sum(dim=0) for term in terms])
+
+    def correlation(self) -> float:
+        """From -1 to 1; 0 where nothing varies."""
+        assert isinstance(self.sums, Tensor)
+        count, a, b, aa, bb, ab = self.sums  # [N, D] each
+        count = count.clamp(min=1)
+        varied = ((aa - a * a / count).sum() * (bb - b * b / count).sum()).clamp(min=0).sqrt()
+        return ((ab - a * b / count).sum() / varied.clamp(min=1e-12)).item()
 
 
 def knn_top1(
@@ -43,7 +76,7 @@ def knn_top1(
         test_x: float [m, C].
         test_y: int64 [m].
         classes: Number of classes.
-        neighbours: How many neighbours vote.
+        neighbours: How many neighbors vote.
         temperature: Votes weigh exp(similarity / temperature).
     """
     centre = train_x.mean(dim=0)
@@ -57,9 +90,9 @@ def knn_top1(
 def linear_probe_top1(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, classes: int
 ) -> float:
-    """Top-1 of multinomial logistic regression on standardised features.
+    """Top-1 of multinomial logistic regression on standardized features.
 
-    The L2 strength is chosen on a fifth of the training photos, never on the test photos.
+    The L2 strength is chosen on a fifth of the training images, never on the test images.
 
     Args: as `knn_top1`.
     """
@@ -72,8 +105,8 @@ def linear_probe(x: Tensor, y: Tensor, *, classes: int) -> nn.Linear:
     """Multinomial logistic regression on features float [n, C] and labels int64 [n].
 
     Returns:
-        One layer C -> classes that takes the features as they are: the standardisation that the
-        fit worked with is folded into it.
+        One layer C -> classes that takes raw features: the standardization used in the fit is
+        folded into it.
     """
     mean, std = x.mean(dim=0), x.std(dim=0) + 1e-6
     x = (x - mean) / std
@@ -91,7 +124,7 @@ def linear_probe(x: Tensor, y: Tensor, *, classes: int) -> nn.Linear:
 
 
 def majority_top1(train_y: Tensor, test_y: Tensor) -> float:
-    """Accuracy of always naming the training photos' most frequent class."""
+    """Accuracy of always naming the training images' most frequent class."""
     return (test_y == train_y.bincount().argmax()).float().mean().item()
 
 

@@ -22,9 +22,9 @@ def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) 
     """Versions, revision, data and hardware, for the manifest.
 
     Args:
-        seed: Of the training.
-        precision: As configured; what `auto` means here is looked up.
-        splits: All of its photos.
+        seed: Seed of the training.
+        precision: As configured; `auto` is resolved for this machine.
+        splits: All images of the run.
     """
     import accelerate
     import timm
@@ -63,7 +63,7 @@ def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) 
 
 
 def _git_revision() -> str | None:
-    """Revision of this package's own checkout; None when it is installed from a wheel."""
+    """Revision of this package's checkout; None when installed from a wheel."""
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:
@@ -74,7 +74,7 @@ def _git_revision() -> str | None:
 
 
 def report_photos(splits: dict[str, ImageSource]) -> None:
-    """Say how many photos there are, and which of them, or of their annotations, are left out."""
+    """Print how many images there are, and which images or annotations are skipped."""
     counts = ", ".join(f"{len(source)} {name}" for name, source in splits.items())
     how = ", decoded as training goes" if splits["train"].streamed else ""
     console.print(f"photos: {counts}{how}")
@@ -95,11 +95,11 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
 
 
 def record_met(run: RunDir, met: list[dict[str, list[tuple[str, str]]]]) -> None:
-    """Add what was met in training, by any process, to the manifest's lists of training photos.
+    """Add images that any process skipped or noted in training to the manifest's lists.
 
     Args:
         run: Its folder.
-        met: By process: `skipped` and `noted` photos.
+        met: By process: `skipped` and `noted` images.
     """
     data = run.manifest()["data"]
     for key in ("skipped", "noted"):

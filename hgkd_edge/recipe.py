@@ -1,15 +1,15 @@
-"""The recipe: what to distil, from what, on which photos. Plain data, no torch.
+"""The recipe: what to distill, from what, on which images. Plain data, no torch.
 
-A recipe is a YAML file read by a safe loader into pydantic models that refuse unknown keys.
-Checks that need the networks themselves (is the student convolutional? does the mask patch divide
-the image?) live where the networks are made: `hgkd_edge.models`.
+A recipe is a YAML file read by a safe loader into pydantic models that reject unknown keys. Checks
+that need the networks themselves (is the student convolutional? does the mask patch divide the
+image?) are in `hgkd_edge.models`, which builds the networks.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,13 +39,13 @@ PATHS = {
 
 
 class DataConfig(Section):
-    """Where photos come from.
+    """Where images come from.
 
     `image_size` is the side (or [height, width]) in pixels that the networks see. `holdout` is the
-    share that is kept from training where the data bring no split of their own. `decode`: `once`
-    keeps all photos decoded, `streaming` decodes them as training goes, `auto` streams what would
-    take more than a quarter of the memory. `workers` is the number of decoding threads. `bits` are
-    those that 16-bit image files use.
+    share that is kept from training where the data have no split. `decode`: `once` keeps all images
+    decoded, `streaming` decodes them during training, `auto` streams data that would take more than
+    a quarter of the memory. `workers` is the number of decoding threads. `bits` is the number of
+    bits used in 16-bit image files.
     """
 
     source: Literal["folder", "webdataset", "hf", "bundled"] = "folder"
@@ -81,11 +81,12 @@ class TeacherConfig(Section):
     """The frozen Transformer whose representation the student predicts.
 
     `weights`: `hub` loads through timm, `path` reads a local checkpoint, `pretrain` trains one
-    without labels on the same photos, `bundled` is the small demo teacher of this package.
-    `layers` names blocks; `combine` says whether their tokens are averaged (`mean`) or all
+    without labels on the same images, `bundled` is the small demo teacher of this package.
+    `layers` names blocks; `combine` sets whether their tokens are averaged (`mean`) or all
     predicted, one block's channels after the other's (`concat`). `standardize` takes the training
-    photos' mean token of every place from the targets and divides each channel by its spread.
-    `cache` > 0 shows the teacher so many views per image once and keeps what it says on disk.
+    images' mean token of every position from the targets and divides each channel by its spread.
+    `cache` > 0 computes the teacher's targets once for this many views per image and keeps them on
+    disk.
     """
 
     name: str
@@ -116,7 +117,7 @@ class TeacherConfig(Section):
 
 
 class StudentConfig(Section):
-    """The convolutional student: any timm model that `features_only` serves.
+    """The convolutional student: any timm model that supports `features_only`.
 
     `stem_stride` 4 is the model as published; 2 and 1 keep more resolution for small images
     (ResNets). `args` goes to `timm.create_model`. `head` predicts tokens from the decoder's map:
@@ -146,7 +147,7 @@ class StudentConfig(Section):
 
 
 class AugmentConfig(Section):
-    """How a training view is changed after its random crop and flip; teacher and student see it.
+    """Augmentation of a training view after its random crop and flip, for teacher and student.
 
     `colors` jitters brightness, contrast, saturation and hue, turns some images gray, blurs some.
     `mixup` mixes each image with its neighbor in the batch, in a random proportion.
@@ -160,7 +161,7 @@ class MaskConfig(Section):
     """Which patches the student sees: `ratio` of them are masked, `patch` pixels on a side.
 
     `ratio` is a number, or stages: a mapping from the share of the updates that are done to the
-    ratio that holds from there. The last `whole_share` of the updates see whole photos, as the
+    ratio that holds from there. The last `whole_share` of the updates see whole images, as the
     network will once it is dense. The `per_image` masks of an image are drawn independently, or,
     if `disjoint`, show every patch once before they show any twice.
     """
@@ -179,12 +180,20 @@ class MaskConfig(Section):
 
     @property
     def highest_ratio(self) -> float:
-        """The ratio of the most masked stage: predictions are judged, and views taken, by it."""
+        """The ratio of the most masked stage, used to score predictions and sample views."""
         return max(self.stages.values())
 
     def ratio_at(self, progress: float) -> float:
         """Share of masked patches once `progress` of the updates are done, in [0, 1)."""
         return [ratio for start, ratio in self.stages.items() if start <= progress][-1]
+
+    @field_validator("ratio", mode="wrap")
+    @classmethod
+    def _a_share_has_one_ratio(cls, value: Any, valid: Callable[[Any], Any]) -> Any:
+        ratio = valid(value)
+        if isinstance(value, dict) and len(ratio) < len(value):  # "0" and 0.0
+            raise ValueError("two stages of ratio start at the same share")
+        return ratio
 
     @model_validator(mode="after")
     def _stages_are_in_order(self) -> MaskConfig:
@@ -233,11 +242,11 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation: one epoch is one pass over the photos.
+    """The optimization: one epoch is one pass over the images.
 
     `sync_batchnorm` takes BatchNorm's statistics over all processes' shares of a batch. `graph`:
-    `auto` captures a distillation's forward and backward pass as a CUDA graph where that can be
-    done, `off` never does.
+    `auto` captures a distillation's forward and backward pass as a CUDA graph where possible, `off`
+    never does.
     """
 
     epochs: Positive = 100
@@ -260,7 +269,7 @@ class TrainConfig(Section):
     @field_validator("graph", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # what YAML makes of a bare off
+        return "off" if value is False else value  # YAML reads a bare off as False
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainConfig:
@@ -281,12 +290,12 @@ class TrainConfig(Section):
                 f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}: the "
                 "rate would never come to lr; set warmup_epochs lower"
             )
-        object.__setattr__(self, "warmup_epochs", self.epochs / 2)  # nobody chose the default
+        object.__setattr__(self, "warmup_epochs", self.epochs / 2)  # lowers only the default
         return self
 
 
 class Recipe(Section):
-    """A whole distillation, fully resolved; `hgkd-edge recipes show demo` is a commented one."""
+    """A complete, resolved distillation; `hgkd-edge recipes show demo` prints an example."""
 
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -338,7 +347,7 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `a.b=c` overrides, later ones winning.
+    """Read a recipe and apply `a.b=c` overrides; later ones win.
 
     Relative `data.path` and `teacher.path` in the file are taken from the working folder, as in
     every command-line tool.
@@ -352,7 +361,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 def builtin_recipes() -> dict[str, Path]:
     """Name -> file of every recipe that comes with the package."""
     here = Path(__file__).parent
-    # In a wheel the recipes lie inside the package; in a checkout they lie beside it.
+    # In a wheel the recipes are inside the package; in a checkout they are next to it.
     folders = [here / "_recipes", here.parent / "recipes"]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder else {}
@@ -374,6 +383,6 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def recipe_summary(path: Path) -> str:
-    """A recipe's first comment line: what it gives and costs."""
+    """A recipe's first comment line: its result and cost."""
     first = settings_text(path).partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,7 +1,8 @@
-"""One self-contained HTML page about a run: how it was trained, what it scores, what was proved.
+"""One self-contained HTML page about a run: how it was trained, its scores, and what was verified.
 
-Tables are those of the terminal, so a figure has one form everywhere. Needs the base install only.
-A run may come from a stranger: the template escapes every value, and the page allows no script.
+Tables are those of the terminal, so a figure looks the same everywhere. Needs the base install
+only. A run may come from a stranger: the template escapes every value, and the page allows no
+script.
 """
 
 from __future__ import annotations
@@ -102,10 +103,10 @@ class Section:
 
 
 def report(run: RunDir) -> Path:
-    """Write `report.html` into a run folder, of all that is there by now.
+    """Write `report.html` into a run folder from the files that exist.
 
     Args:
-        run: Any run; a section whose file has not been made yet is left out.
+        run: Any run; a section without its file is skipped.
 
     Returns:
         The page.
@@ -138,7 +139,7 @@ def _template() -> Any:
 
 
 def _policy() -> str:
-    """What a browser may do with the page: show it, its one style sheet and its own pictures."""
+    """Content security policy: only the page, its style sheet and its embedded pictures."""
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'sha256-{style}'; img-src data:; "
@@ -162,10 +163,10 @@ def _sections(run: RunDir) -> Iterator[Section]:
 
 
 def _text_section(title: str, parts: Callable[[], Iterable[RenderableType]]) -> Iterator[Section]:
-    """A section as the terminal would show it; none where there is nothing to show.
+    """A section as the terminal would show it; none where there is no content.
 
     Raises:
-        RunError: What is to be shown is not what this tool writes.
+        RunError: The content was not written by hgkd-edge.
     """
     console = make_console(record=True, file=io.StringIO(), width=COLUMNS)
     try:
@@ -184,7 +185,7 @@ def _text_section(title: str, parts: Callable[[], Iterable[RenderableType]]) -> 
 
 
 def _exports(run: RunDir) -> Iterator[RenderableType]:
-    """What every good file agrees with, by the images it was verified on; then the failed ones."""
+    """The agreement of every verified file, by verification images; then the failed files."""
     exported = read_exports(run)
     good = [entry for entry in exported.get("files", []) if _passed(entry)]
     while good:
@@ -228,7 +229,7 @@ def _compared(session: Session, failed: frozenset[str]) -> RenderableType:
 
 
 def _comparison(run: RunDir) -> Iterator[RenderableType]:
-    """What `compare` shows, of what is recorded."""
+    """The tables of `compare`, from recorded figures."""
     if artefacts_of(run).artefacts:
         yield from comparison_lines(compare_runs([run], score=False))
 
@@ -254,7 +255,7 @@ def _manifest(run: RunDir) -> Iterator[RenderableType]:
 
 
 def _origin(manifest: dict[str, Any]) -> Table:
-    """Teacher, photos and circumstances, one line each."""
+    """Teacher, images and environment, one line each."""
     table = Table(box=None, show_header=False)
     for name in ("teacher", "hardware", "versions"):
         entries = manifest.get(name, {})
@@ -269,7 +270,7 @@ def _origin(manifest: dict[str, Any]) -> Table:
 
 
 def _artefacts(run: RunDir, manifest: dict[str, Any]) -> Table:
-    """Every recorded file, its sha256 as it was recorded, and whether it is still that file."""
+    """Every recorded file, its recorded sha256, and whether it is unchanged."""
     table = Table("file", "made from", "sha256", "on disk")
     for name, entry in manifest.get("artefacts", {}).items():
         now = _on_disk(run, name, entry["sha256"])
@@ -314,7 +315,7 @@ def _curve(records: list[tuple[float, dict[str, float]]]) -> Curve:
 
 
 def _pictures(run: RunDir) -> Iterator[Picture]:
-    """The PNG files of a run; what is only called so is passed over."""
+    """The PNG files of a run; files that only have the suffix are skipped."""
     left = MOST_PICTURES_BYTES
     for file in sorted((run.path / "pictures").glob("*.png")):
         if not file.is_file():
@@ -331,8 +332,8 @@ def _pictures(run: RunDir) -> Iterator[Picture]:
 def _records(run: RunDir, log: Path) -> list[tuple[float, dict[str, float]]]:
     """Step and finite figures of a log's batches.
 
-    A killed process may have left the last line half written; lines that are no batch are passed
-    over.
+    A killed process may have left the last line half written; lines that are not a batch are
+    skipped.
     """
     lines = run.read_bytes(log, MAX_LOG_BYTES).splitlines() if log.is_file() else []
     found = []

@@ -19,7 +19,7 @@ from hgkd_edge.recipe import Recipe, load_recipe
 
 __all__ = ["RunFiles", "require_recorded"]
 
-# Folders of a run whose files are read and written by name; trackers look after their own.
+# Folders of a run whose files are read and written by name; trackers manage their own.
 FOLDERS = ("checkpoints", "export", "pictures")
 
 
@@ -52,7 +52,7 @@ class RunFiles:
 
         Raises:
             RunError: The file is a link out of the run.
-            RecipeError: It is no recipe.
+            RecipeError: It is not a recipe.
         """
         return load_recipe(self.own(self.recipe_file))
 
@@ -82,7 +82,7 @@ class RunFiles:
         except OSError as error:
             if error.errno == errno.ELOOP:  # Python 3.13 and later resolve it
                 raise circle from error
-            return file  # not there yet, or not ours to see: met by whoever opens it
+            return file  # missing or not accessible: opening it raises
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise RunError(
                 f"{file}: is neither a file nor a folder",
@@ -91,7 +91,7 @@ class RunFiles:
         return file
 
     def require_own_files(self) -> None:
-        """See that every file of the run is its own, as `own` does.
+        """Check that every file of the run stays in the run, as `own` does.
 
         Raises:
             RunError: One is not.
@@ -109,12 +109,12 @@ class RunFiles:
 
     @property
     def is_distilled(self) -> bool:
-        """Whether its distillation is finished, its result included."""
+        """Whether its distillation is finished and its result recorded."""
         return self.backbone_file.is_file() and "result" in self.manifest()
 
     @property
     def is_finetuned(self) -> bool:
-        """Whether its fine-tuning is finished, its scores and model card included."""
+        """Whether its fine-tuning is finished, with scores and model card."""
         files = (self.model_file, self.finetune_result_file, self.card_file)
         return all(file.is_file() for file in files)
 
@@ -124,7 +124,7 @@ class RunFiles:
         return self.model_file.is_file() or self.finetune_checkpoint_file.is_file()
 
     def finetune_result(self) -> dict[str, Any]:
-        """What `finetune` left in `finetune.json`.
+        """The content of `finetune.json`.
 
         Raises:
             RunError: It is damaged.
@@ -132,7 +132,7 @@ class RunFiles:
         return self.read_json(self.finetune_result_file)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest so far; empty for a run that has just begun.
+        """The manifest so far; empty for a new run.
 
         Raises:
             RunError: It is damaged.
@@ -140,7 +140,7 @@ class RunFiles:
         return self.read_json(self.manifest_file) if self.manifest_file.is_file() else {}
 
     def read_bytes(self, file: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
-        """All bytes of one of this run's own files.
+        """All bytes of a file of this run.
 
         Raises:
             RunError: It leads out of the run, is no file, or has more than `limit` bytes.
@@ -181,16 +181,16 @@ class RunFiles:
             write_json(self.manifest_file, manifest)
 
     def recorded_sha256(self, file: Path) -> str | None:
-        """What the manifest says of a file of this run; None if it says nothing."""
+        """The manifest's record of a file of this run; None if there is none."""
         artefacts = self.manifest().get("artefacts")
         entry = artefacts.get(self._name(file)) if isinstance(artefacts, dict) else None
         return entry.get("sha256") if isinstance(entry, dict) else None
 
     def require_recorded(self, file: Path) -> bool:
-        """See that a file is the one that the manifest records; whether it records it.
+        """Check a file against the manifest; returns whether the manifest records it.
 
         Raises:
-            RunError: Its bytes are others; says how to continue with them.
+            RunError: Its content differs; the hint says how to continue with it.
         """
         recorded = self.recorded_sha256(file)
         if recorded is None or not file.is_file():
@@ -216,27 +216,27 @@ class RunFiles:
 
     @property
     def resume_command(self) -> str:
-        """What a user types to continue this run's distillation."""
+        """The command that resumes this run's distillation."""
         recipe, path = shlex.quote(str(self.recipe_file)), self.quoted
         return f"hgkd-edge distill {recipe} --run {path} --resume"
 
     @property
     def quoted(self) -> str:
-        """The folder as a user types it in a shell."""
+        """The folder, quoted for a shell."""
         return shlex.quote(str(self.path))
 
     def require(self, file: Path, *, mend: str) -> Path:
-        """`file`, if it is there.
+        """`file`, if it exists.
 
         Raises:
-            RunError: It is not; `mend` says which command makes it.
+            RunError: It does not; `mend` names the command that makes it.
         """
         if not self.own(file).is_file():
             raise RunError(f"run '{self.path}' has no {self._name(file)} yet", hint=mend)
         return file
 
     def _name(self, file: Path) -> str:
-        """A file's name in the manifest: its place in the folder, wherever a link there leads."""
+        """A file's name in the manifest: its path in the folder, links not followed."""
         file, root = Path(os.path.abspath(file)), Path(os.path.abspath(self.path))
         if not file.is_relative_to(root):  # the folder, or the file, was reached through a link
             file, root = file.parent.resolve() / file.name, root.resolve()
@@ -244,13 +244,13 @@ class RunFiles:
 
 
 def require_recorded(file: Path) -> None:
-    """Of a file that lies in a run: see that it is the one that the run's manifest records.
+    """Check a file inside a run against the run's manifest.
 
-    Every other file of the same network too: OpenVINO's weights, ONNX external data. Says which
-    files were compared. A file outside any run passes.
+    Checks every other file of the same network too: OpenVINO's weights, ONNX external data. Prints
+    the compared files. A file outside any run passes.
 
     Raises:
-        RunError: It is another one, or the manifest is damaged.
+        RunError: It differs, or the manifest is damaged.
         ExportError: A file of the network is missing, or outside its folder.
     """
     for place in (file, file.resolve()):  # as it is named, or where a link to it leads
@@ -258,6 +258,6 @@ def require_recorded(file: Path) -> None:
         if run is not None:
             break
     if run is None or not run.require_recorded(place):
-        return  # what nobody recorded has no record to differ from
+        return  # an unrecorded file has nothing to compare with
     compared = [part.name for part in network_files(place) if run.require_recorded(part)]
     note(f"verified against {run.manifest_file}: {', '.join(compared)}")

@@ -1,8 +1,8 @@
-"""A run is a folder: what it holds, how it is written. Plain data, no torch.
+"""Run folders: their content, and how it is written. Plain data, no torch.
 
-Everything is written to a temporary name, synced and renamed, so that a killed process never
-leaves half a file under a final name. A command that fails before it trained anything leaves the
-folder, and `runs/latest`, as they were.
+Everything is written to a temporary name, synced and renamed, so that a killed process never leaves
+a partial file under a final name. A command that fails before training starts does not change the
+folder or `runs/latest`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNS = Path("runs")
 
 
 class RunDir(RunFiles):
-    """`runs/<name>/`: how a run begins, is found, is worked in, and becomes the latest.
+    """`runs/<name>/`: creating, finding, locking and finishing a run.
 
     Args:
         path: The folder; use `create` or `resolve` rather than this constructor.
@@ -39,7 +39,7 @@ class RunDir(RunFiles):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        # Of a folder that `create` has just taken, until something was trained in it.
+        # Set for a new folder from `create` until training has started in it.
         self._taken = False
         self._held_before: frozenset[str] | None = None  # None: it did not exist
         self._instead_of: Path | None = None
@@ -50,7 +50,7 @@ class RunDir(RunFiles):
 
         Args:
             recipe: Fully resolved; written into it.
-            path: The folder; new, empty, or one whose run ended before it trained anything.
+            path: The folder; new, empty, or with a run that ended before training started.
 
         Raises:
             RunError: `path` is in use, or the folder cannot be written.
@@ -85,9 +85,9 @@ class RunDir(RunFiles):
 
     @classmethod
     def unfinished(cls, recipe: Recipe) -> RunDir:
-        """The run that `--resume` means: the newest of this very recipe that is not distilled yet.
+        """The run for `--resume`: the newest of exactly this recipe that is not distilled yet.
 
-        Where all are, the newest of them; where there is none, `runs/<name>`.
+        If all are distilled, the newest of them; if there is none, `runs/<name>`.
 
         Raises:
             RunError: There is no run of that name.
@@ -124,7 +124,7 @@ class RunDir(RunFiles):
         return new
 
     def why_this_folder(self) -> str:
-        """What decided the name of a folder that `create` has just made; '' for the plain one."""
+        """Why a new folder got its suffix; '' for the plain name."""
         if self._instead_of is None:
             return ""
         earlier = RunDir(self._instead_of)
@@ -135,10 +135,10 @@ class RunDir(RunFiles):
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Train in this folder, alone; a failure before the first step leaves no trace.
+        """Lock the folder for training; a failure before the first step leaves no trace.
 
-        What `create` or `branch` has just made is removed again, and a run that was there before
-        keeps no settings of a training that never began.
+        A folder newly made by `create` or `branch` is removed, and an existing run keeps no
+        settings of a training that never started.
 
         Raises:
             RunError: Another process is training here.
@@ -179,13 +179,14 @@ class RunDir(RunFiles):
             except OSError:  # a file system without locks
                 yield
                 return
-            # Checkpoints that a killed process did not finish: nobody else can be writing them.
+            # Checkpoints that a killed process did not finish: no other process can be writing
+            # them.
             for half in self.checkpoint_file.parent.glob(".*.tmp"):
                 half.unlink()
             yield
 
     def require_same_recipe(self, recipe: Recipe) -> None:
-        """Refuse to continue with another recipe: the loss curve would not be one run's.
+        """Reject resuming with another recipe: the loss curve would mix two trainings.
 
         Raises:
             RunError: `recipe` differs from the run's own; names the keys.
@@ -201,7 +202,7 @@ class RunDir(RunFiles):
             )
 
     def require_resumable(self) -> None:
-        """Refuse to distill over a backbone that has no checkpoint, such as a branch's copy.
+        """Reject distilling over a backbone without a checkpoint, such as a branch's copy.
 
         Raises:
             RunError: It is such a run.
@@ -220,7 +221,7 @@ class RunDir(RunFiles):
     def become_latest(self) -> None:
         """Make `runs/latest` a link to this run, replacing the old link in one step."""
         temporary = RUNS / f".latest-{os.getpid()}"
-        with contextlib.suppress(OSError):  # a file system without links loses only the default
+        with contextlib.suppress(OSError):  # a file system without links has no `latest`
             RUNS.mkdir(exist_ok=True)
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(os.path.relpath(self.path.resolve(), RUNS.resolve()))
@@ -228,7 +229,7 @@ class RunDir(RunFiles):
 
     @classmethod
     def _take(cls, recipe: Recipe, path: Path, *, number_it: bool) -> RunDir:
-        """Begin a run in `path`, or in the first free `path`, `path-2`, ...; nobody else can."""
+        """Start a run in `path`, or in the first free `path-2`, `path-3`, ..., atomically."""
         try:
             run = cls(_make_first_free(path) if number_it else path)
             run._taken = True
@@ -254,7 +255,7 @@ class RunDir(RunFiles):
         return frozenset(entry.name for entry in self.path.iterdir())
 
     def _progress(self) -> set[tuple[str, int, int]]:
-        """What a training has left: checkpoints, models, and logs with at least one line."""
+        """Results of a training: checkpoints, models, and logs with at least one line."""
         files = [
             *self.checkpoint_file.parent.glob("[!.]*.pt"),
             self.log_file,
@@ -265,12 +266,12 @@ class RunDir(RunFiles):
         return {(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats if stat.st_size}
 
     def _undo(self, settled: frozenset[str] = frozenset()) -> None:
-        """Remove what a training that never began has written.
+        """Remove the files of a training that never started.
 
         Args:
-            settled: Names that an existing run held before; one that was just taken knows its own.
+            settled: Names that an existing run already had; a new folder records its own.
         """
-        with contextlib.suppress(OSError, RunError):  # what failed first is what the user is told
+        with contextlib.suppress(OSError, RunError):  # the first error is the one to report
             if not self._taken:
                 if self.finetune_file.name not in settled:
                     self.finetune_file.unlink(missing_ok=True)

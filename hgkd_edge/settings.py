@@ -1,4 +1,4 @@
-"""Settings in YAML, read strictly: what is wrong with them is told by key, with the mend."""
+"""Strict YAML settings: errors name the key and suggest a fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_t
 
 __all__ = ["Section", "differing_keys", "parse_settings", "read_settings", "settings_text"]
 
-MAX_PROBLEMS = 20  # of a file that are told at once
+MAX_PROBLEMS = 20  # reported at once for one file
 SectionType = TypeVar("SectionType", bound="Section")
 
 
@@ -36,7 +36,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     text = settings_text(path)
     try:
-        raw = parse_yaml(text, _SafeLoader)
+        raw = parse_yaml(text)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
@@ -53,7 +53,7 @@ def settings_text(path: Path) -> str:
     """The text of a file of settings.
 
     Raises:
-        RecipeError: It cannot be read, is no text, or is too large.
+        RecipeError: It cannot be read, is not text, or is too large.
     """
     try:
         return read_text(path, MAX_SETTINGS_BYTES)
@@ -64,21 +64,6 @@ def settings_text(path: Path) -> str:
         raise RecipeError(f"{path}: {error}", hint=hint) from error
 
 
-class _SafeLoader(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of a key's values in silence, made to refuse."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{cut(name)}' is defined twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def parse_settings(
     model: type[SectionType], raw: dict[str, Any], overrides: Sequence[str] = (), *, name: str
 ) -> SectionType:
@@ -86,7 +71,7 @@ def parse_settings(
 
     Args:
         model: What they should be.
-        raw: As read; changed by the overrides.
+        raw: As read; modified by the overrides.
         overrides: Later ones win.
         name: File or command that the settings come from, for the error message.
 
@@ -137,7 +122,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
-    """Pydantic's problems; of a value that may be of several types, the most telling one."""
+    """Pydantic's problems; for a value of several possible types, the most specific one."""
     by_key: dict[str, list[Any]] = {}
     for problem in problems:
         location = _without_types(problem["loc"], model)
@@ -159,7 +144,7 @@ def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
 
 
 def _telling(problem: Any) -> tuple[bool, int]:
-    """A value of the right type but out of range says more than one of another type."""
+    """A value of the right type but out of range is more specific than one of another type."""
     of_another_type = problem["type"].endswith(("_type", "_parsing", "literal_error"))
     return not of_another_type, len(problem["loc"])
 

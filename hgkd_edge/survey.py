@@ -1,4 +1,4 @@
-"""What a folder of annotated images holds, before anyone trains: format, counts, pictures."""
+"""Inspect a folder of annotated images before training: format, counts, pictures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SplitSurvey:
 
     Attributes:
         images: Images that can be used.
-        empty: Those of them without an object, or without a label.
+        empty: Images without an object or a label.
         objects: Class -> its boxes, or its images where classes are folders.
         outlines: Objects with an outline.
         skipped: File and line, and why it is not used.
@@ -64,7 +64,7 @@ class Survey:
         tasks: What `finetune --task` can learn from it.
         classes: Their names, in the order of their numbers.
         splits: By name.
-        remarks: What was decided or may not be meant that way.
+        remarks: Decisions made, and possible mistakes in the data.
     """
 
     path: str
@@ -76,10 +76,10 @@ class Survey:
 
 
 def survey(config: DataConfig) -> Survey:
-    """Look at a data set; no image is decoded, of annotated ones the header is read.
+    """Inspect a data set; images are not decoded, only headers of annotated images are read.
 
     Raises:
-        DataError: It holds nothing that can be used.
+        DataError: It holds no usable images.
     """
     assert config.path is not None, "the command names a path"
     place = placed(config.path)
@@ -97,10 +97,10 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
     Args:
         config: As for `survey`.
         count: How many.
-        folder: Where the PNG files go.
+        folder: Folder for the PNG files.
 
     Returns:
-        The files; empty where images carry neither boxes nor outlines.
+        The files; empty where images have neither boxes nor outlines.
     """
     place = placed(config.path or Path())
     boxes = find_boxes(place, config.holdout) if place.root.is_dir() else None
@@ -112,7 +112,7 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
     )
     turns, photos = Turns(), []
     for photo in boxes.listing.splits.get("train", []):
-        with contextlib.suppress(Exception):  # what cannot be used is counted by `survey`
+        with contextlib.suppress(Exception):  # unusable images are counted by `survey`
             _way_up(photo, turns)
             photos.append(photo)
     spread = np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)
@@ -172,7 +172,7 @@ def _split(
 
 
 def _way_up(photo: Annotated[Any], turns: Turns) -> tuple[Turn, bool | None]:
-    """How an image is turned, and whether its annotation is for it upright; None: not told.
+    """An image's orientation, and whether its annotation is for the upright image; None: unknown.
 
     Raises:
         ValueError: The annotation is for an image of another size.

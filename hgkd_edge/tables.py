@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["export_lines", "percent", "score_table", "task_table", "warning_lines"]
+__all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
 
 _WORST_LAYERS = 10
 
 
 def score_table(result: dict[str, Any]) -> Table:
-    """k-NN and linear probe of the distilled backbone next to what it has to beat."""
+    """k-NN and linear probe of the distilled backbone next to its baselines."""
     photos = result["photos"][result["split"]]
     intervals = result.get("intervals", {})
     title = f"top-1 accuracy on {photos} photos of the {result['split']} split"
@@ -32,7 +32,7 @@ def score_table(result: dict[str, Any]) -> Table:
 
 
 def task_table(result: dict[str, Any]) -> Table:
-    """Scores of a fine-tuned model on held-out photos."""
+    """Scores of a fine-tuned model on held-out images."""
     title = f"{result['task']} on {result['photos']} photos of the {result['split']} split"
     scores, intervals = result["scores"], result.get("intervals", {})
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
@@ -48,8 +48,18 @@ def task_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
+    """Milliseconds by stage of a pipeline, as `Stages.summary` gives them."""
+    table = Table("stage", title="milliseconds per frame", min_width=40)
+    for column in ("mean", "p50", "p99"):
+        table.add_column(column, justify="right")
+    for stage, times in stages.items():
+        table.add_row(stage, *(f"{times[key]:.2f}" for key in ("mean", "p50", "p99")))
+    return table
+
+
 def warning_lines(result: dict[str, Any]) -> list[Text]:
-    """What a result says against itself."""
+    """The warnings of a result."""
     return [Text(f"warning: {line}", style="yellow") for line in result.get("warnings", ())]
 
 
@@ -68,7 +78,7 @@ def _caption(result: dict[str, Any]) -> str | None:
 
 
 def export_lines(result: dict[str, Any]) -> Iterator[str]:
-    """Every file with its proof, and what INT8 had to leave in float."""
+    """Every file with its verification, and the layers that INT8 keeps in float."""
     proven_on = result["verified_on"]
     yield f"verified on {proven_on['photos']} photos of the {proven_on['split']} split"
     for file in result["files"]:

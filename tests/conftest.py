@@ -1,4 +1,4 @@
-"""What many tests need: a few real photos as a folder, and a recipe small enough for seconds."""
+"""Shared fixtures: a folder with a few real photos, and a recipe that runs in seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-# Set before torch is imported anywhere: tests run beside each other on few cores.
+# Set before torch is imported anywhere: tests run in parallel on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # A runner may start tests with Ctrl-C ignored (nohup, a background job), and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,7 +20,7 @@ BUNDLED = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clo
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give every worker of pytest-xdist a core of its own, or their threads fight for all."""
+    """Give every pytest-xdist worker its own core: otherwise their threads compete."""
     worker = getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -70,7 +70,7 @@ def at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def part_of(module: str) -> str | None:
-    """`hgkd_edge.models.vit` -> `models`; None for what is no part of either package."""
+    """`hgkd_edge.models.vit` -> `models`; None for modules outside both packages."""
     names = module.split(".")
     if names[0] == "exporters":
         return "exporters"
@@ -103,7 +103,7 @@ def test_imports_point_down(file: Path) -> None:
 
 
 def test_every_module_that_is_imported_exists() -> None:
-    """mypy does not say so: it ignores what it cannot find, since extras may not be installed."""
+    """mypy does not report this: it ignores missing modules, since extras may not be installed."""
     own = ("hgkd_edge", "exporters", "benchmarks")
     others = [file for name in ("benchmarks", "tests") for file in (ROOT / name).rglob("*.py")]
     known = MODULES.keys() | {module_of(file) for file in others} | set(own)
@@ -132,6 +132,19 @@ def test_exporters_know_nothing_of_the_rest() -> None:
         assert not any(name.startswith("hgkd_edge") for name in all_imports(file)), file
 
 
+OPENERS = ("InferenceSession", "compile_model", "deserialize_cuda_engine", "TrtRunner")
+
+
+def test_networks_are_opened_in_one_place() -> None:
+    """Except by programs that run on a device, without hgkd-edge."""
+    on_devices = {ROOT / "hgkd_edge" / "bench" / "edge", ROOT / "hgkd_edge" / "bundles" / "device"}
+    files = [file for file in FILES if file.parent not in on_devices]
+
+    found = {file.parent.name for file in files for name in OPENERS if name in file.read_text()}
+
+    assert found == {"runtimes"}
+
+
 def test_the_sparse_engine_could_be_lifted_out() -> None:
     for file in (ROOT / "hgkd_edge" / "sparse").rglob("*.py"):
         parts = {part_of(name) for name in all_imports(file)}
@@ -148,6 +161,7 @@ def test_the_sparse_engine_could_be_lifted_out() -> None:
         "hgkd_edge.tasks.answers",
         "hgkd_edge.tasks.pictures",
         "exporters",
+        "exporters.runtimes",
     ],
 )
 def test_what_starts_fast_or_runs_on_the_edge_never_loads_torch(module: str) -> None:

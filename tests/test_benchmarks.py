@@ -1,4 +1,4 @@
-"""What the benchmarks write into the docs is what they measured."""
+"""The benchmarks write into the docs exactly what they measured."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_part_that_takes_too_long_is_cut_off_and_keeps_its_rows(tmp_path: Path
         yield {"ms": 1.0}
         try:
             time.sleep(30)
-        except Exception:  # what a fallback would catch
+        except Exception:  # as a fallback would catch
             pytest.fail("the limit was taken for an error")
 
     results, begin = Results(tmp_path / "gpu.json", time.time() + 60, dry=True), time.time()

@@ -1,4 +1,4 @@
-"""The student's pass makes no decision on the host: what a CUDA graph needs, shown on a CPU."""
+"""The student's pass makes no decision on the host, as a CUDA graph requires; tested on a CPU."""
 
 from __future__ import annotations
 

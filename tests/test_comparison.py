@@ -1,4 +1,4 @@
-"""`compare`: what meets in a row, what is compared with what, and what is never measured twice."""
+"""`compare`: matching rows, groups that are compared, and no repeated measurements."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_every_device_has_its_own_rows_and_its_own_front(run: RunDir) -> None:
     ("verified", "precision", "scored"),
     [
         (True, None, True),
-        (None, None, False),  # nothing says that the engine computes what the file says
+        (None, None, False),  # no proof that the engine matches the file
         (True, "fp16", False),  # an engine of another precision than the file that was scored
     ],
 )

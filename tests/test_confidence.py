@@ -1,4 +1,4 @@
-"""What a score on n images is worth."""
+"""Intervals and baselines of scores on n images."""
 
 from __future__ import annotations
 

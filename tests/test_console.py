@@ -1,4 +1,4 @@
-"""Foreign text at the door of the console: it is shown, and steers no terminal."""
+"""Untrusted text on the console: it is printed without controlling the terminal."""
 
 from __future__ import annotations
 

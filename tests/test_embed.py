@@ -1,4 +1,4 @@
-"""Features of images: the same from PyTorch and ONNX, readable by others, near what looks alike."""
+"""Features of images: equal from PyTorch and ONNX, readable elsewhere, close for similar images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasons that another library gave, in one line that a person can read."""
+"""Errors of other libraries, as one readable line."""
 
 from __future__ import annotations
 

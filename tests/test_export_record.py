@@ -1,4 +1,4 @@
-"""export.json keeps the proofs of earlier exports, as long as they are true."""
+"""export.json keeps the verifications of earlier exports as long as they are valid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def export(run: RunDir, **files: str) -> None:
-    """An export of files by name and content; each one's proof is its content."""
+    """An export of files by name and content; each file's verification is its content."""
     entries = []
     for name, content in files.items():
         file = run.export_dir / f"{name}.plan"

@@ -1,4 +1,4 @@
-"""What only a GPU can show. `pytest tests/test_gpu.py` on a machine that has one."""
+"""Tests that need a GPU. `pytest tests/test_gpu.py` on a machine that has one."""
 
 from __future__ import annotations
 

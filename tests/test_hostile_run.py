@@ -1,4 +1,4 @@
-"""Run folders that strangers made: links, pipes, forged and swapped files."""
+"""Run folders from untrusted sources: links, pipes, forged and swapped files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.serving import open_served
+from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.base import read_model
 from hgkd_edge.tasks.pictures import save_picture
 from tests.exporters.test_network_files import save as save_network
@@ -47,7 +47,7 @@ def run(tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Somebody's files outside any run: one to read, one to write, one called as ours are."""
+    """A user's files outside any run: one to read, one to write, one named like a run file."""
     folder = tmp_path / "home"
     folder.mkdir()
     for name in ("key", ".bashrc", ".last.pt.x1y2.tmp"):
@@ -135,7 +135,7 @@ HARD = ["log.jsonl", "finetune.jsonl", ".lock", "report.html", "manifest.json", 
 def test_a_file_that_is_also_somebodys_is_replaced_and_not_written_to(
     run: RunDir, home: Path, name: str
 ) -> None:
-    """Hard links cannot be told from files: what is written is written elsewhere first."""
+    """Hard links look like regular files, so files are first written under another name."""
     file = run.path / name
     file.unlink(missing_ok=True)
     (home / ".bashrc").write_bytes(b"{}\n")
@@ -249,13 +249,13 @@ def write_weights(path: Path, value: float) -> None:
 LOADS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "backbone": ("backbone.safetensors", read_backbone),
     "model": ("model.safetensors", read_model),
-    "predict, PyTorch": ("model.safetensors", open_served),
-    "predict, ONNX": ("export/tiny.fp32.onnx", open_served),
-    "predict, OpenVINO": ("export/tiny.fp32.xml", open_served),
-    "predict, TensorRT": ("export/tiny.fp32.plan", open_served),
+    "predict, PyTorch": ("model.safetensors", open_task_model),
+    "predict, ONNX": ("export/tiny.fp32.onnx", open_task_model),
+    "predict, OpenVINO": ("export/tiny.fp32.xml", open_task_model),
+    "predict, TensorRT": ("export/tiny.fp32.plan", open_task_model),
     "predict, what an engine was built from": (
         "export/tiny.fp32.onnx",
-        lambda path: open_served(engine_of(path)),
+        lambda path: open_task_model(engine_of(path)),
     ),
     "bench": ("export/tiny.fp32.onnx", lambda path: resolve_models([path])),
     "bench, its images": (
@@ -268,7 +268,7 @@ LOADS: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.fixture(params=LOADS)
 def swapped(run: RunDir, request: pytest.FixtureRequest) -> tuple[RunDir, Path, Any]:
-    """A run in which a recorded file was swapped for a zeroed one, and what loads it."""
+    """A run in which a recorded file was replaced by zeros, and the command that loads it."""
     name, load = LOADS[request.param]
     file = run.path / name
     write_weights(file, 1.0)
@@ -298,7 +298,7 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
     said = ""
     try:
         load(file)
-    except Exception as error:  # no real network: what is said next is another matter
+    except Exception as error:  # not a real network: later errors do not matter
         said = str(error)
     assert "manifest.json records" not in said
 
@@ -312,7 +312,7 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
         ("tiny.onnx", "parts/any name"),
     ],
 )
-@pytest.mark.parametrize("load", [open_served, require_recorded])
+@pytest.mark.parametrize("load", [open_task_model, require_recorded])
 def test_the_other_files_of_a_network_are_checked_too(
     run: RunDir, network: str, part: str, load: Callable[[Path], object]
 ) -> None:

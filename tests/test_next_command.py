@@ -1,4 +1,4 @@
-"""What commands print for the next one: which run, which folder, and whether it is worth it."""
+"""The next command that each command suggests: run, folder, and whether one is suggested."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hgkd_edge
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.parsing import brief, parse_json, read_text
+from hgkd_edge.parsing import brief, parse_json, parse_yaml, read_text
 from hgkd_edge.recipe import builtin_recipes, load_recipe, recipe_summary
 
 
@@ -138,7 +139,22 @@ def test_json_that_was_made_to_harm_is_a_value_error(text: str, said: str) -> No
         parse_json(text)
 
 
-# Of the package's own data, and of a text that `parse_json` has taken before.
+@pytest.mark.parametrize(
+    "text",
+    ["a: 1\na: 2", "{a: {b: 1, b: 1}}", "{0: a, 0.0: b}", "{yes: a, true: b}", "{'1': a, 1: b}"],
+)
+def test_no_value_of_a_key_that_is_defined_twice_is_taken_in_silence(text: str) -> None:
+    with pytest.raises(yaml.YAMLError, match="is defined twice"):
+        parse_yaml(text)
+
+
+def test_a_key_may_override_what_is_merged_into_its_mapping() -> None:
+    text = "base: &base {a: 1, b: 2}\nown: {<<: *base, b: 3}"
+
+    assert parse_yaml(text)["own"] == {"a": 1, "b": 3}
+
+
+# Calls on the package's own data, or on text already checked by `parse_json`.
 OWN = {"bench/devices.py": "yaml.safe_load(text)", "data/annotations/coco.py": "json.JSONDecoder()"}
 
 
@@ -147,7 +163,8 @@ def test_every_reader_of_json_and_yaml_in_the_package_is_bounded() -> None:
     found = {
         file.relative_to(package).as_posix(): line.strip()
         for file in package.rglob("*.py")
-        if "agent" not in file.parts  # runs on the device, on what this machine sends
+        # These run on a device, on what this machine sends.
+        if file.parent.name != "device" and file.name != "ort_device.py"
         for line in file.read_text().splitlines()
         if re.search(r"json\.loads?\(|JSONDecoder\(|yaml\.\w*load\w*\(", line)
     }

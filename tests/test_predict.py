@@ -23,7 +23,7 @@ from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.rundir import file_sha256
-from hgkd_edge.serving import open_served
+from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks import answers
 from hgkd_edge.tasks.base import ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification
@@ -341,13 +341,13 @@ def test_an_engine_from_elsewhere_needs_the_users_word(
         asked.append(built_here)
         raise RunError("stopped")
 
-    monkeypatch.setattr("exporters.trt_engine.engine_runner", stop)
+    monkeypatch.setattr("exporters.runtimes.tensorrt.load_engine", stop)
     shutil.copy(models["onnx"], tmp_path / "net.onnx")
     (tmp_path / "net.plan").write_bytes(b"engine")
 
     for trusted in (False, True):
         with pytest.raises(RunError, match="stopped"):
-            open_served(tmp_path / "net.plan", trust_engine=trusted)
+            open_task_model(tmp_path / "net.plan", trust_engine=trusted)
 
     assert asked == [engines_dir(), None]
 

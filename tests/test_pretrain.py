@@ -1,4 +1,4 @@
-"""A teacher trained on the user's own images, whichever objective."""
+"""A teacher trained on the user's own images, for each objective."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgkd_edge.probe import knn_top1, linear_probe_top1, majority_top1
+from hgkd_edge.probe import BetweenImages, knn_top1, linear_probe_top1, majority_top1
 
 
 def clouds(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,3 +42,25 @@ def test_the_probe_does_not_mind_the_scale_of_features() -> None:
 
 def test_the_majority_is_that_of_the_training_photos() -> None:
     assert majority_top1(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0, 1])) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("noise", "low", "high"), [(0.0, 0.999, 1.001), (1.0, 0.6, 0.8), (100.0, -0.1, 0.1)]
+)
+def test_what_all_images_have_in_common_is_no_prediction_of_what_differs(
+    noise: float, low: float, high: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scene, differing = torch.randn(16, 8, generator=generator), torch.zeros(400, 16, 8)
+    differing[:, 3] = torch.randn(400, 8, generator=generator)  # at one place only
+    judged = torch.rand(400, 16, generator=generator) < 0.6
+    wrong = noise * torch.randn(400, 16, 8, generator=generator) * (differing != 0)
+    ours, mean_token = BetweenImages(), BetweenImages()
+
+    for part in torch.arange(400).split(150):
+        true, at = 10 * scene + differing[part], judged[part]
+        ours.add(9 * scene + 0.5 * (differing + wrong)[part], true, at)
+        mean_token.add((10 * scene).expand_as(true), true, at)
+
+    assert low < ours.correlation() < high
+    assert abs(mean_token.correlation()) < 1e-6

@@ -175,6 +175,7 @@ def test_all_problems_of_a_recipe_are_reported_together(
         ("name: [", "not valid YAML at line"),
         ("just words", "mapping"),
         ("a: {b: 1}\nc: {d: 1,\n  d: 2}", "not valid YAML at line 3: 'd' is defined twice"),
+        ("train:\n  1: a\n  0x1: b", "not valid YAML at line 3: '0x1' is defined twice"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
@@ -190,6 +191,21 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: st
 def test_a_malformed_override_is_named(tiny_recipe_file: Path, override: str) -> None:
     with pytest.raises(RecipeError, match="--set"):
         load_recipe(tiny_recipe_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("{0: .5, 0: .2}", "--set mask.ratio=.*: '0' is defined twice"),
+        ("{0: .5, 0.0: .2}", "'0.0' is defined twice"),
+        ("{'0': .5, '0.0': .2}", "two stages of ratio start at the same share"),
+    ],
+)
+def test_a_key_that_is_defined_twice_is_refused_in_an_override_too(
+    tiny_recipe_file: Path, value: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(tiny_recipe_file, [f"mask.ratio={value}"])
 
 
 @pytest.mark.parametrize("name", sorted(builtin_recipes()))

@@ -1,4 +1,4 @@
-"""The report page: whatever a run folder holds, and nothing from outside the page."""
+"""The report page: any run folder content is safe, and nothing is loaded from outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hgkd_edge.rundir import RunDir
 
 
 class Page(HTMLParser):
-    """Titles, links to elsewhere, pictures and points of curves; open tags must close."""
+    """Titles, external links, pictures and curve points of a page; open tags must close."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()

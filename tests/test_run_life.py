@@ -1,4 +1,4 @@
-"""A command that fails changes nothing for the next one; one that ends well is the latest."""
+"""A command that fails changes nothing for the next one; one that succeeds is the latest."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_one_process_at_a_time_trains_in_a_folder(elsewhere: Path, tiny_recipe_f
     half = run.checkpoint_file.parent / ".last.pt.x1y2.tmp"  # as a killed process leaves it
     half.parent.mkdir()
     half.touch()
-    with run.locked():  # the lock has gone with its holder
+    with run.locked():  # the lock is released with its holder
         assert not half.exists()
 
 

@@ -1,4 +1,4 @@
-"""The study's arms are recipes that can be read; what comes out of them is in docs/results.md."""
+"""The arms of the study are recipes that can be read. Its results are in docs/lab-notebook.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.study import equal_time
+from benchmarks.study import equal_time, static_camera
 from benchmarks.study.__main__ import HERE
-from benchmarks.study.arms import ABLATION, ARMS, spelled
+from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
-from benchmarks.study.report import report
+from benchmarks.study.report import read_cells, report
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.recipe import Recipe, load_recipe
 
@@ -34,12 +36,31 @@ def test_every_arm_and_change_is_a_recipe(base: str) -> None:
 
 
 def test_the_report_shows_every_cell_that_is_committed() -> None:
-    cells = [json.loads(file.read_text()) for file in (HERE / "cells").glob("*.json")]
+    cells = read_cells(HERE / "cells")
 
     said = report(HERE / "cells")
 
     assert len(cells) > 50
     assert all(f"| {cell['arm']} |" in said for cell in cells)
+
+
+def test_frames_of_the_static_camera_differ_by_an_object_and_little_else(tmp_path: Path) -> None:
+    counts = {"train": 12, "test": 8}
+
+    folders = [static_camera.render(tmp_path / name, counts) for name in ("one", "other")]
+
+    one, other = (sorted(folder.rglob("*.png")) for folder in folders)
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in other]
+    assert {file.parent.name for file in one} <= {*static_camera.KINDS, "none"}
+    assert {split: len(list((folders[0] / split).rglob("*.png"))) for split in counts} == counts
+    frames = np.stack([np.asarray(Image.open(file), float) for file in one])
+    still = (np.abs(frames - np.median(frames, axis=0)) < 25).mean()
+    assert 0.85 < still < 1
+
+
+@pytest.mark.parametrize("setting", static_camera.SETTINGS)
+def test_every_setting_of_the_static_camera_is_a_recipe(setting: str) -> None:
+    assert load_recipe(static_camera.RECIPE, static_camera.SETTINGS[setting]).name in PROTOCOLS
 
 
 def test_a_masked_stage_takes_its_share_of_the_time() -> None:
@@ -60,9 +81,9 @@ def costs(tmp_path: Path) -> equal_time.Costs:
     return known
 
 
-@pytest.mark.parametrize("name", equal_time.ARMS)
+@pytest.mark.parametrize("name", EQUAL_TIME)
 def test_every_arm_gets_the_same_time(name: str, costs: equal_time.Costs) -> None:
-    arm = equal_time.ARMS[name]
+    arm = EQUAL_TIME[name]
 
     recipe = equal_time.recipe_of(name, costs.base, 1, 10, 1000, costs)
 
@@ -112,14 +133,14 @@ def test_students_of_equal_time_are_trained_and_scored(
     fill("pixels", minutes=[0.005], choose=False)
     fill("masked half the time, embedding", minutes=[0.002, 0.005], choose=True)
 
-    cells = equal_time.read_cells(out)
+    cells = read_cells(out)
     scored = {cell["arm"]: cell["finetune"] for cell in cells if cell["kind"] == "equal"}
     assert scored.keys() == {"pixels"}
     assert all(0 <= scores["1.0"] <= 1 for scores in scored.values())
-    said = equal_time.table(out)
-    assert "scored on test" in said
-    assert "to choose by" in said
-    assert all(f"| {cell['arm']} | {cell['minutes']:g} | 1 |" in said for cell in cells)
+    said = report(out)
+    assert "### imagenette: 0.005 minutes of the student\n" in said
+    assert "### imagenette: 0.002 minutes of the student, scored on `val`\n" in said
+    assert all(f"| {cell['arm']} | 1 |" in said for cell in cells)
     equal_time.plot(out, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())

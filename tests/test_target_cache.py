@@ -1,10 +1,13 @@
-"""Targets that are kept on disk belong to the very views that the student sees."""
+"""Targets cached on disk belong to exactly the views that the student sees."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,12 @@ from hgkd_edge.distillation.target_cache import cached_targets
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws
-from hgkd_edge.errors import RecipeError
-from hgkd_edge.files import cache_dir
+from hgkd_edge.errors import RecipeError, RunError
+from hgkd_edge.files import cache_dir, locked
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
+
+Fill = Callable[[int], Path]
 
 
 def with_cache(mapping: dict[str, Any], views: int = 2, **sections: Any) -> Recipe:
@@ -59,6 +64,8 @@ def test_cached_targets_are_what_the_teacher_says_of_the_students_view(
 
     view, visible, targets, _ = first
     assert targets.shape == (4, *teacher.center.shape)
+    assert targets.dtype == torch.float32
+    assert cache.views(photos, torch.rand(4))[1].dtype == torch.float16, "as they are on disk"
     torch.testing.assert_close(targets, teacher(view), atol=5e-3, rtol=5e-3)
     assert second[2] is targets, "the masks of one view share its targets"
     assert not torch.equal(visible, second[1])
@@ -225,6 +232,91 @@ def test_streamed_images_and_a_full_disk_are_refused_in_one_line(
     monkeypatch.setattr(target_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(RecipeError, match=r"teacher.cache = 3: needs 0.0 GB .*are free"):
         cached_targets(teacher, source, recipe)
+
+
+@pytest.fixture
+def cache_for_two(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Fill:
+    """Fills an entry by its seed, in a cache that has room for two; returns its file."""
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HGKD_EDGE_CACHE_GB", str(2.5 * 2 * 2 * 48 * 64 * 48 / 1e9))
+    teacher, _, source = made(with_cache(tiny_recipe))
+
+    def fill(seed: int) -> Path:
+        cache = cached_targets(teacher, source, with_cache(tiny_recipe, seed=seed))
+        return cache.folder / "targets.npy"
+
+    return fill
+
+
+def test_the_entry_that_was_not_used_for_longest_makes_room(
+    cache_for_two: Fill, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (cache_for_two(seed) for seed in (0, 1))
+    os.utime(first, (1000, 1000))
+    os.utime(second, (2000, 2000))
+    assert cache_for_two(0) == first, "which is a use"
+
+    third = cache_for_two(2)
+
+    assert first.is_file()
+    assert third.is_file()
+    assert {file.name for file in second.parent.iterdir()} == {".lock"}
+    said = capsys.readouterr().err
+    assert f"targets found in {first.parent}" in said
+    assert f"removed {second.parent}, 0.00 GB last used on 1970-01-01" in said
+
+
+def test_an_entry_that_another_run_fills_is_kept(cache_for_two: Fill) -> None:
+    first, second = (cache_for_two(seed) for seed in (0, 1))
+    os.utime(first, (1000, 1000))
+
+    with locked(first.parent, lambda _: None):
+        cache_for_two(2)
+
+    assert first.is_file()
+    assert not second.is_file()
+
+
+def test_nothing_is_removed_for_targets_that_would_not_fit_anyway(
+    cache_for_two: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cache_for_two(0)
+    usage = shutil.disk_usage(Path.cwd())._replace(free=10)
+    monkeypatch.setattr(target_cache.shutil, "disk_usage", lambda _: usage)
+    first.write_bytes(b"short")
+
+    with pytest.raises(RecipeError, match="are free"):
+        cache_for_two(1)
+
+    assert first.is_file()
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "much", "nan"])
+def test_a_limit_that_is_no_size_is_named(cache_for_two: Fill, limit: str) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match="HGKD_EDGE_CACHE_GB"):
+        patch.setenv("HGKD_EDGE_CACHE_GB", limit)
+        cache_for_two(0)
+
+
+def test_who_waits_for_another_run_says_so_and_shows_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgkd_edge.files.time.sleep", lambda _: None)
+    waited: list[int] = []
+
+    def wait(seconds: int) -> None:
+        waited.append(seconds)
+        if seconds == 3:
+            release.close()
+
+    release = contextlib.ExitStack()
+    release.enter_context(locked(tmp_path, wait))
+    with locked(tmp_path, wait):
+        pass
+
+    assert waited == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ class Tracing:
     """Has the interface of `engine.graph.CudaGraphs`, on a CPU.
 
     What a stream capture refuses is refused by the trace as well: asking for a tensor's value, and
-    shapes that depend on one. A replay runs the recorded operations on whatever lies in the inputs
-    by then, and writes to the same outputs and gradients every time.
+    shapes that depend on one. A replay runs the recorded operations on the current contents of the
+    inputs, and writes to the same outputs and gradients every time.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -83,7 +83,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[Tracing]:
     """From now on trainings record their passes by a trace, and read figures late.
 
     Returns:
-        What records each training, filled in as they begin.
+        The recorders of the trainings, filled in as they start.
     """
     made: list[Tracing] = []
 

@@ -1,1 +1,1 @@
-"""Everything that only a GPU can show: `bash benchmarks/gpu.sh`."""
+"""All measurements that need a GPU: `bash benchmarks/gpu.sh`."""

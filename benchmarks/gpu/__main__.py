@@ -1,10 +1,10 @@
-"""Run everything within a time limit and write one JSON; a part that fails costs itself only.
+"""Run everything within a time limit and write one JSON; a failing part does not stop the others.
 
     python -m benchmarks.gpu --out gpu.json [--seconds 300] [--dry] [--tests tests.xml]
 
-`--dry` runs every part small and on the CPU: it shows that the scripts work. Parts come in the
-order of what they are worth. Each has its own time limit, and all share that of `--seconds`; what
-they do not allow is listed under `skipped`. Triton's kernels are compiled first.
+`--dry` runs every part small and on the CPU, to show that the scripts work. Parts run in order of
+importance. Each has its own time limit, and all share that of `--seconds`; parts that do not fit
+are listed under `skipped`. Triton's kernels are compiled first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 if "--without-triton" in sys.argv:
-    sys.modules["triton"] = None  # type: ignore[assignment]  # before anything looks for it
+    sys.modules["triton"] = None  # type: ignore[assignment]  # before anything imports it
 
 import torch
 
@@ -48,7 +48,7 @@ class TimeUp(BaseException):
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeUp` after so many seconds, in the main thread."""
+    """Raise `TimeUp` after this many seconds, in the main thread."""
 
     def stop(*_: Any) -> None:
         raise TimeUp
@@ -63,7 +63,7 @@ def limit(seconds: float) -> Iterator[None]:
 
 
 class Results:
-    """What was measured so far, written to a file after every part."""
+    """The measurements so far, written to a file after every part."""
 
     def __init__(self, file: Path, deadline: float, *, dry: bool) -> None:
         self.file, self.deadline = file, deadline
@@ -78,10 +78,10 @@ class Results:
         """Measure one part: rows of a section, or the section as a whole.
 
         Args:
-            section: Of the file.
+            section: Section of the file.
             what: Names the part within its section.
             measure: Measures it.
-            seconds: Its limit, where the deadline does not come first. Rows until then are kept.
+            seconds: Its time limit, unless the deadline comes first. Rows until then are kept.
         """
         left = min(seconds, self.deadline - time.time())
         if left <= 0:
@@ -92,7 +92,7 @@ class Results:
                 self._add(section, measure())
         except TimeUp:
             self._note("skipped", f"{section}: {what}: cut off after {left:.0f} s")
-        except Exception as error:  # the others must not be lost
+        except Exception as error:  # keep the results of other parts
             self._note("errors", f"{section}: {what}: {type(error).__name__}: {error}"[:500])
         self.write()
 
@@ -131,7 +131,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure_all(results: Results, scale: Scale) -> None:
-    """With Triton's kernels where Triton is installed: everything."""
+    """Measure everything, with Triton's kernels if Triton is installed."""
 
     def encoder(name: str) -> None:
         results.part("encoder", name, lambda: encoder_rows(name, scale, BOTH), ENCODER)
@@ -162,7 +162,7 @@ def measure_without_triton(results: Results, scale: Scale) -> None:
 
 
 def without_triton(arguments: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """The same in a process that finds no Triton."""
+    """The same in a process without Triton."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks.gpu", "--without-triton", "--out", str(file)]
@@ -172,7 +172,7 @@ def without_triton(arguments: argparse.Namespace, deadline: float) -> dict[str, 
 
 
 def test_summary(file: Path) -> dict[str, Any]:
-    """Numbers of a JUnit report, and the names of what failed."""
+    """Counts from a JUnit report, and the names of failed tests."""
     suite = next(ET.parse(file).iter("testsuite"))
     failed = [
         f"{case.get('classname')}::{case.get('name')}"
@@ -203,7 +203,7 @@ def main() -> None:
     if arguments.tests is not None:
         results.part("tests", str(arguments.tests), lambda: test_summary(arguments.tests))
     results.part("compiling", "kernels", lambda: compile_all(scale, COMPILING))
-    results.deadline = deadline - 0.4 * arguments.seconds  # the rest is for what follows
+    results.deadline = deadline - 0.4 * arguments.seconds  # the rest is for the following parts
     measure_all(results, scale)
     results.deadline = deadline
     with tempfile.TemporaryDirectory() as folder:

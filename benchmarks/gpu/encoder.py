@@ -1,4 +1,4 @@
-"""A training step of the bare encoder, and the gathers that it is made of."""
+"""Times a training step of the bare encoder, and its gathers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def encoder_rows(name: str, scale: Scale, kinds: tuple[str, ...]) -> Iterator[di
 
     Args:
         name: timm model.
-        scale: How large.
-        kinds: Of `dense` (whole images, weights and images channels-last) and `tiles`.
+        scale: Measurement scale.
+        kinds: Some of `dense` (whole images, weights and images channels-last) and `tiles`.
     """
     images, visible = _inputs(scale)
     for kind in kinds:
@@ -40,7 +40,7 @@ def encoder_rows(name: str, scale: Scale, kinds: tuple[str, ...]) -> Iterator[di
 
 
 def one_pass(name: str, scale: Scale) -> None:
-    """Forward and backward pass on tiles, once: it compiles the kernel of every layer."""
+    """One forward and backward pass on tiles: it compiles the kernel of every layer."""
     images, visible = _inputs(scale)
     network = create_features(name, min_stride=16).to(scale.device).train()
     _work(sparsify(network, check=False), scale)((images, visible, int(visible[0].sum())))
@@ -56,7 +56,7 @@ def _inputs(scale: Scale) -> tuple[Tensor, Tensor]:
 def _measure(
     name: str, kind: str, mode: str, images: Tensor, visible: Tensor, scale: Scale
 ) -> float:
-    """Milliseconds; what it made is gone when it returns."""
+    """Milliseconds per step; temporary tensors are freed when it returns."""
     network = create_features(name, min_stride=16).to(scale.device).train()
     inputs: tuple[Any, ...] = (images,)
     if kind == "dense":
@@ -105,7 +105,7 @@ def _step(
 
 
 def gather_rows(scale: Scale) -> Iterator[dict[str, Any]]:
-    """The window of a 3 x 3 convolution around every tile, and the way back, bf16."""
+    """The window of a 3 x 3 convolution around every tile, and its backward, bf16."""
     visible = random_visible(scale.batch, scale.size // 32, 0.6).to(scale.device)
     sites = Visible(visible, 32, int(visible[0].sum()))
     for channels, t in TILES:

@@ -1,4 +1,4 @@
-"""`hgkd-edge distill` on synthetic photos, as a user starts it; and how fast photos are decoded."""
+"""`hgkd-edge distill` on synthetic images, as started by a user; and the image decoding rate."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ EPOCHS = 4
 
 
 def distill(scale: Scale, folder: Path) -> dict[str, Any]:
-    """Images per second and share of waiting for photos, once the first epoch is over.
+    """Images per second and share of time waiting for images, after the first epoch.
 
     Args:
-        scale: How large.
-        folder: Empty; photos, teacher and run go there.
+        scale: Measurement scale.
+        folder: An empty folder for images, teacher and run.
     """
     _photos(scale, folder / "photos")
     vit = timm.create_model(scale.teacher, num_classes=0)
@@ -65,7 +65,7 @@ def distill(scale: Scale, folder: Path) -> dict[str, Any]:
 
 
 def _photos(scale: Scale, folder: Path) -> None:
-    """JPEGs of 500 x 375 with as much detail as photos have."""
+    """JPEGs of 500 x 375 with as much detail as photos."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for i in range(scale.photos):
@@ -78,7 +78,7 @@ def _photos(scale: Scale, folder: Path) -> None:
 
 
 def decode_rates() -> list[dict[str, Any]] | None:
-    """What `benchmarks.decode` prints; None where that is not part of the checkout."""
+    """The output of `benchmarks.decode`; None if the checkout does not contain it."""
     if importlib.util.find_spec("benchmarks.decode") is None:
         return None
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""How large the measurements are, and how a step is timed."""
+"""The scale of the measurements, and how a step is timed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ NETWORKS = ("resnet50", "resnet18", "mobilenetv3_large_100", "efficientnet_b0", 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is.
+    """The scale of the measurements.
 
     Attributes:
-        device: `cuda`; `cpu` for a dry run, which shows that the scripts work and nothing else.
+        device: `cuda`; `cpu` for a dry run, which only shows that the scripts work.
         size: Side of the images in pixels.
         batch: Images in a batch.
-        rounds: Times that a step is timed.
+        rounds: Number of timed repetitions of a step.
         batches: Batches of a training.
-        photos: Photos of the end-to-end run.
+        photos: Images of the end-to-end run.
         teacher: The Transformer.
-        networks: Whose encoders are measured.
-        students: Whose updates are measured; the first one's with the teacher too.
+        networks: Networks whose encoders are measured.
+        students: Students whose updates are measured; the first one with the teacher too.
     """
 
     device: str
@@ -52,7 +52,7 @@ DRY = Scale(
 
 
 class EagerGraphs:
-    """In a dry run: what would be a CUDA graph runs as it is."""
+    """In a dry run: replaces a CUDA graph and runs the pass directly."""
 
     def warm_up(self, work: Work, inputs: Any) -> Outputs:
         return work(inputs)
@@ -62,12 +62,12 @@ class EagerGraphs:
 
 
 def graphs(scale: Scale) -> Callable[[], Capturing]:
-    """Makes what records a pass."""
+    """Creates the object that records a pass."""
     return CudaGraphs if scale.device == "cuda" else EagerGraphs
 
 
 def milliseconds(step: Callable[[], Any], scale: Scale) -> float:
-    """Median of the rounds after three of warm-up, in which a graph is recorded too."""
+    """Median of the rounds after three warm-up rounds, in which a graph is recorded too."""
     taken = []
     for _ in range(scale.rounds + 3):
         begin = _now(scale)
@@ -77,7 +77,7 @@ def milliseconds(step: Callable[[], Any], scale: Scale) -> float:
 
 
 def peak(scale: Scale, *, reset: bool = False) -> float:
-    """Largest amount of memory held by tensors since the last reset, MiB; 0 on a CPU."""
+    """Peak tensor memory since the last reset, MiB; 0 on a CPU."""
     if scale.device != "cuda":
         return 0.0
     if reset:

@@ -1,9 +1,9 @@
-"""The tables of docs/sparse.md, from one JSON of figures.
+"""Writes the tables of docs/sparse.md from one JSON of measurements.
 
     python -m benchmarks.gpu.table               # from benchmarks/gpu/figures.json
     python -m benchmarks.gpu.table gpu.json      # take these figures from now on
 
-What no GPU has confirmed has `source: modeled`, and its table says so.
+Values not measured on a GPU have `source: modeled`, and their table states it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["DOCS", "FIGURES", "block", "insert"]
 ROOT = Path(__file__).parent.parent.parent
 DOCS, FIGURES = ROOT / "docs" / "sparse.md", Path(__file__).parent / "figures.json"
 BEGIN, END = "<!-- benchmarks/gpu.sh: begin -->", "<!-- benchmarks/gpu.sh: end -->"
-# Kind, mode and whether Triton's kernels are used, of each column.
+# Kind, mode and use of Triton's kernels, for each column.
 COLUMNS = (
     ("dense", ("dense", "eager", None)),
     ("dense, graph", ("dense", "graph", None)),
@@ -44,7 +44,7 @@ def block(figures: dict[str, Any]) -> str:
 
 
 def insert(text: str, figures: dict[str, Any]) -> str:
-    """A page with its tables made from the figures."""
+    """A page with its tables regenerated from the figures."""
     before, _, rest = text.partition(BEGIN)
     return before + block(figures) + rest.partition(END)[2]
 
@@ -68,7 +68,7 @@ def _table(what: str, key: str, rows: list[dict[str, Any]]) -> list[str]:
 def _milliseconds(
     rows: list[dict[str, Any]], kind: str, mode: str, triton: bool | None
 ) -> float | None:
-    """Of the row that fits; None where there is none."""
+    """The value from the matching row; None if there is none."""
     for row in rows:
         if (row["kind"], row["mode"]) == (kind, mode) and triton in (None, row["triton"]):
             return row["ms"]

@@ -1,4 +1,4 @@
-"""Whole updates of a distillation, through `hgkd_edge.engine.train`, as `distill` makes them."""
+"""Times complete updates of a distillation, through `hgkd_edge.engine.train`, as in `distill`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MASKS = 4  # per teacher pass
 
 
 class WithoutTeacher(Distilling):
-    """Targets are zeros: what an update costs without the teacher's share."""
+    """Targets are zeros: measures an update without the teacher."""
 
     def _shared_targets(self, view: Tensor) -> Tensor:
         rows, columns = self.parts.token_grid
@@ -43,14 +43,14 @@ def update_rows(
 
     Args:
         student: timm model.
-        scale: How large.
-        kinds: Of `dense` (nothing masked, plain layers, channels-last) and `tiles`.
-        teacher: Whether the teacher runs; its weights are random, the time is the same.
+        scale: Measurement scale.
+        kinds: Some of `dense` (nothing masked, plain layers, channels-last) and `tiles`.
+        teacher: Whether the teacher runs; its weights are random, which does not affect the time.
     """
     source = photo_tensor(scale)
     parts = build(_recipe(student, "tiles", "off", scale), download=False)
     vit = Teacher(parts.vit, layers="last", size=parts.teacher_size).to(scale.device)
-    for kind in sorted(kinds, reverse=True):  # tiles first: dense turns the weights channels-last
+    for kind in sorted(kinds, reverse=True):  # tiles first: dense makes the weights channels-last
         for mode in ("eager", "graph"):
             peak(scale, reset=True)
             recipe = _recipe(student, kind, mode, scale)
@@ -79,7 +79,7 @@ def _recipe(student: str, kind: str, mode: str, scale: Scale) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "gpu",
-            "data": {"source": "bundled", "image_size": scale.size},  # the size only
+            "data": {"source": "bundled", "image_size": scale.size},  # only the size is used
             "teacher": {"name": scale.teacher},
             "student": {"name": student},
             "mask": {"ratio": 0.6 if kind == "tiles" else 0.0, "per_image": MASKS},
@@ -101,12 +101,12 @@ def _student(recipe: Recipe, parts: Parts, vit: Teacher) -> StudentWithLoss:
 
 
 def _refuse(why: str) -> None:
-    """In the place of the line that says why a pass is not captured."""
+    """Replaces the function that prints why a pass is not captured."""
     raise RuntimeError(f"an eager pass would be measured as a graph: {why}")
 
 
 def _train(recipe: Recipe, task: Distilling, source: ImageSource) -> tuple[float, float]:
-    """Milliseconds of an update and share of waiting for photos, without the first two batches."""
+    """Milliseconds per update and share of time waiting for images, skipping two batches."""
     with tempfile.TemporaryDirectory() as folder:
         place = Workplace(Path(folder) / "log.jsonl", Path(folder) / "last.pt")
         with mock.patch.object(graph, "_report", _refuse):

@@ -1,9 +1,9 @@
-"""Compile the Triton kernels of every network, before anything is measured.
+"""Compile the Triton kernels of every network before the measurements.
 
     python -m benchmarks.gpu.warm_up resnet50 [--dry]
 
 One pass of the encoder compiles a kernel for each of its layer shapes, about a second each. The
-batch does not matter. Networks are compiled at the same time, one process each; Triton keeps the
+batch size does not matter. Networks are compiled in parallel, one process each. Triton caches the
 kernels on disk, where the measurements find them.
 """
 
@@ -25,11 +25,11 @@ BATCH = 2
 
 
 def compile_all(scale: Scale, seconds: float) -> dict[str, Any]:
-    """How long compiling takes, and which networks failed or were not done in time.
+    """Compile time, and which networks failed or did not finish in time.
 
     Args:
-        scale: How large.
-        seconds: After which the processes are ended.
+        scale: Measurement scale.
+        seconds: Time after which the processes are ended.
     """
     begin, dry = time.monotonic(), ["--dry"] if scale is DRY else []
     running = {
@@ -40,7 +40,7 @@ def compile_all(scale: Scale, seconds: float) -> dict[str, Any]:
         for process in running.values():
             process.wait(timeout=max(0.1, begin + seconds - time.monotonic()))
     except subprocess.TimeoutExpired:
-        pass  # the kernels that are ready are on disk; the others are compiled where they are used
+        pass  # finished kernels are on disk; others are compiled on use
     finally:
         for process in running.values():
             process.kill()

@@ -79,7 +79,7 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
 
 
 def _teacher(recipe: Recipe) -> list[str]:
-    """Overrides that name the one teacher of all seeds; it is trained when it is not there yet."""
+    """Overrides that name the teacher shared by all seeds; it is trained if missing."""
     parts = build(recipe, download=False)
     source = open_splits(recipe.data)["train"]
     weights = pretrain_teacher(parts.vit, source, recipe, size=parts.teacher_size)

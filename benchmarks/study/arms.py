@@ -1,20 +1,22 @@
-"""The arms of the study, each as what it changes in the base recipe, which is H-GKD."""
+"""The arms of the study, each given as changes to the base recipe, which is H-GKD."""
 
 from __future__ import annotations
 
-__all__ = ["ABLATION", "ARMS", "SCRATCH", "SPARK", "TEACHERS", "spelled"]
+from typing import NamedTuple
+
+__all__ = ["ABLATION", "ARMS", "EQUAL_TIME", "SCRATCH", "SPARK", "TEACHERS", "Arm", "spelled"]
 
 # Arms whose students are not distilled.
 SCRATCH = ("scratch", "scratch, full width")
 MAE = ["teacher.pretrain.label_epochs=0"]
 PLAIN = ["teacher.standardize=false"]
 DENSE = ["mask.ratio=0", "mask.whole_share=0", "loss.where=all"]
-# Four updates share each pass of the teacher; nothing masked, the four see the same photos.
+# Four updates share each teacher pass; with nothing masked, all four see the same images.
 FOUR = ["mask.per_image=4", "train.epochs={half}"]  # half the passes, twice the updates
 LONG = ["mask.per_image=4", "train.epochs={long}"]  # ten times the updates
-# Sixteen times the weights of the study's student: room for both tasks, seeing and guessing.
+# Sixteen times the weights of the study's student: enough capacity for seeing and predicting.
 WIDE = ["student.args.channels=[64, 128, 256, 512]", "student.decoder_width=128"]
-# SparK (Tian et al. 2023): pixels of masked patches, normalised within each patch.
+# SparK (Tian et al. 2023): pixels of masked patches, normalized within each patch.
 SPARK = [
     "loss.feature_weight=0",
     "loss.pixel_weight=1",
@@ -25,29 +27,29 @@ SPARK = [
     "mask.whole_share=0",
 ]
 
-# What students learn from, scored by itself: they cannot be expected to know much more.
+# The teachers, scored by themselves: students cannot be expected to know much more.
 TEACHERS: dict[str, list[str]] = {"teacher": MAE, "labelled teacher": []}
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
     **TEACHERS,
-    "scratch": MAE,  # no other teacher is wanted for a student that has none
+    "scratch": MAE,  # the student has no teacher; any would do
     "pixels": [*MAE, *SPARK],
-    # Plain feature distillation: nothing masked, so the sparse student is a dense one.
+    # Plain feature distillation: nothing is masked, so the sparse student is a dense one.
     "dense-features": [*MAE, *PLAIN, *DENSE],
     "dense-features, standardised": [*MAE, *DENSE],
     "h-gkd": MAE,
-    # What the spared passes save goes into updates. Times: docs/results.md.
+    # The time saved on teacher passes is spent on updates. Times: docs/lab-notebook.md.
     "dense-features, 4 updates a pass": [*MAE, *PLAIN, *DENSE, *FOUR],
     "h-gkd, 4 masks, twice the updates": [*MAE, *FOUR],
-    # Whether masks pay once a student of whole photos has learned its teacher.
+    # Whether masking helps after a student of whole images has learned from its teacher.
     "dense-features, standardised, 4 updates a pass, ten times the updates": [*MAE, *DENSE, *LONG],
     "h-gkd, 4 masks, ten times the updates": [*MAE, *LONG],
-    # The same student as published.
+    # The student as published.
     "scratch, full width": [*MAE, *WIDE],
     "dense-features, standardised, full width, 4 updates a pass": [*MAE, *DENSE, *WIDE, *FOUR],
     "h-gkd, full width, 4 masks, twice the updates": [*MAE, *WIDE, *FOUR],
-    # Upper reference: the teacher has seen the labels of the training photos.
+    # Upper reference: the teacher has seen the labels of the training images.
     "dense-features, labelled teacher": [*PLAIN, *DENSE],
     "dense-features, 4 updates a pass, labelled teacher": [*PLAIN, *DENSE, *FOUR],
     "h-gkd, labelled teacher": [],
@@ -89,6 +91,37 @@ _CHANGES: dict[str, list[str]] = {
 ABLATION = {name: [*MAE, *changes] for name, changes in _CHANGES.items()}
 
 
+class Arm(NamedTuple):
+    """A student to compare.
+
+    Attributes:
+        changes: To the base recipe.
+        ratio: Mask ratio of the masked stage; 0: nothing is masked.
+        share: Share of the time for the masked stage; the rest sees whole images.
+        same_updates_as: Arm whose number of updates it gets, instead of equal time.
+    """
+
+    changes: list[str]
+    ratio: float = 0.0
+    share: float = 0.0
+    same_updates_as: str = ""
+
+
+_NO_EMBEDDING = ["loss.embedding_weight=0"]
+# At equal student time, unless stated otherwise.
+EQUAL_TIME = {
+    "scratch": Arm([]),
+    "pixels": Arm(SPARK, ratio=0.6, share=1.0),
+    "dense": Arm(_NO_EMBEDDING),
+    "dense, embedding": Arm([]),
+    "masked half the time": Arm(_NO_EMBEDDING, 0.75, 0.5),
+    "masked half the time, embedding": Arm([], 0.75, 0.5),
+    "masked nine tenths, embedding": Arm([], 0.75, 0.9),
+    "half masked half the time, embedding": Arm([], 0.5, 0.5),
+    "masked half the time, embedding, equal updates": Arm([], 0.75, 0.5, "dense, embedding"),
+}
+
+
 def spelled(changes: list[str], epochs: int) -> list[str]:
-    """Changes with the epochs that they name, of a base recipe that has `epochs`."""
+    """Changes with their epoch placeholders filled in, for a base recipe with `epochs` epochs."""
     return [change.format(half=epochs // 2, long=epochs * 5 // 2) for change in changes]

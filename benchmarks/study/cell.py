@@ -1,4 +1,4 @@
-"""One cell of the study: a student trained one way with one seed, scored in every way."""
+"""One cell of the study: a student trained one way with one seed, scored in all ways."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def score_cell(
     """Train a student (or leave it untrained) and score it.
 
     Args:
-        recipe: The arm's, seed included.
+        recipe: The arm's recipe, including the seed.
         folder: Run folder of this cell.
-        annotated: The data set with its labels; the recipe's own photos may be without.
-        scratch: Do not distil.
-        finetuned: Fine-tune with every share of the labels that the protocol names, and score on
-            `test`; without, the cell is there to choose by and `test` stays unseen.
+        annotated: The data set with its labels; the recipe's own images may be unlabeled.
+        scratch: Skip distillation.
+        finetuned: Fine-tune with every share of the labels in the protocol, and score on `test`. If
+            false, the cell is used for selection and `test` stays unseen.
 
     Returns:
-        Where the task is classification, `knn` and `linear_probe` top-1, and the same two in `val`;
-        `finetune` score by share, single `draws` where it is their mean, `held_out` cosine,
-        `seconds_distilled` and `seconds` in all.
+        For classification: `knn` and `linear_probe` top-1, and the same two in `val`. Also
+        `finetune` score by share, single `draws` if it is their mean, `held_out` cosine,
+        `seconds_distilled`, and total `seconds`.
     """
     begin = time.monotonic()
     run = RunDir.create(recipe, folder)
@@ -77,7 +77,7 @@ def score_cell(
 
 
 def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
-    """The student as it starts, with the BatchNorm statistics that every arm gets."""
+    """The initial student, with BatchNorm statistics estimated as in every arm."""
     parts = build(recipe, download=False)
     dense = densify(parts.encoder)
     recalibrate_batchnorm(EmbeddingNet(dense, parts.spec), source, parts.spec)
@@ -85,7 +85,7 @@ def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
 
 
 class _TeacherFeatures(EmbeddingNet):
-    """A teacher as `score_features` takes a network: photos -> its tokens' mean."""
+    """A teacher in the form that `score_features` expects: images -> mean of its tokens."""
 
     def __init__(self, teacher: Teacher, size: tuple[int, int]) -> None:
         # The teacher normalizes by itself.
@@ -110,10 +110,9 @@ def score_teacher(recipe: Recipe) -> dict[str, Any]:
 
 
 def finetuned_scores(recipe: Recipe, run: RunDir, annotated: Path, share: float) -> list[float]:
-    """The task's metric on held-out photos after fine-tuning, the same way in every arm.
+    """The task's metric on held-out images after fine-tuning, the same way in every arm.
 
-    One score for each drawing of the labelled photos; the drawings of one seed are those of all
-    arms.
+    One score per drawing of the labeled images; all arms share the drawings of a seed.
     """
     protocol = PROTOCOLS[recipe.name]
     config = FinetuneConfig.model_validate(
@@ -126,7 +125,7 @@ def finetuned_scores(recipe: Recipe, run: RunDir, annotated: Path, share: float)
                 "epochs": protocol.epochs[share],
                 "batch_size": protocol.batch_size,
                 "lr": 2e-3,
-                "layer_decay": 1.0,  # an untrained student must not be held back
+                "layer_decay": 1.0,  # do not slow down an untrained student's layers
                 "precision": recipe.train.precision,
             },
             protocol.task: protocol.settings,

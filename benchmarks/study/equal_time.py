@@ -1,33 +1,33 @@
-"""Students of one teacher at equal time of their updates, in every score.
+"""Students of one teacher trained for equal time of their updates, in every score.
 
     python -m benchmarks.study.equal_time run --data imagenette-160 --teacher vit.safetensors \
         --minutes 5 --seeds 0 1 2 --out study
     python -m benchmarks.study.equal_time report --out study [--plot study.png]
 
-The cost of an update is measured first, for each ratio, on one thread of a machine that does
-nothing else, in CPU time (on a GPU: in time). Every arm then gets the epochs that fit into the
-minutes. All arms share the teacher's cached targets, so the teacher costs all the same and is not
-counted; pixels need none and could have its time. `--minutes` takes several values: each is a
-training of its own, with its own schedule, and together they are the curve.
+The cost of an update is measured first, for each ratio, on one thread of an otherwise idle machine,
+in CPU time (on a GPU: wall clock). Every arm then gets the epochs that fit into the minutes. All
+arms share the teacher's cached targets, so the teacher costs the same for all and is not counted;
+pixels need no teacher and could use its time. `--minutes` takes several values: each is a separate
+training with its own schedule, and together they form the curve.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from benchmarks.study.arms import SPARK
+from benchmarks.study.arms import EQUAL_TIME, SCRATCH, SPARK, Arm
 from benchmarks.study.cell import score_cell
 from benchmarks.study.protocols import fresh, training_photos
+from benchmarks.study.report import read_cells, report
+from hgkd_edge.bench.environment import environment
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
@@ -40,50 +40,12 @@ from hgkd_edge.rundir import write_json
 HERE = Path(__file__).parent
 
 
-class Arm(NamedTuple):
-    """A student to compare.
-
-    Attributes:
-        changes: To the base recipe.
-        ratio: Of the masked stage; 0: nothing is masked.
-        share: Of the time that the masked stage takes; the rest sees whole photos.
-        same_updates_as: Arm whose updates it gets in place of the time.
-    """
-
-    changes: list[str]
-    ratio: float = 0.0
-    share: float = 0.0
-    same_updates_as: str = ""
-
-
-NO_EMBEDDING = ["loss.embedding_weight=0"]
-SCRATCH = "scratch"
-ARMS = {
-    SCRATCH: Arm([]),
-    "pixels": Arm(SPARK, ratio=0.6, share=1.0),
-    "dense": Arm(NO_EMBEDDING),
-    "dense, embedding": Arm([]),
-    "masked half the time": Arm(NO_EMBEDDING, 0.75, 0.5),
-    "masked half the time, embedding": Arm([], 0.75, 0.5),
-    "masked nine tenths, embedding": Arm([], 0.75, 0.9),
-    "half masked half the time, embedding": Arm([], 0.5, 0.5),
-    "masked half the time, embedding, equal updates": Arm([], 0.75, 0.5, "dense, embedding"),
-}
-SCORES = {
-    "k-NN": lambda cell: cell["knn"],
-    "linear probe": lambda cell: cell["linear_probe"],
-    "1 % labels": lambda cell: cell["finetune"].get("0.01"),
-    "10 % labels": lambda cell: cell["finetune"].get("0.1"),
-    "all labels": lambda cell: cell["finetune"].get("1.0"),
-}
-
-
 def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> dict[float, float]:
-    """`mask.ratio` whose first stage takes a share of the *time*.
+    """`mask.ratio` whose first stage takes a given share of the *time*.
 
     Args:
-        ratio: Of the first stage; the second sees whole images.
-        share_of_time: Of the first stage.
+        ratio: Mask ratio of the first stage; the second sees whole images.
+        share_of_time: Share of the first stage.
         masked: Seconds of an update of the first stage.
         dense: Seconds of an update of the second.
     """
@@ -94,7 +56,7 @@ def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> d
 
 
 def seconds_per_update(recipe: Recipe, *, rounds: int = 6) -> float:
-    """The fastest of a few updates of the student, its targets given; one ratio."""
+    """The fastest of a few updates of the student, with given targets, at one ratio."""
     parts = build(recipe, download=False)
     teacher = make_teacher(recipe, parts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,7 +91,7 @@ def seconds_per_update(recipe: Recipe, *, rounds: int = 6) -> float:
 
 
 class Costs:
-    """Seconds of an update by kind and ratio, measured once and kept in a file."""
+    """Seconds of an update by kind and ratio, measured once and stored in a file."""
 
     def __init__(self, file: Path, base: Recipe) -> None:
         self.file, self.base = file, base
@@ -145,12 +107,12 @@ class Costs:
 
 
 def changed_recipe(base: Recipe, changes: list[str]) -> Recipe:
-    """A recipe with changes as `--set` takes them."""
+    """A recipe with changes in the form of `--set`."""
     return load_recipe(HERE / f"{base.name}.yaml", [*located(base), *changes])
 
 
 def located(base: Recipe) -> list[str]:
-    """Where the photos and the teacher are, as changes."""
+    """The locations of the images and the teacher, as changes."""
     return [f"data.path={base.data.path}", f"teacher.path={base.teacher.path}"]
 
 
@@ -158,13 +120,13 @@ def recipe_of(
     name: str, base: Recipe, seed: int, minutes: float, photos: int, costs: Costs
 ) -> Recipe:
     """The arm's recipe, with the epochs that fit into the minutes."""
-    arm = ARMS[name]
+    arm = EQUAL_TIME[name]
     masked, dense = costs.of(arm, arm.ratio), costs.of(arm, 0.0) if arm.share < 1 else 0.0
     stages = staged(arm.ratio, arm.share, masked, dense)
     first = [*stages, 1.0][1] if arm.share else 0.0
     mean = first * masked + (1 - first) * dense
     if arm.same_updates_as:
-        mean = costs.of(ARMS[arm.same_updates_as], 0.0)
+        mean = costs.of(EQUAL_TIME[arm.same_updates_as], 0.0)
     epochs = max(1, round(60 * minutes / mean / (photos // base.train.batch_size)))
     schedule = {"epochs": epochs, "warmup_epochs": min(0.05 * epochs, epochs)}
     changes = [f"train.{key}={value}" for key, value in schedule.items()]
@@ -175,7 +137,7 @@ def recipe_of(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fill in the cells that are missing."""
+    """Compute the missing cells."""
     photos = training_photos(arguments.base, arguments.data, arguments.out)
     changes = [f"data.path={photos / 'train'}", f"teacher.path={arguments.teacher}"]
     base = load_recipe(HERE / f"{arguments.base}.yaml", changes)
@@ -200,7 +162,7 @@ def _fill(
         recipe,
         fresh(arguments.out / "runs" / file.stem),
         photos,
-        scratch=name == SCRATCH,
+        scratch=name in SCRATCH,
         finetuned=not arguments.choose,
     )
     if arguments.choose:
@@ -211,68 +173,35 @@ def _fill(
         "arm": name,
         "seed": recipe.seed,
         "minutes": minutes,
-        "epochs": 0 if name == SCRATCH else recipe.train.epochs,
+        "epochs": 0 if name in SCRATCH else recipe.train.epochs,
         "ratio": recipe.model_dump(mode="json")["mask"]["ratio"],
         **scores,
-        "machine": platform.processor() or platform.machine(),
+        "machine": environment()["cpu"],
         "torch": torch.__version__,
     }
     write_json(file, cell)
     print(json.dumps(cell), flush=True)
 
 
-def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """The cells of this comparison in a folder that may hold others."""
-    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*min.json"))]
-    return [cell for cell in cells if cell["kind"] in ("equal", "chosen-by")]
-
-
-def table(folder: Path) -> str:
-    """All cells as Markdown: mean ± standard deviation over seeds."""
-    parts = []
-    cells = read_cells(folder)
-    for base, kind in sorted({(cell["base"], cell["kind"]) for cell in cells}):
-        heads = ["arm", "minutes", "seeds", "epochs", *SCORES]
-        lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-        group = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
-        for minutes in sorted({cell["minutes"] for cell in group}):
-            for arm in ARMS:
-                own = [c for c in group if (c["arm"], c["minutes"]) == (arm, minutes)]
-                if own:
-                    figures = [_shown([get(cell) for cell in own]) for get in SCORES.values()]
-                    row = [arm, f"{minutes:g}", str(len(own)), str(own[0]["epochs"]), *figures]
-                    lines.append(f"| {' | '.join(row)} |")
-        split = "test" if kind == "equal" else "val, to choose by"
-        parts.append(f"### {base}, scored on {split}\n\n" + "\n".join(lines))
-    return "\n\n".join(parts)
-
-
 def plot(folder: Path, picture: Path) -> None:
-    """Score against minutes, a line for each arm that was trained for more than one time."""
+    """Plot score against minutes, one line for each arm with more than one training time."""
     from matplotlib.figure import Figure
 
-    cells = read_cells(folder)
+    cells = [cell for cell in read_cells(folder) if cell["kind"] == "chosen-by"]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, score in zip(figure.subplots(1, 2), ("k-NN", "linear probe"), strict=True):
-        for arm in ARMS:
+    shown = {"k-NN": "knn", "linear probe": "linear_probe"}
+    for axes, (score, key) in zip(figure.subplots(1, 2), shown.items(), strict=True):
+        for arm in EQUAL_TIME:
             points: dict[float, list[float]] = {}
             for cell in cells:
-                if cell["arm"] == arm and cell["kind"] == "chosen-by":
-                    points.setdefault(cell["minutes"], []).append(100 * SCORES[score](cell))
+                if cell["arm"] == arm:
+                    points.setdefault(cell["minutes"], []).append(100 * cell[key])
             if len(points) > 1:
                 means = [statistics.mean(points[minutes]) for minutes in sorted(points)]
                 axes.plot(sorted(points), means, marker="o", label=arm)
         axes.set(xscale="log", xlabel="minutes of one core", ylabel=f"{score}, %")
     axes.legend(fontsize="small")
     figure.savefig(picture, dpi=150)
-
-
-def _shown(values: list[float | None]) -> str:
-    found = [100 * value for value in values if value is not None]
-    if not found:
-        return "-"
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{spread}"
 
 
 def main() -> None:
@@ -286,7 +215,7 @@ def main() -> None:
         "--minutes", type=float, nargs="+", default=[5.0], help="of the student's updates"
     )
     fill.add_argument("--seeds", type=int, nargs="+", default=[0])
-    fill.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    fill.add_argument("--arms", nargs="+", choices=EQUAL_TIME, default=list(EQUAL_TIME))
     fill.add_argument(
         "--choose", action="store_true", help="k-NN and probe on `val` only, to choose by"
     )
@@ -297,7 +226,7 @@ def main() -> None:
         command.add_argument("--out", type=Path, required=True, help="folder of cells and runs")
     arguments = parser.parse_args()
     if arguments.command == "report":
-        print(table(arguments.out))
+        print(report(arguments.out))
         if arguments.plot:
             plot(arguments.out, arguments.plot)
         return

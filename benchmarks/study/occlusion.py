@@ -1,10 +1,10 @@
-"""What a backbone still knows of photos that are partly hidden.
+"""How well a backbone recognizes partly hidden images.
 
     python -m benchmarks.study.occlusion study/runs/cifar10.arms.h-gkd.0 ... [--areas 0 0.25 0.5]
 
-k-NN top-1 on photos of one split, beside whole training photos, when a square of each is set to the
-mean colour: another square in every photo, the same ones for every run. Squares lie anywhere, not
-on the grid of the masks.
+k-NN top-1 on images of one split, against whole training images, with a square of each set to the
+mean color. The square differs between images and is the same for every run. Squares lie anywhere,
+not on the mask grid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hgkd_edge.rundir import RunDir
 
 @torch.inference_mode()
 def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> Tensor:
-    """Embeddings float [n, C], a square of `area` of every photo hidden."""
+    """Embeddings float [n, C], with a square of `area` hidden in every image."""
     spec = network.spec
     hide = v2.RandomErasing(p=1, scale=(area, area), ratio=(1, 1), value=list(spec.mean))
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> Ten
 
 
 def score(run: RunDir, split: str, areas: list[float]) -> list[float]:
-    """k-NN top-1 on the photos of `split` for each hidden share of them."""
+    """k-NN top-1 on the images of `split` for each hidden share."""
     splits = open_splits(run.recipe().data)
     if split not in splits:
         raise SystemExit(f"{run.path}: no split '{split}'; it has {', '.join(splits)}")

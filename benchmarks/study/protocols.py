@@ -1,4 +1,4 @@
-"""How every arm of one data set is fine-tuned and scored."""
+"""How every arm is fine-tuned and scored on one data set."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["PROTOCOLS", "Protocol", "fresh", "training_photos"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Fine-tuning of one data set.
+    """Fine-tuning on one data set.
 
     Args:
-        task: As in `hgkd-edge finetune --task`.
-        epochs: By share of the training labels: fewer photos are seen more often.
-        batch_size: Photos of an update.
-        draws: By share, how many times its photos are drawn, where the few that are drawn decide
-            much of the score: the mean counts. Else once.
-        listing: Text file of the training photos' names, where the data are not class folders.
-        images: Folder of the photos, likewise.
-        per_class: Take only so many training photos of each class, and as `val` its last 300: a
-            split to choose on. The set's own `val` becomes `test`.
-        settings: Of the task.
+        task: Task as in `hgkd-edge finetune --task`.
+        epochs: Epochs by share of the training labels: fewer images are seen more often.
+        batch_size: Images per update.
+        draws: Number of random draws by share, if the selection of images strongly affects the
+            score; the mean is reported. Otherwise once.
+        listing: Text file of the training images' names, if the data are not class folders.
+        images: Folder of the images, likewise.
+        per_class: Take only this many training images of each class, and the last 300 of each class
+            as `val`, a split for selection. The data set's own `val` becomes `test`.
+        settings: Settings of the task.
     """
 
     task: str
@@ -58,6 +58,7 @@ PROTOCOLS = {
         "classify", {0.01: 100, 0.1: 60, 1.0: 20}, batch_size=64, draws={0.01: 5}, per_class=100
     ),
     "imagenette-300": Protocol("classify", {}, batch_size=64, per_class=30),
+    "static": Protocol("classify", {0.1: 60, 1.0: 20}, batch_size=64, draws={0.1: 3}),
     "nuclei": Protocol(
         "segment",
         {0.1: 60, 1.0: 15},
@@ -78,7 +79,7 @@ PROTOCOLS = {
 
 
 def training_photos(base: str, data: Path, out: Path) -> Path:
-    """The folder to distil from: `data` itself, or links to those photos of it that are taken."""
+    """The folder to distill from: `data` itself, or links to the images that are used."""
     protocol, folder = PROTOCOLS[base], out / "photos" / base
     if protocol.per_class:
         for split, photos in _subset(data, protocol.per_class).items():
@@ -93,7 +94,7 @@ def training_photos(base: str, data: Path, out: Path) -> Path:
 
 
 def fresh(folder: Path) -> Path:
-    """A folder name that is free: what a stopped study left there stays for a look."""
+    """An unused folder name: results of a stopped study stay for inspection."""
     number, free = 1, folder
     while free.exists():
         number += 1

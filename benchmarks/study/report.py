@@ -1,16 +1,16 @@
-"""Cells -> the tables of docs/results.md."""
+"""Writes the tables of docs/lab-notebook.md and docs/results.md from the cells."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.arms import ABLATION, ARMS
+from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME
 
-__all__ = ["report"]
+__all__ = ["read_cells", "report", "table"]
 
 Cell = dict[str, Any]
 SCORES: dict[str, Callable[[Cell], float | None]] = {
@@ -24,20 +24,37 @@ SCORES: dict[str, Callable[[Cell], float | None]] = {
     "all labels": lambda cell: cell["finetune"].get("1.0"),
 }
 
+# Kind -> its arms in order, and the heading of its tables.
+KINDS: dict[str, tuple[Iterable[str], str]] = {
+    "arms": (ARMS, "arms"),
+    "ablation": (ABLATION, "ablation"),
+    "equal": (EQUAL_TIME, "{minutes:g} minutes of the student"),
+    "chosen-by": (EQUAL_TIME, "{minutes:g} minutes of the student, scored on `val`"),
+}
+
+
+def read_cells(folder: Path) -> list[Cell]:
+    """Every cell in a folder."""
+    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return [cell for cell in cells if "arm" in cell]  # the other files are measured costs
+
 
 def report(folder: Path) -> str:
     """Markdown tables of every cell in a folder: mean ± standard deviation over seeds."""
-    cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    parts = []
+    cells, parts = read_cells(folder), []
     for base in sorted({cell["base"] for cell in cells}):
-        for kind, order in (("arms", ARMS), ("ablation", ABLATION)):
-            chosen = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
-            if chosen:
-                parts.append(f"### {base}: {kind}\n\n{_table(chosen, list(order))}")
+        for kind, (order, title) in KINDS.items():
+            own = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
+            for minutes in sorted({cell.get("minutes", 0) for cell in own}):
+                chosen = [cell for cell in own if cell.get("minutes", 0) == minutes]
+                machines = ", ".join(sorted({cell["machine"] for cell in chosen}))
+                head = f"### {base}: {title.format(minutes=minutes)}"
+                parts.append(f"{head}\n\n{table(chosen, list(order))}\n\nMachine: {machines}")
     return "\n\n".join(parts)
 
 
-def _table(cells: list[Cell], order: list[str]) -> str:
+def table(cells: list[Cell], order: list[str]) -> str:
+    """Cells as a Markdown table: a row per arm, in this order; a column per available score."""
     columns = {name: get for name, get in SCORES.items() if any(get(c) is not None for c in cells)}
     timed = any("seconds_distilled" in cell for cell in cells)
     heads = [*columns, *(["distilled, s"] if timed else [])]

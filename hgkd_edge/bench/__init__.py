@@ -1,16 +1,16 @@
-"""Latency that an engineer can defend: on this machine, on a Jetson, or over SSH.
+"""Reproducible latency measurements: on this machine, on a Jetson, or over SSH.
 
     models.py        which files are measured (ONNX, or what export made of it), and what they are
     inputs.py        what is fed to them (real images, or a fixed-seed tensor)
-    runners/         ONNX Runtime, OpenVINO, TensorRT, PyTorch: one file each
+    runners.py       the runtimes of `exporters` that measure here
     method.py        warm-up until stable, then interleaved rounds
-    verification.py  the outputs of what is about to be timed, compared with its ONNX file's
+    verification.py  compares outputs with the ONNX file's before timing
     session.py       raw times -> what bench.json holds
     stats.py         percentiles, bootstrap interval, noise
     local.py         all of that on this machine; run.py chooses between local, edge and fleet
-    edge/            Jetson facts, trtexec, tegrastats, the agent that is sent over SSH
+    edge/            Jetson facts, trtexec, tegrastats, the script that is sent over SSH
     devices.py       the table of devices, with sources (devices.yaml)
-    estimate.py      roofline, for devices not at hand; never shown as a measurement
+    estimate.py      roofline, for unavailable devices; never shown as a measurement
     records.py       what bench.json holds
     tables.py        what the terminal shows
 

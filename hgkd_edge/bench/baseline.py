@@ -1,4 +1,4 @@
-"""Which files of a session failed verification or changed, and what others are compared with."""
+"""Files of a session that failed verification or changed, and the baseline for the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FAILED_SINCE", "failed_models", "outdated_models", "with_fp32_baseli
 
 FAILED_SINCE = "failed verification since it was measured"
 _CHANGED_SINCE = "has changed since it was measured"
-BAKED = "hgkd_edge.baked"  # metadata of a file with processing inside
+BAKED = "hgkd_edge.baked"  # metadata key of a file with processing inside
 
 
 def failed_models(session: Session, known: Collection[str] = ()) -> frozenset[str]:
@@ -33,13 +33,13 @@ def failed_models(session: Session, known: Collection[str] = ()) -> frozenset[st
 
 
 def outdated_models(session: Session, bench: Path) -> dict[str, str]:
-    """Models whose file is no longer the one that was measured: label -> what happened to it.
+    """Models whose file differs from the measured one: label -> what changed.
 
-    A file that is not on this machine says nothing.
+    A file that is not on this machine is not listed.
 
     Args:
         session: As measured.
-        bench: Its bench.json; models lie in `export/` next to it, or where they were measured.
+        bench: Its bench.json; models are in `export/` next to it, or where they were measured.
     """
     found = {}
     for model in session.models:
@@ -59,16 +59,16 @@ def _what_happened(file: Path, sha256: str) -> str:
         return FAILED_SINCE
     try:
         return "" if network_digest(file) == sha256 else _CHANGED_SINCE
-    except (ExportError, OSError):  # a file of it is missing, or it is no network any more
+    except (ExportError, OSError):  # a file of it is missing or no longer a network
         return _CHANGED_SINCE
 
 
 def with_fp32_baseline(session: Session, failed: Collection[str] = ()) -> Session:
-    """The session with every ratio taken to the plain fp32 file; as it is where there is none.
+    """The session with ratios relative to the plain fp32 file; unchanged if there is none.
 
     Args:
-        session: As measured, perhaps compared with another of its files.
-        failed: Labels of models that are no baseline.
+        session: As measured, possibly with another baseline.
+        failed: Labels of models that cannot be the baseline.
     """
     baked = {model.label for model in session.models if BAKED in model.metadata}
     unfit = {*failed, *baked}

@@ -1,4 +1,4 @@
-"""Two bench.json files side by side: which cases are in both, and their ratios."""
+"""Compare two bench.json files: common cases and their ratios."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["Comparison", "Row", "compare_files"]
 class Row:
     """One case in both files. `ratio` = time in b / time in a; under 1, b is faster.
 
-    `beyond_noise` is True when the 95 % intervals of the two means do not meet. Two runs at
-    different times met different machines; cases of one interleaved run compare better.
+    `beyond_noise` is True when the 95 % intervals of the two means do not meet. Conditions differ
+    between runs; cases of one interleaved run compare better.
     """
 
     target: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All common cases, the names of those that only one file has, and which files are outdated."""
+    """All common cases, the names of cases in only one file, and the outdated files."""
 
     a: str
     b: str
@@ -72,7 +72,7 @@ def compare_files(a: Path, b: Path) -> Comparison:
 
 
 def _outdated(which: str, path: Path) -> list[str]:
-    """One line for each measured model whose file is another one by now, or failed since."""
+    """One line per measured model whose file has changed or failed verification since."""
     return [
         f"{which}: {label} {what}; measure again: hgkd-edge bench"
         for session in load_bench(path).sessions
@@ -81,7 +81,7 @@ def _outdated(which: str, path: Path) -> list[str]:
 
 
 def _first(cases: dict[_Key, _Found]) -> str:
-    """The first case of a file in words, and how many more it has."""
+    """A description of a file's first case, and the number of others."""
     if not cases:
         return "none"
     more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
@@ -130,7 +130,7 @@ def _row(target: str, a: _Found, b: _Found) -> Row:
 
 
 def _differences(a: _Found, b: _Found) -> list[str]:
-    """What else changed between the two runs, so that the ratio is not read as the model's."""
+    """Other differences between the two runs, which may explain the ratio."""
     notes = []
     pairs: Sequence[tuple[str, Any, Any]] = [
         (f"{a[1].runner} version", a[1].runner_version, b[1].runner_version),

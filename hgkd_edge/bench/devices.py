@@ -23,7 +23,7 @@ class _Entry(BaseModel):
 
 
 class Mode(_Entry):
-    """A power mode: a set of clock caps, not a promise of watts. `super` modes need the newer
+    """A power mode: a set of clock caps, not a guaranteed wattage. `super` modes need the newer
     "super" configuration of the board; `default` is what it boots with."""
 
     id: int
@@ -44,14 +44,14 @@ class Super(_Entry):
 
 
 class Match(_Entry):
-    """How to recognise it: words of the device tree's compatible string, then of its model."""
+    """How to recognize it: words of the device tree's compatible string, then of its model."""
 
     compatible: list[str]
     model: list[str]
 
 
 class Device(_Entry):
-    """One device; `from_` names the source of each figure, `unconfirmed` those without one seen."""
+    """One device; `from_` names the source of each figure, `unconfirmed` those without one."""
 
     id: str
     name: str
@@ -72,7 +72,7 @@ class Device(_Entry):
 
 
 class JetPack(_Entry):
-    """What a release of L4T brings."""
+    """The contents of an L4T release."""
 
     jetpack: str
     l4t: str

@@ -1,4 +1,4 @@
-"""The machine a number was taken on: what must be known to believe or repeat it."""
+"""The measuring machine: everything needed to interpret or repeat a measurement."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def environment_warnings(facts: dict[str, Any]) -> list[str]:
-    """What about this machine makes the times less trustworthy."""
+    """Reasons why times on this machine are less reliable."""
     warnings = []
     load, cores = facts.get("load_average_1min"), facts.get("usable_cores") or 1
     if load is not None and load > 0.5 * cores:

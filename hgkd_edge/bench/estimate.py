@@ -1,8 +1,8 @@
-"""Roofline estimates for devices not at hand. Arithmetic from a table, never a measurement.
+"""Roofline estimates for unavailable devices. Arithmetic from a table, never a measurement.
 
 Each layer takes the longer of its computing time (operations / peak) and its memory time (bytes /
 bandwidth) (Williams, Waterman and Patterson, "Roofline", 2009). Pointwise layers and
-normalisations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
+normalizations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
 `LAYER_US` are set once for all devices; `docs/bench.md` states the error against published MLPerf
 latencies of ResNet-50.
 """
@@ -45,7 +45,7 @@ EFFICIENCY = {"compute": 0.30, "compute_no_tensor_cores": 0.65, "bandwidth": 0.7
 LAYER_US = 3.5
 
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Fused into what comes before: no traffic of their own. Views move nothing either.
+# Fused into the previous layer: no memory traffic. Views move nothing either.
 # fmt: off
 _FREE = frozenset({
     "Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Erf", "Tanh", "Sqrt",
@@ -113,8 +113,7 @@ def estimate_models(
 
 
 def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path, list[Estimate]]:
-    """Estimates of the models of a call, in a file that holds nothing else: an estimate must never
-    be found where measurements are looked for.
+    """Write estimates to a separate file: they must never be mixed with measurements.
 
     Args:
         options: Models, precisions, batches, and where the file goes.
@@ -136,7 +135,7 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
 
 
 def estimate_record(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """What `bench-estimate.json` holds."""
+    """The content of `bench-estimate.json`."""
     return {
         "schema": "hgkd-edge.bench-estimate",
         "version": 1,
@@ -194,7 +193,7 @@ def estimate_one(
 
 
 def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
-    """Estimates; the word stands in the title, in every row's last column and below."""
+    """The table of estimates; the title, every row's last column and the note say "estimate"."""
     table = name_table(["device", "model"], "prec", "B", "ms", "img/s", "compute", "kind")
     for one in estimates:
         table.add_row(
@@ -239,7 +238,7 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
                 value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True
             ):
                 axis.dim_value = size
-    # Sizes stored under a symbolic batch would win over the inferred ones.
+    # Sizes stored under a symbolic batch would override the inferred ones.
     del graph_model.graph.value_info[:]
     for value in graph_model.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -306,7 +305,7 @@ def _shapes(graph: Any) -> dict[str, list[int]]:
 
 
 def _through_quantisers(graph: Any) -> dict[str, str]:
-    """Tensor -> the tensor it is a (de)quantised copy of, so that weights are seen as weights."""
+    """Tensor -> the tensor it is a (de)quantized copy of, so that weights are seen as weights."""
     origin: dict[str, str] = {}
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast"):
@@ -321,7 +320,7 @@ def _peak_tflops(device: Device, precision: str) -> float:
 
 
 def _share_of_peak(device: Device) -> float:
-    """Ordinary cores come nearer to their (lower) peak than tensor cores, which starve."""
+    """Ordinary cores come closer to their (lower) peak than tensor cores, which wait for data."""
     tensor_cores = float(device.compute_capability) >= 7
     return EFFICIENCY["compute" if tensor_cores else "compute_no_tensor_cores"]
 

@@ -1,7 +1,7 @@
-"""What is fed to a model while it is timed: real images when given, else a fixed-seed tensor.
+"""Inputs for timing a model: real images when given, else a fixed-seed tensor.
 
 Times rarely depend on the values, but they can (denormals, early exits, INT8 saturation), so the
-record says which was used.
+record states which was used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load_images(path: Path) -> np.ndarray:
     mend = "numpy.save('images.npy', images) with f32[N, 3, H, W], normalised as the model expects"
     try:
         require_file(path, MAX_IMAGES_BYTES, kind="image array")
-        # Mapped: the header may state any shape, and numpy would make room for it first.
+        # Mapped: the header may state any shape, and numpy would allocate it first.
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not readable"
@@ -69,7 +69,7 @@ def make_inputs(
     Args:
         model: The model whose inputs are filled.
         batch: Batch size B.
-        images: f32[N, 3, H, W], normalised as the model expects; repeated in order to fill B.
+        images: f32[N, 3, H, W], normalized as the model expects; repeated in order to fill B.
 
     Returns:
         Name -> array as the graph wants it ([B, 3, H, W] for an image model), and one record each.
@@ -120,7 +120,7 @@ def make_inputs(
 def _concrete(
     shape: tuple[int | str, ...], batch: int, metadata: dict[str, str]
 ) -> tuple[int, ...]:
-    """Put numbers to the free axes: the first is the batch, the rest an image's, channels first or
+    """Assign sizes to the free axes: the first is the batch, the rest an image's, channels first or
     (with preprocessing inside the model) last."""
     channels, height, width = _image_size(metadata)
     image = (batch, channels, height, width)
@@ -134,7 +134,7 @@ def _concrete(
 
 
 def _image_size(metadata: dict[str, str]) -> tuple[int, int, int]:
-    """(C, H, W) from our exporter's metadata, else the usual one."""
+    """(C, H, W) from the exporter's metadata, else the usual size."""
     try:
         channels, height, width = parse_json(metadata.get("hgkd_edge.input_size", ""))
         return int(channels), int(height), int(width)

@@ -1,7 +1,7 @@
-"""How time is taken: first run, warm-up until stable, then rounds that visit the cases in turn.
+"""The timing method: first run, warm-up until stable, then rounds that visit the cases in turn.
 
-Interleaving is the point. Clocks, neighbours and temperature drift over seconds; cases measured
-one after the other meet different machines, cases visited in turn meet the same one.
+Clocks, other load and temperature drift over seconds. Cases measured one after the other run under
+different conditions; interleaved cases run under the same ones.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 
 RunOnce = Callable[[], object]  # typing's: this file is also sent to devices with Python 3.7
 
-# The thread pool of the case before spins in wait of work for some 30 ms, on the cores of this one.
+# The previous case's thread pool spins for about 30 ms on the cores of this case.
 REST_S = 0.05
-# Runs at the head of a slice that are not counted: they wake the thread pool and refill caches
-# that the previous case left cold.
+# Uncounted runs at the start of a slice: they wake the thread pool and refill the caches after the
+# previous case.
 _SETTLE_RUNS = 2
 
 
@@ -45,7 +45,7 @@ class Plan:
         count: Measured runs per case instead of a duration.
         rounds: Visits to each case; 1 measures the cases one after the other.
         min_runs: Runs per case below which the duration is extended.
-        warmup_min_s: Least warm-up per case.
+        warmup_min_s: Minimum warm-up per case.
         warmup_max_s: Warm-up per case after which measuring starts, settled or not.
     """
 
@@ -85,10 +85,10 @@ def measure(
     """Time each case; a case is a function that returns when its outputs can be read.
 
     Args:
-        cases: One function per case, each a complete inference. Its very first run, if it counts,
-            is the caller's to time (`timed`), right after loading.
+        cases: One function per case, each a complete inference. The caller times its very first
+            run, if needed, with `timed` right after loading.
         plan: Duration, rounds, warm-up.
-        progress: Told ("warm-up" | "measure", fraction done).
+        progress: Called with ("warm-up" | "measure", fraction done).
 
     Returns:
         One trace per case, in the same order; every trace has `plan.rounds` rounds.
@@ -114,10 +114,10 @@ def measure(
 
 
 def visiting_order(cases: int, rounds: int, seed: int = 0) -> list[list[int]]:
-    """In which order each round visits the cases: shuffled, then the same backwards, and anew.
+    """The visiting order of each round: shuffled, then the same reversed, then shuffled again.
 
-    Shuffling gives every case other neighbours (what one leaves in the caches, the next one pays
-    for); the way back cancels what drifts evenly (A B B A). The same call gives the same order.
+    Shuffling varies which case runs before another, since each affects the caches of the next. The
+    reversed round cancels linear drift (A B B A). The same call gives the same order.
     """
     rng = random.Random(seed)
     order: list[list[int]] = []
@@ -127,10 +127,10 @@ def visiting_order(cases: int, rounds: int, seed: int = 0) -> list[list[int]]:
 
 
 def warm_up(case: RunOnce, plan: Plan) -> Warmup:
-    """Run until the median of a window stays within 3 % of the window before, twice running.
+    """Run until the median of a window stays within 3 % of the window before, twice in a row.
 
-    A window holds at least 5 runs and lasts at least 50 ms, so that one late run cannot look like
-    a settled machine.
+    A window holds at least 5 runs and lasts at least 50 ms, so that one slow run cannot look like a
+    settled machine.
     """
     start = perf_counter_ns()
     runs, calm, previous = 0, 0, 0.0

@@ -1,4 +1,4 @@
-"""Which model files are measured, and what they are."""
+"""Find the model files to measure, and describe them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ModelFile:
     Args:
         label: Unique within a session.
         path: The file.
-        info: The ONNX file's description; of an artefact, that of the ONNX file it was made from.
-        source: The ONNX file that an artefact was made from; None for an ONNX file.
-        exported_as: An artefact's precision, as `export.json` states it.
+        info: The ONNX file's description; for an artifact, that of the ONNX file it was made from.
+        source: The ONNX file that an artifact was made from; None for an ONNX file.
+        exported_as: An artifact's precision, as `export.json` states it.
     """
 
     label: str
@@ -39,12 +39,12 @@ class ModelFile:
 
     @property
     def precision(self) -> str:
-        """`fp32`, `fp16` or `int8`, read from the graph or, of an artefact, from `export.json`."""
+        """`fp32`, `fp16` or `int8`, read from the graph or, of an artifact, from `export.json`."""
         return self.exported_as or self.info.precision
 
     @property
     def reference(self) -> Path:
-        """The ONNX file whose outputs are the right ones."""
+        """The ONNX file with the reference outputs."""
         return self.source or self.path
 
     def record(self) -> ModelInfo:
@@ -60,7 +60,7 @@ class ModelFile:
         )
 
     def fixed_batch(self) -> int | None:
-        """The batch size the graph insists on; None when it is free."""
+        """The fixed batch size of the graph; None when it is free."""
         axes = {first_axis(tensor) for tensor in self.info.inputs}
         fixed = sorted(axis for axis in axes if isinstance(axis, int) and axis > 0)
         return fixed[0] if fixed else None
@@ -81,11 +81,11 @@ def resolve_models(
             Of a folder, fp32 comes first, and files that failed verification are skipped.
         precisions: Keep only files of these precisions; empty keeps all.
         kinds: Suffixes of the files that the runners open: `.onnx`, `.xml`, `.plan`. An ONNX file
-            is kept in place of each artefact that was never exported from it.
+            is kept in place of each artifact that was never exported from it.
 
     Raises:
-        RunError: Nothing there, not an ONNX file, not the file that its run recorded, or no file of
-            these precisions.
+        RunError: No file, not an ONNX file, not the file recorded by its run, or no file of these
+            precisions.
     """
     wanted: list[Path | None] = [*sources] or [None]
     described = [model for source in wanted for model in _described(source, kinds)]
@@ -120,7 +120,7 @@ _ARTEFACTS = (".xml", ".plan")
 
 
 def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
-    """The files of one source; the first, which is what ratios refer to, is the plain fp32 file."""
+    """The files of one source; the first, the baseline of ratios, is the plain fp32 file."""
 
     def place(model: ModelFile) -> tuple[bool, int, str]:
         known = model.precision in _ORDER
@@ -140,7 +140,7 @@ def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
 
 
 def _artefacts(onnx: ModelFile) -> list[ModelFile]:
-    """What `export` made from an ONNX file of a run, as it is recorded and still on disk.
+    """The artifacts that `export` made from an ONNX file of a run, recorded and still on disk.
 
     Raises:
         RunError: A file or its record was changed.
@@ -168,7 +168,7 @@ def _artefacts(onnx: ModelFile) -> list[ModelFile]:
 
 
 def _named_artefact(path: Path) -> ModelFile:
-    """An .xml or .plan that was named itself.
+    """An .xml or .plan given by its path.
 
     Raises:
         RunError: No export of a run made it, or its ONNX file is gone.
@@ -184,7 +184,7 @@ def _named_artefact(path: Path) -> ModelFile:
 
 
 def _files_of(source: Path | None) -> list[Path]:
-    """ONNX files of one source; those that failed verification only where they are named."""
+    """ONNX files of one source; files that failed verification only if named explicitly."""
     if source is not None and source.is_file():
         return [source]
     if source is not None and source.suffix == ".onnx":
@@ -213,8 +213,7 @@ def _describe(path: Path) -> OnnxInfo:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """File stems (of artefacts, names), with the folder in front, then a number behind, where two
-    would be alike."""
+    """File stems (for artifacts, names); duplicates get the folder as a prefix, then a number."""
     stems = [path.name if path.suffix in _ARTEFACTS else path.stem for path in paths]
     names = [
         stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{stem}"

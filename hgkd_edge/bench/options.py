@@ -1,4 +1,4 @@
-"""What one call of `hgkd-edge bench` asks for. Plain data."""
+"""Options of one `hgkd-edge bench` call. Plain data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hgkd_edge.errors import DeviceError
+from hgkd_edge.parsing import parse_json
 
 __all__ = ["DEVICES", "BenchOptions", "parse_counts"]
 
@@ -21,28 +22,28 @@ DEVICES = ("cpu", "cuda", "openvino", "jetson")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Everything that decides what is measured and how.
+    """All options of a measurement.
 
     Args:
         models: Run folders or .onnx files; empty means the latest run.
         device: Where: this CPU, this GPU, OpenVINO here, or a Jetson (local, or `host`).
-        runners: Names from `list_runners()`; empty means the device's own.
+        runners: Names from `list_runners()`; empty means the device's defaults.
         host: `user@machine[:port]` of an edge device to measure over SSH.
-        hosts: A YAML file listing several.
+        hosts: A YAML file that lists several hosts.
         batches: Batch sizes to sweep.
         threads: Thread counts to sweep on CPU runners; `None` is the runner's own choice.
         precisions: Keep only models of these precisions; on a Jetson with TensorRT <= 10 also the
             precision an FP32 model is built with.
-        copies: Whether moving the input in and the output out belongs to the time.
+        copies: Whether the time includes copying inputs and outputs.
         duration_s: Measured seconds per case.
         count: Measured runs per case instead of a duration.
         rounds: Interleaved visits per case.
-        images: f32[N, 3, H, W] real images, already normalised; None takes those that export kept
+        images: f32[N, 3, H, W] real images, already normalized; None takes those that export kept
             in the run folder (`export/images.npy`), else a fixed-seed tensor.
-        out: Where bench.json goes; None means the run folder, or beside the model.
-        unverified: Measure even where the outputs disagree with the ONNX file's.
+        out: Where bench.json goes; None means the run folder, or the model's folder.
+        unverified: Measure even if the outputs differ from the ONNX file's.
         trust_engine: Load engines although they were not built on this machine.
-        resume: Pick up a build that an earlier, broken-off session finished on the host.
+        resume: Reuse a build that an earlier, interrupted session finished on the host.
         ssh_config: An OpenSSH configuration file to use in place of the user's.
         load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
     """
@@ -102,7 +103,7 @@ class BenchOptions:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What bench.json records of the request; images are named, not stored."""
+        """The record of the request in bench.json; images are named, not stored."""
         kept = {
             one.name: getattr(self, one.name)
             for one in fields(self)
@@ -114,7 +115,7 @@ class BenchOptions:
                 "shape": self.images.shape,
                 "sha256": hashlib.sha256(content).hexdigest(),
             }
-        return json.loads(json.dumps(kept, default=str))
+        return parse_json(json.dumps(kept, default=str))
 
 
 def parse_counts(text: str, *, option: str) -> tuple[int, ...]:

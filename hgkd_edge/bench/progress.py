@@ -1,4 +1,4 @@
-"""One moving line on standard error while something is measured; silent when nobody watches."""
+"""A progress line on standard error during measurements; on a pipe, one line per step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["live_progress"]
 
 @contextmanager
 def live_progress() -> Iterator[Callable[[str, float], None]]:
-    """A function for `run_bench(progress=...)`; on a pipe it prints each new step once."""
+    """Yield a function for `run_bench(progress=...)`; on a pipe it prints each new step once."""
     console = make_console(stderr=True)
     if not console.is_terminal:
         said: list[str] = []

@@ -1,4 +1,4 @@
-"""What `bench.json` holds: a versioned record with all that is needed to repeat a measurement.
+"""The content of `bench.json`: a versioned record with everything needed to repeat a measurement.
 
 One file holds one *session* per target (this CPU, OpenVINO, one Jetson, ...); measuring a target
 again replaces its session and leaves the others. Times are milliseconds, sizes MiB, power watts.
@@ -43,7 +43,7 @@ SCHEMA_VERSION: Literal[1] = 1
 class Record(BaseModel):
     """Part of a record."""
 
-    # Unknown keys are kept out, so that a misspelt field of ours fails in a test, not in a reader.
+    # Unknown keys are rejected, so that a misspelled field fails in a test, not in a reader.
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
@@ -117,7 +117,7 @@ class Rail(Record):
 
 
 class Telemetry(Record):
-    """What the board reported while the measured runs went on (never during build or load).
+    """Telemetry of the board during the measured runs (never during build or load).
 
     `total_rail` names the rail(s) taken as the board's total. Energy per image = mean total power /
     throughput; `idle_w` is the same total just before, with nothing running.

@@ -11,7 +11,7 @@ from hgkd_edge.bench.local import measure_here
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Refusal, Session, save_session
-from hgkd_edge.bench.runners import runners_for
+from hgkd_edge.bench.runners import file_of, runners_for
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.run_files import RunFiles, require_recorded
 
@@ -19,7 +19,7 @@ __all__ = ["BenchResult", "result_file", "run_bench"]
 
 Progress = Callable[[str, float], None]
 
-# Written by export beside the ONNX files: held-out photos as the network sees them.
+# Written by export next to the ONNX files: held-out images as the network sees them.
 KEPT_IMAGES = Path("export") / "images.npy"
 
 
@@ -38,12 +38,12 @@ def run_bench(
 ) -> BenchResult:
     """Measure, and put the result into bench.json.
 
-    `--host` and `--hosts` measure there, whatever the device; `--device jetson` without them
-    measures this machine, which then must be a Jetson.
+    `--host` and `--hosts` measure on those hosts, whatever the device; `--device jetson` without
+    them measures this machine, which then must be a Jetson.
 
     Args:
         options: What to measure and how.
-        progress: Told what is being done and the fraction of it that is done.
+        progress: Called with the current step and its completed fraction.
 
     Raises:
         RunError: No model to measure, or a bench.json that cannot be read.
@@ -56,7 +56,7 @@ def run_bench(
     models = resolve_models(
         options.models,
         precisions=options.precisions,
-        kinds={runner.opens for runner in runners},
+        kinds={file_of(runner) for runner in runners},
     )
     options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
@@ -66,7 +66,7 @@ def run_bench(
 
 
 def result_file(options: BenchOptions, name: str) -> Path:
-    """`--out`, else in the run folder of the first model, else beside it."""
+    """`--out`, else the run folder of the first model, else its own folder."""
     if options.out is not None:
         return options.out
     source = options.models[0] if options.models else None
@@ -78,7 +78,7 @@ def result_file(options: BenchOptions, name: str) -> Path:
 
 
 def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> BenchOptions:
-    """The options with the real images that `export` kept in the run folder, where they fit."""
+    """The options with the real images that `export` kept in the run folder, if their size fits."""
     run = run_folder_of(options.models[0] if options.models else None)
     kept = run / KEPT_IMAGES if run is not None else None
     if options.images is not None or kept is None or not kept.exists():

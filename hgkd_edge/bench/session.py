@@ -1,4 +1,4 @@
-"""From raw times to what bench.json holds, on this machine and on a device alike."""
+"""Turn raw times into records of bench.json, for this machine and for devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Measured", "measurement_of", "session_of"]
 
 Measured = tuple[Measurement, list[np.ndarray]]  # and the times of its rounds
 
-# With fewer, not one run lies beyond the 99th percentile.
+# With fewer, no run lies beyond the 99th percentile.
 _RUNS_FOR_P99 = 100
 
 
@@ -68,9 +68,9 @@ def measurement_of(
     Args:
         trace: Raw times of one case.
         batch: B, for the throughput: B x runs / time spent in runs.
-        first_ms: The very first run after loading, where it is known.
-        found: How its outputs compared, or why they could not be; None for the reference itself.
-        where: ` on the device`, where it is not this machine.
+        first_ms: The first run after loading, where it is known.
+        found: How its outputs compared, or why they could not be compared; None for the reference.
+        where: ` on the device` if it is not this machine.
         fields: The remaining fields of `Measurement`.
     """
     times = trace.times_ms

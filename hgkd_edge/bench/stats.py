@@ -1,4 +1,4 @@
-"""From raw times to figures: percentiles, an interval for the mean, and how noisy it was."""
+"""Statistics of raw times: percentiles, an interval for the mean, and noise."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hgkd_edge.bench.records import Latency, Noise, Ratio
 
 __all__ = ["mean_interval", "noise_of", "ratio_of", "summarise"]
 
-# A quiet machine stays well under both; over either, two runs of the same command may differ by
-# more than the difference one wants to see.
+# A quiet machine stays well under both; above either, two runs of the same command may differ by
+# more than the effect of interest.
 _WIDE_SPREAD = 0.15
 _WIDE_DRIFT = 0.10
-# Few, long blocks: neighbouring runs resemble each other over seconds, and a block must outlast
+# Few, long blocks: neighboring runs resemble each other over seconds, and a block must outlast
 # that. With 20 the interval holds the mean in 9 of 10 series with autocorrelation .9 at 1000 runs;
-# with 100 it did in 3 of 4. Resampling 20 means alone promises a little too much; Student's t does
-# not (Schmeiser 1982 on the number of batches).
+# with 100 it did in 3 of 4. Resampling only 20 means gives a slightly narrow interval; Student's t
+# corrects that (Schmeiser 1982 on the number of batches).
 _BLOCKS = 20
 _WIDEN = 2.093 / 1.960 * (20 / 19) ** 0.5
 
@@ -56,11 +56,11 @@ def summarise(times_ms: np.ndarray) -> Latency:
 def mean_interval(
     times_ms: np.ndarray, *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, over blocks of neighbouring samples.
+    """95 % bootstrap interval of the mean, over blocks of neighboring samples.
 
-    Neighbouring runs resemble each other (clock and cache drift), so resampling single runs would
-    promise too narrow an interval; whole blocks are resampled instead (Carlstein 1986,
-    non-overlapping blocks). It speaks of this run; another run may meet another machine.
+    Neighboring runs resemble each other (clock and cache drift), so resampling single runs would
+    give too narrow an interval; whole blocks are resampled instead (Carlstein 1986, non-overlapping
+    blocks). The interval covers this run only; conditions may differ in another run.
 
     Args:
         times_ms: f64[n] in measured order.
@@ -84,7 +84,7 @@ def mean_interval(
 
 
 def noise_of(rounds: Sequence[np.ndarray]) -> Noise:
-    """How far the times spread within the run and drift between its rounds.
+    """Spread of the times within the run and drift between its rounds.
 
     Args:
         rounds: One f64[n_i] array of times per interleaved round.
@@ -100,8 +100,8 @@ def noise_of(rounds: Sequence[np.ndarray]) -> Noise:
 def ratio_of(case: Sequence[np.ndarray], base: Sequence[np.ndarray], *, name: str) -> Ratio:
     """Time of `case` over that of `base`, paired round by round.
 
-    Machines drift; two cases of the same round met the same machine, so their ratio holds where
-    the ratio of two separate runs would not.
+    Machines drift. Two cases of the same round run under the same conditions, so their ratio is
+    valid where the ratio of two separate runs may not be.
     """
     pairs = [float(np.median(one) / np.median(two)) for one, two in zip(case, base, strict=True)]
     return Ratio(to=name, median=float(np.median(pairs)), low=min(pairs), high=max(pairs))

@@ -1,4 +1,4 @@
-"""What the terminal shows. Tables fit 80 columns; the full record is in bench.json."""
+"""Terminal tables. Tables fit 80 columns; the full record is in bench.json."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ __all__ = [
 
 
 def session_view(session: Session, *, failed: Collection[str] = ()) -> RenderableType:
-    """The table of a session, then what it needs to be read rightly.
+    """The table of a session, then the notes needed to interpret it.
 
     Args:
         session: As measured.
-        failed: Names of model files that are known to have failed verification.
+        failed: Names of model files known to have failed verification.
     """
     bad = failed_models(session, failed)
     return Group(
@@ -66,7 +66,7 @@ def _heading(session: Session) -> Text:
 
 
 def _board_line(session: Session) -> str:
-    """The machine in a few words; on a Jetson with what decides its speed."""
+    """A short description of the machine; on a Jetson with its power mode and clocks."""
     facts = session.environment
     parts = [str(facts.get("device") or facts.get("cpu") or "unknown machine")]
     if facts.get("is_jetson"):
@@ -115,7 +115,7 @@ def name_table(names: Sequence[str], text: str, *figures: str) -> Table:
     return table
 
 
-_LONG_PART = 24  # of a name: a longer one is rather shortened than given so wide a column
+_LONG_PART = 24  # of a name: longer parts are shortened instead of widening the column
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _telemetry_lines(measurements: Sequence[Measurement]) -> list[Text]:
 
 
 def _verification_lines(session: Session) -> list[Text]:
-    """That the outputs were right, in one line; what was not is among the warnings."""
+    """One line stating that outputs were verified; failures are among the warnings."""
     measurements = session.measurements
     where = " on the device" if "is_jetson" in session.environment else ""
     seen = [one.verification for one in measurements if one.verification]
@@ -224,7 +224,7 @@ def _verification_lines(session: Session) -> list[Text]:
 
 
 def _warnings(session: Session) -> list[str]:
-    """Session warnings, then each measurement's own; said once when they are the same."""
+    """Session warnings, then each measurement's own; duplicates are printed once."""
     lines = list(session.warnings)
     for one in session.measurements:
         prefix = f"{one.case}: " if len(session.measurements) > 1 else ""

@@ -1,8 +1,7 @@
-"""Is it the right answer that is measured? The same images through what is about to be timed and
-through ONNX Runtime on this machine, before anything is timed.
+"""Verify outputs before timing, with the same images in ONNX Runtime on this machine.
 
-Engines and runtimes can compute nonsense silently where the ONNX file is right, so the file's own
-proof at export is not enough. Bounds are those of `exporters.verify`.
+Engines and runtimes can silently compute wrong outputs from a correct ONNX file, so verifying the
+file at export is not enough. Bounds are those of `exporters.verify`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnxruntime
 
+from exporters import runtimes
 from exporters.errors import ExportError
-from exporters.onnx_info import open_session
-from exporters.runners import Outputs
+from exporters.runtimes import Outputs
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile
@@ -31,17 +30,17 @@ _ROW_OF = {"bf16": "fp16"}
 
 
 class WrongOutputs(UserError):
-    """What is about to be timed computes something else than its ONNX file."""
+    """The network to be timed gives other outputs than its ONNX file."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What is fed, and what has to be computed from it.
+    """The inputs and the expected outputs.
 
     Args:
-        feeds: Input name -> array, one entry per call; the first is also what is measured.
+        feeds: Input name -> array, one entry per call; the first is also used for timing.
         inputs: The record of an entry.
         wanted: Output name -> array, one entry per call; None when nothing can be compared, and
             then `reason` says why.
@@ -57,7 +56,7 @@ class Probe:
 
     @property
     def images(self) -> int:
-        """Images that are compared."""
+        """Number of compared images."""
         return len(self.feeds) * self.inputs[0].shape[0] if self.inputs else len(self.feeds)
 
 
@@ -75,8 +74,8 @@ def make_probe(
         model: The file; its ONNX file is the reference.
         batch: B.
         images: f32[N, 3, H, W], normalized; None feeds the fixed-seed tensor.
-        most_images: Of those, how many are fed at most.
-        most_values: Of outputs of all calls that can be compared; None compares any number.
+        most_images: Maximum number of these that are fed.
+        most_values: Maximum output values of all calls to compare; None: no limit.
     """
     calls = 1 if images is None else -(-min(most_images, len(images)) // batch)
     feeds: list[dict[str, np.ndarray]] = []
@@ -87,10 +86,9 @@ def make_probe(
         arrays, inputs = make_inputs(model, batch=batch, images=shown)
         feeds.append(arrays)
     try:
-        session = open_session(model.reference)
-        names = [output.name for output in session.get_outputs()]
+        session = runtimes.open(model.reference)
         wanted = [
-            dict(zip(names, map(np.atleast_1d, session.run(names, arrays)), strict=True))
+            {name: np.atleast_1d(value) for name, value in session.infer(arrays).items()}
             for arrays in feeds
         ]
     except Exception as error:  # onnxruntime's exceptions share no public base
@@ -112,14 +110,14 @@ def judge(
     few: bool = False,
     unverified: bool = False,
 ) -> Verification | str:
-    """How the outputs of a case compare, or why they cannot be compared.
+    """Compare the outputs of a case, or say why they cannot be compared.
 
     Args:
         name: The case.
-        probe: What was fed.
-        got: What was computed, one entry per call.
+        probe: The inputs and expected outputs.
+        got: The outputs, one entry per call.
         bound: Row of exporters' table of tolerances.
-        where: Where ONNX Runtime computed the right ones, for the record.
+        where: Where ONNX Runtime computed the reference outputs, for the record.
         few: The images are too few for a spread and for ties.
         unverified: Record a disagreement instead of refusing to measure.
 
@@ -147,7 +145,7 @@ def _compare(
     where: str,
     few: bool,
 ) -> tuple[Verification, str]:
-    """The record, and the figures in words."""
+    """The record, and the figures as text."""
     limits = TOLERANCES[bound]
     relative = cosine = top1 = None
     try:
@@ -182,7 +180,7 @@ def _compare(
 
 
 def loosest(*precisions: str) -> str:
-    """The row of exporters' table for what is stored and computed in these precisions."""
+    """The row of exporters' table for these storage and compute precisions."""
     return max((_ROW_OF.get(one, one) for one in precisions), key=_ROWS.index)
 
 

@@ -1,4 +1,4 @@
-"""Deployment bundles: a run's proven files as a server, a device or a library takes them.
+"""Deployment bundles: a run's verified files, packaged for a server, a device or a library.
 
 One file per bundle; `device/` holds the programs that are copied into them, `templates/` their
 READMEs.
@@ -29,20 +29,20 @@ BUNDLES: dict[str, Bundle] = {
 
 
 def flavour_of(name: str, made: tuple[str, ...]) -> str:
-    """The flavour of INT8 file that a bundle takes: its own, or the only one that was made."""
+    """The flavor of INT8 file that a bundle uses: its own, or the only one that was made."""
     wanted = BUNDLES[name].flavour
     return wanted if wanted in made else made[0]
 
 
 def require_bundle(name: str, subject: Exportable) -> None:
-    """Refuse a bundle of a model that it has no place for, before anything is made.
+    """Reject a model that the bundle does not support, before anything is made.
 
     Args:
-        name: Of the bundle.
+        name: Name of the bundle.
         subject: The model.
 
     Raises:
-        ExportError: Says what of the model does not fit, and what would help.
+        ExportError: Names what is not supported, with a fix.
     """
     bundle, task = BUNDLES[name], subject.task
     if task not in bundle.tasks:
@@ -57,7 +57,7 @@ def require_bundle(name: str, subject: Exportable) -> None:
 
 
 def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]:
-    """Write a bundle's folder: all of it, or nothing.
+    """Write a bundle's folder atomically.
 
     Args:
         name: One of `BUNDLES`.
@@ -68,8 +68,8 @@ def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]
         `bundle`, `path`, `files` (relative to the folder), and `made_from`.
 
     Raises:
-        ExportError: It cannot be made from this model; says what would help.
-        VerificationFailed: A file of it does not agree with what it was made from.
+        ExportError: It cannot be made from this model; the hint says how to fix that.
+        VerificationFailed: A file of it differs from its source.
     """
     require_bundle(name, source.subject)
     folder.parent.mkdir(parents=True, exist_ok=True)

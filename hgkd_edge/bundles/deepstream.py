@@ -1,11 +1,11 @@
-"""`deepstream`: nvinfer's configuration and labels, and a network that it can feed and read.
+"""`deepstream`: nvinfer's configuration and labels, and a network that it supports.
 
 nvinfer computes `net-scale-factor * (pixel - offset)` with one factor for all channels, resizes
-without antialiasing, and fills a margin with black. Our input has a standard deviation per channel,
-an antialiased resize, a center crop or a gray margin. So all of it is inside the ONNX file, and
-nvinfer hands over the pixels of the frame as they are.
+without antialiasing, and fills a margin with black. The model's input has a standard deviation per
+channel, an antialiased resize, a center crop or a gray margin. So all preprocessing is inside the
+ONNX file, and nvinfer passes on the frame's pixels unchanged.
 
-What it reads at the other end (NVIDIA's `nvdsinfer_context_impl_output_parsing.cpp` and
+Outputs that it parses (NVIDIA's `nvdsinfer_context_impl_output_parsing.cpp` and
 `nvdsinfer_customparser.cpp`): probabilities of a classifier; probabilities of every pixel; boxes in
 the form of its TensorFlow SSD parser, which it suppresses itself (`cluster-mode=2`). Suppression
 inside the network has an output of unknown length, which nvinfer cannot bind.
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from exporters import resize
+from exporters import resize, runtimes
 from exporters.bake import Candidates, Preprocessing, bake
-from exporters.onnx_info import onnx_info
-from exporters.runners import Outputs, onnx_runner
+from exporters.onnx_info import exposed, onnx_info, read_onnx
+from exporters.runtimes import Outputs
 from exporters.verify import require, verify
 from hgkd_edge.bundles.source import Bundle, BundleSource, require_plain_names, write_labels
 from hgkd_edge.tasks.answers import SUPPRESSION, decide
@@ -31,7 +31,7 @@ __all__ = ["BUNDLE", "config_text", "read_as_nvinfer"]
 PROOF_IMAGES = 16
 MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 TYPES = {"detect": 0, "classify": 1, "segment": 2}
-# Shipped with DeepStream.
+# Included in DeepStream.
 PARSERS = "/opt/nvidia/deepstream/deepstream/lib/libnvds_infercustomparser.so"
 
 
@@ -132,9 +132,9 @@ def _placed(source: BundleSource, frame: tuple[int, int]) -> tuple[int, int]:
 
 
 def _prove(source: BundleSource, model: Path, placed: tuple[int, int]) -> None:
-    """Compare what nvinfer would read with our own processing around the plain network."""
-    subject, plain = source.subject, onnx_runner(source.plain)
-    run = onnx_runner(model, inner=subject.output_names)
+    """Compare what nvinfer would read with hgkd-edge's processing around the plain network."""
+    subject, plain = source.subject, runtimes.open(source.plain).run
+    run = runtimes.open(exposed(read_onnx(model), subject.output_names).SerializeToString()).run
     frames = subject.frames(PROOF_IMAGES, source.options.frame)
     classes = len(subject.classes)
 
@@ -163,15 +163,15 @@ def _within_frame(outputs: Outputs, placed: tuple[int, int]) -> Outputs:
 def read_as_nvinfer(
     task: str, outputs: Outputs, placed: tuple[int, int], *, classes: int
 ) -> dict[str, np.ndarray]:
-    """What nvinfer makes of the outputs, in the form of `tasks.answers.decide`.
+    """nvinfer's interpretation of the outputs, in the form of `tasks.answers.decide`.
 
     Boxes are in pixels of the network's input, as those of `decide`.
 
     Args:
-        task: Of the model.
-        outputs: Of a batch, by name.
+        task: Task of the model.
+        outputs: Outputs of a batch, by name.
         placed: Height and width that a frame takes on the network's input.
-        classes: How many there are.
+        classes: Number of classes.
     """
     if task == "classify":
         return {"probabilities": outputs["probabilities"]}

@@ -19,7 +19,7 @@ PROGRAMS = (
 
 
 def _write(source: BundleSource, folder: Path) -> Path:
-    # The plain file: TensorRT gives suppressed boxes in an array whose length is not known before.
+    # The plain file: TensorRT returns suppressed boxes in an array of unknown length.
     copy_network(source.plain, folder / "model.onnx")
     copy_programs(PROGRAMS, folder)
     source.write_settings(source.plain, folder)

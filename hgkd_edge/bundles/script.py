@@ -1,4 +1,4 @@
-"""`predict`: one Python file and the model, for devices where nothing of ours is installed."""
+"""`predict`: one Python file and the model, for devices without hgkd-edge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle is made from, and what several bundles write."""
+"""The source of a bundle, and files that several bundles share."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hgkd_edge.data.names import readable
 from hgkd_edge.distillation.license import forbids_commerce
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
+from hgkd_edge.parsing import parse_json
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import SUPPRESSION
 
@@ -45,9 +46,9 @@ class Bundle:
     """One kind of bundle.
 
     Attributes:
-        tasks: Of the models that it has a place for.
-        check: Refuses a model that it has no place for all the same, before anything is made.
-        flavour: Of the INT8 file that it takes.
+        tasks: Supported tasks.
+        check: Rejects other unsupported models, before anything is made.
+        flavour: Flavor of its INT8 file.
         write: Fills an empty folder; returns the file that it was made from.
     """
 
@@ -59,15 +60,15 @@ class Bundle:
 
 @dataclass(frozen=True)
 class BundleSource:
-    """A run's model, and the files of it that export has just proven.
+    """A run's model, and its newly exported and verified files.
 
     Attributes:
         run: The run.
         subject: Its model.
         plain: The ONNX file of the precision asked for: f32[B, 3, H, W] -> the network's outputs.
-        baked: The same with processing inside, as asked for; `plain` if nothing was.
-        precision: Of both.
-        options: Of the export.
+        baked: The same with the requested processing inside; `plain` if none was requested.
+        precision: Precision of both files.
+        options: Options of the export.
     """
 
     run: RunDir
@@ -79,12 +80,12 @@ class BundleSource:
 
     @property
     def name(self) -> str:
-        """The run's name, of characters that every server and shell takes as they are."""
+        """The run's name, limited to characters that are safe for servers and shells."""
         return _UNSAFE.sub("-", self.run.path.resolve().name).strip("-.") or "model"
 
     @cached_property
     def licenses(self) -> list[str]:
-        """What to know of the licenses of the weights that the run started from, a line each."""
+        """Notes on the licenses of the weights that the run started from, one line each."""
         manifest = self.run.manifest()
         lines = []
         for role in ("teacher", "student"):
@@ -106,7 +107,7 @@ class BundleSource:
         return lines
 
     def settings(self, onnx: Path) -> dict[str, Any]:
-        """What `predict.py` must know of an ONNX file, as `model.json` holds it."""
+        """The settings of an ONNX file for `predict.py`, written to `model.json`."""
         info = onnx_info(onnx)
         taken, feed = self.subject.input, require_image_input(onnx, info)
         frame = info.metadata.get("hgkd_edge.frame", "null")
@@ -121,8 +122,8 @@ class BundleSource:
             "std": list(taken.std),
             "geometry": taken.geometry,
             "bits": taken.bits,
-            "baked": json.loads(info.metadata.get("hgkd_edge.baked", "[]")),
-            "frame": json.loads(frame),
+            "baked": parse_json(info.metadata.get("hgkd_edge.baked", "[]")),
+            "frame": parse_json(frame),
             "precision": self.precision,
             "dynamic_batch": not isinstance(feed.shape[0], int),
             "suppression": {
@@ -180,11 +181,11 @@ def copy_programs(names: tuple[str, ...], folder: Path) -> None:
 
 
 def require_plain_names(classes: tuple[str, ...], *, forbidden: str = "") -> None:
-    """Refuse class names that a file of labels would give back as other names, or as two.
+    """Reject class names that would not survive a label file.
 
     Args:
         classes: The names.
-        forbidden: Characters with a meaning of their own in this file, besides line ends.
+        forbidden: Characters with a special meaning in this file, in addition to line ends.
 
     Raises:
         ExportError: A name holds one of them.

@@ -1,6 +1,6 @@
 """`timm`: a folder that `timm.create_model("local-dir:...", pretrained=True)` loads.
 
-The same folder can be pushed to the Hugging Face hub: its files are those of a model there.
+The same folder can be pushed to the Hugging Face Hub as a model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from exporters import ExportError, VerificationFailed
-from exporters.runners import torch_runner
+from exporters import ExportError, VerificationFailed, runtimes
 from exporters.verify import verify
 from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.exportable import Exportable
@@ -28,7 +27,7 @@ PROOF_IMAGES = 8
 
 
 def _check(subject: Exportable) -> None:
-    """timm has no argument for a stem of another stride."""
+    """Reject a changed stem stride: timm has no argument for it."""
     spec = subject.spec
     if spec.stem_stride != 4:
         raise ExportError(
@@ -57,7 +56,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
 
 
 def _config(spec: BackboneSpec, classes: tuple[str, ...]) -> dict[str, Any]:
-    """What timm writes for a model on the hub, by the same keys."""
+    """The configuration that timm writes for a model on the Hub, with the same keys."""
     with torch.device("meta"):
         plain: Any = timm.create_model(spec.name, num_classes=len(classes), **spec.args)
     published = plain.pretrained_cfg
@@ -85,14 +84,14 @@ def _config(spec: BackboneSpec, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _prove(source: BundleSource, folder: Path) -> None:
-    """Load the folder as anybody would, and compare it with our own network."""
+    """Load the folder through timm, and compare it with the original network."""
     subject = source.subject
     loaded: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     network = loaded if subject.task == "classify" else _Pooled(loaded)
     images: np.ndarray = subject.images(subject.unseen, PROOF_IMAGES)
     names = list(subject.output_names)
-    ours = torch_runner(subject.network, names)
-    proof = verify(ours, torch_runner(network, names), images, precision="fp32")
+    ours = runtimes.open(subject.network, names=names).run
+    proof = verify(ours, runtimes.open(network, names=names).run, images, precision="fp32")
     if not proof.passed:
         raise VerificationFailed(
             f"--bundle timm: the folder does not answer as the run does: {proof.describe()}"

@@ -52,10 +52,10 @@ def model_config(name: str, info: OnnxInfo, *, labelled: bool, largest_batch: in
     """The text of `config.pbtxt`.
 
     Args:
-        name: Of the model, and of its folder.
+        name: Name of the model and of its folder.
         info: The ONNX file.
         labelled: Whether the output holds one value per class.
-        largest_batch: That dynamic batching makes, where the file's batch is free.
+        largest_batch: Maximum batch of dynamic batching, where the file's batch is free.
     """
     batched = _is_batched(info)
     inputs = [_tensor(tensor, batched) for tensor in info.inputs]
@@ -81,16 +81,16 @@ def model_config(name: str, info: OnnxInfo, *, labelled: bool, largest_batch: in
 
 
 def _is_batched(info: OnnxInfo) -> bool:
-    """Whether requests can be joined: every tensor begins with the same free axis.
+    """Whether requests can be batched: every tensor starts with the same free axis.
 
-    Suppressed boxes do not: there are as many rows as boxes, of all images together.
+    Suppressed boxes do not: their rows belong to all images together.
     """
     axes = {tensor.shape[0] if tensor.shape else 0 for tensor in (*info.inputs, *info.outputs)}
     return len(axes) == 1 and isinstance(axes.pop(), str)
 
 
 def _tensor(tensor: TensorInfo, batched: bool, *, labels: str = "") -> str:
-    """One entry; where batched, Triton adds the first axis itself."""
+    """One tensor's entry; if batched, Triton adds the first axis itself."""
     axes = tensor.shape[1:] if batched else tensor.shape
     dims = ", ".join(str(axis) if isinstance(axis, int) else "-1" for axis in axes)
     label_file = f'\n    label_filename: "{labels}"' if labels else ""

@@ -49,6 +49,10 @@ On = Annotated[str, typer.Option(help="With --estimate: devices, such as orin-na
 Compare = Annotated[
     tuple[Path, Path] | None, typer.Option(metavar="A B", help="Ratios of two bench.json.")
 ]
+Pipeline = Annotated[
+    Path | None,
+    typer.Option(metavar="IMAGES", help="Time decoding and the other stages of predict as well."),
+]
 SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration in place of yours.")]
 Out = Annotated[
     Path | None, typer.Option(help="Write here; default: bench.json in the run folder.")
@@ -75,6 +79,7 @@ def bench(
     estimate: Estimate = False,
     on: On = "",
     compare: Compare = None,
+    pipeline: Pipeline = None,
     ssh_config: SshConfig = None,
     out: Out = None,
     as_json: AsJson = False,
@@ -89,7 +94,12 @@ def bench(
     from hgkd_edge.bench.options import BenchOptions, parse_counts
 
     if compare is not None:
-        return _compare(*compare, as_json=as_json)
+        _compare(*compare, as_json=as_json)
+        return
+    if pipeline is not None:
+        timing = {"duration_s": duration, "count": count, "trust_engine": trust_engine}
+        _measure_pipeline(models or [], pipeline, out, as_json=as_json, **timing)
+        return
     options = BenchOptions(
         models=tuple(models or ()),
         device=device,
@@ -145,6 +155,25 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
         say(f"written to {result.file}")
     if result.refusals:
         raise typer.Exit(1)
+
+
+def _measure_pipeline(
+    models: list[Path], images: Path, out: Path | None, *, as_json: bool, **timing: Any
+) -> None:
+    from hgkd_edge.errors import DataError
+    from hgkd_edge.pipeline import measure_pipeline
+    from hgkd_edge.rundir import RunDir, write_json
+    from hgkd_edge.tables import stage_table
+
+    if len(models) > 1:
+        raise DataError("--pipeline: measures one model", hint="name one run or model file")
+    model = models[0] if models else RunDir.resolve(None).path
+    found = measure_pipeline(model, [images], **timing)
+    if out is not None:
+        write_json(out, found)
+    rate = f"{found['frames_per_s']:.1f} frames/s from file to answer"
+    alone = f"{found['infer_frames_per_s']:.1f} by the network alone"
+    show(found, as_json, lambda: [stage_table(found["stages"]), f"{rate}, {alone}"])
 
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hgkd_edge.cli.options import AsJson, Images, TrustEngine
+from hgkd_edge.cli.failures import STOPPED
+from hgkd_edge.cli.options import AsJson, TrustEngine
 from hgkd_edge.cli.output import show
+
+if TYPE_CHECKING:
+    from hgkd_edge.video.predict import Summary
+    from hgkd_edge.video.sources import Source
+
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGES|VIDEO...",
+        help="Image files, folders of them, video files, a camera (0, /dev/video0) or a URL.",
+    ),
+]
 
 
 def predict(
     model: Annotated[
         Path, typer.Argument(help="Run folder or name, model.safetensors, .onnx, .xml or .plan.")
     ],
-    images: Images,
+    sources: Sources,
     out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
     threshold: Annotated[
         float | None,
@@ -27,20 +43,99 @@ def predict(
     save_labels: Annotated[
         str, typer.Option(help="Also save a data set of the answers: yolo, coco, voc or folders.")
     ] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Answer images as they appear in a folder.")
+    ] = False,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of a video or with --watch: stop after this many.")
+    ] = None,
+    video: Annotated[
+        bool, typer.Option("--video/--no-video", help="Write an annotated video of a video.")
+    ] = True,
+    reconnect: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for a stream that broke.")
+    ] = 60.0,
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
-    """Label, segment or find objects in photos with a fine-tuned model; pictures and JSON.
+    """Label, segment or find objects in photos and videos with a fine-tuned model.
 
     Example: hgkd-edge predict runs/demo/export/demo.fp32.onnx photos/
-    """
-    from hgkd_edge import predict as verb
 
-    chosen = {} if threshold is None else {"threshold": threshold}
-    records = verb.predict(
-        model, images, out, trust_engine=trust_engine, save_as=save_labels, **chosen
+    Example: hgkd-edge predict runs/demo rtsp://camera/stream
+    """
+    from hgkd_edge.errors import DataError
+    from hgkd_edge.video.sources import find_source
+
+    chosen: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    videos = [source for text in sources if (source := find_source(text)) is not None]
+    if not (watch or videos):
+        from hgkd_edge import predict as verb
+
+        chosen |= {"trust_engine": trust_engine, "save_as": save_labels}
+        records = verb.predict(model, [Path(text) for text in sources], out, **chosen)
+        show(records, as_json, lambda: [*map(_answer_line, records), f"pictures and JSON: {out}"])
+        return
+    if save_labels:
+        raise DataError(
+            "--save-labels: writes data sets of image files only",
+            hint="extract frames first: ffmpeg -i VIDEO frames/%05d.png",
+        )
+    if watch and (videos or len(sources) > 1):
+        raise DataError("--watch: watches one folder", hint="name one folder of images")
+    if videos and len(videos) < len(sources):
+        raise DataError(
+            f"{videos[0].shown}: videos and images are answered apart", hint="call predict twice"
+        )
+    chosen |= {"limit": frames, "annotate": video, "patience": reconnect}
+    _predict_video(model, videos, Path(sources[0]), out, as_json, chosen)
+
+
+def _predict_video(
+    model: Path,
+    videos: Sequence[Source],
+    folder: Path,
+    out: Path,
+    as_json: bool,
+    chosen: dict[str, Any],
+) -> None:
+    """Answer videos, or watch a folder where there are none."""
+    from dataclasses import asdict
+
+    from hgkd_edge.video.predict import Options, predict_folder, predict_videos
+
+    options = Options(**chosen)
+    if videos:
+        made = predict_videos(model, videos, out, options)
+    else:
+        made = [predict_folder(model, folder, out, options)]
+    show([asdict(one) for one in made], as_json, lambda: chain(*map(_video_lines, made)))
+    if any(one.stopped and not one.live for one in made):
+        raise typer.Exit(STOPPED)
+
+
+def _video_lines(made: Summary) -> Iterator[Any]:
+    """What became of one video, camera, stream or watched folder."""
+    from hgkd_edge.tables import stage_table
+
+    stopped = "stopped after " if made.stopped and not made.live else ""
+    yield (
+        f"{made.source}: {stopped}{made.frames} frames in {made.seconds:.1f} s, "
+        f"{made.frames_per_s:.1f} frames/s from source to answer"
     )
-    show(records, as_json, lambda: [*map(_answer_line, records), f"pictures and JSON: {out}"])
+    if made.stages:
+        yield stage_table(made.stages)
+    if made.dropped:
+        yield f"dropped: {made.dropped} frames, because later ones had come"
+    if made.damaged:
+        yield f"damaged: {made.damaged} packets that could not be decoded"
+    if made.reconnects:
+        yield f"reconnected: {made.reconnects} times"
+    if made.errors:
+        yield f"errors: {made.errors} frames without an answer"
+    yield f"answers, one JSON record a line: {made.answers}"
+    if made.video:
+        yield f"annotated video ({made.codec}): {made.video}"
 
 
 def _answer_line(record: dict[str, Any]) -> str:

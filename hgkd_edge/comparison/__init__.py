@@ -1,12 +1,12 @@
 """What to deploy: every exported file in every runtime, with its score, speed and size.
 
-    artefacts.py  the files of a run that are still those that were exported
-    scores.py     scores that were recorded, each with its file's digest and its images
-    judge.py      scores that nobody recorded, on the held-out images (needs torch)
+    artefacts.py  the unchanged exported files of a run
+    scores.py     recorded scores, each with its file's digest and its images
+    judge.py      scores without a record, on the held-out images (needs torch)
     table.py      rows by device, the Pareto front, warnings
-    measuring.py  `bench` for what was not measured on this machine
+    measuring.py  `bench` for cases not yet measured on this machine
     view.py       tables for a terminal, and the plot
 
-Files, scores and times meet by the digest of the network: a figure of a file that has changed
-since belongs to no row.
+Files, scores and times are matched by the digest of the network: figures of a file that has changed
+since are not used.
 """

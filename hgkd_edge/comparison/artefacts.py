@@ -1,4 +1,4 @@
-"""The model files of a run that can be compared: those that are still what was exported."""
+"""The model files of a run that can be compared: the unchanged exported files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RUNTIMES = {
 
 
 class _Part(BaseModel):
-    """What is read of a record; the rest of it is passed over."""
+    """The fields read from a record; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -59,11 +59,11 @@ class Artefact:
 
     Attributes:
         run: Its run.
-        file: Where it lies.
+        file: Path of the file.
         precision: `fp32`, `fp16` or `int8`, as it was exported.
         sha256: Digest of the network, weights in other files included.
         size_mb: Size of all its files in MiB.
-        baked: Processing is part of the file, so that it takes and gives something else.
+        baked: Processing is part of the file, so its inputs or outputs differ.
         proof: Its recorded agreement with the fp32 network; None where it was compared with another
             file only.
     """
@@ -83,7 +83,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Exports:
-    """What a run has to compare.
+    """The files of a run to compare.
 
     Attributes:
         artefacts: The files; first the weights, then the plain fp32 ONNX file, with which others
@@ -150,7 +150,7 @@ def _records(run: RunDir) -> dict[str, FileRecord]:
 
 
 def _origins(name: str, records: Mapping[str, FileRecord]) -> list[str]:
-    """A file, what it was made from, and so on, down to weights."""
+    """A file and its sources, down to the weights."""
     chain = [name]
     while chain[-1] in records and (source := records[chain[-1]].made_from) not in chain:
         chain.append(source)
@@ -160,7 +160,7 @@ def _origins(name: str, records: Mapping[str, FileRecord]) -> list[str]:
 def _unfit(
     run: RunDir, name: str, records: Mapping[str, FileRecord], weights: Path, digest: str
 ) -> str:
-    """Why a file is no row; '' if it is one."""
+    """Why a file is skipped; '' if it is not."""
     chain = _origins(name, records)
     if chain[-1] != weights.name:
         return f"was exported from {chain[-1]}, the others from {weights.name}"

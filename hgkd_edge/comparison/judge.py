@@ -1,4 +1,4 @@
-"""Scores that nobody recorded: each file in its runtime, on the held-out images of its run."""
+"""Compute missing scores: each file in its runtime, on the held-out images of its run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from exporters import runtimes
 from exporters.errors import UserError
-from exporters.runners import Runner, onnx_runner
+from exporters.runtimes import Runner
 from exporters.verify import verify
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.comparison.artefacts import Artefact, Exports
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Judged", "judge"]
 
-_AGREEMENT_IMAGES = 64  # as many as export verifies on
+_AGREEMENT_IMAGES = 64  # same number as in export's verification
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The scores of a run on one set of images, and what could not be scored, and why."""
+    """The scores of a run on one set of images, and the unscored files with reasons."""
 
     scores: list[Score]
     remarks: list[str]
@@ -40,7 +41,7 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
     Args:
         exports: The files of a run.
         recorded: Scores that are known.
-        on: The images that most of them were taken on.
+        on: The images that most of them were computed on.
 
     Returns:
         Recorded and new scores, all on the same images.
@@ -102,8 +103,8 @@ def _score(
     machine: str,
 ) -> Score:
     runner = _open(artefact, subject)
-    # Only the figures are taken: whether they are good enough, export has decided.
-    agreement = verify(onnx_runner(exports.reference.file), runner, probe, precision="int8")
+    # Only the figures are used: export has already checked them against its bounds.
+    agreement = verify(runtimes.open(exports.reference.file).run, runner, probe, precision="int8")
     return Score(
         sha256=artefact.sha256,
         runtime=artefact.runtime,
@@ -120,16 +121,6 @@ def _score(
 def _open(artefact: Artefact, subject: Exportable) -> Runner:
     """Images f32[B, 3, H, W] -> named outputs, in the runtime of the file."""
     if artefact.runtime == "torch":
-        from exporters.runners import torch_runner
-
-        return torch_runner(subject.network, subject.output_names)
-    if artefact.runtime == "openvino":
-        from exporters.openvino_export import openvino_runner
-
-        return openvino_runner(artefact.file)
-    if artefact.runtime == "tensorrt":
-        from exporters.trt_engine import engine_runner
-
-        source = artefact.file.with_suffix(".onnx")
-        return engine_runner(artefact.file, onnx_path=source, built_here=engines_dir())
-    return onnx_runner(artefact.file)
+        return runtimes.open(subject.network, names=subject.output_names).run
+    source = artefact.file.with_suffix(".onnx") if artefact.runtime == "tensorrt" else None
+    return runtimes.open(artefact.file, made_from=source, built_here=engines_dir()).run

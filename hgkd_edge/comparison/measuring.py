@@ -1,4 +1,4 @@
-"""`bench` for what was not measured on this machine yet."""
+"""Run `bench` for cases not yet measured on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["measure_missing"]
 
 Progress = Callable[[str, float], None]
 
-# Runtime of a file -> the device that `bench` calls it, and the runners that will do.
+# Runtime of a file -> its device in `bench`, and the accepted runners.
 _DEVICES = {
     "ort-cpu": ("cpu", {"ort-cpu"}),
     "openvino": ("openvino", {"openvino"}),
@@ -26,15 +26,15 @@ _DEVICES = {
 def measure_missing(run: RunDir, progress: Progress) -> list[str]:
     """Measure each device of this machine on which a file of the run has no times yet.
 
-    A device is measured as a whole, so that its rows are of one interleaved session: its earlier
-    session is replaced, measured with the same batches, threads and copies.
+    A device is measured as a whole, so that its rows belong to one interleaved session. The new
+    session replaces the earlier one and uses the same batches, threads and copies.
 
     Args:
         run: Its exported files.
         progress: As `run_bench` calls it.
 
     Returns:
-        What could not be measured, and why.
+        Cases that could not be measured, with reasons.
 
     Raises:
         RunError: The run has nothing exported.
@@ -68,7 +68,7 @@ def _missing_devices(run: RunDir) -> Iterator[str]:
 
 
 def _like_before(run: RunDir, device: str) -> BenchOptions:
-    """What the device was measured with before; the defaults of `bench` where it was not."""
+    """The device's earlier settings, else the defaults of `bench`."""
     sessions = [one for one in sessions_of(run) if one.target == device]
     before = sessions[0].settings if sessions else {}
     options = BenchOptions()

@@ -1,4 +1,4 @@
-"""Scores that were recorded, each with the digest of its file and the images it was taken on."""
+"""Recorded scores, each with the digest of its file and the images it was computed on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Images(BaseModel):
 
 
 class Score(BaseModel):
-    """What a file scores in a runtime.
+    """The score of a file in a runtime.
 
     Attributes:
         sha256: Digest of the network.
@@ -43,8 +43,8 @@ class Score(BaseModel):
         metric: `top1`, `miou`, ...
         points: The score, 0 to 100.
         on: The images.
-        by: The command that took it.
-        machine: The CPU it was taken on; empty where that was not recorded.
+        by: The command that computed it.
+        machine: The CPU it was computed on; empty if not recorded.
         cosine: Least cosine of the outputs with those of the fp32 ONNX file, where compared.
         top1_agreement: Share of images (pixels, confident anchors) with the same best class.
     """
@@ -63,7 +63,7 @@ class Score(BaseModel):
 
 
 def recorded_scores(run: RunDir, exports: Exports) -> list[Score]:
-    """Every score that a command left in the run, of the files that there are now.
+    """Every recorded score of the run's current files.
 
     Later ones of the same file, runtime and images replace earlier ones.
 
@@ -85,12 +85,12 @@ def recorded_scores(run: RunDir, exports: Exports) -> list[Score]:
 
 
 def keep_scores(run: RunDir, scores: Iterable[Score]) -> None:
-    """Write `scores.json`: what `compare` has taken itself, so that it is taken once."""
+    """Write `scores.json`: scores computed by `compare`, so that they are computed once."""
     write_json(run.scores_file, {"scores": [one.model_dump(mode="json") for one in scores]})
 
 
 def most_used(scores: Sequence[Score]) -> Images | None:
-    """The images that most of the scores were taken on; None where there are no scores."""
+    """The images that most of the scores were computed on; None if there are no scores."""
     counted = Counter(one.on for one in scores).most_common(1)
     return counted[0][0] if counted else None
 
@@ -133,7 +133,7 @@ def _score(
 
 
 def _exported(run: RunDir, exports: Exports) -> Iterator[Score]:
-    """Of `export --max-drop`: the score of each INT8 file, and of the fp32 file that it had."""
+    """Scores from `export --max-drop`: of each INT8 file, and of its fp32 file."""
     by_name = {artefact.file.name: artefact for artefact in exports.artefacts}
     for entry in read_exports(run).get("files", []):
         accuracy = entry.get("accuracy") or {}

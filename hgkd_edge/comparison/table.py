@@ -1,4 +1,4 @@
-"""Rows by device, the Pareto front of each device, and what speaks against a file."""
+"""Rows by device, the Pareto front of each device, and warnings."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Row:
         run: Folder of its run.
         file: Name of the file.
         runner: As `bench` names it; `torch` for the weights.
-        threads: Where a number was asked for.
+        threads: Number of threads, where one was set.
         precision: Of the computation.
         exported: Of the file: a device may build an engine of another precision from it.
         sha256: Digest of the network: score, times and size are all of this one.
         size_mb: All its files, MiB.
-        score: Points, 0 to 100; None where nobody took it.
+        score: Points, 0 to 100; None if not computed.
         scored_by: Command, runtime and machine of the score.
-        score_elsewhere: The score was taken in another runtime, or on another machine, than the
+        score_elsewhere: The score was computed in another runtime, or on another machine, than the
             times; the outputs were verified against the file's before they were timed.
         cosine: Agreement with the fp32 network: the least cosine of the outputs.
         top1_agreement: The same as a share of images with the same best class.
         p50_ms, p99_ms, throughput_ips: As `bench` measured; None where it did not.
-        noisy: The times spread, or drifted, more than a difference worth seeing.
+        noisy: The times spread or drifted too much for a fine comparison.
         measured: When.
         baked: Processing is part of the file.
         front: No other row of the device is as good and faster, or as fast and better.
@@ -70,14 +70,14 @@ class Row:
 
     @property
     def runtime(self) -> str:
-        """Runner, precision and threads for people, as far as they are not a matter of course."""
+        """Runner, precision and threads as text, without the obvious defaults."""
         built = f" {self.precision}" if self.precision != self.exported else ""
         return f"{self.runner}{built}" + (f" t{self.threads}" if self.threads else "")
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What rows must share to be compared: device, batch, what the time covers, what is scored.
+    """What rows must share to be compared: device, batch, the timed operations, the scored images.
 
     Attributes:
         device: Machine, and what of it; empty for rows that were not timed on this machine.
@@ -106,7 +106,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups by device, what was not timed last; warnings; and what is missing, and why."""
+    """Groups by device, with untimed rows last; warnings; and missing rows, with reasons."""
 
     runs: list[str]
     max_drop: float
@@ -178,7 +178,7 @@ def _judged(run: RunDir, exports: Exports, *, score: bool) -> Judged:
 def _rows(
     run: RunDir, exports: Exports, scores: Sequence[Score]
 ) -> tuple[list[tuple[Circumstances, Row]], list[str]]:
-    """Rows of a run, each with what it may be compared under; and what is left out, and why."""
+    """Rows of a run, each with its conditions; and the skipped files, with reasons."""
     by_digest = {artefact.sha256: artefact for artefact in exports.artefacts}
     by_runtime = {(one.sha256, one.runtime): one for one in scores}
     scored = _scored(scores)
@@ -204,7 +204,7 @@ def _rows(
 
 
 def _scored(scores: Sequence[Score]) -> Circumstances:
-    """The part of the circumstances that is the same for all rows of a run."""
+    """The part of the conditions that is the same for all rows of a run."""
     if not scores:
         return Circumstances()
     return Circumstances(metric=scores[0].metric, **scores[0].on.model_dump())
@@ -221,7 +221,7 @@ def sessions_of(run: RunDir) -> list[Session]:
 
 
 def _not_a_row(one: Measurement, artefact: Artefact | None) -> str:
-    """Why a measurement is no row; '' if it is one."""
+    """Why a measurement is skipped; '' if it is not."""
     if one.runner.startswith("torch"):
         return "PyTorch was timed on the bare backbone, not on an exported file"
     if artefact is None:
@@ -232,7 +232,7 @@ def _not_a_row(one: Measurement, artefact: Artefact | None) -> str:
 
 
 def _device(session: Session, one: Measurement) -> str:
-    """The machine, and what of it computes, with what decides its speed."""
+    """The machine and its compute device, with the settings that decide its speed."""
     facts = session.environment
     if _is_remote(session):
         parts = [session.target, facts.get("device"), facts.get("power_mode")]
@@ -311,10 +311,10 @@ def _words(score: Score | None) -> str:
 def _score_of(
     artefact: Artefact, session: Session, one: Measurement, scores: _Scores
 ) -> tuple[Score | None, bool]:
-    """The score of what was timed, and whether it was taken elsewhere.
+    """The score of a timed case, and whether it was computed elsewhere.
 
-    A score from elsewhere stands for a file that computes in its own precision and whose outputs
-    were verified where it was timed.
+    A score from elsewhere is used if the file computes in its own precision and its outputs were
+    verified where it was timed.
     """
     own = scores.get((artefact.sha256, _runtime(one.runner)))
     machines = ("", _machine(session))
@@ -327,9 +327,9 @@ def _score_of(
 
 
 def _is_own(artefact: Artefact, one: Measurement) -> bool:
-    """Whether what was timed is known to compute what the file says.
+    """Whether a timed case is known to compute the file's outputs.
 
-    ONNX Runtime on a CPU is what all others are verified against.
+    ONNX Runtime on a CPU is the reference for all others.
     """
     verified = one.verification is not None and one.verification.passed
     return verified or (one.runner == "ort-cpu" and artefact.runtime == "ort-cpu")

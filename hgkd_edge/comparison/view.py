@@ -23,7 +23,7 @@ _LINE = 14  # between two labels
 
 
 def comparison_lines(found: Comparison, plot: Path | None = None) -> Iterator[RenderableType]:
-    """A heading and a table for each device, then what is to be known of them."""
+    """A heading and a table for each device, then notes."""
     for group in found.groups:
         yield Text(_heading(group), style="bold")
         yield _table(group, found)
@@ -72,7 +72,7 @@ def _milliseconds(value: float | None) -> str:
 
 
 def _label(row: Row, found: Comparison) -> str:
-    """A file's name; without its run's name where there is one run, with its folder where needed.
+    """A file's name: without its run's name if there is one run, with its folder if needed.
 
     Exported files are named after their run.
     """
@@ -106,7 +106,7 @@ def _legend(found: Comparison) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Point:
-    """A row in a panel: its place, its label and where that stands, in pixels."""
+    """A row in a panel: its position, its label and the label's position, in pixels."""
 
     x: float
     y: float
@@ -162,7 +162,7 @@ def write_plot(found: Comparison, path: Path) -> Path | None:
 
 
 def _panel(group: Group, rows: Sequence[Row], found: Comparison, *, top: int) -> _Panel:
-    # Labels of equal scores stand below each other, from the middle on.
+    # Labels of equal scores are stacked, starting at the middle.
     height = max(_HEIGHT, 2 * (_MARGIN + _LINE * len(rows)))
     times, scores = [row.p50_ms or 0.0 for row in rows], [row.score or 0.0 for row in rows]
     slowest, low, high = 1.1 * max(times), min(scores), max(scores)

@@ -1,1 +1,1 @@
-"""Photos in, batches out: sources, augmentation, mask sampling."""
+"""Images in, batches out: sources, augmentation, mask sampling."""

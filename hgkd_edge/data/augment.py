@@ -1,7 +1,7 @@
-"""From a canvas of uint8 pixels to what a network sees, on the device.
+"""From a canvas of uint8 pixels to the network input, on the device.
 
-All random numbers come from the caller, one row per image of the *global* batch, so that the same
-step draws the same crops on one process or on many, before or after a resume.
+All random numbers come from the caller, one row per image of the *global* batch. The same step
+therefore draws the same crops on one process or on many, before or after a resume.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a training view is made of a canvas: one view, which teacher and student both see.
+    """How a training view is made from a canvas. Teacher and student share the same view.
 
     Attributes:
         size: Height and width of the view in pixels.
@@ -64,12 +64,12 @@ class Augmentation:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Augmentation:
-        """What a recipe asks for."""
+        """The augmentation that a recipe asks for."""
         return cls(recipe.data.size, recipe.data.crop_scale, recipe.augment.colors)
 
     @property
     def draws(self) -> int:
-        """Uniform random numbers that one view takes."""
+        """Number of uniform random numbers per view."""
         return CROP_DRAWS + (DISTORT_DRAWS if self.colors else 0)
 
     def view(self, canvas: Tensor, draws: Tensor) -> Tensor:
@@ -128,13 +128,13 @@ def _cut(image: Tensor, box: tuple[int, int, int, int, bool], size: tuple[int, i
 
 
 def _cut_all(canvas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """The crops of all images at once, as `_cut` but for rounding and smoothing.
+    """The crops of all images at once; equal to `_cut` except for rounding and smoothing.
 
-    On a GPU, starting a kernel for each image takes longer than its work. Without smoothing: a crop
-    is at most 8/7 as large as its view, which leaves nothing to alias.
+    On a GPU, launching a kernel per image takes longer than its work. Smoothing is not needed: a
+    crop is at most 8/7 as large as its view, so aliasing is negligible.
 
     Args:
-        boxes: int64 [B, 5], what `_box` gives.
+        boxes: int64 [B, 5], as `_box` returns.
     """
     top, left, height, width, mirrored = boxes.T  # [B] each
     number = torch.arange(len(boxes), device=boxes.device)
@@ -145,10 +145,10 @@ def _cut_all(canvas: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def distort(view: Tensor, draws: Tensor) -> Tensor:
-    """Color jitter, random grayscale and Gaussian blur, of every image by its own draws.
+    """Color jitter, random grayscale and Gaussian blur, with separate draws for each image.
 
-    Brightness and contrast as torchvision defines them. Saturation, hue and grayscale scale and
-    turn the two chroma axes, which leaves the luma of every pixel as it is. No value is read on the
+    Brightness and contrast follow torchvision's definitions. Saturation, hue and grayscale scale
+    and rotate the two chroma axes, so the luma of every pixel is unchanged. No value is read on the
     host.
 
     Args:
@@ -172,9 +172,9 @@ def distort(view: Tensor, draws: Tensor) -> Tensor:
 
 
 def mix(images: Tensor, draws: Tensor) -> Tensor:
-    """Mixup: of every image and the one before it in the batch, in a proportion of its own.
+    """Mixup of each image and the one before it in the batch, each with its own proportion.
 
-    The photos of a batch are in random order, so its neighbor is a random photo.
+    The images of a batch are in random order, so the neighbor is a random image.
 
     Args:
         images: float [B, 3, H, W].
@@ -184,12 +184,12 @@ def mix(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _each(values: Tensor) -> Tensor:
-    """Numbers [B] as [B, 1, 1, 1]."""
+    """Reshape [B] to [B, 1, 1, 1]."""
     return values[:, None, None, None]
 
 
 def _recolor(view: Tensor, chroma: Tensor, angle: Tensor) -> Tensor:
-    """Scale the chroma of images f[B, 3, H, W] by [B] and turn it by angles [B]; luma stays."""
+    """Scale the chroma of images f[B, 3, H, W] by [B] and rotate it by angles [B]; luma stays."""
     to_yiq = _per_channel(sum(TO_YIQ, ()), view).view(3, 3)
     along, across, zero = chroma * angle.cos(), chroma * angle.sin(), torch.zeros_like(chroma)
     rows = (zero + 1, zero, zero), (zero, along, -across), (zero, across, along)
@@ -201,7 +201,7 @@ def _recolor(view: Tensor, chroma: Tensor, angle: Tensor) -> Tensor:
 def _blur(view: Tensor, sigma: Tensor, blurred: Tensor) -> Tensor:
     """Gaussian blur of images f[B, 3, H, W], each by its sigma [B]; `blurred` bool [B]."""
     offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=view.device)
-    sigma = torch.where(blurred, sigma, SIGMA[0])  # at the smallest one nothing changes
+    sigma = torch.where(blurred, sigma, SIGMA[0])  # the smallest one changes nothing
     kernels = (-0.5 * (offsets / sigma[:, None]).square()).exp()  # [B, k]
     kernels = (kernels / kernels.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
     planes = view.reshape(1, -1, *view.shape[2:])  # [1, B*3, H, W]
@@ -229,5 +229,5 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """Constants [C, 1, 1]; filled in on the device, because a copy makes the host wait for it."""
+    """Constants [C, 1, 1]; filled in on the device, because a copy would make the host wait."""
     return torch.stack([like.new_full((1, 1), value) for value in values])

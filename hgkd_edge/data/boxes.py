@@ -1,4 +1,4 @@
-"""Boxes of many photos, padded batch by batch: one crowded photo does not make all others large."""
+"""Boxes of many images, padded per batch: one crowded image does not enlarge all others."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 __all__ = ["MAX_BOXES", "NO_BOX", "BoxLabels"]
 
-NO_BOX = -1  # class of the rows that fill up a photo's boxes
-MAX_BOXES = 4096  # of one photo: a detector compares each with thousands of points
+NO_BOX = -1  # class of padding rows
+MAX_BOXES = 4096  # of one image: a detector compares each box with thousands of points
 
 
 class BoxLabels:
-    """Stands in for the tensor float32 [n, M, 5] of photos with at most M boxes.
+    """Replaces the tensor float32 [n, M, 5] of images with at most M boxes.
 
-    A row is class, x1, y1, x2, y2 in canvas pixels. Photos with fewer boxes than others of their
-    batch are filled up with rows of class `NO_BOX`.
+    A row is class, x1, y1, x2, y2 in canvas pixels. Images with fewer boxes than others in their
+    batch are padded with rows of class `NO_BOX`.
 
-    `ImageSource.labels` is typed as the tensor: whoever takes batches need not tell them apart.
+    `ImageSource.labels` is typed as the tensor, so code that takes batches need not distinguish
+    them.
 
     Args:
-        photos: Each photo's boxes, float32 [m, 5].
+        photos: Each image's boxes, float32 [m, 5].
     """
 
     ndim = 3
@@ -36,21 +37,21 @@ class BoxLabels:
         return len(self.photos)
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Boxes of photos int64 [B], float32 [B, M of these, 5]; by other indices, as a tensor."""
+        """For images int64 [B]: float32 [B, M of these, 5]. Other indices work as on a tensor."""
         if isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim == 1:
             return self._padded([self.photos[i] for i in index.tolist()])
         return self._padded(self.photos)[index]
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All photos in order, float32 [at most size, M of these, 5]."""
+        """All images in order, float32 [at most size, M of these, 5]."""
         return (self[indices] for indices in torch.arange(len(self)).split(size))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Boxes of each photo, float32 [m, 5]."""
+        """Boxes of each image, float32 [m, 5]."""
         return map(torch.from_numpy, self.photos)
 
     def select(self, indices: Tensor) -> BoxLabels:
-        """Some of the photos, int64 [m]."""
+        """The boxes of selected images, int64 [m]."""
         return BoxLabels([self.photos[i] for i in indices.tolist()])
 
     @staticmethod

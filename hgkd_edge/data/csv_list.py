@@ -1,4 +1,4 @@
-"""Photos listed in a CSV file: one row per photo, with its label and perhaps its split."""
+"""Images listed in a CSV file: one row per image, with its label and optionally its split."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADER = "the first line must be a header: image, or image,label or image,label,
 
 
 class Row(NamedTuple):
-    """One line of a table: label and split are '' where there is none."""
+    """One line of a table; label and split are '' if missing."""
 
     line: int
     file: str
@@ -44,17 +44,16 @@ def is_table(config: DataConfig) -> bool:
 
 
 def table_photos(config: DataConfig) -> Listing:
-    """Photos of a CSV file with a header: `image` and, if given, `label` and `split`.
+    """Images of a CSV file with a header: `image` and optionally `label` and `split`.
 
-    Classes may also be columns of 0 and 1, with one 1 in each line. Where a line holds several
-    labels, the photos have none: see `Listing.several`.
+    Classes may also be columns of 0 and 1, with a single 1 in each line. If a line holds several
+    labels, the images are unlabeled: see `Listing.several`.
 
-    Image paths are relative to the CSV file. A file that is missing or broken is skipped and
-    listed, as in a folder. Where all rows are of split `train`, or no split is given, a share is
-    held out.
+    Image paths are relative to the CSV file. A missing or broken file is skipped and listed, as in
+    a folder. If all rows are of split `train`, or no split is given, a share is held out.
 
     Raises:
-        DataError: The file, a column or a split's name is wrong; names the line.
+        DataError: The file, a column or a split's name is wrong; the message names the line.
     """
     assert config.path is not None, "checked by DataConfig"
     table = config.path.expanduser()
@@ -76,7 +75,7 @@ def table_photos(config: DataConfig) -> Listing:
 
 
 class _Files:
-    """Reads the files that rows name; what is spelled differently is looked for when it is read."""
+    """Reads the files that rows name; differently spelled files are searched for when read."""
 
     def __init__(self, root: Path, names: list[str]) -> None:
         self.names, self._finder = names, FileFinder(root)
@@ -87,7 +86,7 @@ class _Files:
     def size(self, i: int) -> int:
         try:
             return self._path(i).stat().st_size
-        except OSError:  # not there: met again, and named, when it is read
+        except OSError:  # missing: reported when it is read
             return -1
 
     def _path(self, i: int) -> Path:
@@ -96,7 +95,7 @@ class _Files:
 
 
 class _Table(NamedTuple):
-    """Rows, what was decided about their labels, and why they have none; '' where it does not."""
+    """Rows, what was decided about their labels, and why images are unlabeled ('' if labeled)."""
 
     rows: list[Row]
     remark: str = ""
@@ -127,10 +126,10 @@ def _read_rows(table: Path) -> _Table:
 
 
 def _read_cells(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a table; number and cells of each line.
+    """The header of a table, and the number and cells of each line.
 
     Raises:
-        DataError: It cannot be read, or holds no line.
+        DataError: The table cannot be read or is empty.
     """
     try:
         text = read_text(table)
@@ -167,7 +166,7 @@ def _read_cells(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _separator(header: str) -> str:
-    """The separator of a table, by its header."""
+    """The separator of a table, detected from its header."""
 
     def known(separator: str) -> int:
         cells = {cell.strip().strip('"').lower() for cell in header.split(separator)}
@@ -177,7 +176,7 @@ def _separator(header: str) -> str:
 
 
 def _columns(table: Path, header: list[str]) -> tuple[int, int, int]:
-    """Which columns hold image, label and split; -1 for none."""
+    """The columns that hold image, label and split; -1 if missing."""
     image, label, split = (
         next((header.index(name) for name in names if name in header), -1)
         for names in (IMAGE_COLUMNS, LABEL_COLUMNS + PLURAL_COLUMNS, SPLIT_COLUMNS)
@@ -191,7 +190,7 @@ def _columns(table: Path, header: list[str]) -> tuple[int, int, int]:
 
 
 def _check_splits(table: Path, rows: list[Row]) -> None:
-    """All rows name a split, train among them, or none does."""
+    """Check that all rows name a split and one is train, or that no row names a split."""
     for row in rows:
         unknown = row.split and split_named(row.split) is None
         if unknown or bool(row.split) != bool(rows[0].split):

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a canvas of uint8 pixels: all at once, or when asked for."""
+"""From the bytes of an image file to a canvas of uint8 pixels: all at once, or on demand."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from hgkd_edge.files import reserve
 __all__ = ["Canvas", "Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
 
 BATCHES_AHEAD = 2
-STAND_INS = 100  # unreadable photos in a row after which the disk, not a photo, is at fault
+STAND_INS = 100  # after this many unreadable images in a row, the disk is to blame
 BLOCK = 4096
-DECODER = "simplejpeg\n"  # of JPEGs; another gives slightly other pixels
+DECODER = "simplejpeg\n"  # of JPEGs; other decoders give slightly different pixels
 T = TypeVar("T")
 
 
 class Canvas(NamedTuple):
-    """What photos are decoded to.
+    """The size that images are decoded to, and how.
 
     Attributes:
         height: In pixels.
         width: In pixels.
-        exact: Pixels are those of the input contract (`InputSpec`), as `predict` makes them. Else
+        exact: Produce the pixels of the input contract (`InputSpec`), as `predict` does. Otherwise
             JPEGs are decoded at a coarser scale and resized sharper, for views that resize again.
     """
 
@@ -58,14 +58,14 @@ class Canvas(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Photos decoded once.
+    """Images decoded once.
 
     Attributes:
         pixels: uint8 [n, 3, H_canvas, W_canvas] of the readable ones.
-        indices: Which ones those are.
+        indices: Indices of the readable images.
         fingerprint: sha256 over their names and contents.
-        skipped: Name and reason of the others.
-        noted: Name and fault of readable ones that are not as they should be.
+        skipped: Name and reason of unreadable images.
+        noted: Name and defect of readable but damaged images.
     """
 
     pixels: Tensor
@@ -76,13 +76,13 @@ class Kept(NamedTuple):
 
 
 def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept:
-    """Decode all photos (PIL releases the interpreter lock), leaving unreadable ones out.
+    """Decode all images in threads (PIL releases the GIL), skipping unreadable ones.
 
     Args:
-        photos: The photos.
-        canvas: What a photo is decoded to.
-        threads: How many are decoded at a time.
-        bits: That 16-bit files use; 0: all 16.
+        photos: The images.
+        canvas: Size and mode to decode to.
+        threads: Number of images decoded at a time.
+        bits: Bits used by 16-bit files; 0: all 16.
     """
     pixels = allocate((len(photos), 3, *canvas.size))
     noted: list[tuple[str, str]] = []
@@ -106,7 +106,7 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
         if not fault:
             digest.update(f"{name}\0{content_hash}\n".encode())
     kept = [i for i, (_, fault) in enumerate(outcomes) if not fault]
-    for place, i in enumerate(kept):  # close the gaps in place: the array may be larger than memory
+    for place, i in enumerate(kept):  # close gaps in place: the array may not fit in memory
         if place != i:
             pixels[place] = pixels[i]
     skipped = [(photos.names[i], fault) for i, (_, fault) in enumerate(outcomes) if fault]
@@ -116,21 +116,21 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
 
 
 class StreamedPixels:
-    """Stands in for the tensor uint8 [n, 3, H_canvas, W_canvas] of photos too many to keep.
+    """Replaces the tensor uint8 [n, 3, H_canvas, W_canvas] if there are too many images to keep.
 
-    Photos are decoded when they are asked for, by threads. In the place of one that cannot be read
-    stands the next that can, pixels and label: the same one in every epoch and every process.
+    Images are decoded on demand, by threads. An unreadable image is replaced by the next readable
+    one, pixels and label: the same one in every epoch and process.
 
     Args:
-        photos: The photos.
-        labels: int64 [n]; where a photo is replaced, its label is too.
-        canvas: What a photo is decoded to.
-        threads: How many decode at a time.
-        bits: That 16-bit files use; 0: all 16.
+        photos: The images.
+        labels: int64 [n]; where an image is replaced, its label is too.
+        canvas: Size and mode to decode to.
+        threads: Number of decoding threads.
+        bits: Bits used by 16-bit files; 0: all 16.
 
     Attributes:
-        skipped: Name and reason of each unreadable photo met so far.
-        noted: Name and fault of each readable one that is not as it should be.
+        skipped: Name and reason of each unreadable image found so far.
+        noted: Name and defect of each readable but damaged image.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class StreamedPixels:
         return len(self.photos)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Pixels uint8 [B, 3, H_canvas, W_canvas] of the photos at `indices`, int64 [B].
+        """Pixels uint8 [B, 3, H_canvas, W_canvas] of the images at `indices`, int64 [B].
 
         Raises:
-            DataError: None of many photos in a row can be read.
+            DataError: Too many images in a row cannot be read.
         """
         pixels = np.empty((len(indices), 3, *self.canvas.size), np.uint8)
         for _ in self._pool.map(self._fill, indices.tolist(), pixels):
@@ -159,16 +159,16 @@ class StreamedPixels:
         return torch.from_numpy(pixels)
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All photos in order, uint8 [at most size, 3, H_canvas, W_canvas], read ahead."""
+        """All images in order, uint8 [at most size, 3, H_canvas, W_canvas], read ahead."""
         return read_ahead(self.__getitem__, torch.arange(len(self)).split(size))
 
     def select(self, indices: Tensor, labels: Tensor) -> StreamedPixels:
-        """Some of the photos; `labels` are theirs."""
+        """A selection of the images, with their `labels`."""
         photos = self.photos.select(indices.tolist())
         return StreamedPixels(photos, labels, self.canvas, threads=self.threads, bits=self.bits)
 
     def fingerprint(self) -> str:
-        """sha256 over names, labels and file sizes: nothing is read."""
+        """sha256 over names, labels and file sizes; no file is read."""
         digest = hashlib.sha256(_pixels_by(self.canvas, self.bits) + self.photos.version.encode())
         blocks, labels = _blocks(len(self)), self.labels.tolist()
         sizes = self._pool.map(lambda block: [self.photos.size(i) for i in block], blocks)
@@ -178,7 +178,7 @@ class StreamedPixels:
         return f"names-and-sizes:{digest.hexdigest()}"
 
     def _fill(self, i: int, pixels: np.ndarray) -> None:
-        """Decode photo i, or the next readable one, into uint8 [3, H_canvas, W_canvas]."""
+        """Decode image i, or the next readable one, into uint8 [3, H_canvas, W_canvas]."""
         tries = min(len(self), STAND_INS)
         for candidate in ((i + k) % len(self) for k in range(tries)):
             name = self.photos.names[candidate]
@@ -200,7 +200,7 @@ class StreamedPixels:
         )
 
     def _add(self, to: list[tuple[str, str]], name: str, reason: str) -> bool:
-        """Note a photo; False if it was known."""
+        """Note an image; returns False if it was noted before."""
         with self._lock:
             if name in self._known:
                 return False
@@ -212,7 +212,7 @@ class StreamedPixels:
 def read_ahead(
     load: Callable[[Tensor], T], order: Iterable[Tensor], *, ahead: int = BATCHES_AHEAD
 ) -> Generator[T, None, None]:
-    """`load` each batch of indices in the background, and hand the results out in order."""
+    """`load` each batch of indices in the background, and yield the results in order."""
     pool = ThreadPoolExecutor(ahead)
     waiting: deque[Future[T]] = deque()
     try:
@@ -227,18 +227,18 @@ def read_ahead(
 
 
 def _pixels_by(canvas: Canvas, bits: int) -> bytes:
-    """What a fingerprint says of how pixels are made of files."""
+    """What a fingerprint records of how pixels are decoded."""
     scaling = f"{bits} bits\n" if 0 < bits < 16 else ""
     return f"{scaling}{'' if canvas.exact else DECODER}".encode()
 
 
 def _blocks(count: int) -> list[range]:
-    """0 ... count-1 in pieces: a pool takes all its tasks at once, and millions are too many."""
+    """0 ... count-1 in chunks: a pool queues all its tasks at once, and millions are too many."""
     return [range(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK)]
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or its container's where that is less."""
+    """Memory available to this process: the machine's, or its container's if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
@@ -247,15 +247,15 @@ def memory_bytes() -> int:
 
 
 def allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 zeros: in memory, or in an unnamed temporary file where they would crowd it out.
+    """uint8 zeros: in memory, or in an unnamed temporary file if memory is short.
 
     Raises:
-        DataError: The disk cannot take that file.
+        DataError: The disk has no room for the file.
     """
     size = math.prod(shape)
     if size < memory_bytes() // 4:
         return np.zeros(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:  # the mapping keeps it when it is closed
+    with tempfile.TemporaryFile() as file:  # the mapping stays valid after closing
         _reserve(file.fileno(), size)
         return np.memmap(file, np.uint8, "w+", shape=shape)
 
@@ -274,18 +274,18 @@ def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 
     """Decode an image file.
 
     Args:
-        content: The file.
-        pixels: Where to, uint8 [3, H_canvas, W_canvas].
-        exact: As `Canvas`.
-        bits: That 16-bit files use; 0: all 16.
+        content: The file's bytes.
+        pixels: Output, uint8 [3, H_canvas, W_canvas].
+        exact: As in `Canvas`.
+        bits: Bits used by 16-bit files; 0: all 16.
 
     Returns:
-        What is odd about the file although it could be read; '' if nothing is.
+        What is wrong with the file although it could be read; '' if nothing is.
     """
     canvas = pixels.shape[1], pixels.shape[2]
     with open_image(content) as image:
         turn = turn_of(image)
-        # While the image is open: large ones take their memory one at a time.
+        # Convert while the image is open: large images are decoded one at a time to limit memory.
         if exact:
             upright = decode_rgb(image, content, turn, bits=bits)
             pixels[:] = np.asarray(cover(upright, canvas)).transpose(2, 0, 1)
@@ -301,13 +301,13 @@ def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 
 def _coarse_jpeg(
     image: Image.Image, content: bytes, turn: Turn, canvas: tuple[int, int]
 ) -> np.ndarray | None:
-    """An upright color JPEG at the coarsest scale that covers the canvas, uint8 [H, W, 3].
+    """Decode an upright color JPEG at the coarsest scale that covers the canvas, uint8 [H, W, 3].
 
-    simplejpeg hands the pixels over as they are, where Pillow pads and copies them, and its
-    shortcuts in the transform and in the colors' resolution vanish in the resize that follows.
+    simplejpeg returns the pixels without the padding and copying that Pillow does. Its fast
+    transform and chroma upsampling make no visible difference after the resize that follows.
 
     Returns:
-        None for other files, and for those that it finds damaged: they are left to Pillow.
+        None for other files and for damaged JPEGs: Pillow handles those.
     """
     as_stored = turn.orientation == 1 and (image.height, image.width) == turn.stored
     if image.format != "JPEG" or image.mode != "RGB" or not as_stored:
@@ -323,7 +323,7 @@ def _coarse_jpeg(
 
 
 def _covering(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """The middle of an image uint8 [H, W, 3] on a canvas: uint8 [3, H_canvas, W_canvas].
+    """The center of an image uint8 [H, W, 3] on a canvas: uint8 [3, H_canvas, W_canvas].
 
     Bicubic and antialiased, by torch: four times as fast as Pillow's (`benchmarks.decode`).
     """
@@ -332,6 +332,6 @@ def _covering(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
     kept_width = max(1, min(width, height * columns // rows))
     top, left = (height - kept_height) // 2, (width - kept_width) // 2
     kept = torch.from_numpy(image[top : top + kept_height, left : left + kept_width])
-    planes = kept[None].permute(0, 3, 1, 2)  # in this order, torch sees that it is channels-last
+    planes = kept[None].permute(0, 3, 1, 2)  # this way, torch recognizes channels-last
     resized = torch.nn.functional.interpolate(planes, canvas, mode="bicubic", antialias=True)
     return resized[0].numpy()

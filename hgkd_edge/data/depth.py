@@ -1,6 +1,7 @@
-"""Files of 16 bits per sample: how many of the bits carry the image, and how they become 8.
+"""16-bit image files: how many of the bits carry the image, and how they are scaled to 8.
 
-Cameras write 10, 12 or 14 bits into 16-bit files. Taken as 16 bits, such images are nearly black.
+Cameras write 10, 12 or 14 bits into 16-bit files. Read as full 16-bit, such images are nearly
+black.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from hgkd_edge.data.images import MAX_PIXELS, Turn, open_image, turn_of
 
 __all__ = ["Depth", "decode_rgb", "depth_of", "settle_bits", "settled_bits"]
 
-SAMPLE = 64  # files of a data set whose pixels decide its bits
+SAMPLE = 64  # files of a data set whose pixels are checked
 DEPTHS = (8, 10, 12, 14, 16)
 EIGHT_BITS = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".gif", ".avif")
-# Pillow keeps the high byte of 16-bit color. Read in the other byte order, the low one.
+# Pillow keeps the high byte of 16-bit color. With the byte order swapped, it keeps the low byte.
 OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
 class Depth(NamedTuple):
-    """What one 16-bit file shows of its bits.
+    """What one 16-bit file shows about the bits it uses.
 
     Attributes:
         highest: Its highest pixel.
-        stated: Bits that it claims to use (PNG's sBIT, TIFF's MaxSampleValue), or 0.
+        stated: Bits that the file claims to use (PNG's sBIT, TIFF's MaxSampleValue), or 0.
     """
 
     highest: int
@@ -38,7 +39,7 @@ class Depth(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """Bits of a data set's 16-bit files (0: it has none), and how they were found, for people."""
+    """Bits of a data set's 16-bit files (0: none), and a description of how they were found."""
 
     bits: int
     why: str = ""
@@ -47,16 +48,16 @@ class Settled(NamedTuple):
 def settled_bits(
     read: Callable[[int], bytes], names: Sequence[str], setting: str | int, *, threads: int
 ) -> Settled:
-    """Bits that the 16-bit files of a data set use: as set, else by looking at some of them.
+    """Bits used by the 16-bit files of a data set: from the setting, else from a sample of files.
 
-    All files are scaled alike: scaled by its own highest pixel, each photo would have another
-    brightness.
+    All files use the same scale. Scaling each image by its own highest pixel would change its
+    brightness relative to the others.
 
     Args:
-        read: Bytes of file i.
-        names: Of the files.
+        read: Returns the bytes of file i.
+        names: File names.
         setting: `data.bits`.
-        threads: How many files are read at a time.
+        threads: Number of files read at a time.
     """
     if isinstance(setting, int):
         return Settled(setting)
@@ -66,7 +67,7 @@ def settled_bits(
     def look(i: int) -> Depth | None:
         try:
             return depth_of(read(i))
-        except Exception:  # a broken file is named when it is decoded
+        except Exception:  # a broken file is reported when it is decoded
             return None
 
     with ThreadPoolExecutor(threads) as pool:
@@ -85,10 +86,10 @@ def settled_bits(
 
 
 def settle_bits(found: Iterable[Depth]) -> int:
-    """The bits that all these files use: as they state if their pixels agree, else by range.
+    """The bits used by all these files: as stated if the pixels agree, else by pixel range.
 
-    PNG's sBIT says how many bits the camera had: by the standard, the samples are scaled up to 16
-    bits all the same, which shows in pixels beyond those bits.
+    PNG's sBIT states how many bits the camera had. By the standard, the samples are still scaled up
+    to 16 bits, which shows in pixels beyond those bits.
     """
     depths = list(found)
     highest, stated = (max(column) for column in zip(*depths, strict=True))
@@ -100,7 +101,7 @@ def settle_bits(found: Iterable[Depth]) -> int:
 
 
 def depth_of(content: bytes) -> Depth | None:
-    """What a file shows of its bits; None if it has 8, or says for certain how many."""
+    """What a file shows about its bits; None if 8-bit or if its bit depth is certain."""
     with open_image(content) as image:
         if _packed_bits(image) or not (image.mode.startswith("I") or _color_order(image)):
             return None
@@ -124,11 +125,11 @@ def decode_rgb(
     Args:
         image: Opened from `content`; not decoded yet.
         content: The file.
-        turn: As `turn_of` gives it.
-        bits: That 16-bit files use; 0: all 16. Ignored where a file is certain of its own.
+        turn: From `turn_of`.
+        bits: Bits used by 16-bit files; 0: all 16. Ignored if the file reliably states its own.
 
     Raises:
-        ValueError: Its pixels need more bits.
+        ValueError: The pixels need more bits.
     """
     bits = _packed_bits(image) or bits or 16
     if bits < 16 and image.format in ("PNG", "TIFF"):
@@ -139,7 +140,7 @@ def decode_rgb(
 
 
 def _packed_bits(image: Image.Image) -> int:
-    """Bits per sample of a TIFF file that packs them; 0 for whole bytes."""
+    """Bits per sample of a TIFF file with packed samples; 0 for whole bytes."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(258, (0,))[0]
     return int(bits) if 8 < bits < 16 else 0
@@ -150,7 +151,7 @@ def _stated_bits(image: ImageFile.ImageFile, content: bytes) -> int:
         stated = image.tag_v2.get(281, 0)  # type: ignore[attr-defined]
         highest = max(stated) if isinstance(stated, tuple) else stated
         return int(highest).bit_length()
-    header = content[: content.find(b"IDAT")]  # sBIT stands before the pixels
+    header = content[: content.find(b"IDAT")]  # sBIT comes before the pixels
     place = header.find(b"sBIT")
     if image.format != "PNG" or place < 4:
         return 0
@@ -174,7 +175,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 def _color_pixels(image: Image.Image, content: bytes, turn: Turn) -> np.ndarray | None:
     """All 16 bits of a color image, uint16 [H, W, 3]; None for all other images."""
-    with open_image(content) as other:  # once an image is decoded, it does not say what it was
+    with open_image(content) as other:  # decoding changes the image's recorded mode
         if not (order := _color_order(other)):
             return None
         if 2 * other.width * other.height > MAX_PIXELS:  # both bytes are decoded
@@ -192,7 +193,7 @@ def _color_pixels(image: Image.Image, content: bytes, turn: Turn) -> np.ndarray 
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:
-    """The same piece of an image, its samples in another byte order."""
+    """The same tile of an image, with another sample byte order."""
     codec, extents, offset, parameters = tile
     changed = raw if isinstance(parameters, str) else (raw, *parameters[1:])
     values = (codec, extents, offset, changed)

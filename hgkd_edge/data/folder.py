@@ -1,4 +1,4 @@
-"""Photos in a folder, and the photos that come with this package."""
+"""Images in a folder, and the images bundled with this package."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ BUNDLED = Path(__file__).parent / "bundled" / "clothing10.zip"
 
 
 def bundled_photos(config: DataConfig) -> Listing:
-    """The photos that come with this package."""
+    """The images bundled with this package."""
     with zipfile.ZipFile(BUNDLED) as archive:
-        # Read here: a ZipFile must not be read by several threads at once.
+        # Read upfront: a ZipFile must not be read by several threads at once.
         contents = {name: archive.read(name) for name in sorted(archive.namelist())}
     classes = sorted({name.split("/")[1] for name in contents})
     splits = {}
@@ -40,13 +40,13 @@ def bundled_photos(config: DataConfig) -> Listing:
 
 
 def folder_photos(config: DataConfig) -> Listing:
-    """Photos by split: `root/{train,val,test}/...` by any usual spelling, or one tree.
+    """Images by split: `root/{train,val,test}/...` in any usual spelling, or one tree.
 
-    Where only training photos are there, a share is held out.
+    If only training images exist, a share is held out.
 
     Raises:
-        DataError: The folder is missing or holds no image files, or its folders can be read both
-            as splits and as classes.
+        DataError: The folder is missing or holds no image files, or its subfolders could be either
+            splits or classes.
     """
     assert config.path is not None, "checked by DataConfig"
     root = config.path.expanduser()
@@ -64,7 +64,7 @@ def folder_photos(config: DataConfig) -> Listing:
     labels = {s: [_class_of(name, layout.tops[s]) for name in names] for s, names in named.items()}
     classes = name_classes(label for column in labels.values() for label in column)
     if len(classes.names) < 2:
-        classes = ClassNames([], [])  # one subfolder is a place, not a label
+        classes = ClassNames([], [])  # a single subfolder is not a label
     splits = {
         split: Photos(
             names=[readable(name) for name in names],
@@ -88,7 +88,7 @@ def _below(top: str, names: list[str]) -> list[str]:
 
 
 def _class_of(name: str, top: str) -> str:
-    """The first subfolder below the split's top, '' for a file that lies in the top itself."""
+    """The first subfolder below the split's folder; '' for a file directly in that folder."""
     parts = name.split("/")[1 if top else 0 :]
     return parts[0] if len(parts) > 1 else ""
 
@@ -99,10 +99,10 @@ def read_file(root: Path, names: list[str], i: int) -> bytes:
 
 
 def size_of_file(root: Path, names: list[str], i: int) -> int:
-    """Bytes in file i, -1 where it cannot be told."""
+    """Size of file i in bytes, -1 if unknown."""
     try:
         return (root / names[i]).stat().st_size
-    except OSError:  # a broken link: met again, and named, when it is read
+    except OSError:  # a broken link: reported when it is read
         return -1
 
 

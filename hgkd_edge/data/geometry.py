@@ -1,4 +1,4 @@
-"""From a photo to the canvas that a network sees, and the way back. PIL and numpy, no torch."""
+"""From an image to the canvas that a network sees, and back. PIL and numpy, no torch."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = [
 
 Geometry = Literal["cover", "letterbox"]
 BILINEAR = Image.Resampling.BILINEAR  # Pillow's filters are antialiased
-LONGEST = 8  # times the canvas: what a resized image may take before it is cut
+LONGEST = 8  # limit on a resized image before cropping, in multiples of the canvas
 
-PAD = 114  # grey of what a photo does not cover: near the mean that networks subtract
-ROWS = 64  # of an image that are worked on at a time
-IGNORED = 255  # of a label map: no class is given here, or here is no photo
+PAD = 114  # gray of the margin around an image: near the mean that networks subtract
+ROWS = 64  # image rows processed at a time
+IGNORED = 255  # in label maps: no class, or outside the image
 
 
 def to_rgb(image: Image.Image, *, bits: int = 16) -> Image.Image:
     """An image of any mode as 8-bit RGB.
 
-    Pixels of 16 bits are scaled by the largest number of `bits` bits, floats by 1: Pillow's own
-    conversion cuts both off instead, to all white or all black.
+    16-bit pixels are scaled by the largest `bits`-bit number, floats by 1. Pillow's own conversion
+    clips both instead, to all white or all black.
 
     Raises:
-        ValueError: Wider pixels hold values outside `bits` bits, or floats values outside 0 to 1.
+        ValueError: 16-bit pixels exceed `bits` bits, or floats lie outside 0 to 1.
     """
     if image.mode == "RGB":
         image.load()  # Pillow's conversion would copy it
@@ -53,17 +53,17 @@ def scale_to_8(pixels: np.ndarray, highest: int) -> np.ndarray:
     """Pixels from 0 to `highest`, [H, W, ...], as uint8 from 0 to 255.
 
     Raises:
-        ValueError: A pixel lies outside.
+        ValueError: A pixel is out of range.
     """
     low, high = pixels.min(), pixels.max()
-    if not (low >= 0 and high <= highest):  # so put, NaN is refused too
+    if not (low >= 0 and high <= highest):  # written so that NaN is refused too
         kind = "float" if pixels.dtype.kind == "f" else "whole-number"
         more = f"; set data.bits to {int(high).bit_length()}" if 1 < highest < high < 2**16 else ""
         raise ValueError(
             f"{kind} pixels from {low:g} to {high:g}: can be 0 to {highest} only{more}"
         )
     scaled = np.empty(pixels.shape, np.uint8)
-    for rows in row_blocks(pixels):  # floats of all would take 8 times the memory
+    for rows in row_blocks(pixels):  # converting all at once would take 8 times the memory
         scaled[rows] = np.round(pixels[rows] * (255 / highest))
     return scaled
 
@@ -75,25 +75,25 @@ def row_blocks(pixels: np.ndarray) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Placement:
-    """A photo scaled to fit a canvas, in its top left corner, nothing cut off.
+    """An image scaled to fit a canvas, in its top left corner, without cropping.
 
-    The scale is one number for both axes (a cell stays round, whatever the photo's shape), so a
-    photo of another shape than the canvas leaves a margin at the right or at the bottom.
+    Both axes use the same scale, so shapes are preserved (a round cell stays round). An image whose
+    aspect ratio differs from the canvas leaves a margin at the right or at the bottom.
 
     Attributes:
-        original: Height and width of the photo in pixels.
-        placed: Height and width that it takes on the canvas.
+        original: Height and width of the image in pixels.
+        placed: Height and width on the canvas.
     """
 
     original: tuple[int, int]
     placed: tuple[int, int]
 
     def to_canvas(self, boxes: np.ndarray) -> np.ndarray:
-        """x1, y1, x2, y2 in the photo's pixels -> in the canvas's, float32 [..., 4]."""
+        """x1, y1, x2, y2 in image pixels -> in canvas pixels, float32 [..., 4]."""
         return (boxes * self._scale()).astype(np.float32)
 
     def to_original(self, boxes: np.ndarray) -> np.ndarray:
-        """x1, y1, x2, y2 in the canvas's pixels -> in the photo's, cut at its edges."""
+        """x1, y1, x2, y2 in canvas pixels -> in image pixels, clipped to the image."""
         height, width = self.original
         return np.clip(boxes / self._scale(), 0, (width, height, width, height)).astype(np.float32)
 
@@ -103,7 +103,7 @@ class Placement:
 
 
 def place(original: tuple[int, int], canvas: tuple[int, int]) -> Placement:
-    """Where a photo of height and width `original` lies on a canvas of height and width."""
+    """Where an image of height and width `original` lies on a canvas of height and width."""
     fitted = _scaled(original, canvas)
     height, width = (max(1, min(f, c)) for f, c in zip(fitted, canvas, strict=True))
     return Placement(original, (height, width))
@@ -116,9 +116,9 @@ def letterbox(
     fill: int = PAD,
     resample: Image.Resampling = BILINEAR,
 ) -> Image.Image:
-    """The canvas with the whole image on it, scaled as `place` says, `fill` around it.
+    """The canvas with the whole image on it, scaled as `place` states, `fill` around it.
 
-    Classification cuts an overhang off (`cover`); here every object must stay in the picture.
+    Classification crops the overhang (`cover`); here every object must stay in the image.
     """
     height, width = place((image.height, image.width), canvas).placed
     color = (fill,) * len(image.getbands())
@@ -130,9 +130,9 @@ def letterbox(
 def cover(
     image: Image.Image, canvas: tuple[int, int], *, resample: Image.Resampling = BILINEAR
 ) -> Image.Image:
-    """Resize so that the image covers the canvas, and cut out the center.
+    """Resize so that the image covers the canvas, and crop the center.
 
-    The same pixels as torchvision's `Resize(side)` and `CenterCrop(side)`, for a square canvas.
+    Same pixels as torchvision's `Resize(side)` and `CenterCrop(side)`, for a square canvas.
     """
     height, width = canvas
     scaled = _scaled((image.height, image.width), canvas)
@@ -141,19 +141,19 @@ def cover(
     if tall * wide <= LONGEST * height * width:
         whole = image.resize((wide, tall), resample)
         return whole.crop((left, top, left + width, top + height))
-    # Only the part that is kept, equal but for rounding: the whole of a 1 x 60,000 image is 9 GB.
+    # Resize only the part that is kept: equal except rounding. A 1 x 60,000 image would take 9 GB.
     rows, columns = image.height / tall, image.width / wide  # source pixels per resized pixel
-    # Pillow refuses a box that rounding has put a hair outside the image.
+    # Pillow refuses a box that rounding moved slightly outside the image.
     right = min(image.width, (left + width) * columns)
     bottom = min(image.height, (top + height) * rows)
     return image.resize((width, height), resample, box=(left * columns, top * rows, right, bottom))
 
 
 def _scaled(original: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """Each side where the *other* side fits the canvas exactly, in whole pixels rounded down.
+    """Each side if the *other* side fits the canvas exactly, in whole pixels rounded down.
 
-    The larger of this and the canvas covers it, the smaller fits inside. Whole numbers, so that
-    every implementation rounds alike.
+    The larger of this and the canvas covers it, the smaller fits inside. Integer arithmetic makes
+    every implementation round alike.
     """
     (height, width), (rows, columns) = original, canvas
     return height * columns // width, width * rows // height

@@ -1,4 +1,4 @@
-"""Hugging Face datasets, by their name on the hub or from a local folder."""
+"""Hugging Face datasets, by name on the hub or from a local folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["hub_photos"]
 
 
 def hub_photos(config: DataConfig) -> Listing:
-    """Photos of a dataset: its first image column, and its label column if it has one.
+    """Images of a dataset: its first image column, and its label column if it has one.
 
     Raises:
         DataError: The dataset cannot be loaded, or has no split or no column to train on.
@@ -35,7 +35,7 @@ def hub_photos(config: DataConfig) -> Listing:
         loaded = _load(path)
     except DataError:
         raise
-    except Exception as error:  # the library has no common type for what can go wrong here
+    except Exception as error:  # the library has no common error type
         raise DataError(
             f"data.path '{path}' cannot be loaded as a dataset: {reason_of(error)}",
             hint="a name on the hub such as 'uoft-cs/cifar10', a folder of parquet or image "
@@ -83,11 +83,11 @@ def _columns(path: str, part: Any) -> tuple[str, str | None]:
         return images[0], "label" if "label" in labels else labels[0]
     if isinstance(features.get("label"), datasets.Value):
         return images[0], "label"
-    return images[0], None  # a column of several labels per photo is none for classification
+    return images[0], None  # a multi-label column does not suit classification
 
 
 def _classes(parts: list[Any], label: str) -> list[str]:
-    """Class names: of the column's type, else the values that occur in any split."""
+    """Class names: from the column's type, else the values that occur in any split."""
     import datasets
 
     if isinstance(parts[0].features[label], datasets.ClassLabel):
@@ -100,8 +100,8 @@ def _classes(parts: list[Any], label: str) -> list[str]:
 
 
 def _label_text(value: Any) -> str:
-    """A label as text; '' where there is none. Whole numbers are one label, 1 or 1.0."""
-    if value is None or value != value:  # NaN is what pandas makes of a missing number
+    """A label as text; '' if missing. Whole numbers give one label, whether 1 or 1.0."""
+    if value is None or value != value:  # pandas stores a missing number as NaN
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -125,7 +125,7 @@ def _photos(split: str, part: Any, image: str, label: str | None, classes: list[
         labels=labels,
         read=partial(_read, encoded, image),
         size=_unknown,
-        version=str(part._fingerprint),  # the library's own hash of what the rows are
+        version=str(part._fingerprint),  # the library's own hash of the rows
     )
 
 

@@ -1,7 +1,7 @@
-"""Image files: which are opened, how large they may be, which way up they are.
+"""Image files: accepted formats, size limits, orientation.
 
-Every reader of images opens them here: training photos, masks, calibration photos, `predict`.
-PIL and numpy, no torch.
+Every reader of images opens them through this module: training images, masks, calibration images,
+`predict`. PIL and numpy, no torch.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ __all__ = [
     "turn_of",
 ]
 
-# Formats by content, whatever the file's name says. Others stay closed: Pillow would start
-# Ghostscript for an EPS file, and its rare decoders see little testing.
+# Accepted formats, detected by content, whatever the file name says. All others are refused:
+# Pillow would start Ghostscript for an EPS file, and its rare decoders are little tested.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_BYTES = 2**29  # of one image file
 MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded, 2 GB as WebP
 MAX_PASSES = 2**31  # pixels times scans of a progressive JPEG: each scan goes over the whole image
-LARGE = 2**26  # pixels of an image from which on a process decodes one at a time
+LARGE = 2**26  # pixels of an image above which a process decodes one at a time
 
-warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # we say it, by file
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is `MAX_PIXELS`
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # reported by file instead
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is `MAX_PIXELS`
 ORIENTATION = 0x0112  # the EXIF tag
 _ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it
-MARKER, SCAN = 0xFF, 0xDA  # how a scan of a JPEG begins; in pixels a zero follows 0xff
+MARKER, SCAN = 0xFF, 0xDA  # start of a JPEG scan; in pixel data, 0xff is followed by zero
+SCAN_BYTES = 10  # of the shortest header of a scan
 EMPTY_EXIF = 20  # bytes of EXIF data without any tag
-# What brings an image upright, by EXIF orientation.
+# The operation that brings an image upright, by EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,32 +60,33 @@ UPRIGHT = {
 
 @contextlib.contextmanager
 def open_image(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
-    """An image file's first frame, not decoded yet: the one place where image files are opened.
+    """An image file's first frame, not decoded yet. All image files are opened here.
 
     Args:
-        source: The file, or its content.
+        source: The file's path, or its content.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no regular file, of no format in `FORMATS`, or too large.
+        ValueError: It is not a regular file, not in a format of `FORMATS`, or too large.
     """
     content = source if isinstance(source, bytes) else read_image_file(source)
     with _opened(content) as image:
         width, height = max(image.size, _tile_size(image), key=math.prod)
         if (pixels := width * height) > MAX_PIXELS:
             raise _too_many_pixels(f"{width} x {height}")
-        if image.format in ("JPEG", "MPO") and (scans := _scans(content)) * pixels > MAX_PASSES:
+        most = MAX_PASSES // max(1, pixels)
+        if image.format in ("JPEG", "MPO") and (scans := _scans(content, most)) > most:
             raise ValueError(f"has {scans:,} scans, which would take very long to decode")
         with _ONE_AT_A_TIME if pixels > LARGE else contextlib.nullcontext():
             yield image
 
 
 def read_image_file(file: Path) -> bytes:
-    """The bytes of a file that may be an image: a regular file of bounded size, nothing else.
+    """The bytes of a file that may be an image; it must be a regular file of limited size.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is no regular file, is empty, or is larger than `MAX_FILE_BYTES`.
+        ValueError: It is not a regular file, is empty, or is larger than `MAX_FILE_BYTES`.
     """
     content = read_file(file, MAX_FILE_BYTES, kind="image")
     if not content:
@@ -93,10 +95,10 @@ def read_image_file(file: Path) -> bytes:
 
 
 def require_size(size: int) -> None:
-    """Refuse an image file of more than `MAX_FILE_BYTES`, before it is read.
+    """Refuse an image file larger than `MAX_FILE_BYTES`, before it is read.
 
     Raises:
-        ValueError: It is larger.
+        ValueError: The file is larger.
     """
     if size > MAX_FILE_BYTES:
         raise ValueError(f"has {size:,} bytes; image files are read up to {MAX_FILE_BYTES:,}")
@@ -104,7 +106,7 @@ def require_size(size: int) -> None:
 
 @dataclass(frozen=True)
 class Turn:
-    """Which way up an image is to be seen, by its EXIF orientation.
+    """The orientation in which an image is displayed, from EXIF.
 
     Attributes:
         orientation: 1 (as stored) to 8.
@@ -118,25 +120,25 @@ class Turn:
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Height and width as viewers show the image."""
+        """Height and width of the displayed image."""
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
     def draft(self, image: Image.Image, near: tuple[int, int]) -> None:
-        """Let a JPEG be decoded at a coarser scale, not below the height and width `near`."""
+        """Let a JPEG be decoded at a coarser scale, but not below the height and width `near`."""
         swap = self.orientation >= 5
-        image.draft("RGB", near if swap else near[::-1])  # Pillow names the width first
+        image.draft("RGB", near if swap else near[::-1])  # Pillow puts the width first
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The image upright, decoded.
 
         Args:
-            image: The one that `turn_of` was asked about, perhaps drafted since; or another one
+            image: The image that was given to `turn_of`, possibly drafted since, or another image
                 with the same pixels, such as a label map.
         """
         if self.orientation == 1:
             return image
         image.load()
-        # Pillow brings TIFF images upright while it decodes them, and removes the tag.
+        # Pillow turns TIFF images upright while decoding, and removes the tag.
         if image.format == "TIFF" and _orientation(image) == 1:
             return image
         return image.transpose(UPRIGHT[self.orientation])
@@ -155,9 +157,9 @@ class Turn:
 
 
 def turn_of(image: Image.Image) -> Turn:
-    """The EXIF orientation of an opened image; damaged EXIF data cost no image.
+    """The EXIF orientation of an opened image; damaged EXIF data do not make it unusable.
 
-    What cannot be read is taken as absent. Where other tags are damaged, the orientation counts.
+    Unreadable data are treated as absent. If other tags are damaged, the orientation still counts.
     """
     size = _stored_size(image)
     try:
@@ -173,9 +175,9 @@ def turn_of(image: Image.Image) -> Turn:
 
 @contextlib.contextmanager
 def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
-    """Pillow's image, its errors in our words."""
+    """The image opened by Pillow, with this package's error messages."""
     Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is an option of Pillow's
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF support is optional in Pillow
     try:
         image = Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
@@ -186,8 +188,11 @@ def _opened(content: bytes) -> Iterator[ImageFile.ImageFile]:
         yield image
 
 
-def _scans(content: bytes) -> int:
-    """How many scans a JPEG has. By numpy: `bytes.count` takes a tenth of the decoder's time."""
+def _scans(content: bytes, enough: int) -> int:
+    """How many scans a JPEG has; 0 if it is too short for `enough` of them."""
+    if len(content) < enough * SCAN_BYTES:
+        return 0
+    # By numpy: `bytes.count` takes a tenth of the decoder's time.
     values = np.frombuffer(content, np.uint8)
     return int(np.count_nonzero(values[np.flatnonzero(values[:-1] == MARKER) + 1] == SCAN))
 
@@ -197,13 +202,13 @@ def _too_many_pixels(size: str) -> ValueError:
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of the pieces that a TIFF file is decoded in; they may exceed the image."""
+    """Width and height of the tiles that a TIFF file is decoded in; they may exceed the image."""
     tags = getattr(image, "tag_v2", {})
     return int(tags.get(322, 0)), int(tags.get(323, 0))
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    tags = getattr(image, "tag_v2", None)  # of TIFF; newer Pillow gives the upright size instead
+    tags = getattr(image, "tag_v2", None)  # TIFF only; newer Pillow reports the upright size
     if tags is None:
         return image.height, image.width
     return int(tags[257]), int(tags[256])
@@ -215,15 +220,15 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _unread(image: Image.Image) -> str:
-    """Pillow passes over EXIF data of which it can read nothing."""
+    """Detects unreadable EXIF data, which Pillow ignores silently."""
     stored = len(image.info.get("exif", b""))
     damaged = stored > EMPTY_EXIF and not len(image.getexif())
     return "damaged EXIF data; used as stored" if damaged else ""
 
 
 def _damage(image: Image.Image) -> str:
-    """What is wrong with the EXIF data of a turned image: Pillow's own turning fails on this."""
-    if image.format == "TIFF":  # these tags describe the pixels: damage shows in decoding
+    """What is wrong with a turned image's EXIF data; Pillow's own turning would fail on it."""
+    if image.format == "TIFF":  # these tags describe the pixels: damage shows when decoding
         return ""
     try:
         image.getexif().tobytes()

@@ -1,6 +1,6 @@
-"""The input contract: from a decoded image to a network's input, as code, as data and as a snippet.
+"""The input contract: from a decoded image to a network's input, as code, data and a snippet.
 
-Every step is one that deployment stacks have: turn upright, one bilinear and antialiased resize, a
+Every step exists in common deployment stacks: turn upright, one bilinear antialiased resize, a
 center crop or a gray margin, scale to [0, 1], normalize. `exporters.bake` writes the same as ONNX.
 """
 
@@ -20,7 +20,7 @@ from hgkd_edge.parsing import brief, parse_json
 __all__ = ["InputSpec"]
 
 PREFIX = "hgkd_edge."
-MAX_VALUES = 2**27  # of one input: 6,688 px a side
+MAX_VALUES = 2**27  # values of one input: 6,688 px a side
 _COVER = """\
     w, h = max(WIDTH, w * HEIGHT // h), max(HEIGHT, h * WIDTH // w)
     image = image.resize((w, h), Image.Resampling.BILINEAR)  # Pillow's is antialiased
@@ -53,7 +53,7 @@ def preprocess(path):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network takes, and how an image becomes that.
+    """What a network takes as input, and how an image is converted to it.
 
     Attributes:
         size: Height and width in pixels.
@@ -61,7 +61,7 @@ class InputSpec:
         std: Per channel, divided by.
         geometry: `cover` resizes until the image covers the input and crops the center;
             `letterbox` resizes until it fits and fills the right or bottom margin with gray.
-        bits: That image files of 16 bits per sample use; 0: all 16.
+        bits: Bits used by image files of 16 bits per sample; 0: all 16.
     """
 
     size: tuple[int, int]
@@ -81,11 +81,11 @@ class InputSpec:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
     def placement(self, image: Image.Image) -> Placement:
-        """Where a letterboxed image lies on the input: the way back for boxes and label maps."""
+        """Where a letterboxed image lies on the input; needed to map boxes back to the image."""
         return place((image.height, image.width), self.size)
 
     def snippet(self) -> str:
-        """Python (numpy and Pillow) that makes the network's input from an image file."""
+        """Python code (numpy and Pillow) that makes the network's input from an image file."""
         resize = _COVER if self.geometry == "cover" else _LETTERBOX.replace("{pad}", str(PAD))
         (height, width), mean, std = self.size, list(self.mean), list(self.std)
         return _SNIPPET.format(height=height, width=width, mean=mean, std=std, resize=resize)
@@ -117,11 +117,11 @@ class InputSpec:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], *, geometry: Geometry) -> InputSpec:
-        """Read what `metadata` gave, as JSON under `hgkd_edge.<key>`.
+        """Read the entries written by `metadata`, as JSON under `hgkd_edge.<key>`.
 
         Args:
-            metadata: Of a model file.
-            geometry: For files of earlier versions, which do not state theirs.
+            metadata: Metadata of a model file.
+            geometry: Used for files of earlier versions, which do not state it.
 
         Raises:
             KeyError, ValueError, TypeError: An entry is missing or damaged.

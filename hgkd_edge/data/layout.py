@@ -1,4 +1,4 @@
-"""Whether the folders of a tree are splits or classes."""
+"""Decides whether the folders of a tree are splits or classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Layout(NamedTuple):
 
     Attributes:
         tops: Split -> the folder that holds it; '' for the whole tree.
-        remarks: What may not be meant that way, one line each.
+        remarks: Choices that may be unintended, one line each.
     """
 
     tops: dict[str, str]
@@ -27,7 +27,7 @@ class Layout(NamedTuple):
 
 @dataclass
 class _Folder:
-    """A folder at the top of a tree: its images, and the images directly in it."""
+    """A top-level folder of a tree: its images, and the images directly in it."""
 
     images: int = 0
     direct: int = 0
@@ -44,15 +44,15 @@ class _Folder:
 def read_layout(root: Path, names: Sequence[str]) -> Layout:
     """Find the splits in a tree of images.
 
-    A folder at the top whose name is a split's is that split, where one of them is of training.
+    A top-level folder named after a split is that split, if one of them is the training split.
 
     Args:
         root: The tree, for messages.
-        names: Of all its images, relative to it.
+        names: Paths of all images, relative to the tree.
 
     Raises:
-        DataError: Two folders are one split, none is of training, or whether folders are splits or
-            classes cannot be told.
+        DataError: Two folders are the same split, there is no training split, or it is unclear
+            whether the folders are splits or classes.
     """
     folders = _folders(names)
     splits = [folder for folder in folders if split_named(folder)]
@@ -92,10 +92,10 @@ def read_layout(root: Path, names: Sequence[str]) -> Layout:
 
 
 def _refuse_unclear_splits(root: Path, folders: Sequence[str]) -> None:
-    """Refuse folders such as `X_train` and `X_test`: taken as classes, all would be trained on.
+    """Refuse folders such as `X_train` and `X_test`: as classes, all would be trained on.
 
     Raises:
-        DataError: Every folder speaks of a split among other words, training and another.
+        DataError: Every folder's name contains a split's name, both training and another.
     """
     meant = [split_in(folder) for folder in folders]
     if all(meant) and "train" in meant and len(set(meant)) > 1:
@@ -106,7 +106,7 @@ def _refuse_unclear_splits(root: Path, folders: Sequence[str]) -> None:
 
 
 def _folders(names: Sequence[str]) -> dict[str, _Folder]:
-    """Folders at the top that hold images."""
+    """Top-level folders that hold images."""
     folders: dict[str, _Folder] = {}
     for name in names:
         top, _, rest = name.partition("/")
@@ -118,7 +118,7 @@ def _folders(names: Sequence[str]) -> dict[str, _Folder]:
 
 
 def _outside(root: Path, names: Sequence[str], tops: set[str]) -> list[str]:
-    """A remark about images that lie in no split's folder."""
+    """A remark about images outside of all split folders."""
     outside = [name for name in names if name.split("/")[0] not in tops or "/" not in name]
     if not outside:
         return []
@@ -129,10 +129,10 @@ def _outside(root: Path, names: Sequence[str], tops: set[str]) -> list[str]:
 
 
 def _refuse_splits_further_down(root: Path, names: Sequence[str]) -> None:
-    """Refuse training and test photos below one folder: all would be trained on.
+    """Refuse training and test images below one folder: all would be trained on.
 
     Raises:
-        DataError: Folders of the second level are a training and another split.
+        DataError: Second-level folders are named after training and another split.
     """
     inside: dict[str, set[str]] = {}
     for name in names:

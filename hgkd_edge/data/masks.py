@@ -19,7 +19,7 @@ __all__ = [
     "visible_count",
 ]
 
-BLOCKS = 8  # at most that many in an image; few images need more to come near their share
+BLOCKS = 8  # maximum per image; few images need more to come close to their share
 SMALLEST_BLOCK = 4  # patches
 FLATTEST_BLOCK = 0.3  # height / width, or the other way round
 BLOCK_DRAWS = 1 + 4 * BLOCKS  # uniform numbers per image
@@ -76,10 +76,10 @@ def random_masks(draws: Tensor, grid: tuple[int, int], ratio: float) -> Tensor:
 def disjoint_masks(
     draws: Iterable[Tensor], grid: tuple[int, int], ratio: float
 ) -> Iterator[Tensor]:
-    """Masks of the same images, one after the other, that overlap as little as possible.
+    """A sequence of masks for the same images that overlap as little as possible.
 
-    Each mask takes the patches that were visible least often, at random among equals. So every
-    patch is visible once before any is visible twice, as if patches were dealt from shuffled decks.
+    Each mask takes the patches that were visible least often, with random ties. So every patch is
+    visible once before any is visible twice, like cards dealt from shuffled decks.
 
     Args:
         draws: One float [B, h*w] per mask, uniform in [0, 1).
@@ -89,7 +89,7 @@ def disjoint_masks(
     Yields:
         bool [B, h, w], True = visible, each with the same number of visible patches.
     """
-    times: Tensor | int = 0  # that each patch was visible
+    times: Tensor | int = 0  # how often each patch was visible
     for noise in draws:
         visible = random_masks(noise + times, grid, ratio)
         yield visible

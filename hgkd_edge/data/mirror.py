@@ -1,7 +1,8 @@
-"""A folder under a name that holds no pattern: real subfolders, and a link for every file.
+"""Mirrors a folder under a path without glob characters: real subfolders, a link per file.
 
-Some libraries take a folder's path as a glob pattern, so that `a[1]` finds nothing, or the files of
-`a1`. They resolve links first, so a link to the folder does not help; links to its files do.
+Some libraries treat a folder's path as a glob pattern, so that `a[1]` finds nothing, or finds the
+files of `a1`. They resolve links first, so a link to the folder does not help. Links to its files
+do.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ __all__ = ["looks_like_pattern", "without_pattern"]
 
 
 def looks_like_pattern(path: Path) -> bool:
-    """Whether a library that expands patterns and chained addresses misreads a path."""
+    """Whether a library that expands glob patterns and chained URLs would misread a path."""
     return glob.has_magic(str(path)) or "::" in str(path)
 
 
 def without_pattern(folder: Path) -> Path:
-    """The folder itself, or where its path looks like a pattern, a mirror of it in the cache.
+    """The folder itself or, if its path looks like a pattern, a mirror of it in the cache.
 
-    A mirror is named after its folder and the names in it and never changes, so processes share
-    it, and results that a library keeps by path stay valid. Contents are read through the links.
+    A mirror's name depends on the folder and the file names in it, and a mirror never changes. So
+    processes can share it, and results that a library caches by path stay valid. Contents are read
+    through the links.
 
     Raises:
         DataError: The mirror cannot be written, or the cache's own path looks like a pattern.
@@ -60,7 +62,7 @@ def without_pattern(folder: Path) -> Path:
 
 
 def _names(folder: Path) -> list[str]:
-    """Everything in a folder that is no folder itself, relative to it; links are not followed."""
+    """Everything in a folder except folders, by relative path; links are not followed."""
     found = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
@@ -74,7 +76,7 @@ def _key(folder: Path, names: list[str]) -> str:
 
 
 def _write(folder: Path, names: list[str], mirror: Path) -> None:
-    """Write a mirror under a temporary name; whoever is first gives it its own."""
+    """Write a mirror under a temporary name, then rename it; the first process to finish wins."""
     mirror.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=mirror.parent))
     try:

@@ -1,7 +1,7 @@
-"""How splits, classes and files are spelled: every reader of names asks here.
+"""How splits, classes and files are spelled; all readers of names use this module.
 
 Names come from folders, lists, tables, archives and annotation files, from people and from tools.
-Two of them may be one name although they differ: in Unicode form, in blanks, in case.
+Two spellings may be the same name even if they differ in Unicode form, spaces or case.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SPELLINGS = {
     "test": ("test", "testing", "testset", "tst"),
 }
 SPLIT_OF = {word: split for split, words in SPELLINGS.items() for word in words}
-# Words that may stand next to a split's name without changing what it says.
+# Words that may accompany a split's name without changing its meaning.
 FILLERS = {"set", "split", "data", "dataset", "images", "image", "imgs", "img", "photos"}
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))  # zero-width, soft hyphen
 T = TypeVar("T")
 
 
 def split_named(name: str) -> str | None:
-    """`train`, `val` or `test` for a name that says nothing else, such as `Testing` or `val2017`.
+    """`train`, `val` or `test` if a name states only a split, such as `Testing` or `val2017`.
 
     >>> split_named("Training_set"), split_named("dev"), split_named("test 2")
     ('train', 'val', None)
@@ -57,7 +57,7 @@ def split_named(name: str) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a file name speaks of among other words, such as `instances_val2017`.
+    """The split that a file name contains among other words, such as `instances_val2017`.
 
     >>> split_in("instances_val2017"), split_in("cam0-train-000"), split_in("latest")
     ('val', 'train', None)
@@ -66,7 +66,7 @@ def split_in(name: str) -> str | None:
 
 
 def splits_by_name(names: Iterable[str], root: object) -> dict[str, str]:
-    """Split, train first -> the one of these names that stands for it; others are passed over.
+    """Split, train first -> the name that stands for it; other names are ignored.
 
     Raises:
         DataError: Two names stand for one split.
@@ -85,45 +85,45 @@ def splits_by_name(names: Iterable[str], root: object) -> dict[str, str]:
 
 
 def readable(name: str) -> str:
-    r"""A name that can be printed, hashed and written: bytes that are not UTF-8 become `\xe9`."""
+    r"""A name that can be printed, hashed and written: non-UTF-8 bytes become `\xe9`."""
     try:
         name.encode()
     except UnicodeEncodeError:
         with contextlib.suppress(UnicodeEncodeError):
             return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return name.encode("utf-8", "backslashreplace").decode()  # half of a pair, out of JSON
+        return name.encode("utf-8", "backslashreplace").decode()  # lone surrogate, from JSON
     return name
 
 
 def clean(name: str) -> str:
-    """A name in the one form that it is compared and shown in.
+    """A name in the normal form used for comparison and display.
 
-    Unicode's composed form (macOS writes `e` and an accent where others write one letter), without
-    blanks at its ends and without characters that nobody sees.
+    Uses Unicode's composed form (macOS writes `e` and an accent as two characters), without spaces
+    at the ends and without invisible characters.
     """
     composed = unicodedata.normalize("NFC", readable(name)).translate(INVISIBLE)
     return composed.replace("\u00a0", " ").strip()
 
 
 def a_few(names: Sequence[str], *, shown: int = 3) -> str:
-    """Names for a message: the first few in quotes, and how many more there are."""
+    """Names for a message: the first few in quotes, and the number of the rest."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(f"'{name}'" for name in names[:shown]) + more
 
 
 class ClassNames(NamedTuple):
-    """Class names of a data set, and what is remarkable about their spelling.
+    """Class names of a data set, and remarks on their spelling.
 
     Attributes:
         names: Sorted.
-        remarks: Spellings that were taken as one, and names that differ in case only.
+        remarks: Spellings that were merged, and names that differ only in case.
     """
 
     names: list[str]
     remarks: list[str]
 
     def numbers(self, names: Iterable[str], *, unknown: int) -> list[int]:
-        """The number of every name by any of its spellings, `unknown` where it is no class."""
+        """The number of every name in any of its spellings; `unknown` if it is not a class."""
         known = {name: i for i, name in enumerate(self.names)}
         names = list(names)
         by_spelling = {name: known.get(clean(name), unknown) for name in set(names)}
@@ -133,10 +133,10 @@ class ClassNames(NamedTuple):
 def name_classes(
     spellings: Iterable[str], sort: Callable[[set[str]], list[str]] = sorted
 ) -> ClassNames:
-    """The classes that labels name; spellings that differ only invisibly are one class.
+    """The classes that labels name; spellings with only invisible differences are one class.
 
     Args:
-        spellings: As read; empty ones are no class.
+        spellings: As read; empty ones are skipped.
         sort: Puts the distinct names in order.
     """
     by_name: dict[str, set[str]] = {}
@@ -161,10 +161,10 @@ def name_classes(
 
 
 class ByName(Generic[T]):
-    """Things by name, found by any spelling of it that is not ambiguous.
+    """Items by name, found by any unambiguous spelling of it.
 
     Args:
-        items: Names, and what they stand for; two may have one name.
+        items: Pairs of name and item; two items may share a name.
     """
 
     def __init__(self, items: Iterable[tuple[str, T]] = ()) -> None:
@@ -184,22 +184,22 @@ class ByName(Generic[T]):
         return bool(self.find(name))
 
     def find(self, name: str) -> list[T]:
-        """What has this name: nothing, one thing, or several where it is ambiguous.
+        """The items with this name: none, one, or several if it is ambiguous.
 
-        Case counts only where it must: `A.jpg` is found as `a.jpg` unless both are there.
+        Case matters only if necessary: `A.jpg` is found as `a.jpg` unless both exist.
         """
         name = clean(name)
         return self._exact.get(name) or self._loose.get(name.casefold(), [])
 
 
 class FileFinder:
-    """Finds files whose names other programs spell differently: Unicode form, blanks, case, `\\`.
+    """Finds files that other programs spell differently: Unicode form, spaces, case, `\\`.
 
-    A file is found as it is named, else where exactly one file below `root` is meant. Folders are
+    A file is found under its exact name, else if exactly one file below `root` matches. Folders are
     listed once.
 
     Args:
-        root: Relative names are below it.
+        root: Base folder of relative names.
     """
 
     def __init__(self, root: Path) -> None:
@@ -207,7 +207,7 @@ class FileFinder:
         self._listed: dict[Path, ByName[str]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file of this name; None if there is none, or more than one that could be meant."""
+        """The file of this name; None if there is none or it is ambiguous."""
         exact = self.root / name
         if os.path.isfile(exact):  # unlike pathlib's, False for names too long
             return exact
@@ -236,5 +236,5 @@ class FileFinder:
 
 
 def _words(name: str) -> list[str]:
-    """Words of a name in lower case: `TrainSet-2017` is train, set."""
+    """Words of a name in lower case: `TrainSet-2017` gives train, set."""
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", clean(name))]

@@ -1,4 +1,4 @@
-"""Photos that are named but not yet read, wherever they lie."""
+"""Images that are listed but not yet read, from any source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "with_holdout",
 ]
 
-# Files that are tried, as `images.FORMATS` can be read; the content decides.
+# File suffixes that are tried, matching `images.FORMATS`; the content decides.
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".png", ".apng", ".webp"),
@@ -36,7 +36,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-# Files that hold images and cannot be read: reported, never passed over in silence.
+# Suffixes of unsupported image formats: such files are reported, never silently ignored.
 OTHER_IMAGE_SUFFIXES = frozenset(
     (
         *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl", ".jxr", ".svg"),
@@ -50,14 +50,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos of one split: columns, not objects, so that millions of them stay small.
+    """Images of one split, stored as columns instead of objects to stay small with millions.
 
     Attributes:
-        names: One per photo, unlike all others of the source.
-        labels: int64 [n], -1 where unlabelled.
-        read: Bytes of the image file of photo i.
-        size: Bytes in that file, found without reading it (-1: unknown).
-        version: What `size` cannot tell: the version of the whole collection, where it has one.
+        names: One per image, unique within the source.
+        labels: int64 [n], -1 where unlabeled.
+        read: Returns the bytes of image file i.
+        size: Returns the size of image file i in bytes, without reading it (-1: unknown).
+        version: Version of the whole collection, if it has one, to detect changes that keep sizes.
     """
 
     names: Sequence[str]
@@ -70,7 +70,7 @@ class Photos:
         return len(self.names)
 
     def select(self, indices: Sequence[int]) -> Photos:
-        """Some of the photos, in the order of `indices`."""
+        """The images at `indices`, in that order."""
         return Photos(
             names=[self.names[i] for i in indices],
             labels=self.labels[np.asarray(indices, np.int64)],
@@ -82,15 +82,15 @@ class Photos:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds.
+    """The contents of a source.
 
     Attributes:
-        splits: Photos by split.
-        classes: Class names; empty: unlabelled.
-        unused: Images that are not among the photos, with the reason.
-        remarks: What was found about names, one line each.
-        several: Why photos are unlabelled although their source holds labels: one line of it has
-            several; '' otherwise.
+        splits: Split name -> its images.
+        classes: Class names; empty: unlabeled.
+        unused: Image files that are not used, with the reason.
+        remarks: Remarks on names, one line each.
+        several: Why images are unlabeled although their source has labels: one line of it that
+            holds several labels; '' otherwise.
     """
 
     splits: dict[str, Photos]
@@ -101,11 +101,11 @@ class Listing:
 
 
 class Found(NamedTuple):
-    """Image files below a folder, relative to it, in the order of their paths.
+    """Image files below a folder, as relative paths, in path order.
 
     Attributes:
-        names: Those that are read.
-        unused: Those whose format cannot be read, with the reason.
+        names: Files that can be read.
+        unused: Files in unsupported formats, with the reason.
         unlisted: Folders that cannot be listed, or are hidden and hold images, with the reason.
     """
 
@@ -114,7 +114,7 @@ class Found(NamedTuple):
     unlisted: list[tuple[str, str]]
 
     def remark(self, root: Path) -> str:
-        """One line about what is not used; '' if there is nothing."""
+        """One line about what is not used; '' if everything is."""
         parts = []
         if self.unused:
             counts = Counter(os.path.splitext(name)[1].lower() for name, _ in self.unused)
@@ -132,8 +132,8 @@ class Found(NamedTuple):
 def find_images(root: Path) -> Found:
     """Image files below a folder.
 
-    Folders that are links are followed; what is hidden is skipped: other programs' folders, and
-    the `._*` files that macOS leaves, are no photos. A hidden folder of images is reported.
+    Links to folders are followed. Hidden entries are skipped: other programs' folders and the `._*`
+    files of macOS are not images. A hidden folder that holds images is reported.
     """
     found, unused, unlisted, seen = (
         list[str](),
@@ -147,7 +147,7 @@ def find_images(root: Path) -> Found:
         folder = os.path.join(root, inside)
         try:
             about = os.stat(folder)
-            if (about.st_dev, about.st_ino) in seen:  # a link back up
+            if (about.st_dev, about.st_ino) in seen:  # a link to a parent folder
                 continue
             seen.add((about.st_dev, about.st_ino))
             entries = list(os.scandir(folder))
@@ -173,7 +173,7 @@ def find_images(root: Path) -> Found:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: tried as a file, and named when it is read
+    except OSError:  # a link to itself: tried as a file, and reported when read
         return False
 
 
@@ -192,7 +192,7 @@ def is_image(name: str) -> bool:
 
 
 def why_not_an_image(name: str) -> str:
-    """Why a file that seems to hold an image is not read; '' for all others."""
+    """Why a file that looks like an image is not read; '' for all other files."""
     base = os.path.basename(name)
     suffix = os.path.splitext(base)[1].lower()
     if suffix not in OTHER_IMAGE_SUFFIXES or base.startswith("."):
@@ -201,9 +201,9 @@ def why_not_an_image(name: str) -> str:
 
 
 def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:
-    """The same splits; where only `train` holds photos, a fixed share of them is kept from it.
+    """The same splits; if only `train` holds images, a fixed share of them is held out.
 
-    By hash of the name, so new photos never move old ones.
+    The choice depends on a hash of the name, so adding images never moves existing ones.
     """
     if any(len(photos) for split, photos in splits.items() if split != "train"):
         return splits
@@ -217,7 +217,7 @@ def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:
 
 
 def held_out(name: str, share: float) -> bool:
-    """Whether a photo belongs to the share that is kept from training."""
+    """Whether an image belongs to the held-out share."""
     draw = int.from_bytes(hashlib.sha256(readable(name).encode()).digest()[:8], "big") / 2**64
     return draw < share
 

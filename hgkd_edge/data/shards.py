@@ -1,8 +1,8 @@
-"""WebDataset shards: local tar files, read at random places through an index made once.
+"""WebDataset shards: local tar files, read with random access through a cached index.
 
 A sample is the members of one tar that share a name up to its first dot: an image, and its label in
-a `.cls`, `.json` or `.txt` file next to it. With the index, shards behave like a folder: the order
-of photos, resume and the share of each process stay exact.
+a `.cls`, `.json` or `.txt` file next to it. With the index, shards behave like a folder: image
+order, resume and each process's share stay exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,16 +39,16 @@ from hgkd_edge.rundir import cache_dir, write_json
 
 __all__ = ["shard_files", "shard_photos"]
 
-# What WebDataset's rule makes of `cam0.0001.jpg` and `cam0.0002.jpg`.
+# WebDataset's naming rule gives this for `cam0.0001.jpg` and `cam0.0002.jpg`.
 SHARED_KEY = "shares its sample name, which ends at the first dot, with another image"
-LONGEST_NAME = 4096  # characters, as of a path on disk
+LONGEST_NAME = 4096  # characters, as for a path on disk
 BAD_NAME = f"the member's name has more than {LONGEST_NAME} characters"
 BAD_MEMBER = "the member is sparse or too large"
-INDEX_VERSION = 3  # part of the cached index's name: raise it when the index changes
+INDEX_VERSION = 3  # part of the cached index's name: increase it when the index format changes
 
 
 class Member(NamedTuple):
-    """One photo in a shard: where its bytes lie, and its label's text ('' for none)."""
+    """One image in a shard: the position of its bytes, and its label's text ('' if none)."""
 
     name: str
     offset: int
@@ -58,11 +58,11 @@ class Member(NamedTuple):
 
 @dataclass
 class Index:
-    """What a shard holds.
+    """The contents of a shard.
 
     Attributes:
-        photos: In its order.
-        unused: Images that are not among them, with the reason.
+        photos: In shard order.
+        unused: Images that are not used, with the reason.
     """
 
     photos: list[Member] = field(default_factory=list)
@@ -70,16 +70,17 @@ class Index:
 
 
 def shard_photos(config: DataConfig) -> Listing:
-    """Photos of local WebDataset shards.
+    """Images of local WebDataset shards.
 
     Shards whose file or folder is named after a split (`train-000.tar`, `val/000.tar`) belong to
-    it; where all belong to one, a share of the photos is held out.
+    it. If all belong to one split, a share of the images is held out.
 
     Raises:
-        DataError: No shard is there, one is no tar file, or none holds an image.
+        DataError: No shard exists, one is not a tar file, or none holds an image.
     """
     files = shard_files(str(config.path))
-    processes.on_main(lambda: _index_unknown(files))  # the others find it in the cache
+    # Other processes find the index in the cache.
+    processes.on_main_for_long(lambda alive: _index_unknown(files, alive))
     indices = {file: _read_index(file) for file in files}
     shards = {file: index.photos for file, index in indices.items() if index.photos}
     if not shards:
@@ -121,8 +122,8 @@ def _remark_unused(unused: list[tuple[str, str]], indices: dict[Path, Index]) ->
 
 
 class _Shards:
-    """Reads photos by number from several shards; opens a file anew each time, so it has no state
-    that threads could share.
+    """Reads images by number from several shards. It reopens the file each time, so that threads
+    share no state.
     """
 
     def __init__(self, shards: dict[Path, list[Member]]) -> None:
@@ -161,12 +162,12 @@ def _photos(shards: dict[Path, list[Member]], classes: ClassNames) -> Photos:
 
 
 def shard_files(pattern: str) -> list[Path]:
-    """Files of a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern.
+    """Shard files from a folder, a brace pattern (`train-{000..127}.tar`) or a glob pattern.
 
-    What exists is a path, whatever characters it holds; only the rest is a pattern.
+    An existing path is never treated as a pattern, whatever characters it holds.
 
     Raises:
-        DataError: There are none, or some of them are missing.
+        DataError: No shard exists, or some are missing.
     """
     from braceexpand import braceexpand
 
@@ -196,7 +197,7 @@ def shard_files(pattern: str) -> list[Path]:
 
 
 def _existing_part(path: Path) -> tuple[Path, str]:
-    """The longest leading part of a path that exists, and the rest of it."""
+    """The longest existing leading part of a path, and the rest of it."""
     for base in (path, *path.parents):
         if base.exists():
             return base, "" if base == path else str(path.relative_to(base))
@@ -207,16 +208,17 @@ def _split_of(file: Path) -> str:
     return split_in(file.stem) or split_in(file.parent.name) or "train"
 
 
-def _index_unknown(files: Sequence[Path]) -> None:
-    """Put the index of every shard into the cache, unless it is there."""
+def _index_unknown(files: Sequence[Path], alive: Callable[[], None]) -> None:
+    """Add the index of every shard to the cache if it is missing."""
     unknown = [file for file in files if not _cache_file(file).is_file()]
     if not unknown:
         return
     with track_steps("indexing shards", total=len(unknown)) as show, ThreadPoolExecutor() as pool:
-        indices = pool.map(_index, unknown)  # threads help where the disk is what is waited for
+        indices = pool.map(_index, unknown)  # threads help if the disk is slow
         for done, (file, index) in enumerate(zip(unknown, indices, strict=True), start=1):
             write_json(_cache_file(file), vars(index))
             show(done, "")
+            alive()
 
 
 def _read_index(file: Path) -> Index:
@@ -238,14 +240,14 @@ def _cache_file(file: Path) -> Path:
 
 
 def _index(file: Path) -> Index:
-    """Photos of one shard, in its order."""
+    """Images of one shard, in shard order."""
     images: dict[str, list[tarfile.TarInfo]] = {}
     labels: dict[str, str] = {}
     index = Index()
     try:
         with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as shard:
             for member in shard:
-                if member.size < 0:  # would be read backwards, perhaps for ever
+                if member.size < 0:  # would be read backwards, possibly forever
                     raise tarfile.ReadError(f"a member says that it has {member.size} bytes")
                 if len(member.name) > LONGEST_NAME:
                     index.unused.append((readable(cut(member.name)), BAD_NAME))
@@ -254,7 +256,7 @@ def _index(file: Path) -> Index:
                 if not member.isfile() or not key:
                     continue
                 if member.issparse() or member.size > MAX_FILE_BYTES:
-                    # Its size is what it claims: the bytes are not all in the archive.
+                    # The size is only a claim: the archive may not contain all the bytes.
                     index.unused.append((readable(member.name), BAD_MEMBER))
                 elif is_image(f"{key}.{extension}"):
                     images.setdefault(key, []).append(member)
@@ -271,7 +273,7 @@ def _index(file: Path) -> Index:
             hint="it must be an uncompressed, whole tar",
         ) from error
     for key, members in images.items():
-        photo = min(members, key=_dots)  # `0001.png`; `0001.depth.png` is another view of it
+        photo = min(members, key=_dots)  # prefer `0001.png` to `0001.depth.png`
         index.photos.append(
             Member(readable(photo.name), photo.offset_data, photo.size, labels.get(key, ""))
         )
@@ -283,7 +285,7 @@ def _index(file: Path) -> Index:
 def _key_and_extension(name: str) -> tuple[str, str]:
     """A member's sample and the rest of its name in lower case, by WebDataset's rule.
 
-    The sample is everything up to the first dot of the file's own name; '' for hidden files.
+    The sample is everything up to the first dot of the file name; '' for hidden files.
     """
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
@@ -291,18 +293,18 @@ def _key_and_extension(name: str) -> tuple[str, str]:
 
 
 def _dots(member: tarfile.TarInfo) -> int:
-    """How many parts a name's extension has."""
+    """Number of parts in a name's extension."""
     return member.name.rpartition("/")[2].count(".")
 
 
 def _is_view(member: tarfile.TarInfo, photo: tarfile.TarInfo) -> bool:
-    """Whether a second image of a sample is named as its depth map or mask, not by a number."""
+    """Whether a sample's second image is named as its depth map or mask, not by a number."""
     kind = member.name.rpartition("/")[2].split(".")[1]
     return _dots(member) > _dots(photo) and not kind.isdecimal()
 
 
 def _label_text(extension: str, content: bytes) -> str:
-    """A label as it stands in a `.cls` or `.txt` file, or under a usual key of a `.json` file."""
+    """A label from a `.cls` or `.txt` file, or from a common key of a `.json` file."""
     text = content.decode("utf-8", "replace").strip()
     if extension != "json":
         return text
@@ -316,7 +318,7 @@ def _label_text(extension: str, content: bytes) -> str:
 
 
 def _classes(labels: Sequence[str]) -> ClassNames:
-    """Distinct labels, numbers in their own order; none where nearly every photo has its own."""
+    """Distinct labels, numbers in numeric order; empty if nearly every image has its own label."""
     classes = name_classes(labels, _in_order)
     if not 2 <= len(classes.names) <= len(labels) / 2:
         return ClassNames([], [])  # captions, not labels

@@ -1,11 +1,12 @@
-"""Image sources: a sequence of (photo, label), the same photo for the same index every time.
+"""Image sources: a sequence of (image, label), with a fixed image for each index.
 
-A source decodes to a fixed *canvas* of uint8 pixels, for training a little larger than what the
-networks see; everything random (crop, flip, mask) happens later, on the device, from the step's own
-random numbers. So a source holds no random state and a run can be resumed at any step.
+A source decodes to a fixed *canvas* of uint8 pixels, which for training is slightly larger than the
+network input. Everything random (crop, flip, mask) happens later, on the device, from the step's
+own random numbers. A source therefore holds no random state, and a run can resume at any step.
 
-Where the photos lie (`folder.py`, `shards.py`, `hub.py`) is one question, whether they are decoded
-once or as training goes (`decode.py`) another; a training that asks for pixels sees neither.
+Where the images are stored is handled in `folder.py`, `shards.py` and `hub.py`. Whether they are
+decoded once or during training is handled in `decode.py`. Training code that asks for pixels sees
+neither.
 """
 
 from __future__ import annotations
@@ -58,22 +59,22 @@ LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
 
 @dataclass
 class ImageSource:
-    """Photos of one split.
+    """Images of one split.
 
     Attributes:
-        images: uint8 [n, 3, H_canvas, W_canvas], or what decodes them when indexed by int64 [B] or
-            `split` into batches.
-        labels: int64 [n], -1 where unlabelled; or label maps, or `BoxLabels`, see `annotations`.
+        images: uint8 [n, 3, H_canvas, W_canvas], or an object that decodes them when indexed by
+            int64 [B] or split into batches with `split`.
+        labels: int64 [n], -1 where unlabeled; or label maps, or `BoxLabels`, see `annotations`.
         names: File names, relative to the source's root.
-        classes: Class names; empty when the photos are unlabelled.
-        fingerprint: sha256, equal exactly when the data are: over names and contents of photos
-            that are kept, over names, labels and sizes of files that are streamed.
-        skipped: Files that could not be read (of streamed ones: so far), with the reason.
-        noted: Files that were read and are not as they should be, with what is wrong.
+        classes: Class names; empty when the images are unlabeled.
+        fingerprint: sha256 that changes exactly when the data change: over names and contents of
+            images kept in memory, over names, labels and sizes of streamed files.
+        skipped: Files that could not be read (if streamed: so far), with the reason.
+        noted: Files that were read but are damaged, with what is wrong.
         remarks: What was decided about the data, one line each.
-        decided: The settings behind it: key -> the value that `auto` took.
-        ignored: Share of the pixels whose class is not given; None without label maps.
-        several: As `Listing.several`.
+        decided: The settings that were decided: key -> the value that `auto` resolved to.
+        ignored: Share of pixels without a class; None if there are no label maps.
+        several: As in `Listing.several`.
     """
 
     images: torch.Tensor | StreamedPixels
@@ -93,23 +94,23 @@ class ImageSource:
 
     @property
     def labelled(self) -> bool:
-        """Whether every photo has a label."""
-        if self.labels.ndim > 1:  # boxes or label maps: photos without any were skipped
+        """Whether every image has a label."""
+        if self.labels.ndim > 1:  # boxes or label maps: images without one were skipped
             return len(self) > 0
         return len(self.classes) > 1 and bool((self.labels != UNLABELLED).all())
 
     @property
     def streamed(self) -> bool:
-        """Whether photos are decoded when they are asked for."""
+        """Whether images are decoded on demand."""
         return isinstance(self.images, StreamedPixels)
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels uint8 [B, 3, H_canvas, W_canvas] and labels [B, ...] of photos, int64 [B]."""
-        images = self.images[indices]  # before the labels: an unreadable photo's is replaced
+        """Pixels uint8 [B, 3, H_canvas, W_canvas] and labels [B, ...] of the images int64 [B]."""
+        images = self.images[indices]  # first: this may replace an unreadable image's label
         return images, self.labels[indices]
 
     def subset(self, indices: torch.Tensor) -> ImageSource:
-        """The photos at `indices`, int64 [m]."""
+        """The images at `indices`, int64 [m]."""
         chosen = hashlib.sha256(f"{self.fingerprint}\0{indices.tolist()}".encode())
         labels: Any = self.labels
         labels = labels.select(indices) if isinstance(labels, BoxLabels) else labels[indices]
@@ -128,10 +129,10 @@ class ImageSource:
 
 
 def canvas_of(split: str, size: tuple[int, int]) -> Canvas:
-    """What a split's photos are decoded to.
+    """The canvas that a split's images are decoded to.
 
-    Training photos get a margin for random crops, 8/7 of what the networks see (256 for 224).
-    Others are decoded as `predict` does, so that a score and a prediction see the same pixels.
+    Training images get a margin for random crops, 8/7 of the network input (256 for 224). Others
+    are decoded as `predict` does, so that a score and a prediction use the same pixels.
     """
     if split == "train":
         return Canvas(round(size[0] * 8 / 7), round(size[1] * 8 / 7), exact=False)
@@ -139,7 +140,7 @@ def canvas_of(split: str, size: tuple[int, int]) -> Canvas:
 
 
 def list_photos(config: DataConfig) -> Listing:
-    """Name a recipe's photos by split, without reading them.
+    """List a recipe's images by split, without reading them.
 
     Raises: as `open_splits`.
     """
@@ -147,7 +148,7 @@ def list_photos(config: DataConfig) -> Listing:
 
 
 def open_splits(config: DataConfig) -> dict[str, ImageSource]:
-    """Open a recipe's photos: `train`, and a held-out split named `test`, `val` or `holdout`.
+    """Open a recipe's images: `train`, and a held-out split named `test`, `val` or `holdout`.
 
     Raises:
         DataError: The data are missing, or hold no image that can be read.
@@ -178,7 +179,7 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
 
 
 def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
-    """What the label sets of the splits have not in common, one line each."""
+    """How the label sets of the splits differ, one line each."""
     train = splits["train"]
     if not train.classes:
         return []
@@ -201,9 +202,9 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
 
 
 def unlearned_classes(train: ImageSource, test: ImageSource) -> str:
-    """What `test` asks for that `train` does not teach, of one label per photo; '' for nothing.
+    """Classes in `test` that `train` lacks (one label per image); '' if none.
 
-    Photos of these classes count in every score, and no network can be right about them.
+    Images of these classes count in every score, but no model can predict them.
     """
     known = set(train.labels.tolist()) | {UNLABELLED}
     labels = [label for label in test.labels.tolist() if label not in known]
@@ -217,17 +218,17 @@ def unlearned_classes(train: ImageSource, test: ImageSource) -> str:
 
 
 def decoding_threads(config: DataConfig) -> int:
-    """How many threads decode in this process."""
+    """Number of decoding threads in this process."""
     cores = max(1, (os.cpu_count() or 1) // processes.local_count())
     return cores if config.workers == "auto" else max(1, config.workers)
 
 
 def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) -> str | None:
-    """Name of the split kept from training, the most independent first.
+    """Name of the held-out split, the most independent first.
 
     Args:
         splits: By name.
-        labelled: Pass over splits that cannot be scored, such as `test/` without class folders.
+        labelled: Skip splits that cannot be scored, such as `test/` without class folders.
     """
     for name in ("test", "val", "holdout"):
         source = splits.get(name)
@@ -237,7 +238,7 @@ def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) ->
 
 
 def how_to_label(config: DataConfig) -> str:
-    """What gives photos of a source their labels, as a hint."""
+    """How to label the images of a source, as a hint."""
     if is_table(config):
         return f"give {config.path} a column 'label' with one class in every line"
     hints = {
@@ -248,7 +249,7 @@ def how_to_label(config: DataConfig) -> str:
 
 
 def why_unlabelled(source: ImageSource) -> str:
-    """What keeps a source of one label per photo from being `labelled`; '' if nothing does."""
+    """Why a single-label source is not `labelled`; '' if it is."""
     if source.labelled:
         return ""
     if not len(source):
@@ -294,7 +295,7 @@ def _stream(
 
 
 def _check_readable(config: DataConfig, source: ImageSource | None) -> None:
-    """Refuse a training split of which nothing can be read."""
+    """Refuse a training split without readable images."""
     root = "the bundled photos" if config.source == "bundled" else str(config.path)
     if source is not None and len(source):
         source.images[torch.tensor([0])]  # a streamed source has read nothing yet
@@ -308,12 +309,12 @@ def _check_readable(config: DataConfig, source: ImageSource | None) -> None:
 
 
 def require_data(config: DataConfig) -> None:
-    """See that there is something at `data.path`, without reading it.
+    """Check that `data.path` exists, without reading it.
 
-    A name on the hub can only be looked up with a network: it is taken as it is.
+    A name on the hub is accepted unchecked: looking it up would need network access.
 
     Raises:
-        DataError: There is nothing.
+        DataError: The path does not exist.
     """
     if config.path is None:
         return

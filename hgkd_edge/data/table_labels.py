@@ -1,8 +1,8 @@
 """Which labels the columns of a table hold: one class per image, or several, which are refused.
 
-A network for classification answers one class per image. Several labels per image are found by
-evidence, so that neither a combination of labels becomes a class, nor a class name with a separator
-in it several labels.
+A classification network answers one class per image. Several labels per image are detected by
+evidence in the table. So a combination of labels does not become a class, and a class name that
+contains a separator is not split.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["ColumnLabels", "labels_of_columns", "several_labels"]
 
 YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false", ""}
 SEPARATORS = (";", "|")
-MORE_SEPARATORS = (",", " ")  # of a column that is named in the plural
+MORE_SEPARATORS = (",", " ")  # for a column with a plural name
 
 
 class ColumnLabels(NamedTuple):
-    """Labels that a table marks in columns of 0 and 1.
+    """Labels given as columns of 0 and 1.
 
     Attributes:
-        names: One for each line; empty: there are no such columns, or `several`.
+        names: One per line; empty if there are no such columns, or if `several` is set.
         remark: What was decided, in one line.
         several: The first line with no label or several, and what it holds.
     """
@@ -36,12 +36,12 @@ class ColumnLabels(NamedTuple):
 def labels_of_columns(
     header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], taken: set[int]
 ) -> ColumnLabels:
-    """Classes that are columns, where every line holds a single 1.
+    """Classes given as columns, if every line holds a single 1.
 
     Args:
         header: Names of all columns.
         rows: Number and cells of each line.
-        taken: Columns that hold something else.
+        taken: Columns used for something else.
     """
     marks = [
         column
@@ -62,15 +62,15 @@ def labels_of_columns(
 
 
 def several_labels(labels: Sequence[str], *, plural: bool) -> int | None:
-    """The first label that holds several labels, by its place; None if none does.
+    """The first label that holds several labels, by its position; None if there is none.
 
-    A cell holds several where one of its parts is a label of its own elsewhere, or stands at
-    another place there: `a;b` and `b;c`, or `a;b` and `a`. Names such as `fruit|apple` and
+    A cell holds several labels if one of its parts is a separate label elsewhere, or appears in
+    another position: `a;b` and `b;c`, or `a;b` and `a`. Names such as `fruit|apple` and
     `fruit|pear` are no such evidence.
 
     Args:
-        labels: Of all lines.
-        plural: Whether the column's name says that there may be several.
+        labels: Labels of all lines.
+        plural: Whether the column's name is plural.
     """
     distinct = dict.fromkeys(labels)
     for separator in (*SEPARATORS, *(MORE_SEPARATORS if plural else ())):

@@ -1,8 +1,8 @@
-"""Random views of photos together with their label maps or boxes, on the device.
+"""Random views of images together with their label maps or boxes, on the device.
 
 All random numbers come from the caller, one row per image of the global batch (see `augment.py`).
-A view is an enlarged or reduced, shifted and mirrored canvas: axis-parallel, so that boxes stay
-boxes. What lies outside the canvas is grey, and without a label.
+A view is an enlarged or reduced, shifted and mirrored canvas. It is axis-parallel, so boxes stay
+boxes. Everything outside the canvas is gray and unlabeled.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from hgkd_edge.data.geometry import IGNORED, PAD
 
 __all__ = ["Zoom", "jitter", "random_zoom"]
 
-SHOWN = 0.25  # a box of which less than this share is in view is taken for absent
-SMALLEST = 2.0  # so is one with a side of fewer pixels
+SHOWN = 0.25  # a box with less than this share in view counts as absent
+SMALLEST = 2.0  # so does a box with a side of fewer pixels
 
 
 @dataclass(frozen=True)
 class Zoom:
-    """Where each view looks: place x of a view shows place `factor * x + shift` of the canvas.
+    """The part of the canvas that each view shows: view x maps to canvas `factor * x + shift`.
 
-    Places count from -1 to 1 over the canvas.
+    Coordinates run from -1 to 1 over the canvas.
 
     Attributes:
         factor: float [B, 2] for x and y; below 1 enlarges, negative mirrors.
@@ -49,16 +49,16 @@ class Zoom:
         return IGNORED - seen[:, 0].long()
 
     def boxes(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes float [B, M, 5] (class, x1, y1, x2, y2) as they lie in the views.
+        """Boxes float [B, M, 5] (class, x1, y1, x2, y2) in view coordinates.
 
         Args:
             boxes: In pixels of the canvas.
             size: Height and width of canvas and views.
 
         Returns:
-            [B, M, 5]; class -1 where nothing, or too little, is in view.
+            [B, M, 5]; class -1 if the box is not, or not sufficiently, in view.
         """
-        # Filled in on the device: the host would wait for a copy.
+        # Filled in on the device: a copy would make the host wait.
         sides = torch.stack([boxes.new_full((), side) for side in (size[1], size[0])])
         factor, shift = self.factor[:, None, None], self.shift[:, None, None]  # [B, 1, 1, 2]
         corners = boxes[..., 1:].unflatten(-1, (2, 2))  # [B, M, 2, 2]
@@ -72,9 +72,9 @@ class Zoom:
         return torch.cat([label[..., None], low, high], dim=-1)
 
     def _grid(self, canvas: Tensor) -> Tensor:
-        """Where every pixel of a view looks, float [B, H, W, 2]."""
+        """The canvas position of every pixel of a view, float [B, H, W, 2]."""
         height, width = canvas.shape[-2:]
-        # By hand: `affine_grid` multiplies matrices, which autocast would do in half precision.
+        # Not `affine_grid`: it multiplies matrices, which autocast would do in half precision.
         across, down = (
             self.factor[:, axis : axis + 1] * _centres(side, canvas.device)
             + self.shift[:, axis : axis + 1]
@@ -90,7 +90,7 @@ def random_zoom(draws: Tensor, *, zoom: tuple[float, float], vertical_flip: bool
     Args:
         draws: float [B, 5], uniform in [0, 1): scale, shift in x and y, mirror in x and y.
         zoom: Smallest and largest enlargement, drawn evenly on a logarithmic scale.
-        vertical_flip: Also turn every second photo upside down (where up means nothing).
+        vertical_flip: Also flip half of the images vertically, for images without an up.
     """
     low, high = math.log(zoom[0]), math.log(zoom[1])
     seen = torch.exp(-(low + draws[:, :1] * (high - low)))  # [B, 1], share of the canvas's sides
@@ -116,5 +116,5 @@ def jitter(images: Tensor, draws: Tensor, *, strength: float) -> Tensor:
 
 
 def _centres(side: int, device: torch.device) -> Tensor:
-    """Places of pixel centres, float [side] in (-1, 1)."""
+    """Positions of pixel centers, float [side] in (-1, 1)."""
     return (2 * torch.arange(side, device=device) + 1) / side - 1

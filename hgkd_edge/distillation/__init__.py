@@ -1,1 +1,1 @@
-"""Distillation: what a frozen Transformer infers becomes what a sparse CNN predicts."""
+"""Distillation: a sparse CNN learns to predict the features of a frozen Transformer."""

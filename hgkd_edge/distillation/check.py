@@ -1,4 +1,4 @@
-"""Whether a distillation works so far: what `distill --check` reports."""
+"""Checks whether a distillation works so far: the report of `distill --check`."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = ["check"]
 
 
 def check(model: StudentWithLoss, setup: Setup, before: nn.Module) -> dict[str, Any]:
-    """Judge a student by its predictions, and by its features where the images are labelled.
+    """Evaluate a student by its predictions and, if the images are labeled, by its features.
 
     Args:
-        model: As it is now.
-        setup: What it was trained with.
+        model: The student in its current state.
+        setup: The setup that it was trained with.
         before: The dense student that it started from.
 
     Returns:
-        `held_out` as `held_out_cosine`; where the images are labelled `knn` and `knn_before` top-1
-        of the student and of `before`, and the interval `knn_ci95`; `signs`: one line per sign that
-        it works, `doubts`: one per sign that it does not.
+        `held_out` as returned by `held_out_cosine`. With labeled images: `knn` and `knn_before`,
+        the top-1 of the student and of `before`, and the interval `knn_ci95`. `signs` has one line
+        per sign that it works, `doubts` one per sign that it does not.
     """
     result: dict[str, Any] = {"held_out": held_out_if_readable(model, setup)}
     signs: list[str] = []
@@ -40,7 +40,8 @@ def check(model: StudentWithLoss, setup: Setup, before: nn.Module) -> dict[str, 
         line = (
             f"predicts teacher features of {held['photos']} held-out images with cosine "
             f"{held['student']:.3f}, the mean token with {held['mean_token']:.3f} (difference "
-            f"{low:.3f} to {high:.3f})"
+            f"{low:.3f} to {high:.3f}); what differs between images with correlation "
+            f"{held['between_images']:.2f}"
         )
         (signs if low > 0 else doubts).append(line)
     name = held_out_split(setup.splits, labelled=True)
@@ -59,7 +60,7 @@ def check(model: StudentWithLoss, setup: Setup, before: nn.Module) -> dict[str, 
 
 
 def _knn(features: nn.Module, setup: Setup, split: str) -> float:
-    """Top-1 of frozen features on a labelled split, BatchNorm set to whole photos."""
+    """Top-1 of frozen features on a labeled split, with BatchNorm set to whole images."""
     train, test = setup.source, setup.splits[split]
     network = EmbeddingNet(features, setup.parts.spec)
     recalibrate_batchnorm(network, train, setup.parts.spec)

@@ -1,4 +1,4 @@
-"""The license of published weights: what timm states of it, and what a run says and keeps."""
+"""The license of published weights, as stated by timm; each run prints and records it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hgkd_edge.console import console, warn
 
 __all__ = ["forbids_commerce", "license_of_weights", "published_license"]
 
-RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # their texts say so, not their names
+RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # by their texts, not their names
 
 
 def license_of_weights(
     name: str, network: nn.Module, *, file: Path | None = None, role: str = "teacher"
 ) -> dict[str, str]:
-    """The license of a network's weights, for the manifest; shown, with a warning where due.
+    """The license of a network's weights, for the manifest; printed, with a warning if needed.
 
     Args:
-        name: timm's, which says under what license weights are published.
+        name: timm model name, whose metadata state the license of published weights.
         network: The network itself.
-        file: Where its weights are from, if not from the hub: then nobody knows whether they are
-            the published ones.
-        role: What it is here, `teacher` or `student`.
+        file: Source of the weights if not the hub; it is then unknown whether they are the
+            published weights.
+        role: The network's role, `teacher` or `student`.
     """
     license = published_license(network)
     if not license:
@@ -38,11 +38,11 @@ def license_of_weights(
 
 
 def published_license(network: nn.Module) -> str:
-    """License of the hub's weights as timm states it, '' where it states none."""
+    """License of the hub's weights as stated by timm, '' if timm states none."""
     return getattr(network, "pretrained_cfg", {}).get("license") or ""
 
 
 def forbids_commerce(license: str) -> bool:
-    """Whether a license, as timm calls it, forbids commercial use."""
+    """Whether a license, by timm's name for it, forbids commercial use."""
     name = license.lower()
     return "nc" in name.split("-") or "noncommercial" in name or name in RESEARCH_ONLY

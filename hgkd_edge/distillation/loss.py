@@ -1,4 +1,4 @@
-"""What distillation minimizes: how a student's prediction differs from the teacher's targets."""
+"""The distillation loss: compares a student's prediction with the teacher's targets."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["DistillationLoss", "StudentWithLoss"]
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """How and where prediction and targets are compared; it has no weights.
+    """How and where prediction and targets are compared; it has no trainable weights.
 
     Attributes:
-        target: A token's distance: `smooth_l1`, `mse` or `cosine`.
+        target: Distance per token: `smooth_l1`, `mse` or `cosine`.
         where: Tokens that count: `all`, `masked` or `visible`.
-        feature_weight: Of the tokens' mean distance; 0: nobody looks at the targets.
-        pixel_weight: Of the masked tokens' pixels (SparK, arXiv 2301.03580).
-        cosine_weight: Of 1 - cosine, added to each token's distance.
-        embedding_weight: Of 1 - cosine of the row of the whole image.
+        feature_weight: Weight of the mean token distance; 0: targets are not used.
+        pixel_weight: Weight of the masked tokens' pixels (SparK, arXiv 2301.03580).
+        cosine_weight: Weight of 1 - cosine, added to each token's distance.
+        embedding_weight: Weight of 1 - cosine of the whole-image row.
     """
 
     target: str = "smooth_l1"
@@ -39,10 +39,10 @@ class DistillationLoss:
     def __call__(
         self, prediction: Prediction, targets: Tensor, images: Tensor, visible: Tensor
     ) -> dict[str, Tensor]:
-        """Scalars of one batch; makes no decision by the value of a tensor.
+        """Scalars of one batch; no control flow depends on the value of a tensor.
 
         Args:
-            prediction: The student's.
+            prediction: The student's prediction.
             targets: float [B, N, D], the teacher's tokens; [B, N + 1, D] with its embedding, last.
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, N], True = visible.
@@ -67,7 +67,7 @@ class DistillationLoss:
         return scalars
 
     def _distance(self, predicted: Tensor, wanted: Tensor, cosine: Tensor) -> Tensor:
-        """Of every token, float [B, N]."""
+        """The distance of every token, float [B, N]."""
         if self.target == "cosine":
             distance = 1 - cosine
         else:
@@ -83,7 +83,7 @@ class DistillationLoss:
 
 
 class StudentWithLoss(nn.Module):
-    """What the engine trains. Where features have no weight, their head is frozen.
+    """The module that the engine trains. If features have no weight, their head is frozen.
 
     Args:
         student: Predicts teacher tokens from visible patches.
@@ -114,12 +114,12 @@ class StudentWithLoss(nn.Module):
         Args:
             images: float [B, 3, H, W] in [0, 1].
             visible: bool [B, h, w], True = visible.
-            targets: float [B, R, D], the teacher's.
+            targets: float [B, R, D], the teacher's targets.
             per_image: Number of visible patches in every image, if it is the same and known.
 
         Returns:
-            `loss`; where features have a weight the `cosine` of prediction and target, and where
-            the embedding has one its `embedding_cosine`.
+            `loss`; with a feature weight also the `cosine` of prediction and target; with an
+            embedding weight also `embedding_cosine`.
         """
         prediction = self.student(normalize(images, self.mean, self.std), visible, per_image)
         stride = self.student.encoder.reductions[0]
@@ -138,7 +138,7 @@ def _pixel_distance(pixels: Tensor, images: Tensor) -> Tensor:
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of values f[B, N] over the chosen tokens, bool [B, N].
 
-    Weights instead of an index: the backward pass of indexing by a mask is slow on a CPU.
+    Uses weights instead of an index: the backward pass of indexing by a mask is slow on a CPU.
     """
     weights = chosen.to(values.dtype)
     return (values * weights).sum() / weights.sum().clamp(min=1)

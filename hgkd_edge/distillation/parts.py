@@ -1,4 +1,4 @@
-"""A recipe made into networks, with all that can be checked before an image is read."""
+"""Builds the networks of a recipe, with all checks that are possible before reading an image."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OWN_ARGS = frozenset(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a recipe is made into: the two networks and the grids on which they meet."""
+    """The networks of a recipe, and the grids that they share."""
 
     encoder: SparseEncoder
     spec: BackboneSpec
@@ -57,20 +57,21 @@ class Parts:
 
 
 def build(recipe: Recipe, *, download: bool = True) -> Parts:
-    """Make both networks, and check all that can be checked before any photo is read.
+    """Create both networks, and run all checks that are possible before any image is read.
 
     Args:
         recipe: Fully resolved.
-        download: To train here: load the hub's weights where the recipe asks for them, and refuse
-            what this machine cannot do. Without it a recipe may be for another machine.
+        download: Prepare to train on this machine: load the hub's weights if the recipe asks for
+            them, and refuse what this machine does not support. Without it, a recipe may be for
+            another machine.
 
     Raises:
         RecipeError: The student is not convolutional, the mask patch does not divide the image,
-            nothing stays visible or nothing would be learnt, the teacher's grid cannot be matched,
-            or this machine lacks what the recipe needs.
+            nothing stays visible or nothing would be learned, the teacher's grid cannot be matched,
+            or this machine does not support the recipe.
         MissingPackageError: A package that the teacher's pre-training needs is not installed.
         ConversionError: A module of the student cannot run on visible patches only, or one of its
-            weights has no place in the plain timm model.
+            weights has no counterpart in the plain timm model.
     """
     student, data, teacher = recipe.student, recipe.data, recipe.teacher
     if download:
@@ -79,7 +80,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     for key, path in (("teacher.path", teacher.path), ("student.path", student.path)):
         if path is not None and not path.is_file():
             raise RecipeError(f"{key} = '{path}': no such file")
-    with torch.device("meta"):  # their strides are wanted, not their weights
+    with torch.device("meta"):  # only strides are needed, not weights
         patch = teacher_patch(create_vit(teacher))
         every = create_features(student.name, stem_stride=student.stem_stride, args=student.args)
     reductions = every.feature_info.reduction()  # type: ignore[union-attr,operator]
@@ -87,10 +88,10 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     stride = token_stride(reductions, patch)
     tokens = _token_grid(data.size, stride)
     teacher_size = tokens[0] * patch, tokens[1] * patch
-    torch.manual_seed(recipe.seed)  # one to pre-train starts the same whatever the student is
+    torch.manual_seed(recipe.seed)  # same initial teacher for any student
     wanted = download and teacher.weights == "hub" and recipe.loss.feature_weight > 0
     vit = create_vit(teacher, size=teacher_size, pretrained=wanted)
-    torch.manual_seed(recipe.seed)  # the student starts the same whatever the teacher drew
+    torch.manual_seed(recipe.seed)  # same initial student for any teacher
     encoder = _encoder(student, stride, download=download)
     config = getattr(every, "pretrained_cfg", {})
     spec = BackboneSpec(
@@ -106,7 +107,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
 
 
 def _mask_patch(recipe: Recipe, deepest: int) -> int:
-    """Side in pixels of a patch that is masked or visible as a whole."""
+    """Side in pixels of a patch that is masked or visible as a unit."""
     patch = deepest if recipe.mask.patch == "auto" else recipe.mask.patch
     if patch % deepest:
         raise RecipeError(
@@ -118,7 +119,7 @@ def _mask_patch(recipe: Recipe, deepest: int) -> int:
 
 
 def _token_grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Rows and columns of tokens, which are the sites of the student's map of this stride."""
+    """Rows and columns of tokens, which are the sites of the student's map at this stride."""
     tokens = size[0] // stride, size[1] // stride
     if min(tokens) < 2:
         raise RecipeError(
@@ -130,7 +131,7 @@ def _token_grid(size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 def _encoder(student: StudentConfig, stride: int, *, download: bool) -> SparseEncoder:
-    """The student's sparse encoder with the weights that it starts from."""
+    """The student's sparse encoder with its initial weights."""
     features = create_features(
         student.name, stem_stride=student.stem_stride, args=student.args, min_stride=stride
     )
@@ -165,7 +166,7 @@ def _refuse_own_args(args: dict[str, Any]) -> None:
 
 
 def _check_mask(recipe: Recipe, grid: tuple[int, int], patch: int) -> None:
-    """See that some patches stay visible and, unless none are to be, some are masked."""
+    """Check that some patches stay visible and, unless masking is off, some are masked."""
     total = grid[0] * grid[1]
     for ratio in filter(None, recipe.mask.stages.values()):
         if total == 1:

@@ -1,4 +1,4 @@
-"""`teacher.weights: pretrain`: train the teacher itself on the recipe's photos, and keep it."""
+"""`teacher.weights: pretrain`: trains the teacher on the recipe's images, and caches it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["pretrain_teacher"]
 
 
 class MaskedAutoencoding(Training):
-    """Training: reconstruct masked patches of augmented photos."""
+    """Training: reconstruct masked patches of augmented images."""
 
     def __init__(self, model: MaskedAutoencoder, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
@@ -52,9 +52,9 @@ class MaskedAutoencoding(Training):
 
 
 class SelfDistillation(Training):
-    """Training: predict, from views that are masked or small, what the network's average sees.
+    """Training: predict the output of the network's average from views that are masked or small.
 
-    One of the two global views is masked. So every image has masked patches, and every batch.
+    One of the two global views is masked, so every image has masked patches.
     """
 
     def __init__(self, model: OnlineTokenizer, config: IbotConfig, size: tuple[int, int]) -> None:
@@ -93,7 +93,7 @@ class SelfDistillation(Training):
 
 
 class LabelTuning(Training):
-    """Training: classify augmented photos by the mean patch token."""
+    """Training: classify augmented images by the mean patch token."""
 
     def __init__(self, model: LabelTuner, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
@@ -111,24 +111,24 @@ def pretrain_teacher(
     size: tuple[int, int],
     resume_command: str = "run the same command again",
 ) -> Path:
-    """Pre-train a ViT on the training photos, or find it done in the cache.
+    """Pre-train a ViT on the training images, or load the result from the cache.
 
-    Stopped in the middle, the next call resumes from its checkpoint.
+    If a call is interrupted, the next one resumes from its checkpoint.
 
     Args:
-        vit: The untrained Transformer; left trained.
-        source: Training photos.
-        recipe: The whole recipe; its `teacher.pretrain` says how.
-        size: Height and width in pixels that the teacher sees.
-        resume_command: What a user types to resume when this is stopped.
+        vit: The untrained Transformer; trained in place.
+        source: Training images.
+        recipe: The whole recipe; its `teacher.pretrain` holds the settings.
+        size: Height and width of the teacher's input in pixels.
+        resume_command: The command that resumes an interrupted training.
 
     Returns:
-        The teacher's weights, `model.safetensors` in the cache, under a hash of all that they
-        depend on: photos, architecture, settings, seed.
+        The teacher's weights, `model.safetensors` in the cache, under a hash of everything that
+        determines them: images, architecture, settings, seed.
 
     Raises:
         RecipeError: The teacher is not a plain timm VisionTransformer.
-        DataError: Label tuning is asked for on unlabelled photos, or iBOT on a single one.
+        DataError: Label tuning is requested for unlabeled images, or iBOT on a single one.
     """
     config = recipe.teacher.pretrain
     if config.label_epochs and not source.labelled:
@@ -141,7 +141,7 @@ def pretrain_teacher(
         return weights
     torch.manual_seed(recipe.seed)
     schedule = _schedule(config, recipe.train, epochs=config.epochs, lr=config.lr)
-    if config.objective == "ibot":  # its model holds its own average; clipping as in the paper
+    if config.objective == "ibot":  # the model holds its own average; clipping as in the paper
         schedule = schedule.model_copy(update={"ema": 0.0, "clip_grad": 3.0})
     trained = train(
         _task(require_plain_vit(vit, recipe.teacher.name), recipe, size),
@@ -162,10 +162,10 @@ def pretrain_teacher(
 
 
 def _require_several(config: PretrainConfig, photos: int) -> None:
-    """See that iBOT has images to compare, in every process.
+    """Check that iBOT has several images to compare, in every process.
 
     Raises:
-        DataError: It has not.
+        DataError: There are too few images.
     """
     if config.objective == "ibot" and min(config.batch_size, photos) < 2 * count():
         raise DataError(
@@ -176,7 +176,7 @@ def _require_several(config: PretrainConfig, photos: int) -> None:
 
 
 def _task(vit: VisionTransformer, recipe: Recipe, size: tuple[int, int]) -> Training:
-    """What the teacher learns from images without labels."""
+    """The objective for a teacher that learns from unlabeled images."""
     config = recipe.teacher.pretrain
     if config.objective == "ibot":
         model = OnlineTokenizer(
@@ -264,7 +264,7 @@ def _workplace(folder: Path, stage: str, lr: str, resume_command: str) -> Workpl
 
 
 def _content_hash(recipe: Recipe, source: ImageSource, size: tuple[int, int]) -> str:
-    """Hash of everything that a pre-trained teacher depends on."""
+    """Hash of everything that determines a pre-trained teacher."""
     parts = {
         "name": recipe.teacher.name,
         "args": recipe.teacher.args,

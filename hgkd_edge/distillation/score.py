@@ -1,4 +1,4 @@
-"""How well a student predicts the teacher's tokens of photos that it has not seen."""
+"""Measures how well a student predicts the teacher's tokens on held-out images."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens, teacher_views
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import DataError
+from hgkd_edge.probe import BetweenImages
 
 __all__ = ["held_out_cosine", "held_out_if_readable", "not_better_than_the_mean"]
 
-SAMPLE = 4096  # photos of a split that are enough to judge a prediction by
+SAMPLE = 4096  # enough images of a split to evaluate predictions
 
 
 @torch.inference_mode()
 def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
-    """Cosine similarity of predicted and true teacher tokens on held-out photos.
+    """Cosine similarity of predicted and true teacher tokens on held-out images.
 
-    At masked sites; at visible ones where the teacher sees no others, and at all where the recipe
-    masks none. Masks have the recipe's highest ratio. The trivial predictor that it is compared
-    with knows the training images' mean token of each place.
+    Scores masked sites; visible sites if the teacher sees no others; all sites if the recipe masks
+    nothing. Masks use the recipe's highest ratio. The trivial baseline predicts the training
+    images' mean token of each position.
 
     Returns:
         `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
-        photos), `sites` (masked, visible or all) and `photos`; empty when nothing was held out, or
-        no features were learnt.
+        images), `between_images` (see `BetweenImages`), `sites` (masked, visible or all) and
+        `photos`. Empty if nothing was held out, or no features were learned.
 
     Raises:
-        DataError: Photos that were to be decoded now cannot be read.
+        DataError: Images that are decoded on demand cannot be read.
     """
     recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
     held_out = held_out_split(setup.splits)
@@ -48,12 +49,12 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
     device = next(model.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
     means, _ = teacher.moments(teacher_views(_sample(setup.source), draws, parts, recipe))
-    places = parts.token_grid[0] * parts.token_grid[1]  # without the row of the whole image
+    places = parts.token_grid[0] * parts.token_grid[1]  # without the whole-image row
     mean_token = means[:places]  # [N, D]
     only_visible = recipe.teacher.view == "visible"
     ratio = recipe.mask.highest_ratio
     sites = "visible" if only_visible else "masked" if ratio else "all"
-    ours, trivial, gains = [], [], []
+    ours, trivial, gains, between = [], [], [], BetweenImages()
     for images in _sample(setup.splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
         visible = draw_visible(draws, len(view), parts, ratio)
@@ -63,6 +64,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
         judged = ~tokens if sites == "masked" else tokens  # [B, N]
         mine = F.cosine_similarity(predicted, targets, dim=-1)  # [B, N]
         means = F.cosine_similarity(mean_token.expand_as(targets), targets, dim=-1)
+        between.add(predicted, targets, judged)
         ours.append(mine[judged])
         trivial.append(means[judged])
         gains.append(((mine - means) * judged).sum(dim=1) / judged.sum(dim=1))  # [B]
@@ -70,13 +72,14 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
         "student": torch.cat(ours).mean().item(),
         "mean_token": torch.cat(trivial).mean().item(),
         "gain_ci95": mean_interval(torch.cat(gains).tolist()),
+        "between_images": between.correlation(),
         "sites": sites,
         "photos": min(SAMPLE, len(setup.splits[held_out])),
     }
 
 
 def held_out_if_readable(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
-    """The training is done: photos that cannot be read any more cost its score and no more."""
+    """Score after training: unreadable images skip the score, but do not fail the run."""
     try:
         return held_out_cosine(model, setup)
     except DataError as error:
@@ -85,7 +88,7 @@ def held_out_if_readable(model: StudentWithLoss, setup: Setup) -> dict[str, Any]
 
 
 def not_better_than_the_mean(held_out: dict[str, Any]) -> str:
-    """One line that says so when the student predicts no better than the mean token; else ''."""
+    """One line of warning if the student is no better than the mean token; else ''."""
     if not held_out:
         return ""
     low, high = held_out["gain_ci95"]
@@ -99,7 +102,7 @@ def not_better_than_the_mean(held_out: dict[str, Any]) -> str:
 
 
 def _sample(source: ImageSource) -> Iterator[Tensor]:
-    """At most `SAMPLE` photos, evenly spread, in batches uint8 [B, 3, H_canvas, W_canvas]."""
+    """At most `SAMPLE` evenly spaced images, in batches uint8 [B, 3, H_canvas, W_canvas]."""
     count = min(SAMPLE, len(source))
     spread = torch.linspace(0, len(source) - 1, count, dtype=torch.float64).round().long()
     for indices in spread.split(256):

@@ -1,13 +1,15 @@
-"""All that a distillation works with, made once from a recipe and its photos."""
+"""Everything that a distillation needs, created once from a recipe and its images."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hgkd_edge.console import warn
+from hgkd_edge.data.augment import center_view
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.license import license_of_weights
 from hgkd_edge.distillation.loss import DistillationLoss, StudentWithLoss
@@ -27,18 +29,19 @@ from hgkd_edge.rundir import RunDir
 
 __all__ = ["Setup", "make_model", "make_teacher", "set_up"]
 
-ALIKE = 0.2  # of `Teacher.standardize`; ordinary photos give .9 and more
+ALIKE = 0.2  # of `Teacher.between_images`; ordinary images give .9 or more
+STATISTICS, REPEATS = 1024, 8  # views used to standardize targets; max. views per image
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a distillation is made of, the student's weights aside.
+    """Everything that a distillation needs, except the student's weights.
 
     Attributes:
         recipe: Fully resolved.
-        parts: The two networks, and the grids on which they meet.
-        teacher: With its weights, standardized if the recipe says so.
-        splits: The photos by split.
+        parts: The two networks, and the grids that they share.
+        teacher: The teacher with its weights, standardized if the recipe asks for it.
+        splits: The images by split.
         cache: The teacher's targets on disk, if the recipe asks for them.
     """
 
@@ -50,16 +53,16 @@ class Setup:
 
     @property
     def source(self) -> ImageSource:
-        """The training photos."""
+        """The training images."""
         return self.splits["train"]
 
 
 def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
-    """Open the photos and make the teacher; the run's manifest says what they are.
+    """Open the images and create the teacher; the run's manifest records both.
 
     Args:
         recipe: Fully resolved.
-        run: Its folder.
+        run: The run folder.
         parts: The recipe's networks.
     """
     splits = open_splits(recipe.data)
@@ -74,19 +77,19 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
         run.update_manifest(teacher=origin, student=_student_origin(recipe, parts))
     teacher = make_teacher(recipe, parts)
     if recipe.train.compile and recipe.loss.feature_weight:
-        teacher.compile()  # the sparse student gathers by the mask: nothing to compile there
+        teacher.compile()  # the sparse student is not compiled: it gathers by mask
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher.to(device)
     if recipe.teacher.standardize and recipe.loss.feature_weight:
         standardize(teacher, source, parts, recipe)
     cache = cached_targets(teacher, source, recipe) if recipe.teacher.cache else None
     if cache is not None:
-        teacher.cpu()  # until the student is judged
+        teacher.cpu()  # until the student is evaluated
     return Setup(recipe, parts, teacher, splits, cache)
 
 
 def make_teacher(recipe: Recipe, parts: Parts) -> Teacher:
-    """The teacher that gives the targets of a recipe's loss, with the weights that `parts` has."""
+    """The teacher that produces the targets of a recipe's loss, with the weights in `parts`."""
     return Teacher(
         parts.vit,
         layers=recipe.teacher.layers,
@@ -97,7 +100,7 @@ def make_teacher(recipe: Recipe, parts: Parts) -> Teacher:
 
 
 def make_model(recipe: Recipe, parts: Parts, teacher: Teacher) -> StudentWithLoss:
-    """The student that predicts a teacher's targets, with its loss."""
+    """The student that predicts a teacher's targets, and its loss."""
     student = Student(
         parts.encoder,
         teacher_width=teacher.width,
@@ -111,12 +114,18 @@ def make_model(recipe: Recipe, parts: Parts, teacher: Teacher) -> StudentWithLos
 
 
 def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Recipe) -> None:
-    """Let the teacher take its statistics from at most 1,024 training photos of a fixed shuffle."""
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:1024]
-    batches = (source.images[indices] for indices in order.split(128))
+    """Let the teacher compute its statistics on training views of at most `STATISTICS` images.
+
+    If there are fewer images, each gives several views. The views depend only on the seed.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:STATISTICS]
+    repeats = min(REPEATS, math.ceil(STATISTICS / len(order)))
+    batches = (source.images[indices] for indices in order.repeat(repeats).split(128))
     device = next(teacher.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
-    varied = teacher.standardize(teacher_views(batches, draws, parts, recipe))
+    few = source.images[order[:128]].to(device)
+    varied = teacher.between_images([(center_view(few, size=recipe.data.size), None)])
+    teacher.standardize(teacher_views(batches, draws, parts, recipe))
     if varied < ALIKE:
         warn(
             f"the training images hardly differ: of the spread of the teacher's tokens "
@@ -127,9 +136,9 @@ def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Rec
 def _load_teacher(
     recipe: Recipe, parts: Parts, source: ImageSource, *, resume_command: str
 ) -> dict[str, Any]:
-    """Give the teacher's network its weights; what the manifest says of them.
+    """Load the teacher's weights; returns their manifest entry.
 
-    Untrained where no features are learnt: only its token grid is used.
+    Stays untrained if no features are learned: only its token grid is used.
     """
     config, vit = recipe.teacher, parts.vit
     if not recipe.loss.feature_weight:
@@ -150,7 +159,7 @@ def _load_teacher(
 
 
 def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
-    """What the manifest says of the weights that the student starts from."""
+    """The manifest entry for the student's initial weights."""
     config = recipe.student
     origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
     if config.path is not None:

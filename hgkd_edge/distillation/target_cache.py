@@ -1,13 +1,16 @@
-"""The teacher's targets of a few views per image, computed once and kept on disk."""
+"""The teacher's targets for a few views per image, computed once and stored on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgkd_edge.console import console, track_steps
+from hgkd_edge.console import console, make_console, track_steps
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distillation.teacher import Teacher
@@ -24,29 +27,31 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import (
     atomic_write,
     cache_dir,
+    cache_limit,
     file_sha256,
     locked,
     reserve,
     write_json,
 )
 from hgkd_edge.parsing import parse_json, read_text
-from hgkd_edge.processes import on_main
+from hgkd_edge.processes import is_first_elsewhere, on_main_for_long, rank
 from hgkd_edge.recipe import Recipe
 
 __all__ = ["TargetCache", "cached_targets"]
 
 BATCH = 64  # images of one teacher pass
-MARK_EVERY = 20  # passes after which a stopped filling would resume
+REMIND_EVERY = 600  # seconds
+MARK_EVERY = 20  # passes between two resume points
 
 
 @dataclass(frozen=True)
 class TargetCache:
-    """Targets of every image's views.
+    """Targets for the views of every image.
 
     Attributes:
         targets: Float16 [n, views, R, D], a memory map.
-        draws: Float32 [views, n, k]: what each view was made with (`Augmentation.view`).
-        folder: Where it is on disk.
+        draws: Float32 [views, n, k]: random numbers of each view (`Augmentation.view`).
+        folder: Its folder on disk.
     """
 
     targets: np.ndarray
@@ -54,29 +59,30 @@ class TargetCache:
     folder: Path
 
     def views(self, photos: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The draws of a view of each photo, and the teacher's targets of that view.
+        """The draws of one view of each image, and the teacher's targets for that view.
 
         Args:
-            photos: Numbers of the photos, int64 [B], on the CPU.
-            chosen: Uniform in [0, 1), float [B], on the CPU: which of its views.
+            photos: Indices of the images, int64 [B], on the CPU.
+            chosen: Uniform in [0, 1), float [B], on the CPU: selects the view.
 
         Returns:
-            Float32 [B, k], and float32 [B, R, D], both on the CPU.
+            Float32 [B, k], and float16 [B, R, D], both on the CPU: which halves the copy to a GPU.
         """
         view = (chosen * len(self.draws)).long().clamp(max=len(self.draws) - 1)
         rows = self.targets[photos.numpy(), view.numpy()]  # [B, R, D]
-        return self.draws[view, photos], torch.from_numpy(rows.astype(np.float32))
+        return self.draws[view, photos], torch.from_numpy(rows)
 
 
 def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> TargetCache:
-    """Find the targets of `teacher.cache` views per image on disk, or compute them.
+    """Load the targets of `teacher.cache` views per image from disk, or compute them.
 
-    Stopped in the middle, the next call continues. They lie in the cache folder under a hash of all
-    that they depend on: teacher, images, views.
+    If a call is interrupted, the next one continues. Targets are stored in the cache folder under a
+    hash of everything that determines them: teacher, images, views. If a new entry would exceed
+    `cache_limit` or the disk, other entries are removed, least recently used first.
 
     Args:
-        teacher: With its weights, and standardized if it is to be.
-        source: Training photos, kept in memory.
+        teacher: The teacher with its weights, already standardized if requested.
+        source: Training images, kept in memory.
         recipe: The whole recipe.
 
     Raises:
@@ -96,30 +102,50 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
     )
     shape = (len(source), len(draws), *teacher.center.shape)
 
-    def find_or_fill() -> Path:
+    def find_or_fill(alive: Callable[[], None]) -> Path:
         name = _content_hash(teacher, source, recipe, shape)
         file = cache_dir() / "targets" / name / "targets.npy"
-        with locked(file.parent, _say_waiting):
-            if not _is_filled(file, shape):
-                _fill(file, shape, teacher, source, draws, augmentation, recipe)
+
+        def wait(seconds: int) -> None:
+            alive()
+            if seconds % REMIND_EVERY == 0:
+                console.print(
+                    f"teacher.cache: waiting for another run that computes the same targets in "
+                    f"{file.parent} ({seconds // 60} min)",
+                    soft_wrap=True,
+                )
+
+        with locked(file.parent, wait):
+            if _is_filled(file, shape):
+                _say_found(file)
+            else:
+                _fill(file, shape, teacher, source, draws, augmentation, recipe, alive)
+            os.utime(file)  # marks the entry as recently used
         return file
 
-    file = on_main(find_or_fill)  # others take its word: their own statistics may round differently
+    if is_first_elsewhere():
+        others = make_console(stderr=True)
+        others.print(f"process {rank()}: waiting for the main process to fill teacher.cache")
+    # Other processes use its result: their own statistics may round differently.
+    file = on_main_for_long(find_or_fill)
     return TargetCache(np.load(file, mmap_mode="r"), draws, file.parent)
 
 
-def _say_waiting() -> None:
-    console.print("teacher.cache: waiting for another process that computes the same targets")
+def _say_found(file: Path) -> None:
+    console.print(
+        f"teacher.cache: targets found in {file.parent}, {file.stat().st_size / 1e9:.2f} GB",
+        soft_wrap=True,
+    )
 
 
 def _is_filled(file: Path, shape: tuple[int, ...]) -> bool:
-    """Whether all targets are on disk, as they were written."""
+    """Whether all targets are on disk, unchanged since they were written."""
     stated = _stated(file.with_name("done.json"), "sha256")
     return stated is not None and _is_whole(file, shape) and file_sha256(file) == stated
 
 
 def _stated(marker: Path, key: str) -> Any:
-    """What a marker says; None where it is missing or damaged."""
+    """The content of a marker file; None if it is missing or damaged."""
     try:
         return parse_json(read_text(marker))[key]
     except (OSError, ValueError, LookupError, TypeError):
@@ -127,12 +153,12 @@ def _stated(marker: Path, key: str) -> Any:
 
 
 def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
-    """Whether a file holds an array of this shape, to its last byte.
+    """Whether a file completely holds an array of this shape.
 
-    Opened for writing, a file that was cut off would be filled up with zeros in silence.
+    Opening a truncated file for writing would silently fill it up with zeros.
     """
     try:
-        if file.is_symlink():  # what it leads to would be written over
+        if file.is_symlink():  # its target would be overwritten
             return False
         found = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -148,6 +174,7 @@ def _fill(
     draws: Tensor,
     augmentation: Augmentation,
     recipe: Recipe,
+    alive: Callable[[], None],
 ) -> None:
     marker = file.with_name("progress.json")
     parts = torch.arange(len(source)).split(BATCH)
@@ -171,6 +198,7 @@ def _fill(
                 targets.flush()
                 write_json(marker, {"passes": step + 1})
             show(step + 1, "")
+            alive()
     targets.flush()
     write_json(file.with_name("done.json"), {"shape": list(shape), "sha256": file_sha256(file)})
     marker.unlink(missing_ok=True)
@@ -190,16 +218,21 @@ def _compute(teacher: Teacher, recipe: Recipe) -> Callable[[Tensor], Tensor]:
 
 
 def _make_room(file: Path, shape: tuple[int, ...]) -> None:
-    """Announce the size, and make a file of zeros that has all its bytes on the disk."""
-    for half in file.parent.glob(".*.tmp"):  # of a killed process: nobody else is at work here
+    """Report the size, and create a file of zeros with all its bytes allocated on disk."""
+    for half in file.parent.glob(".*.tmp"):  # left by a killed process: no other process works here
         half.unlink()
     needed, free = 2 * math.prod(shape), shutil.disk_usage(file.parent).free
+    others = _entries(file.parent.parent, but=file)
     no_room = RecipeError(
         f"teacher.cache = {shape[1]}: needs {needed / 1e9:.1f} GB in {file.parent}, "
         f"{free / 1e9:.1f} GB are free",
         hint="lower teacher.cache, free disk space, or set HGKD_EDGE_CACHE to another disk",
     )
-    if needed > free:
+    taken = sum(about.st_size for about in others.values())
+    if needed > free + taken:
+        raise no_room
+    _remove(others, needed - min(cache_limit() - taken, free))
+    if needed > shutil.disk_usage(file.parent).free:  # some entries are being filled
         raise no_room
     console.print(
         f"teacher.cache: {shape[1]} views of {shape[0]} images, {needed / 1e9:.2f} GB in "
@@ -216,7 +249,44 @@ def _make_room(file: Path, shape: tuple[int, ...]) -> None:
                 reserve(stream.fileno(), size)
             except OSError as error:
                 raise no_room from error
-            stream.truncate(size)  # where there is no way to reserve
+            stream.truncate(size)  # if space cannot be reserved
+
+
+class _InUseError(Exception):
+    """Another process is filling this entry."""
+
+
+def _entries(folder: Path, *, but: Path) -> dict[Path, os.stat_result]:
+    """All target files except one, least recently used first."""
+    found = {}
+    for file in folder.glob("*/targets.npy"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+            found[file] = file.lstat()
+    found.pop(but, None)
+    return dict(sorted(found.items(), key=lambda entry: entry[1].st_mtime))
+
+
+def _remove(entries: dict[Path, os.stat_result], excess: float) -> None:
+    """Remove entries in the given order until `excess` bytes are freed.
+
+    A training that has an entry open keeps it until it ends.
+    """
+    for file, about in entries.items():
+        if excess <= 0:
+            return
+        with contextlib.suppress(_InUseError, OSError), locked(file.parent, _refuse):
+            for name in ("done.json", "progress.json", file.name):
+                file.with_name(name).unlink(missing_ok=True)
+            excess -= about.st_size
+            console.print(
+                f"teacher.cache: removed {file.parent}, {about.st_size / 1e9:.2f} GB last used on "
+                f"{date.fromtimestamp(about.st_mtime)}",
+                soft_wrap=True,
+            )
+
+
+def _refuse(_: int) -> None:
+    raise _InUseError
 
 
 def _content_hash(

@@ -1,4 +1,4 @@
-"""The frozen Transformer, asked for its representation of an image."""
+"""The frozen Transformer that provides the representation of an image."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from hgkd_edge.sparse.visible import indices
 
 __all__ = ["Teacher"]
 
-# A channel's spread at a place is at least this share of its spread over all places. On ordinary
-# photos it is .36 and more in every channel of a ViT-S/14, .87 and more of the bundled teacher.
+# A channel's spread at a position is at least this share of its spread over all positions. On
+# ordinary images it is at least .36 in every channel of a ViT-S/14, and .87 for the bundled
+# teacher.
 SPREAD_FLOOR = 0.3
-IMAGE_FLOOR = 0.03  # of the row of the whole image: a mean over places spreads less by itself
+IMAGE_FLOOR = 0.03  # of the whole-image row: a mean over positions has a smaller spread
 
 
 class Teacher(nn.Module):
     """Targets for the student: patch tokens, layer-normalized without affine (design: loss).
 
     The targets of an image are R rows: its N patch tokens and, with `embedding`, one vector for the
-    whole image: the class token, or the mean of the patch tokens where there is no class token.
+    whole image. That vector is the class token, or the mean of the patch tokens if there is no
+    class token.
 
-    Frozen: in evaluation mode and without gradients, whatever the student does.
+    Frozen: in evaluation mode and without gradients, whatever mode the student is in.
 
     Attributes:
         width: Channels D of the targets.
@@ -38,9 +40,9 @@ class Teacher(nn.Module):
     Args:
         vit: A timm Transformer of plain patch tokens.
         layers: `last`, or indices of blocks whose normalized tokens are combined.
-        size: Height and width in pixels that it sees.
+        size: Height and width of its input in pixels.
         combine: `mean` of the blocks' tokens, or `concat`: one block's channels after the other's.
-        embedding: Whether targets hold the row of the whole image.
+        embedding: Whether targets include the whole-image row.
     """
 
     def __init__(
@@ -70,31 +72,45 @@ class Teacher(nn.Module):
         self.register_buffer("spread", torch.ones(rows, self.width))
 
     @torch.no_grad()
-    def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
-        """From now on, take the mean token of every place from targets, and even out channels.
+    def standardize(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+        """From now on, subtract every position's mean token from targets, and rescale channels.
 
-        Most of what a masked autoencoder's tokens hold is where they are: a student that has
-        learned the mean token looks good and knows nothing. A camera that never moves gives images
-        that are nearly equal at every place. There a channel is divided by no less than a share of
-        its spread over all places and images; otherwise noise would become the target.
+        Most of what a masked autoencoder's tokens encode is their position. A student that predicts
+        only the mean token would score well without learning anything else. A channel is divided by
+        at least a fixed share of its spread over all positions and images, so that nearly constant
+        channels do not make noise the target.
 
         Args:
-            batches: What the statistics are taken from, as for `moments`.
-
-        Returns:
-            How much of the tokens' spread lies between images at one place, from 0 (all images
-            are equal) to 1; the median over channels.
+            batches: The data for the statistics, as for `moments`: views as in training. Whole
+                images would miss how much a crop changes.
         """
         center, squares = self.moments(batches)
-        variance = squares - center.square()  # [R, D], within places
         places = self.grid[0] * self.grid[1]
-        within = variance[:places].mean(dim=0)  # [D]
-        total = squares[:places].mean(dim=0) - center[:places].mean(dim=0).square()  # [D]
+        within, total = self._spread_of(center, squares)
         tokens = within.clamp(min=SPREAD_FLOOR**2 * total)
-        image = variance[places:].clamp(min=IMAGE_FLOOR**2 * total)
+        variance = (squares - center.square())[places:]  # of the whole-image row
+        image = variance.clamp(min=IMAGE_FLOOR**2 * total)
         variance = torch.cat([tokens.expand(places, -1), image])
         self.center, self.spread = center, variance.clamp(min=1e-6).sqrt()
+
+    @torch.no_grad()
+    def between_images(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+        """The share of the tokens' spread that lies between images at one position; channel median.
+
+        Ranges from 0 (all images are equal) to 1.
+
+        Args:
+            batches: As for `moments`, with whole images: crops of equal images would differ.
+        """
+        within, total = self._spread_of(*self.moments(batches))
         return (within / total.clamp(min=1e-12)).clamp(0, 1).sqrt().median().item()
+
+    def _spread_of(self, center: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance of every patch token channel, float [D]: at one position, and overall."""
+        places = self.grid[0] * self.grid[1]
+        center, squares = center[:places], squares[:places]
+        total = squares.mean(dim=0) - center.mean(dim=0).square()
+        return (squares - center.square()).mean(dim=0), total
 
     @torch.no_grad()
     def moments(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor]:
@@ -102,7 +118,7 @@ class Teacher(nn.Module):
 
         Args:
             batches: Images float [B, 3, H, W] in [0, 1] and their visible tokens, bool [B, N]; None
-                for whole images.
+                means whole images.
         """
         total, squares = torch.zeros_like(self.center), torch.zeros_like(self.center)
         count = torch.zeros_like(self.center[:, :1])  # [R, 1]
@@ -134,8 +150,8 @@ class Teacher(nn.Module):
             images: float [B, 3, H, W] in [0, 1], of any size.
 
         Returns:
-            float32 [B, R, D], tokens on the row-major grid, zero mean and unit variance over D; if
-            standardized, over the images that the statistics are from.
+            float32 [B, R, D], tokens on the row-major grid, with zero mean and unit variance over
+            D; if standardized, over the images of the statistics instead.
         """
         pooled = self.embedding and has_class_token(self.vit)
         layers = self.vit.forward_intermediates(  # type: ignore[operator]
@@ -153,16 +169,16 @@ class Teacher(nn.Module):
     def forward_visible(
         self, images: Tensor, visible: Tensor, per_image: int | None = None
     ) -> Tensor:
-        """Targets from visible tokens only, as a masked autoencoder's encoder sees them.
+        """Targets from visible tokens only, as in a masked autoencoder's encoder.
 
         Args:
             images: float [B, 3, H, W] in [0, 1].
-            visible: bool [B, N] on the token grid, as many visible in every image.
-            per_image: How many, if that is known: then nothing waits for the device.
+            visible: bool [B, N] on the token grid, the same number in every image.
+            per_image: Number of visible tokens, if known; then nothing waits for the device.
 
         Returns:
-            float32 [B, R, D], zero at masked tokens; the row of the whole image is what the visible
-            tokens make of it.
+            float32 [B, R, D], zero at masked tokens; the whole-image row is computed from the
+            visible tokens.
         """
         if per_image is None:
             per_image = int(visible[0].sum())
@@ -171,14 +187,14 @@ class Teacher(nn.Module):
         prefix = self.vit.num_prefix_tokens
         pooled = self.embedding and has_class_token(self.vit)
         rows = self._rows(tokens[:, prefix:], tokens[:, :prefix] if pooled else None)
-        if self.embedding:  # the last row is there whatever is visible
+        if self.embedding:  # the last row exists for any mask
             keep = torch.cat([keep, torch.full_like(keep[:, :1], visible.shape[1])], dim=1)
         rows = (rows - self.center[keep]) / self.spread[keep]
         targets = rows.new_zeros(len(images), len(self.center), self.width)
         return targets.scatter(1, keep[..., None].expand(-1, -1, self.width), rows)
 
     def _rows(self, tokens: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """A block's tokens [B, N, D], and the image's row if wanted, normalized: [B, R, D]."""
+        """A block's tokens [B, N, D], plus the whole-image row if wanted, normalized: [B, R, D]."""
         rows = F.layer_norm(tokens.float(), tokens.shape[-1:])
         if not self.embedding:
             return rows
@@ -186,7 +202,7 @@ class Teacher(nn.Module):
         return torch.cat([rows, F.layer_norm(image, image.shape[-1:])[:, None]], dim=1)
 
     def _combined(self, blocks: list[Tensor]) -> Tensor:
-        """The targets of one image from those of its blocks."""
+        """The targets of an image, combined from those of its blocks."""
         if self.combine == "concat":
             return torch.cat(blocks, dim=-1)
         return torch.stack(blocks).mean(dim=0)

@@ -1,4 +1,4 @@
-"""What distillation brings to the training loop: views, masks, and the teacher's targets."""
+"""What distillation provides to the training loop: views, masks, and the teacher's targets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Distilling(Training):
         self.cache = cache
         self.teacher, self.parts, self.recipe = teacher, parts, recipe
         self.updates_per_batch = recipe.mask.per_image
-        self.capturable = recipe.student.backend != "spconv"  # which counts its sites on the host
+        self.capturable = recipe.student.backend != "spconv"  # spconv counts its sites on the host
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
         parts = self.parts
@@ -51,7 +51,7 @@ class Distilling(Training):
             chosen = draws.on_cpu(len(images), 1)[:, 0]
             drawn, rows = self.cache.views(draws.photos, chosen)
             view = Augmentation.of(self.recipe).view(images, drawn)
-            shared = to_device(rows, images.device)
+            shared = to_device(rows, images.device).float()
         else:
             view = random_views(images, draws, self.recipe)
             shared = self._shared_targets(view)
@@ -75,7 +75,7 @@ class Distilling(Training):
         yield from (on_patches(mask, self.parts) for mask in disjoint_masks(noise, grid, ratio))
 
     def _shared_targets(self, view: Tensor) -> Tensor | None:
-        """Targets that no mask changes, [B, N, D]; None where every mask has its own."""
+        """Targets that do not depend on the mask, [B, N, D]; None if each mask has its own."""
         if not self.recipe.loss.feature_weight:
-            return view.new_zeros(len(view), 1)  # nothing looks at them: the teacher rests
+            return view.new_zeros(len(view), 1)  # targets are unused: skip the teacher
         return self.teacher(view) if self.recipe.teacher.view == "full" else None

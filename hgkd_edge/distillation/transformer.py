@@ -1,4 +1,4 @@
-"""The teacher's network: a timm Transformer of plain patch tokens, made and checked."""
+"""The teacher's network: creates and checks a timm Transformer of plain patch tokens."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def create_vit(
 
     Args:
         config: The recipe's `teacher` section.
-        size: Height and width in pixels that it shall see; None keeps the published size.
+        size: Height and width of its input in pixels; None keeps the published size.
         pretrained: Load the hub's weights.
 
     Raises:
-        RecipeError: Unknown to timm, or not a Transformer of plain patch tokens.
+        RecipeError: The model is unknown to timm, or not a Transformer of plain patch tokens.
     """
     own: dict[str, Any] = {"num_classes": 0}
     if size is not None:
@@ -65,10 +65,10 @@ def create_vit(
 
 
 def require_plain_vit(vit: nn.Module, name: str) -> VisionTransformer:
-    """The same network, which can be pre-trained here.
+    """The same network, checked to be suitable for pre-training.
 
     Raises:
-        RecipeError: It is not a plain timm VisionTransformer.
+        RecipeError: The teacher is not a plain timm VisionTransformer.
     """
     if not isinstance(vit, VisionTransformer):
         raise RecipeError(
@@ -91,11 +91,11 @@ def block_indices(vit: nn.Module, layers: str | list[int]) -> list[int]:
             f"teacher.layers = {layers}: the teacher has blocks 0 to {depth - 1}",
             hint=f"such as [{depth - 1}]",
         )
-    return sorted({index % depth for index in indices})  # as timm returns them
+    return sorted({index % depth for index in indices})  # the order in which timm returns them
 
 
 def has_class_token(vit: nn.Module) -> bool:
-    """Whether the first of its prefix tokens is a class token; the others are registers."""
+    """Whether the first prefix token is a class token; the others are registers."""
     return bool(vit.num_prefix_tokens) and getattr(vit, "cls_token", None) is not None
 
 

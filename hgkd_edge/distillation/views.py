@@ -1,4 +1,4 @@
-"""Masks, drawn once and laid on the grids of student and teacher; what each sees of an image."""
+"""Draws masks for the grids of student and teacher, and the views that each of them sees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from hgkd_edge.data.augment import Augmentation, center_view, mix
+from hgkd_edge.data.augment import Augmentation, mix
 from hgkd_edge.data.masks import random_masks, visible_count
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.engine import Draws
@@ -37,28 +37,28 @@ def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor
 
 
 def on_patches(masks: Tensor, parts: Parts) -> Tensor:
-    """Masks on the mask grid, on the grid of the student's deepest stride: bool [B, h, w]."""
+    """Convert masks from the mask grid to the student's deepest-stride grid: bool [B, h, w]."""
     return upsample_mask(masks, [side // parts.encoder.patch for side in parts.spec.size])
 
 
 def visible_patches(parts: Parts, ratio: float) -> int:
-    """How many of an image's patches a mask of `draw_visible` shows, the same for every image."""
+    """Number of visible patches in a mask of `draw_visible`, the same for every image."""
     rows, columns = (side // parts.encoder.patch for side in parts.spec.size)
     h, w = parts.mask_grid
     return visible_count((h, w), ratio) * (rows // h) * (columns // w)
 
 
 def on_tokens(visible: Tensor, parts: Parts) -> Tensor:
-    """Masks bool [B, h, w] on the teacher's tokens: bool [B, N]."""
+    """Convert masks bool [B, h, w] to the teacher's tokens: bool [B, N]."""
     return upsample_mask(visible, parts.token_grid).flatten(1)
 
 
 def teacher_views(
     batches: Iterable[Tensor], draws: Draws, parts: Parts, recipe: Recipe
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Photos as the teacher sees them in training: views, and their visible tokens (None: all)."""
+    """The teacher's input in training: views, and their visible tokens (None: all)."""
     for images in batches:
-        view = center_view(images.to(draws.device), size=recipe.data.size)
+        view = random_views(images.to(draws.device), draws, recipe)
         if recipe.teacher.view == "full":
             yield view, None
         else:

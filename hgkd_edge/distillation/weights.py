@@ -1,4 +1,4 @@
-"""Files of a teacher's weights: read from whoever published them, written as they are kept here."""
+"""Files of teacher weights: reads third-party formats, writes this package's own."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
 __all__ = ["BUNDLED_TEACHER", "load_vit_weights", "save_vit_weights"]
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
-NORMALIZATION = "hgkd_edge.normalisation"  # in the metadata of weights that were trained here
+NORMALIZATION = "hgkd_edge.normalisation"  # in the metadata of weights trained by hgkd-edge
 
 
 def load_vit_weights(vit: nn.Module, path: Path) -> None:
     """Load a local checkpoint: timm, official MAE, DINO, or safetensors.
 
-    Position embeddings are resampled to the teacher's grid; decoders and heads are skipped.
-    Weights that were trained here bring the normalization of their photos, which takes the place
-    of the one that timm knows for the teacher's name.
+    Position embeddings are resampled to the teacher's grid; decoders and heads are skipped. Weights
+    trained by hgkd-edge include the normalization of their images, which replaces the one that timm
+    lists for the teacher's name.
 
     Raises:
         RecipeError: The file cannot be read safely, or does not fit the teacher.
@@ -43,17 +43,17 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
 def save_vit_weights(
     vit: nn.Module, path: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Write a teacher that was trained here, with the normalization of the photos that it saw."""
+    """Write a teacher trained by hgkd-edge, with the normalization of its training images."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
     normalization = json.dumps({"mean": mean, "std": std})
     save_file(tensors, path, metadata={"format": "pt", NORMALIZATION: normalization})
 
 
 def _read_normalization(path: Path) -> dict[str, Any]:
-    """`mean` and `std` that `save_vit_weights` wrote; empty for weights from elsewhere.
+    """`mean` and `std` written by `save_vit_weights`; empty for third-party weights.
 
     Raises:
-        RecipeError: The file's metadata holds something else under their name.
+        RecipeError: The file's metadata holds invalid values under these names.
     """
     if path.suffix != ".safetensors":
         return {}

@@ -1,9 +1,9 @@
 """The one training loop: schedule, EMA, checkpoints, resume, trackers, progress.
 
-Pre-training, distillation and fine-tuning each bring a `Training`; nothing here knows which. Resume
-is exact because a step has no memory: the order of photos is a function of (seed, epoch), every
-random number a function of (seed, step), the learning rate a function of the step. A checkpoint is
-weights, optimizer moments, EMA and the step number.
+Pre-training, distillation and fine-tuning each provide a `Training`; the loop does not depend on
+which one it runs. Resume is exact because a step has no memory: the order of images is a function
+of (seed, epoch), every random number a function of (seed, step), and the learning rate a function
+of the step. A checkpoint holds the weights, optimizer moments, EMA and the step number.
 """
 
 from hgkd_edge.engine.loop import train

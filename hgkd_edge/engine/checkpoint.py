@@ -1,8 +1,8 @@
-"""A training's state on disk: whole, or as it was before, and the one that was written.
+"""A training's state on disk: written atomically and verified when read.
 
-A checkpoint changes too often for the manifest, and a kill between the two would leave a record of
-another file. So its sha256 lies next to it, in a file that is written first and lists two: of the
-checkpoint that is about to get the name, and of the one that has it until then.
+A checkpoint changes too often for the manifest: a kill between two writes would leave a record of
+another file. So its sha256 is stored next to it, in a file that is written first. It lists two
+hashes: of the checkpoint about to get the name, and of the one that has it until then.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["mend_for", "read_checkpoint", "write_checkpoint"]
 
 
 def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) -> None:
-    """Write a checkpoint; one that stands there stays as it is until the new one is whole.
+    """Write a checkpoint; an existing one stays unchanged until the new one is complete.
 
     Raises:
-        TrainingError: It cannot be written.
+        TrainingError: The checkpoint cannot be written.
     """
     try:
         with atomic_write(file) as temporary:
@@ -47,7 +47,7 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
     """Read a checkpoint and `load` its state.
 
     Raises:
-        RunError: It is damaged, not the one that was written, or belongs to another model.
+        RunError: The file is damaged, not the recorded one, or of a different model.
     """
     _require_announced(file)
     try:
@@ -75,19 +75,19 @@ def sums_of(file: Path) -> Path:
 
 
 def _announce(file: Path, coming: Path) -> None:
-    """Write down the sha256 of the checkpoint that is about to take the place of another."""
+    """Record the sha256 of the checkpoint that is about to replace another."""
     sums = [file_sha256(each) for each in (coming, file) if each.is_file()]
     with atomic_write(sums_of(file)) as temporary:
         temporary.write_text("".join(f"{each}  {file.name}\n" for each in sums), encoding="utf-8")
 
 
 def _require_announced(file: Path) -> None:
-    """See that a checkpoint is one of those that were written; one without sums passes."""
+    """Check that a checkpoint is one of those recorded; one without recorded hashes passes."""
     sums = sums_of(file)
     try:
         lines = read_text(sums, MAX_LABEL_BYTES).splitlines()
     except FileNotFoundError:
-        return  # of an earlier version of this package
+        return  # written by an earlier version of this package
     except (OSError, ValueError) as error:
         raise RunError(f"{sums}: {reason_of(error)}", hint=f"remove {sums}") from error
     found = file_sha256(file)
@@ -101,5 +101,5 @@ def _require_announced(file: Path) -> None:
 
 
 def mend_for(error: Exception, file: Path) -> str:
-    """The fix for a write to `file` that failed; torch reports a full disk without its number."""
+    """A hint for a failed write to `file`; torch reports a full disk without its error number."""
     return hint_for_write(error.errno if isinstance(error, OSError) else errno.ENOSPC, file)

@@ -1,7 +1,8 @@
 """What several processes exchange around a captured pass.
 
 DistributedDataParallel exchanges gradients during the backward pass, from hooks that a CUDA graph
-does not replay. So the model of a captured pass is not wrapped, and the same is done by hand here.
+does not replay. So the model of a captured pass is not wrapped, and this module exchanges the
+gradients explicitly.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ __all__ = ["average_gradients", "same_start"]
 
 
 def same_start(model: nn.Module) -> None:
-    """Give every process the weights and buffers of the first."""
+    """Give every process the weights and buffers of the first process."""
     for value in model.state_dict().values():
         sent = value.contiguous()
         distributed.broadcast(sent, 0)

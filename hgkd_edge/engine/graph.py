@@ -1,13 +1,14 @@
 """The forward and backward pass as a CUDA graph.
 
-A pass of the sparse student starts more than a thousand short kernels, which takes the host longer
-than the GPU needs to run them. A graph starts all of them at once. Captured are the model with its
-loss, and the backward pass. Learning rate, clipping, optimizer, average and checkpoints stay
-outside: they are the same with and without a graph. So does what several processes exchange: a
-captured pass makes the gradients of one process, and `exchange.py` takes their mean afterwards.
+A pass of the sparse student launches more than a thousand short kernels, which takes the host
+longer than the GPU needs to run them. A graph launches all of them at once. It captures the model
+with its loss, and the backward pass. Learning rate, clipping, optimizer, average and checkpoints
+stay outside: they are the same with and without a graph. Communication between processes also stays
+outside: a captured pass computes the gradients of one process, and `exchange.py` averages them
+afterwards.
 
-A graph reads and writes the same memory at every replay: inputs are copied to where it expects
-them, its outputs and the gradients lie where it leaves them.
+A graph reads and writes the same memory at every replay. Inputs are copied to where it expects
+them; its outputs and the gradients are read where it leaves them.
 """
 
 from __future__ import annotations
@@ -33,35 +34,35 @@ Work = Callable[[Inputs], Outputs]  # adds to the gradients of a model and retur
 
 
 class Capturing(Protocol):
-    """How a pass is captured; `CudaGraphs`, or in tests a trace on the CPU."""
+    """How a pass is captured: `CudaGraphs`, or in tests a trace on the CPU."""
 
     def warm_up(self, work: Work, inputs: Inputs) -> Outputs:
-        """Run it, as it will be run while it is captured."""
+        """Run the pass once, under the conditions of the capture."""
         ...
 
     def capture(self, work: Work, inputs: Inputs) -> Callable[[], Outputs]:
-        """Capture it without running it; returns what runs it on these inputs' memory.
+        """Capture the pass without running it; returns a function that runs it on the same inputs.
 
         Raises:
-            RuntimeError: It cannot be captured.
+            RuntimeError: The pass cannot be captured.
         """
         ...
 
 
 class CudaGraphs:
-    """CUDA graphs on one stream, which share their memory."""
+    """CUDA graphs on one stream that share their memory."""
 
     def __init__(self) -> None:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Work, inputs: Inputs) -> Outputs:
-        # On the stream of the capture: autograd remembers on which one a gradient was made.
+        # On the capture's stream: autograd records the stream on which a gradient was created.
         with self._aside():
             return work(inputs)
 
     def capture(self, work: Work, inputs: Inputs) -> Callable[[], Outputs]:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that reads photos ahead may pin memory in the meantime.
+        # thread_local: the thread that reads images ahead may pin memory in the meantime.
         capture = torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         )
@@ -76,7 +77,7 @@ class CudaGraphs:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """Work on the stream, after all that was started before and before all that follows."""
+        """Run work on the stream, ordered after earlier work and before later work."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             yield
@@ -86,38 +87,38 @@ class CudaGraphs:
 class GraphedPass:
     """A pass that is captured after two updates and replayed from then on.
 
-    Inputs of another form (shapes, dtypes, numbers) than the last ones', such as whole images after
-    masked ones, are captured again, and what was captured before is forgotten.
+    If the form of the inputs (shapes, dtypes, numbers) changes, for example from masked to whole
+    images, the pass is captured again and the previous capture is dropped.
 
     Args:
-        work: The pass. It reads no value of a tensor.
-        model: Whose gradients it adds to.
-        how: Makes what captures the passes of one form.
+        work: The pass. It must not read any tensor value on the host.
+        model: The model whose gradients the pass adds to.
+        how: Creates the object that captures the passes of one form.
     """
 
     def __init__(self, work: Work, model: nn.Module, how: Callable[[], Capturing]) -> None:
         self.work, self.model, self.how = work, model, how
         self.capturing = how()
         self.form: tuple[object, ...] = ()
-        self.updates = 0  # that this form was run in
+        self.updates = 0  # updates run with this form
         self.inputs: Inputs = ()
         self.replays: dict[bool, Callable[[], Outputs]] = {}
         self.failed = False
 
     @property
     def holds_gradients(self) -> bool:
-        """Whether the first pass of an update overwrites the gradients, which must then stay."""
+        """Whether an update's first pass overwrites the gradients, which then must not be freed."""
         return bool(self.replays)
 
     def __call__(self, inputs: Inputs, *, adds: bool) -> Outputs:
         """Run the pass.
 
         Args:
-            inputs: Its inputs.
-            adds: Whether it adds to the gradients of the update's passes before it.
+            inputs: Inputs of the pass.
+            adds: Whether to add to the gradients of earlier passes of the same update.
 
         Returns:
-            Its scalars, valid until the next call.
+            The scalars, valid until the next call.
         """
         if self.failed:
             return self.work(inputs)
@@ -136,22 +137,22 @@ class GraphedPass:
         return self.replays[adds]()
 
     def _capture(self, inputs: Inputs, *, adds: bool) -> bool:
-        """Capture the pass, if that can be done."""
+        """Capture the pass, if possible."""
         if not adds:
-            self.model.zero_grad(set_to_none=True)  # captured, a pass makes its gradients itself
+            self.model.zero_grad(set_to_none=True)  # a captured pass allocates its gradients itself
             self.inputs = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
         try:
             self.replays[adds] = self.capturing.capture(self.work, self.inputs)
         except RuntimeError as error:
             if not adds:
-                self.model.zero_grad(set_to_none=True)  # made by the capture, and never filled
+                self.model.zero_grad(set_to_none=True)  # allocated by the capture, never filled
             self._forget(())
             self.failed = True
             _report(f"it cannot be captured ({_cause(error)})")
         return not self.failed
 
     def _forget(self, form: tuple[object, ...]) -> None:
-        """Free the memory of what was captured; the gradients stay."""
+        """Free the memory of the capture; the gradients stay."""
         self.form, self.updates, self.inputs = form, 0, ()
         self.replays.clear()
         self.capturing = self.how()  # freed memory cannot be shared again
@@ -160,13 +161,13 @@ class GraphedPass:
 def graphed_pass(
     work: Work, model: nn.Module, accelerator: Accelerator, *, wanted: bool, exchanges: bool
 ) -> GraphedPass | None:
-    """The pass as a graph; None where it is not wanted, on a CPU, and where it cannot be one.
+    """The pass as a graph; None if unwanted, on a CPU, or if it cannot be captured.
 
     Args:
-        work: The pass of this process alone.
-        model: Whose gradients it adds to.
-        accelerator: The training's.
-        wanted: Whether the recipe wants it, and the task's model can be captured.
+        work: The pass, without communication between processes.
+        model: The model whose gradients the pass adds to.
+        accelerator: The training's accelerator.
+        wanted: Whether the recipe enables it and the task's model can be captured.
         exchanges: Whether processes exchange statistics during the pass (synchronized BatchNorm).
     """
     if not wanted or accelerator.device.type != "cuda":
@@ -189,7 +190,7 @@ def _obstacle(accelerator: Accelerator, *, exchanges: bool) -> str:
 
 
 def _report(why: str) -> None:
-    """One line on what is slower than it could be, and why."""
+    """One line about what is slower than possible, and why."""
     warn(f"training without a CUDA graph: {why}")
 
 
@@ -198,7 +199,7 @@ def _form(inputs: Inputs) -> tuple[object, ...]:
 
 
 def _cause(error: BaseException) -> str:
-    """First line of the error that began it: ending a failed capture is one more error."""
+    """First line of the original error: ending a failed capture raises another one."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What a training leaves and shows as it goes: `log.jsonl`, trackers, the progress line."""
+"""What a training writes and shows while it runs: `log.jsonl`, trackers, the progress line."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from hgkd_edge.parsing import MAX_LOG_BYTES, parse_json, read_file
 
 __all__ = ["Journal", "open_journal", "rate_in"]
 
-PROJECT = "hgkd-edge"  # how wandb and mlflow call it
-WINDOW = 50  # batches over which waiting for photos is judged
+PROJECT = "hgkd-edge"  # project name in wandb and mlflow
+WINDOW = 50  # batches over which data waiting time is measured
 WORTH_SHOWING, STARVING = 0.1, 0.2  # shares of the time
 
 
 class Journal:
-    """Writes and shows the figures of each batch; on the main process only."""
+    """Writes and shows the metrics of each batch; on the main process only."""
 
     def __init__(
         self,
@@ -57,16 +57,16 @@ class Journal:
         seconds: float,
         waited: float,
     ) -> None:
-        """One batch.
+        """Record one batch.
 
         Args:
             step: Updates done.
-            epoch: Of the batch, from 0.
-            scalars: Of its last update, "loss" among them.
+            epoch: Epoch of the batch, from 0.
+            scalars: Scalars of its last update, including "loss".
             lr: Learning rate of that update.
-            photos: In the batches of all processes.
+            photos: Number of images in the batch, over all processes.
             seconds: From the request for the batch to the end of its last update.
-            waited: Seconds of it until the batch was there.
+            waited: How many of those seconds were spent waiting for the batch.
         """
         figures = {
             "epoch": epoch,
@@ -86,7 +86,7 @@ class Journal:
         self.show(step, line)
 
     def _share_waiting(self, seconds: float, waited: float) -> float:
-        """Over the last batches; warns once when it is too much."""
+        """Share of time spent waiting in the last batches; warns once if it is too high."""
         self.recent.append((seconds, waited))
         share = sum(w for _, w in self.recent) / sum(s for s, _ in self.recent)
         if share > STARVING and len(self.recent) == WINDOW and not self.warned:
@@ -126,14 +126,14 @@ def open_journal(
         with track_steps(label, total=total, done=done) as show:
             yield Journal(accelerator, stream, place.log_file, show, source)
     finally:
-        with contextlib.suppress(OSError):  # a full disk has been reported by what met it first
+        with contextlib.suppress(OSError):  # a full disk was already reported
             stream.close()
             for tracker in accelerator.trackers:
                 tracker.finish()
 
 
 def _open_log(file: Path) -> TextIO:
-    """The log, to add lines to; never through a link."""
+    """Open the log for appending; never through a link."""
     with open_regular(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as descriptor:
         return open(os.dup(descriptor), "a", encoding="utf-8")
 
@@ -150,14 +150,14 @@ def _writing(log_file: Path) -> Iterator[None]:
 
 
 def _truncate(log_file: Path, step: int) -> None:
-    """Keep the log up to the checkpoint: steps done again must not stand there twice."""
+    """Cut the log at the checkpoint, so that repeated steps are not logged twice."""
     if log_file.is_file():
         with atomic_write(log_file) as temporary:
             temporary.write_text("".join(_lines_up_to(log_file, step)), encoding="utf-8")
 
 
 def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
-    """Lines of a log whose step is at most `step`; a line cut off by a kill ends it."""
+    """Lines of a log whose step is at most `step`; stops at a line cut off by a kill."""
     for line in read_file(log_file, MAX_LOG_BYTES).splitlines(keepends=True):
         try:
             text = line.decode()
@@ -169,7 +169,7 @@ def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
 
 
 def rate_in(log_file: Path) -> float:
-    """Images per second that a training's log shows: the median of its later half."""
+    """Images per second in a training's log: the median of its later half."""
     rates = [parse_json(line)["images_per_s"] for line in _lines_up_to(log_file, sys.maxsize)]
     return statistics.median(rates[len(rates) // 2 :])
 

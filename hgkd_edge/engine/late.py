@@ -1,9 +1,9 @@
-"""What is known of an update only after the device has made it.
+"""Results of an update that are known only after the device has computed them.
 
-The host starts kernels long before a GPU runs them. Asking for a number makes it wait, and then the
-GPU waits for the host. So an update's figures are read one update late, when they have long been
-there, and what must happen before the next update happens on the device: an update whose loss or
-gradient is not finite is skipped by the optimizer itself.
+The host launches kernels long before a GPU runs them. Reading a number makes the host wait, and
+then the GPU waits for the host. So an update's metrics are read one update late, when they are
+ready. Anything that must happen before the next update happens on the device: if the loss or a
+gradient is not finite, the optimizer itself skips the update.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["Batch", "Figures", "Snapshot", "Update", "reads_late"]
 
 
 def reads_late(accelerator: Accelerator, config: TrainConfig) -> bool:
-    """Whether figures are read one update late.
+    """Whether metrics are read one update late.
 
-    Not on a CPU, where there is nothing to wait for; nor with an optimizer that cannot skip an
-    update on the device (LAMB), or one whose gradients a scaler checks (fp16).
+    Not on a CPU, where nothing needs to wait. Not with an optimizer that cannot skip an update on
+    the device (LAMB), or one whose gradients are checked by a scaler (fp16).
     """
     skips = config.optimizer == "adamw" and accelerator.scaler is None
     return skips and accelerator.device.type == "cuda"
 
 
 class Figures:
-    """Named numbers that are computed, perhaps not yet, and copied to the host.
+    """Named numbers that are copied to the host, and may not be computed yet.
 
     Args:
-        names: One for each value.
+        names: One name per value.
         values: float [len(names)].
     """
 
@@ -47,12 +47,12 @@ class Figures:
             self.copied.record()
 
     def not_finite(self, *names: str) -> Tensor:
-        """1 if one of these is not finite, else 0; on the device, float []."""
+        """1 if any value is not finite, else 0; on the device, float []."""
         finite = [self.on_device[self.names.index(name)].isfinite() for name in names]
         return (~torch.stack(finite).all()).float()
 
     def read(self) -> dict[str, float]:
-        """The numbers; waits for the device to have computed them."""
+        """The numbers; waits until the device has computed them."""
         if self.copied is not None:
             self.copied.synchronize()
         return dict(zip(self.names, self.on_host.tolist(), strict=True))
@@ -65,7 +65,7 @@ class Update:
     Attributes:
         step: Its number, from 0.
         lr: Its learning rate.
-        figures: What the model returned, the gradient's norm, whether a process is to stop.
+        figures: The model's scalars, the gradient norm, and whether a process must stop.
     """
 
     step: int
@@ -75,12 +75,12 @@ class Update:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the log says of one batch.
+    """What is logged for one batch.
 
     Attributes:
-        last: The last of its updates.
-        seconds: From the request for the batch until the host was done with its last update.
-        waited: Seconds of it until the batch was there.
+        last: Its last update.
+        seconds: Time from requesting the batch until the host finished its last update.
+        waited: How many of those seconds were spent waiting for the batch.
     """
 
     last: Update
@@ -89,10 +89,10 @@ class Batch:
 
 
 class Snapshot:
-    """A model after an update, while the next one already runs.
+    """A model after an update, while the next update is already running.
 
     Weights are the model's own: they change at the end of an update. Buffers (BatchNorm's running
-    statistics) are copies: the next forward pass changes the model's.
+    statistics) are copies, because the next forward pass changes the originals.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -105,11 +105,11 @@ class Snapshot:
     def take(self) -> None:
         """Copy the buffers, after an update and before the next forward pass."""
         live = self.model.state_dict()
-        for floating in (True, False):  # one kernel for each, which takes one dtype
+        for floating in (True, False):  # one kernel per kind of dtype
             names = [n for n, kept in self.buffers.items() if kept.is_floating_point() == floating]
             if names:
                 torch._foreach_copy_([self.buffers[n] for n in names], [live[n] for n in names])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's, as it was when the buffers were copied."""
+        """The model's state dict as of the last buffer copy."""
         return {**self.model.state_dict(), **self.buffers}

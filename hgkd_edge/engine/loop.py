@@ -22,16 +22,16 @@ from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
-from hgkd_edge.engine.stopping import StopFlag, stop_on_signal
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.training import Draws, Inputs, Training, Workplace
 from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.stopping import StopFlag, stop_on_signal
 
 __all__ = ["train"]
 
-STOP, NORM = "stop", "gradient norm"  # figures of an update next to the model's own
+STOP, NORM = "stop", "gradient norm"  # metrics of an update in addition to the model's
 
 
 def train(
@@ -45,18 +45,18 @@ def train(
     resume: bool = False,
     until: int | None = None,
 ) -> nn.Module:
-    """Train `training.model` on the photos of a source, alone or as one of several processes.
+    """Train `training.model` on the images of a source, in one or several processes.
 
     Args:
-        training: The model and how a batch becomes its inputs.
-        source: Training photos.
+        training: The model, and how a batch is turned into its inputs.
+        source: Training images.
         config: The recipe's `train` section.
-        seed: Seeds photo order and random numbers.
+        seed: Seeds image order and random numbers.
         place: Where logs and checkpoints go.
-        label: Shown beside the progress bar.
-        resume: Go on from the checkpoint, if there is one.
-        until: Stop after the batch with which so many updates are done, with a checkpoint from
-            which the training can be resumed; None trains to the end.
+        label: Shown next to the progress bar.
+        resume: Resume from the checkpoint, if there is one.
+        until: Stop after the batch in which this many updates are reached, with a checkpoint to
+            resume from; None trains to the end.
 
     Returns:
         The averaged (EMA) model, or the model itself when `config.ema` is 0, on the device.
@@ -64,7 +64,7 @@ def train(
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
         TrainingError: The loss is not finite, or a checkpoint or the log cannot be written.
-        RunError: The checkpoint to go on from cannot be used.
+        RunError: The checkpoint cannot be resumed.
         RecipeError: The batch does not divide among processes and accumulation steps.
     """
     loop = _Loop(training, source, config, seed=seed, place=place, label=label)
@@ -73,7 +73,7 @@ def train(
 
 
 class _Loop:
-    """State of one training: everything that a checkpoint holds, and how to make a step of it."""
+    """State of one training: everything that a checkpoint holds, and how to make a step."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class _Loop:
         self.step, self.last_step = 0, self.total_steps
         self.stop, self.told_to_stop = StopFlag(), False
         self.late = reads_late(self.accelerator, config)
-        self.unsettled: Update | None = None  # its figures are not read yet
+        self.unsettled: Update | None = None  # its metrics are not read yet
         self.journal: Journal | None = None
         self.unlogged: Batch | None = None
 
@@ -105,9 +105,9 @@ class _Loop:
             keep_freed_memory()
         model = training.model.to(self.accelerator.device)
         options: dict[str, Any] = {"betas": (0.9, 0.95)}
-        if config.optimizer == "adamw":  # one pass over the weights; LAMB has no such form
+        if config.optimizer == "adamw":  # one fused pass; LAMB has no such form
             options["fused"] = True
-        else:  # gradients are clipped here, by `clip_grad` alone
+        else:  # gradients are clipped only by `clip_grad`
             options["max_grad_norm"] = None
         optimizer = create_optimizer_v2(
             model,
@@ -124,7 +124,7 @@ class _Loop:
         self.graphed = graphed_pass(
             self._pass, model, self.accelerator, wanted=wanted, exchanges=self.synced
         )
-        self.by_hand = self.graphed is not None and self.world > 1  # gradients are exchanged
+        self.by_hand = self.graphed is not None and self.world > 1  # average explicitly
         if self.by_hand:
             self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # no wrapper
             self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -135,8 +135,8 @@ class _Loop:
     def run(self, *, resume: bool) -> nn.Module:
         if resume and on_main(self.place.checkpoint_file.is_file):
             self._load_checkpoint()
-        else:  # a checkpoint of an earlier training must not be gone on from
-            with contextlib.suppress(OSError):  # told when the new one is written
+        else:  # never resume the checkpoint of an earlier training
+            with contextlib.suppress(OSError):  # reported when the new one is written
                 on_main(lambda: self.place.checkpoint_file.unlink(missing_ok=True))
         self.model.train()
         journal = open_journal(
@@ -176,7 +176,7 @@ class _Loop:
                 begin = time.perf_counter()
 
     def _order(self, *, first: int) -> Iterator[Tensor]:
-        """This process's indices of every batch from the `first` to the last, int64 [B_local]."""
+        """This process's indices of every batch from `first` to the last, int64 [B_local]."""
         for epoch in range(first // self.batches_per_epoch, self.config.epochs):
             order = torch.randperm(
                 len(self.source), generator=_generator(self.seed, "order", epoch)
@@ -186,7 +186,7 @@ class _Loop:
             yield from shares[max(0, first - epoch * self.batches_per_epoch) :, self.rank]
 
     def _load_batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Photos uint8 [B, 3, H_canvas, W_canvas], labels, `indices`; runs in the background."""
+        """Images uint8 [B, 3, H_canvas, W_canvas], labels, `indices`; runs in the background."""
         images, labels = self.source.batch(indices)
         if self.accelerator.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
@@ -197,7 +197,7 @@ class _Loop:
         device = self.accelerator.device
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         generator = _generator(self.seed, "step", self.step)
-        torch.manual_seed(generator.initial_seed() + self.rank)  # for layers: stochastic depth
+        torch.manual_seed(generator.initial_seed() + self.rank)  # for stochastic depth
         progress = self.step / self.total_steps
         draws = Draws(generator, self.rank, self.world, device, progress, photos)
         with self.accelerator.autocast():
@@ -213,18 +213,18 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         totals = self._gradients(inputs)
-        self._settle()  # the update before this one, if it is not yet
+        self._settle()  # finish the previous update, if still open
         limit = self.config.clip_grad or math.inf
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         figures = self._agree(totals, norm)
         update = Update(self.step, lr, figures)
-        if self.late:  # the optimizer reads the flag on the device, and then changes nothing
+        if self.late:  # the optimizer reads the flag on the device, and then skips the update
             self.optimizer.optimizer.found_inf = figures.not_finite("loss", NORM)
         else:
             self._check_finite(update)
         self.optimizer.step()
         if self.graphed is None or not self.graphed.holds_gradients:
-            # Fresh memory for every gradient costs a CPU more than clearing the old.
+            # On a CPU, allocating new gradients costs more than clearing the old ones.
             self.optimizer.zero_grad(set_to_none=self.accelerator.device.type == "cuda")
         self.step += 1
         self.unsettled = update
@@ -260,13 +260,13 @@ class _Loop:
         return SyncedBatchNorm() if self.synced else contextlib.nullcontext()
 
     def _agree(self, totals: dict[str, Tensor], norm: Tensor) -> Figures:
-        """Means over processes, and whether any of them was told to stop: one exchange for all."""
+        """Means over processes, and whether any of them must stop, in one exchange."""
         stop = norm.new_full((), float(self.stop.asked))
         means = self.accelerator.reduce(torch.stack([*totals.values(), stop]), "mean")
         return Figures([*totals, STOP, NORM], torch.cat([means, norm[None]]))
 
     def _settle(self) -> None:
-        """Read the last update's figures: an error if they are not finite, else average it in."""
+        """Read the last update's metrics: raise if not finite, else update the average."""
         update, self.unsettled = self.unsettled, None
         if update is None:
             return
@@ -277,7 +277,7 @@ class _Loop:
         self._log()
 
     def _check_finite(self, update: Update) -> None:
-        """Stop before a bad gradient reaches the weights; the last checkpoint stays as it was."""
+        """Stop before a bad gradient reaches the weights; the last checkpoint stays unchanged."""
         figures = update.figures.read()
         # A gradient that overflowed in fp16 is skipped by the scaler, and training continues.
         watched = ("loss", NORM) if self.accelerator.scaler is None else ("loss",)
@@ -296,7 +296,7 @@ class _Loop:
         )
 
     def _log(self) -> None:
-        """Write the batch that is done and not yet in the log, if there is one."""
+        """Log the finished batch, if it is not logged yet."""
         batch, self.unlogged = self.unlogged, None
         if batch is None or self.journal is None:
             return
@@ -323,7 +323,7 @@ class _Loop:
 
     def _save_checkpoint(self) -> None:
         self._settle()
-        on_main(self._write_checkpoint)  # all processes learn of it when it fails
+        on_main(self._write_checkpoint)  # a failure is raised in all processes
 
     def _write_checkpoint(self) -> None:
         scaler = self.accelerator.scaler
@@ -360,23 +360,23 @@ class _Loop:
 
 
 def _channels_last(each: Tensor | float) -> Tensor | float:
-    """Photos [B, C, H, W] in the memory format of the fastest convolutions; others as they are."""
+    """Images [B, C, H, W] in the memory format of the fastest convolutions; others unchanged."""
     if not isinstance(each, Tensor) or each.dim() != 4:
         return each
     return each.contiguous(memory_format=torch.channels_last)
 
 
 def _chunks(inputs: Inputs, parts: int) -> Iterator[Inputs]:
-    """The inputs of every accumulation step; what is no tensor is the same for all."""
+    """The inputs of every accumulation step; values that are not tensors are shared by all."""
     columns = [x.chunk(parts) if isinstance(x, Tensor) else (x,) * parts for x in inputs]
     return zip(*columns, strict=True)
 
 
 def _batch_size(config: TrainConfig, photos: int, world: int, *, key: str) -> int:
-    """Photos in a batch: as configured, or all where there are fewer; equal parts for everyone.
+    """Images per batch: as configured, or all if there are fewer; split equally among processes.
 
     Raises:
-        RecipeError: It does not divide among processes and accumulation steps.
+        RecipeError: The batch does not divide among processes and accumulation steps.
     """
     size, parts = min(config.batch_size, photos), world * config.accumulate
     if size % parts == 0:
@@ -391,6 +391,6 @@ def _batch_size(config: TrainConfig, photos: int, world: int, *, key: str) -> in
 
 
 def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A CPU generator that depends on nothing but its arguments."""
+    """A CPU generator that depends only on its arguments."""
     salt = {"order": 0, "step": 1}[purpose]
     return torch.Generator().manual_seed(seed * 1_000_003 + index * 2 + salt)

@@ -1,4 +1,4 @@
-"""The precision to compute in, what becomes of freed memory, and the Accelerator."""
+"""Sets up precision, memory allocation and the Accelerator."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from hgkd_edge.recipe import TrainConfig
 
 __all__ = ["check_machine", "keep_freed_memory", "make_accelerator", "resolve_precision"]
 
-# Names and numbers of malloc.h.
+# Names and numbers from malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def check_machine(config: TrainConfig) -> None:
-    """Refuse what this machine cannot do, before a photo is read.
+    """Refuse settings that this machine does not support, before any image is read.
 
     Raises:
-        RecipeError: fp16 without a GPU, a tracker that is not installed, or a teacher to compile
-            where nothing can be compiled.
+        RecipeError: fp16 without a GPU, a tracker that is not installed, or a compiled teacher
+            without a working compiler.
     """
     resolve_precision(config.precision)
     _require_trackers(config.trackers)
@@ -47,7 +47,7 @@ def _require_trackers(names: Sequence[str]) -> None:
 
 
 def _require_compiler() -> None:
-    """Compile a function of one line: what is missing shows itself in many ways."""
+    """Compile a one-line function: a missing component can fail in many ways."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
@@ -60,10 +60,10 @@ def _require_compiler() -> None:
 
 
 def resolve_precision(precision: str) -> str:
-    """`auto` becomes bf16 where the CPU or GPU computes in it, else fp32.
+    """Resolve `auto` to bf16 if the CPU or GPU supports it natively, else fp32.
 
     Raises:
-        RecipeError: fp16 is asked for on a CPU.
+        RecipeError: fp16 is requested on a CPU.
     """
     on_gpu = torch.cuda.is_available()
     if precision == "auto":
@@ -77,7 +77,7 @@ def resolve_precision(precision: str) -> str:
 def _cpu_has_bf16() -> bool:
     """Whether the CPU has instructions for bf16.
 
-    On x86 oneDNN also takes bf16 where it must emulate it: that is four times slower than fp32.
+    On x86, oneDNN also accepts bf16 if it must emulate it, which is four times slower than fp32.
     """
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -85,34 +85,34 @@ def _cpu_has_bf16() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed instead of giving it back to the kernel (mallopt(3)).
+    """Let glibc keep freed memory instead of returning it to the kernel (mallopt(3)).
 
-    A step's tensors are as large as the last one's, and memory from the kernel is cleared page by
-    page at first touch: docs/training.md says what that cost. From here on the process stays as
-    large as it was at its largest. Other C libraries are left alone.
+    A step's tensors are as large as the previous step's, and new memory from the kernel is zeroed
+    page by page at first touch (see docs/training.md for the cost). From this call on, the process
+    keeps its peak memory. Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         glibc = ctypes.CDLL(None)
-        glibc.mallopt(M_MMAP_MAX, 0)  # no allocation is a mapping of its own
-        glibc.mallopt(M_TRIM_THRESHOLD, -1)  # the heap's free end is not cut off
+        glibc.mallopt(M_MMAP_MAX, 0)  # no allocation gets a separate mapping
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)  # the heap's free end is not trimmed
 
 
 def make_accelerator(config: TrainConfig, place: Workplace) -> Accelerator:
-    """An Accelerator of its own for each training of a process, whatever the one before was."""
+    """A separate Accelerator for each training in a process, whatever the previous one was."""
     precision = resolve_precision(config.precision)
     AcceleratorState._reset_state()  # else a second training could not choose another precision
     folder = str(place.tracker_dir) if place.tracker_dir else None
     if folder:
         _require_trackers(config.trackers)
     return Accelerator(
-        cpu=not torch.cuda.is_available(),  # without it, several processes would not find together
+        cpu=not torch.cuda.is_available(),  # required for several processes to connect
         mixed_precision="no" if precision == "fp32" else precision,
-        # None, not [], when there are none: Accelerate warns that [] are not installed.
+        # None, not [], if there are none: Accelerate warns that [] are not installed.
         log_with=[_tracker(name, folder) for name in config.trackers] or None if folder else None,
         project_config=ProjectConfiguration(project_dir=folder, logging_dir=folder),
     )
 
 
 def _tracker(name: str, folder: str) -> Any:
-    """TensorBoard's events lie in `folder/tensorboard`; the others are told the project's name."""
+    """TensorBoard writes to `folder/tensorboard`; the other trackers get the project name."""
     return TensorBoardTracker("tensorboard", folder) if name == "tensorboard" else name

@@ -1,9 +1,9 @@
-"""BatchNorm whose statistics are those of the global batch, on any device and any backend.
+"""BatchNorm with the statistics of the global batch, on any device and any backend.
 
-torch's SyncBatchNorm runs on GPUs only, and is another class of module: a model made of them is no
-longer timm's. Here the modules stay as they are, and the function that they all call,
-`F.batch_norm`, is answered differently while the model runs. That holds on the visible sites of a
-sparse encoder too.
+torch's SyncBatchNorm runs on GPUs only and is a different module class, so a model that uses it is
+no longer timm's. This module keeps the model's modules unchanged. While the model runs, it replaces
+the function that they all call, `F.batch_norm`. That also works on the visible sites of a sparse
+encoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["SyncedBatchNorm"]
 
 
 class SyncedBatchNorm(TorchFunctionMode):
-    """Inside this context, BatchNorm in training looks at the batches of all processes.
+    """Inside this context, BatchNorm in training uses the batches of all processes.
 
     Every process must run the same layers in the same order.
     """
@@ -31,7 +31,7 @@ class SyncedBatchNorm(TorchFunctionMode):
         if func is not F.batch_norm:
             return func(*args, **kwargs)
         if type(args[0]) is not Tensor:
-            # A stand-in for a tensor: what it does with its own payload is to be synchronised.
+            # A tensor stand-in: synchronize what it does with its payload.
             with self:
                 return type(args[0]).__torch_function__(func, types, args, kwargs)
         return _batch_norm(*args, **kwargs)
@@ -47,7 +47,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `F.batch_norm`, x f[B, C, ...]."""
+    """Like `F.batch_norm`, x f[B, C, ...]."""
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     if x.is_cuda:
@@ -72,7 +72,7 @@ def _batch_norm(
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes; each process's share has the gradient of all processes' losses."""
+    """The sum over processes; its gradient is that of the sum of all processes' losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

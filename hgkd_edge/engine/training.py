@@ -1,4 +1,4 @@
-"""What a training verb brings to the loop, and what it is handed."""
+"""What a training command provides to the loop, and what the loop passes to it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Inputs = tuple[Tensor | float, ...]
 
 
 class Training(Protocol):
-    """What a training verb brings to the loop.
+    """What a training command provides to the loop.
 
     Attributes:
-        model: The trained module; `model(*inputs)` returns scalars by name, "loss" among them.
-        updates_per_batch: How many updates `inputs` makes of one batch.
-        layer_decay: Factor of the learning rate per group of layers below the head, as timm groups
-            them; None trains every layer at one rate.
-        capturable: Whether a pass of the model reads no value of a tensor on the host, so that it
-            may run as a CUDA graph.
+        model: The trained module; `model(*inputs)` returns scalars by name, including "loss".
+        updates_per_batch: Number of updates that `inputs` makes from one batch.
+        layer_decay: Learning rate factor per group of layers below the head, in timm's grouping;
+            None trains every layer at the same rate.
+        capturable: Whether a pass of the model reads no tensor value on the host, so that it can
+            run as a CUDA graph.
     """
 
     model: nn.Module
@@ -39,7 +39,7 @@ class Training(Protocol):
 
         Args:
             images: uint8 [B, 3, H_canvas, W_canvas] on the device.
-            labels: int64 [B], -1 where unlabelled; label maps or boxes [B, ...] of other tasks.
+            labels: int64 [B], -1 where unlabeled; other tasks use label maps or boxes [B, ...].
             draws: This step's random numbers.
         """
         ...
@@ -47,12 +47,12 @@ class Training(Protocol):
 
 @dataclass
 class Draws:
-    """Random numbers of one step, drawn for the global batch and cut to this process's share.
+    """Random numbers of one step, drawn for the global batch and sliced to this process's share.
 
-    Drawn on the CPU, so that every device and every number of processes sees the same ones.
+    Drawn on the CPU, so that they are the same on every device and for any number of processes.
 
-    `progress` is the share of the training that lies behind this step, in [0, 1); `photos` are the
-    numbers of this process's photos of the batch in their source, int64 [B] on the CPU.
+    `progress` is the share of the training done before this step, in [0, 1). `photos` are the
+    indices of this process's images in their source, int64 [B] on the CPU.
     """
 
     generator: torch.Generator
@@ -67,22 +67,22 @@ class Draws:
         return to_device(self.on_cpu(count, width), self.device)
 
     def on_cpu(self, count: int, width: int) -> Tensor:
-        """As `uniform`, for what the host computes: fetching numbers from a GPU waits for it."""
+        """Like `uniform`, but for host computations: reading from a GPU would wait for it."""
         draws = torch.rand(count * self.world, width, generator=self.generator)
         return draws[self.rank * count : (self.rank + 1) * count]
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a training writes, and how its errors call what the user can change.
+    """Where a training writes, and the names that its error messages use for user settings.
 
     Attributes:
         log_file: One JSON object per batch.
-        checkpoint_file: The state to go on from.
-        tracker_dir: Folder of TensorBoard's events; None for no tracker at all.
-        resume_command: What a user types to go on.
-        batch_key: Setting of the batch size.
-        lr_key: Setting of the learning rate.
+        checkpoint_file: The state to resume from.
+        tracker_dir: Folder of TensorBoard's events; None disables all trackers.
+        resume_command: The command that resumes the training.
+        batch_key: Name of the batch size setting.
+        lr_key: Name of the learning rate setting.
     """
 
     log_file: Path

@@ -1,8 +1,8 @@
-"""The convolutional backbone: made from a recipe, saved as plain timm weights, loaded again.
+"""The convolutional backbone: created from a recipe, saved as plain timm weights, loaded again.
 
 `backbone.safetensors` holds exactly the state dict of `timm.create_model(name, num_classes=0,
-**args)`; how to make that model again (name, args, stem stride, image size, normalisation) stands
-in the file's metadata, so the file alone is enough.
+**args)`. The file's metadata hold everything needed to create that model again (name, args, stem
+stride, image size, normalization), so the file alone is enough.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-# What arguments that do not fit raise in timm's constructors.
+# Errors that timm's constructors raise for invalid arguments.
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -63,16 +63,16 @@ REFUSALS = (
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """All that is needed to make a backbone again.
+    """Everything needed to create a backbone again.
 
     Attributes:
         name: timm model name.
         args: Further arguments of `timm.create_model`.
-        stem_stride: 4 as published; 2 or 1 for small images.
-        size: Image height and width in pixels that it was trained for.
+        stem_stride: Stride of the stem: 4 as published; 2 or 1 for small images.
+        size: Image height and width in pixels used in training.
         mean: Per-channel mean of its input, in [0, 1].
         std: Per-channel standard deviation of its input.
-        bits: That the 16-bit image files it was trained on use; 0: all 16, or there were none.
+        bits: Bits used by the 16-bit image files it was trained on; 0: all 16, or none.
     """
 
     name: str
@@ -84,12 +84,12 @@ class BackboneSpec:
     bits: int = 0
 
     def input(self, geometry: Geometry) -> InputSpec:
-        """What the network takes, and how an image becomes that."""
+        """The network's input size and preprocessing."""
         return InputSpec(self.size, self.mean, self.std, geometry, self.bits)
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> BackboneSpec:
-        """Read back what `save_backbone` wrote."""
+        """Read the metadata that `save_backbone` wrote."""
         fields = parse_json(metadata["hgkd_edge.backbone"], MAX_SETTINGS_BYTES)
         tuples = {key: tuple(fields[key]) for key in ("size", "mean", "std")}
         spec = cls(**{**fields, **tuples})
@@ -97,10 +97,10 @@ class BackboneSpec:
         return spec
 
     def _validate(self) -> None:
-        """Metadata is untrusted; names and arguments are checked where the network is made.
+        """Check untrusted metadata; names and arguments are checked when the network is created.
 
         Raises:
-            ValueError: A value that no backbone of this package has.
+            ValueError: A value is invalid for a backbone of this package.
         """
         sides = len(self.size) == 2 and all(type(s) is int and 0 < s <= 16_384 for s in self.size)
         numbers = [*self.mean, *self.std]
@@ -116,11 +116,11 @@ class BackboneSpec:
 
 
 class EmbeddingNet(nn.Module):
-    """A backbone's deepest feature map, averaged over the image: what k-NN and export see.
+    """A backbone's deepest feature map, averaged over the image: used for k-NN and export.
 
     Args:
         features: Feature extractor whose last map is the deepest.
-        spec: What it was made from.
+        spec: Description of the backbone.
     """
 
     def __init__(self, features: nn.Module, spec: BackboneSpec) -> None:
@@ -129,12 +129,12 @@ class EmbeddingNet(nn.Module):
         self.spec = spec
 
     def forward(self, images: Tensor) -> Tensor:
-        """float [B, 3, H, W], normalised -> embedding float [B, C]."""
+        """float [B, 3, H, W], normalized -> embedding float [B, C]."""
         return self.features(images)[-1].mean(dim=(2, 3))
 
 
 def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> nn.Module:
-    """`timm.create_model` whose errors name the recipe key.
+    """`timm.create_model` with error messages that name the recipe key.
 
     Args:
         key: The recipe's key that names the model.
@@ -144,7 +144,7 @@ def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> 
 
     Raises:
         RecipeError: timm does not know the model or refuses the arguments, or the name or an
-            argument chooses files, addresses or code.
+            argument refers to files, URLs or code.
     """
     check_name(key, name)
     if not timm.is_model(name):
@@ -157,15 +157,15 @@ def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> 
     section = key.partition(".")[0]
     check_args(f"{section}.args", name, args)
     settings = {**args, **own}
-    if args:  # other networks are of published size
+    if args:  # without arguments, the size is as published
         with bounded(f"{section}.args"), contextlib.suppress(*REFUSALS):
-            # What timm refuses is reported below.
+            # Errors raised by timm are reported below.
             timm.create_model(name, **{**settings, "pretrained": False})
     try:
         model: nn.Module = timm.create_model(name, **settings)
     except OSError:  # the hub cannot be reached: see `create_published`
         raise
-    except Exception as error:  # arguments that do not fit a network may raise anything in it
+    except Exception as error:  # invalid arguments may raise anything
         raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason_of(error)}") from error
     guard_strided(model)
     return model
@@ -174,18 +174,18 @@ def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> 
 def create_published(
     key: str, name: str, args: dict[str, Any], *, asked: str, instead: str, **own: Any
 ) -> nn.Module:
-    """`create_timm_model` with the hub's weights.
+    """`create_timm_model` with pretrained weights from the hub.
 
     Args:
         key: The recipe's key that names the model.
         name: timm model name; untrusted.
         args: Architecture arguments; untrusted.
-        asked: The setting that asks for them, for the message.
-        instead: What to use without a network, for the hint.
+        asked: The setting that requests the weights, for the message.
+        instead: The offline alternative, for the hint.
         own: As for `create_timm_model`.
 
     Raises:
-        RecipeError: timm has no weights for it, or they cannot be downloaded.
+        RecipeError: timm has no weights for the model, or they cannot be downloaded.
     """
     try:
         return create_timm_model(key, name, args, pretrained=True, **own)
@@ -199,16 +199,16 @@ def create_published(
 def create_features(
     name: str, *, stem_stride: int = 4, args: dict[str, Any] | None = None, min_stride: int = 0
 ) -> nn.Module:
-    """An untrained timm feature extractor with the stem stride set.
+    """An untrained timm feature extractor with the given stem stride.
 
     Args:
         name: timm model name.
         stem_stride: Stride of the stem; other than 4 for ResNets only.
         args: Further arguments of `timm.create_model`.
-        min_stride: Leave out feature maps of finer stride than this.
+        min_stride: Skip feature maps with a finer stride.
 
     Raises:
-        RecipeError: The model is unknown or not a convolutional pyramid.
+        RecipeError: The model is unknown or is not a convolutional pyramid.
     """
     args = args or {}
     model = create_timm_model("student.name", name, args, features_only=True)
@@ -226,12 +226,12 @@ def create_features(
 
 
 def require_plain_form(features: nn.Module, name: str, args: dict[str, Any]) -> None:
-    """See that every weight of a feature extractor has its place in the plain timm model.
+    """Check that every weight of a feature extractor has a counterpart in the plain timm model.
 
     Raises:
-        ConversionError: One has none; `save_backbone` would fail after the training.
+        ConversionError: A weight has none, so `save_backbone` would fail after training.
     """
-    with torch.device("meta"):  # its names are wanted, not its weights
+    with torch.device("meta"):  # only names are needed, not weights
         plain = create_timm_model("student.name", name, args, num_classes=0).state_dict()
     for key in features.state_dict():
         _full_key(key, plain)
@@ -240,8 +240,8 @@ def require_plain_form(features: nn.Module, name: str, args: dict[str, Any]) -> 
 def freeze_unused(features: nn.Module) -> None:
     """Freeze weights that no feature map depends on: several processes would wait for them.
 
-    Networks that keep all scales side by side (HRNet) have such weights when the finest maps are
-    left out.
+    Networks that keep all scales in parallel (HRNet) have such weights if the finest maps are
+    skipped.
     """
     plain = copy.deepcopy(features).eval()
     side = 2 * max(plain.feature_info.reduction())  # type: ignore[union-attr,operator]
@@ -254,13 +254,13 @@ def freeze_unused(features: nn.Module) -> None:
 
 
 def save_backbone(features: nn.Module, spec: BackboneSpec, path: Path) -> None:
-    """Write a dense feature extractor's weights under the plain timm model's own names.
+    """Write a dense feature extractor's weights under the plain timm model's names.
 
-    Layers that only a classifier has (a head convolution, say) are written as timm initialises
-    them: a strict `load_state_dict` must find every name.
+    Layers that only a classifier has (such as a head convolution) are written as timm initializes
+    them, because a strict `load_state_dict` must find every name.
 
     Raises:
-        ConversionError: A weight has no place in the plain timm model.
+        ConversionError: A weight has no counterpart in the plain timm model.
     """
     full = create_timm_model("student.name", spec.name, spec.args, num_classes=0)
     state = full.state_dict()
@@ -276,7 +276,7 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
     """State dict and description of a `backbone.safetensors`.
 
     Raises:
-        RunError: The file is not one of ours, broken, or not the one that its run recorded.
+        RunError: The file was not written by hgkd-edge, is broken, or is not the recorded one.
     """
     require_recorded(path)
     try:
@@ -292,7 +292,7 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
 
 
 def _require_complete(state: dict[str, Tensor], spec: BackboneSpec, path: Path) -> None:
-    """See that a file holds the weights of the network that it describes, and no others."""
+    """Check that a file holds exactly the weights of the network that it describes."""
     with torch.device("meta"):
         plain = create_timm_model("student.name", spec.name, spec.args, num_classes=0).state_dict()
     for key in sorted(plain.keys() | state.keys()):
@@ -309,7 +309,7 @@ def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, Backbo
     """A dense feature extractor with the weights of `backbone.safetensors`.
 
     Raises:
-        RunError: The file is not one of ours, or broken.
+        RunError: The file was not written by hgkd-edge, or is broken.
     """
     state, spec = read_backbone(path)
     features = create_features(
@@ -325,14 +325,14 @@ def fill_features(features: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def create_classifier(spec: BackboneSpec, num_classes: int) -> nn.Module:
-    """The plain timm classifier of a backbone, untrained: [B, 3, H, W] -> logits [B, classes]."""
+    """The plain, untrained timm classifier of a backbone: [B, 3, H, W] -> logits [B, classes]."""
     model = create_timm_model("student.name", spec.name, spec.args, num_classes=num_classes)
     _set_stem_stride(model, spec.name, spec.stem_stride)
     return model
 
 
 def fill_classifier(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a backbone's weights into its timm classifier; the last layer stays as it is."""
+    """Load a backbone's weights into its timm classifier; the last layer is unchanged."""
     head: str = model.pretrained_cfg["classifier"]  # type: ignore[index,assignment]
     own = {key: value for key, value in model.state_dict().items() if key.startswith(head + ".")}
     body = {key: value for key, value in state.items() if not key.startswith(head + ".")}
@@ -345,7 +345,7 @@ def load_embedding_net(path: Path) -> EmbeddingNet:
 
 
 def _require_pyramid(model: nn.Module, name: str) -> None:
-    """Refuse Transformers early and by name; what else cannot be sparse, `sparsify` refuses."""
+    """Refuse Transformers early and by name; `sparsify` refuses all other unsupported models."""
     info: Any = getattr(model, "feature_info", None)
     if info is None or len(set(info.reduction())) < 2:
         raise RecipeError(
@@ -357,7 +357,7 @@ def _require_pyramid(model: nn.Module, name: str) -> None:
 
 
 def _set_stem_stride(model: nn.Module, name: str, stem_stride: int) -> None:
-    """Let a ResNet's stem keep more resolution; weights and their names stay as they are."""
+    """Reduce the stride of a ResNet's stem; weights and their names are unchanged."""
     if stem_stride == 4:
         return
     conv = model.get_submodule("conv1") if hasattr(model, "conv1") else None
@@ -376,7 +376,7 @@ def _set_stem_stride(model: nn.Module, name: str, stem_stride: int) -> None:
 
 
 def _full_key(key: str, full: dict[str, Tensor]) -> str:
-    """A feature extractor's parameter name as the plain timm model calls it."""
+    """Convert a feature extractor's parameter name to that of the plain timm model."""
     head, _, rest = key.partition(".")
     stage, _, number = head.rpartition("_")
     # timm's feature extractors either keep names, flatten `stages.0` to `stages_0` (or

@@ -1,8 +1,8 @@
-"""Weights from elsewhere: read without running their code, and loaded completely or not at all.
+"""Third-party weights: read without running code, and loaded completely or not at all.
 
-A checkpoint may hold several networks (raw and averaged, student and teacher), under several
-names, next to parts that no backbone has. The network that fits is found by its weights, not by
-the order of its names; where two fit, one is chosen by a stated rule or the file is refused.
+A checkpoint may hold several networks (raw and averaged, student and teacher), under several names,
+together with parts that no backbone has. The matching network is found by its weights, not by the
+order of names. If two match, a fixed rule selects one, or the file is refused.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["fitting_weights"]
 
 AVERAGED = frozenset({"ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model"})
 DEEPEST = 4  # levels of dictionaries in a checkpoint
-MOST_NETWORKS = 1000  # in a checkpoint; each is tried
+MOST_NETWORKS = 1000  # in a checkpoint; each one is tried
 LARGEST_FILE = 2**37  # bytes of a checkpoint
-# Weights that are in a file and not in the network, and why the tokens do not depend on them.
+# Weights that a file has and the network lacks, and why the tokens do not depend on them.
 HARMLESS = {
     "classifiers and projections, which come after the tokens": r"(head|heads|head_dist|fc_norm"
     r"|fc|classifier|pre_logits|attn_pool|lm_head|dino_head|ibot_head|projector|predictor"
@@ -46,9 +46,9 @@ _HARMLESS = re.compile("|".join(HARMLESS.values()))
 
 
 class _Ignored(dict[Any, Any]):
-    """Takes the place of what a checkpoint holds next to its weights; keeps nothing, runs nothing.
+    """Placeholder for non-weight objects in a checkpoint; stores nothing and runs nothing.
 
-    Training scripts store their settings and scores. torch's weights-only reader builds this class
+    Training scripts store their settings and scores. torch's weights-only reader creates this class
     instead of the types named in `IGNORED`, so their code never runs.
     """
 
@@ -86,7 +86,7 @@ IGNORED = (
 
 
 class _Network(NamedTuple):
-    """One of a checkpoint's networks, named by the dictionary and the prefix that it is under."""
+    """One of a checkpoint's networks, identified by its dictionary and prefix."""
 
     name: str
     state: dict[str, Tensor]
@@ -99,21 +99,21 @@ class _Network(NamedTuple):
 def fitting_weights(
     network: nn.Module, path: Path, *, key: str, skipped: str = ""
 ) -> tuple[dict[str, Tensor], str]:
-    """The weights of a checkpoint that fit a network, all of them and no others.
+    """The weights of a checkpoint that match a network: all of them and no others.
 
     Args:
         network: A timm model.
-        path: `.safetensors`, or what `torch.save` wrote.
+        path: `.safetensors`, or a file written by `torch.save`.
         key: The recipe's key that names the file.
-        skipped: A module of the file that the network lacks, such as `fc`: its classifier.
+        skipped: A module in the file that the network lacks, such as the classifier `fc`.
 
     Returns:
-        A state dict that loads strictly, and where in the file it was found: '' unless the file
-        holds several networks.
+        A state dict that loads strictly, and its location in the file: '' unless the file holds
+        several networks.
 
     Raises:
-        RecipeError: The file cannot be read safely, holds no network that fits, holds weights that
-            the network has no place for, or holds several that fit with nothing to choose by.
+        RecipeError: The file cannot be read safely, holds no matching network, holds weights that
+            the network lacks, or holds several matching networks without a rule to choose.
     """
     found = list(islice(_networks(_read(path, key), _anchor(network)), MOST_NETWORKS + 1))
     if len(found) > MOST_NETWORKS:
@@ -148,12 +148,12 @@ def _below(name: str, module: str) -> bool:
 
 
 def _read(path: Path, key: str) -> Any:
-    """What a checkpoint holds: tensors in nested dictionaries."""
+    """The contents of a checkpoint: tensors in nested dictionaries."""
     try:
         require_file(path, LARGEST_FILE, kind="checkpoint")
         if path.suffix == ".safetensors":
             return load_file(path)
-        # weights_only: a checkpoint from elsewhere must not run code here.
+        # weights_only: a third-party checkpoint must not run code.
         with torch.serialization.safe_globals([(_Ignored, name) for name in IGNORED]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         require_stored(content)
@@ -181,9 +181,9 @@ def _read(path: Path, key: str) -> Any:
 
 
 def _anchor(network: nn.Module) -> str:
-    """A weight that every copy of the network has exactly once: a convolution's.
+    """A weight that every copy of the network has exactly once: that of a convolution.
 
-    A ResNet's `conv1.weight` cannot: `layer1.0.conv1.weight` ends like it.
+    A ResNet's `conv1.weight` is unsuitable: `layer1.0.conv1.weight` has the same ending.
     """
     names = list(network.state_dict())
     convolutions = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
@@ -194,7 +194,7 @@ def _anchor(network: nn.Module) -> str:
 
 
 def _networks(content: Any, anchor: str, name: str = "", depth: int = 0) -> Iterator[_Network]:
-    """Every network of a checkpoint: one per dictionary of tensors and per prefix in it."""
+    """Every network of a checkpoint: one per dictionary of tensors and prefix in it."""
     if not isinstance(content, dict) or isinstance(content, _Ignored) or depth > DEEPEST:
         return
     named = {k: v for k, v in content.items() if isinstance(k, str)}
@@ -216,13 +216,13 @@ def _networks(content: Any, anchor: str, name: str = "", depth: int = 0) -> Iter
 def _convert(
     state: dict[str, Tensor], network: nn.Module, path: Path, key: str
 ) -> dict[str, Tensor]:
-    """timm's own conversion: published layouts, positions on another grid."""
+    """timm's own conversion: published layouts, and position embeddings on another grid."""
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
     try:
         return convert(state, network)
-    except Exception as error:  # written for known files: an unknown one may raise anything
+    except Exception as error:  # made for known files: others may raise anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise RecipeError(
             f"{key} = '{path}': timm cannot fit it to {type(network).__name__} ({reason})",
@@ -233,7 +233,7 @@ def _convert(
 def _problem(
     state: dict[str, Tensor], network: nn.Module, path: Path, key: str
 ) -> RecipeError | None:
-    """What keeps weights from being this network's, or None."""
+    """Why weights do not belong to this network, or None."""
     own = network.state_dict()
     where = f"{key} = '{path}': does not fit the network"
     missing = sorted(k for k, v in own.items() if k not in state or state[k].shape != v.shape)
@@ -261,7 +261,7 @@ def _describe(key: str) -> str:
 
 
 def _choose(fitting: list[_Network], path: Path, key: str) -> _Network:
-    """Averaged weights before raw ones, a teacher before its student; equal ones are one."""
+    """Prefer averaged weights to raw ones, a teacher to its student; equal ones count as one."""
     averaged = [n for n in fitting if n.words & AVERAGED]
     best = averaged or fitting
     if all(n.words & {"teacher", "student"} for n in best):  # a teacher is its student's average

@@ -1,4 +1,4 @@
-"""The light UNet decoder: masked sites filled with learned tokens, then up to the token grid."""
+"""The light UNet decoder: fills masked sites with learned tokens, upsamples to the token grid."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["Decoder", "upsample_mask"]
 class Decoder(nn.Module):
     """From a sparse encoder's maps to a prediction at every token of the teacher's grid.
 
-    As in SparK (Tian et al. 2023, arXiv 2301.03580, section 3.2): at every scale the masked sites
-    are filled with that scale's mask token, then each level is doubled, added to the next finer one
-    and refined by two 3x3 convolutions:
+    As in SparK (Tian et al. 2023, arXiv 2301.03580, section 3.2), the masked sites of every scale
+    are filled with that scale's mask token. Then each level is upsampled by two, added to the next
+    finer level and refined by two 3x3 convolutions:
 
         stride 32  [B, C4, 2, 2]  -1x1-fill- x ──┐ up
         stride 16  [B, C3, 4, 4]  -1x1-fill- + ──┴─ refine ──┐ up
         stride  8  [B, C2, 8, 8]  -1x1-fill- + ──────────────┴─ refine -> [B, width, 8, 8]
 
     SparK fills first. A 1x1 convolution looks at one site at a time, so filling with the convolved
-    token is the same, and the convolution can run in the encoder, on visible sites only
+    token is equivalent, and the convolution can run in the encoder, on visible sites only
     (`encoder(images, visible, each=decoder.lateral)`).
 
     Args:
@@ -50,8 +50,8 @@ class Decoder(nn.Module):
         """Decode.
 
         Args:
-            maps: Encoder maps after `lateral`, finest first, float [B, width, H/s, W/s]; what they
-                hold at masked sites is not read.
+            maps: Encoder maps after `lateral`, finest first, float [B, width, H/s, W/s]; values at
+                masked sites are ignored.
             visible: bool [B, h, w], True = visible.
 
         Returns:
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 
 
 def upsample_mask(visible: Tensor, size: Sequence[int]) -> Tensor:
-    """bool [B, h, w] -> bool [B, *size], each patch repeated; `size` holds multiples of h and w."""
+    """bool [B, h, w] -> bool [B, *size], each patch repeated; `size` is a multiple of h and w."""
     rows, columns = size[0] // visible.shape[1], size[1] // visible.shape[2]
     return visible.repeat_interleave(rows, dim=1).repeat_interleave(columns, dim=2)
 

@@ -1,8 +1,8 @@
 """Light heads on a backbone's feature maps: a class for every pixel, and boxes.
 
-Both take the maps through a feature pyramid (Lin et al. 2017, arXiv 1612.03144), torchvision's. A
-ready-made segmentation library makes its encoders by name; ours come distilled, perhaps narrower
-and with a stem of another stride, so the heads are put on the maps themselves.
+Both pass the maps through torchvision's feature pyramid (Lin et al. 2017, arXiv 1612.03144).
+Segmentation libraries create their encoders by name. Ours are distilled, and may be narrower or
+have another stem stride, so the heads are attached to the maps directly.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from hgkd_edge.models.backbone import BackboneSpec, create_features
 
 __all__ = ["Detector", "Pyramid", "Segmenter", "mean_probability"]
 
-FINEST_BOXES, COARSEST_BOXES = 8, 64  # strides of the maps that find boxes
-FIRST_DISTANCE = 4.0  # in strides; every map is matched to boxes that reach up to 8 strides
-HEAD_CONVS = 2  # FCOS has 4; with a small backbone they would be most of the cost
+FINEST_BOXES, COARSEST_BOXES = 8, 64  # strides of the maps used to detect boxes
+FIRST_DISTANCE = 4.0  # in strides; every map is matched to boxes of up to 8 strides
+HEAD_CONVS = 2  # FCOS has 4; with a small backbone they would dominate the cost
 
 
 class Pyramid(nn.Module):
-    """A backbone whose maps have all the same width, each knowing of the coarser ones.
+    """A backbone with a feature pyramid: maps of equal width, with context from coarser maps.
 
     The width follows the backbone: a quarter of its deepest map's channels, from 64 to 256.
 
     Args:
         spec: The backbone.
-        finest: Leave out maps of finer stride.
+        finest: Skip maps of finer stride.
         coarsest: Add maps up to this stride, each made from the last by a strided convolution.
 
     Attributes:
-        strides: Of the maps, finest first.
-        out_channels: Their width.
+        strides: Strides of the maps, finest first.
+        out_channels: Width of the maps.
     """
 
     def __init__(self, spec: BackboneSpec, *, finest: int, coarsest: int = 0) -> None:
@@ -46,7 +46,7 @@ class Pyramid(nn.Module):
         )
         info: Any = self.features.feature_info
         channels = info.channels()
-        deepest = {stride: i for i, stride in enumerate(info.reduction())}  # of each stride
+        deepest = {stride: i for i, stride in enumerate(info.reduction())}  # deepest per stride
         self.chosen = list(deepest.values())
         self.strides = list(deepest)
         self.out_channels = min(256, max(64, channels[-1] // 128 * 32))
@@ -70,13 +70,13 @@ class Pyramid(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A class for every pixel: all maps of the pyramid, enlarged to the finest and summed.
+    """A class for every pixel: all maps of the pyramid, upsampled to the finest and summed.
 
-    As the semantic branch of Kirillov et al. 2019, arXiv 1901.02446, section 3.
+    Follows the semantic branch of Kirillov et al. 2019, arXiv 1901.02446, section 3.
 
     Args:
         spec: The backbone.
-        num_classes: Number of classes, the background included.
+        num_classes: Number of classes, including the background.
     """
 
     def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
@@ -91,7 +91,7 @@ class Segmenter(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images f[B, 3, H, W] -> logits f[B, classes, H, W]."""
+        """Normalized images f[B, 3, H, W] -> logits f[B, classes, H, W]."""
         finest, *coarser = self.backbone(images)
         summed = finest
         for level in coarser:
@@ -100,32 +100,34 @@ class Segmenter(nn.Module):
 
 
 class Detector(FCOS):
-    """torchvision's FCOS (Tian et al. 2019, arXiv 1904.01355) from tensors to tensors.
+    """torchvision's FCOS (Tian et al. 2019, arXiv 1904.01355), from tensors to tensors.
 
-    Its head, its matching of points to objects and its losses; without its resizing of images and
-    its non-maximum suppression, so that the network is made of plain operations of fixed shape.
+    Uses its head, its matching of points to objects and its losses. Omits its resizing of images
+    and its non-maximum suppression, so that the network consists of plain operations of fixed
+    shape.
 
     Args:
         spec: The backbone.
-        num_classes: Number of classes; there is none for the background.
+        num_classes: Number of classes; not counting the background.
     """
 
     def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
         backbone = Pyramid(spec, finest=FINEST_BOXES, coarsest=COARSEST_BOXES)
         head = FCOSHead(backbone.out_channels, 1, num_classes, num_convs=HEAD_CONVS)
-        # Distances to a box's sides, in strides, pass a ReLU: from 0 half of them would not learn.
+        # Distances to a box's sides, in strides, pass a ReLU: starting at 0, half of them would not
+        # learn.
         nn.init.constant_(head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
         super().__init__(backbone, num_classes, head=head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Every point's box and scores.
+        """The box and scores of every point.
 
         Args:
-            images: Normalised, f[B, 3, H, W].
+            images: Normalized, f[B, 3, H, W].
 
         Returns:
             Boxes f[B, A, 4] (x1, y1, x2, y2 in pixels) and scores f[B, A, classes] in [0, 1]: the
-            geometric mean of class probability and centredness.
+            geometric mean of class probability and centerness.
         """
         levels = self.backbone(images)
         found = self.head(levels)
@@ -138,8 +140,8 @@ class Detector(FCOS):
         """FCOS's three losses.
 
         Args:
-            images: Normalised, f[B, 3, H, W].
-            boxes: f[B, M, 5] of class, x1, y1, x2, y2 in pixels; rows of class -1 fill up.
+            images: Normalized, f[B, 3, H, W].
+            boxes: f[B, M, 5] of class, x1, y1, x2, y2 in pixels; rows of class -1 are padding.
         """
         levels = self.backbone(images)
         found = {name: value.float() for name, value in self.head(levels).items()}
@@ -151,7 +153,7 @@ class Detector(FCOS):
         return self.compute_loss(targets, found, [points] * len(images), counts)
 
     def _points(self, levels: list[Tensor]) -> Tensor:
-        """A square of its stride's side round the centre of every cell, f[A, 4]."""
+        """A square with the stride as side length around the center of every cell, f[A, 4]."""
         squares = []
         for level, stride in zip(levels, self.backbone.strides, strict=True):
             rows, columns = (
@@ -168,9 +170,9 @@ def mean_probability(a: Tensor, b: Tensor) -> Tensor:
     """Geometric mean of two logits' probabilities, sqrt(sigmoid(a) * sigmoid(b)).
 
     The square root of a product near zero amplifies its rounding: 1e-8 becomes 1e-4. Runtimes also
-    disagree on the sigmoid of large negative logits; some kernels return less than zero. Here every
-    function is taken where its slope is small, in fp16 as well:
-    sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)).
+    disagree on the sigmoid of large negative logits; some kernels return less than zero. So every
+    function is evaluated where its slope is small, in fp16 as well: sigmoid(x) = exp(min(x, 0)) /
+    (1 + exp(-|x|)).
     """
     exponent = 0.5 * (a.clamp(max=0) + b.clamp(max=0))
     return exponent.exp() / ((1 + (-a.abs()).exp()) * (1 + (-b.abs()).exp())).sqrt()

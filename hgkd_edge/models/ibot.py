@@ -1,13 +1,13 @@
-"""iBOT: how a teacher is made from images by self-distillation.
+"""iBOT: pre-trains a teacher from images by self-distillation.
 
 Zhou et al. 2021, arXiv 2111.07832: a student sees two views of an image, each partly masked or
-whole, and predicts what its own moving average, the teacher, makes of them: the class token of the
-other view, and the masked patch tokens of the same view. Losses and projection heads are those of
-the library `lightly`.
+whole. It predicts the output of its own moving average, the teacher: the class token of the other
+view, and the masked patch tokens of the same view. Losses and projection heads are from the library
+`lightly`.
 
-Two things keep small batches and short trainings from collapsing to one class token for all images:
-DINOv2's KoLeo loss, which spreads the class tokens of a batch, and centers that start at the first
-batch's mean. From a center of zero all scores first rush to the same prototypes.
+Two measures keep small batches and short trainings from collapsing to one class token for all
+images: DINOv2's KoLeo loss, which spreads the class tokens of a batch, and centers initialized with
+the first batch's mean. With centers starting at zero, all scores first move to the same prototypes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["OnlineTokenizer", "require_lightly"]
 
 HIDDEN, BOTTLENECK = 512, 64  # widths of the head, as in lightly's examples
 COLD = 0.04  # the teacher's temperature at the start
-WARM_UP = 0.1  # share of the training in which the temperature rises
+WARM_UP = 0.1  # share of the training during which the temperature rises
 STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.1, 0.9
 SPREADING = 0.1  # weight of the KoLeo loss, as in DINOv2 (arXiv 2304.07193)
 
 
 def require_lightly() -> SimpleNamespace:
-    """What is used of `lightly`, by its names there.
+    """The parts of `lightly` that are used, by their names there.
 
     Raises:
-        MissingPackageError: It is not installed.
+        MissingPackageError: `lightly` is not installed.
     """
     try:
         from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
@@ -58,12 +58,12 @@ def require_lightly() -> SimpleNamespace:
 
 
 class Branch(nn.Module):
-    """A Transformer and the heads that turn its tokens into scores of K prototypes.
+    """A Transformer with heads that map its tokens to scores of K prototypes.
 
     Args:
-        encoder: The Transformer; it has a class token.
+        encoder: The Transformer; it must have a class token.
         prototypes: K.
-        shared_head: One head for class and patch tokens, as in the paper, or one for each.
+        shared_head: One head for class and patch tokens, as in the paper, or separate heads.
     """
 
     def __init__(self, encoder: VisionTransformer, *, prototypes: int, shared_head: bool) -> None:
@@ -75,12 +75,12 @@ class Branch(nn.Module):
     def forward(
         self, images: Tensor, masked: Tensor, mask_token: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of the class tokens and of the patch tokens at masked places.
+        """Scores of the class tokens and of the patch tokens at masked positions.
 
         Args:
             images: float [B, 3, H, W].
-            masked: bool [B, N], the places to score.
-            mask_token: float [1, 1, D], what the encoder sees there; None shows it the image.
+            masked: bool [B, N], the positions to score.
+            mask_token: float [1, 1, D], input at masked positions; None shows the image.
 
         Returns:
             float32 [B, K], float32 [masked places, K], and the class tokens float32 [B, D].
@@ -94,17 +94,18 @@ class Branch(nn.Module):
 
 
 class OnlineTokenizer(nn.Module):
-    """A student and the moving average of it that it learns from.
+    """A student, and its moving average (the teacher) that it learns from.
 
-    What changes with time is in parameters and buffers (the teacher, the centers of its scores) or
-    follows from the progress (momentum, temperature), so that a checkpoint holds all of it.
+    Everything that changes with time is either in parameters and buffers (the teacher, the centers
+    of its scores) or a function of the progress (momentum, temperature), so a checkpoint holds all
+    of it.
 
     Args:
         encoder: The Transformer to pre-train, with a class token; `num_classes=0`.
         prototypes: Number of prototypes that tokens are assigned to.
-        shared_head: One head for class and patch tokens, or one for each.
-        momentum: Of the teacher's average at the start; it rises to 1 along a cosine.
-        temperature: Of the teacher's scores after the warm-up.
+        shared_head: One head for class and patch tokens, or separate heads.
+        momentum: Initial momentum of the teacher's average; it rises to 1 along a cosine.
+        temperature: Temperature of the teacher's scores after the warm-up.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class OnlineTokenizer(nn.Module):
         lightly = require_lightly()
         self.momentum, self.temperature = momentum, temperature
         self.student = Branch(encoder, prototypes=prototypes, shared_head=shared_head)
-        # Heads with weight normalization cannot be copied as objects.
+        # Heads with weight normalization cannot be deep-copied.
         self.teacher = Branch(
             copy.deepcopy(encoder), prototypes=prototypes, shared_head=shared_head
         )
@@ -136,7 +137,7 @@ class OnlineTokenizer(nn.Module):
     def forward(
         self, views: Tensor, visible: Tensor, local_views: Tensor, progress: float
     ) -> dict[str, Tensor]:
-        """Move the teacher toward the student, then compare what both make of the views.
+        """Move the teacher toward the student, then compare their outputs for the views.
 
         Args:
             views: float [B, 2, 3, H, W], two global views of every image, normalized.
@@ -145,8 +146,8 @@ class OnlineTokenizer(nn.Module):
             progress: Share of the training that is done, in [0, 1).
 
         Returns:
-            `loss`, its terms, and `spread`: the standard deviation of the teacher's class
-            tokens over the batch, each of unit length, relative to that of random directions. Near
+            `loss`, its terms, and `spread`: the standard deviation of the teacher's class tokens
+            (normalized to unit length) over the batch, relative to that of random directions. Near
             0, all images look the same to the teacher: it has collapsed.
         """
         if self.training:
@@ -178,7 +179,7 @@ class OnlineTokenizer(nn.Module):
         return {"loss": loss, **terms, "spread": spread}
 
     def train(self, mode: bool = True) -> OnlineTokenizer:
-        """The teacher stays in evaluation mode: it drops no layers."""
+        """The teacher stays in evaluation mode, without dropped layers."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -201,20 +202,20 @@ class OnlineTokenizer(nn.Module):
 
     @torch.no_grad()
     def _center(self, targets: Tensor, patch_targets: Tensor) -> None:
-        """Start the centers at the means of these scores, over all processes."""
+        """Initialize the centers with the means of these scores, over all processes."""
         mean = require_lightly().center_mean
         self.class_loss.center.copy_(mean(targets, dim=(0,))[None])
         self.patch_loss.center.center.copy_(mean(patch_targets, dim=(0,)))
 
     def _temperature(self, progress: float) -> float:
-        """Of the teacher's scores: rises linearly, then stays."""
+        """Temperature of the teacher's scores: rises linearly, then stays constant."""
         cold = min(COLD, self.temperature)
         return cold + (self.temperature - cold) * min(1.0, progress / WARM_UP)
 
 
 def _head(width: int, prototypes: int) -> nn.Module:
     with warnings.catch_warnings():
-        # lightly uses a form of weight normalization that torch calls deprecated.
+        # lightly uses a form of weight normalization that torch has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         return require_lightly().DINOProjectionHead(
             width, hidden_dim=HIDDEN, bottleneck_dim=BOTTLENECK, output_dim=prototypes

@@ -1,7 +1,7 @@
-"""Masked autoencoder: how a teacher is made from nothing but photos.
+"""Masked autoencoder: pre-trains a teacher from unlabeled images.
 
 He et al. 2021, arXiv 2111.06377: the encoder sees a quarter of the patches, a light decoder
-predicts the pixels of the rest, normalised within each patch.
+predicts the pixels of the rest, normalized within each patch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class MaskedAutoencoder(nn.Module):
         """Mask, encode, decode, compare.
 
         Args:
-            images: float [B, 3, H, W], normalised.
+            images: float [B, 3, H, W], normalized.
             noise: float [B, N], uniform; the lowest tokens stay visible.
         """
         shuffle = noise.argsort(dim=1)  # [B, N], visible tokens first
@@ -74,7 +74,7 @@ class MaskedAutoencoder(nn.Module):
         return self.head(self.norm(self.blocks(tokens)))
 
     def _loss(self, predicted: Tensor, images: Tensor, masked: Tensor) -> Tensor:
-        """Mean squared error on masked patches, each normalised to zero mean and unit variance."""
+        """Mean squared error on masked patches, each normalized to zero mean and unit variance."""
         target = patches_of(images, self.patch_side)  # [B, N, side*side*3]
         target = F.layer_norm(target, target.shape[-1:])
         index = masked[..., None].expand(-1, -1, target.shape[-1])
@@ -84,7 +84,7 @@ class MaskedAutoencoder(nn.Module):
 class LabelTuner(nn.Module):
     """Intermediate fine-tuning: a linear classifier on the mean of the patch tokens.
 
-    The mean, not the class token: it is the patch tokens that the student will predict.
+    The mean, not the class token, because the student will predict the patch tokens.
 
     Args:
         encoder: The pre-trained Transformer.

@@ -12,7 +12,6 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,19 +21,17 @@ from hgkd_edge.errors import ConversionError, MissingPackageError
 
 __all__ = [
     "input_ranges",
-    "is_installed",
     "require_modelopt",
     "simulate_int8",
     "take_rounded_weights",
 ]
 
-_LAYERS = {nn.Conv2d: "nn.Conv2d", nn.ConvTranspose2d: "nn.ConvTranspose2d", nn.Linear: "nn.Linear"}
+_LAYERS: dict[type[nn.Module], str] = {
+    nn.Conv2d: "nn.Conv2d",
+    nn.ConvTranspose2d: "nn.ConvTranspose2d",
+    nn.Linear: "nn.Linear",
+}
 _QUANTIZER = "_quantizer."  # in the names of everything that ModelOpt adds to a state dict
-
-
-def is_installed() -> bool:
-    """Whether `require_modelopt` would find the package; nothing is imported."""
-    return find_spec("modelopt") is not None
 
 
 def require_modelopt() -> Any:
@@ -104,9 +101,9 @@ def take_rounded_weights(simulated: nn.Module, plain: nn.Module) -> None:
 
 def _require_plain_layers(network: nn.Module) -> None:
     """Refuse layers that compute otherwise than PyTorch's: ModelOpt would leave them in float."""
-    plain = {kind.forward for kind in _LAYERS}
     for name, module in network.named_modules():
-        if isinstance(module, tuple(_LAYERS)) and type(module).forward not in plain:
+        kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
+        if kind is not None and type(module).forward is not kind.forward:
             raise ConversionError(
                 f"INT8 of layer '{name}' ({type(module).__name__}) cannot be simulated in training",
                 hint="export with --precision int8 --max-drop instead of finetune --qat",

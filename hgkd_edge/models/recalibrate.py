@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics after training on visible patches."""
+"""Recomputes BatchNorm's running statistics after training on visible patches."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["recalibrate_batchnorm"]
 def recalibrate_batchnorm(
     network: nn.Module, source: ImageSource, spec: BackboneSpec, *, batches: int = 8
 ) -> None:
-    """Estimate BatchNorm's running statistics anew, on whole training photos.
+    """Re-estimate BatchNorm's running statistics on whole training images.
 
-    In training the encoder saw visible patches with zeros around them; whole photos give other
-    means and variances at the patches' edges. Weights stay as they are.
+    In training, the encoder saw visible patches surrounded by zeros. Whole images give other means
+    and variances at the patches' edges. The weights are unchanged.
 
     Args:
         network: Takes images float [B, 3, H, W]; changed in place.
-        source: Training photos; the first `batches` x 128 of a fixed shuffle are used.
-        spec: Image size and normalisation.
-        batches: How many batches are averaged.
+        source: Training images; the first `batches` x 128 of a fixed shuffle are used.
+        spec: Image size and normalization.
+        batches: Number of batches to average.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -16,12 +16,12 @@ __all__ = ["Prediction", "Student", "dense_copy", "token_stride"]
 
 
 class Prediction(NamedTuple):
-    """What a student predicts of B images.
+    """A student's predictions for B images.
 
     Attributes:
-        tokens: The teacher's tokens, float [B, N, D].
-        pixels: Of each token, float [B, N, side*side*3], where they are predicted.
-        embedding: The teacher's embedding, float [B, D], where it is predicted.
+        tokens: Prediction of the teacher's tokens, float [B, N, D].
+        pixels: Pixels of each token, float [B, N, side*side*3], if predicted.
+        embedding: Prediction of the teacher's embedding, float [B, D], if predicted.
     """
 
     tokens: Tensor
@@ -38,8 +38,8 @@ class Student(nn.Module):
         decoder_width: Channels of the decoder.
         head: `linear`, or `mlp`: a hidden layer of 2 * decoder_width channels with a GELU.
         pixels: Also predict each token's pixels.
-        embedding: Also predict the teacher's embedding, from the mean of the deepest map's visible
-            sites by a linear layer.
+        embedding: Also predict the teacher's embedding, with a linear layer on the mean of the
+            deepest map's visible sites.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Student(nn.Module):
         """Predict the teacher's tokens over the whole image.
 
         Args:
-            images: float [B, 3, H, W], normalised.
+            images: float [B, 3, H, W], normalized.
             visible: bool [B, h, w], True = visible.
             per_image: Number of visible patches in every image, if it is the same and known.
         """
         each, embedding = [*self.decoder.lateral], None
-        if self.embedding_head is not None:  # the deepest map is also needed as it is
+        if self.embedding_head is not None:  # the deepest map is also needed unprojected
             each[-1] = _WithInput(each[-1])
         maps = self.encoder(images, visible, per_image, each=each)  # [B, width, H/s, W/s]
         if self.embedding_head is not None:
@@ -91,7 +91,7 @@ class Student(nn.Module):
 
 
 class _WithInput(nn.Module):
-    """What a module makes of a map, and the map itself: channels one after the other."""
+    """A module's output and its input map, concatenated along the channels."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -113,10 +113,10 @@ def _head(width: int, out: int, *, kind: str) -> nn.Module:
 
 
 def token_stride(reductions: Sequence[int], teacher_patch: int) -> int:
-    """The student's stride nearest to the teacher's patch: the grid on which the two meet."""
+    """The student's stride nearest to the teacher's patch: the grid shared by both."""
     return min(reductions, key=lambda r: max(r / teacher_patch, teacher_patch / r))
 
 
 def dense_copy(encoder: SparseEncoder) -> nn.Module:
-    """The plain network with the encoder's weights, which is still to be trained or judged."""
+    """The plain network with the encoder's weights, to be trained or evaluated further."""
     return densify(copy.deepcopy(encoder))

@@ -1,4 +1,4 @@
-"""Weights that a student starts from: a timm model's published ones, or a file's."""
+"""Initial weights of a student: timm's published ones, or from a file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["initial_weights", "published_student"]
 
 
 def published_student(config: StudentConfig) -> nn.Module:
-    """The plain timm model with the hub's weights, without a classifier.
+    """The plain timm model with pretrained weights from the hub, without a classifier.
 
     Raises:
-        RecipeError: timm has no weights for it, or they cannot be downloaded.
+        RecipeError: timm has no weights for the model, or they cannot be downloaded.
     """
     return create_published(
         "student.name",
@@ -31,12 +31,12 @@ def published_student(config: StudentConfig) -> nn.Module:
 
 
 def initial_weights(config: StudentConfig, path: Path) -> dict[str, Tensor]:
-    """The weights of a local checkpoint, by the names of the plain timm model; classifiers dropped.
+    """The weights of a local checkpoint under the plain timm model's names, without classifiers.
 
-    A `backbone.safetensors` or `model.safetensors` of ours is such a file.
+    `backbone.safetensors` and `model.safetensors` are accepted too.
 
     Raises:
-        RecipeError: The file cannot be read safely, or is not of this network.
+        RecipeError: The file cannot be read safely, or belongs to another network.
     """
     network = create_timm_model("student.name", config.name, config.args, num_classes=0)
     head = str(network.pretrained_cfg.get("classifier") or "")  # type: ignore[union-attr,operator]

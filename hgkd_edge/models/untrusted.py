@@ -1,8 +1,8 @@
-"""Names and arguments of timm models that come from a file: an architecture and nothing else.
+"""Checks names and arguments of timm models from files: only an architecture is allowed.
 
 Recipes, file metadata and model cards are shared, so they are untrusted. `timm.create_model` also
-takes files to load, addresses to fetch and names of repositories; none of these may be chosen by
-what is loaded.
+takes files to load, URLs to fetch and names of repositories. Untrusted files must not choose any of
+these.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from hgkd_edge.errors import RecipeError
 
 __all__ = ["bounded", "check_args", "check_name", "is_array", "require_stored"]
 
-LARGEST_NUMBER = 16_384  # of a width, a depth or a side
-LARGEST_NETWORK = 4_000_000_000  # weights
-LARGEST_REPEATED = 2**26  # bytes of a checkpoint's tensors that are views of fewer
+LARGEST_NUMBER = 16_384  # limit on a width, depth or side
+LARGEST_NETWORK = 4_000_000_000  # limit on the number of weights
+LARGEST_REPEATED = 2**26  # limit on bytes that a checkpoint's tensors claim but do not store
 MOST_TENSORS = 20_000  # parameters; the deepest of timm's networks have a few thousand
 LONGEST_TEXT, DEEPEST, MOST_VALUES = 64, 4, 1_000
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})*")
 _TEXT = re.compile(r"[A-Za-z0-9_+-]*")
-# Choose what is loaded or where, not what the network is like, whatever a signature says.
+# Arguments that choose what is loaded or from where, not the architecture, whatever the signature.
 _LOADING = re.compile(
     r"pretrained|checkpoint|cache|url|hub|filter|state_dict|source|(^|_)(file|cfg)"
 )
 
 
 class _TooLargeError(Exception):
-    """A network that grows beyond every published one."""
+    """A network larger than every published one."""
 
 
 def check_name(key: str, name: str) -> None:
-    """Refuse names that are addresses, such as `hf-hub:...` and `local-dir:...`.
+    """Refuse names that are URLs, such as `hf-hub:...` and `local-dir:...`.
 
     Raises:
-        RecipeError: It is not the plain name of a timm model.
+        RecipeError: The name is not the plain name of a timm model.
     """
     if not _NAME.fullmatch(name):
         raise RecipeError(
@@ -55,16 +55,16 @@ def check_name(key: str, name: str) -> None:
 
 
 def check_args(key: str, name: str, args: dict[str, Any]) -> None:
-    """Refuse arguments that are not plain numbers and words of the model's architecture.
+    """Refuse arguments that are not plain numbers and strings of the model's architecture.
 
     Args:
-        key: Of the arguments, such as `student.args`.
+        key: Recipe key of the arguments, such as `student.args`.
         name: A model that timm knows.
-        args: As they were read.
+        args: The arguments as read.
 
     Raises:
-        RecipeError: An argument is not the architecture's, not plain data, or makes a network
-            larger than any published one.
+        RecipeError: An argument does not belong to the architecture, is not plain data, or makes a
+            network larger than any published one.
     """
     allowed = _parameters(name) if args else frozenset()
     for argument in args:
@@ -78,7 +78,7 @@ def check_args(key: str, name: str, args: dict[str, Any]) -> None:
 
 
 def _parameters(name: str) -> frozenset[str]:
-    """What the model classes of an architecture's module are made from."""
+    """The arguments that the model classes of an architecture's module accept."""
     module = sys.modules[model_entrypoint(name).__module__]
     own = [value for value in vars(module).values() if _is_of(value, module.__name__)]
     named = {p for value in own for p in inspect.signature(value).parameters}
@@ -94,7 +94,7 @@ def _is_of(value: Any, module: str) -> bool:
 
 
 def _values(key: str, value: Any, depth: int = 0) -> Iterator[Any]:
-    """Every value of nested arguments, each a number or a word."""
+    """Every value of nested arguments; each must be a number or a string."""
     if depth <= DEEPEST and isinstance(value, dict):
         for inner, each in value.items():
             if not isinstance(inner, str) or _LOADING.search(inner):
@@ -121,16 +121,16 @@ def _is_plain(value: Any) -> bool:
 
 
 def require_stored(content: Any) -> None:
-    """Refuse tensors that are larger than what a checkpoint's bytes hold.
+    """Refuse tensors that claim more memory than a checkpoint's bytes hold.
 
-    A file of a kilobyte may state tensors of any size whose values are all the same byte: the first
-    copy of them fills the memory.
+    A file of one kilobyte may describe tensors of any size that repeat the same byte. The first
+    copy of them would fill the memory.
 
     Args:
-        content: What was loaded, nested.
+        content: The loaded, nested content.
 
     Raises:
-        ValueError: Together they are more than `LARGEST_REPEATED` bytes larger.
+        ValueError: The tensors exceed the stored bytes by more than `LARGEST_REPEATED`.
     """
     repeated, left = 0, [content]
     while left:
@@ -157,10 +157,10 @@ def is_array(value: Any) -> bool:
 
 @contextlib.contextmanager
 def bounded(key: str) -> Iterator[None]:
-    """Count the weights of networks that are made on the meta device while the context lasts.
+    """Count the weights of networks created on the meta device while the context is active.
 
     Raises:
-        RecipeError: They are more than any published network has.
+        RecipeError: The count exceeds that of any published network.
     """
     total, count = 0, 0
 

@@ -1,4 +1,4 @@
-"""Running a timm VisionTransformer on masked images: tokens dropped, or replaced by one token."""
+"""Runs a timm VisionTransformer on masked images: tokens dropped, or replaced by one token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["encode_masked", "encode_visible", "patches_of"]
 def encode_visible(vit: VisionTransformer, images: Tensor, keep: Tensor) -> Tensor:
     """Run a ViT on the tokens named by `keep`, class and register tokens included.
 
-    Masked autoencoder's encoder (He et al. 2021, arXiv 2111.06377, section 3): position is added
-    before tokens are dropped, so that each remaining token still knows where it was.
+    Encoder of the masked autoencoder (He et al. 2021, arXiv 2111.06377, section 3). Position is
+    added before tokens are dropped, so that each remaining token keeps its position.
 
     Args:
         vit: The Transformer.
@@ -38,15 +38,14 @@ def encode_masked(
     masked: Tensor | None = None,
     mask_token: Tensor | None = None,
 ) -> Tensor:
-    """Run a ViT on all tokens, the masked ones replaced, as BEiT and iBOT do.
+    """Run a ViT on all tokens, with masked tokens replaced, as in BEiT and iBOT.
 
     Args:
         vit: The Transformer.
-        images: float [B, 3, H, W], of any size that its patches divide: position embeddings are
-            resampled to another grid than its own.
+        images: float [B, 3, H, W], of any size that its patches divide; position embeddings are
+            resampled to other grids.
         masked: bool [B, N] on the row-major token grid; None for whole images.
-        mask_token: float [1, 1, D], what takes the place of masked tokens, before position is
-            added.
+        mask_token: float [1, 1, D], replaces masked tokens before position is added.
 
     Returns:
         float [B, N_prefix + N, D], after the final norm, prefix tokens first.

@@ -1,8 +1,8 @@
-"""Which kernel runs a layer that looks across sites: a table of measurements, not code.
+"""Chooses the kernel for a layer that looks across sites, from a table of measurements.
 
-Each row says: on this device, in this dtype, for this kind of layer, up to this side of the output
-tile, use this kernel. The first row that fits is taken. `docs/sparse.md` says how the rows
-were measured; `kernel_table()` shows them.
+Each row states which kernel to use on a device, in a dtype, for a kind of layer, up to a side of
+the output tile. The first matching row is used. `docs/sparse.md` describes how the rows were
+measured; `kernel_table()` prints them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hgkd_edge.sparse.shape import ConvShape
 
 
 class Choice(NamedTuple):
-    """One row of the table; '*' fits everything."""
+    """One row of the table; '*' matches everything."""
 
     device: str  # torch device type
     dtype: str
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
     from_side: int  # smallest side of the convolution kernel
     up_to_tile: int  # largest side of the output tile, in sites
     kernel: str  # rows, native, grid, direct; for a gather index or triton
-    measured: str  # where the choice comes from
+    measured: str  # source of the measurement
 
 
 MEASURED = "2 cores of an AMD EPYC (Zen 5), torch 2.15"
@@ -64,7 +64,7 @@ def choose(device: str, dtype: torch.dtype, shape: ConvShape, weight: Tensor) ->
 
 
 def pools_by(tiles: Tensor, shape: ConvShape) -> str:
-    """The kernel for one max pooling: `direct`, or `native` where that cannot run."""
+    """The kernel for one max pooling: `direct`, or `native` if that cannot run."""
     side = shape.t // min(shape.stride)
     taps = shape.kernel[0] * shape.kernel[1]
     if not launch.ready(tiles) or taps > launch.TAPS:
@@ -73,14 +73,14 @@ def pools_by(tiles: Tensor, shape: ConvShape) -> str:
 
 
 def gathers_by(values: Tensor) -> str:
-    """How rows are gathered: `triton`, or `index` where that cannot run."""
+    """How rows are gathered: `triton`, or `index` if that cannot run."""
     if not launch.ready(values):
         return "index"
     return _first(values.device.type, values.dtype, "gather", 1, 1)
 
 
 def _first(device: str, dtype: torch.dtype, kind: str, kernel_side: int, tile: int) -> str:
-    """The kernel of the first row that fits."""
+    """The kernel of the first matching row."""
     name = str(dtype).removeprefix("torch.")
     for row in TABLE:
         fits = row.device in ("*", device) and row.dtype in ("*", name) and row.kind in ("*", kind)

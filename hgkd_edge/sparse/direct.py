@@ -1,4 +1,4 @@
-"""Layers whose Triton kernels read neighbors where they lie, without gathering them first."""
+"""Layers whose Triton kernels read neighbors in place, without gathering them first."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DepthwiseConv(torch.autograd.Function):
 
 
 class MaxPool(torch.autograd.Function):
-    """Max pooling that keeps one byte per output value for the way back."""
+    """Max pooling that stores one byte per output value for the backward pass."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
 """`sparsify` and `densify`: a timm feature network on visible patches only, and back.
 
-No layer is replaced: the network's own modules run on `SiteTensor`s, so parameters are shared,
-state-dict keys are timm's, and the way back is the network itself.
+No layer is replaced. The network's own modules run on `SiteTensor`s, so parameters are shared,
+state-dict keys are timm's, and `densify` returns the original network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BACKENDS: dict[str, Callable[[Visible], Engine]] = {
 
 @contextlib.contextmanager
 def _batchnorm_fault_named() -> Iterator[None]:
-    """torch's error on a batch of one value per channel, in this project's words."""
+    """torch's error for a batch of one value per channel, with this project's wording."""
     try:
         yield
     except ValueError as error:
@@ -46,7 +46,7 @@ def _batchnorm_fault_named() -> Iterator[None]:
 
 
 class SparseEncoder(nn.Module):
-    """A timm feature network that computes visible patches only.
+    """A timm feature network that computes only visible patches.
 
     Its submodules, parameters and buffers are the network's own, under the network's own names:
     `state_dict()` has the keys of `timm.create_model(..., features_only=True)`.
@@ -70,9 +70,9 @@ class SparseEncoder(nn.Module):
         self.channels = [int(c) for c in info.channels()]
         self.patch = max(self.reductions)
         self.training = network.training
-        # One set of registries for both objects: a module replaced in the encoder (SyncBatchNorm
-        # conversion does that) is replaced in the network too. The tuple keeps the network from
-        # being registered as a child, which would put a prefix before every name.
+        # Both objects share one set of registries: a module replaced in the encoder (for example by
+        # SyncBatchNorm conversion) is replaced in the network too. The tuple keeps the network from
+        # being registered as a child, which would prefix every name.
         self._network = (network,)
         guard_strided(network)
         self._modules = network._modules
@@ -81,7 +81,7 @@ class SparseEncoder(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """The plain timm network that runs inside."""
+        """The plain timm network inside the encoder."""
         return self._network[0]
 
     def train(self, mode: bool = True) -> SparseEncoder:
@@ -104,14 +104,14 @@ class SparseEncoder(nn.Module):
             images: float `[B, 3, H, W]`; H and W are multiples of `patch`.
             visible: bool `[B, H / patch, W / patch]`, True = visible.
             per_image: Number of visible patches in every image, if it is the same and known. The
-                maps are the same; on a GPU nothing then waits for the device, so that the pass can
+                result does not change, but on a GPU nothing waits for the device, so the pass can
                 be captured as a CUDA graph.
-            each: One module per map, run on it while it holds visible sites only. A 1x1 convolution
-                to fewer channels costs less there than on the dense map.
+            each: One module per map, run on visible sites only. A 1x1 convolution to fewer channels
+                is cheaper this way than on the dense map.
 
         Returns:
             One map `[B, C_s, H / s, W / s]` per stride s of `reductions`, zero at masked sites;
-            with `each`, what its modules make of them.
+            with `each`, the outputs of its modules.
 
         Raises:
             ConversionError: Shapes that do not fit, nothing visible, or an operation that cannot
@@ -119,13 +119,13 @@ class SparseEncoder(nn.Module):
         """
         self._check(images, visible)
         sites = Visible(visible, self.patch, per_image)
-        if sites.n == visible.numel():  # plain layers, which have nothing to gather
+        if sites.n == visible.numel():  # everything visible: plain layers, without gathering
             return _apply(each, plain_maps(self.network, images))
         return self._on_sites(images, sites, each)
 
     @_batchnorm_fault_named()
     def on_sites(self, images: Tensor, visible: Tensor) -> list[Tensor]:
-        """As `forward`, on visible sites also where nothing is masked: what a proof looks at."""
+        """Like `forward`, but uses visible sites even if nothing is masked, to test that path."""
         self._check(images, visible)
         return self._on_sites(images, Visible(visible, self.patch))
 
@@ -160,22 +160,22 @@ class SparseEncoder(nn.Module):
 
 
 def _apply(functions: Sequence[Callable[[Tensor], Tensor]] | None, maps: list[Any]) -> list[Any]:
-    """One function per map, or the maps as they are."""
+    """One function per map; identity if no modules are given."""
     if functions is None:
         return maps
     return [function(m) for function, m in zip(functions, maps, strict=True)]
 
 
-@torch.inference_mode(False)  # the proof needs gradients, also where the caller only infers
+@torch.inference_mode(False)  # the proof needs gradients, even in inference mode
 def sparsify(model: nn.Module, backend: str = "tiles", *, check: bool = True) -> SparseEncoder:
     """Make a timm feature network compute visible patches only.
 
     Args:
         model: timm model made with `features_only=True`; its parameters are shared, not copied.
         backend: 'tiles' (fast), 'masked' (reference) or 'spconv'.
-        check: Prove the conversion on a copy and a small random input (well under a second for a
-            ResNet-50): equal to the plain network with everything visible, forward and backward,
-            and to the masked reference with a random mask.
+        check: Prove the conversion on a copy with a small random input (well under a second for a
+            ResNet-50). The encoder must equal the plain network with everything visible, forward
+            and backward, and the masked reference with a random mask.
 
     Returns:
         `encoder(images, visible) -> list of maps`.
@@ -211,7 +211,7 @@ def densify(encoder: SparseEncoder) -> nn.Module:
     """The plain timm network again, with the same parameters.
 
     Returns:
-        The network given to `sparsify` (or the copy that belongs to a copied encoder); its state
+        The network given to `sparsify` (or its copy, for a copied encoder); its state
         dict loads with `timm.create_model(..., features_only=True)`, strictly.
     """
     sync.restore(encoder)

@@ -1,4 +1,4 @@
-"""What timm's feature networks return, as one thing: a list of maps, channels first."""
+"""Gives the outputs of timm's feature networks one form: a list of maps, channels first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["feature_list", "plain_maps"]
 
 
 def feature_list(maps: Any) -> list[Any]:
-    """The maps of any of timm's feature networks, which return lists, tuples or dicts."""
+    """The maps of any timm feature network, which may return a list, tuple or dict."""
     return list(maps.values()) if isinstance(maps, Mapping) else list(maps)
 
 
 def plain_maps(network: nn.Module, images: Tensor) -> list[Tensor]:
     """Maps `[B, C_s, H / s, W / s]` of a network on whole images `[B, 3, H, W]`.
 
-    The images are handed over channels-last, in which convolutions are at least as fast.
+    The images are passed channels-last, in which convolutions are at least as fast.
     """
     maps = feature_list(network(images.contiguous(memory_format=torch.channels_last)))
     if str(getattr(getattr(network, "output_fmt", None), "value", "NCHW")) == "NHWC":

@@ -1,8 +1,8 @@
-"""Gathering what a layer reads: windows around tiles, neighbours of sites.
+"""Gathers the inputs of a layer: windows around tiles, neighbors of sites.
 
-In plain torch everything is `index_select` over rows, its fastest gather on a CPU; a row of zeros
-is put behind the map for what is masked or outside the image. On a GPU the table in `choice` picks
-the Triton kernels of `launch`, which find the rows themselves.
+In plain torch every gather is an `index_select` over rows, the fastest on a CPU. A row of zeros is
+appended to the map for sites that are masked or outside the image. On a GPU, the table in `choice`
+selects the Triton kernels of `launch`, which compute the row indices themselves.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def tiles_of(rows: Tensor, t: int) -> Tensor:
 
 
 def new_tiles(like: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Uninitialised channels-last `[count, C, height, width]`.
+    """Uninitialized channels-last `[count, C, height, width]`.
 
-    Results are written into these rather than viewed as such: autograd refuses in-place layers
-    behind a custom function whose output is a view.
+    Results are written into these instead of viewed as such: autograd refuses in-place layers after
+    a custom function whose output is a view.
     """
     size = (count, like.shape[1], height, width)
     return torch.empty(
@@ -54,7 +54,7 @@ def gather_rows(
     Args:
         rows: `[N, C]`.
         index: int64 `[M, K]`, N for a row of zeros, N + 1 for a row of `outside`.
-        out: `[M * K, C]` to write to; without it the result is scratch, to be read at once.
+        out: Output `[M * K, C]`; without it the result is scratch memory, to be read immediately.
 
     Returns:
         `[M, K * C]`.
@@ -92,7 +92,7 @@ def fold_rows(products: Tensor, index: Tensor, visible: Visible) -> Tensor:
 def gather_neighbours(
     rows: Tensor, visible: Visible, shape: ConvShape, *, flip: bool = False
 ) -> Tensor:
-    """The k * k neighbors of every output site, without a gradient, as scratch.
+    """The k * k neighbors of every output site, without a gradient, in scratch memory.
 
     Args:
         rows: `[N, C]`.
@@ -112,7 +112,7 @@ def gather_neighbours(
 
 
 def fold_neighbours(products: Tensor, visible: Visible, shape: ConvShape) -> Tensor:
-    """The way back of `gather_neighbours`: products `[output rows * k * k, C]` to `[N, C]`."""
+    """The backward of `gather_neighbours`: products `[output rows * k * k, C]` to `[N, C]`."""
     if gathers_by(products) == "triton":
         out = products.new_empty(visible.n * shape.t**2, products.shape[1])
         launch.fold_taps(products.contiguous(), visible, shape, out)
@@ -133,7 +133,7 @@ def neighbour_index(visible: Visible, shape: ConvShape) -> Tensor:
 
 
 def _slide(window: Tensor, shape: ConvShape) -> Tensor:
-    """`[n, rows, cols]` -> `[n, t_out, t_out, k, k]`: what the kernel sees at each output site."""
+    """`[n, rows, cols]` -> `[n, t_out, t_out, k, k]`: the kernel's inputs at each output site."""
     for axis in (0, 1):
         reach = shape.dilation[axis] * (shape.kernel[axis] - 1) + 1
         window = window.unfold(1 + axis, reach, shape.stride[axis])[..., :: shape.dilation[axis]]
@@ -144,8 +144,8 @@ def fold_index(visible: Visible, shape: ConvShape) -> Tensor:
     """For each input site, the (output row, tap) pairs that read it.
 
     Returns:
-        int64 `[n * t * t, taps]` into the rows of `[out rows * k * k, C]`; its number of rows
-        stands for none.
+        int64 `[n * t * t, taps]` into the rows of `[out rows * k * k, C]`; an index equal to the
+        number of rows means none.
     """
     key = ("fold", shape._replace(groups=1))
     index = visible.cached(key)
@@ -158,16 +158,16 @@ def _make_fold_index(visible: Visible, shape: ConvShape) -> Tensor:
     neighbours = neighbour_index(visible, shape)  # [out rows, k * k], values are input rows
     ky, kx = shape.kernel
     strides = [s // math.gcd(s, d) for s, d in zip(shape.stride, shape.dilation, strict=True)]
-    per_site = -(-ky // strides[0]) * -(-kx // strides[1])  # most taps that can read one site
+    per_site = -(-ky // strides[0]) * -(-kx // strides[1])  # max. taps that read one site
     count = visible.n * shape.t**2
-    # Sorting the pairs by the row they read puts the readers of one row side by side; the place
-    # within its run is the column. A sort, not a scatter, so the result is the same every time.
+    # Sorting the pairs by the row they read makes the readers of one row adjacent; the position
+    # within its run is the column. A sort, not a scatter, so that the result is deterministic.
     row, order = neighbours.flatten().sort(stable=True)
     first = torch.searchsorted(row, torch.arange(count + 1, device=row.device))
     place = torch.arange(row.numel(), device=row.device) - first[row]
     index = row.new_full((count + 1, per_site), neighbours.numel())
     inside = row < count
-    place = torch.where(inside, place, 0)  # readers of the zero row all fall on one spare row
+    place = torch.where(inside, place, 0)  # all readers of the zero row go to one spare row
     index[row, place] = order
     return index[:count]
 
@@ -182,13 +182,13 @@ def gather_window(
     outside: float = 0.0,
     keep: bool = False,
 ) -> Tensor:
-    """The window around each tile, without a gradient; zero where masked.
+    """The window around each tile, without a gradient; zero at masked sites.
 
     Args:
         tiles: `[n, C, t, t]`.
         rows, cols: The window along each axis.
         outside: Value outside the image.
-        keep: False when the result is read before the next gather.
+        keep: Whether the result must outlive the next gather.
 
     Returns:
         `[n, C, rows.size, cols.size]`, channels-last.
@@ -216,7 +216,7 @@ def gather_window(
 
 
 def _window_index(visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
-    """`Visible.window_rows` with the rows behind the map: N masked, N + 1 outside the image."""
+    """`Visible.window_rows` with indices past the map: N masked, N + 1 outside the image."""
     key = ("window index", t, rows, cols)
     index = visible.cached(key)
     if index is None:
@@ -226,7 +226,7 @@ def _window_index(visible: Visible, t: int, rows: Window, cols: Window) -> Tenso
 
 
 class _Near(torch.autograd.Function):
-    """`gather_window` with a gradient, and with a value of choice outside the image."""
+    """`gather_window` with a gradient, and with a chosen value outside the image."""
 
     @staticmethod
     def forward(
@@ -250,9 +250,10 @@ def near_tiles(
 
 
 def fold_window(near: Tensor, visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
-    """The way back of `gather_window`: every site's copies summed, `[n, C, t, t]`.
+    """The backward of `gather_window`: the sum of every site's copies, `[n, C, t, t]`.
 
-    Where the window covers the tile, its own sites are a slice and only the border is scattered.
+    If the window covers the tile, the tile's own sites are a slice and only the border is
+    scattered.
     """
     if rows == cols == Window(0, t):
         return near
@@ -275,7 +276,7 @@ def fold_window(near: Tensor, visible: Visible, t: int, rows: Window, cols: Wind
 
 
 def _border(visible: Visible, t: int, rows: Window, cols: Window) -> Tensor:
-    """Places of a window, counted row by row, that lie outside its tile."""
+    """Positions in a window, counted row by row, that lie outside its tile."""
     key = ("border", t, rows, cols)
     border = visible.cached(key)
     if border is not None:
@@ -306,7 +307,7 @@ def to_grid(
 
     Args:
         padding: (left, right, top, bottom), in sites.
-        keep: False when the result is read before the next gather.
+        keep: Whether the result must outlive the next gather.
     """
     t = tiles.shape[-1]
     if gathers_by(tiles) == "triton":
@@ -355,7 +356,7 @@ class _PutBack(torch.autograd.Function):
         v, t = ctx.visible, ctx.t
         if grad.is_contiguous(memory_format=torch.channels_last):
             return from_grid(grad, v, t), None
-        # Channels first: cut the visible tiles out before turning them, less than half the copy.
+        # Channels first: cut out the visible tiles before transposing, which copies less than half.
         cut = grad.unflatten(3, (v.w, t)).unflatten(2, (v.h, t))  # [B, C, h, t, w, t]
         cut = cut.permute(0, 2, 4, 1, 3, 5)[v.image, v.row, v.col]  # [n, C, t, t]
         return cut.contiguous(memory_format=torch.channels_last), None

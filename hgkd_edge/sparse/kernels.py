@@ -1,16 +1,16 @@
-"""Convolution on tiles: which kernel runs, and where its inputs come from.
+"""Convolution on tiles: which kernel runs, and how its inputs are gathered.
 
 A *row* is one site of the channels-last view `[n * t * t, C]` of tiles `[n, C, t, t]`. There are
 four ways to run a k x k convolution:
 
-    rows     gather the k * k neighbours of every site into `[rows, k * k * C]`, one matrix product
+    rows     gather the k * k neighbors of every site into `[rows, k * k * C]`, one matrix product
     native   gather the window around every tile, then the library's own convolution
-    grid     put the tiles on the dense grid for this layer alone (small depthwise and grouped ones)
-    direct   depthwise only, in Triton: read the neighbors where they lie
+    grid     put the tiles on the dense grid for this layer only (small depthwise or grouped layers)
+    direct   depthwise only, in Triton: read the neighbors in place
 
-All keep nothing for the backward pass but the tiles themselves, which the layers around keep
-anyway; windows and neighbours are gathered again. For stride 1 the input's gradient is a gather
-like the forward pass (the same convolution with the kernel turned round), never a scatter.
+For the backward pass, all of them keep only the tiles, which the adjacent layers keep anyway;
+windows and neighbors are gathered again. For stride 1, the input's gradient is a gather like the
+forward pass (the same convolution with the kernel rotated by 180 degrees), never a scatter.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def conv2d(
 def _autocast(
     tiles: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Apply autocast, which custom functions do not get by themselves."""
+    """Apply autocast, which custom functions do not get automatically."""
     if not torch.is_autocast_enabled(tiles.device.type) or tiles.dtype == torch.float64:
         return tiles, weight, bias
     dtype = torch.get_autocast_dtype(tiles.device.type)
@@ -81,7 +81,7 @@ def _autocast(
 
 
 class _RowsConv(torch.autograd.Function):
-    """Convolution as one matrix product over gathered neighbours; groups = 1."""
+    """Convolution as one matrix product over gathered neighbors; groups = 1."""
 
     @staticmethod
     def forward(
@@ -109,7 +109,7 @@ class _RowsConv(torch.autograd.Function):
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """`[O, C, k, k]` as `[O, k * k * C]`, the order in which neighbours are gathered."""
+    """`[O, C, k, k]` as `[O, k * k * C]`, the order in which neighbors are gathered."""
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -119,7 +119,7 @@ def _rows_input_gradient(
     if shape.stride == (1, 1):
         near = gather_neighbours(grad, visible, shape.turned, flip=True)
         return matmul.product(near, weight.permute(1, 2, 3, 0).flatten(1))
-    # Each site of the input is read by few of the k * k taps: gather and add those products.
+    # Few of the k * k taps read each input site: gather and sum those products.
     c = weight.shape[1]
     taps = matmul.product(grad, _flat(weight).t().contiguous())  # [out rows, k * k * C]
     return fold_neighbours(taps.view(-1, c), visible, shape)
@@ -166,7 +166,7 @@ class _NativeConv(torch.autograd.Function):
 
 
 class _GridConv(torch.autograd.Function):
-    """The library's convolution on the dense grid, for this layer alone."""
+    """The library's convolution on the dense grid, for this layer only."""
 
     @staticmethod
     def forward(
@@ -195,14 +195,14 @@ class _GridConv(torch.autograd.Function):
         )  # fmt: skip
         d_tiles = None
         if d_dense is not None:
-            inner = F.pad(d_dense, tuple(-p for p in pads))  # the other way: crop, or pad again
+            inner = F.pad(d_dense, tuple(-p for p in pads))  # the inverse: crop, or pad
             d_tiles = from_grid(inner, visible, shape.t)
         d_bias = grad.sum((0, 2, 3)) if ctx.biased and ctx.needs_input_grad[2] else None
         return d_tiles, d_weight, d_bias, None, None
 
 
 def _turn(weight: Tensor, groups: int) -> Tensor:
-    """The kernel of the input's gradient: `[C, O / groups, k, k]`, turned by half a circle."""
+    """The kernel of the input's gradient: `[C, O / groups, k, k]`, rotated by 180 degrees."""
     o, c = weight.shape[:2]
     grouped = weight.unflatten(0, (groups, o // groups)).transpose(1, 2)
     return grouped.reshape(groups * c, o // groups, *weight.shape[2:]).flip(2, 3)

@@ -1,7 +1,7 @@
-"""Start the Triton kernels: one function for each, on rows `[N, C]`.
+"""Launches the Triton kernels: one function per kernel, on rows `[N, C]`.
 
-Triton is optional. `ready` says whether a tensor can be handed to these functions; where it cannot,
-`gather`, `kernels` and `tiles` use plain torch functions of the same meaning.
+Triton is optional. `ready` states whether a tensor can be passed to these functions. If not,
+`gather`, `kernels` and `tiles` use equivalent plain torch functions.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor
 from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.visible import Visible, Window, reach
 
-ELEMENTS = 4096  # values that one program of 4 warps moves: four 128-bit loads a thread in bf16
-CHUNKS = 256  # parts of a weight gradient that are summed in the second stage
+ELEMENTS = 4096  # values moved by one program of 4 warps: four 128-bit loads a thread in bf16
+CHUNKS = 256  # parts of a weight gradient summed in the second stage
 TAPS = 127  # taps that an int8 can number
 
 
 @functools.cache
 def _works() -> bool:
-    """Whether a kernel compiles and runs here; Triton also needs a C compiler when it runs."""
+    """Whether a kernel compiles and runs; Triton also needs a C compiler at run time."""
     if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         return False
     try:
         rows, tile = torch.zeros(1, 1, device="cuda"), torch.zeros(1, device="cuda").long()
         how = {"GH": 1, "GW": 1, "T": 1}
         _run("from_grid", (rows, tile), (torch.empty_like(rows),), 1, how=how)
-    except Exception as error:  # whatever the compiler says, torch can do the work
+    except Exception as error:  # torch is the fallback for any compiler error
         warnings.warn(
             f"Triton kernels do not run ({error}); slower torch functions are used. "
             "hint: install a C compiler, and a Triton that supports this GPU",
@@ -42,19 +42,19 @@ def _works() -> bool:
 
 
 def ready(tensor: Tensor) -> bool:
-    """Whether Triton kernels run on this tensor; not on a fake one, as in tracing."""
+    """Whether Triton kernels run on this tensor; false for fake tensors, as in tracing."""
     return tensor.is_cuda and type(tensor) is Tensor and _works()
 
 
 def block_of(channels: int) -> int:
-    """Channels a program takes: little waste, and wide enough for 128-bit loads."""
+    """Channels per program: little waste, and wide enough for 128-bit loads."""
     if channels <= 32:
         return 1 << (channels - 1).bit_length()
     return min((32, 64, 128), key=lambda b: (_parts(channels, b) * b, -b))
 
 
 def geometry(shape: ConvShape) -> dict[str, int]:
-    """A layer's constants, under the kernels' names."""
+    """A layer's constants, by the kernels' parameter names."""
     names = ("K", "S", "B", "D")
     pairs = (shape.kernel, shape.stride, shape.before, shape.dilation)
     sides = {
@@ -92,7 +92,7 @@ def _window(
 def fold_window(
     grad: Tensor, visible: Visible, t: int, size: tuple[Window, Window], out: Tensor
 ) -> None:
-    """The way back of `window`: write each site's sum over its copies to `out` `[n * t * t, C]`."""
+    """The backward of `window`: write each site's sum over its copies to `out` `[n * t * t, C]`."""
     how = {
         "T": t, "R": reach(*size, t), "OH": size[0].size, "OW": size[1].size,
         "BY": size[0].before, "BX": size[1].before,
@@ -102,7 +102,7 @@ def fold_window(
 
 
 def fold_taps(products: Tensor, visible: Visible, shape: ConvShape, out: Tensor) -> None:
-    """The way back of `neighbours`: products `[output rows * k * k, C]` to `out`."""
+    """The backward of `neighbours`: products `[output rows * k * k, C]` to `out`."""
     _layer("fold_taps", (products,), visible, shape, (out,))
 
 
@@ -127,7 +127,7 @@ def from_grid(dense: Tensor, visible: Visible, t: int, out: Tensor) -> None:
 def max_pool(
     rows: Tensor, visible: Visible, shape: ConvShape, outside: float, out: Tensor, chosen: Tensor
 ) -> None:
-    """Write the maximum to `out` and the number of the tap it came from to `chosen`, int8."""
+    """Write the maximum to `out` and the index of its tap to `chosen`, int8."""
     _layer("max_pool", (rows,), visible, shape, (out, chosen), outside)
 
 
@@ -197,7 +197,7 @@ def _run(
     elements: int = ELEMENTS,
     **constants: Any,
 ) -> None:
-    """Start a kernel on blocks of rows and channels of its output."""
+    """Launch a kernel on blocks of rows and channels of its output."""
     channels = outputs[0].shape[1]
     block = block_of(channels)
     each = max(1, elements // block)
@@ -226,7 +226,7 @@ def _by_tap(weight: Tensor) -> Tensor:
 
 
 def _wide(values: Tensor) -> Any:
-    """The type in which a kernel adds up."""
+    """The dtype used for accumulation."""
     language = _kernels().tl
     return language.float64 if values.dtype == torch.float64 else language.float32
 

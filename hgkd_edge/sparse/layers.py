@@ -1,7 +1,7 @@
-"""What layers do to a map of visible sites: convolution, pooling, padding, normalisation, resizing.
+"""Layers on a map of visible sites: convolution, pooling, padding, normalization, resizing.
 
-The rules here read the call's arguments and check that the result is again a map of whole tiles;
-the engine of the chosen backend does the work.
+The rules in this module read a call's arguments and check that the result is again a map of whole
+tiles. The engine of the chosen backend computes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pair(value: Any) -> tuple[int, int]:
 def output_tile(
     x: SiteTensor, before: int, after: int, kernel: int, stride: int, dilation: int, name: str
 ) -> int:
-    """Side of the output's tiles along one axis, or a refusal.
+    """Side of the output's tiles along one axis; raises if unsupported.
 
     Args:
         before, after: Padding on the two sides of the map.
@@ -88,7 +88,7 @@ def conv2d(
 def _conv_padding(
     padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Padding as (top, left, bottom, right); 'same' puts the odd one at the end, as torch does."""
+    """Padding as (top, left, bottom, right); 'same' puts the extra site at the end, like torch."""
     if padding == "valid":
         return 0, 0, 0, 0
     if padding == "same":
@@ -102,7 +102,7 @@ def _conv_padding(
 def pad(
     func: Any, x: SiteTensor, pad: Any, mode: str = "constant", value: float | None = None
 ) -> SiteTensor:
-    """Padding is remembered and read by the convolution or pool that follows ('same' padding)."""
+    """Padding is recorded and applied by the next convolution or pooling ('same' padding)."""
     pad = [int(p) for p in pad]
     if not any(pad):
         return x
@@ -131,7 +131,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> SiteTensor:
-    """Outside the image counts for nothing (-inf); a masked neighbour counts as zero."""
+    """Sites outside the image do not count (-inf); a masked neighbor counts as zero."""
     if return_indices:
         raise unsupported("max_pool2d", "with indices has no rule")
     return _pool(x, "max", kernel_size, stride, padding, dilation, ceil_mode, True, None)
@@ -148,7 +148,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> SiteTensor:
-    """A masked neighbour counts as zero; the divisor is that of the dense layer."""
+    """A masked neighbor counts as zero; the divisor is the same as in the dense layer."""
     return _pool(
         x, "avg", kernel_size, stride, padding, 1, ceil_mode, count_include_pad, divisor_override
     )
@@ -176,8 +176,8 @@ def _pool(
         raise unsupported(name, "with padding of its own after F.pad has no rule")
     before, after = (pads[0] + waiting.top, pads[1] + waiting.left), [0, 0]
     for a, extra in enumerate((waiting.bottom, waiting.right)):
-        # ceil_mode reads past the end when the last window is only partly filled; on a map that
-        # divides into whole tiles this happens only where the dense layer's size changes too.
+        # ceil_mode reads past the end only if the last window is partly filled. On a map that
+        # divides into whole tiles this happens only if the dense layer's size changes too.
         after[a] = pads[a] + extra
         side = (x.engine.visible.h, x.engine.visible.w)[a] * x.side
         left_over = (side + before[a] + after[a] - dilation[a] * (kernel[a] - 1) - 1) % stride[a]
@@ -188,7 +188,7 @@ def _pool(
                 raise unsupported(name, "with a partly filled last window has no rule")
         else:
             output_tile(x, before[a], after[a], kernel[a], stride[a], dilation[a], name)
-    # Padding of the layer's own never wins a maximum; padding put there by F.pad has its value.
+    # A layer's own padding never wins a maximum; padding added by F.pad has its value.
     outside = float("-inf") if kind == "max" and waiting == NO_PADDING else waiting.value
     how = Pooling(kind, kernel, stride, before, dilation, outside, count_include_pad)
     return x.engine.pool2d(_unpadded(x), how)
@@ -198,7 +198,7 @@ def _pool(
 def adaptive_pool2d(
     func: Any, x: SiteTensor, output_size: Any, return_indices: bool = False
 ) -> Tensor:
-    """To one value per image, over its visible sites."""
+    """Pool to one value per image, over its visible sites."""
     if pair(output_size) != (1, 1) or x.channels_last:
         raise unsupported(func.__name__, f"to {output_size} has no rule")
     _plain(x)
@@ -221,7 +221,7 @@ def batch_norm(
     eps: float = 1e-5,
     **_: Any,
 ) -> SiteTensor:
-    """Statistics over the visible sites of the batch."""
+    """BatchNorm with statistics over the visible sites of the batch."""
     if x.channels_last:
         raise unsupported("batch_norm", "on a channels-last map has no rule")
     _plain(x)
@@ -236,7 +236,7 @@ def batch_norm(
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(func: Any, x: SiteTensor, normalized_shape: Any, *args: Any, **kwargs: Any) -> Any:
-    """Over the channels of one site."""
+    """Normalization over the channels of one site."""
     if not x.channels_last or len(normalized_shape) != 1:
         raise unsupported(func.__name__, f"over {list(normalized_shape)} mixes sites")
     out = x.like(func(_plain(x), normalized_shape, *args, **kwargs))
@@ -262,7 +262,7 @@ def group_norm(
     eps: float = 1e-5,
     **_: Any,
 ) -> SiteTensor:
-    """Statistics per image and group, over its visible sites."""
+    """GroupNorm with statistics per image and group, over the image's visible sites."""
     if x.channels_last or x.dim() != 4:
         raise unsupported("group_norm", "on this layout has no rule")
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -287,7 +287,7 @@ def interpolate(
     mode: str = "nearest",
     **_: Any,
 ) -> SiteTensor:
-    """Nearest neighbour by a whole factor stays within a tile."""
+    """Nearest-neighbor resizing by a whole factor stays within a tile."""
     if size is not None:
         scale_factor = [new / old for new, old in zip(pair(size), x.shape[-2:], strict=True)]
     factor = scale_factor if isinstance(scale_factor, (int, float)) else scale_factor[0]

@@ -1,8 +1,8 @@
 """The reference backend: dense layers, masked after every convolution and pooling.
 
-This is what SparK does (Tian et al. 2023, https://arxiv.org/abs/2301.03580): nothing is saved, but
-it is simple enough to trust, and as lean as SparK's: an in-place multiplication after each layer,
-BatchNorm on gathered rows.
+This is what SparK does (Tian et al. 2023, https://arxiv.org/abs/2301.03580). It saves no
+computation, but it is simple enough to trust, and as lean as SparK's: an in-place multiplication
+after each layer, and BatchNorm on gathered rows.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class MaskedEngine:
         return x.payload.sum(x.spatial, keepdim=True, dtype=wide).to(x.payload.dtype)
 
     def max_sites(self, x: SiteTensor) -> Tensor:
-        """Maximum over each image's visible sites; zero where an image has none."""
+        """Maximum over each image's visible sites; zero for an image without any."""
         top = x.payload.masked_fill(~self._sites(x), float("-inf")).amax(x.spatial, keepdim=True)
         return torch.where(top.isinf(), torch.zeros_like(top), top)
 
     def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor:
-        """A function of the gathered visible rows `[N, C]`, put back on a zero map."""
+        """Apply a function to the gathered visible rows `[N, C]`, and write them to a zero map."""
         dense, rows = x.payload.permute(0, 2, 3, 1), self.visible.grid_rows(x.side)
         flat = dense.reshape(-1, dense.shape[3])
         out = function(flat.index_select(0, rows))
@@ -90,7 +90,7 @@ class MaskedEngine:
         return x.like(out.mul_(self.visible.sites(result.side)))
 
     def _sites(self, x: SiteTensor) -> Tensor:
-        """The mask in the axes of `x`."""
+        """The mask, reshaped to the axes of `x`."""
         sites = self.visible.sites(x.side)  # [B, 1, H, W]
         if x.channels_last:
             return sites.permute(0, 2, 3, 1)

@@ -1,8 +1,8 @@
-"""Matrix products over rows, by whichever library call is fast for the dtype and device.
+"""Matrix products over rows, with the fastest library call for the dtype and device.
 
-On a CPU in float32, torch's matrix product is MKL's, which reaches half the speed of oneDNN's 1 x 1
-convolution of the same size on AMD processors (measured: docs/sparse.md), so the rows are handed
-over as one tall image. In bfloat16 both are oneDNN's; on a GPU the plain product is the right call.
+On a CPU in float32, torch's matrix product uses MKL. On AMD processors it reaches half the speed of
+oneDNN's 1 x 1 convolution of the same size (see docs/sparse.md), so the rows are passed as one tall
+image. In bfloat16 both use oneDNN; on a GPU the plain product is the fastest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Below this many rows a weight gradient is mostly writing the weight: the plain product wins.
+# Below this many rows, a weight gradient mostly writes the weight, and the plain product is faster.
 FEW_ROWS = 256
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -31,7 +31,7 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     """`rows @ weight.T`: `[N, K]`, `[O, K]` -> `[N, O]`."""
     if _as_convolution(rows):
         out = F.conv2d(_image(rows), weight[:, :, None, None])
-        # Not `view`: autograd refuses in-place layers behind a custom function that returns one.
+        # Not `view`: autograd refuses in-place layers after a custom function that returns a view.
         out = out.permute(0, 2, 3, 1).contiguous()
         return torch.ops.aten._unsafe_view(out, (rows.shape[0], weight.shape[0]))
     return F.linear(rows, weight)

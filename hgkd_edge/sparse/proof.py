@@ -1,8 +1,8 @@
-"""The proof that `sparsify` runs before it hands an encoder over.
+"""The check that `sparsify` runs before it returns an encoder.
 
-timm has hundreds of networks and more to come, whose `forward` methods may do anything. A small
-random input goes through a copy of the network: whatever has no rule is refused here, with the path
-of the module that did it, and whatever has one must agree with the plain network.
+timm has hundreds of networks, with arbitrary `forward` methods. The check passes a small random
+input through a copy of the network. An operation without a rule is refused, with the path of its
+module. An operation with a rule must agree with the plain network.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ TOLERANCE = 5e-3  # relative; rounding in an untrained float32 network stays wel
 
 
 class _DisagreementError(ConversionError):
-    """Two results differ by more than rounding."""
+    """Two results differ by more than rounding error."""
 
 
 def prove(encoder: SparseEncoder, masked: SparseEncoder) -> None:
     """Compare an encoder with the plain network and with the masked reference.
 
     Args:
-        encoder: The encoder to prove; neither its state nor the random state changes.
-        masked: A masked encoder on a copy of the network; it is used up.
+        encoder: The encoder to check; its state and the random state are not changed.
+        masked: A masked encoder on a copy of the network; the check modifies it.
 
     Raises:
-        ConversionError: Something disagrees, or has no form on visible sites; names the module.
+        ConversionError: Results disagree, or an operation has no rule; the message names the
+        module.
     """
     ours = copy.deepcopy(encoder)
     try:
         _prove_in(torch.float32, ours, masked)
     except _DisagreementError:
-        if encoder.backend == "spconv":  # has no float64
+        if encoder.backend == "spconv":  # does not support float64
             raise
-        # An untrained network can amplify rounding: only float64 tells it from a fault.
+        # An untrained network can amplify rounding: only float64 distinguishes this from a bug.
         _prove_precisely(ours, masked)
 
 
 def _prove_precisely(ours: SparseEncoder, masked: SparseEncoder) -> None:
-    """In float64; where a deep untrained network amplifies even that, with settled BatchNorm."""
+    """Compare in float64; if that is not enough, settle BatchNorm's statistics first."""
     try:
         _prove_in(torch.float64, ours, masked)
     except _DisagreementError:
@@ -60,7 +61,7 @@ def _prove_precisely(ours: SparseEncoder, masked: SparseEncoder) -> None:
 
 @torch.no_grad()
 def _settle_batchnorm(network: nn.Module, *, patch: int) -> None:
-    """Set BatchNorm's running statistics to those of the proof's own images, in place."""
+    """Set BatchNorm's running statistics to those of the check's images, in place."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -76,7 +77,7 @@ def _prove_in(dtype: torch.dtype, ours: SparseEncoder, masked: SparseEncoder) ->
     ours, masked = ours.to(dtype), masked.to(dtype)
     plain, p = masked.network, ours.patch
     device = next(plain.parameters()).device
-    # spconv has no backward pass on a CPU, so there only the forward pass is proved.
+    # spconv has no backward pass on a CPU, so only its forward pass is checked.
     backward = ours.backend != "spconv" or device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)  # stochastic depth
@@ -87,11 +88,11 @@ def _prove_in(dtype: torch.dtype, ours: SparseEncoder, masked: SparseEncoder) ->
             _against_plain(ours.eval(), plain.eval(), images, everything)
             with torch.no_grad():
                 _same(_run(ours, images, some), _run(masked, images, some), "the masked reference")
-            _run(ours.train(), images, some)  # what runs in training only has rules as well
+            _run(ours.train(), images, some)  # operations used only in training need rules too
 
 
 def _images(patch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The proof's input, the same at every call: [2, 3, 2 patches, 3 patches]."""
+    """The check's input, the same at every call: [2, 3, 2 patches, 3 patches]."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 2 * patch, 3 * patch, generator=generator, dtype=dtype)
     return images.to(device)
@@ -100,7 +101,7 @@ def _images(patch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 def _against_plain(
     ours: SparseEncoder, plain: nn.Module, images: Tensor, everything: Tensor
 ) -> None:
-    """With everything visible: maps, strides and parameter gradients of the plain network."""
+    """Compare maps, strides and parameter gradients, everything visible, to the plain network."""
     try:
         expected = plain_maps(plain, images)
     except Exception as error:
@@ -140,9 +141,9 @@ def _same(ours: list[Tensor], expected: list[Tensor], what: str) -> None:
     for place, (a, b) in enumerate(zip(ours, expected, strict=True)):
         a, b = a.detach(), b.detach()
         if not torch.isfinite(b).all():
-            continue  # an untrained network that overflows proves nothing here; float64 may
+            continue  # untrained network overflowed: inconclusive; float64 may work
         worst = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
-        if not worst <= TOLERANCE:  # written so that NaN is a disagreement
+        if not worst <= TOLERANCE:  # written so that NaN fails
             raise _DisagreementError(
                 f"map {place} differs from {what} by {worst:.1e}, relatively",
                 hint="the network does what has no exact form on visible sites; please report it",
@@ -150,7 +151,7 @@ def _same(ours: list[Tensor], expected: list[Tensor], what: str) -> None:
 
 
 def _run(encoder: SparseEncoder, images: Tensor, visible: Tensor) -> list[Tensor]:
-    """One pass; a failure names the module in which it happened."""
+    """Run one pass; a failure names the module where it happened."""
     with _tracing(encoder) as path:
         try:
             return encoder.on_sites(images, visible)
@@ -173,7 +174,7 @@ def _where(encoder: SparseEncoder, path: list[str]) -> str:
 
 @contextlib.contextmanager
 def _tracing(encoder: SparseEncoder) -> Iterator[list[str]]:
-    """Names of the modules being run, outermost first, while the context lasts."""
+    """Names of the modules being run, outermost first, while the context is active."""
     path: list[str] = []
     names = {module: name for name, module in encoder.named_modules() if name}
 

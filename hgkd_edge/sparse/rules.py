@@ -1,6 +1,6 @@
-"""What torch functions do to a map of visible sites: all that stays within a site or an image.
+"""Torch functions on a map of visible sites that stay within a site or an image.
 
-Layers that look across sites (convolution, pooling, padding, normalisation) are in `layers.py`.
+Layers that look across sites (convolution, pooling, padding, normalization) are in `layers.py`.
 Each rule is registered under the names of the torch functions it serves.
 """
 
@@ -23,7 +23,7 @@ KEEP_ZERO = (
     "dropout_", "to", "float", "half", "bfloat16", "double", "type", "contiguous", "clone",
     "detach", "type_as", "__neg__", "_to_copy",
 )
-# Elementwise functions that may give a masked site a value.
+# Elementwise functions that may give a masked site a nonzero value.
 MAY_FILL = (
     "sigmoid", "sigmoid_", "hardsigmoid", "softplus", "logsigmoid", "clamp", "clamp_",
     "clamp_min", "clamp_max", "exp", "log", "log1p", "rsqrt", "reciprocal", "pow", "__pow__",
@@ -34,7 +34,7 @@ ADD = (
     "add", "add_", "sub", "sub_", "subtract", "rsub", "__rsub__", "__add__", "__radd__",
     "__iadd__", "__isub__",
 )
-# Products and quotients by something else: zero stays zero.
+# Products and quotients with another operand: zero stays zero.
 SCALE = (
     "mul", "mul_", "multiply", "div", "div_", "divide", "true_divide", "__mul__", "__rmul__",
     "__imul__", "__truediv__",
@@ -44,7 +44,7 @@ SCALE = (
 
 @rule(*KEEP_ZERO, *MAY_FILL, *ADD, *SCALE, "__rtruediv__", "__rdiv__")
 def pointwise(func: Any, *args: Any, **kwargs: Any) -> SiteTensor:
-    """Functions of one site: run on the payload, which holds the visible sites."""
+    """Functions of a single site: run on the payload, which holds the visible sites."""
     x = _first(args, kwargs)
     out = func(*(align(a, x) for a in args), **{k: align(a, x) for k, a in kwargs.items()})
     if isinstance(args[0], SiteTensor) and out is args[0].payload:  # in place
@@ -55,7 +55,7 @@ def pointwise(func: Any, *args: Any, **kwargs: Any) -> SiteTensor:
 
 
 def _seal(name: str, args: Sequence[Any], out: SiteTensor) -> SiteTensor:
-    """Put zeros back at masked sites, where the backend keeps them and the function fills them."""
+    """Reset masked sites to zero, if the backend stores them and the function changes them."""
     keeps_zero = (
         name in KEEP_ZERO
         or (name in SCALE and isinstance(args[0], SiteTensor))
@@ -73,7 +73,7 @@ def _first(args: Sequence[Any], kwargs: dict[str, Any]) -> SiteTensor:
 
 
 def align(value: Any, x: SiteTensor) -> Any:
-    """An operand in the shape of `x`'s payload, broadcasting as it would on the dense map."""
+    """An operand in the shape of `x`'s payload, broadcast as on the dense map."""
     if isinstance(value, SiteTensor):
         if value.payload.dim() != x.payload.dim() or value.channels_last != x.channels_last:
             raise unsupported("broadcast", "of maps with different axes has no rule")
@@ -90,7 +90,7 @@ def align(value: Any, x: SiteTensor) -> Any:
 
 @rule("expand_as")
 def expand_as(func: Any, values: Any, x: SiteTensor) -> Any:
-    """The operation that follows broadcasts anyway."""
+    """A no-op: the operation that follows broadcasts anyway."""
     if isinstance(values, SiteTensor):
         return values
     align(values, x)
@@ -106,7 +106,7 @@ def expand_as(func: Any, values: Any, x: SiteTensor) -> Any:
     "is_complex", "is_floating_point", "get_device", "element_size",
 )  # fmt: skip
 def about(func: Any, x: SiteTensor, *args: Any) -> Any:
-    """Facts of the dense map that `x` stands for."""
+    """Properties of the dense map that `x` stands for."""
     with torch._C.DisableTorchFunctionSubclass():
         return func(x, *args)
 
@@ -118,7 +118,7 @@ def about_gradient(func: Any, x: SiteTensor) -> Any:
 
 @rule("is_contiguous")
 def is_contiguous(func: Any, x: SiteTensor, **_: Any) -> bool:
-    return True  # layout in memory is the backend's own business
+    return True  # the backend decides the memory layout
 
 
 @rule("__len__")
@@ -136,7 +136,7 @@ def new(func: Any, x: SiteTensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def axis_of(x: SiteTensor, axis: int) -> int:
-    """A channel axis, counted from the front; other axes are refused."""
+    """A channel axis, counted from the front; refuses other axes."""
     axis = axis % x.dim()
     if axis == 0 or axis in x.spatial:
         raise unsupported("an operation", f"along axis {axis} mixes images or sites")
@@ -176,7 +176,7 @@ def narrow(func: Any, x: SiteTensor, dim: int, start: int, length: int) -> SiteT
 
 @rule("__getitem__")
 def getitem(func: Any, x: SiteTensor, index: Any) -> SiteTensor:
-    """Slices of channels, as in `x[:, :k]`; single sites and images are refused."""
+    """Slices of channels, as in `x[:, :k]`; refuses single sites and images."""
     index = index if isinstance(index, tuple) else (index,)
     if Ellipsis in index:
         at = index.index(Ellipsis)
@@ -227,7 +227,7 @@ def squeeze(func: Any, x: SiteTensor, dim: int) -> SiteTensor:
 
 @rule("permute", "movedim", "moveaxis", "transpose", "swapaxes")
 def permute(func: Any, x: SiteTensor, *axes: Any) -> SiteTensor:
-    """Channels first to channels last and back, and any order of several channel axes."""
+    """Permutes channels first to channels last and back, or reorders several channel axes."""
     order = list(func(torch.empty(tuple(range(x.dim())), device="meta"), *axes).shape)
     payload = _plain(x).permute(order)
     if order[0] == 0 and order[1:3] == list(x.spatial) and x.dim() == 4:
@@ -246,7 +246,7 @@ def _plain(x: SiteTensor) -> Tensor:
 
 @rule("sum", "mean", "var", "amax", "norm", "vector_norm", "linalg_vector_norm")
 def reduce(func: Any, x: SiteTensor, *args: Any, **kwargs: Any) -> Any:
-    """Over channels: per site. Over both spatial axes: per image, visible sites only."""
+    """Reduce over channels (per site) or over both spatial axes (per image, visible sites)."""
     name = "norm" if "norm" in func.__name__ else func.__name__
     axes, keepdim, dtype = _reduction(name, x, args, kwargs)
     mixed = [a for a in axes if a in x.spatial]
@@ -265,7 +265,7 @@ def reduce(func: Any, x: SiteTensor, *args: Any, **kwargs: Any) -> Any:
 def _reduction(
     name: str, x: SiteTensor, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[list[int], bool, Any]:
-    """Axes, keepdim and dtype of a reduction's call."""
+    """Axes, keepdim and dtype from a reduction's call."""
     rest = list(args)
     if name == "var" and (len(rest) > 1 or set(kwargs) - {"dim", "keepdim"}):
         raise unsupported("var", "with a correction has no rule")

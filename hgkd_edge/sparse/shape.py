@@ -1,4 +1,4 @@
-"""The shape of a layer that looks across sites: what it reads around each tile."""
+"""The shape of a layer that looks across sites: the region it reads around each tile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hgkd_edge.sparse.visible import Window
 
 
 class ConvShape(NamedTuple):
-    """What a convolution or pooling reads; pairs are (rows, columns)."""
+    """The region that a convolution or pooling reads; pairs are (rows, columns)."""
 
     t: int  # side of an input tile
     kernel: tuple[int, int]
@@ -19,7 +19,7 @@ class ConvShape(NamedTuple):
 
     @property
     def windows(self) -> tuple[Window, Window]:
-        """What is read around one tile, along rows and columns."""
+        """The window read around one tile, along rows and columns."""
         sizes = [
             (self.t // s - 1) * s + d * (k - 1) + 1
             for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True)
@@ -32,6 +32,6 @@ class ConvShape(NamedTuple):
 
     @property
     def turned(self) -> ConvShape:
-        """The convolution that takes the output's gradient back to the input, for stride 1."""
+        """The convolution that propagates the output's gradient to the input, for stride 1."""
         reach = [d * (k - 1) for k, d in zip(self.kernel, self.dilation, strict=True)]
         return self._replace(before=(reach[0] - self.before[0], reach[1] - self.before[1]))

@@ -1,10 +1,9 @@
-"""A feature map of which only the visible sites count, standing in for the dense one.
+"""A feature map with only its visible sites, standing in for the dense map.
 
-`SiteTensor` reports the shape of the dense map, so timm's own `forward` code runs on it unchanged:
-every torch function that meets one is looked up, by name, in one table of rules (`RULES`). A
-function without a rule is refused by name, so nothing is ever computed wrongly in silence. The
-mask travels with the tensor, through the `engine` made for this one pass: no layer and no module
-holds any state.
+`SiteTensor` reports the shape of the dense map, so timm's own `forward` code runs on it unchanged.
+Every torch function called with one is looked up by name in one table of rules (`RULES`). A
+function without a rule raises an error with its name, so no result is silently wrong. The mask
+travels with the tensor, in the `engine` made for this one pass: no layer or module holds any state.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Pair = tuple[int, int]  # (rows, columns)
 
 
 class Convolution(NamedTuple):
-    """The settings of a convolution; padding is given as what lies before and after the map."""
+    """The settings of a convolution; padding is given as the amount before and after the map."""
 
     stride: Pair
     before: Pair
@@ -58,18 +57,18 @@ class Pooling(NamedTuple):
 
 
 class Engine(Protocol):
-    """What a backend must bring: how the visible sites are kept and how layers that look across
+    """The interface of a backend: how visible sites are stored, and how layers that look across
     sites run on them. One engine serves one forward pass.
 
     The payload of a `SiteTensor` has the same axes as the dense map, in the same order. A backend
-    is free in the first and in the two spatial axes; the axes between are the channels.
+    may choose the sizes of the first and the two spatial axes; the axes between are the channels.
     """
 
     visible: Visible
 
     @property
     def masks_after(self) -> bool:
-        """Whether masked sites exist in the payload, where they must be kept at zero."""
+        """Whether the payload contains masked sites, which must be kept at zero."""
         ...
 
     def enter(self, images: Tensor) -> SiteTensor: ...
@@ -90,10 +89,10 @@ class SiteTensor(torch.Tensor):
     """Stand-in for a dense map `[B, C, H, W]` (or `[B, H, W, C]`) of visible sites.
 
     Attributes:
-        payload: The real tensor, as the backend keeps it.
-        engine: The backend's state for this pass: the mask and what was derived from it.
+        payload: The real tensor, as the backend stores it.
+        engine: The backend's state for this pass: the mask and data derived from it.
         channels_last: True when the logical order of axes is `[B, H, W, C]`.
-        padding: Padding waiting to be read by the next convolution or pool.
+        padding: Padding to be applied by the next convolution or pooling.
     """
 
     payload: Tensor
@@ -109,7 +108,7 @@ class SiteTensor(torch.Tensor):
         channels_last: bool = False,
         padding: Padding | None = None,
     ) -> SiteTensor:
-        """Wrap a payload; the logical shape follows from it and from the mask."""
+        """Wrap a payload; the logical shape follows from the payload and the mask."""
         v = engine.visible
         t = engine.tile_side(payload, channels_last)
         height, width = v.h * t, v.w * t
@@ -156,7 +155,7 @@ class SiteTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        # Only calls that slip past __torch_function__ (C++ code, custom autograd) come here.
+        # Only calls that bypass __torch_function__ (C++ code, custom autograd) reach this method.
         raise unsupported(str(func), "was called below the level at which masks are understood")
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
@@ -178,7 +177,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def unsupported(name: str, why: str) -> ConversionError:
-    """The refusal of one operation; `sparsify` adds the module path."""
+    """The error for one unsupported operation; `sparsify` adds the module path."""
     return ConversionError(
         f"'{name}' {why}",
         hint="choose a convolutional timm model; docs/sparse.md says how to add a rule",

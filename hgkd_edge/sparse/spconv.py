@@ -1,11 +1,11 @@
 """The spconv backend: the same rows, convolved by spconv's SubMConv2d and SparseConv2d.
 
-For CUDA users who want spconv's kernels. Only ungrouped convolutions exist there; everything else
-runs as in the tiles backend, whose rows are spconv's features in another order. spconv's CPU build
-computes the forward pass only.
+For CUDA users who want spconv's kernels. spconv supports only ungrouped convolutions. Everything
+else runs as in the tiles backend, whose rows are spconv's features in another order. spconv's CPU
+build computes only the forward pass.
 
-Weights stay timm's `[O, C, k, k]` (OIHW) parameters; spconv reads them as `[O, k, k, C]` (KRSC)
-through a permutation, which autograd takes back.
+Weights stay timm's `[O, C, k, k]` (OIHW) parameters. spconv reads them as `[O, k, k, C]` (KRSC)
+through a permutation, which autograd reverses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def krsc(weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _one_cpu_thread(device: torch.device) -> Iterator[None]:
-    """On several threads spconv's CPU build (2.3.8) loses sums, differently from run to run."""
+    """With several threads, spconv's CPU build (2.3.8) drops sums, differently in each run."""
     if device.type != "cpu":
         yield
         return
@@ -72,7 +72,7 @@ class SpconvEngine(TileEngine):
         settings: dict[str, Any] = {
             "kernel_size": kernel, "dilation": dilation, "bias": bias is not None,
         }  # fmt: skip
-        with torch.device("meta"):  # a shell without weights: they are lent to it for this call
+        with torch.device("meta"):  # a module without weights; they are set for this call
             if stride == (1, 1):
                 key = f"{x.side} {kernel} {dilation}"
                 layer = self._spconv.SubMConv2d(c, o, indice_key=key, **settings)
@@ -96,7 +96,7 @@ class SpconvEngine(TileEngine):
         )
 
     def _visible_only(self, out: Any, t: int) -> Tensor:
-        """Strided outputs also appear beside visible patches: keep the visible, in our order."""
+        """Strided outputs also cover sites outside visible patches: keep only the visible ones."""
         v = self.visible
         image, row, col = out.indices.long().unbind(1)
         place = v.tiles.new_zeros(v.batch * v.h * t * v.w * t)

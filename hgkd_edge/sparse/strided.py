@@ -1,8 +1,8 @@
-"""A guard against a memory error in oneDNN: strided 1x1 convolutions of few channels on a CPU.
+"""Works around a memory error in oneDNN: strided 1x1 convolutions of few channels on a CPU.
 
 oneDNN's `backward_weights` writes past its scratchpad and corrupts the heap
-(https://github.com/uxlfoundation/oneDNN/issues/6035, present in torch 2.14.1). All of these must
-hold, as found with a guard page behind every allocation:
+(https://github.com/uxlfoundation/oneDNN/issues/6035, present in torch 2.14.1). The error occurs if
+all of these hold (found with a guard page behind every allocation):
 
 - float32 or bfloat16 (autocast included) on an x86 CPU; float64 takes another kernel
 - kernel 1x1 without padding, one group, stride above 1 along either axis
@@ -31,7 +31,7 @@ WIDEST_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512, its w
 
 
 def safe_layout(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    """The input of a convolution, channels-first where oneDNN would write past its buffer.
+    """The input of a convolution, made channels-first if oneDNN would write past its buffer.
 
     Args:
         x: `[B, C, H, W]` in any memory format.
@@ -50,7 +50,7 @@ def safe_layout(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def guard_strided(network: nn.Module) -> None:
-    """Let every convolution of a network that oneDNN might miscompute run in a safe layout.
+    """Make every convolution of a network that triggers the oneDNN error use a safe layout.
 
     Parameters, names and results stay as they are. Calling it twice changes nothing.
     """
@@ -61,7 +61,7 @@ def guard_strided(network: nn.Module) -> None:
 
 
 def _before(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Runs before each forward pass; sites of the sparse engines have convolutions of their own."""
+    """Runs before each forward pass; the sparse engines have separate convolutions."""
     if isinstance(inputs[0], SiteTensor):
         return None
     return (safe_layout(inputs[0], module.weight, module.stride), *inputs[1:])

@@ -1,8 +1,8 @@
 """SyncBatchNorm on visible sites.
 
-Its forward hands the input to a custom autograd function, below the level at which `SiteTensor`
-works, so modules of these exact classes change class while they are inside an encoder. Parameters,
-buffers and names stay as they are.
+SyncBatchNorm's forward passes the input to a custom autograd function, below the level at which
+`SiteTensor` works. So modules of these exact classes change class while they are inside an encoder.
+Parameters, buffers and names are unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hgkd_edge.sparse.sites import SiteTensor
 
 
 class SiteSyncBatchNorm(nn.SyncBatchNorm):
-    """SyncBatchNorm whose statistics are taken over visible sites, across processes."""
+    """SyncBatchNorm with statistics over visible sites, across processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, SiteTensor):
@@ -23,7 +23,7 @@ class SiteSyncBatchNorm(nn.SyncBatchNorm):
 
 
 class SiteSyncBatchNormAct(SyncBatchNormAct, SiteSyncBatchNorm):
-    """timm's SyncBatchNorm with activation: its own forward calls the one above."""
+    """timm's SyncBatchNorm with activation: its forward calls `SyncBatchNorm`'s."""
 
 
 _SITE_CLASS: dict[type[nn.Module], type[nn.Module]] = {
@@ -33,12 +33,12 @@ _SITE_CLASS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def adapt(encoder: nn.Module) -> None:
-    """Make SyncBatchNorm modules understand visible sites (they may be put in at any time)."""
+    """Make SyncBatchNorm modules support visible sites (they may be inserted at any time)."""
     _swap(encoder, _SITE_CLASS)
 
 
 def restore(encoder: nn.Module) -> None:
-    """Give the modules their own classes back."""
+    """Restore the modules' original classes."""
     _swap(encoder, {site: plain for plain, site in _SITE_CLASS.items()})
 
 

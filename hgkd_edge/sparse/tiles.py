@@ -1,6 +1,6 @@
 """The fast backend: visible patches as a batch of tiles `[n, C, t, t]`.
 
-Work within a site (1x1 convolutions, activations, normalisation, residual sums) runs unchanged on
+Work within a site (1x1 convolutions, activations, normalization, residual sums) runs unchanged on
 the tiles. Convolution and pooling read a window around each tile, gathered by row (`kernels`).
 """
 
@@ -37,7 +37,7 @@ class TileEngine:
         return SiteTensor.make(patches.index_select(0, v.tiles).permute(0, 3, 1, 2), self)
 
     def leave(self, x: SiteTensor) -> Tensor:
-        """Put the tiles back on the grid: `[B, C, H, W]`, zero at masked sites."""
+        """Place the tiles on the grid: `[B, C, H, W]`, zero at masked sites."""
         tiles = x.payload.permute(0, 3, 1, 2) if x.channels_last else x.payload
         return put_back(tiles, self.visible)
 
@@ -45,7 +45,7 @@ class TileEngine:
         return payload.shape[1 if channels_last else -1]
 
     def zero_masked(self, x: SiteTensor) -> SiteTensor:
-        return x  # masked sites do not exist here
+        return x  # tiles contain no masked sites
 
     def per_image(self, values: Tensor, x: SiteTensor) -> Tensor:
         """One value per image `[B, ...]` -> one per tile `[n, ...]`."""
@@ -60,17 +60,17 @@ class TileEngine:
         return total.index_add(0, self.visible.image, each).to(tiles.dtype)
 
     def max_sites(self, x: SiteTensor) -> Tensor:
-        """Maximum over each image's visible sites; zero where an image has none."""
+        """Maximum over each image's visible sites; zero for an image without any."""
         each = x.payload.amax(x.spatial, keepdim=True)
         image = self.visible.image.view(-1, *(1,) * (each.dim() - 1)).expand_as(each)
         top = each.new_zeros(self.visible.batch, *each.shape[1:])
         return top.scatter_reduce(0, image, each, "amax", include_self=False)
 
     def over_sites(self, x: SiteTensor, function: Callable[[Tensor], Tensor]) -> SiteTensor:
-        """A function of all visible sites together, such as BatchNorm."""
+        """Apply a function of all visible sites together, such as BatchNorm."""
         if x.side > 1:
             return x.like(function(x.payload))
-        # At t = 1 both memory layouts look alike and torch takes the slow one; rows are plain.
+        # At t = 1 both memory layouts look the same and torch picks the slow one; rows avoid this.
         return x.like(tiles_of(function(rows_of(x.payload)), 1))
 
     def conv2d(

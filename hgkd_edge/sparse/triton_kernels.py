@@ -1,12 +1,12 @@
 # mypy: ignore-errors
 """The Triton kernels of the tiles backend. Imported by `launch` only, where Triton is installed.
 
-Letters: a *row* is one site of the view `[n * t * t, C]`. T is the side of an input tile, OH x OW
-the sites of an output tile, K the kernel, S the stride, B the padding before, D the dilation, each
-for rows (Y) and columns (X). `near` is int32 `[n, side, side]`, side = 2 R + 1: the tile at every
-offset of up to R tiles, -1 where it is masked, -2 outside the image.
+Names: a *row* is one site of the view `[n * t * t, C]`. T is the side of an input tile, OH x OW the
+sites of an output tile, K the kernel, S the stride, B the padding before, D the dilation, each for
+rows (Y) and columns (X). `near` is int32 `[n, side, side]`, side = 2 R + 1: the tile at every
+offset of up to R tiles, -1 if it is masked, -2 outside the image.
 
-Nothing here uses atomics: sums run in a fixed order, so results are the same every time.
+No kernel uses atomics: sums run in a fixed order, so results are deterministic.
 """
 
 import triton
@@ -28,7 +28,7 @@ def _site(near, tile, y, x, T: tl.constexpr, R: tl.constexpr):
 def _reader(near, tile, y, x, ky, kx, T: tl.constexpr, R: tl.constexpr, SY: tl.constexpr,
             SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
             DX: tl.constexpr):  # fmt: skip
-    """Output row that reads the site (y, x) through the tap (ky, kx); -1 where none does."""
+    """Output row that reads the site (y, x) through the tap (ky, kx); -1 if none does."""
     side: tl.constexpr = 2 * R + 1
     a = y + BY - ky * DY + R * T
     b = x + BX - kx * DX + R * T
@@ -43,7 +43,7 @@ def _reader(near, tile, y, x, ky, kx, T: tl.constexpr, R: tl.constexpr, SY: tl.c
 
 @triton.jit
 def _block(total, ROWS: tl.constexpr, C: tl.constexpr, BC: tl.constexpr):
-    """This program's rows and channels, and which of them exist."""
+    """This program's rows and channels, and masks for those that exist."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     return r, c, r < total, c < C
@@ -60,7 +60,7 @@ def window(x, near, out, total, outside, C: tl.constexpr, T: tl.constexpr, R: tl
            SY: tl.constexpr, SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
            DY: tl.constexpr, DX: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr,
            BC: tl.constexpr):  # fmt: skip
-    """What the kernel reads at every output site: `[n * OH * OW * KY * KX, C]`."""
+    """The kernel's inputs at every output site: `[n * OH * OW * KY * KX, C]`."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tap = r % (KY * KX)
     if FLIP:
@@ -80,7 +80,7 @@ def window(x, near, out, total, outside, C: tl.constexpr, T: tl.constexpr, R: tl
 def fold_window(g, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
                 OH: tl.constexpr, OW: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
                 ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """Each site sums its copies in the windows `[n, OH, OW, C]` of the tiles around."""
+    """Each site sums its copies in the windows `[n, OH, OW, C]` of the surrounding tiles."""
     side: tl.constexpr = 2 * R + 1
     r, c, live, real = _block(total, ROWS, C, BC)
     tile = tl.where(live, r // (T * T), 0)
@@ -102,7 +102,7 @@ def fold_taps(g, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.const
               KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
               BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
               ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """Each site sums what the taps that read it hold in `[output rows, KY * KX, C]`."""
+    """Each site sums the values of the taps that read it, from `[output rows, KY * KX, C]`."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tile = tl.where(live, r // (T * T), 0)
     acc = tl.zeros((ROWS, BC), ACC)
@@ -164,7 +164,7 @@ def max_pool(x, near, out, chosen, total, outside, C: tl.constexpr, T: tl.conste
             has = (live & (row >= 0))[:, None] & real[None, :]
             value = tl.load(_at(x, row, c, C), mask=has, other=0).to(ACC)
             value = tl.where((row == -2)[:, None], outside, value)
-            better = (value > best) | (value != value)  # a NaN is passed on
+            better = (value > best) | (value != value)  # NaN propagates
             best = tl.where(better, value, best)
             at = tl.where(better, ky * KX + kx, at)
     mask = live[:, None] & real[None, :]
@@ -218,7 +218,7 @@ def depthwise_input(g, weight, near, out, total, C: tl.constexpr, T: tl.constexp
                     SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
                     DX: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
                     BC: tl.constexpr):  # fmt: skip
-    """The input's gradient: each site reads the outputs that read it."""
+    """The input's gradient: each site reads the outputs that depend on it."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tile = tl.where(live, r // (T * T), 0)
     acc = tl.zeros((ROWS, BC), ACC)

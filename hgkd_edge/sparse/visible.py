@@ -1,13 +1,14 @@
-"""Which patches of a batch are visible, and where their pixels lie.
+"""Which patches of a batch are visible, and the positions of their sites.
 
-A mask patch is `patch` pixels square, which is the deepest stride of the network. At stride s each
-visible patch is therefore a tile of t x t sites, t = patch / s, and the visible sites of a feature
-map are an ordinary tensor `[n, C, t, t]`. What a convolution needs beyond its own tile (its halo)
-is found through the row maps made here: a *row* is one site of the `[n * t * t, C]` view.
+A mask patch is `patch` pixels square, the deepest stride of the network. At stride s, each visible
+patch is therefore a tile of t x t sites, t = patch / s, and the visible sites of a feature map form
+an ordinary tensor `[n, C, t, t]`. The sites that a convolution needs beyond its own tile (the halo)
+are found through the row maps made by this module: a *row* is one site of the `[n * t * t, C]`
+view.
 
-Everything is computed on the mask's device and kept for the life of one forward pass. Counting the
-visible patches is the only moment at which the host waits for the device. Where the number per
-image is known in advance, nothing waits, and no shape depends on the mask.
+Everything is computed on the mask's device and kept for one forward pass. The host waits for the
+device only to count the visible patches. If the number per image is known in advance, nothing
+waits, and no shape depends on the mask.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Window(NamedTuple):
     Site `i` of the window lies at `i - before` relative to the tile's first site.
     """
 
-    before: int  # sites read before the tile starts; negative when the tile's first are skipped
-    size: int  # sites read in all
+    before: int  # sites read before the tile starts; negative if the tile's first sites are skipped
+    size: int  # total sites read
 
 
 class Visible:
@@ -42,7 +43,7 @@ class Visible:
     Attributes:
         n: Number of visible patches in the batch.
         tiles: int64 `[n]`, flat index of each visible patch in `[B, h, w]`, ascending.
-        image, row, col: int64 `[n]`, where each one lies.
+        image, row, col: int64 `[n]`, position of each visible patch.
         tile_at: int64 `[B, h, w]`, the tile at each patch, -1 where it is masked.
         count: float32 `[B]`, number of visible patches per image.
     """
@@ -57,7 +58,7 @@ class Visible:
         self.patch = patch
         self.batch, self.h, self.w = visible.shape
         if per_image is None:
-            self.tiles = visible.flatten().nonzero().squeeze(1)  # the one host sync of a pass
+            self.tiles = visible.flatten().nonzero().squeeze(1)  # the only host sync of a pass
         else:
             first = torch.arange(0, visible.numel(), self.h * self.w, device=visible.device)
             self.tiles = (first[:, None] + indices(visible.flatten(1), per_image)).flatten()
@@ -81,11 +82,11 @@ class Visible:
         return self.tiles.device
 
     def neighbours(self, up_to: int) -> Tensor:
-        """Tile next to each tile, at every offset of at most `up_to` patches.
+        """Tile next to each tile, at every offset of up to `up_to` patches.
 
         Returns:
-            int64 `[n, 2 * up_to + 1, 2 * up_to + 1]`: the tile's number, -1 where the patch is
-            masked, -2 where it lies outside the image.
+            int64 `[n, 2 * up_to + 1, 2 * up_to + 1]`: the tile's number, -1 if the patch is masked,
+            -2 if it lies outside the image.
         """
         key = ("neighbours", up_to)
         if key not in self._cache:
@@ -107,8 +108,8 @@ class Visible:
             rows, cols: The window along each axis.
 
         Returns:
-            int64 `[n, rows.size, cols.size]`: row of `[n * t * t, C]`, -1 where the site is masked,
-            -2 where it lies outside the image.
+            int64 `[n, rows.size, cols.size]`: row of `[n * t * t, C]`, -1 if the site is masked, -2
+            if it lies outside the image.
         """
         key = ("window", t, rows, cols)
         if key not in self._cache:
@@ -122,7 +123,7 @@ class Visible:
         return self._cache[key]
 
     def grid_rows(self, t: int) -> Tensor:
-        """Where each row lies in the dense map: int64 `[n * t * t]` into `[B * H * W]`."""
+        """Position of each row in the dense map: int64 `[n * t * t]` into `[B * H * W]`."""
         key = ("grid", t)
         if key not in self._cache:
             inside = torch.arange(t, device=self.device)
@@ -142,22 +143,22 @@ class Visible:
         return self._cache[key]
 
     def cached(self, key: tuple[object, ...]) -> Tensor | None:
-        """What a kernel derived from this mask before, under its own key."""
+        """A result that a kernel cached for this mask under its key."""
         return self._cache.get(key)
 
     def keep(self, key: tuple[object, ...], value: Tensor) -> Tensor:
-        """Keep a tensor derived from this mask for the rest of the pass."""
+        """Cache a tensor derived from this mask for the rest of the pass."""
         self._cache[key] = value
         return value
 
     def scratch(self, name: str, size: tuple[int, int], like: Tensor) -> Tensor:
-        """A buffer for a gather that is read at once and then forgotten.
+        """A buffer for a gather whose result is read immediately and then discarded.
 
-        Fresh memory costs more than the gather itself on a CPU (the kernel hands out zeroed pages),
-        so one buffer per name serves the whole pass, forward and backward.
+        On a CPU, allocating fresh memory costs more than the gather itself (the operating system
+        zeroes pages), so one buffer per name serves the whole pass, forward and backward.
 
         Returns:
-            Uninitialised `size` tensor; valid until the next request for the same name.
+            Uninitialized `size` tensor; valid until the next request for the same name.
         """
         key, count = (name, like.dtype), size[0] * size[1]
         if key not in self._scratch or self._scratch[key].numel() < count:
@@ -166,29 +167,29 @@ class Visible:
 
 
 def indices(chosen: Tensor, count: int) -> Tensor:
-    """Where each row is True, without waiting for the device.
+    """Positions of the True values in each row, without waiting for the device.
 
     Args:
-        chosen: bool `[B, N]`, `count` of them True in every row; another number is an error, which
-            a GPU reports late.
+        chosen: bool `[B, N]`, exactly `count` of them True in every row. Any other number raises an
+            error, which a GPU reports late.
 
     Returns:
         int64 `[B, count]`, ascending.
     """
     as_said = (chosen.sum(1) == count).all()
     torch._assert_async(as_said, f"not every image has {count} visible patches, as per_image says")
-    # A stable sort leaves the True ones in front, in their order.
+    # A stable sort puts the True values in front, in their order.
     return chosen.to(torch.uint8).sort(dim=1, descending=True, stable=True)[1][:, :count]
 
 
 def _split(window: Window, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Offset in whole tiles, and place inside that tile, of each site of a window."""
+    """Offset in whole tiles, and position inside that tile, of each site of a window."""
     offset = torch.arange(window.size, device=device) - window.before
     tile = torch.div(offset, t, rounding_mode="floor")
     return tile, offset - tile * t
 
 
 def reach(rows: Window, cols: Window, t: int) -> int:
-    """How many tiles away a window reads at most."""
+    """The largest distance in tiles that a window reads."""
     spans = [(-w.before, w.size - w.before - 1) for w in (rows, cols)]
     return max(max(-(low // t), high // t) for low, high in spans)

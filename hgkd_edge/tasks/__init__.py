@@ -1,4 +1,4 @@
-"""What a distilled backbone is for: classification, segmentation, detection.
+"""The uses of a distilled backbone: classification, segmentation, detection.
 
-Each task is one module with one `VisionTask`; `hgkd_edge.finetune` knows them by name only.
+Each task is one module with one `VisionTask`; `hgkd_edge.finetune` refers to them only by name.
 """

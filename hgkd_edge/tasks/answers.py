@@ -1,7 +1,7 @@
-"""From a photo to a network's input, and from its outputs to an answer: numpy and PIL, no torch.
+"""From an image to the network's input, and from its outputs to an answer: numpy and PIL, no torch.
 
 Used on the edge device by `predict` and in training by `judge`, so that a score and a prediction
-come of the same steps. Label maps and boxes are in pixels of the photo as it was given.
+use the same steps. Label maps and boxes are in pixels of the original image.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Label(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """One object: class, score in [0, 1], and x1, y1, x2, y2 in pixels of the photo."""
+    """One object: class, score in [0, 1], and x1, y1, x2, y2 in image pixels."""
 
     name: str
     score: float
@@ -64,14 +64,14 @@ class Detection(NamedTuple):
 
 
 def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
-    """A photo as RGB, upright as viewers show it.
+    """An image as RGB, in its displayed orientation.
 
     Args:
         path: The image file.
-        bits: That 16-bit files use; 0: all 16.
+        bits: Bits used by 16-bit files; 0: all 16.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The file cannot be read.
     """
     try:
         content = read_image_file(path)
@@ -82,16 +82,16 @@ def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
 
 
 def decide(task: str, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a network's outputs decide, as a file with postprocessing inside gives it.
+    """The decisions from a network's outputs, as in a file with built-in post-processing.
 
     Args:
         task: `classify`, `segment` or `detect`.
-        outputs: Of a batch: `logits` [B, K] or [B, K, H, W]; `boxes` [B, A, 4] and `scores`
+        outputs: Outputs of a batch: `logits` [B, K] or [B, K, H, W]; `boxes` [B, A, 4] and `scores`
             [B, A, K].
 
     Returns:
-        `probabilities` [B, K], `classes` [B, H, W], or `detections` [m, 7]: index of the image,
-        x1, y1, x2, y2, score, class; the best of an image first.
+        `probabilities` [B, K], `classes` [B, H, W], or `detections` [m, 7]: index of the image, x1,
+        y1, x2, y2, score, class; the best of each image first.
     """
     if task == "classify":
         return {"probabilities": _softmax(outputs["logits"])}
@@ -121,9 +121,9 @@ def rank_classes(probabilities: np.ndarray, classes: Sequence[str], *, top: int 
 
 
 def read_segment(logits: np.ndarray, placement: Placement) -> np.ndarray:
-    """Logits [K, H, W] of a canvas -> class of every pixel of the photo, uint8 [H, W].
+    """Logits [K, H, W] of a canvas -> class of every image pixel, uint8 [H, W].
 
-    Each class's plane is enlarged by itself, so that edges are as smooth as the photo's pixels and
+    Each class's plane is enlarged separately, so that edges are smooth at image resolution and
     memory does not grow with the number of classes.
     """
     rows, columns = placement.placed
@@ -139,7 +139,7 @@ def read_segment(logits: np.ndarray, placement: Placement) -> np.ndarray:
 
 
 def read_class_map(classes: np.ndarray, placement: Placement) -> np.ndarray:
-    """Class of every pixel of a canvas, int [H, W] -> of the photo, uint8 [H, W]."""
+    """Classes of canvas pixels, int [H, W] -> of image pixels, uint8 [H, W]."""
     rows, columns = placement.placed
     height, width = placement.original
     placed = Image.fromarray(np.ascontiguousarray(classes[:rows, :columns].astype(np.uint8)))
@@ -154,13 +154,13 @@ def read_detect(
     *,
     threshold: float = THRESHOLD,
 ) -> list[Detection]:
-    """Raw boxes [A, 4] and scores [A, K] of a canvas -> objects of the photo, best first.
+    """Raw boxes [A, 4] and scores [A, K] of a canvas -> objects in the image, best first.
 
     Args:
         boxes: x1, y1, x2, y2 in pixels of the canvas.
         scores: In [0, 1].
-        placement: Where the photo lies on the canvas.
-        classes: K names.
+        placement: Where the image lies on the canvas.
+        classes: K class names.
         threshold: Lowest score that counts as an object.
     """
     found, labels, kept = select_boxes(boxes, scores, threshold=threshold)
@@ -173,12 +173,12 @@ def read_detect(
 def read_detections(
     detections: np.ndarray, placement: Placement, classes: Sequence[str], *, threshold: float
 ) -> list[Detection]:
-    """Detections of a canvas after suppression -> objects of the photo, best first.
+    """Detections on a canvas after suppression -> objects in the image, best first.
 
     Args:
         detections: [m, 7] of image, x1, y1, x2, y2 in pixels of the canvas, score, class.
-        placement: Where the photo lies on the canvas.
-        classes: K names.
+        placement: Where the image lies on the canvas.
+        classes: K class names.
         threshold: Lowest score that counts as an object.
     """
     rows = detections[detections[:, 5] > threshold]
@@ -196,12 +196,12 @@ def select_boxes(
     threshold: float = THRESHOLD,
     limit: int = SUPPRESSION.limit,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Non-maximum suppression, class by class, as `SUPPRESSION` says.
+    """Non-maximum suppression, class by class, with the parameters of `SUPPRESSION`.
 
     Args:
         boxes: float [A, 4], x1, y1, x2, y2.
         scores: float [A, K].
-        threshold: Lowest score to look at.
+        threshold: Lowest score to consider.
         limit: Largest number of boxes returned.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How certain COCO's average precision is: a bootstrap over the images that it was counted on."""
+"""Confidence intervals of COCO's average precision, by a bootstrap over images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 __all__ = ["ScoredImage", "precision_intervals"]
 
 RESAMPLES = 200
-FEWEST = 50  # resamples, however many images and classes there are
-PAIRS = 4_000_000  # of image and class that all resamples together may look at
+FEWEST = 50  # minimum number of resamples, for any number of images and classes
+PAIRS = 4_000_000  # limit on (image, class) pairs processed by all resamples together
 
 
 _Object = tuple[int, float, np.ndarray, dict[str, float]]  # image, class, corners, more
 
 
 class ScoredImage(NamedTuple):
-    """One image: its true boxes, and those that were found.
+    """One image: its true boxes and the detected boxes.
 
     Attributes:
         truth: float [m, 5] of class, x1, y1, x2, y2 in pixels.
@@ -41,11 +41,11 @@ def precision_intervals(images: Sequence[ScoredImage], classes: int) -> dict[str
     Boxes are matched once, by pycocotools; each resample counts its images' matches again.
 
     Args:
-        images: All that were scored.
+        images: All scored images.
         classes: Number of classes.
 
     Returns:
-        (low, high) by name; empty where fewer than two images or no true box at all are there.
+        (low, high) by name; empty if there are fewer than two images or no true boxes.
     """
     if len(images) < 2 or not any(len(image.truth) for image in images):
         return {}
@@ -66,7 +66,7 @@ def precision_intervals(images: Sequence[ScoredImage], classes: int) -> dict[str
 
 
 def _matched(images: Sequence[ScoredImage], classes: int) -> Any:
-    """A `COCOeval` whose found boxes are matched to true ones, image by image."""
+    """A `COCOeval` whose detected boxes are matched to true boxes, image by image."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -81,7 +81,7 @@ def _matched(images: Sequence[ScoredImage], classes: int) -> Any:
         for i, image in enumerate(images)
         for box, label, score in zip(image.boxes, image.labels, image.scores, strict=True)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+    with contextlib.redirect_stdout(io.StringIO()):  # silence pycocotools
         for side, objects in ((truth, true), (found, answers)):
             annotations = [_annotation(n, *each) for n, each in enumerate(objects, start=1)]
             side.dataset = {"images": shown, "categories": categories, "annotations": annotations}
@@ -104,7 +104,7 @@ def _annotation(
 
 
 def _precision(evaluation: Any) -> tuple[float, float]:
-    """mAP over IoU .5 to .95, and at .5; NaN where the images hold no true box."""
+    """mAP over IoU .5 to .95, and at .5; NaN if the images hold no true box."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     precision = evaluation.eval["precision"]  # [IoU, recall, class, 1, 1], -1 for absent classes

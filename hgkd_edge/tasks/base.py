@@ -1,4 +1,4 @@
-"""What every task brings to `finetune`, and how a fine-tuned model is kept."""
+"""The interface of a task for `finetune`, and how a fine-tuned model is stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from exporters.runners import Outputs
+from exporters.runtimes import Outputs
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Training
@@ -30,14 +30,14 @@ __all__ = ["Answers", "ModelCard", "VisionTask", "read_model", "save_model"]
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that is needed to make a fine-tuned network again, and to read its answers.
+    """Everything needed to create a fine-tuned network again and to interpret its outputs.
 
     Attributes:
         task: `classify`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
-        backbone: Architecture, image size and normalisation.
-        input_ranges: Of a quantization-aware network: the largest magnitude of every INT8 layer's
-            input, by the layer's name. Its weights are rounded to INT8. Empty for other networks.
+        backbone: Architecture, image size and normalization.
+        input_ranges: Of a quantization-aware network: the largest magnitude of each INT8 layer's
+            input, by the layer's name. The weights are rounded to INT8. Empty for other networks.
     """
 
     task: str
@@ -47,7 +47,7 @@ class ModelCard:
 
     @property
     def input(self) -> InputSpec:
-        """What the network takes, and how an image becomes that."""
+        """The network's input size and preprocessing."""
         return self.backbone.input(GEOMETRY.get(self.task, "cover"))
 
 
@@ -57,7 +57,7 @@ class VisionTask(Protocol):
     Attributes:
         name: As in `--task`.
         output_names: Names of the network's outputs, also in ONNX.
-        metric: The score that stands for all, higher is better.
+        metric: The main score; higher is better.
     """
 
     name: str
@@ -65,15 +65,15 @@ class VisionTask(Protocol):
     metric: str
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
-        """Training and held-out photos with the task's labels.
+        """Training and held-out images with the task's labels.
 
         Raises:
-            DataError: There are none, or they carry no labels.
+            DataError: There are no images, or they have no labels.
         """
         ...
 
     def create(self, card: ModelCard) -> nn.Module:
-        """The untrained network: normalised images f[B, 3, H, W] -> `output_names`' tensors."""
+        """The untrained network: normalized images f[B, 3, H, W] -> tensors by `output_names`."""
         ...
 
     def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
@@ -83,31 +83,31 @@ class VisionTask(Protocol):
     def learner(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
     ) -> Training:
-        """What the engine trains; its `model.network` is `network`."""
+        """The module that the engine trains; its `model.network` is `network`."""
         ...
 
     def view(self, images: Tensor, card: ModelCard) -> Tensor:
-        """Canvases uint8 [B, 3, H_c, W_c] as the network sees them: float [B, 3, H, W]."""
+        """The network's view of canvases uint8 [B, 3, H_c, W_c]: float [B, 3, H, W]."""
         ...
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
     ) -> dict[str, Any]:
-        """Score a network's answers, whichever runtime gave them; one pass over the photos.
+        """Score a network's outputs, from any runtime, in one pass over the images.
 
         Args:
-            answers: Batches of photos, labels and outputs.
-            card: The model's.
-            pictures: Folder for what a person would look at, or None.
+            answers: Batches of images, labels and outputs.
+            card: The model's card.
+            pictures: Folder for images for visual inspection, or None.
 
         Returns:
-            Scores by name, `metric` among them; `pictures` lists the files made.
+            Scores by name, including `metric`; `pictures` lists the files written.
         """
         ...
 
 
 class Answers(NamedTuple):
-    """One batch of photos and what a network said of them.
+    """One batch of images and a network's outputs for it.
 
     Attributes:
         images: uint8 [B, 3, H_canvas, W_canvas].
@@ -121,7 +121,7 @@ class Answers(NamedTuple):
 
 
 def save_model(network: nn.Module, card: ModelCard, path: Path) -> None:
-    """Write a fine-tuned network as safetensors, its card in the file's metadata."""
+    """Write a fine-tuned network as safetensors, with its card in the file's metadata."""
     tensors = {
         key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
     }
@@ -133,7 +133,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """State dict and card of a `model.safetensors`.
 
     Raises:
-        RunError: The file is not one of ours, broken, or not the one that its run recorded.
+        RunError: The file was not written by hgkd-edge, is broken, or is not the recorded one.
     """
     require_recorded(path)
     try:

@@ -1,4 +1,4 @@
-"""The model card: what a fine-tuned model is, for whoever gets the file."""
+"""The model card: describes a fine-tuned model to its recipients."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def model_card(
     """Markdown: task, classes, preprocessing, training, scores.
 
     Args:
-        card: Of the model.
-        config: How it was fine-tuned.
-        result: As `finetune` returns it.
-        photos: Number of training photos.
+        card: The model's card.
+        config: The fine-tuning settings.
+        result: The result of `finetune`.
+        photos: Number of training images.
     """
     spec = card.backbone
     height, width = spec.size
@@ -75,7 +75,7 @@ def _scores(result: dict[str, Any]) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A class's name as text: names come from the data, and Markdown has links and pictures."""
+    """A class name as plain text: it comes from the data, and could be Markdown."""
     return MARKUP.sub(r"\\\g<0>", printable(name))
 
 

@@ -1,4 +1,4 @@
-"""Classification: one label per photo, the plain timm classifier of the backbone."""
+"""Classification: one label per image, with the plain timm classifier of the backbone."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class Classification:
 
     @torch.no_grad()
     def _start_from_probe(self, network: nn.Module, card: ModelCard, source: ImageSource) -> None:
-        """Set the last layer to a linear probe of the network's own features (LP-FT).
+        """Initialize the last layer with a linear probe on the network's own features (LP-FT).
 
         Kumar et al. 2022, arXiv 2202.10054: a random head's first gradients distort features.
         """
         head = network.get_classifier()  # type: ignore[operator]
         if not isinstance(head, nn.Linear):
-            return  # a convolutional head: trained from its own start
+            return  # a convolutional head keeps its initialization
         network.eval()
         features = []
         for images in source.images.split(128):
@@ -86,7 +86,7 @@ class Classification:
     ) -> dict[str, Any]:
         """`top1`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts.
 
-        `top5` too where there are more classes than five. Classes without a photo are left out.
+        Includes `top5` if there are more than five classes. Classes without an image are skipped.
         """
         pairs = [(batch.outputs["logits"], batch.labels.numpy()) for batch in answers]
         logits, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
@@ -111,7 +111,7 @@ class Classification:
 
 
 class ClassifyTraining(Training):
-    """Training: augmented, perhaps mixed photos and their soft labels."""
+    """Training: augmented, optionally mixed images and their soft labels."""
 
     def __init__(
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
@@ -153,7 +153,7 @@ class Classifier(nn.Module):
         self.smoothing = smoothing
         self.register_buffer("weight", weight, persistent=False)
         head = network.pretrained_cfg["classifier"]  # type: ignore[index]
-        self.pretrained_cfg = {"classifier": f"network.{head}"}  # where timm's layer decay ends
+        self.pretrained_cfg = {"classifier": f"network.{head}"}  # above timm's layer decay
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss and accuracy for images f[B, 3, H, W] and soft labels f[B, classes]."""
@@ -169,7 +169,7 @@ class Classifier(nn.Module):
 
 
 def _stratified(labels: Tensor, config: FinetuneConfig) -> Tensor:
-    """Indices of a share of every class's photos, at least one of each, int64 [m]."""
+    """Indices of a share of every class's images, at least one per class, int64 [m]."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
     kept = []
     for label in labels.unique():
@@ -179,20 +179,20 @@ def _stratified(labels: Tensor, config: FinetuneConfig) -> Tensor:
 
 
 def _class_weights(source: ImageSource) -> Tensor:
-    """One over the frequency of every class, mean 1 over the photos, float [classes]."""
+    """The inverse frequency of every class, mean 1 over the images, float [classes]."""
     counts = source.labels.bincount(minlength=len(source.classes)).clamp(min=1)
     return len(source.labels) / (len(source.classes) * counts.float())
 
 
 def _augmentation(options: ClassifyConfig) -> Callable[[Tensor], Tensor] | None:
-    """Of one photo, uint8 [3, H, W]; draws from torch's generator, which the engine seeds."""
+    """Augment one image, uint8 [3, H, W]; draws from torch's generator, which the engine seeds."""
     if options.augment == "none":
         return None
     return v2.TrivialAugmentWide() if options.augment == "trivial" else v2.RandAugment()
 
 
 def _mixing(options: ClassifyConfig, num_classes: int) -> Callable[..., Any] | None:
-    """Of a batch: MixUp or CutMix, drawn evenly when both are asked for."""
+    """Mix a batch with MixUp or CutMix; picks either with equal probability if both are enabled."""
     ways: list[nn.Module] = []
     if options.mixup:
         ways.append(v2.MixUp(alpha=options.mixup, num_classes=num_classes))

@@ -1,4 +1,4 @@
-"""How to fine-tune: plain data, no torch. The command line's options end up here."""
+"""Fine-tuning settings: plain data, no torch. The command line's options are stored in them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 
-Code = Annotated[int, Field(ge=0, le=255)]  # of a label map's pixels
+Code = Annotated[int, Field(ge=0, le=255)]  # a label map's pixel value
 
 
 class FinetuneTrainConfig(TrainConfig):
-    """The optimisation; `layer_decay` trains early layers more slowly than late ones."""
+    """The optimization; `layer_decay` trains early layers more slowly than late ones."""
 
     epochs: Annotated[int, Field(gt=0)] = 50
     batch_size: Annotated[int, Field(gt=0)] = 64
@@ -46,8 +46,8 @@ class FinetuneTrainConfig(TrainConfig):
 class ClassifyConfig(Section):
     """Augmentation and loss of classification.
 
-    `probe_first` begins from a linear probe's weights (Kumar et al. 2022, LP-FT), so that a random
-    head does not spoil distilled features. `balance` weighs classes by one over their frequency.
+    `probe_first` starts from a linear probe's weights (Kumar et al. 2022, LP-FT), so that a random
+    head does not distort distilled features. `balance` weights classes by their inverse frequency.
     """
 
     augment: Literal["trivial", "randaugment", "none"] = "trivial"
@@ -59,10 +59,10 @@ class ClassifyConfig(Section):
 
 
 class ViewConfig(Section):
-    """Random views of photos whose labels have a place: label maps and boxes.
+    """Random views of images with spatial labels: label maps and boxes.
 
     `zoom` is the smallest and largest enlargement, `colour` the largest change of brightness and
-    contrast. `vertical_flip` is for photos without an up, such as micrographs.
+    contrast. `vertical_flip` is for images without an up, such as micrographs.
     """
 
     zoom: tuple[float, float] = (0.7, 1.5)
@@ -79,10 +79,9 @@ class ViewConfig(Section):
 class SegmentConfig(ViewConfig):
     """Views of segmentation, and how label maps are read.
 
-    `binary` takes all numbers above 0 (all objects) as one class. `codes` are the numbers of the
-    classes in masks, in the order of the classes: `auto` gives every number that occurs a class,
-    `numbers` takes them as class numbers, unused ones included. `ignore` is the number of pixels
-    without a class.
+    `binary` treats all numbers above 0 (all objects) as one class. `codes` are the numbers of the
+    classes in masks, in class order: `auto` makes every number that occurs a class, `numbers` takes
+    them as class numbers, including unused ones. `ignore` is the number of pixels without a class.
     """
 
     binary: bool = False
@@ -112,12 +111,12 @@ class QatConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """A whole fine-tuning, fully resolved; kept beside the model as `finetune.yaml`.
+    """A complete fine-tuning, fully resolved; stored next to the model as `finetune.yaml`.
 
-    `backbone` is a run's `backbone.safetensors`: the architecture. `init`: `distilled` begins from
-    its weights, `timm` from the hub's for the same architecture, `scratch` from none.
-    `label_share` trains on that share of every class's photos (classify) or of all photos. `qat`
-    continues from a fine-tuned model instead.
+    `backbone` is a run's `backbone.safetensors`: the architecture. `init`: `distilled` starts from
+    its weights, `timm` from the hub's for the same architecture, `scratch` from none. `label_share`
+    trains on that share of every class's images (classify) or of all images.
+    `qat` continues from a fine-tuned model instead.
     """
 
     task: Literal["classify", "segment", "detect"]
@@ -136,12 +135,12 @@ class FinetuneConfig(Section):
 def resolve(
     run: RunDir, task: str, data: Path | None, init: str, overrides: Sequence[str] = ()
 ) -> FinetuneConfig:
-    """Settings of a fine-tuning: the run's own photos and image size unless told otherwise.
+    """Settings of a fine-tuning: the run's own images and image size unless overridden.
 
     Raises:
-        RecipeError: One line, all problems together.
+        RecipeError: One line that lists all problems.
         RunError: The run has no backbone yet.
-        DataError: There is nothing at `data`.
+        DataError: `data` does not exist.
     """
     recipe, backbone = run.recipe(), run.require(run.backbone_file, mend=run.resume_command)
     photos = recipe.data.model_dump(mode="json")
@@ -193,14 +192,14 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
 
 
 def begun_with(run: RunDir) -> FinetuneConfig:
-    """Settings of a fine-tuning that was begun.
+    """Settings of a fine-tuning that was started.
 
     Raises:
-        RunError: None was.
+        RunError: No fine-tuning was started.
     """
     file = run.require(run.finetune_file, mend=f"hgkd-edge finetune {run.path}")
     raw = read_settings(file)
-    # What a file meant that was written before these were recorded.
+    # Defaults for files written before these settings were recorded.
     for section, key, value in (("segment", "codes", "numbers"), ("data", "bits", 16)):
         if isinstance(raw.get(section), dict):
             raw[section].setdefault(key, value)
@@ -208,11 +207,11 @@ def begun_with(run: RunDir) -> FinetuneConfig:
 
 
 def settled(config: FinetuneConfig, decided: dict[str, Any]) -> FinetuneConfig:
-    """The same settings; those that the data decided are fixed, for resuming and evaluation.
+    """The same settings with the values decided from the data, for resuming and evaluation.
 
     Args:
-        config: As asked for.
-        decided: Value by key, as `ImageSource` holds them.
+        config: The requested settings.
+        decided: Value by key, from `ImageSource.decided`.
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in decided.items()]
     raw = config.model_dump(mode="json")
@@ -220,14 +219,14 @@ def settled(config: FinetuneConfig, decided: dict[str, Any]) -> FinetuneConfig:
 
 
 def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
-    """Settings to go on with: those of the beginning.
+    """Settings to resume with: those of the start.
 
     Args:
-        run: Where a fine-tuning was begun.
-        asked: Overrides, as for a new one; they must change nothing.
+        run: Run in which a fine-tuning was started.
+        asked: Overrides, as for a new one; they must not change any setting.
 
     Raises:
-        RunError: None was begun, or `asked` differs from what it was begun with; names the keys.
+        RunError: No fine-tuning was started, or `asked` differs from its settings.
     """
     begun = begun_with(run)
     raw = begun.model_dump(mode="json")

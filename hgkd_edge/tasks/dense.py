@@ -1,4 +1,4 @@
-"""What segmentation and detection share: views of photos and labels, and telling pictures."""
+"""Shared code of segmentation and detection: views of images and labels, sample images."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from hgkd_edge.tasks.pictures import save_picture
 
 __all__ = ["Extremes", "PyramidTask", "WithLoss", "labelled_share", "random_views", "to_photo"]
 
-SHOWN = 4  # best and worst photos of a split that are drawn
+SHOWN = 4  # number of best and worst images to draw
 T = TypeVar("T")
 
 
 class PyramidTask:
-    """What both do with a network that has its backbone in `backbone.features`."""
+    """Shared methods for a network that has its backbone in `backbone.features`."""
 
     def fill(self, network: nn.Module, state: dict[str, Tensor]) -> None:
         """Load a backbone's weights, named as in the plain timm model, into the network."""
         fill_features(network.get_submodule("backbone.features"), state)
 
     def view(self, images: Tensor, card: ModelCard) -> Tensor:
-        """The canvas itself, which has the network's own size: uint8 -> float [B, 3, H, W]."""
+        """The unchanged canvas, which has the network's input size: uint8 -> float [B, 3, H, W]."""
         return normalize(images.float() / 255, card.backbone.mean, card.backbone.std)
 
 
 class WithLoss(nn.Module):
-    """A network with its loss: what the engine trains.
+    """A network with its loss: the module that the engine trains.
 
     Args:
-        network: Has its backbone's weights in `backbone.features`.
+        network: The network, with its backbone's weights in `backbone.features`.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        # Where timm's layer-wise decay of the learning rate ends: these train at the full rate.
+        # The layers above timm's layer-wise learning rate decay: these train at the full rate.
         new = ("backbone.pyramid", "backbone.coarser", "head")
         self.pretrained_cfg = {"classifier": tuple(f"network.{part}" for part in new)}
 
@@ -56,7 +56,7 @@ class WithLoss(nn.Module):
 def labelled_share(
     splits: dict[str, ImageSource], config: FinetuneConfig
 ) -> dict[str, ImageSource]:
-    """The splits, of the training photos only the share that `config` asks for."""
+    """The splits, with only the share of training images that `config` asks for."""
     if config.label_share < 1:
         source = splits["train"]
         generator = torch.Generator().manual_seed(config.seed)
@@ -69,7 +69,7 @@ def labelled_share(
 def random_views(
     images: Tensor, draws: Draws, spec: BackboneSpec, options: ViewConfig
 ) -> tuple[Tensor, Zoom]:
-    """Training views float [B, 3, H, W], normalised, of canvases uint8; and where they look."""
+    """Training views float [B, 3, H, W], normalized, of canvases uint8; and their geometry."""
     numbers = draws.uniform(len(images), 7)  # [B, 7]
     zoom = random_zoom(numbers[:, :5], zoom=options.zoom, vertical_flip=options.vertical_flip)
     views = jitter(zoom.images(images), numbers[:, 5:], strength=options.colour)
@@ -77,12 +77,12 @@ def random_views(
 
 
 def to_photo(image: Tensor) -> Image.Image:
-    """One canvas uint8 [3, H, W] as a picture."""
+    """One canvas uint8 [3, H, W] as a PIL image."""
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
 
 
 class Extremes(Generic[T]):
-    """The best and the worst photos of a split, and what is needed to draw them."""
+    """The best and worst images of a split, and the data to draw them."""
 
     def __init__(self) -> None:
         self.best: list[tuple[float, int, T]] = []
@@ -90,14 +90,14 @@ class Extremes(Generic[T]):
         self.count = 0
 
     def add(self, score: float, item: T) -> None:
-        """One more photo with its score, higher is better."""
-        entry = (score, self.count, item)  # the count settles ties, before items are compared
+        """Add an image with its score; higher is better."""
+        entry = (score, self.count, item)  # the count breaks ties, so items are not compared
         self.count += 1
         self.best = sorted([*self.best, entry], key=_descending)[:SHOWN]
         self.worst = sorted([*self.worst, entry])[:SHOWN]
 
     def draw(self, draw: Callable[[T], Image.Image], folder: Path, task: str) -> list[str]:
-        """Draw them as `<task>-best-1.png`, ...; the files' names."""
+        """Draw the images as `<task>-best-1.png`, ...; returns the file names."""
         return [
             str(save_picture(draw(item), folder / f"{task}-{kind}-{rank}.png"))
             for kind, entries in (("best", self.best), ("worst", self.worst))

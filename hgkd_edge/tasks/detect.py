@@ -1,4 +1,4 @@
-"""Detection: boxes with classes, by an anchor-free one-stage detector."""
+"""Detection: boxes with classes, from an anchor-free one-stage detector."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hgkd_edge.tasks.pictures import draw_boxes, side_by_side
 
 __all__ = ["ObjectDetection"]
 
-LOWEST_SCORE = 0.05  # of a box that enters average precision, as in torchvision's references
+LOWEST_SCORE = 0.05  # lowest score in average precision, as in torchvision's references
 
 
 class ObjectDetection(PyramidTask):
@@ -57,7 +57,7 @@ class ObjectDetection(PyramidTask):
     ) -> dict[str, Any]:
         """COCO's average precision in [0, 1]: `map` over IoU .5 to .95, `map50`, `per_class`.
 
-        Counted by pycocotools, on the canvas; classes without a true box are skipped. `intervals`
+        Computed by pycocotools, on the canvas; classes without a true box are skipped. `intervals`
         holds those of both means, by bootstrap over the images.
         """
         from torchmetrics.detection import MeanAveragePrecision
@@ -83,7 +83,7 @@ class ObjectDetection(PyramidTask):
             strict=True,
         )
         scores: dict[str, Any] = {
-            "map": max(0.0, found["map"].item()),  # -1: there is no true box at all
+            "map": max(0.0, found["map"].item()),  # -1: no true boxes
             "map50": max(0.0, found["map_50"].item()),
             "per_class": {card.classes[i]: value for i, value in per_class if value >= 0},
             "intervals": precision_intervals(scored, len(card.classes)),
@@ -96,7 +96,7 @@ class ObjectDetection(PyramidTask):
 
 
 class DetectTraining(Training):
-    """Training: random views of photos and their boxes."""
+    """Training: random views of images and their boxes."""
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = DetectLoss(network)
@@ -109,7 +109,7 @@ class DetectTraining(Training):
 
 
 class DetectLoss(WithLoss):
-    """FCOS's sum of focal loss, generalised IoU and centredness."""
+    """FCOS's sum of focal loss, generalized IoU and centerness."""
 
     def forward(self, images: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """Losses of images f[B, 3, H, W] and boxes f[B, M, 5] (see `Detector.losses`)."""
@@ -118,7 +118,7 @@ class DetectLoss(WithLoss):
 
 
 class _Photo(NamedTuple):
-    """One photo: its true boxes float [m, 5] with classes, and those that were found."""
+    """One image: its true boxes float [m, 5] with classes, and the detected boxes."""
 
     image: Tensor
     truth: np.ndarray
@@ -137,13 +137,13 @@ def _photos(batch: Answers) -> Iterator[_Photo]:
 
 
 def _tensors(labels: np.ndarray, boxes: np.ndarray, **more: np.ndarray) -> dict[str, Tensor]:
-    """As torchmetrics wants them."""
+    """The boxes in torchmetrics' format."""
     arrays = {"labels": labels.astype(np.int64), "boxes": boxes, **more}
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def _f1(photo: _Photo) -> float:
-    """Harmonic mean of precision and recall among boxes that count as objects, at IoU 0.5."""
+    """Harmonic mean of precision and recall of boxes above the threshold, at IoU 0.5."""
     count = int((photo.scores >= THRESHOLD).sum())
     if count == len(photo.truth) == 0:
         return 1.0
@@ -158,7 +158,7 @@ def _f1(photo: _Photo) -> float:
 
 
 def _picture(photo: _Photo, classes: Sequence[str]) -> Image.Image:
-    """The photo with its true boxes, beside the photo with those that were found."""
+    """The image with its true boxes, next to the image with the detected boxes."""
     image = to_photo(photo.image)
     true = [Detection(classes[int(row[0])], 1.0, tuple(row[1:].tolist())) for row in photo.truth]
     found = [

@@ -1,4 +1,4 @@
-"""Fonts for class names of any script: an installed one that has the glyphs, else escaped text."""
+"""Fonts for class names in any script: an installed one with the glyphs, else escaped text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from hgkd_edge.console import warn
 __all__ = ["drawable", "font_file", "readable"]
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-ABSENT = "\U0010ffff"  # no font has it: what is drawn for it is drawn for all that is missing
-LAST_RESORT = "LastResort"  # has a glyph for everything: one for all characters of a script
+ABSENT = "\U0010ffff"  # in no font: shows the glyph drawn for missing characters
+LAST_RESORT = "LastResort"  # a font with one placeholder glyph per script
 SIZE = 16  # pixels at which glyphs are compared
 STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono")  # tried last
-# Files tried first: they hold many scripts.
+# Files tried first because they cover many scripts.
 BROAD = ("notosanscjk", "sourcehansans", "droidsansfallback", "wqy", "arialuni", "dejavusans")
 
 
 def drawable(text: str, size: int) -> tuple[str, Font]:
     """Text that can be drawn, and a font that draws it.
 
-    Where no installed font has the glyphs, characters are escaped (`\\u732b`), which is reported.
+    If no installed font has the glyphs, characters are escaped (`\\u732b`), which is reported.
     """
     own = _own(size)
     if not _missing(text, own):
@@ -38,22 +38,22 @@ def drawable(text: str, size: int) -> tuple[str, Font]:
 
 
 def escaped(text: str) -> str:
-    """The text in ASCII; said once for a text."""
+    """The text in ASCII; reported once per text."""
     _report(text)
     return text.encode("ascii", "backslashreplace").decode()
 
 
 def font_file(text: str) -> str | None:
-    """An installed font that has all characters of a text; None if there is none.
+    """An installed font with all characters of a text; None if there is none.
 
-    Text that Pillow's own font can draw needs none.
+    Text that Pillow's built-in font can draw needs none.
     """
     missing = _missing(text, _own(SIZE))
     return _file_with(text) if missing else None
 
 
 def readable(text: str) -> str:
-    """The text, escaped where no installed font can draw it."""
+    """The text, escaped if no installed font can draw it."""
     own = _own(SIZE)
     return text if not _missing(text, own) or font_file(text) else escaped(text)
 
@@ -72,12 +72,12 @@ def _file_with(text: str) -> str | None:
 
 @functools.cache
 def _own(size: int) -> Font:
-    """Pillow's font: ASCII."""
+    """Pillow's built-in font: ASCII."""
     return ImageFont.load_default(size)
 
 
 def _glyph(font: Font, character: str) -> bytes:
-    """What a font draws for a character; empty where that is blank."""
+    """The glyph that a font draws for a character; empty if it is blank."""
     ink = bytes(font.getmask(character))
     return ink if any(ink) else b""
 
@@ -96,7 +96,7 @@ def _missing(text: str, font: Font) -> str:
 
 @functools.cache
 def _files() -> tuple[str, ...]:
-    """Font files of this machine, those with many scripts first."""
+    """Font files on this machine, those with many scripts first."""
     found = sorted(
         os.path.join(folder, name)
         for top in _folders()

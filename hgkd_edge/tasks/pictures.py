@@ -1,4 +1,4 @@
-"""Pictures of what a model answers and how it does, for a person to look at. No torch."""
+"""Draws a model's answers and scores as images for visual inspection. No torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 
-LONGEST_NAME = 100  # bytes of an image's name in those of its pictures
+LONGEST_NAME = 100  # limit in bytes on the part of a file name taken from an image's name
 
 
 def picture_name(number: int, image: Path) -> str:
-    """Name of the PNG file for an image: two folders may hold images of one name, or a long one."""
+    """PNG file name for an image, unique even for equal or long image names."""
     stem = printable_name(image.stem).encode()[:LONGEST_NAME].decode(errors="ignore")
     return f"{number:04d}-{stem}.png"
 
@@ -40,8 +40,8 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
 
     Args:
         confusion: Counts, int [classes, classes], [true, predicted].
-        classes: Their names.
-        path: A PNG file.
+        classes: Class names.
+        path: The PNG file to write.
     """
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
@@ -53,14 +53,14 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(classes) <= 60:  # names of more would not be legible
+    if len(classes) <= 60:  # more names would not be legible
         names = [readable(name).replace("$", r"\$") for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=90)
         axes.set_yticks(range(len(classes)), names)
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
             if (file := font_file(label.get_text())) is not None:
                 label.set_fontproperties(FontProperties(fname=file, size=label.get_fontsize()))
-    if len(classes) <= 30:  # nor numbers
+    if len(classes) <= 30:  # more numbers would not be legible
         for (row, column), count in np.ndenumerate(confusion):
             if count:
                 colour = "white" if share[row, column] > 0.5 else "black"
@@ -72,7 +72,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
 
 
 def draw_labels(photo: Image.Image, labels: Sequence[Label]) -> Image.Image:
-    """A copy of the photo under its most probable classes."""
+    """A copy of the image, with its most probable classes above it."""
     picture = photo.copy()
     size = _text_size(picture)
     text = "\n".join(f"{label.probability:.0%} {label.name}" for label in labels)
@@ -83,13 +83,13 @@ def draw_labels(photo: Image.Image, labels: Sequence[Label]) -> Image.Image:
 def draw_boxes(
     photo: Image.Image, found: Sequence[Detection], classes: Sequence[str], *, scored: bool = True
 ) -> Image.Image:
-    """A copy of the photo with a frame round every object, in its class's colour.
+    """A copy of the image with a frame around every object, in its class's color.
 
-    True objects have no score to show: `scored` is False.
+    True objects have no score to show: pass `scored=False`.
     """
     picture = photo.copy()
     draw, size = ImageDraw.Draw(picture), _text_size(picture)
-    for name, score, box in reversed(found):  # the best lie on top
+    for name, score, box in reversed(found):  # draw the best on top
         colour = _colour(classes.index(name))
         draw.rectangle(box, outline=colour, width=max(1, size // 6))
         text = f"{name} {score:.2f}" if scored else name
@@ -98,7 +98,7 @@ def draw_boxes(
 
 
 def draw_segments(photo: Image.Image, labels: np.ndarray) -> Image.Image:
-    """A copy of the photo tinted by class, uint8 [H, W]; class 0 and ignored pixels stay clear."""
+    """A copy of the image tinted by class, uint8 [H, W]; class 0 and ignored pixels stay as is."""
     table = np.array([_colour(label) for label in range(256)], np.float32)  # [256, 3]
     pixels = np.array(photo)  # [H, W, 3]
     for rows in row_blocks(pixels):
@@ -109,7 +109,7 @@ def draw_segments(photo: Image.Image, labels: np.ndarray) -> Image.Image:
 
 
 def side_by_side(pictures: Sequence[Image.Image], *, gap: int = 4) -> Image.Image:
-    """Pictures of one height in a row."""
+    """Images of equal height in a row."""
     width = sum(picture.width + gap for picture in pictures) - gap
     row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
     left = 0
@@ -120,7 +120,7 @@ def side_by_side(pictures: Sequence[Image.Image], *, gap: int = 4) -> Image.Imag
 
 
 def save_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a PNG file, making its folder if need be."""
+    """Write a PNG file, creating its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         picture.save(temporary, format="png")
@@ -128,7 +128,7 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
 
 
 def _colour(label: int) -> tuple[int, int, int]:
-    """A class's colour: hues a golden section apart, so that neighbours are told apart."""
+    """A class's color: hues a golden section apart, so that adjacent classes differ."""
     red, green, blue = colorsys.hsv_to_rgb(0.33 + label * 0.618034, 0.85, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -144,7 +144,7 @@ def _write(
     size: int,
     ground: tuple[int, int, int],
 ) -> None:
-    """Text on a ground of its own, black on light colours and white on dark ones."""
+    """Text on a colored background: black on light colors, white on dark colors."""
     text, font = drawable(text, size)
     draw.rectangle(draw.multiline_textbbox(corner, text, font=font), fill=ground)
     draw.multiline_text(corner, text, font=font, fill="black" if sum(ground) > 300 else "white")

@@ -1,4 +1,4 @@
-"""Predictions as a data set that labeling tools and `finetune` read. No torch."""
+"""Writes predictions as a data set that labeling tools and `finetune` read. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS = {"yolo": "detect", "coco": "detect", "voc": "detect", "folders": "clas
 
 
 class _Labeled(NamedTuple):
-    """One image, its name in the data set, its height and width upright, and what was predicted."""
+    """One image, its name in the data set, its upright height and width, and its prediction."""
 
     file: Path
     name: str
@@ -34,10 +34,10 @@ class _Labeled(NamedTuple):
 
 
 def require_format(name: str, task: str) -> None:
-    """Refuse a format that does not exist, or that cannot hold a task's answers.
+    """Refuse a format that does not exist, or that cannot store a task's answers.
 
     Raises:
-        DataError: Says which can.
+        DataError: The format is unsupported; the message lists supported formats.
     """
     fitting = [known for known, of in FORMATS.items() if of == task]
     if name not in FORMATS:
@@ -59,12 +59,12 @@ def save_labels(
     format: str,
     threshold: float,
 ) -> int:
-    """Write predictions as a data set; images are linked, or copied where that is impossible.
+    """Write predictions as a data set; images are linked, or copied if linking is impossible.
 
     Args:
-        records: As `predict` returns them; those with an error are skipped.
-        classes: The model's.
-        folder: Of the data set.
+        records: Results of `predict`; those with an error are skipped.
+        classes: The model's classes.
+        folder: Folder of the data set.
         format: One of `FORMATS`.
         threshold: Lowest probability of an image's class in `folders`; boxes are filtered already.
 
@@ -72,7 +72,7 @@ def save_labels(
         The number of images written.
 
     Raises:
-        DataError: A class cannot be the name of a folder.
+        DataError: A class name cannot be a folder name.
     """
     _require_plain(classes, format)
     images = [_labeled(record) for record in records if "error" not in record]
@@ -80,7 +80,7 @@ def save_labels(
 
 
 def _require_plain(classes: Sequence[str], format: str) -> None:
-    """Refuse class names that a file could not hold as one name, before anything is written."""
+    """Refuse class names that the format cannot store as one name, before anything is written."""
     for name in classes:
         folder = format == "folders" and (name in ("", ".", "..") or {"/", "\\"} & set(name))
         if folder or len(name.encode(errors="replace")) > LONGEST or not name.isprintable():
@@ -106,7 +106,7 @@ def _place(image: _Labeled, folder: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(image.file.resolve(), target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # other file system, or no support for links
         shutil.copyfile(image.file, target)
 
 

@@ -31,7 +31,7 @@ from hgkd_edge.tasks.pictures import draw_segments, side_by_side
 
 __all__ = ["Segmentation"]
 
-RESAMPLES = 1000  # of the bootstrap
+RESAMPLES = 1000  # bootstrap resamples
 
 
 class Segmentation(PyramidTask):
@@ -61,8 +61,8 @@ class Segmentation(PyramidTask):
     ) -> dict[str, Any]:
         """`miou`, `per_class` IoU, `pixel_accuracy`, all in [0, 1] and on the canvas; `confusion`.
 
-        `intervals` holds that of the mIoU, by bootstrap over the images.
-        Classes that appear neither in truth nor in answer are left out of the mean.
+        `intervals` holds that of the mIoU, by bootstrap over the images. Classes that appear in
+        neither truth nor answer are excluded from the mean.
         """
         classes = len(card.classes)
         confusion = np.zeros((classes, classes), np.int64)  # [true, predicted]
@@ -96,7 +96,7 @@ class Segmentation(PyramidTask):
 
 
 class SegmentTraining(Training):
-    """Training: random views of photos and their label maps."""
+    """Training: random views of images and their label maps."""
 
     def __init__(self, network: nn.Module, card: ModelCard, config: FinetuneConfig) -> None:
         self.model: nn.Module = SegmentLoss(network)
@@ -111,8 +111,8 @@ class SegmentTraining(Training):
 class SegmentLoss(WithLoss):
     """Cross-entropy per pixel and Dice per class.
 
-    Dice (Milletari et al. 2016, arXiv 1606.04797, section 3) looks at a class as a whole: a rare
-    one counts as much as the background.
+    Dice (Milletari et al. 2016, arXiv 1606.04797, section 3) evaluates a class as a whole: a rare
+    class counts as much as the background.
     """
 
     def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class SegmentLoss(WithLoss):
 
 
 def _dice_loss(probability: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """1 - Dice, averaged over the classes that the batch holds.
+    """1 - Dice, averaged over the classes in the batch.
 
     Args:
         probability: f[B, K, H, W].
@@ -149,14 +149,14 @@ def _dice_loss(probability: Tensor, labels: Tensor, known: Tensor) -> Tensor:
 
 
 def _confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts int [true, predicted] of one photo's pixels."""
-    known = truth < classes  # 255 and, in a foreign data set, classes that the model has not
+    """Counts int [true, predicted] of one image's pixels."""
+    known = truth < classes  # excludes 255 and classes that the model lacks
     cells = truth[known].astype(np.int64) * classes + predicted[known]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def _iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of every class, NaN where it appears nowhere, float [classes]."""
+    """Intersection over union of every class, float [classes]; NaN if it does not occur."""
     common = confusion.diagonal()
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - common
     return np.where(union > 0, common / np.maximum(union, 1), np.nan)
@@ -182,7 +182,7 @@ def miou_interval(counts: np.ndarray) -> tuple[float, float]:
 
 
 def _picture(item: tuple[Tensor, np.ndarray, np.ndarray]) -> Image.Image:
-    """The photo, its true label map and the answer."""
+    """The image, its true label map and the answer."""
     image, truth, answer = item
     photo = to_photo(image)
     answer = np.where(truth == IGNORED, IGNORED, answer)

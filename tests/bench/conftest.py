@@ -60,7 +60,7 @@ def build_convnet(
 
 @pytest.fixture
 def already_warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warming up takes seconds that a test about something else has not."""
+    """Skip the seconds of warm-up in tests about other things."""
     warm = Warmup(runs=1, seconds=0.0, stable=True)
     monkeypatch.setattr("hgkd_edge.bench.method.warm_up", lambda _case, _plan: warm)
 

@@ -1,25 +1,34 @@
-"""What is timed is what `export` proved, compared with its ONNX file before it is timed."""
+"""Timed files are those that `export` verified, compared with their ONNX file before timing."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from exporters import runtimes, trt_build
 from exporters.network_files import network_digest, network_files
 from exporters.openvino_export import export_openvino
-from exporters.runners import onnx_runner
-from exporters.sidecar import Sidecar, remember_engine, require_built_here, write_sidecar
+from exporters.runtimes import RUNTIMES, tensorrt
+from exporters.sidecar import (
+    Sidecar,
+    read_sidecar,
+    remember_engine,
+    require_built_here,
+    write_sidecar,
+)
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, load_bench
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.bench.runners import tensorrt
 from hgkd_edge.bench.tables import session_view
 from hgkd_edge.bench.verification import WrongOutputs
 from hgkd_edge.errors import DeviceError, RunError
@@ -38,7 +47,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
-    """A run with an ONNX file, what was exported from it for a runner, and the record of both.
+    """A run with an ONNX file, an artifact exported from it for a runner, and the record of both.
 
     An engine holds the ONNX file that it "was built from": it is loaded and run by stand-ins.
     """
@@ -97,13 +106,16 @@ def write_engine(path: Path, source: Path, computes: Path) -> None:
 
 
 class StandIn:
-    """An active TensorRT runner."""
+    """Polygraphy's runner of an engine that is an ONNX file."""
 
     def __init__(self, engine: bytes) -> None:
-        self.run = onnx_runner(engine)
+        self.session = runtimes.open(engine)
+
+    def activate(self) -> None:
+        pass
 
     def infer(self, feeds: dict[str, np.ndarray], **_: object) -> dict[str, np.ndarray]:
-        return self.run(next(iter(feeds.values())))
+        return self.session.infer(feeds)
 
     def deactivate(self) -> None:
         pass
@@ -112,21 +124,29 @@ class StandIn:
 def stand_in_for_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU is needed; an engine that would have to be built is a failure."""
 
-    def load(path: Path, *, onnx_path: Path, built_here: Path | None = None) -> bytes:
+    def load(
+        path: Path, *, onnx_path: Path, built_here: Path | None = None
+    ) -> tuple[bytes, SimpleNamespace, Sidecar]:
+        sidecar = read_sidecar(path)
         assert network_digest(onnx_path)
         if built_here is not None:
             require_built_here(path, path.read_bytes(), built_here)
-        return path.read_bytes()
+        return path.read_bytes(), SimpleNamespace(name=sidecar.backend), sidecar
 
     def build(*_: object, **__: object) -> None:
         raise AssertionError("an engine was built")
 
+    backend = ModuleType("polygraphy.backend.trt")
+    backend.TrtRunner = StandIn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "polygraphy", ModuleType("polygraphy"))
+    monkeypatch.setitem(sys.modules, "polygraphy.backend", ModuleType("polygraphy.backend"))
+    monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", backend)
     monkeypatch.setattr(tensorrt, "load_engine", load)
-    monkeypatch.setattr(tensorrt, "build_engine", build)
-    monkeypatch.setattr(tensorrt, "activate", lambda engine, _package: StandIn(engine))
-    monkeypatch.setattr(tensorrt, "_engine_mb", lambda engine: len(engine) / 2**20)
-    monkeypatch.setattr(tensorrt.TensorRtRunner, "refusal", lambda _self: None)
-    monkeypatch.setattr(tensorrt.TensorRtRunner, "version", lambda _self: "1.0")
+    monkeypatch.setattr(tensorrt, "select_for_polygraphy", lambda _flavour: None)
+    monkeypatch.setattr(trt_build, "build_engine", build)
+    for name in ("tensorrt", "tensorrt-rtx"):
+        here = replace(RUNTIMES[name], packages=("onnxruntime",), lacks=lambda: None)
+        monkeypatch.setitem(RUNTIMES, name, here)
 
 
 def other_weights(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """Our medians against those of onnxruntime's own profiler and OpenVINO's benchmark_app.
 
-The machine may be busy. So both sides are measured in turn, in short pieces, and the median over
-the pieces of the *ratio* is judged: what slows the machine for a while slows both sides of a piece.
+The machine may be busy. So both sides are measured in turn, in short pieces, and the test checks
+the median *ratio* over the pieces: other load slows both sides of a piece.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporters import runtimes
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, measure
 from hgkd_edge.bench.models import ModelFile, resolve_models
-from hgkd_edge.bench.runners import Case, all_runners
 
 MakeModel = Callable[..., Path]
 
@@ -30,15 +30,15 @@ LEAST_PIECES, MOST_PIECES = 5, 15
 
 @pytest.fixture
 def model(make_model: MakeModel) -> ModelFile:
-    """A few milliseconds of convolution: long against any call's own cost."""
+    """A few milliseconds of convolution: long compared with the overhead of a call."""
     return resolve_models([make_model("cross", width=64, layers=5, side=56)])[0]
 
 
 def agreed_ratio(piece: Callable[[], tuple[float, float]]) -> float:
     """Median ratio ours/theirs over pieces, until it is within 10 % or the pieces are used up.
 
-    Every ratio is kept, so further pieces narrow the median towards the true one. Stopping at the
-    first agreement favours agreement a little, by less than the spread of five pieces.
+    Every ratio is kept, so more pieces bring the median closer to the true ratio. Stopping at the
+    first agreement adds a small bias, less than the spread of five pieces.
     """
     ratios: list[float] = []
     while len(ratios) < MOST_PIECES:
@@ -53,10 +53,10 @@ def test_medians_agree_with_onnxruntimes_profiler(model: ModelFile, tmp_path: Pa
     import onnxruntime
 
     feeds, _ = make_inputs(model, batch=1)
-    opened = all_runners()["ort-cpu"].open(Case(model, feeds, 1, 1, "in"))
+    run = runtimes.open(model.path, threads=1).bind(feeds, "in")
 
     def piece() -> tuple[float, float]:
-        [trace] = measure([opened.run], PIECE)
+        [trace] = measure([run], PIECE)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.enable_profiling = True
@@ -79,16 +79,18 @@ def test_medians_agree_with_openvinos_benchmark_app(model: ModelFile) -> None:
     if not Path(tool).exists():
         pytest.fail(f"openvino is installed, but not its benchmark_app ({tool})")
     feeds, _ = make_inputs(model, batch=1)
-    opened = all_runners()["openvino"].open(Case(model, feeds, 1, 1, "out"))
+    shapes = {name: array.shape for name, array in feeds.items()}
+    session = runtimes.open(model.path, runtime="openvino", shapes=shapes, threads=1, exact=False)
+    run = session.bind(feeds, "out")
     command = [
         tool, "-m", str(model.path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1",
         "-nthreads", "1", "-niter", "80", "-data_shape", "[1,3,56,56]", "-shape", "[1,3,56,56]",
     ]  # fmt: skip
 
     def piece() -> tuple[float, float]:
-        [before] = measure([opened.run], PIECE)
+        [before] = measure([run], PIECE)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        [after] = measure([opened.run], PIECE)
+        [after] = measure([run], PIECE)
         theirs = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
         assert theirs, done.stdout
         times = np.concatenate([before.times_ms, after.times_ms])

@@ -1,4 +1,4 @@
-"""Estimates: the arithmetic, the word `estimate`, and the error against published latencies."""
+"""Estimates: the arithmetic, the word `estimate`, and the error on published latencies."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_an_unknown_device_names_the_nearest() -> None:
 
 
 def _resnet(blocks: list[int], *, bottleneck: bool) -> onnx.ModelProto:
-    """ResNet v1.5 (stride in the 3x3), convolutions with folded normalisation."""
+    """ResNet v1.5 (stride in the 3x3), convolutions with folded normalization."""
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
 

@@ -1,4 +1,4 @@
-"""The whole way on this machine: file in, bench.json and table out."""
+"""End to end on this machine: from a file to bench.json and the table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ import onnx
 import pytest
 from pydantic import BaseModel
 
+from exporters.errors import ExportError
+from exporters.runtimes import RUNTIMES, Options
+from exporters.runtimes.ort import OrtSession
 from hgkd_edge.bench import records, runners
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions, parse_counts
@@ -222,10 +226,10 @@ def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_go_on(
     pytest.importorskip("openvino")
 
     def refuse(*_: object) -> None:
-        raise DeviceError("the driver is too old")
+        raise ExportError("the driver is too old")
 
     monkeypatch.setitem(runners._OF_DEVICE, "cpu", ("openvino", "ort-cpu"))
-    monkeypatch.setattr(runners.OpenVinoRunner, "open", refuse)
+    monkeypatch.setitem(RUNTIMES, "openvino", replace(RUNTIMES["openvino"], open=refuse))
 
     [session] = run_bench(quick(make_model())).sessions
 
@@ -256,17 +260,20 @@ def test_the_first_inference_is_the_very_first_of_each_case(
 ) -> None:
     log: list[str] = []
 
-    def opened(_runner: object, case: runners.Case) -> runners.Opened:
-        name = case.model.label
-        log.append(f"open {name}")
+    class StandIn(OrtSession):
+        def __init__(self, source: Path, options: Options) -> None:
+            super().__init__(source, options)
+            self.name = source.stem
+            log.append(f"open {self.name}")
 
-        def run() -> None:
-            time.sleep(0.001 if f"run {name}" in log else 0.03)
-            log.append(f"run {name}")
+        def bind(self, *_: object) -> Callable[[], object]:
+            def run() -> None:
+                time.sleep(0.001 if f"run {self.name}" in log else 0.03)
+                log.append(f"run {self.name}")
 
-        return runners.Opened(run=run, load_ms=0.0)
+            return run
 
-    monkeypatch.setattr(runners.OrtRunner, "open", opened)
+    monkeypatch.setitem(RUNTIMES, "ort-cpu", replace(RUNTIMES["ort-cpu"], open=StandIn))
 
     [session] = run_bench(quick(make_model("a"), make_model("b"))).sessions
 
@@ -290,7 +297,7 @@ def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeMod
     )
 
     big, small = json.loads(done.stdout)
-    assert big > 25  # 28 MB of weights against next to nothing
+    assert big > 25  # 28 MB of weights compared with almost nothing
     assert small < 0.4 * big
 
 

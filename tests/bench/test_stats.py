@@ -50,7 +50,7 @@ def test_the_interval_is_not_fooled_by_runs_that_resemble_their_neighbours() -> 
         series[:, step] += 0.9 * series[:, step - 1]
 
     hits = 0
-    for one in series[:, 200:]:  # begun from rest; the first 200 forget it
+    for one in series[:, 200:]:  # the series starts at zero; the first 200 samples are dropped
         low, high = mean_interval(10 + one, resamples=400)
         hits += low <= 10 <= high
 

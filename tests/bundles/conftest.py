@@ -1,4 +1,4 @@
-"""Three small fine-tuned runs, each exported once with every bundle that it has a place in."""
+"""Three small fine-tuned runs, each exported once with every bundle that supports it."""
 
 from __future__ import annotations
 

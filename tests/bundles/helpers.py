@@ -1,4 +1,4 @@
-"""What the tests of bundles share."""
+"""Helpers of the bundle tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def new_run(
 ) -> RunDir:
     """A run whose backbone was never trained, but has BatchNorm statistics of real photos."""
     args = {"channels": [8, 16, 24, 32]} if args is None else args
-    # Another mean and deviation per channel: whoever mixes channels up gives other answers.
+    # A different mean and deviation per channel, so that swapped channels change the answers.
     spec = BackboneSpec(
         name, stem_stride, (64, 64), (0.48, 0.45, 0.4), (0.22, 0.25, 0.3), dict(args)
     )

@@ -1,4 +1,4 @@
-"""What all bundles have in common."""
+"""Tests common to all bundles."""
 
 from __future__ import annotations
 

@@ -12,9 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from exporters import ExportError
-from exporters.onnx_info import open_session
-from exporters.runners import onnx_runner
+from exporters import ExportError, runtimes
 from hgkd_edge.bundles import require_bundle
 from hgkd_edge.bundles.deepstream import _within_frame, read_as_nvinfer
 from hgkd_edge.export_options import ExportOptions
@@ -64,7 +62,7 @@ def test_the_configuration_has_documented_keys_and_fits_the_network(
     shape = [axis.dim_value for axis in frames.type.tensor_type.shape.dim]
     assert shape[1:] == [3, *FRAME] == [*map(int, keys["infer-dims"].split(";"))]
     assert frames.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    # Outputs whose length is not known before cannot be bound.
+    # Outputs of unknown length cannot be bound.
     for output in graph.output:
         assert all(a.dim_value for a in output.type.tensor_type.shape.dim[1:]), output.name
 
@@ -93,16 +91,15 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
     made = deployed(task)
     folder = made.folder("deepstream")
     keys = configuration(folder)["property"]
-    plain = onnx_runner(Path(made.result["onnx"]["path"]))
+    plain = runtimes.open(Path(made.result["onnx"]["path"])).run
     predict_settings = made.folder("predict")
     for file in real_images(task, photos)[:3]:
         frame = Image.open(file).convert("RGB").resize((FRAME[1], FRAME[0]))
         factor = float(keys["net-scale-factor"])
         given = factor * np.asarray(frame, np.float32).transpose(2, 0, 1)[None]
 
-        session = open_session(folder / "model.onnx")
-        names = keys["output-blob-names"].split(";")
-        outputs = dict(zip(names, session.run(names, {"frames": given}), strict=True))
+        computed = runtimes.open(folder / "model.onnx").infer({"frames": given})
+        outputs = {name: computed[name] for name in keys["output-blob-names"].split(";")}
 
         prepared, placed, classes = _ours(predict_settings, frame)
         wanted = decide(task, _within_frame(plain(prepared), placed))
@@ -116,18 +113,18 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
 
 
 def _ours(folder: Path, frame: Image.Image) -> tuple[np.ndarray, tuple[int, int], int]:
-    """The plain network's input, where the frame lies on it, and how many classes there are."""
+    """The plain network's input, the frame's area on it, and how many classes there are."""
     from hgkd_edge.data.geometry import place
-    from hgkd_edge.serving import open_served
+    from hgkd_edge.task_model import open_task_model
 
-    served = open_served(folder / "model.onnx")
+    served = open_task_model(folder / "model.onnx")
     size = served.input.size
     placed = place((frame.height, frame.width), size).placed
     return served.input.array(frame), placed, len(served.classes)
 
 
 def _same_boxes(got: np.ndarray, wanted: np.ndarray) -> None:
-    sure = wanted[wanted[:, 5] > 0.45]  # others may fall on either side of the threshold
+    sure = wanted[wanted[:, 5] > 0.45]  # boxes near the threshold may differ
     for row in sure:
         same_class = got[got[:, 6] == row[6]]
         assert len(same_class)

@@ -1,4 +1,4 @@
-"""The `jetson` bundle: everything in it that runs without a Jetson."""
+"""The `jetson` bundle: the parts that run without a Jetson."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime import InferenceSession
 from PIL import Image
 
-from exporters.onnx_info import open_session
 from hgkd_edge.predict import predict
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import TASKS, real_images
@@ -148,7 +148,7 @@ def test_a_source_is_set_as_a_property_and_never_quoted(
     assert capture.source_property(source) == (key, value)
     assert source.removeprefix("csi:") not in text or source.startswith("csi:")
     assert "format=RGB ! appsink name=sink" in text
-    # A file is answered frame by frame; of a camera only the newest frame counts.
+    # A file is answered frame by frame; for a camera only the newest frame counts.
     assert ("drop=true" in text) == (source != "a video.mp4")
 
 
@@ -169,7 +169,7 @@ def test_rows_of_a_gstreamer_buffer_are_cut_at_the_image(
 
 
 def gstreamer(arriving: list[Any], error: str = "") -> tuple[types.ModuleType, list[str]]:
-    """A `gi` whose pipeline gives these frames, None where one does not arrive in time.
+    """A `gi` whose pipeline returns these frames, None for a frame that does not arrive in time.
 
     Returns:
         The module, and the states that the pipeline is put in.
@@ -332,7 +332,7 @@ class Cudart:
 
 def tensorrt_on(onnx: Path) -> types.ModuleType:
     """A module with the parts of TensorRT's Python API that `engine.py` uses; ONNX Runtime runs."""
-    session = open_session(onnx)
+    session = InferenceSession(str(onnx))
     inputs, outputs = session.get_inputs(), session.get_outputs()
     names = [one.name for one in (*inputs, *outputs)]
 
@@ -399,7 +399,7 @@ def test_an_engine_is_fed_and_read_through_cudas_memory(
         got, wanted = run(batch), plain(batch)
         assert got.keys() == wanted.keys()
         assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
-    assert len(library.blocks) == 3  # one for each tensor, whatever the batches were
+    assert len(library.blocks) == 3  # one for each tensor, for any batches
     plan.write_bytes(b"of another version")
     with pytest.raises(RuntimeError, match="build it again with build_engine.py"):
         engine.Engine(plan, engine.Cuda(library))

@@ -1,4 +1,4 @@
-"""The `predict` bundle: one file that answers as `hgkd-edge predict` does."""
+"""The `predict` bundle: one file with the same answers as `hgkd-edge predict`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import TASKS, real_images
 
 PROGRAMS = sorted(Path(device.__file__).parent.glob("[a-z]*.py"))
-THRESHOLD = 0.1  # so that suppression has much to do
+THRESHOLD = 0.1  # so that suppression has many boxes
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -81,21 +81,21 @@ def test_the_script_answers_with_processing_inside_the_file_too(
     kind = {"classify": "labels", "segment": "shares", "detect": "boxes"}[task]
     assert [_plain(record[kind]) for record in theirs] == [_plain(record[kind]) for record in ours]
     config = model_config("net", onnx_info(baked), labelled=True, largest_batch=16)
-    # Suppressed boxes are rows of all images together: their requests cannot be joined.
+    # Suppressed boxes are rows of all images together: their requests cannot be batched.
     assert ("dynamic_batching" in config) == (task != "detect")
     assert ("labels.txt" in config) == (task == "classify")
     assert "TYPE_UINT8" in config
 
 
 def _plain(value: Any) -> Any:
-    """The answer as JSON gives it back."""
+    """The answer after a JSON round trip."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _with_awkward_ones(images: list[Path], folder: Path) -> list[Path]:
-    """The images, and of the first ones: turned by EXIF, very long, gray with alpha, palette."""
+    """The images, and variants: rotated by EXIF, very long, gray with alpha, palette."""
     turned, long, gray, palette = (
         folder / f"{n}.png" for n in ("turned", "long", "gray", "palette")
     )
@@ -178,7 +178,7 @@ def test_a_damaged_file_is_named_and_the_others_are_answered(
 def test_programs_are_python_3_8(program: Path) -> None:
     tree = ast.parse(program.read_text(), feature_version=(3, 8))
 
-    # What the grammar allows and Python 3.8 has not.
+    # Code that the 3.8 grammar accepts but Python 3.8 does not support.
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             assert not any(keyword.arg == "strict" for keyword in node.keywords), program

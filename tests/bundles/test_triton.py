@@ -1,4 +1,4 @@
-"""The `triton` bundle, read by Triton's own protobuf and asked over its own protocol."""
+"""The `triton` bundle, read by Triton's own protobuf and queried over its own protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters.onnx_info import onnx_info, open_session
+from exporters import runtimes
+from exporters.onnx_info import onnx_info
 from hgkd_edge.bundles.triton import model_config
 from hgkd_edge.predict import predict
 from tests.bundles.conftest import Deployed
@@ -111,14 +112,15 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         return answer
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
-        session = open_session(self.repository / request.model_name / "1" / "model.onnx")
+        session = runtimes.open(self.repository / request.model_name / "1" / "model.onnx")
         feeds = {
             one.name: np.frombuffer(raw, WIRE[one.datatype]).reshape(list(one.shape))
             for one, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
         names = [output.name for output in request.outputs]
+        computed = session.infer(feeds)
         answer = service_pb2.ModelInferResponse(model_name=request.model_name)
-        for name, array in zip(names, session.run(names, feeds), strict=True):
+        for name, array in ((name, computed[name]) for name in names):
             answer.outputs.add(name=name, datatype="FP32", shape=array.shape)
             answer.raw_output_contents.append(array.tobytes())
         return answer

@@ -1,4 +1,4 @@
-"""Photos with boxes and label maps: the samples, and small folders made for a test."""
+"""Images with boxes and label maps: the samples, and small folders made for a test."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def save_image(file: Path, pixels: np.ndarray) -> None:
 def write_coco(
     root: Path, split: str = "train", *, photos: int = 3, change: Change | None = None
 ) -> Path:
-    """`SPLIT.json` with 100 x 50 photos `SPLIT0.png`, ... and on each a cat, box and outline."""
+    """`SPLIT.json` with 100 x 50 images `SPLIT0.png`, ... and on each a cat, box and outline."""
     content: dict[str, Any] = {
         "images": [
             {"id": i, "file_name": f"{split}{i}.png", "width": 100, "height": 50}

@@ -1,4 +1,4 @@
-"""The photos of a folder, written as other collections by those collections' own libraries."""
+"""The images of a folder, written in other dataset formats by those formats' own libraries."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hgkd_edge.recipe import DataConfig
 
 
 def data_config(path: Path | str, **more: Any) -> DataConfig:
-    """The `data` section for small photos at a path."""
+    """The `data` section for small images at a path."""
     return DataConfig.model_validate({"path": path, "image_size": 32, **more})
 
 
 def write_shards(photos: Path, to: Path, *, label: str = "cls", per_shard: int = 20) -> str:
-    """`{train,test}-NNN.tar` of a folder's photos in the folder's order; returns the pattern."""
+    """`{train,test}-NNN.tar` of a folder's images in the folder's order; returns the pattern."""
     to.mkdir(parents=True)
     classes = sorted(folder.name for folder in (photos / "train").iterdir())
     for split in ("train", "test"):
@@ -40,6 +40,6 @@ def spoil(file: Path) -> None:
 
 
 def noise_photo(file: Path, *, side: int, seed: int) -> None:
-    """A photo of noise, slow to decode for its size."""
+    """An image of noise, slow to decode for its size."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     Image.fromarray(pixels).save(file)

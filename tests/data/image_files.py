@@ -48,7 +48,7 @@ def tiff(pixels: np.ndarray, *, bits: int = 16, maximum: int | None = None) -> b
         (279, 4, 1, len(data)),
     ]
     if channels == 3:
-        tags[2] = (258, 3, 3, 8)  # where the three numbers stand
+        tags[2] = (258, 3, 3, 8)  # offset of the three numbers
     if maximum is not None:
         tags.append((281, 3, 1, maximum))
     directory = struct.pack("<H", len(tags)) + b"".join(

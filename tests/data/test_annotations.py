@@ -22,7 +22,7 @@ CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
 
 
 def voc(root: Path, annotations: dict[str, str], *, train: str) -> Path:
-    """A small VOC folder of 100 x 50 photos; `train` names those in the list."""
+    """A small VOC folder of 100 x 50 images; `train` names those in the list."""
     for name, xml in annotations.items():
         save_image(root / "JPEGImages" / f"{name}.png", np.zeros((50, 100, 3), np.uint8))
         (root / "Annotations").mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def voc(root: Path, annotations: dict[str, str], *, train: str) -> Path:
 
 
 def as_coco(source: Path, split: str) -> dict[str, Any]:
-    """The sample's XML, rewritten by other means than the reader's."""
+    """The sample's XML, rewritten with other code than the reader's."""
     from xml.etree import ElementTree
 
     classes = ["WBC", "RBC", "Platelets"]
@@ -92,8 +92,8 @@ def test_a_box_without_area_is_told_by_file_and_line_and_costs_nothing_else(
 def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path) -> None:
     good = OBJECT.format("cell", CORNERS.format(10, 10, 30, 30))
     bad = [
-        OBJECT.format("cell", CORNERS.format(200, 10, 230, 30)),  # outside the photo
-        OBJECT.format("cell", CORNERS.format(30, 10, 10, 30)),  # turned round
+        OBJECT.format("cell", CORNERS.format(200, 10, 230, 30)),  # outside the image
+        OBJECT.format("cell", CORNERS.format(30, 10, 10, 30)),  # corners swapped
         OBJECT.format("cell", CORNERS.format(10, "ten", 30, 30)),
         OBJECT.format("cell", CORNERS.format(10, 10, "nan", 30)),
         OBJECT.format("moon", CORNERS.format(10, 10, 30, 30)),

@@ -59,7 +59,7 @@ def test_crops_of_a_whole_batch_are_those_of_one_image_at_a_time(photos: Path) -
     at_once = augment._cut_all(canvas, torch.tensor(boxes), (56, 64))
 
     gap = (at_once - one_by_one).abs().mean()
-    assert gap < 1 / 255  # rounding and smoothing; a crop one pixel beside it is far more off
+    assert gap < 1 / 255  # rounding and smoothing; a crop shifted by one pixel differs far more
     beside = torch.tensor(boxes) + torch.tensor([0, 1, 0, 0, 0])
     assert (augment._cut_all(canvas, beside, (56, 64)) - one_by_one).abs().mean() > 4 * gap
 

@@ -1,4 +1,4 @@
-"""Label maps whose numbers are codes: what becomes a class, what is ignored, and what is said."""
+"""Label maps whose numbers are codes: classes, ignored codes, and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JPEGs for training: simplejpeg's pixels are close to Pillow's, which takes what it refuses."""
+"""JPEGs for training: simplejpeg's pixels are close to Pillow's, its fallback."""
 
 from __future__ import annotations
 

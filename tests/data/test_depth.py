@@ -1,4 +1,4 @@
-"""Images of 10, 12 and 14 bits in files of 16: scaled by the bits that they use, all alike."""
+"""Images of 10, 12 and 14 bits in files of 16: all scaled by the bits that they use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Color changes, grayscale, blur and mixup: each image by its own draws, never on the host."""
+"""Color changes, grayscale, blur and mixup: random per image, never on the host."""
 
 from __future__ import annotations
 

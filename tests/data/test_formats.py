@@ -1,4 +1,4 @@
-"""The formats that labeling tools leave: each gives the boxes that Pascal VOC gives."""
+"""The formats of labeling tools: each gives the same boxes as Pascal VOC."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def yolo_lines(stem: str, *, polygon: bool = False) -> str:
 
 
 def write_yolo(root: Path, layout: str, *, polygon: bool = False) -> Path:
-    """The samples as YOLO, in the layout of a tool; what to open."""
+    """Write the samples as YOLO, in the layout of a tool; returns the path to open."""
     listed: dict[str, list[str]] = {"train": [], "valid": []}
     for split, stems in (("train", TRAIN), ("valid", VAL)):
         for stem in stems:

@@ -18,7 +18,7 @@ pyarrow = pytest.importorskip("pyarrow")
 
 @pytest.fixture
 def dataset(photos: Path, tmp_path: Path) -> object:
-    """The photos as the library itself reads them."""
+    """The images as the library itself reads them."""
     return datasets.load_dataset("imagefolder", data_dir=str(photos), cache_dir=str(tmp_path / "c"))
 
 
@@ -153,7 +153,7 @@ PATTERNS = {"a[1]b": "a1b", "q*z": "qqz", "w?v": "wov", "x{1,2}": "x1", "e::f": 
 
 
 def save_as(kind: str, parts: dict[str, object], photos: Path, to: Path) -> None:
-    """Write the photos in one of the layouts that the library reads."""
+    """Write the images in one of the layouts that the library reads."""
     if kind == "folder of images":
         shutil.copytree(photos, to)
     elif kind == "saved to disk":
@@ -163,7 +163,7 @@ def save_as(kind: str, parts: dict[str, object], photos: Path, to: Path) -> None
         for split, part in parts.items():
             with (to / "data" / f"{split}-00000-of-00001.parquet").open("wb") as file:
                 part.to_parquet(file)
-    if kind == "parquet with a card":  # what a clone of a hub repository looks like
+    if kind == "parquet with a card":  # the layout of a cloned Hub repository
         files = [f"  - {{split: {split}, path: data/{split}-*}}" for split in parts]
         card = [
             "---",

@@ -1,4 +1,4 @@
-"""Which files are opened as images, and what becomes of damaged EXIF data."""
+"""Which files are opened as images, and how damaged EXIF data are handled."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_damaged_exif_data_cost_no_photo(
     tmp_path: Path, where: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(damaged_exif(half_white(), 3, where=where))
-    turned = where == "model"  # only there the orientation can be read
+    turned = where == "model"  # only then the orientation can be read
 
     for decode in ("once", "streaming"):
         splits = open_splits(

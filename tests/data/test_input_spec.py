@@ -1,4 +1,4 @@
-"""One input contract in four renderings: batches of training, numpy, ONNX and the snippet."""
+"""One input contract in four implementations: batches of training, numpy, ONNX and the snippet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
-from exporters.onnx_info import open_session
+from exporters.runtimes.ort import OrtSession
 from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.geometry import Geometry, cover
@@ -43,7 +43,7 @@ def real_photo(height: int, width: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def odd_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Files of every shape and kind that a contract gets wrong first."""
+    """Files of every shape and kind that are easy to get wrong."""
     folder = tmp_path_factory.mktemp("odd")
     sides = [(375, 500), (500, 375), (64, 64), (31, 47), (1, 90), (90, 1), (40, 320), (667, 71)]
     for index, (height, width) in enumerate(sides):
@@ -86,7 +86,7 @@ def test_the_onnx_graph_gives_the_same_within_one_gray_level(
     network, path = tmp_path / "net.onnx", tmp_path / "baked.onnx"
     export_onnx(
         nn.Hardtanh(-1e6, 1e6), network, input_size=(3, *size), output_names=["pixels"]
-    )  # returns what it is given
+    )  # returns its input
     session = None
 
     for file in odd_images[:4] if fixed else odd_images:
@@ -94,8 +94,8 @@ def test_the_onnx_graph_gives_the_same_within_one_gray_level(
         if fixed or session is None:
             frame = (photo.height, photo.width) if fixed else None
             bake(network, path, preprocessing=Preprocessing(MEAN, STD, geometry, frame))
-            session = open_session(path)
-        (got,) = session.run(None, {"frames": np.asarray(photo)[None]})
+            session = OrtSession(path)
+        (got,) = session.infer({"frames": np.asarray(photo)[None]}).values()
 
         error = np.abs(got - spec.array(photo)) * np.array(STD).reshape(3, 1, 1) / LEVEL
         assert error.max() < 1.01, file.name
@@ -133,7 +133,7 @@ def test_a_covered_square_is_torchvisions_resize_and_center_crop(
     height: int, width: int, side: int
 ) -> None:
     if max(height, width) > 30 * min(height, width):
-        return  # torchvision makes the whole of it, which takes long
+        return  # torchvision resizes all of it, which is slow
     pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
     photo = Image.fromarray(pixels)
 
@@ -146,7 +146,7 @@ def test_a_covered_square_is_torchvisions_resize_and_center_crop(
 def test_a_very_long_image_takes_no_memory_for_what_is_cut_off() -> None:
     photo = Image.new("RGB", (1, 60_000), "white")
 
-    assert cover(photo, (224, 224)).size == (224, 224)  # whole, it would be 9 GB
+    assert cover(photo, (224, 224)).size == (224, 224)  # a full resize would take 9 GB
 
 
 def test_metadata_are_read_back_and_old_files_without_a_geometry_too() -> None:

@@ -260,7 +260,7 @@ def test_instance_maps_tell_foreground_and_the_margin_is_ignored() -> None:
     assert source.classes == ["background", "foreground"]
     assert source.labels.shape == (24, 64, 96)
     assert set(source.labels.unique().tolist()) == {0, 1, 255}
-    margin = source.labels[0] == 255  # a square photo on a wide canvas
+    margin = source.labels[0] == 255  # a square image on a wide canvas
     assert margin[:, 64:].all()
     assert not margin[:, :64].any()
     share = np.mean(np.asarray(Image.open(NUCLEI / "instances" / f"{name(source)}.png")) > 0)
@@ -277,7 +277,7 @@ def test_instance_numbers_are_not_taken_for_classes() -> None:
 
 
 def label_maps(root: Path, images: str, maps: str, values: list[int]) -> None:
-    """A photo and a map for each value; the map's left half holds it."""
+    """An image and a map for each value; the map's left half holds it."""
     for value in values:
         save_image(root / images / f"{value}.png", np.full((64, 96, 3), value, np.uint8))
         labels = np.zeros((64, 96), np.uint8)

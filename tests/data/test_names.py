@@ -267,7 +267,7 @@ def test_a_tree_deeper_than_pythons_stack_is_listed(tmp_path: Path) -> None:
     found = find_images(tmp_path)
 
     assert len(found.names) == 1
-    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # shutil cannot
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # shutil cannot remove it
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(

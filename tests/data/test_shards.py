@@ -34,7 +34,7 @@ def test_shards_hold_the_same_photos_as_the_folder_they_were_made_from(
 
 
 def member(name: str, *, size: int | None = None, **fields: object) -> tarfile.TarInfo:
-    """A header without content; a stated size is any."""
+    """A header without content; the stated size can be anything."""
     made = tarfile.TarInfo(name)
     for key, value in fields.items():
         setattr(made, key, value)
@@ -44,7 +44,7 @@ def member(name: str, *, size: int | None = None, **fields: object) -> tarfile.T
 
 
 def hostile_shard(path: Path, *members: tarfile.TarInfo) -> Path:
-    """Four good photos, then what a stranger put there."""
+    """Four good images, then malicious members."""
     out = io.BytesIO()
     Image.new("RGB", (64, 64)).save(out, "PNG")
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as shard:

@@ -253,7 +253,7 @@ def test_the_fingerprint_follows_the_bytes(photos: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("canvas", [(73, 73), (256, 256), (73, 110)])
 def test_no_photo_is_lost_to_rounding_whatever_its_shape(canvas: tuple[int, int]) -> None:
-    """A crop box may come out a hair outside the photo, which PIL refuses."""
+    """Rounding can put a crop box slightly outside the image, which PIL rejects."""
     for height in range(20, 1000, 7):
         photo = Image.new("RGB", (640, height))
         assert cover(photo, canvas).size == canvas[::-1]
@@ -263,7 +263,7 @@ def test_hidden_files_are_no_photos_and_linked_folders_are_followed(
     photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "linked").symlink_to(photos / "train")
-    (tmp_path / "linked again").symlink_to(tmp_path)  # round and round
+    (tmp_path / "linked again").symlink_to(tmp_path)  # a cycle
     hidden = tmp_path / ".ipynb_checkpoints"
     hidden.mkdir()
     for file in (hidden / "a.png", tmp_path / "._a.png"):

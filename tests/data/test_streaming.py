@@ -94,7 +94,7 @@ def test_photos_that_are_all_unreadable_end_in_an_error_not_in_a_search(
     tree = tmp_path / "tree"
     shutil.copytree(photos, tree)
     source = opened(tree, "streaming")
-    shutil.rmtree(tree)  # the disk went away in mid-training
+    shutil.rmtree(tree)  # the disk disappears during training
 
     with pytest.raises(DataError, match="48 photos in a row cannot be read.*No such file"):
         source.batch(torch.tensor([0, 1]))
@@ -155,7 +155,7 @@ def test_batches_come_in_order_and_are_read_before_they_are_asked_for() -> None:
     batches = read_ahead(load, torch.arange(6), ahead=2)
 
     assert next(batches) == 0
-    assert all(event.wait(5) for event in started[:3])  # one in hand, two on the way
+    assert all(event.wait(5) for event in started[:3])  # one in use, two being decoded
     assert not started[4].is_set()
     assert list(batches) == [1, 2, 3, 4, 5]
 

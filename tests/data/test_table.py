@@ -15,7 +15,7 @@ from tests.data.annotated import save_image
 
 
 def write_table(photos: Path, table: Path, *, header: list[str], split: bool = False) -> Path:
-    """A CSV file beside the photos that lists all training ones."""
+    """A CSV file next to the images that lists all training images."""
     with table.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
@@ -158,7 +158,7 @@ def test_a_line_with_more_cells_than_the_header_is_an_error(tmp_path: Path) -> N
 def test_devices_and_pipes_in_a_table_are_no_images(
     photos: Path, tmp_path: Path, special: str
 ) -> None:
-    special = str(tmp_path / special)  # which keeps /dev/zero
+    special = str(tmp_path / special)  # joining keeps the absolute /dev/zero
     if not Path(special).exists():
         os.mkfifo(special)
     table = write_table(photos, photos / "more.csv", header=["image", "label"])

@@ -1,4 +1,4 @@
-"""Annotated photos that EXIF turns: which way up their boxes and masks are meant."""
+"""Annotated images with an EXIF orientation: which orientation their boxes and masks refer to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STORE: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def save(file: Path, orientation: int, pixels: np.ndarray = UPRIGHT) -> np.ndarray:
-    """A photo that viewers show as `pixels`; what was stored."""
+    """An image that viewers show as `pixels`; returns the stored image."""
     stored = np.ascontiguousarray(STORE[orientation](pixels))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -56,7 +56,7 @@ UPRIGHT_BOX = stored_box(1)
 
 
 def coco(root: Path, *photos: dict[str, Any], suffix: str = ".png") -> Path:
-    """Each photo: `orientation`, `box` and perhaps `size` (height, width)."""
+    """Each image: `orientation`, `box` and perhaps `size` (height, width)."""
     images, annotations = [], []
     for i, photo in enumerate(photos):
         save(root / f"{i}{suffix}", photo["orientation"])
@@ -211,7 +211,7 @@ def test_predict_sees_photos_as_viewers_show_them(tmp_path: Path, orientation: i
 
 
 def yolo(root: Path, upright: bool) -> None:
-    """No size is stated: what viewers show is meant."""
+    """No size is stated: annotations refer to the displayed image."""
     x, y, wide, high = UPRIGHT_BOX
     shares = (x + wide / 2) / 40, (y + high / 2) / 60, wide / 40, high / 60
     save(root / "a.jpg", 6)

@@ -39,10 +39,10 @@ def test_photo_label_map_and_box_move_together(seed: int) -> None:
     seen, maps = zoom.images(images)[:, 0], zoom.labels(labels)
     moved = zoom.boxes(boxes, SIZE)
 
-    area = 24 * 24 / zoom.factor.prod(dim=1).abs()  # of the box, were the view endless
+    area = 24 * 24 / zoom.factor.prod(dim=1).abs()  # area of the box in an unbounded view
     for image, labelled, box, whole in zip(seen, maps, moved[:, 0], area, strict=True):
         share = (labelled == 1).sum() / whole
-        if share < 0.35:  # around a quarter the box may be taken for absent
+        if share < 0.35:  # near a quarter the box may count as absent
             assert share > 0.15 or box[0] == -1
             continue
         assert box[0] == 2

@@ -14,7 +14,7 @@ from hgkd_edge.rundir import file_sha256
 def test_the_demo_goes_from_photos_to_a_latency_and_beats_the_untrained_network(
     tmp_path: Path,
 ) -> None:
-    # Fewer epochs than the demo's own, so that the tests stay quick; the rest is the same.
+    # Fewer epochs than the demo's, so that the tests stay fast; the rest is the same.
     command = [sys.executable, "-m", "hgkd_edge.cli", "demo", "--set", "train.epochs=8"]
 
     done = subprocess.run(

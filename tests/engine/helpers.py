@@ -1,4 +1,4 @@
-"""Trainings small enough to look into: classifiers of 40 random photos of 4x4 pixels."""
+"""Trainings small enough to inspect: classifiers of 40 random images of 4x4 pixels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Masks:
     Args:
         spoil: What is not finite in update `at`, counted from 1: the images, the loss, or the
             gradient alone.
-        changes: Share of the training after which a number changes that all images have in common.
+        changes: Share of the training after which a value common to all images changes.
     """
 
     updates_per_batch = 2
@@ -137,7 +137,7 @@ def run(task: Any, source: ImageSource, folder: Path, *, resume: bool = False, *
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:
-    """The log, but for what the clock says."""
+    """The log without its times."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in line.items() if k not in ("images_per_s", "data_share")} for line in lines

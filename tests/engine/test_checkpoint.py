@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged or swapped, and kills at the worst moment."""
+"""Damaged or swapped checkpoints, and kills at the worst moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or damaged: one clear error, and what stands there stays whole."""
+"""Disks that are full, read-only or damaged: one clear error, and existing files stay intact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def full_disk() -> Iterator[None]:
 def read_only(tmp_path: Path) -> Iterator[Path]:
     """A finished training on a file system that takes no more writes.
 
-    A mount, since the permissions of files do not bind root.
+    Uses a mount, since file permissions do not restrict root.
     """
     folder = tmp_path / "mounted"
     folder.mkdir()

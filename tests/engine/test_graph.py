@@ -37,7 +37,7 @@ def source() -> ImageSource:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Tracing]:
-    """Passes are recorded by a trace, and figures are read late; what recorded each training."""
+    """Record passes by a trace, and read figures late; returns each training's recorder."""
     return record(monkeypatch)
 
 
@@ -130,7 +130,7 @@ def same_but_nothing_bad(state: dict[str, Any]) -> bool:
 
 
 class Asks(Masks):
-    """Its model asks for a value of a tensor, which no recording survives."""
+    """Its model reads the value of a tensor, which breaks any recording."""
 
     def __init__(self, accumulated_only: bool) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ def test_a_new_form_of_inputs_frees_what_was_captured_before_it_is_captured() ->
             recorded((torch.ones(2), visible), adds=False)
 
     assert len(held) == 3
-    assert set(alive) == {0}  # when the next stage begins, nothing of the one before is there
+    assert set(alive) == {0}  # when the next stage starts, the previous one is freed
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from tests.engine.helpers import Classify, config, run, tiny_source
 
 
 class SlowPixels:
-    """Pixels of a disk that takes its time."""
+    """Pixels from a slow disk."""
 
     def __init__(self, images: torch.Tensor, seconds: float) -> None:
         self.images, self.seconds = images, seconds
@@ -35,7 +35,7 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 
 def said_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, waited: float) -> str:
-    """What a journal says of 60 batches of a second each, `waited` seconds of it for photos."""
+    """A journal's output for 60 batches of a second each, `waited` seconds of it for images."""
     place = Workplace(tmp_path / "log.jsonl", tmp_path / "last.pt")
     accelerator = make_accelerator(config(), place)
     with open_journal(

@@ -68,7 +68,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_named(
     finally:
         hook.remove()
 
-    assert len(states) == step + 1  # the next update has not come to its end
+    assert len(states) == step + 1  # the next update has not finished
     assert same(states[step], states[step - 1])
     assert averages == list(range(1, step + 1))
     assert len(losses(tmp_path)) == step // 2

@@ -50,7 +50,7 @@ def started_by(
 def assert_close(one: Path, other: Path) -> None:
     ours, theirs = torch.tensor(losses(one)), torch.tensor(losses(other))
     torch.testing.assert_close(ours[:6], theirs[:6], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # rounding grows by the update
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # rounding errors add up
 
 
 def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
@@ -73,7 +73,7 @@ def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
         for file in (pretrained, alone)
     ]
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)
-    # Only the main process writes and talks.
+    # Only the main process writes and prints.
     assert json.loads(two.stdout)["held_out"]["photos"] == 18
     assert two.stderr.count("photos: 48 train") == 1
     one, other = ({p.name for p in (tmp_path / run).iterdir()} for run in ("one", "two"))
@@ -120,7 +120,7 @@ def test_what_ends_one_process_ends_all(tiny_recipe_file: Path, tmp_path: Path, 
     wait_for_lines(log, 4, process)
 
     if how == "Ctrl-C":
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
         os.kill(child_of_rank_1(process.pid), signal.SIGKILL)
     _, said = process.communicate(timeout=60)

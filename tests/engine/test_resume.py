@@ -19,7 +19,7 @@ from tests.data.helpers import write_shards
 from tests.engine.helpers import losses
 
 pytestmark = pytest.mark.slow
-# Without a GPU, which adds some numbers in any order: no two runs would be the same.
+# Without a GPU: its sums have no fixed order, so no two runs would be equal.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -27,7 +27,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 def teacher_of_one_thread(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Teachers of other tests are trained on two threads, which round otherwise."""
+    """Teachers of other tests are trained on two threads, which round differently."""
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "one-thread"))
 
 
@@ -38,7 +38,7 @@ def distill_command(recipe: Path, folder: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def whole(tiny_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped, photos kept in memory; made once for all tests."""
+    """A run that was never stopped, images kept in memory; made once for all tests."""
     folder = tmp_path_factory.getbasetemp() / "whole"
     if not folder.is_dir():
         subprocess.run(
@@ -51,7 +51,7 @@ def whole(tiny_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def start_and_stop(command: list[str], log: Path, *, step: int, number: int) -> tuple[int, str]:
-    """Run until the log has so many lines, send a signal; exit status and what was said."""
+    """Run until the log has so many lines, send a signal; exit status and output."""
     process = subprocess.Popen(
         command, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True
     )

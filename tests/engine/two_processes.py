@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 
 from hgkd_edge.engine import exchange, loop
+from hgkd_edge.processes import end
 from tests.engine.helpers import Masks, run, tiny_source
 from tests.tracing import record
 
@@ -43,3 +44,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end(0)  # as the command line does

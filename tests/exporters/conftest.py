@@ -14,7 +14,7 @@ SIZE = 64
 
 
 def photo_like(count: int, *, seed: int = 0, size: int = SIZE) -> np.ndarray:
-    """f32[count, 3, size, size]: smooth coloured blobs with some grain, normalised like photos."""
+    """f32[count, 3, size, size]: smooth colored blobs with grain, normalized like photos."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(size=(count, 3, 8, 8))
     smooth = coarse.repeat(size // 8, axis=2).repeat(size // 8, axis=3)

@@ -1,4 +1,4 @@
-"""Figures of agreement on outputs made up for the purpose."""
+"""Agreement figures on synthetic outputs."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_label_maps_are_compared_pixel_by_pixel_and_class_by_class():
     agreement = compare({"logits": one_hot(wanted)}, {"logits": one_hot(got)})["logits"]
 
     assert agreement.top1 == 0.75
-    assert agreement.iou == pytest.approx((2 / 3 + 1 / 2) / 2)  # class 2 is nowhere: not counted
+    assert agreement.iou == pytest.approx((2 / 3 + 1 / 2) / 2)  # class 2 is absent: not counted
     assert not agreement.passed
 
 
@@ -180,7 +180,7 @@ def test_a_class_map_shares_an_error_by_channel():
 
 
 def close_calls(classes, *, images=256):
-    """Logits of a network that is never sure: the best two classes are within rounding."""
+    """Logits of a network that is never confident: the best two classes are within rounding."""
     wanted = logits_of(classes, images=images)
     order = np.argsort(-wanted, axis=1)
     rows = np.arange(images)

@@ -9,8 +9,9 @@ from torch import nn
 from exporters.bake import Preprocessing, bake
 from exporters.errors import ConversionFailed, ExportError
 from exporters.onnx_export import export_onnx
-from exporters.onnx_info import onnx_info, open_session
-from exporters.runners import in_batches
+from exporters.onnx_info import onnx_info
+from exporters.runtimes.ort import OrtSession
+from exporters.runtimes.session import in_batches
 from exporters.trt_build import available, build_engine
 from hgkd_edge.tasks.answers import SUPPRESSION, select_boxes
 
@@ -45,9 +46,8 @@ def heads(tmp_path_factory):
 
 
 def run(path, images):
-    session = open_session(path)
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: images}), strict=True))
+    session = OrtSession(path)
+    return session.infer({session.input.name: images})
 
 
 def test_softmax_gives_probabilities(heads, images, tmp_path):
@@ -67,7 +67,7 @@ def test_argmax_gives_the_class_of_every_pixel(heads, images, tmp_path):
 
 
 def suppressed_outside(raw, index, **rule):
-    """What our own suppression makes of an image's boxes: rows as a file gives them."""
+    """The result of hgkd-edge's suppression for an image: rows in the file's format."""
     boxes, labels, scores = select_boxes(raw["boxes"][index], raw["scores"][index], **rule)
     return np.column_stack((np.full(len(boxes), index), boxes, scores, labels))
 
@@ -188,9 +188,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(exported, tmp_path,
 
 def test_detections_of_a_file_for_single_images_name_their_own_image() -> None:
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        found = int(images.sum())  # as many objects as the image says
+        found = int(images.sum())  # number of objects encoded in the image
         return {"detections": np.zeros((found, 7), np.float32)}
 
-    rows = in_batches(run, 1)(np.array([2, 0, 1], np.float32).reshape(3, 1, 1, 1))["detections"]
+    rows = in_batches(run, 1, 1)(np.array([2, 0, 1], np.float32).reshape(3, 1, 1, 1))["detections"]
 
     assert rows[:, 0].tolist() == [0, 0, 2]

@@ -1,4 +1,4 @@
-"""ONNX files of others: what cannot be fed or read is refused in one line that names it."""
+"""Foreign ONNX files: unsupported inputs and outputs are rejected with a line that names them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporters.errors import ExportError
-from exporters.onnx_info import onnx_info, open_session, require_image_input
+from exporters.onnx_info import onnx_info, require_image_input
+from exporters.runtimes.ort import OrtSession
 
 FLOATS = ["batch", 3, 8, 8]
 
@@ -117,7 +118,7 @@ def test_operators_that_onnx_runtime_lacks_are_refused_in_one_line(
 
     with pytest.raises(ExportError) as refusal:
         onnx_info(path)
-        open_session(path)
+        OrtSession(path)
 
     assert str(path) in refusal.value.message
     assert "\n" not in refusal.value.message

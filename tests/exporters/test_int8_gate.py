@@ -1,4 +1,4 @@
-"""What the INT8 verification accepts and refuses: sound files, and networks with a bad layer."""
+"""The INT8 verification accepts good files and rejects networks with a damaged layer."""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,10 +8,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.onnx_info import read_onnx
 from exporters.quantize import FLAVOURS, quantized_graph
-from exporters.runners import onnx_runner
 from exporters.verify import Verification, verify
 
 from .conftest import photo_like
@@ -46,7 +46,7 @@ def judged(exported) -> Callable[..., Verification]:
     def original(name):
         path = exported(name).path
         model = read_onnx(path)
-        wanted = onnx_runner(path)(images)
+        wanted = runtimes.open(path).run(images)
         return model, calibrate(model, photo_like(32, seed=7)), lambda _: wanted
 
     def judge(name, *, flavour="cpu", layer="", damage=""):
@@ -54,7 +54,7 @@ def judged(exported) -> Callable[..., Verification]:
         if layer:
             model = damaged(model, layer, damage)
         graph = quantized_graph(model, calibration, flavour=flavour)
-        runner = onnx_runner(graph.SerializeToString())
+        runner = runtimes.open(graph.SerializeToString()).run
         return verify(reference, runner, images, precision="int8", batch_size=64)
 
     return judge

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import pytest
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.fp16 import convert_fp16
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, read_onnx
-from exporters.openvino_export import export_openvino, openvino_runner
+from exporters.openvino_export import export_openvino
 from exporters.quantize import FLAVOURS, quantize_int8
-from exporters.runners import onnx_runner
 from exporters.trt_build import available, build_engine
 from exporters.verify import Tolerance, verify, verify_onnx
 
@@ -94,8 +94,8 @@ def test_openvino(chain, images, tmp_path, name, precision):
     written = export_openvino(source, tmp_path / "net.xml", half_weights=precision == "fp16")
 
     agreement = verify(
-        onnx_runner(source),
-        openvino_runner(written.path),
+        runtimes.open(source).run,
+        runtimes.open(written.path).run,
         images,
         precision=precision,
         tolerance=UNTRAINED if precision == "int8" else None,

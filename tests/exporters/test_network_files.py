@@ -14,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_files, network_size, renamed_files
-from exporters.onnx_info import onnx_info, open_session, read_onnx
-from exporters.openvino_export import openvino_runner
+from exporters.onnx_info import onnx_info, read_onnx
+from exporters.runtimes.openvino import OpenVinoSession
+from exporters.runtimes.ort import OrtSession
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.errors import RunError
-from hgkd_edge.serving import open_served
+from hgkd_edge.task_model import open_task_model
 
 
 def save(path: Path, *, seed: int = 0, location: str | None = "net.onnx.data") -> Path:
@@ -117,8 +118,8 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -
 DOORS = {
     "exporters": read_onnx,
     "a description": onnx_info,
-    "ONNX Runtime": open_session,
-    "predict and evaluate": open_served,
+    "ONNX Runtime": OrtSession,
+    "predict and evaluate": open_task_model,
     "bench": lambda path: resolve_models([path]),
 }
 
@@ -148,10 +149,10 @@ def test_no_library_is_asked_to_open_weights_outside_the_folder(
     ("suffix", "door"),
     [
         (".onnx", onnx_info),
-        (".onnx", open_session),
+        (".onnx", OrtSession),
         (".onnx", network_digest),
         (".xml", network_files),
-        (".xml", openvino_runner),
+        (".xml", OpenVinoSession),
         (".plan", network_digest),
         (".engine", network_digest),
     ],
@@ -175,7 +176,7 @@ def test_weights_that_are_read_again_and_again_are_refused(tmp_path: Path) -> No
         again.name = f"w{number}"
     path.write_bytes(model.SerializeToString())
 
-    for door in (onnx_info, open_session, network_digest):
+    for door in (onnx_info, OrtSession, network_digest):
         with pytest.raises(ExportError, match=r"reads 26,352 bytes of weights from files of 432"):
             door(path)
 
@@ -204,7 +205,7 @@ def test_a_place_in_a_file_that_is_none_is_one_line(tmp_path: Path, key: str, va
     tensor.external_data.add(key=key, value=value)
     path.write_bytes(model.SerializeToString())
 
-    for door in (onnx_info, open_session, network_digest):
+    for door in (onnx_info, OrtSession, network_digest):
         with pytest.raises(ExportError, match=r"weight 'w' has no place in") as refused:
             door(path)
 
@@ -223,10 +224,10 @@ def test_a_model_whose_names_steer_a_terminal_says_nothing_by_itself(
     )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "a.onnx")
-    session = open_session(tmp_path / "a.onnx")
+    session = OrtSession(tmp_path / "a.onnx")
 
     with pytest.raises(Exception, match="Reshape"):
-        session.run(None, {"x": np.zeros((1, 3), np.float32)})
+        session.infer({"x": np.zeros((1, 3), np.float32)})
 
     assert capfd.readouterr() == ("", "")
 
@@ -242,7 +243,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 def test_a_renamed_network_computes_the_same_without_the_old_names(tmp_path: Path) -> None:
     path = save(tmp_path / "net.onnx")
     images = {"x": np.ones((1, 3, 8, 8), np.float32)}
-    [wanted] = open_session(path).run(None, images)
+    [wanted] = OrtSession(path).infer(images).values()
 
     sent = renamed_files(path, "model-0.onnx")
     for name, content in sent.items():
@@ -251,5 +252,5 @@ def test_a_renamed_network_computes_the_same_without_the_old_names(tmp_path: Pat
         (tmp_path / "there" / name).write_bytes(data)
 
     assert list(sent) == ["model-0.onnx", "model-0.1.weights"]
-    [got] = open_session(tmp_path / "there" / "model-0.onnx").run(None, images)
+    [got] = OrtSession(tmp_path / "there" / "model-0.onnx").infer(images).values()
     np.testing.assert_array_equal(got, wanted)

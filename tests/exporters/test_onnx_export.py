@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from exporters import runtimes
 from exporters.errors import ConversionFailed, ExportError
 from exporters.onnx_export import export_onnx
-from exporters.onnx_info import onnx_info, open_session
-from exporters.runners import onnx_runner, torch_runner
+from exporters.onnx_info import onnx_info
+from exporters.runtimes.ort import OrtSession
 
 from .conftest import SIZE, settled
 
@@ -21,8 +22,8 @@ NETWORKS = ["resnet18", "mobilenetv3_small_100", "convnext_atto", "regnety_002"]
 @pytest.mark.parametrize("name", [*NETWORKS, "efficientnet_lite0"])
 def test_batch_axis_is_free_and_numbers_agree(exported, images, name):
     network = exported(name)
-    wanted = torch_runner(network.model, ["logits"])
-    got = onnx_runner(network.path)
+    wanted = runtimes.open(network.model, names=["logits"]).run
+    got = runtimes.open(network.path).run
 
     for batch in (1, 2, 5, 16):
         expected = wanted(images[:batch])["logits"]
@@ -106,8 +107,8 @@ def test_free_height_and_width_give_pytorch_s_numbers_at_any_size(tmp_path, name
     assert written.inputs[0].shape == ("batch", 3, "height", "width")
     for batch, height, width in ((1, 64, 64), (2, 96, 160), (1, 75, 53)):
         images = np.random.default_rng(0).normal(size=(batch, 3, height, width)).astype(np.float32)
-        expected = torch_runner(model, ["logits"])(images)["logits"]
-        actual = onnx_runner(path)(images)["logits"]
+        expected = runtimes.open(model, names=["logits"]).run(images)["logits"]
+        actual = runtimes.open(path).run(images)["logits"]
         np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -220,4 +221,4 @@ def test_an_operator_unknown_to_the_runtime_is_one_clear_error(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
 
     with pytest.raises(ConversionFailed, match="Teleport"):
-        open_session(path)
+        OrtSession(path)

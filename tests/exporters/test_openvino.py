@@ -1,4 +1,4 @@
-"""OpenVINO IR: halved, verified layer by layer, set aside whole, never left half-written."""
+"""OpenVINO IR: fp16 weights, verification by layer, set aside with all files, atomic writes."""
 
 import sys
 
@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from exporters import runtimes
 from exporters.errors import ExportError, MissingPackageError, VerificationFailed
 from exporters.onnx_export import export_onnx
-from exporters.openvino_export import export_openvino, openvino_metadata, openvino_runner
-from exporters.runners import onnx_runner
+from exporters.openvino_export import export_openvino
 from exporters.verify import require, verify
 
 from .conftest import SIZE, settled
@@ -23,8 +23,8 @@ def test_weights_are_halved_and_what_the_file_says_goes_along(exported, images, 
 
     assert written.precision == "fp16"
     assert written.size_bytes < 0.55 * source.stat().st_size
-    assert openvino_metadata(written.path) == {"hgkd_edge.classes": '["a", "b"]'}
-    runner = openvino_runner(written.path)
+    assert runtimes.open(written.path).metadata == {"hgkd_edge.classes": '["a", "b"]'}
+    runner = runtimes.open(written.path).run
     for batch in (1, 5):
         assert runner(images[:batch])["logits"].shape == (batch, 10)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["net.bin", "net.xml"]
@@ -41,7 +41,7 @@ def test_a_wrong_ir_is_put_aside_whole_and_its_layer_is_named(
     written = export_openvino(wrong, tmp_path / "net.xml", half_weights=False)
     wrong.unlink()
 
-    result = verify(onnx_runner(original), openvino_runner(written.path), images)
+    result = verify(runtimes.open(original).run, runtimes.open(written.path).run, images)
     with pytest.raises(VerificationFailed, match=f"departs is '{module}'"):
         require(result, written.path, reference=original, images=images)
 
@@ -76,8 +76,9 @@ def test_bad_paths_are_one_clear_error(exported, tmp_path):
     with pytest.raises(ExportError, match=r"\.xml file"):
         export_openvino(source, tmp_path / "net.bin")
     (tmp_path / "net.xml").write_text("<net")
+    (tmp_path / "net.bin").write_bytes(b"")
     with pytest.raises(ExportError, match="cannot load"):
-        openvino_runner(tmp_path / "net.xml")
+        runtimes.open(tmp_path / "net.xml")
 
 
 def test_without_openvino_one_line_says_what_to_install(exported, tmp_path, monkeypatch):
@@ -96,7 +97,7 @@ def test_a_fixed_batch_is_run_image_by_image(tmp_path, images):
     export_onnx(model, source, input_size=(3, SIZE, SIZE), dynamic_batch=False)
     written = export_openvino(source, tmp_path / "one.xml", half_weights=False)
 
-    wanted = onnx_runner(source)(images)["logits"]
-    got = openvino_runner(written.path)(images)["logits"]
+    wanted = runtimes.open(source).run(images)["logits"]
+    got = runtimes.open(written.path).run(images)["logits"]
 
     np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())

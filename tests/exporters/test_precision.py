@@ -15,7 +15,7 @@ from .conftest import photo_like
 
 HAS_RTX = any(flavour.name == "tensorrt_rtx" for flavour in available())
 # The margins between an untrained network's classes are smaller than INT8's error (a quarter of the
-# classes change), so only the direction is held to here; classes need a trained network.
+# classes change), so only the direction is checked; classes need a trained network.
 UNTRAINED = Tolerance(relative=None, cosine=0.97, top1=0.0)
 
 

@@ -1,14 +1,14 @@
-"""Which layers INT8 hurts, and keeping the worst of them in float."""
+"""Rank layers by INT8 damage, and keep the worst in float."""
 
 import numpy as np
 import onnx
 import pytest
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.errors import ExportError, VerificationFailed
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.quantize import FLAVOURS, quantize_int8
-from exporters.runners import onnx_runner
 from exporters.sensitivity import _fewest, quantize_within, rank_layers
 from exporters.verify import Tolerance, verify
 
@@ -19,9 +19,9 @@ CULPRIT = "layer3.0.conv1"
 
 @pytest.fixture(scope="module")
 def uneven(exported, tmp_path_factory):
-    """ResNet-18 with a layer that INT8 must spoil: one input channel a thousand times too loud.
+    """ResNet-18 with a layer that INT8 must damage: one input channel a thousand times too large.
 
-    The weights that read the channel are as much smaller, so in float nothing has changed.
+    The weights that read the channel are scaled down to match, so float outputs do not change.
     """
     model = onnx.load(exported("resnet18").path)
     weights = {w.name: w for w in model.graph.initializer}
@@ -49,7 +49,7 @@ def rankings(uneven, images):
 
 def likeness(path, images):
     """Mean cosine with the float network, in points."""
-    wanted = onnx_runner(path)(images)["logits"]
+    wanted = runtimes.open(path).run(images)["logits"]
 
     def score(runner):
         got = runner(images)["logits"]
@@ -62,7 +62,7 @@ def likeness(path, images):
 def proof_of(path, images, tolerance=Tolerance(relative=None, cosine=-1.0, top1=0.0)):  # noqa: B008
     """The comparison with the float network; by default one that anything passes."""
     return lambda runner: verify(
-        onnx_runner(path), runner, images, precision="int8", tolerance=tolerance
+        runtimes.open(path).run, runner, images, precision="int8", tolerance=tolerance
     )
 
 
@@ -104,9 +104,9 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
     assert kept[0] == f"{CULPRIT}/Conv"
     assert bounded[2.0].drop <= 2.0 < bounded[100.0].drop
     assert {*bounded[2.0].exported.kept_float} == {*kept, "fc/Gemm"}
-    assert score(onnx_runner(tmp_path / "2.0.onnx")) == pytest.approx(bounded[2.0].score)
+    assert score(runtimes.open(tmp_path / "2.0.onnx").run) == pytest.approx(bounded[2.0].score)
     weighted = [n for n in onnx.load(tmp_path / "2.0.onnx").graph.node if n.name == kept[0]]
-    assert weighted[0].input[0] == "louder"  # not a dequantised tensor
+    assert weighted[0].input[0] == "louder"  # not a dequantized tensor
 
 
 def test_where_no_assignment_holds_the_file_is_put_aside(uneven, rankings, images, tmp_path):
@@ -138,21 +138,21 @@ def test_the_search_ends_at_a_network_that_passes_the_verification(
     strict = Tolerance(relative=None, cosine=0.97, top1=0.0, noise=0.2)
     proof = proof_of(path, images, strict)
     plain = quantize_int8(path, tmp_path / "p.onnx", calibration=calibration, flavour=flavour)
-    assert not proof(onnx_runner(plain.path)).passed
+    assert not proof(runtimes.open(plain.path).run).passed
 
     bounded = quantize_within(
         path,
         tmp_path / "net.onnx",
         calibration=calibration,
         ranking=rankings[flavour],
-        score=lambda _: 50.0,  # a score that is content with anything
+        score=lambda _: 50.0,  # a score that accepts anything
         proof=proof,
         max_drop=0.5,
         flavour=flavour,
     )
 
     assert bounded.kept_float[0] == f"{CULPRIT}/Conv"
-    assert proof(onnx_runner(tmp_path / "net.onnx")).passed
+    assert proof(runtimes.open(tmp_path / "net.onnx").run).passed
 
 
 def test_a_bound_of_the_verification_is_not_answered_with_the_flag_just_given(

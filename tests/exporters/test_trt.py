@@ -1,4 +1,4 @@
-"""TensorRT-RTX parses and builds without a GPU, so these are real builds."""
+"""Real builds: TensorRT-RTX parses and builds without a GPU."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters import _trt_compat, _trt_worker, trt_engine
+from exporters import _trt_compat, _trt_worker, runtimes, verify
 from exporters._trt_compat import Flavour, available, choose, typing_for
 from exporters.errors import (
     ConversionFailed,
@@ -19,7 +19,7 @@ from exporters.errors import (
     MissingPackageError,
     VerificationFailed,
 )
-from exporters.runners import onnx_runner
+from exporters.runtimes.tensorrt import load_engine
 from exporters.sidecar import (
     Sidecar,
     read_sidecar,
@@ -30,7 +30,6 @@ from exporters.sidecar import (
     write_sidecar,
 )
 from exporters.trt_build import build_engine
-from exporters.trt_engine import load_engine
 
 RTX = next((flavour for flavour in available() if flavour.name == "tensorrt_rtx"), None)
 needs_rtx = pytest.mark.skipif(RTX is None, reason="tensorrt-rtx is not installed")
@@ -96,7 +95,8 @@ def test_the_engine_is_made_for_the_targets_asked_for(exported, tmp_path):
 
 @needs_rtx
 def test_the_other_tensorrt_chosen_in_this_process_does_not_matter(exported, tmp_path):
-    # Polygraphy decides once per process which TensorRT it drives; here it decided wrongly.
+    # Polygraphy decides once per process which TensorRT it drives; in this test it chose the wrong
+    # one.
     code = (
         "import polygraphy.config as c; assert not c.USE_TENSORRT_RTX;"
         "from exporters.trt_build import build_engine;"
@@ -315,7 +315,7 @@ def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
 ):
     mine = tmp_path / "engines"
     remember_engine(own_engine, mine)
-    with pytest.raises(ExportError, match="there is none here"):  # no GPU: all else is right
+    with pytest.raises(ExportError, match="there is none here"):  # no GPU: everything else is valid
         load_engine(own_engine, built_here=mine)
     foreign = own_engine.read_bytes() + b"another program"
     own_engine.write_bytes(foreign)
@@ -401,7 +401,7 @@ def test_a_dla_is_never_asked_for_fp32():
 
 
 def drive_polygraphy(monkeypatch, network, config):
-    """Put a Polygraphy in place whose network and builder take only what a release knows."""
+    """Put a Polygraphy in place whose network and builder accept only the flags of a release."""
     trt = SimpleNamespace(
         network_from_onnx_path=network,
         CreateConfig=config,
@@ -482,17 +482,18 @@ def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
         "0" * 64, "0" * 64, "tensorrt", "10.3.0", "Orin (SM 8.7)", [], precision, shapes
     )
     write_sidecar(path, sidecar)
-    right = onnx_runner(source)
+    right = runtimes.open(source).run
 
     def engine(pixels):
         outputs = right(pixels)
         return {name: value + error * np.abs(value).max() for name, value in outputs.items()}
 
-    monkeypatch.setattr(trt_engine, "gpu_name", lambda: "Orin (SM 8.7)")
-    monkeypatch.setattr(trt_engine, "engine_runner", lambda *where, **options: engine)
+    monkeypatch.setattr(verify, "gpu_name", lambda: "Orin (SM 8.7)")
+    opened = SimpleNamespace(run=engine)
+    monkeypatch.setitem(runtimes._OPENERS, ".plan", lambda source, options: opened)
 
     if passes:
-        assert trt_engine.verify_engine(source, path, images).passed
+        assert verify.verify_engine(source, path, images).passed
     else:
         with pytest.raises(VerificationFailed):
-            trt_engine.verify_engine(source, path, images)
+            verify.verify_engine(source, path, images)

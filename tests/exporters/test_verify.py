@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from exporters import runtimes
 from exporters import verify as verify_module
 from exporters.errors import ExportError, VerificationFailed
 from exporters.files import SET_ASIDE, set_aside, until_proven
 from exporters.locate import first_departing_layer
-from exporters.runners import torch_runner
 from exporters.verify import Tolerance, export_and_verify, require, verify, verify_onnx
 
 from .conftest import SIZE, settled
@@ -95,7 +95,7 @@ def test_no_layer_of_a_faithful_export_departs(exported, images, name):
 
 
 def test_non_finite_results_never_pass(exported, images):
-    wanted = torch_runner(exported("resnet18").model, ["logits"])
+    wanted = runtimes.open(exported("resnet18").model, names=["logits"]).run
 
     def broken(batch):
         return {"logits": np.full((len(batch), 10), np.nan, np.float32)}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from exporters import runtimes
 from exporters.onnx_export import export_onnx
-from exporters.openvino_export import export_openvino, openvino_runner
-from exporters.runners import onnx_runner
+from exporters.openvino_export import export_openvino
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.models.heads import Detector, Pyramid, Segmenter, mean_probability
 
@@ -53,7 +53,7 @@ def test_boxes_lie_within_the_image_whatever_the_backbone(kind: str, images: Ten
 
     assert network.backbone.strides == [8, 16, 32, 64]
     points = sum(-(-height // s) * -(-width // s) for s in network.backbone.strides)
-    if kind != "convnext":  # whose stem leaves the rest of a broken stride out
+    if kind != "convnext":  # whose stem drops the remainder of an uneven stride
         assert boxes.shape[1] == points
     assert boxes.shape == (2, scores.shape[1], 4)
     assert scores.shape[2] == 3
@@ -145,10 +145,10 @@ def scored(runtime: str, logits: Tensor, folder: Path) -> Tensor:
     if runtime in ("torch", "half"):
         return network(logits.half() if runtime == "half" else logits)
     export_onnx(network, folder / "net.onnx", input_size=tuple(logits.shape[1:]))
-    run = onnx_runner(folder / "net.onnx")
+    run = runtimes.open(folder / "net.onnx").run
     if runtime == "openvino":
         pytest.importorskip("openvino")
         export_openvino(folder / "net.onnx", folder / "net.xml", half_weights=False)
-        run = openvino_runner(folder / "net.xml")
+        run = runtimes.open(folder / "net.xml").run
     (values,) = run(logits.numpy()).values()
     return torch.from_numpy(values)

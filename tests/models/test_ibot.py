@@ -116,7 +116,7 @@ def test_the_teacher_starts_as_the_student_and_follows_at_its_momentum() -> None
 
     model(*make_inputs(), 0.0)
     torch.testing.assert_close(model.teacher.encoder.norm.bias, before + 0.25)
-    model(*make_inputs(), 1.0)  # by then it stands still
+    model(*make_inputs(), 1.0)  # by then it no longer changes
 
     torch.testing.assert_close(model.teacher.encoder.norm.bias, before + 0.25)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,17 @@ import timm
 import torch
 from torch import nn
 
+from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.errors import ExportError
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.quantize import quantize_int8
-from exporters.runners import onnx_runner, torch_runner
 from hgkd_edge.errors import ConversionError, MissingPackageError
 from hgkd_edge.models import quantized
 from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded_weights
 
-needs_modelopt = pytest.mark.skipif(
-    not quantized.is_installed(), reason="nvidia-modelopt is not installed (the extra qat)"
-)
+needs_modelopt = pytest.mark.skipif(find_spec("modelopt") is None, reason="needs the extra qat")
 IMAGES = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 4 - 2
 
 
@@ -86,7 +85,7 @@ def test_the_exported_file_computes_what_was_simulated_in_training(
     plain = with_statistics(make)
     simulated = simulate_int8(copy.deepcopy(plain), [IMAGES])
     train_a_little(simulated)
-    wanted = torch_runner(simulated, ["logits"])(IMAGES.numpy())["logits"]
+    wanted = runtimes.open(simulated, names=["logits"]).run(IMAGES.numpy())["logits"]
     ranges = input_ranges(simulated)
 
     take_rounded_weights(simulated, plain)
@@ -96,7 +95,7 @@ def test_the_exported_file_computes_what_was_simulated_in_training(
     calibration = calibrate(model, IMAGES.numpy(), method="minmax").with_inputs(model, ranges)
     quantize_int8(fp32, int8, calibration=calibration, flavour="tensorrt")
 
-    got = onnx_runner(int8)(IMAGES.numpy())["logits"]
+    got = runtimes.open(int8).run(IMAGES.numpy())["logits"]
     assert np.abs(got - wanted).max() < 0.1 * np.ptp(wanted, axis=0).max()
 
 

@@ -1,4 +1,4 @@
-"""A student that starts from trained weights has exactly these, also on visible sites."""
+"""A student that starts from trained weights has exactly these weights, also on visible sites."""
 
 from __future__ import annotations
 

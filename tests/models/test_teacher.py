@@ -133,7 +133,8 @@ def test_images_that_are_nearly_equal_do_not_make_noise_the_target(embedding: bo
     scene, different = torch.rand(1, 3, 64, 64), torch.rand(8, 3, 64, 64)
     still = (scene + 1e-3 * torch.randn(8, 3, 64, 64)).clamp(0, 1)
 
-    varied = teacher.standardize([(still, None)])
+    varied = teacher.between_images([(still, None)])
+    teacher.standardize([(still, None)])
 
     assert varied < 0.1
     places = 16  # without the row of the whole image, which the loss compares by its direction
@@ -149,7 +150,8 @@ def test_the_floor_leaves_images_that_differ_as_they_are() -> None:
     targets = teacher(images.clamp(0, 1))
     wanted = (targets - targets.mean(dim=0)).square().mean(dim=(0, 1)).sqrt()
 
-    varied = teacher.standardize([(images.clamp(0, 1), None)])
+    varied = teacher.between_images([(images.clamp(0, 1), None)])
+    teacher.standardize([(images.clamp(0, 1), None)])
 
     assert varied > 0.5
     torch.testing.assert_close(teacher.spread[0], wanted, rtol=1e-3, atol=1e-4)
@@ -233,7 +235,7 @@ def test_local_checkpoints_of_every_usual_kind_load(wrapped: str, tmp_path: Path
         path = tmp_path / "w.safetensors"
         save_file(state, path)
     else:
-        # The official release holds {"model": ...} with the decoder beside the encoder.
+        # The official release holds {"model": ...} with the decoder next to the encoder.
         extra = {"decoder_embed.weight": torch.zeros(2, 2), "mask_token": torch.zeros(1)}
         raw = {key: torch.zeros_like(value) for key, value in state.items()}
         content: dict[str, Any] = {
@@ -265,7 +267,7 @@ def test_position_embeddings_are_resampled_to_the_teachers_grid(tmp_path: Path) 
 
 
 class Payload:
-    """Pickles to a call: what a hostile checkpoint does."""
+    """Pickles to a call: as in a hostile checkpoint."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -346,7 +348,7 @@ def test_the_masked_autoencoder_sees_a_quarter_and_learns(photos: Path) -> None:
         optimizer.step()
         losses.append(loss.item())
 
-    assert losses[0] > 0.9  # pixels are normalised: predicting nothing costs 1
+    assert losses[0] > 0.9  # pixels are normalized: predicting nothing costs 1
     assert losses[-1] < 0.8 * losses[0]
 
 

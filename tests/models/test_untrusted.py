@@ -1,4 +1,4 @@
-"""What is loaded chooses an architecture and nothing else: attacks, through the commands."""
+"""Loaded files may choose an architecture and nothing else: attacks through the commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FETCH = {"url": "http://192.0.2.1/w.pth", "hf_hub_id": None, "source": "url"}
 
 
 class Payload:
-    """Pickles to a call: what a hostile checkpoint does."""
+    """Pickles to a call: as in a hostile checkpoint."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -93,7 +93,7 @@ def test_a_recipe_chooses_no_files_or_addresses(
 
 
 def stored(file: Path, *, name: str = "resnet18", args: dict[str, Any], key: str = "") -> Path:
-    """A file of ours whose metadata a stranger wrote."""
+    """A file in our format with metadata written by a stranger."""
     spec = {
         "name": name,
         "stem_stride": 4,

@@ -16,7 +16,7 @@ def network(name: str, dtype: torch.dtype = torch.float32, **settings: object) -
     """A feature network with weights that depend on nothing but its name."""
     torch.manual_seed(0)
     model = timm.create_model(name, features_only=True, **settings).to(dtype)
-    for parameter in model.parameters():  # zero-initialised gains would hide their branch
+    for parameter in model.parameters():  # zero-initialized gains would hide their branch
         if parameter.dim() == 1:
             nn.init.uniform_(parameter, 0.5, 1.5)
     return model
@@ -47,7 +47,7 @@ def random_visible(batch: int, h: int, w: int, share: float = 0.5, seed: int = 0
 
 
 def pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The same network on tiles and on the masked reference, with parameters of their own."""
+    """The same network on tiles and on the masked reference, with separate parameters."""
     return sparsify(copy.deepcopy(model)), sparsify(copy.deepcopy(model), backend="masked")
 
 
@@ -88,7 +88,7 @@ def assert_same_step(
     """Outputs, gradients and buffers of a training step agree within `bound`, relatively.
 
     A gradient that is zero in exact arithmetic (a bias before BatchNorm) is rounding noise; it is
-    held against the largest gradient of the network.
+    compared with the largest gradient of the network.
     """
     maps_one, grads_one = step(one, images, visible)
     maps_two, grads_two = step(two, images, visible)

@@ -1,4 +1,4 @@
-"""What the encoder promises its callers."""
+"""The encoder's guarantees to its callers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every family the issue of convolutional timm backbones asks for, one model each.
+"""One model of every required family of convolutional timm backbones.
 
-In float64 an error of meaning cannot hide behind rounding, nor rounding pass for an error: a wrong
-neighbour or a wrong mean shows at 1e-2, rounding at 1e-12.
+In float64 logic errors and rounding are clearly separated: a wrong neighbor or a wrong mean shows
+at 1e-2, rounding at 1e-12.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
     its gradient jumps by a whole unit. With the nets' own ones gradients are compared in float64.
     """
     torch.manual_seed(0)
-    model = smooth(timm.create_model(name, features_only=True))  # timm's start, as training sees
+    model = smooth(timm.create_model(name, features_only=True))  # initialized as in training
     p = patch_of(model)
     images, visible = torch.rand(4, 3, 2 * p, 3 * p), random_visible(4, 2, 3, share=0.7)
     tiles, masked = (sparsify(copy.deepcopy(model), b, check=False) for b in ("tiles", "masked"))
@@ -106,7 +106,7 @@ def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
     reference, reference_gradients = step(masked, images, visible, autocast=True)
     for a, r, b in zip(low, reference, maps, strict=True):
         assert distance([a], [b]) < 1.2 * distance([r], [b]) + 1e-3
-    # At timm's start bfloat16 gradients of some nets are all noise, in the reference too.
+    # At timm's initialization bfloat16 gradients of some nets are all noise, in the reference too.
     bound = 1.5 * distance(reference_gradients, gradients) + 1e-3
     assert distance(low_gradients, gradients) < bound
 

@@ -1,6 +1,6 @@
-"""oneDNN writes past its buffer in some convolutions: whether the guard keeps them away from it.
+"""oneDNN writes past its buffer in some convolutions; the guard must avoid them.
 
-What is wrong shows only as a corrupted heap, so the layers run in a separate process.
+The error shows only as a corrupted heap, so the layers run in a separate process.
 """
 
 from __future__ import annotations

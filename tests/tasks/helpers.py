@@ -1,4 +1,4 @@
-"""What the tests of segmentation and detection share: settings, and promises that both make."""
+"""Shared by the tests of segmentation and detection: settings and common checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from exporters.runners import onnx_runner, torch_runner
+from exporters import runtimes
 from exporters.verify import export_and_verify
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.finetune import TASKS, answers, finetune, load_model
@@ -53,11 +53,11 @@ def check_onnx_scores_the_same(run: RunDir, config: FinetuneConfig, reported: An
     path = run.path / "model.onnx"
 
     _, verification = export_and_verify(network, path, images, output_names=task.output_names)
-    scores = task.judge(answers(onnx_runner(path), task, card, source), card)
+    scores = task.judge(answers(runtimes.open(path).run, task, card, source), card)
 
     assert verification.passed
     assert scores[task.metric] == pytest.approx(reported[task.metric], abs=1e-4)
-    again = torch_runner(network, task.output_names)
+    again = runtimes.open(network, names=task.output_names).run
     assert task.judge(answers(again, task, card, source), card)[task.metric] == pytest.approx(
         reported[task.metric], abs=1e-4
     )
@@ -66,7 +66,7 @@ def check_onnx_scores_the_same(run: RunDir, config: FinetuneConfig, reported: An
 def check_resume_is_exact(
     run: RunDir, config: FinetuneConfig, loss: type[WithLoss], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training broken off between two checkpoints goes on to the same losses and weights."""
+    """A training interrupted between two checkpoints resumes to the same losses and weights."""
     finetune(config, run)
     curve, weights = logged(run), load_file(run.model_file)
     (run.path / "checkpoints" / "finetune.pt").unlink()

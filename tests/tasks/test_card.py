@@ -40,7 +40,7 @@ def test_a_class_name_becomes_no_part_of_the_page(name: str) -> None:
     card, plain = written(name), written("cat")
 
     assert card.count("\n") == plain.count("\n")
-    shown = re.sub(r"\\.", "", card)  # what a backslash precedes is text
+    shown = re.sub(r"\\.", "", card)  # a character after a backslash is text
     expected = re.sub(r"\\.", "", plain)
     for sign in "[]<>!`|#&":
         assert shown.count(sign) == expected.count(sign)

@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from exporters import runtimes
 from hgkd_edge.confidence import wilson
 from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
@@ -65,7 +66,6 @@ def test_the_model_file_is_a_plain_timm_classifier(run: RunDir) -> None:
 
 
 def test_a_loaded_model_scores_what_was_reported(run: RunDir) -> None:
-    from exporters.runners import torch_runner
 
     config = configure(run, "train.epochs=1", "label_share=0.2")
     reported = finetune(config, run)["scores"]
@@ -73,7 +73,8 @@ def test_a_loaded_model_scores_what_was_reported(run: RunDir) -> None:
     network, card = load_model(run.model_file)
     task = Classification()
     test = task.open_splits(config)["test"]
-    again = task.judge(answers(torch_runner(network, ["logits"]), task, card, test), card)
+    run = runtimes.open(network, names=["logits"]).run
+    again = task.judge(answers(run, task, card, test), card)
 
     assert again["confusion"] == reported["confusion"]
     assert card.classes[:2] == ("dress", "hat")
@@ -364,7 +365,7 @@ def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos:
 
     result = finetune(config, run)
 
-    assert "scores" not in result  # photos without labels are no held-out split
+    assert "scores" not in result  # images without labels are no held-out split
     with pytest.raises(DataError, match="no labelled photos were kept from training"):
         evaluate_model(run)
     with pytest.raises(DataError, match="split 'test' cannot be scored"):

@@ -20,7 +20,7 @@ CHINESE, RUSSIAN, ARMENIAN, LATIN = "身份证", "кошка", "կատու", "ca
 
 @pytest.fixture(params=["installed", "none"])
 def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """Whether fonts besides Pillow's own are there: DejaVu, or none."""
+    """Fonts other than Pillow's: DejaVu, or none."""
     there = request.param == "installed"
     caches = (fonts._files, fonts._file_with, fonts._report)
     monkeypatch.setattr(fonts, "_folders", lambda: iter([DEJAVU] if there else []))
@@ -75,5 +75,5 @@ def test_names_that_differ_look_different_in_every_picture(installed: bool, tmp_
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", [CHINESE, RUSSIAN, "$x$", "a$b", "100 $", r"\frac"])
 def test_a_confusion_matrix_takes_any_name(installed: bool, tmp_path: Path, name: str) -> None:
-    """Matplotlib warns of glyphs that it lacks, and takes what dollars enclose for formulas."""
+    """Matplotlib warns about missing glyphs, and reads text between dollar signs as formulas."""
     draw_confusion(np.eye(2, dtype=int), [name, "b"], tmp_path / "a.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,20 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from exporters.runners import onnx_runner
+from exporters import runtimes
 from hgkd_edge.cli import app
 from hgkd_edge.errors import RunError, TrainingError
 from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
 from hgkd_edge.finetune import finetune
-from hgkd_edge.models import quantized
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import ModelCard, read_model, save_model
 from hgkd_edge.tasks.classify import Classifier
 
-needs_modelopt = pytest.mark.skipif(
-    not quantized.is_installed(), reason="nvidia-modelopt is not installed (the extra qat)"
-)
+needs_modelopt = pytest.mark.skipif(find_spec("modelopt") is None, reason="needs the extra qat")
 QUICK = ["train.precision=fp32", "train.layer_decay=1", "classify.augment=none"]
 SPEC = BackboneSpec("resnet18", 4, (32, 32), (0.5,) * 3, (0.25,) * 3)
 
@@ -60,7 +58,7 @@ def test_a_quantization_aware_run_exports_int8_files_of_the_score_that_training_
     assert len(card.input_ranges) == exported["calibration"]["learned_inputs"] > 0
     assert weights(made).keys() == weights(tuned).keys(), "a plain timm classifier"
     (int8,) = [file for file in exported["files"] if file["precision"] == "int8"]
-    score = load_exportable(made).score(onnx_runner(int8["path"]))
+    score = load_exportable(made).score(runtimes.open(int8["path"]).run)
     assert score == pytest.approx(100 * result["int8_score"], abs=3)
 
 

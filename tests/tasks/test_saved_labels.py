@@ -1,4 +1,4 @@
-"""Predictions saved as a data set come back as they were, read by the formats' own readers."""
+"""Predictions saved as a data set are unchanged when read by the formats' own readers."""
 
 from __future__ import annotations
 

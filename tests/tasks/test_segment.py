@@ -181,7 +181,7 @@ def test_wrong_codes_are_named(run: RunDir, setting: str, said: str) -> None:
 
 
 def coded(root: Path, split: str, *maps: tuple[int, ...]) -> None:
-    """Photos with label maps of bands, one of each code."""
+    """Images with label maps of bands, one of each code."""
     for i, codes in enumerate(maps):
         for folder in ("images", "masks"):
             (root / split / folder).mkdir(parents=True, exist_ok=True)

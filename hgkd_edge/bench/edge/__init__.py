@@ -1,16 +1,16 @@
 """Measuring on an edge device, this one or one reached over SSH.
 
     ssh.py         user@host:port -> the system's OpenSSH client with a constant command
-    device.sh      what runs there: facts, steps, telemetry; POSIX sh, no Python
-    ort_device.py  what measures with onnxruntime there, where there is no trtexec
+    device.sh      runs on the device: facts, steps, telemetry; POSIX sh, no Python
+    ort_device.py  measures with onnxruntime on devices without trtexec
     link.py        the connection: facts, archive, messages, stop
     facts.py       raw facts -> which Jetson, which JetPack, power mode, clocks
     trtexec.py     trtexec's flags by version, its log and its --exportTimes
     tegrastats.py  power, clocks, temperature and throttling from tegrastats lines
     job.py         models and options -> files and steps
-    results.py     what the steps leave -> measurements of bench.json
+    results.py     results of the steps -> measurements of bench.json
     measure.py     one device from connection to session; several hosts, one table
 
-Nothing a user can name (host, model, input) ever reaches a shell: the command given to ssh is a
-constant, and everything else travels in files.
+No user-supplied name (host, model, input) ever reaches a shell: the ssh command is a constant, and
+everything else is sent in files.
 """

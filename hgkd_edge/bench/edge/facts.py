@@ -1,5 +1,5 @@
-"""Raw facts -> which Jetson this is, what it runs, and whether its clocks make a number mean
-something. Tolerant by design: an unknown L4T or a missing tool leaves a gap, not an error."""
+"""Raw facts -> which Jetson this is, its software, and whether its clocks allow a meaningful
+result. Tolerant by design: an unknown L4T or a missing tool leaves a gap, not an error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_TEXT = 1 << 18  # characters of one fact, such as the help of trtexec
 
 @dataclass(frozen=True)
 class Board:
-    """A recognised board; `device` is the entry of the table when it is one of those."""
+    """A recognized board; `device` is its entry in the table, if any."""
 
     is_jetson: bool
     model: str | None = None
@@ -51,7 +51,7 @@ class Board:
     temperatures_c: dict[str, float] = field(default_factory=dict)
 
     def environment(self, facts: Mapping[str, str]) -> dict[str, Any]:
-        """What bench.json records of the machine."""
+        """The machine's record in bench.json."""
         entry = asdict(self)
         entry["device_id"] = self.device.id if self.device else None
         entry["device"] = self.model or _cpu(facts)
@@ -63,7 +63,7 @@ class Board:
         return entry
 
     def warnings(self) -> list[str]:
-        """Why a number taken now may mislead."""
+        """Reasons why a measurement taken now may mislead."""
         if not self.is_jetson:
             return []
         notes = []
@@ -118,7 +118,7 @@ class Board:
 
 
 def board_from_facts(facts: Mapping[str, str]) -> Board:
-    """Read what the script gathered."""
+    """Parse the facts gathered by the script."""
     text = {name: value[:_MOST_TEXT] for name, value in facts.items()}
     facts = defaultdict(str, text)
     release = parse_release(facts["nv_tegra_release"], facts["packages"])
@@ -160,7 +160,7 @@ def parse_release(text: str, packages: str = "") -> str | None:
 
 
 def parse_nvpmodel(text: str) -> tuple[str | None, int | None]:
-    """`NV Power Mode: MODE_15W_6CORE` and, on a line of its own, `2`."""
+    """`NV Power Mode: MODE_15W_6CORE` and, on a separate line, `2`."""
     name = re.search(r"NV Power Mode:\s*(\S+)", text)
     number = re.search(r"^\s*(\d{1,3})\s*$", text, re.MULTILINE)
     return (name[1] if name else None), (int(number[1]) if number else None)
@@ -180,7 +180,7 @@ def parse_jetson_clocks(text: str) -> dict[str, float] | None:
 
 
 def _devfreq_clocks(table: str) -> dict[str, float] | None:
-    """Of lines with a device's path, its name in the device tree, and least, most, present Hz."""
+    """Parse lines with a device's path, its name in the device tree, and min, max, current Hz."""
     for line in table.splitlines():
         path, *fields = [field.strip() for field in line.split("\t")]
         name = (fields[0] if fields and fields[0] else path).lower()
@@ -192,7 +192,7 @@ def _devfreq_clocks(table: str) -> dict[str, float] | None:
 
 
 def _temperatures(table: str) -> dict[str, float]:
-    """Degrees of lines with a zone's path, its name, and thousandths of a degree."""
+    """Temperatures in degrees from lines with a zone's path, its name, and millidegrees."""
     return {
         name: int(value) / 1000
         for name, value in re.findall(r"^[^\t\n]*\t([^\t\n]+)\t(-?[0-9]{1,7})\s*$", table, re.M)
@@ -200,7 +200,7 @@ def _temperatures(table: str) -> dict[str, float]:
 
 
 def _recognise(compatible: str, model: str) -> Device | None:
-    """By part number first; by the model's name where a kit hides the number."""
+    """Identify by part number first; by the model's name where a kit hides the number."""
     for device in load_devices():
         if any(word in compatible for word in device.match.compatible):
             return device

@@ -1,6 +1,6 @@
-"""Models and options -> a job: the files that the device gets, and the steps that it does.
+"""Models and options -> a job: the files sent to the device, and the steps it runs.
 
-Models are measured by trtexec where there is one, else by onnxruntime on the device's CPU.
+Models are measured by trtexec if present, else by onnxruntime on the device's CPU.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = ["EdgeCase", "EdgeJob", "make_job"]
 
 # trtexec's own 200 ms is over before a Jetson's clocks have risen.
 WARMUP_MS = 2000
-# Each image that is compared is a start of trtexec on the device (batch 1), a second or two.
+# Each compared image starts trtexec on the device (batch 1), a second or two.
 IMAGES = 4
-# Of outputs that are compared: about 10 bytes each in trtexec's JSON.
+# Compared output values: about 10 bytes each in trtexec's JSON.
 MOST_VALUES = 1_000_000
 
 
@@ -46,16 +46,16 @@ class EdgeCase:
     """One case.
 
     Args:
-        model: The model, and
-        file: its name on the device.
-        precision: What is built from it.
+        model: The model.
+        file: Its name on the device.
+        precision: Precision of the build.
         batch: B.
         threads: Threads of ONNX Runtime.
-        probe: What is fed, and what has to be computed from it.
-        calls: Of each call, each input, with the name of the file of its values on the device.
-        inputs: What is fed, for the record.
+        probe: The inputs and the expected outputs.
+        calls: For each call, each input with the name of its file on the device.
+        inputs: The inputs, for the record.
         build: Command that builds the engine; empty where there is no trtexec.
-        check: Of each call, the command that computes its outputs.
+        check: For each call, the command that computes its outputs.
         measure: Command of one visit.
     """
 
@@ -98,16 +98,16 @@ class EdgeJob:
 def make_job(
     models: Sequence[ModelFile], options: BenchOptions, facts: Mapping[str, str], *, where: str
 ) -> EdgeJob:
-    """Plan the measurement on a device whose facts are known.
+    """Plan the measurement for a device from its facts.
 
     Args:
         models: Files to measure.
         options: Batches, precisions, copies, duration, ...
-        facts: What the device says about itself.
+        facts: The device's facts.
         where: Name of the device for messages.
 
     Raises:
-        DeviceError: The device has neither trtexec nor onnxruntime, or cannot do what was asked.
+        DeviceError: The device has neither trtexec nor onnxruntime, or cannot run the request.
         RunError: No model of the wanted precision.
     """
     tool = Trtexec.from_help(facts.get("trtexec_help", "")) if facts.get("trtexec") else None
@@ -116,7 +116,7 @@ def make_job(
             f"{where} has neither trtexec nor a Python with numpy and onnxruntime",
             hint="on a Jetson: sudo apt install libnvinfer-bin; elsewhere: pip install onnxruntime",
         )
-    # trtexec measures whole seconds, so there are no more rounds than seconds.
+    # trtexec measures whole seconds, so the number of rounds is limited to the seconds.
     rounds = options.rounds
     if tool and not options.count:
         rounds = max(1, min(rounds, int(options.duration_s)))
@@ -172,7 +172,7 @@ def make_job(
 def _wanted(
     models: Sequence[ModelFile], options: BenchOptions, *, may_build: bool
 ) -> list[tuple[ModelFile, str]]:
-    """(model, precision to build) pairs; an FP32 file stands in for FP16 where there is none."""
+    """(model, precision to build) pairs; an FP32 file is used for FP16 if there is no FP16 file."""
     if not options.precisions:
         return [(model, model.precision) for model in models]
     pairs: list[tuple[ModelFile, str]] = []
@@ -272,7 +272,7 @@ def _for_trtexec(
 
 
 def _trtexec_steps(cases: Sequence[EdgeCase], order: Sequence[int]) -> dict[str, bytes | Path]:
-    """Build all, verify all, then visit them in turn."""
+    """Steps: build all, verify all, then visit the cases in turn."""
     steps, files = [], {}
     for number, case in enumerate(cases):
         steps.append(f"build build-{number} engine-{number}.plan")
@@ -289,7 +289,7 @@ def _trtexec_steps(cases: Sequence[EdgeCase], order: Sequence[int]) -> dict[str,
 def _onnxruntime_steps(
     cases: Sequence[EdgeCase], plan: Plan, options: BenchOptions
 ) -> dict[str, bytes | Path]:
-    """Verify all, then measure all, by the script that is sent along with what it imports."""
+    """Steps: verify all, then measure all, with the script that is sent along with its imports."""
     wire = [
         {
             "model": case.file,

@@ -1,8 +1,8 @@
 """The conversation with a device: start its script, read its messages, stop it.
 
-The same script serves a Jetson that is this very machine (started as a child process) and one
-behind SSH, so both are measured by the same code. A device may be broken or hostile: nothing that
-it sends is read, kept or unpacked beyond the bounds below.
+The same script runs on a local Jetson (as a child process) and on one behind SSH, so both are
+measured by the same code. A device may be broken or hostile: everything it sends is bounded by the
+limits below.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from hgkd_edge.errors import DeviceError, UserError
 __all__ = ["Finished", "Link", "WorkFailed", "open_link"]
 
 MOST_CASE_S = 4 * 3600.0  # one case, all steps: a Nano may build a large engine for an hour
-MOST_SHOWN = 400  # characters of a device's own words in a message
+MOST_SHOWN = 400  # characters of a device's text in a message
 MOST_ERRORS = 64 << 10  # bytes of standard error that are kept
 
-# Without a word for this long, the device takes the network for dead; see also `Link._beat`.
+# After this much silence the device assumes a dead network; see also `Link._beat`.
 SILENCE_S = 60.0
-# How long a session waits for another one: a dead one ends within SILENCE_S.
+# How long a session waits for another session: a dead one ends within SILENCE_S.
 PATIENCE_S = 70
 # trtexec's power is compared with that of an idle board.
 IDLE_S = 2.0
-# The device sends something every two seconds while it works; this outlasts ssh's own keepalive.
+# The device sends a message every two seconds while it works; this outlasts ssh's keepalive.
 _SILENCE_S = 90.0
 _FACTS_S = 150.0
-# How long ssh may take to end by itself: after its output ended, and after our last word.
+# How long ssh may take to exit: after its output ended, and after our last message.
 _END_S = 10.0
 _GRACE_S = 10.0
 _CHUNK = 1 << 18
@@ -53,22 +53,21 @@ _NOT_OURS = "log in there and check what runs; do not trust its numbers"
 
 
 class WorkFailed(UserError):
-    """The work on the device failed, or the line to it broke. Exit code 1: it had begun."""
+    """The work on the device failed, or the connection broke. Exit code 1: the work had started."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that ended well on the device: its lines with the second of each, its peak memory,
-    and the file that it made."""
+    """A program that succeeded on the device: its lines with times, peak memory and output file."""
 
     log: list[tuple[float, str]]
     peak_kb: int
     result: str
 
     def second_of(self, text: str) -> float | None:
-        """When a line with this text came."""
+        """When a line with this text arrived."""
         return next((second for second, line in self.log if text in line), None)
 
 
@@ -79,8 +78,8 @@ class Link:
         command: How to start it: an ssh command, or this machine's sh.
         where: Name of the machine for messages.
         host: The SSH host, or None for this machine.
-        tell: Called with what is going on, and the fraction of it that is done.
-        case_s: How long a case may take at most, from its build to its last visit.
+        tell: Called with the current step and its completed fraction.
+        case_s: Maximum seconds of a case, from its build to its last visit.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Link:
         self._tell = tell
         self._case_s = case_s
         self._deadline = float("inf")
-        # In a separate session: Ctrl-C in the terminal must not end ssh before we said `bye`.
+        # In a separate session: Ctrl-C in the terminal must not end ssh before we send `bye`.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -123,7 +122,7 @@ class Link:
         self._closed = threading.Event()
 
     def facts(self) -> dict[str, str]:
-        """Send the script, return what the device says about itself: raw text by name.
+        """Send the script, return the device's facts: raw text by name.
 
         Raises:
             DeviceError: The host cannot be reached.
@@ -133,7 +132,7 @@ class Link:
             f"mark='{self._mark}' silence={SILENCE_S} patience={PATIENCE_S} idle={IDLE_S}\n"
             + Path(__file__).with_name("device.sh").read_text(encoding="utf-8")
         )
-        with suppress(OSError):  # a refused connection shows below, with ssh's own reason
+        with suppress(OSError):  # a refused connection is reported below, with ssh's reason
             self._write(base64.b64encode(script.encode()) + b"\n")
         message = self._next(_FACTS_S)
         if message is not None and message[0] == "facts":
@@ -154,16 +153,16 @@ class Link:
     def open(
         self, job: str, files: Mapping[str, bytes | Path], *, resume: bool, cases: int
     ) -> None:
-        """Take the folder of a job, and fill it.
+        """Lock the folder of a job, and send its files.
 
         Args:
-            job: Name of the folder: the same work by the same builder has the same.
+            job: Name of the folder: the same for the same work by the same builder.
             files: What the steps need, by name.
             resume: Keep what an earlier session finished there.
-            cases: How many cases there are, for the time that all may take.
+            cases: Number of cases, for the overall time limit.
 
         Raises:
-            WorkFailed: It is taken, has no room, or the connection broke.
+            WorkFailed: The folder is in use, the disk is full, or the connection broke.
         """
         self._deadline = time.monotonic() + self._case_s * cases
         self.request(f"{job} {'yes' if resume else 'no'}")
@@ -202,7 +201,7 @@ class Link:
         """The content of the next message, which must have this name (or that of `or_`).
 
         Raises:
-            WorkFailed: It has another, or the connection broke.
+            WorkFailed: The message has another name, or the connection broke.
         """
         while True:
             message = self._next(min(_SILENCE_S, max(0.0, self._deadline - time.monotonic())))
@@ -220,12 +219,12 @@ class Link:
             self._tell(f"{self.where}: {self._doing}: {text.strip()[-60:]}", 0.0)
 
     def finished(self, doing: str, program: str, part: float = 0.0) -> Finished:
-        """What a program left that the device runs now.
+        """The result of the program that the device is running.
 
         Args:
-            doing: What is going on, and
+            doing: The current step, for messages.
             program: The program's name, for messages.
-            part: The fraction of it that is done.
+            part: The completed fraction of the step.
 
         Raises:
             WorkFailed: It failed; the message ends with its last lines.
@@ -239,10 +238,10 @@ class Link:
         return Finished(log, peak_kb, self.receive("result"))
 
     def close(self, *, forget: bool = True) -> None:
-        """End the connection, and with it all that runs there.
+        """End the connection and everything that runs on the device.
 
         Args:
-            forget: Remove a finished build too.
+            forget: Also remove a finished build.
         """
         self._closed.set()
         with suppress(OSError, ValueError):
@@ -273,20 +272,20 @@ class Link:
             raise self._broken() from error
 
     def _beat(self) -> None:
-        """Say that we are still here; the device takes silence for a dead network."""
+        """Send a heartbeat; the device treats silence as a dead network."""
         with suppress(OSError, ValueError):
             while not self._closed.wait(SILENCE_S / 4):
                 self._write(b"\n")
 
     def _write(self, content: bytes) -> None:
-        """Send all of it.
+        """Send all bytes.
 
         Raises:
-            OSError: The line is dead, or nobody there reads for `_SILENCE_S`.
+            OSError: The connection is dead, or the device does not read for `_SILENCE_S`.
         """
         left = memoryview(content)
         with self._writing:
-            while left:  # past Python's buffer: closing must never wait for a line that is dead
+            while left:  # bypass Python's buffer: closing must never wait for a dead connection
                 pipe = self._stdin.fileno()
                 if not select.select([], [pipe], [], _SILENCE_S)[1]:
                     self._fault = "it does not read what it is sent"
@@ -294,17 +293,17 @@ class Link:
                 left = left[os.write(pipe, left) :]
 
     def _next(self, patience_s: float) -> tuple[str, str] | None:
-        """The next message; None when the line ended or stayed silent too long."""
+        """The next message; None when the connection ended or stayed silent too long."""
         until = time.monotonic() + patience_s
         while not self._arrived:
-            if self._stdout not in self._pipes:  # ssh says why a moment later
+            if self._stdout not in self._pipes:  # ssh reports the reason a moment later
                 until = min(until, time.monotonic() + 2)
             if not self._pipes or not self._read(until - time.monotonic()):
                 return None
         return self._arrived.popleft()
 
     def _read(self, patience_s: float) -> bool:
-        """Take what comes; False when nothing does."""
+        """Read available data; False if there is none."""
         able = select.select(self._pipes, [], [], patience_s)[0] if patience_s > 0 else []
         for pipe in able:
             chunk = os.read(pipe.fileno(), _CHUNK)
@@ -322,7 +321,7 @@ class Link:
         return bool(able)
 
     def _failure(self, lines: list[str], program: str, code: int) -> WorkFailed:
-        """The lines by which a program says why it failed, and what usually helps."""
+        """The lines of a program that explain its failure, and the usual fix."""
         errors = [line for line in lines if "[E]" in line or "error" in line.lower()]
         how = f"was ended by signal {code - 128}" if code > 128 else f"ended with code {code}"
         reason = f"{program} {how}: {' | '.join((errors or lines)[-8:])}"
@@ -351,8 +350,8 @@ class Link:
 def open_link(
     host: Host | None, *, tell: Callable[[str, float], None], config: Path | None = None
 ) -> Iterator[Link]:
-    """The script on `host`, or on this machine when None. What it built is kept for `--resume` only
-    when the connection broke."""
+    """The script on `host`, or on this machine when None. Builds are kept for `--resume` only when
+    the connection broke."""
     if host is None:
         link = Link(["sh", "-c", BOOTSTRAP], where="this machine", host=None, tell=tell)
     else:

@@ -1,6 +1,6 @@
-"""Measure models on edge devices, here or over SSH, from the greeting to the session.
+"""Measure models on edge devices, here or over SSH, from connection to session.
 
-Several devices make one table, `--hosts fleet.yaml`:
+Several devices are measured into one table, `--hosts fleet.yaml`:
 
     hosts:
       - host: nvidia@orin.local
@@ -58,7 +58,7 @@ def measure_on(
     """Build and measure on `host`, or on this machine when None.
 
     Raises:
-        DeviceError: The device cannot be reached or cannot do what was asked.
+        DeviceError: The device cannot be reached or cannot run the request.
         WorkFailed: The work failed there, its outputs are wrong, or the connection broke.
     """
     with (
@@ -89,7 +89,7 @@ def measure_on(
 
 @contextmanager
 def _understood(where: str) -> Iterator[None]:
-    """What a device sends may be anything; what cannot be used is that device's fault only."""
+    """A device may send anything; unusable data is an error of that device only."""
     try:
         yield
     except OSError as error:
@@ -154,7 +154,7 @@ def measure_fleet(
 ) -> tuple[list[Session], list[Refusal]]:
     """A session for each device that could be measured, a refusal for each that could not.
 
-    Each session is handed to `keep` as it comes, so that an interruption costs one device only.
+    Each session is passed to `keep` when done, so that an interruption loses one device only.
 
     Raises:
         DeviceError: None could be measured.

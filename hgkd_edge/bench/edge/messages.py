@@ -1,6 +1,6 @@
-"""Finding our messages in the output of a connection, whatever else is printed there.
+"""Find our messages in the output of a connection, whatever else is printed in it.
 
-A device may be broken or hostile: nothing that it sends is kept or unpacked beyond these bounds.
+A device may be broken or hostile: everything it sends is bounded by these limits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["MessageStream", "StreamFault", "stamped"]
 
 MOST_LINE = 4096  # bytes; the script writes lines of about 3,100, so that each goes out at once
 MOST_PACKED = 32 << 20  # bytes of one message as it is sent
-MOST_UNPACKED = 128 << 20  # and unpacked: 400,000 inferences as trtexec writes their times
+MOST_UNPACKED = 128 << 20  # of one message unpacked: trtexec's times of 400,000 inferences
 MOST_MESSAGES = 1_000_000  # of one connection: one line of progress every two seconds for days
 MOST_TOTAL = 1 << 30  # bytes of all messages
 
@@ -21,17 +21,17 @@ _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) 
 
 
 class StreamFault(Exception):
-    """What a device sent exceeds a bound, or is not what the script sends."""
+    """A device's message exceeds a bound, or was not written by the script."""
 
 
 class MessageStream:
-    """Takes bytes as they come, gives the (name, text) messages in them.
+    """Parse (name, text) messages from a stream of bytes.
 
     Login shells print greetings, colors and titles, with and without a line end, before, after and
-    between our lines. Each connection has a random mark, which is searched for anywhere.
+    between our lines. Each connection has a random mark, which may occur anywhere.
 
     Args:
-        mark: The bytes that begin each line of ours.
+        mark: The bytes that start each of our lines.
     """
 
     def __init__(self, mark: bytes) -> None:
@@ -49,7 +49,7 @@ class MessageStream:
         self._rest += chunk
         while True:
             _before, found, after = self._rest.partition(self._mark)
-            if not found:  # nothing but the beginning of a mark is worth keeping
+            if not found:  # keep only a possible start of a mark
                 self._rest = self._rest[-len(self._mark) + 1 :]
                 return
             self._rest = found + after
@@ -64,7 +64,7 @@ class MessageStream:
                 yield name[:40].decode("ascii", "replace"), content
 
     def _take(self, name: bytes, piece: bytes) -> str | None:
-        """The content of the message that ends with this piece, if one does."""
+        """The content of the message that ends with this piece, if any."""
         self._total += len(piece)
         if self._total > MOST_TOTAL:
             raise StreamFault(f"more than {MOST_TOTAL >> 20} MiB of messages")
@@ -98,6 +98,6 @@ def _unpacked(packed: bytes) -> bytes:
 
 
 def stamped(text: str) -> list[tuple[float, str]]:
-    """Lines with the second of each, as the script's `stamp` writes them."""
+    """Lines with their times in seconds, as the script's `stamp` writes them."""
     parts = (line.partition(" ") for line in text.splitlines())
     return [(float(second), line) for second, _space, line in parts]

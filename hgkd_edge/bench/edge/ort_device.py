@@ -1,8 +1,8 @@
-"""Runs on a box without trtexec, on Python 3.8 or later with numpy and onnxruntime.
+"""Runs on a device without trtexec, on Python 3.8 or later with numpy and onnxruntime.
 
 `ort_device.py verify|measure RESULT.json`, in a folder with `job.json`, the models, the inputs, and
-the modules of this package that it imports: how time is taken is decided by the same code as on the
-machine that sent it.
+the modules of this package that it imports. Timing uses the same code as on the machine that sent
+it.
 """
 
 # ruff: noqa: B905
@@ -22,19 +22,19 @@ from hgkd_edge.bench.method import REST_S, Plan, measure, timed, visiting_order
 
 
 def main(what: str, result: str) -> None:
-    """Do one of the two steps of a job."""
+    """Run one of the two steps of a job."""
     job = json.loads(Path("job.json").read_text(encoding="utf-8"))
     content = verify(job["cases"]) if what == "verify" else measure_all(job["cases"], job["plan"])
     Path(result).write_text(json.dumps(content), encoding="utf-8")
 
 
 def verify(cases: list[dict[str, Any]]) -> list[list[list[dict[str, Any]]]]:
-    """Of each case, of each of its calls to check: the outputs, in the layout of trtexec's JSON."""
+    """The outputs of each call to check of each case, in the layout of trtexec's JSON."""
     return [[outputs(case, inputs) for inputs in case["check"]] for case in cases]
 
 
 def outputs(case: dict[str, Any], inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a model computes, in a separate session: a measured one must be cold at first."""
+    """A model's outputs, computed in a separate session: a measured session must start cold."""
     session = open_session(case)
     names = [output.name for output in session.get_outputs()]
     return [
@@ -48,7 +48,7 @@ def outputs(case: dict[str, Any], inputs: list[dict[str, Any]]) -> list[dict[str
 
 
 def measure_all(cases: list[dict[str, Any]], plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Raw times of every case, interleaved, and when each visit began and ended."""
+    """Raw times of every case, interleaved, and the start and end of each visit."""
     opened = [open_case(case) for case in cases]
     turns = visiting_order(len(cases), plan["rounds"])
     order = iter([index for turn in turns for index in turn])
@@ -56,7 +56,7 @@ def measure_all(cases: list[dict[str, Any]], plan: dict[str, Any]) -> list[dict[
     last = [0.0]
 
     def after_visit(what: str, part: float) -> None:
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)  # that of /proc/uptime
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)  # the clock of /proc/uptime
         if what == "measure":
             spans[next(order)].append([last[0] + REST_S, now])
         print(f"{what} {part:.0%}", flush=True)
@@ -75,7 +75,7 @@ def measure_all(cases: list[dict[str, Any]], plan: dict[str, Any]) -> list[dict[
 
 
 def open_case(case: dict[str, Any]) -> dict[str, Any]:
-    """A function that runs a case once, what loading it cost, and its first run."""
+    """A function that runs a case once, the cost of loading it, and its first run."""
     before, start = resident_mb(), time.monotonic()
     session = open_session(case)
     load_ms = (time.monotonic() - start) * 1000

@@ -1,4 +1,4 @@
-"""What the steps of a job leave on the device -> measurements of bench.json."""
+"""Results of a job's steps on the device -> measurements of bench.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hgkd_edge.parsing import parse_json
 
 __all__ = ["measured_by_onnxruntime", "measured_by_trtexec"]
 
-# At ten a second; a board's power swings from one to the next.
+# Ten per second; a board's power varies from one sample to the next.
 _FEW_SAMPLES = 10
 
 Spans = list[tuple[float, float]]  # seconds of the device's clock
@@ -41,7 +41,7 @@ def measured_by_trtexec(link: Link, job: EdgeJob, options: BenchOptions) -> list
 
     Raises:
         WorkFailed: A step failed, or the connection broke.
-        WrongOutputs: An engine computes something else than its ONNX file.
+        WrongOutputs: An engine's outputs differ from its ONNX file's.
         DeviceError: A result that cannot be read.
     """
     builds = []
@@ -80,7 +80,7 @@ def measured_by_onnxruntime(
 
 
 def _judged(case: EdgeCase, options: BenchOptions, calls: Sequence[Any]) -> Verification | str:
-    """How outputs compare; of each call, what trtexec exported: its text, or that as plain data."""
+    """Compare outputs; for each call trtexec's export, as text or plain data."""
     try:
         got = [parse_outputs(one) if isinstance(one, str) else outputs_of(one) for one in calls]
     except ValueError:
@@ -98,12 +98,12 @@ def _judged(case: EdgeCase, options: BenchOptions, calls: Sequence[Any]) -> Veri
 
 @dataclass
 class _Board:
-    """Power and clocks while the work went on.
+    """Power and clocks during the work.
 
     Args:
         source: tegrastats or ina3221; empty where there is neither.
-        started: When the board had been idle for long enough.
-        overcurrent: Over-current events by counter: at first since boot, then those of the work.
+        started: When the board had been idle long enough.
+        overcurrent: Over-current events by counter: first since boot, then during the work.
         lines: What the source printed, with the second of each line.
     """
 
@@ -114,19 +114,19 @@ class _Board:
 
     @classmethod
     def idle(cls, link: Link) -> _Board:
-        """Let the device continue, first without work."""
+        """Let the device continue, first idle."""
         link.request("go")
         source = link.receive("source").strip()
         return cls(source, _counts(link), float(link.receive("started").split()[0]), [])
 
     def finish(self, link: Link) -> None:
-        """Take what it printed."""
+        """Read the source's output."""
         after = _counts(link)
         self.overcurrent = {name: n - self.overcurrent.get(name, 0) for name, n in after.items()}
         self.lines = stamped(link.receive("power"))
 
     def telemetry(self, spans: Spans, throughput: float) -> Telemetry | None:
-        """What it was like within these spans."""
+        """Telemetry within these spans."""
         if not self.source:
             return None
         return telemetry_of(
@@ -153,7 +153,7 @@ def _measured(
     warnings: Sequence[str] = (),
     **fields: Any,
 ) -> Measured:
-    """The record of a case, with what is true of every device."""
+    """The record of a case, with the fields common to all devices."""
     notes = list(warnings)
     if telemetry is not None and telemetry.samples < _FEW_SAMPLES:
         notes.append(f"power rests on {telemetry.samples} samples only; a longer --duration")
@@ -257,7 +257,7 @@ def _log_of(finished: Finished) -> Log:
 
 
 def _inferring(visit: Finished) -> Spans:
-    """When trtexec measured: without the line that says so, never, as loading is no measuring."""
+    """When trtexec measured; empty without the line that marks it: loading is not measuring."""
     begin, end = visit.second_of("Starting inference"), visit.second_of("Timing trace has")
     if begin is None:
         return []
@@ -279,7 +279,7 @@ def _warnings(logs: Sequence[Log], times: Sequence[Times], options: BenchOptions
 
 
 def _settled(rounds: Sequence[np.ndarray]) -> bool:
-    """Whether each visit's last fifth is within 5 % of its first: the warm-up was long enough."""
+    """Whether each visit's last fifth is within 5 % of its first: the warm-up was enough."""
     for part in rounds:
         fifth = max(1, part.size // 5)
         first, last = np.median(part[:fifth]), np.median(part[-fifth:])

@@ -1,8 +1,8 @@
-"""Reaching a host by the system's OpenSSH client, with the user's own configuration and agent.
+"""Reach a host with the system's OpenSSH client, with the user's own configuration and agent.
 
 Passwords are never asked for (BatchMode), host keys are checked as the user's configuration says
-(by default an unknown one is refused), and the command run there is the constant `COMMAND`:
-nothing that a user names is ever part of it.
+(by default an unknown one is rejected), and the remote command is the constant `COMMAND`: no
+user-supplied name is ever part of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Host:
         """`jetson`, `user@jetson`, `user@jetson:2222`, `user@[fe80::1]:2222`.
 
         Raises:
-            DeviceError: Anything else; in particular nothing that ssh could take for an option.
+            DeviceError: Anything else, in particular what ssh could take for an option.
         """
         user, at, rest = text.rpartition("@")
         bracketed = re.fullmatch(r"\[([^\]]+)\](?::([0-9]{1,9}))?", rest)
@@ -66,7 +66,7 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
     """The client's arguments, as a list: no local shell is involved either.
 
     Raises:
-        DeviceError: There is no ssh here.
+        DeviceError: This machine has no ssh.
     """
     client = shutil.which("ssh")
     if client is None:
@@ -76,12 +76,12 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
         "ConnectTimeout": "15",
         "ServerAliveInterval": "10",
         "ServerAliveCountMax": "6",
-        # Nothing of ours needs these, and a hostile host should not be offered them.
+        # These are not needed, and a hostile host must not be offered them.
         "ForwardAgent": "no",
         "ForwardX11": "no",
         "ClearAllForwardings": "yes",
         "PermitLocalCommand": "no",
-        # A command of the user's own for this host (tmux, ...) cannot run beside ours.
+        # The user's own command for this host (tmux, ...) cannot run together with ours.
         "RemoteCommand": "none",
     }
     return [
@@ -98,7 +98,7 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
 
 
 def explain(host: Host, code: int, stderr: str) -> DeviceError:
-    """What it means when the connection ended before the device sent its facts."""
+    """The error for a connection that ended before the device sent its facts."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     said = lines[-1][:300] if lines else f"ssh ended with code {code}"
     target = f"ssh{f' -p {host.port}' if host.port else ''} {Host(host.name, host.user)}"

@@ -1,8 +1,8 @@
-"""Reading tegrastats, of every generation from Nano to Thor, and what it says about a run.
+"""Parse tegrastats of every generation from Nano to Thor, and summarize a run.
 
 The format is not documented as stable and differs by release (no date on JetPack 4, no units on
-its rails, lists of clocks on Orin, no load on Thor): each part is looked for on its own, and a
-line in which nothing is found is counted as rejected.
+its rails, lists of clocks on Orin, no load on Thor): each part is parsed separately, and a line
+without any known part is counted as rejected.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")
 # Rails measured behind another rail: "VDDQ_VDD2_1V8AO power is also included in VIN_SYS_5V0 power"
 # (NVIDIA, Jetson Linux Developer Guide r36, AGX Orin's INA3221).
 _PART_OF = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
-# Memory has the form of a rail; NC is a channel of the sensor that is "not connected".
+# Memory looks like a rail; NC is a sensor channel that is "not connected".
 _NO_RAILS = re.compile(r"RAM|SWAP|IRAM|NC(_?\d+)?", re.IGNORECASE)
 
-# NAME now/average[/peak], mW; JetPack 4 leaves the unit away.
+# NAME now/average[/peak], mW; JetPack 4 omits the unit.
 _RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?:/\d+(?:mW)?)?(?!\S)")
 _LONE_RAIL = re.compile(r"(?<!\S)([A-Za-z]\w*) (\d+)mW(?!\S)")
 _TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z]\w*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)?(?!\S)")
@@ -76,7 +76,7 @@ def parse_line(line: str) -> Sample | None:
     ram, gpu, emc = _RAM.search(line), _GPU.search(line), _EMC.search(line)
     gpu_mhz = None
     if gpu and (gpu[2] or gpu[3]):
-        # Orin and Thor list one clock per GPC; the fastest is the one that works.
+        # Orin and Thor list one clock per GPC; the fastest is the active one.
         gpu_mhz = max(int(clock) for clock in (gpu[2] or gpu[3]).split(",") if clock)
     sample = Sample(
         rails_mw=rails,
@@ -98,7 +98,7 @@ def telemetry_of(
     overcurrent: dict[str, int] | None = None,
     interval_ms: float = 100.0,
 ) -> Telemetry | None:
-    """What the board did while the measured runs went on.
+    """The board's telemetry during the measured runs.
 
     Args:
         lines: (seconds, line) within the measured part only.
@@ -109,7 +109,7 @@ def telemetry_of(
         interval_ms: Asked sampling interval.
 
     Returns:
-        None when there is no usable line at all.
+        None if there is no usable line.
     """
     parsed = [parse_line(line) for _time, line in lines]
     samples = [sample for sample in parsed if sample is not None]
@@ -140,10 +140,10 @@ def telemetry_of(
 
 
 def _totals(samples: Sequence[Sample]) -> tuple[str | None, list[float]]:
-    """The rail or rails that are the whole, and its W per sample.
+    """The rail or rails that make the total, and the total's W per sample.
 
-    A line cut off before the board's total would be added up from its rails: such odd ones out are
-    left out, not averaged with the rest.
+    A line cut off before the board's total would be summed from its rails: such outliers are
+    skipped, not averaged with the rest.
     """
     found = [total for sample in samples if (total := sample.total_mw())]
     if not found:
@@ -162,7 +162,7 @@ def _rails(samples: Sequence[Sample]) -> dict[str, Rail]:
 
 
 def _throttling(samples: Sequence[Sample], overcurrent: dict[str, int]) -> list[str]:
-    """Signs that the clocks were held down while work was waiting."""
+    """Signs that the clocks were throttled while work was waiting."""
     reasons = [
         f"{count} over-current events ({name})" for name, count in overcurrent.items() if count > 0
     ]
@@ -173,7 +173,7 @@ def _throttling(samples: Sequence[Sample], overcurrent: dict[str, int]) -> list[
 
 
 def _under_load(sample: Sample) -> bool:
-    """Thor prints no load; a clock without one is taken for a working one."""
+    """Thor prints no load; a clock without a load is taken as active."""
     return sample.gpu_load is None or sample.gpu_load >= 80
 
 

@@ -1,4 +1,4 @@
-"""trtexec: which flags which version takes, what its log says, what its exported times hold.
+"""trtexec: flags by version, its log, and its exported times.
 
 Flags follow NVIDIA/TensorRT `samples/common/sampleOptions.cpp`; the exported trace follows
 `sampleReporting.cpp` (`exportJSONTrace`). What changed between versions:
@@ -90,7 +90,7 @@ class Trtexec:
         return flag in self.flags
 
     def supported(self, *flags: str) -> list[str]:
-        """Those of the flags (`--x` or `--x=value`) that its help names."""
+        """The given flags (`--x` or `--x=value`) that its help names."""
         return [flag for flag in flags if self.has(flag.split("=")[0])]
 
 
@@ -109,10 +109,10 @@ def build_arguments(
         shapes: Input name -> shape to build for; min = opt = max.
         dynamic: Whether the graph has free axes; a fixed graph takes no shapes.
         model_precision: What the ONNX holds: fp32, fp16 or int8 (Q/DQ).
-        precision: What is wanted; differs from the model's only as fp16 from fp32.
+        precision: Precision to build; differs from the model's only as fp16 from fp32.
 
     Raises:
-        DeviceError: The precision cannot be had from this ONNX with this version.
+        DeviceError: This version cannot build the precision from this ONNX file.
     """
     arguments = ["--onnx={onnx}", "--saveEngine={engine}"]
     if dynamic:
@@ -120,7 +120,7 @@ def build_arguments(
         arguments += [f"--minShapes={text}", f"--optShapes={text}", f"--maxShapes={text}"]
     arguments += _precision_flags(tool, model_precision, precision)
     arguments += tool.supported("--timingCacheFile={cache}")
-    # 8.5 called it --buildOnly, 8.6 renamed it; older ones measure a moment, which harms nothing.
+    # 8.5 called it --buildOnly, 8.6 renamed it; older ones also measure briefly, which is harmless.
     return arguments + (tool.supported("--skipInference") or tool.supported("--buildOnly"))
 
 
@@ -195,21 +195,21 @@ def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     """`name:1x3x224x224,...` as trtexec reads it.
 
     Raises:
-        DeviceError: A name holds one of the separators; trtexec would read another name.
+        DeviceError: A name contains a separator; trtexec would parse another name.
     """
     _check_names(shapes)
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def inputs_argument(files: dict[str, str]) -> list[str]:
-    """`--loadInputs=name:file,...` for inputs with values of their own; nothing without any."""
+    """`--loadInputs=name:file,...` for inputs with given values; empty without any."""
     _check_names(files)
     pairs = ",".join(f"{name}:{file}" for name, file in files.items())
     return [f"--loadInputs={pairs}"] if pairs else []
 
 
 def loadable_names(names: Iterable[str]) -> bool:
-    """Whether trtexec can be given shapes and values for inputs of these names."""
+    """Whether trtexec accepts shapes and values for inputs with these names."""
     return not any(_SEPARATOR.search(name) for name in names)
 
 
@@ -243,7 +243,7 @@ def _precision_flags(tool: Trtexec, model_precision: str, precision: str) -> lis
 
 @dataclass(frozen=True)
 class Log:
-    """What a trtexec log says: medians in ms by figure, effective settings, costs."""
+    """A parsed trtexec log: medians in ms by figure, effective settings, costs."""
 
     medians_ms: dict[str, float]
     settings: dict[str, str]
@@ -278,9 +278,9 @@ class Times:
 def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
     """Read `--exportTimes`.
 
-    TensorRT before 8.6 exports its warm-up runs too; as trtexec does itself, runs whose
-    computation started before the end of the warm-up are left out. Early ones (7, 8.0) call H2D
-    and D2H "in" and "out".
+    TensorRT before 8.6 exports its warm-up runs too; as trtexec does itself, runs whose computation
+    started before the end of the warm-up are skipped. Early ones (7, 8.0) call H2D and D2H "in" and
+    "out".
 
     Args:
         text: The JSON file's content.
@@ -310,7 +310,7 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
 
 
 def settings_warnings(log: Log, *, copies: str) -> list[str]:
-    """Where the settings trtexec printed are not the ones that were meant."""
+    """The settings printed by trtexec that differ from the requested ones."""
     meant = {
         "Data transfers": "Enabled" if copies == "in" else "Disabled",
         "Spin-wait": "Enabled",
@@ -327,7 +327,7 @@ def parse_outputs(text: str) -> dict[str, np.ndarray]:
     """Output name -> f64 array, from `--exportOutput` (layout: `exportJSONOutput` in
     NVIDIA/TensorRT samples/common/sampleReporting.cpp).
 
-    Values that are not finite are printed as `nan` and `inf`, which JSON has no words for.
+    Values that are not finite are printed as `nan` and `inf`, which are not valid JSON.
 
     Raises:
         ValueError: Not of this layout.

@@ -2,8 +2,8 @@
 
     python3 build_engine.py
 
-An engine runs on the kind of GPU and the version of TensorRT that built it, so it is built here. It
-takes some minutes.
+An engine runs only on the GPU type and TensorRT version that built it, so it is built on the
+device. This takes a few minutes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def version_of(text: str) -> Tuple[int, int]:
 
 
 def arguments(settings: Dict[str, Any], version: Tuple[int, int], folder: Path) -> List[str]:
-    """Of trtexec. The precision is the one of the ONNX file, in each version's own way."""
+    """trtexec's flags. The precision is that of the ONNX file, set in each version's own way."""
     given = ["--onnx=%s" % (folder / "model.onnx"), "--saveEngine=%s" % (folder / "model.plan")]
     if settings["dynamic_batch"]:
         shape = "%s:1x3x%dx%d" % (settings["input_name"], *settings["size"])

@@ -46,14 +46,14 @@ def watch(
     show: Show,
     count: Optional[int] = None,
 ) -> Dict[str, float]:
-    """Answer frame after frame.
+    """Predict frame by frame.
 
     Args:
         frames: RGB images.
-        settings: Of the model.
+        settings: Settings of the model.
         run: The model.
         threshold: Lowest score of a box.
-        show: Called with number, frame and answer of each.
+        show: Called with each frame's number, image and answer.
         count: Frames to answer; None: until the source ends.
 
     Returns:

@@ -1,6 +1,6 @@
 """Frames of a camera, a video file or a stream through GStreamer, decoded by the Jetson.
 
-JetPack has all parts: `sudo apt install python3-gi gir1.2-gst-plugins-base-1.0`.
+Requirements are part of JetPack: `sudo apt install python3-gi gir1.2-gst-plugins-base-1.0`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def pipeline(source: str, *, jetson: bool, width: int, height: int, rate: int) -
     Args:
         source: `csi:0` (a camera on the CSI connector), `/dev/video0`, a file, or an address such
             as rtsp://...
-        jetson: Whether NVIDIA's elements are there.
-        width: Of a CSI camera's frames, as height and rate: a mode that the camera has.
+        jetson: Whether NVIDIA's elements are available.
+        width: Frame width of a CSI camera. Width, height and rate must be a mode of the camera.
     """
     if source.startswith("csi:"):
         first = (
@@ -32,7 +32,7 @@ def pipeline(source: str, *, jetson: bool, width: int, height: int, rate: int) -
         first = "v4l2src name=source ! decodebin"
     else:
         first = "uridecodebin name=source"
-    # The decoder leaves frames in the GPU's memory; nvvidconv brings them out.
+    # The decoder leaves frames in the GPU's memory; nvvidconv copies them to host memory.
     to_memory = " ! nvvidconv ! video/x-raw,format=BGRx" if jetson else ""
     is_live = not first.startswith("uridecodebin") or "://" in source
     keep = "max-buffers=1 drop=true" if is_live else "max-buffers=4"
@@ -43,7 +43,7 @@ def pipeline(source: str, *, jetson: bool, width: int, height: int, rate: int) -
 
 
 def source_property(source: str) -> Tuple[str, Any]:
-    """Name and value of the property that says what the source element reads."""
+    """Name and value of the property that sets the source element's input."""
     if source.startswith("csi:"):
         return "sensor-id", int(source[4:])
     if source.startswith("/dev/"):
@@ -52,7 +52,7 @@ def source_property(source: str) -> Tuple[str, Any]:
 
 
 def image_of(data: bytes, width: int, height: int) -> Image.Image:
-    """An RGB buffer as an image: GStreamer fills rows up to whole words of 4 bytes."""
+    """An RGB buffer as an image: GStreamer pads rows to multiples of 4 bytes."""
     stride = (3 * width + 3) // 4 * 4
     rows = np.frombuffer(data, np.uint8, stride * height).reshape(height, stride)
     return Image.fromarray(rows[:, : 3 * width].reshape(height, width, 3).copy())
@@ -80,7 +80,8 @@ def frames(
     running.set_state(Gst.State.PLAYING)
     try:
         while True:
-            # A source that fails ends no stream: waiting for a frame alone would wait forever.
+            # A failing source does not end the stream: waiting only for a frame would block
+            # forever.
             sample = sink.emit("try-pull-sample", Gst.SECOND)
             if sample is not None:
                 form, buffer = sample.get_caps().get_structure(0), sample.get_buffer()

@@ -12,7 +12,8 @@ def frames(source: str, capture: Any = None) -> Iterator[Image.Image]:
 
     Args:
         source: `0` (the first camera), `/dev/video1`, a file, or an address such as rtsp://...
-        capture: An opened `cv2.VideoCapture`, or what has its `isOpened`, `read` and `release`.
+        capture: An opened `cv2.VideoCapture`, or an object with its `isOpened`, `read` and
+            `release`.
 
     Raises:
         RuntimeError: The source cannot be opened.

@@ -3,7 +3,7 @@
     pip install "tritonclient[grpc]" pillow
     python3 client.py photo.jpg --url localhost:8001
 
-Preprocessing and answers are those of `predict.py`, which lies next to this file.
+Preprocessing and answers come from `predict.py`, next to this file.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ TO_DEVICE, TO_HOST = 1, 2  # kinds of cudaMemcpy
 
 
 class Cuda:
-    """The few calls of CUDA's runtime that running an engine needs."""
+    """The CUDA runtime calls needed to run an engine."""
 
     def __init__(self, library: Any = None) -> None:
         self.library = library or _cuda_runtime()
@@ -39,7 +39,7 @@ class Cuda:
         return address.value or 0
 
     def copy(self, target: int, source: int, size: int, kind: int) -> None:
-        """Copy bytes; returns when they are there."""
+        """Copy bytes; returns when the copy is complete."""
         self.call(
             "cudaMemcpy",
             ctypes.c_void_p(target),
@@ -64,8 +64,8 @@ class Engine:
     """An engine file as a function from the network's input to its outputs by name.
 
     Args:
-        path: Built by `build_engine.py` on this very device: an engine is machine code for one GPU
-            and one version of TensorRT. Load no engine from anywhere else.
+        path: Built by `build_engine.py` on this device: an engine is machine code for one GPU and
+            one version of TensorRT. Do not load engines from elsewhere.
         cuda: CUDA's runtime.
     """
 
@@ -93,7 +93,7 @@ class Engine:
         address = self._reserve(feed, batch.nbytes)
         self.cuda.copy(address, batch.ctypes.data, batch.nbytes, TO_DEVICE)
         results = {name: self._result(name) for name in self.outputs}
-        if not self.context.execute_async_v3(0):  # on the default stream, which copies wait for
+        if not self.context.execute_async_v3(0):  # on the default stream: copies wait for it
             raise RuntimeError("TensorRT could not run the engine; its log says why")
         for name, array in results.items():
             self.cuda.copy(array.ctypes.data, self.memory[name][0], array.nbytes, TO_HOST)

@@ -3,9 +3,8 @@
     python3 predict.py photo.jpg folder/ --out answers
 
 One JSON object per image goes to stdout, pictures of the answers to `--out`. `model.json` and
-`model.onnx` lie next to this file. The steps from an image file to the answer are those of
-`hgkd-edge predict`; other programs can import them: `load_image`, `network_input`, `answer`,
-`draw`.
+`model.onnx` must be next to this file. Processing is the same as in `hgkd-edge predict`; other
+programs can import them: `load_image`, `network_input`, `answer`, `draw`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from PIL import Image, ImageDraw
 HERE = Path(__file__).resolve().parent
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Older versions of Pillow have these names in the module itself.
+# Older Pillow versions have these names in the module itself.
 TURNS: Any = getattr(Image, "Transpose", Image)
 FILTERS: Any = getattr(Image, "Resampling", Image)
 ORIENTATION = 0x0112  # the EXIF tag
@@ -38,7 +37,7 @@ UPRIGHT = {
     8: TURNS.ROTATE_90,
 }
 PAD = 114  # gray next to an image that does not fill the input
-LONGEST = 8  # times the input: what a resized image may take before it is cut
+LONGEST = 8  # maximum size of a resized image before cropping, in multiples of the input
 
 Settings = Dict[str, Any]
 Outputs = Dict[str, np.ndarray]
@@ -46,7 +45,7 @@ Run = Callable[[np.ndarray], Outputs]
 
 
 def load_settings(folder: Path = HERE) -> Settings:
-    """What `model.json` says of the model: task, classes, input, thresholds."""
+    """The settings in `model.json`: task, classes, input, thresholds."""
     with open(str(folder / "model.json"), encoding="utf-8") as file:
         settings: Settings = json.load(file)
     return settings
@@ -70,10 +69,10 @@ def load_image(path: Path, bits: int = 0) -> Image.Image:
 
     Args:
         path: The file.
-        bits: That 16-bit files use; 0: all 16.
+        bits: Bits used in 16-bit files; 0: all 16.
     """
     with Image.open(str(path)) as image:
-        if image.format not in FORMATS:  # Pillow would start other programs for some
+        if image.format not in FORMATS:  # Pillow would start other programs for some formats
             raise ValueError(
                 "%s files are not read; known: %s" % (image.format, ", ".join(FORMATS))
             )
@@ -92,7 +91,7 @@ def _upright(image: Any) -> Any:
     if orientation not in UPRIGHT:
         return image
     if image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) == 1:
-        return image  # newer versions of Pillow turn these while they decode them
+        return image  # newer Pillow versions rotate these while decoding
     return image.transpose(UPRIGHT[orientation])
 
 
@@ -122,7 +121,7 @@ def _is_deep_color(image: Any) -> bool:
 
 
 def network_input(settings: Settings, image: Image.Image) -> np.ndarray:
-    """An upright RGB image as the network takes it: f32[1, 3, H, W], or a frame u8[1, H, W, 3]."""
+    """An upright RGB image as the network's input: f32[1, 3, H, W], or a frame u8[1, H, W, 3]."""
     if "preprocessing" in settings["baked"]:
         frame = settings["frame"]
         if frame and [image.height, image.width] != frame:
@@ -176,10 +175,10 @@ def _placed(image: Image.Image, size: Tuple[int, int]) -> Tuple[int, int]:
 
 
 def answer(settings: Settings, run: Run, image: Image.Image, threshold: float) -> Dict[str, Any]:
-    """What the network says of an upright RGB image.
+    """The model's answer for an upright RGB image.
 
     Args:
-        settings: Of the model.
+        settings: Settings of the model.
         run: The model.
         image: The image.
         threshold: Lowest score of a box.
@@ -293,7 +292,7 @@ def draw(settings: Settings, image: Image.Image, answered: Dict[str, Any]) -> Im
         tinted = (0.5 * pixels + 0.5 * table[labels]).astype(np.uint8)
         return Image.fromarray(np.where((labels != 0)[..., None], tinted, pixels))
     pen = ImageDraw.Draw(picture)
-    for box in reversed(answered.get("boxes", [])):  # the best lie on top
+    for box in reversed(answered.get("boxes", [])):  # the best are drawn on top
         color = _color(classes.index(box["name"]))
         pen.rectangle(box["box"], outline=color, width=max(1, min(picture.size) // 200))
         corner = (box["box"][0], max(0, box["box"][1] - 12))
@@ -317,7 +316,7 @@ def _color(label: int) -> Tuple[int, int, int]:
 
 
 def image_files(paths: Sequence[Path]) -> List[Path]:
-    """The files named, and the image files in the folders named."""
+    """The named files, and the image files in the named folders."""
     files: List[Path] = []
     for path in paths:
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -326,7 +325,7 @@ def image_files(paths: Sequence[Path]) -> List[Path]:
 
 
 def threshold_of(settings: Settings, asked: float) -> float:
-    """The lowest score of a box: as asked for, else as `hgkd-edge predict` takes it."""
+    """The lowest score of a box: as requested, else the default of `hgkd-edge predict`."""
     least = settings["suppression"]["threshold"]
     if math.isnan(asked):
         return float(least)

@@ -1,7 +1,7 @@
 """Images with boxes (COCO, Pascal VOC, YOLO, LabelMe) or with a class for every pixel.
 
-An annotation that is wrong is skipped and reported with its file and line;
-only data of which nothing can be used are an error.
+A wrong annotation is skipped and reported with its file and line. It is an error only if nothing in
+the data set can be used.
 """
 
 from .opening import open_boxes, open_masks

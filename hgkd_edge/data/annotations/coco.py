@@ -1,4 +1,4 @@
-"""COCO JSON: boxes, and outlines that label maps are painted from."""
+"""COCO JSON: boxes, and object outlines from which label maps are painted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _File:
-    """One parsed JSON file, and the lines at which its images and annotations begin."""
+    """One parsed JSON file, and the lines where its images and annotations start."""
 
     path: Path
     content: dict[str, Any]
@@ -43,7 +43,7 @@ class _File:
             yield f"{self.path}:{line}", item
 
     def by_image(self, faults: list[Fault]) -> dict[str | None, list[tuple[str, dict[str, Any]]]]:
-        """Image id -> (file and line, annotation); those of no image are faults."""
+        """Image id -> (file and line, annotation). Annotations without an image are reported."""
         found: dict[str | None, list[tuple[str, dict[str, Any]]]] = {
             _id(image, "id"): [] for _, image in self.items("images")
         }
@@ -72,13 +72,13 @@ class _Parsed(NamedTuple):
 
 
 def coco_files(root: Path) -> dict[str, Path]:
-    """Annotation files by split ('' where the name speaks of none); empty if there are none.
+    """Annotation files by split ('' if the name states no split); empty if there are none.
 
-    Looked for in `annotations/`, in `root` itself, and next to the photos in `train/`, `val/` (or
-    `valid/`, `validation/`) and `test/`, else in any other folder of `root`.
+    Searches `annotations/`, `root` itself, and next to the images in `train/`, `val/` (or `valid/`,
+    `validation/`) and `test/`. If nothing is found, searches every other folder of `root`.
 
     Raises:
-        DataError: Two files speak of one split.
+        DataError: Two files are for the same split.
     """
     inside = [file for name in split_folders(root) for file in _jsons(root / name)]
     below = [
@@ -101,7 +101,7 @@ def coco_files(root: Path) -> dict[str, Path]:
 
 
 def coco_boxes(root: Path, files: dict[str, Path], holdout: float) -> Listing[list[Box]]:
-    """Photos and their boxes; crowds are skipped.
+    """Images and their boxes; crowd annotations are skipped.
 
     Raises:
         DataError: A file is not COCO JSON.
@@ -119,7 +119,7 @@ def coco_boxes(root: Path, files: dict[str, Path], holdout: float) -> Listing[li
 def coco_shapes(
     root: Path, files: dict[str, Path], holdout: float, *, binary: bool
 ) -> Listing[list[Shape]]:
-    """Photos and the outlines of their objects; class 0 is the background.
+    """Images and the outlines of their objects; class 0 is the background.
 
     Raises:
         DataError: A file is not COCO JSON.
@@ -141,9 +141,9 @@ def _jsons(folder: Path) -> list[Path]:
 
 
 def _parse(files: dict[str, Path]) -> _Parsed:
-    """All files but those of photos that are to be scored and bring no annotations.
+    """All files except those of held-out images that have no annotations.
 
-    So a challenge publishes its test split: scored by it, every answer would be wrong.
+    Challenges publish their test split this way. Scoring on it would count every answer as wrong.
 
     Raises:
         DataError: A file is not COCO JSON.
@@ -183,7 +183,7 @@ def _checked(path: Path, text: str, content: Any) -> _File:
 
 
 def _lines(text: str, keys: set[str]) -> dict[str, list[int]]:
-    """The line at which each item of the top-level lists `keys` begins, in valid JSON."""
+    """The line at which each item of the top-level lists `keys` starts, in valid JSON."""
     decoder = json.JSONDecoder()
     found: dict[str, list[int]] = {}
     line, counted = 1, 0
@@ -213,7 +213,7 @@ def _skip(text: str, place: int, characters: str) -> int:
 
 
 def _id(item: Any, field: str) -> str | None:
-    """An id as text, since some tools write 12 as "12" or 12.0; None if there is none."""
+    """An id as text (some tools write 12 as "12" or 12.0); None if there is none."""
     value = item.get(field) if isinstance(item, dict) else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -232,7 +232,7 @@ def _categories(file: _File) -> dict[str, str]:
 
 
 def _as_number(key: str) -> tuple[float, str]:
-    """To sort ids by: numbers in their own order, then texts."""
+    """Sort key for ids: numbers in numeric order, then texts."""
     try:
         return int(key), key
     except ValueError:
@@ -240,14 +240,14 @@ def _as_number(key: str) -> tuple[float, str]:
 
 
 def _classes(parsed: _Parsed) -> list[str]:
-    """Names of the training split's categories: another file may number them differently."""
+    """Category names of the training split; another file may number them differently."""
     return list(dict.fromkeys(_categories(parsed.training).values()))
 
 
 def _images(
     root: Path, split: str, file: _File, faults: list[Fault]
 ) -> Iterator[tuple[str, Annotated[None]]]:
-    """Id of every photo that is there, and the photo."""
+    """Each image that exists on disk, by id."""
     place = file.path.stem.removeprefix("instances_")  # train2017, as COCO itself names folders
     folders = [file.path.parent, root, root / "images"]
     for base in (root, root / "images"):
@@ -268,7 +268,7 @@ def _images(
 
 
 def _name(root: Path, path: Path) -> str:
-    """Relative to `root`, outside of which an absolute `file_name` may lead."""
+    """The path relative to `root`; an absolute `file_name` may point outside of it."""
     if not path.is_relative_to(root):
         path = root / os.path.relpath(path, root)
     return readable(path.relative_to(root).as_posix())
@@ -281,7 +281,7 @@ def _listing(
     holdout: float,
     convert: Callable[[dict[str, Any], str, str], T | None],
 ) -> Listing[list[T]]:
-    """All photos of all files; `convert` takes an annotation, its class's name, file and line."""
+    """All images of all files; `convert` gets an annotation, its class name, file and line."""
     listing: Listing[list[T]] = Listing({}, classes)
     for split, file in parsed.files.items():
         names, faults = _categories(file), list[Fault]()
@@ -299,7 +299,7 @@ def _listing(
                     faults.append((where, f"annotation skipped: {brief(error)}"))
             found = [item for item in objects if item is not None]
             photos.append(Annotated(image.name, image.file, found, image.size))
-        # A file that speaks of no split, and is the only one, is of training.
+        # A file whose name states no split is the training split if it is the only file.
         name = "train" if list(parsed.files) == [""] else split
         listing.splits[name], listing.faults[name] = photos, faults
     listing.faults["train"] = parsed.faults + listing.faults.get("train", [])
@@ -308,10 +308,10 @@ def _listing(
 
 
 def _without_objects(parsed: _Parsed) -> list[str]:
-    """A remark about categories that no training object is of.
+    """A remark about categories that no training object has.
 
-    They stay classes: annotation tools export one numbering for all their files, and dropping a
-    class would renumber the outputs of models that were trained with it.
+    They remain classes. Annotation tools export one numbering for all files, and dropping a class
+    would renumber the outputs of models trained with it.
     """
     file = parsed.training
     owned = {_id(item, "category_id") for _, item in file.items("annotations")}

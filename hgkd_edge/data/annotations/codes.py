@@ -1,7 +1,7 @@
-"""The numbers that label maps hold, and the classes that they stand for.
+"""The pixel values of label maps, and the class that each value stands for.
 
-Tools write classes as 0, 1, 2, ... or as gray levels such as 0, 128, 255, and pixels without a
-class as 255 or not at all. So all label maps are looked at before any is read for training.
+Tools write classes as 0, 1, 2, ... or as gray levels such as 0, 128, 255. They write pixels without
+a class as 255 or not at all. So all label maps are inspected before training reads any.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ __all__ = ["Codes", "Coding", "Ignore", "Tally", "binary_labels", "fixed_coding"
 Codes = Literal["auto", "numbers"] | Sequence[int]
 Ignore = Literal["auto", "none"] | int
 
-LOOKED_AT = 400  # pixels on a side of a label map when borders are looked for
-BORDERS = 0.5  # share of a code's pixels between two other codes that makes it a border
-RARE = 0.2  # largest share of 255 that is taken for "no class given" without being a border
-SPACING = 2  # gray levels that evenly spaced codes may be off by
+LOOKED_AT = 400  # side in pixels of a label map when checked for borders
+BORDERS = 0.5  # min. share of a code's pixels between two other codes to count as a border
+RARE = 0.2  # largest share of 255 taken for "no class given" without being a border
+SPACING = 2  # allowed deviation of evenly spaced codes, in gray levels
 LISTED = 12  # codes that are printed one by one
 MANY = 64  # codes that suggest masks with blended edges
 
 
 @dataclass(frozen=True)
 class Coding:
-    """Which number of a label map is which class.
+    """Which pixel value of a label map is which class.
 
     Attributes:
         codes: Class i is written as `codes[i]`.
-        names: Of the classes.
-        ignored: The code of pixels whose class is not given, if there is one.
+        names: Class names.
+        ignored: The code of pixels without a class, if there is one.
     """
 
     codes: tuple[int, ...]
@@ -44,10 +44,10 @@ class Coding:
     ignored: int | None
 
     def labels(self, pixels: np.ndarray) -> np.ndarray:
-        """Numbers of a label map, integers [H, W], as classes, uint8 [H, W]; 255 is ignored.
+        """Codes of a label map, integers [H, W], as classes, uint8 [H, W]; 255 is ignored.
 
         Raises:
-            ValueError: A number is no code.
+            ValueError: A number is not a code.
         """
         table = np.full(256, -1, np.int16)
         table[list(self.codes)] = np.arange(len(self.codes))
@@ -76,7 +76,7 @@ class Coding:
 
 
 def in_range(pixels: np.ndarray) -> np.ndarray:
-    """The same numbers, if label maps may hold them.
+    """The same numbers, checked to be valid in a label map.
 
     Raises:
         ValueError: A number is below 0 or above 255.
@@ -91,7 +91,7 @@ def in_range(pixels: np.ndarray) -> np.ndarray:
 
 
 def binary_labels(pixels: np.ndarray, ignore: Ignore) -> np.ndarray:
-    """1 for every number but 0, uint8 [H, W]; a code to ignore must be named."""
+    """1 for every number except 0, uint8 [H, W]; an ignored code must be given explicitly."""
     labels = (pixels > 0).astype(np.uint8)
     if isinstance(ignore, int):
         labels[pixels == ignore] = IGNORED
@@ -99,12 +99,12 @@ def binary_labels(pixels: np.ndarray, ignore: Ignore) -> np.ndarray:
 
 
 class Tally(NamedTuple):
-    """What label maps hold.
+    """Pixel counts of label maps.
 
     Attributes:
         pixels: Number of pixels by code, int64 [256].
-        marked: Pixels of code 255 that were looked at.
-        between: Those of them that have two other codes nearby, as borders have.
+        marked: Pixels of code 255 that were checked.
+        between: Checked pixels with two other codes nearby, as on borders.
     """
 
     pixels: np.ndarray
@@ -113,7 +113,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def of(cls, codes: np.ndarray) -> Tally:
-        """Of one label map, uint8 [H, W]."""
+        """The tally of one label map, uint8 [H, W]."""
         pixels = np.zeros(256, np.int64)
         for rows in row_blocks(codes):
             pixels += np.bincount(codes[rows].ravel(), minlength=256)
@@ -121,7 +121,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def sum(cls, tallies: Sequence[Tally]) -> Tally:
-        """Of several label maps."""
+        """The sum of several tallies."""
         pixels = np.zeros(256, np.int64)
         for tally in tallies:
             pixels += tally.pixels
@@ -129,19 +129,19 @@ class Tally(NamedTuple):
 
     @property
     def present(self) -> list[int]:
-        """Codes that occur."""
+        """All codes that occur."""
         return np.flatnonzero(self.pixels).tolist()
 
     def share(self, code: int) -> float:
-        """Share of all pixels."""
+        """A code's share of all pixels."""
         return float(self.pixels[code] / max(1, self.pixels.sum()))
 
 
 def fixed_coding(names: Sequence[str], codes: Codes, ignore: Ignore, root: Path) -> Coding | None:
-    """The coding that settings fix; None where the label maps must be looked at.
+    """The coding given by the settings; None if the label maps must be inspected.
 
     Raises:
-        DataError: `classes.txt` names another number of classes than there are codes.
+        DataError: `classes.txt` has a different number of classes than there are codes.
     """
     if isinstance(codes, str) or ignore == "auto":
         return None
@@ -156,18 +156,18 @@ def fixed_coding(names: Sequence[str], codes: Codes, ignore: Ignore, root: Path)
 def settle_coding(
     tallies: dict[str, Tally], names: Sequence[str], codes: Codes, ignore: Ignore, root: Path
 ) -> tuple[Coding, str]:
-    """The coding of label maps that were looked at, and what was decided, in one line.
+    """The coding of inspected label maps, and a one-line description of what was decided.
 
     Args:
-        tallies: By split.
-        names: Of `classes.txt`, whose lines are the codes 0, 1, ...; or empty.
-        codes: `segment.codes`: `auto` gives every code that occurs a class, `numbers` takes codes
+        tallies: Tallies by split.
+        names: From `classes.txt`, one line per code 0, 1, ...; or empty.
+        codes: `segment.codes`: `auto` makes every code that occurs a class, `numbers` takes codes
             as class numbers, gaps included.
         ignore: `segment.ignore`.
         root: The folder, for messages.
 
     Raises:
-        DataError: Whether 255 is a class cannot be told, or nothing but background occurs.
+        DataError: It is unclear whether 255 is a class, or only background occurs.
     """
     tally = Tally.sum(list(tallies.values()))
     ignored, why = _ignored(tally, names, codes, ignore, root)
@@ -229,13 +229,13 @@ def _ignored(
 
 
 def _evenly_spaced(codes: Sequence[int]) -> bool:
-    """Whether codes divide 0 to 255 into equal steps, as tools spread few classes."""
+    """Whether codes divide 0 to 255 into equal steps, as tools do for a small number of classes."""
     ideal = np.linspace(0, 255, len(codes))
     return bool(np.abs(np.array(codes) - ideal).max() <= SPACING)
 
 
 def _between(codes: np.ndarray) -> tuple[int, int]:
-    """Pixels of code 255, and those of them with two other codes nearby."""
+    """The number of pixels of code 255, and how many of them have two other codes nearby."""
     step = max(1, max(codes.shape) // LOOKED_AT)
     small = codes[::step, ::step].astype(np.int16)
     marked = small == IGNORED
@@ -248,7 +248,7 @@ def _between(codes: np.ndarray) -> tuple[int, int]:
 def _spread(
     values: np.ndarray, reach: int, best: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """The best of the values within `reach` pixels in each direction, [H, W]."""
+    """The maximum or minimum within `reach` pixels in each direction, [H, W]."""
     for _ in range(reach):
         for axis in (0, 1):
             line = np.moveaxis(values, axis, 0)
@@ -276,7 +276,7 @@ def _remark(tallies: dict[str, Tally], tally: Tally, coding: Coding, why: str) -
 
 
 def _listed(codes: Sequence[int], tally: Tally | None = None, coding: Coding | None = None) -> str:
-    """Codes, with what they stand for if that is known."""
+    """Codes with their meaning, if known."""
     shown = []
     for code in codes:
         name = ""

@@ -1,4 +1,4 @@
-"""The format of a folder of annotated images, recognized by what lies in it."""
+"""Recognizes the format of a folder of annotated images by its contents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Place(NamedTuple):
 
     Attributes:
         root: Their folder.
-        chosen: The `data.yaml` of a YOLO data set, where the user named it.
+        chosen: The `data.yaml` of a YOLO data set, if the user named it.
     """
 
     root: Path
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 def placed(path: Path) -> Place:
-    """The folder that a path names, or whose YAML file it names."""
+    """The folder that a path names, or the folder of the YAML file that it names."""
     path = path.expanduser()
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
         return Place(path.parent, path)
@@ -50,11 +50,11 @@ class Outlines(NamedTuple):
 
 
 def find_boxes(place: Place, holdout: float) -> Boxes | None:
-    """The boxes of a data set, in whichever format it is; None if there are none.
+    """The boxes of a data set, in any supported format; None if there are none.
 
     Args:
         place: Its folder.
-        holdout: Share of the images to hold out where they bring no split.
+        holdout: Share of the images to hold out if the data set has no splits.
 
     Raises:
         DataError: A file that describes all of them cannot be used.
@@ -72,9 +72,9 @@ def find_boxes(place: Place, holdout: float) -> Boxes | None:
 
 
 def find_outlines(place: Place, holdout: float, *, binary: bool) -> Outlines | None:
-    """The outlines of a data set, in whichever format it is; None if there are none.
+    """The outlines of a data set, in any supported format; None if there are none.
 
-    Args: as `find_boxes`; `binary` takes all objects as one class.
+    Args: as for `find_boxes`; `binary` treats all objects as one class.
 
     Raises:
         DataError: A file that describes all of them cannot be used.

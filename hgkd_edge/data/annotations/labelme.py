@@ -29,14 +29,14 @@ from hgkd_edge.parsing import brief, cut, parse_json, read_file, read_text
 __all__ = ["is_labelme", "labelme_boxes", "labelme_shapes"]
 
 T = TypeVar("T")
-LOOKED_AT = 20  # JSON files of a folder that are looked at to recognize the format
-HEAD = 65_536  # bytes of each; the image itself may follow, in base64
+LOOKED_AT = 20  # JSON files of a folder checked to recognize the format
+HEAD = 65_536  # bytes read of each; the image itself may follow, in base64
 MAX_JSON_BYTES = 2**28
-CORNERS = 64  # of the polygon that stands for a circle
+CORNERS = 64  # of the polygon that approximates a circle
 
 
 def is_labelme(root: Path) -> bool:
-    """Whether the JSON files of a folder are LabelMe's."""
+    """Whether the JSON files of a folder are LabelMe files."""
     return any(map(_looks_like, islice(files_below(root, ".json"), LOOKED_AT)))
 
 
@@ -133,10 +133,10 @@ def _reason(error: Exception) -> str:
 
 
 def _image(content: dict[str, Any], file: Path, below: ImagesBelow) -> Path:
-    """The image that `imagePath` names, by its last part next to the file; else by the file's name.
+    """The image that `imagePath` names, else the one with the annotation file's name.
 
     Raises:
-        FileNotFoundError: There is none below the data set's folder.
+        FileNotFoundError: No such image is below the data set's folder.
     """
     named = ntpath.basename(str(content.get("imagePath") or ""))
     there = file.parent / named
@@ -147,7 +147,7 @@ def _outlined(shape: Any) -> tuple[str, list[float]]:
     """A shape's class, and the polygon around it: x1, y1, x2, y2, ...
 
     Raises:
-        ValueError: Its type has no area.
+        ValueError: The shape type has no area.
     """
     name, kind = clean(str(shape["label"])), shape.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in shape["points"]]

@@ -1,4 +1,4 @@
-"""Annotated photos that are listed but not yet read, and how a folder says which split they are."""
+"""Annotated images that are listed but not yet read, and how a folder states their splits."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ __all__ = [
 ]
 
 A = TypeVar("A")
-Fault = tuple[str, str]  # where, and what is wrong
+Fault = tuple[str, str]  # location, and what is wrong
 
 
 @dataclass(frozen=True)
 class Box:
-    """One object as its file gives it.
+    """One object as given in its annotation file.
 
     Attributes:
-        name: Its class.
-        corners: x1, y1, x2, y2 in pixels of the photo.
+        name: Class name.
+        corners: x1, y1, x2, y2 in pixels of the image.
         where: File and line.
-        normalized: Corners are shares of the photo's width and height instead.
+        normalized: Corners are fractions of the image's width and height instead of pixels.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Box:
     normalized: bool = False
 
     def in_pixels(self, size: tuple[int, int]) -> tuple[float, ...]:
-        """The corners in pixels of a photo of this height and width."""
+        """The corners in pixels of an image of this height and width."""
         if not self.normalized:
             return self.corners
         return tuple(n * side for n, side in zip(self.corners, size[::-1] * 2, strict=True))
@@ -61,10 +61,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Annotated(Generic[A]):
-    """One photo and its annotation: its boxes, or what its mask is read from.
+    """One image and its annotation: its boxes, or the source of its mask.
 
-    `size` is the height and width in pixels that the annotation's file states, if it does; `turns`
-    says which way up that is, where EXIF turns the photo.
+    `size` is the height and width in pixels that the annotation file states, if any. If EXIF turns
+    the image, `turns` states which orientation that size is for.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Annotated(Generic[A]):
 
 @dataclass
 class Listing(Generic[A]):
-    """Annotated photos by split, class names (empty: not known yet), and what was skipped.
+    """Annotated images by split, class names (empty: not known yet), and what was skipped.
 
     `remarks` are about names and classes, one line each.
     """
@@ -86,7 +86,7 @@ class Listing(Generic[A]):
     remarks: list[str] = field(default_factory=list)
 
     def hold_out(self, share: float) -> Listing[A]:
-        """The same; where only `train` holds photos, a fixed share of them is kept from it."""
+        """The same listing; if only `train` holds images, a fixed share of them is held out."""
         others = any(photos for split, photos in self.splits.items() if split != "train")
         if others or "train" not in self.splits:
             return self
@@ -100,15 +100,15 @@ class Listing(Generic[A]):
 def checked_boxes(
     boxes: Iterable[Box], classes: Sequence[str], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[Fault]]:
-    """Boxes cut at the photo's edges, without those that mean nothing.
+    """Boxes clipped to the image, without invalid ones.
 
     Args:
-        boxes: Of one photo.
-        classes: Known names.
-        size: The photo's height and width.
+        boxes: Boxes of one image.
+        classes: Known class names.
+        size: The image's height and width.
 
     Returns:
-        float32 [m, 5] of class, x1, y1, x2, y2 in pixels of the photo; and the faults.
+        float32 [m, 5] of class, x1, y1, x2, y2 in pixels of the image; and the errors found.
     """
     height, width = size
     kept, faults = [], []
@@ -130,24 +130,24 @@ def checked_boxes(
 
 
 def class_file(root: Path) -> list[str]:
-    """Names in `classes.txt`, one per line in the order of their numbers; empty without it."""
+    """Names in `classes.txt`, one per line in class order; empty if there is no such file."""
     file = root / "classes.txt"
     lines = _lines(file) if file.is_file() else []
     return [name for line in lines if (name := clean(line))]
 
 
 def name_in(root: Path, file: Path) -> str:
-    """A file's name relative to `root`, fit to be hashed and printed."""
+    """A file's name relative to `root`, safe to hash and print."""
     return readable(file.relative_to(root).as_posix())
 
 
 def files_by_stem(folder: Path, suffix: str) -> ByName[Path]:
-    """Files of a folder that end in `suffix`, by their name without it."""
+    """Files of a folder that end in `suffix`, by file name without suffix."""
     return ByName((f.stem, f) for f in _files(folder) if f.suffix.lower() == suffix)
 
 
 def images_by_stem(folder: Path) -> ByName[Path]:
-    """Image files of a folder by their name without suffix; two may have one name."""
+    """Image files of a folder by file name without suffix; two may share a name."""
     return ByName((file.stem, file) for file in _files(folder) if is_image(file.name))
 
 
@@ -158,10 +158,10 @@ def unread_images(folder: Path) -> list[Fault]:
 
 
 def only_one(name: str, found: Sequence[Path], folder: str) -> Path:
-    """The one file of a name.
+    """The one file with a given name.
 
     Raises:
-        FileNotFoundError: There is none, or several could be meant.
+        FileNotFoundError: No file or several files match.
     """
     if len(found) == 1:
         return found[0]
@@ -180,12 +180,12 @@ def split_folders(root: Path) -> list[str]:
 def split_lists(folder: Path, known: ByName[Path]) -> dict[str, list[tuple[str, str]]]:
     """`train.txt`, `val.txt`, `test.txt` of a folder: the names in each, and file and line.
 
-    Other spellings of the splits count too. A line is one of the names `known`, perhaps with an
-    image's suffix or, as in Pascal VOC's lists per class, with words behind it. `trainval.txt`
-    stands in for a `train.txt` that is not there.
+    Other spellings of the splits count too. A line is one of the names in `known`, optionally with
+    an image suffix or, as in Pascal VOC's lists per class, with words after it. `trainval.txt` is
+    used if there is no `train.txt`.
 
     Raises:
-        DataError: Two lists are of one split, or one is not text in UTF-8.
+        DataError: Two lists are for the same split, or one is not UTF-8 text.
     """
     lists = {file.stem: file for file in _files(folder) if file.suffix.lower() == ".txt"}
     files = {split: lists[name] for split, name in splits_by_name(lists, folder).items()}
@@ -204,7 +204,7 @@ def split_lists(folder: Path, known: ByName[Path]) -> dict[str, list[tuple[str, 
 
 
 def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
-    """Height and width as a file states them; None where they are missing, no numbers or 0."""
+    """Height and width as stated in a file; None if missing, not numeric or 0."""
     try:
         size = int(height), int(width)
     except (TypeError, ValueError, OverflowError):
@@ -213,12 +213,12 @@ def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
 
 
 def in_pixels(size: tuple[int, int]) -> str:
-    """Height and width as people say them, width first."""
+    """Height and width as text for people, width first."""
     return f"{size[1]} x {size[0]}"
 
 
 def _known_name(line: str, known: ByName[Path]) -> str:
-    """The name that a line speaks of; the line itself where it is not known."""
+    """The known name on a line; the line itself if it is not known."""
     readings = [line, _stem(line), line.split()[0], _stem(line.split()[0])]
     return next((name for name in readings if name in known), line)
 

@@ -27,7 +27,7 @@ IMAGES, MASKS = ("images", "JPEGImages"), ("masks", "labels", "instances", "Segm
 
 
 def all_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Folders of photos and of their masks: by split in `train/` and others, or '' for `root`."""
+    """Folders of images and of their masks: by split in `train/` etc., or '' for `root`."""
     found = {name: _folders(root / name) for name in ("", *split_folders(root))}
     here = {name: folders for name, folders in found.items() if folders is not None}
     names = {split: here[name] for split, name in splits_by_name(here, root).items()}
@@ -35,11 +35,11 @@ def all_mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def mask_folders(root: Path, holdout: float) -> Listing[Path]:
-    """Photos and masks of equal names.
+    """Images and masks with equal names.
 
-    Splits are `train/images` + `train/masks`, lists of names (`train.txt`, `val.txt`, `test.txt`,
-    beside the folders or in VOC's `ImageSets/Segmentation`); where those name training photos
-    only, or there are none, a share is held out.
+    Splits are `train/images` + `train/masks`, or lists of names (`train.txt`, `val.txt`,
+    `test.txt`) next to the folders or in VOC's `ImageSets/Segmentation`. A share is held out if
+    only training images are listed, or if there are no splits.
     """
     parts = all_mask_folders(root)
     folders = parts.pop("", None)
@@ -59,7 +59,7 @@ def mask_size(file: Path) -> tuple[int, int]:
     """Height and width of a label map as viewers show it.
 
     Raises:
-        OSError, ValueError: It cannot be read.
+        OSError, ValueError: The file cannot be read.
     """
     with open_image(file) as image:
         return turn_of(image).upright
@@ -69,7 +69,7 @@ def read_mask(file: Path) -> np.ndarray:
     """The numbers of a label map, integers [H, W].
 
     Raises:
-        OSError, ValueError: It does not hold one whole number per pixel.
+        OSError, ValueError: The file does not hold one whole number per pixel.
     """
     with open_image(file) as image:
         if image.format in ("JPEG", "MPO"):
@@ -106,7 +106,7 @@ def _add(
     folders: tuple[Path, Path],
     names: list[tuple[str, str]],
 ) -> None:
-    """Add a split's photos; `names` come with file and line."""
+    """Add a split's images; `names` come with file and line."""
     images, masks = map(images_by_stem, folders)
     faults: list[Fault] = unread_images(folders[0])
     photos = []

@@ -1,4 +1,4 @@
-"""Annotated photos as image sources: what a folder holds, read, and refused if of no use."""
+"""Opens annotated images as image sources: recognizes, reads and checks a folder."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ __all__ = ["open_boxes", "open_masks"]
 
 
 def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
-    """Photos with boxes by split: COCO JSON, Pascal VOC XML, YOLO or LabelMe.
+    """Images with boxes, by split: COCO JSON, Pascal VOC XML, YOLO or LabelMe.
 
     Labels are `BoxLabels`: class, x1, y1, x2, y2 in canvas pixels.
 
     Raises:
-        DataError: The folder is none of these, or no photo or no box of training can be used.
+        DataError: The format is unknown, or no training image or no training box can be used.
     """
     where, canvas = _place(config), config.size
     found = find_boxes(where, config.holdout)
@@ -86,20 +86,20 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
 def open_masks(
     config: DataConfig, *, binary: bool, codes: Codes = "auto", ignore: Ignore = "auto"
 ) -> dict[str, ImageSource]:
-    """Photos with a class for every pixel by split: masks in folders, VOC's, or COCO outlines.
+    """Images with a class for every pixel, by split: masks in folders, VOC's, or COCO outlines.
 
-    Labels are uint8 [n, H_canvas, W_canvas]; 255 is ignored: it stands where the annotation gives
-    no class, and around the photo.
+    Labels are uint8 [n, H_canvas, W_canvas]. The value 255 is ignored: it marks pixels without a
+    class and the margin around the image.
 
     Args:
         config: Its path is read; `source` must be `folder`.
-        binary: Take all numbers above 0 (all objects) as one class, `foreground`.
-        codes: Of masks, what number each class has (see `settle_coding`).
-        ignore: Of masks, the code of pixels without a class.
+        binary: Treat all numbers above 0 (all objects) as one class, `foreground`.
+        codes: For masks, the number of each class (see `settle_coding`).
+        ignore: For masks, the code of pixels without a class.
 
     Raises:
-        DataError: The folder is none of these, has too many classes, or no photo or no object of
-            training can be used.
+        DataError: The format is unknown, there are too many classes, or no training image or no
+            training object can be used.
     """
     where = _place(config)
     root = where.root
@@ -130,14 +130,14 @@ def open_masks(
     decided = [maps.remark] if maps.remark else []
     sources["train"].remarks += [*photos.listing.remarks, *decided, *photos.remarks()]
     lowest = 0 if coding and coding.ignored == 0 else 1  # class 0 is the background, if any
-    # Photo by photo: one is enough, and all may be larger than memory.
+    # Image by image: one is enough to decide, and all of them may not fit in memory.
     if not any(((one >= lowest) & (one != IGNORED)).any() for one in sources["train"].labels):
         raise _no_object(sources["train"], root, "pixel of an object")
     return sources
 
 
 class _Maps(NamedTuple):
-    """Photos with label maps, how these are read, and what was decided about their codes."""
+    """Images with label maps, how these are read, and what was decided about their codes."""
 
     photos: AnnotatedPhotos
     read: Reader
@@ -171,14 +171,14 @@ def _folder_maps(
 def _coding(
     listing: Listing[Path], codes: Codes, ignore: Ignore, config: DataConfig, root: Path
 ) -> tuple[Coding, str]:
-    """Which code is which class: as set, else as the label maps show."""
+    """Which code is which class: from the settings, else from the label maps."""
     if (coding := fixed_coding(listing.classes, codes, ignore, root)) is not None:
         return coding, ""
 
     def look(photo: Annotated[Path]) -> Tally | None:
         try:
             return Tally.of(in_range(read_mask(photo.annotation)))
-        except Exception:  # a broken mask is named when its photo is read
+        except Exception:  # a broken mask is reported when its image is read
             return None
 
     tallies = {}
@@ -204,7 +204,7 @@ def _binary_reader(ignore: Ignore) -> Reader:
 
 
 def _outline_size(photo: Annotated[Any]) -> tuple[int, int] | None:
-    """The size that an annotation states, or else that its run lengths fill."""
+    """The size that an annotation states, else the size that its run lengths fill."""
     return photo.size or outlined_size(photo.annotation)
 
 
@@ -252,14 +252,14 @@ def _require_classes(listing: Listing[Any], root: Path) -> None:
 
 
 def _ready(sources: dict[str, ImageSource], root: Path) -> None:
-    """Refuse a training split of which nothing is left."""
+    """Refuse a training split that has no usable images."""
     if not len(sources.get("train", ())):
         first = _first([fault for source in sources.values() for fault in source.skipped])
         raise DataError(f"{root}: no photo of a training split can be used{first}")
 
 
 def _no_object(source: ImageSource, root: Path, missing: str) -> DataError:
-    """The error for training photos on which there is nothing to learn."""
+    """The error for training images without anything to learn."""
     return DataError(
         f"{root}: not one {missing} in {len(source)} training photos{_first(source.skipped)}",
         hint="do annotations, categories and classes.txt use the same ids and names?",

@@ -1,4 +1,4 @@
-"""Outlines of objects, as COCO keeps them (polygons, run lengths), painted into label maps."""
+"""Outlines of objects in COCO's form (polygons, run lengths), painted into label maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Shape", "outlined_size", "paint"]
 
 MAX_OUTLINE = (
     2**21
-)  # pixels that the edges of one object pass; pycocotools takes 100 bytes for each
+)  # limit on pixels crossed by one object's edges; pycocotools takes 100 bytes each
 LONGEST = 60  # bits of a run length
 
 
@@ -21,9 +21,9 @@ class Shape(NamedTuple):
 
     Attributes:
         label: Number of its class; 255 for a crowd, whose pixels are ignored.
-        outline: Polygons, or run lengths, as COCO keeps them.
+        outline: Polygons, or run lengths, in COCO's form.
         where: File and line.
-        normalized: Polygons whose points are shares of the photo's width and height.
+        normalized: Polygon points are fractions of the image's width and height.
     """
 
     label: int
@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     normalized: bool = False
 
     def in_pixels(self, size: tuple[int, int]) -> Any:
-        """The outline in pixels of a photo of this height and width."""
+        """The outline in pixels of an image of this height and width."""
         if not self.normalized:
             return self.outline
         height, width = size
@@ -43,10 +43,10 @@ class Shape(NamedTuple):
 
 
 def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
-    """The label map of a photo of height and width `size`, uint8 [H, W], and the faults.
+    """The label map of an image of height and width `size`, uint8 [H, W], and the errors found.
 
-    Small objects are painted over large ones. Outlines are kept as run lengths until then: a map of
-    each would take as much memory as the photo.
+    Small objects are painted over large ones. Until then, outlines are kept as run lengths: a
+    separate map for each would take as much memory as the image.
     """
     outlines, faults = [], []
     for shape in shapes:
@@ -59,7 +59,7 @@ def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[
             outlines.append((area, shape.label, runs))
         else:
             faults.append((shape.where, "outline has no area; skipped"))
-    columns = np.zeros(size[0] * size[1], np.uint8)  # one after the other
+    columns = np.zeros(size[0] * size[1], np.uint8)  # pixels, column by column
     for _, label, runs in sorted(outlines, key=lambda outline: -outline[0]):
         ends = runs.cumsum().tolist()
         for start, end in zip(ends[::2], ends[1::2], strict=False):
@@ -68,7 +68,7 @@ def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[
 
 
 def outlined_size(shapes: list[Shape]) -> tuple[int, int] | None:
-    """Height and width of the photo that run lengths are for; None where all are polygons."""
+    """Height and width of the image that run lengths are for; None if all are polygons."""
     for shape in shapes:
         if isinstance(shape.outline, dict) and isinstance(shape.outline.get("size"), list):
             return (
@@ -78,14 +78,14 @@ def outlined_size(shapes: list[Shape]) -> tuple[int, int] | None:
 
 
 def _runs(outline: Any, size: tuple[int, int]) -> np.ndarray:
-    """Lengths of runs outside and inside an object in turn, column by column, int64 [n].
+    """Alternating lengths of runs outside and inside an object, column by column, int64 [n].
 
     Args:
-        outline: As COCO keeps it.
-        size: Height and width of the photo.
+        outline: In COCO's form.
+        size: Height and width of the image.
 
     Raises:
-        ValueError: This is no outline on such a photo.
+        ValueError: The outline does not fit the image.
     """
     if not isinstance(outline, dict):
         return np.array(_polygon_runs(outline, size), np.int64)
@@ -103,14 +103,14 @@ def _runs(outline: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _unpacked(packed: Any) -> list[int]:
-    """Run lengths of COCO's compressed text.
+    """Run lengths decoded from COCO's compressed text.
 
-    Each is written in digits of 5 bits, the lowest first, with 32 added to all but the last and 48
-    to make it printable; from the third on, as the difference to the last but one (rleFrString in
-    pycocotools' maskApi.c, which takes any text for granted).
+    Each number is written in digits of 5 bits, lowest first. All digits except the last have 32
+    added, and 48 is added to make them printable. From the third number on, the difference to the
+    last but one is stored (rleFrString in pycocotools' maskApi.c, which does not check its input).
 
     Raises:
-        ValueError: This is no such text.
+        ValueError: The text is not in this format.
     """
     if not isinstance(packed, str) or not all(48 <= ord(digit) < 48 + 64 for digit in packed):
         raise ValueError("neither polygons nor run lengths")
@@ -139,12 +139,12 @@ def _polygon_runs(outline: Any, size: tuple[int, int]) -> list[int]:
     polygons = [
         [float(number) for number in polygon]
         for polygon in (outline if isinstance(outline, list) else ())
-        # Fewer than three points come of converters, beside the true polygons of an object.
+        # Converters leave polygons of fewer than three points next to an object's real polygons.
         if isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
     ]
     if not polygons:
         raise ValueError("neither polygons of three points or more nor run lengths")
-    far = 10 * max(size)  # pycocotools takes memory for every pixel that an edge passes
+    far = 10 * max(size)  # pycocotools uses memory for every pixel that an edge crosses
     if not all(abs(number) <= far for polygon in polygons for number in polygon):
         raise ValueError(f"points far outside the {in_pixels(size)} photo")
     if sum(map(_around, polygons)) > MAX_OUTLINE:
@@ -154,6 +154,6 @@ def _polygon_runs(outline: Any, size: tuple[int, int]) -> list[int]:
 
 
 def _around(polygon: list[float]) -> float:
-    """Pixels that a polygon's edges pass."""
+    """Number of pixels that a polygon's edges cross."""
     corners = np.array(polygon).reshape(-1, 2)
     return float(np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1).sum())

@@ -1,4 +1,4 @@
-"""Which image an annotation file is for, wherever the two lie below one folder."""
+"""Matches annotation files to images anywhere below a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImagesBelow:
 
     Attributes:
         files: All images, in the order of their paths; `known` is the same as a set.
-        unused: Image files whose format cannot be read, with the reason.
+        unused: Image files in unsupported formats, with the reason.
     """
 
     def __init__(self, root: Path) -> None:
@@ -33,10 +33,10 @@ class ImagesBelow:
         self.by_stem: ByName[Path] = ByName((file.stem, file) for file in self.files)
 
     def find(self, annotation: Path) -> Path:
-        """The image that has an annotation file's name: of several, the one in the nearest folder.
+        """The image with an annotation file's name; of several, the one in the nearest folder.
 
         Raises:
-            FileNotFoundError: There is none, or several are equally near.
+            FileNotFoundError: No image matches, or several are equally near.
         """
         found = self.by_stem.find(annotation.stem)
         own = set(annotation.parent.parts)
@@ -55,6 +55,6 @@ def files_below(root: Path, suffix: str) -> Iterator[Path]:
 
 
 def split_of(file: Path, root: Path) -> str | None:
-    """The split that a folder between `root` and a file is named after, the outermost first."""
+    """The split that a folder between `root` and a file is named after; the outermost wins."""
     folders = file.parent.relative_to(root).parts if file.is_relative_to(root) else ()
     return next((split for name in folders if (split := split_named(name))), None)

@@ -1,4 +1,4 @@
-"""Annotated photos read and decoded: letterboxed, their labels moved along."""
+"""Reads and decodes annotated images: letterboxes them and transforms their labels to match."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from hgkd_edge.recipe import DataConfig
 __all__ = ["AnnotatedPhotos", "Labels", "LetterboxedMaps", "Placer", "Reader"]
 
 Size = tuple[int, int]  # height and width
-# An annotation and the size it is for -> a label in those pixels, and what had to be skipped.
+# An annotation and the size it is for -> a label in those pixels, and what was skipped.
 Reader = Callable[[Any, Size], tuple[np.ndarray, list[Fault]]]
 # An annotation, its image's turn, and whether it is for the upright image -> its label on the
-# canvas, which shows the image upright, and what had to be skipped.
+# canvas (which shows the image upright), and what was skipped.
 Placer = Callable[[Any, Turn, bool], tuple[np.ndarray, list[Fault]]]
 Labels = MutableSequence[np.ndarray] | np.ndarray
 
 
 class LetterboxedMaps:
-    """Reads label maps onto the canvas, and counts the pixels that are ignored.
+    """Reads label maps onto the canvas and counts ignored pixels.
 
     Args:
-        read: Gives a label map of the size it is for, uint8 [H, W].
+        read: Returns a label map in its own size, uint8 [H, W].
         canvas: Height and width.
     """
 
     def __init__(self, read: Reader, canvas: Size) -> None:
         self.read, self.canvas = read, canvas
-        self.counts: list[tuple[int, int]] = []  # pixels, and ignored ones, of each photo
+        self.counts: list[tuple[int, int]] = []  # pixels and ignored pixels of each image
 
     def __call__(
         self, annotation: Any, turn: Turn, upright: bool
@@ -58,20 +58,20 @@ class LetterboxedMaps:
 
     @property
     def ignored(self) -> float:
-        """Share of the photos' own pixels whose class is not given."""
+        """Share of the images' own pixels without a class."""
         ignored = sum(ignored for _, ignored in self.counts)
         return ignored / max(1, sum(pixels for pixels, _ in self.counts))
 
 
 class _Outcome(NamedTuple):
-    """What became of one photo.
+    """The result of reading one image.
 
     Attributes:
-        digest: sha256 of photo and label; '' if it cannot be used.
+        digest: sha256 of image and label; '' if the image cannot be used.
         faults: What is wrong with its annotation.
-        noted: What is wrong with the image, which is used all the same.
+        noted: What is wrong with an image that is still used.
         turned: Whether EXIF turns it.
-        upright: Whether its annotation is for the upright image; None if it does not tell.
+        upright: Whether its annotation is for the upright image; None if unknown.
     """
 
     digest: str
@@ -83,14 +83,14 @@ class _Outcome(NamedTuple):
 
 @dataclass
 class AnnotatedPhotos:
-    """Reads the photos of a data set split by split, all by the same decisions.
+    """Reads the images of a data set split by split, with the same decisions for all splits.
 
     Attributes:
-        config: How photos are decoded.
-        listing: Photos, classes, and the faults met so far.
-        stated_size: Size that a photo's annotation is for, if it states one.
+        config: How images are decoded.
+        listing: Images, classes, and the errors found so far.
+        stated_size: Returns the size that an image's annotation states, if any.
         stated_by: What states it, for messages.
-        turns: How photos that EXIF turns were taken.
+        turns: How annotations of images that EXIF turns are interpreted.
     """
 
     config: DataConfig
@@ -110,9 +110,9 @@ class AnnotatedPhotos:
         )
 
     def read(self, split: str, labels: Labels, read: Placer) -> ImageSource:
-        """Decode a split's photos and fill `labels` in their order; the caller sets the source's.
+        """Decode a split's images and fill `labels` in order; the caller sets the source's labels.
 
-        What cannot be read is skipped, and the gap closed, in photos and labels.
+        Unreadable images are skipped, and their gaps in images and labels are closed.
         """
         photos = self.listing.splits[split]
         pixels = allocate((len(photos), 3, *self.config.size))
@@ -161,10 +161,10 @@ class AnnotatedPhotos:
         default: bool | None,
         coarse: bool,
     ) -> _Outcome:
-        """Read photo i into `pixels` and `labels`, both upright, as `predict` sees it.
+        """Read image i into `pixels` and `labels`, both upright, as `predict` sees it.
 
-        Nothing is read where the annotation does not tell which way up it is and no `default` does.
-        Photos that are scored (`coarse` is False) are decoded exactly as `predict` does.
+        An image is not read if neither its annotation nor a `default` states its orientation.
+        Held-out images (`coarse` is False) are decoded exactly as in `predict`.
         """
         height, width = self.config.size
         try:

@@ -1,10 +1,10 @@
-"""Which way up an annotated photo is meant, where its EXIF data turn it.
+"""Which orientation an annotation is for, if EXIF data turn its image.
 
-Most tools annotate what viewers show, the upright image; some count pixels as stored. The size that
-an annotation states tells them apart where the turn swaps width and height. Where it cannot tell,
-the other photos of the data set decide; where they cannot either, it is taken to be for the upright
-image. Annotations of the stored pixels are turned along, so that training sees every image upright,
-as `predict` does.
+Most tools annotate the upright image that viewers show; some count pixels as stored. The size
+stated in an annotation distinguishes the two if the turn swaps width and height. Otherwise the
+other images of the data set decide. If they cannot, the annotation is taken to be for the upright
+image. Annotations of stored pixels are turned, so that training sees every image upright, as
+`predict` does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Size = tuple[int, int]  # height and width
 def meant_upright(
     turn: Turn, stated: Size | None, *, by: str = "its annotations are for"
 ) -> bool | None:
-    """Whether an annotation is for the upright image, by the size that it states; None: either.
+    """Whether an annotation is for the upright image, by its stated size; None: cannot tell.
 
     Args:
         turn: Of the image.
@@ -33,7 +33,7 @@ def meant_upright(
         by: What states them, for the message.
 
     Raises:
-        ValueError: It is for an image of another size.
+        ValueError: The annotation is for an image of another size.
     """
     if stated is None:
         return None
@@ -61,7 +61,7 @@ def upright_boxes(
         boxes: Of one image.
         classes: Names, in the order of their numbers.
         turn: Of the image.
-        upright: Whether the boxes are for the upright image, rather than for the stored one.
+        upright: Whether the boxes are for the upright image, rather than for the stored image.
     """
     kept, faults = checked_boxes(boxes, classes, size_of(turn, upright=upright))
     if not upright:
@@ -71,12 +71,12 @@ def upright_boxes(
 
 @dataclass
 class Turns:
-    """How the annotations of turned photos are meant, over a data set.
+    """How the annotations of turned images are interpreted in a data set.
 
     Attributes:
-        upright: Number of photos whose annotation is for the upright image, by its size.
-        stored: Number of those that are for the image as stored.
-        unstated: Number of turned photos whose annotation does not tell.
+        upright: Number of images whose annotation is for the upright image, by its size.
+        stored: Number of images whose annotation is for the image as stored, by its size.
+        unstated: Number of turned images whose annotation does not state a usable size.
     """
 
     upright: int = 0
@@ -84,18 +84,18 @@ class Turns:
     unstated: int = 0
 
     def count(self, upright: bool | None) -> None:
-        """Take in a turned photo, by what its annotation tells."""
+        """Count a turned image by what its annotation states."""
         self.upright += upright is True
         self.stored += upright is False
         self.unstated += upright is None
 
     @property
     def default(self) -> bool:
-        """Whether a turned photo is taken upright where its annotation does not tell."""
+        """Whether an image whose annotation does not tell is treated as upright."""
         return self.upright >= self.stored
 
     def remark(self) -> str:
-        """What was decided, in one line; '' if no photo is turned."""
+        """What was decided, in one line; '' if no image is turned."""
         counts = {
             f"{self.upright} upright and {self.stored} as stored, by their annotations' size": (
                 self.upright + self.stored

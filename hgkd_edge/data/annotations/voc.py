@@ -1,6 +1,6 @@
-"""Pascal VOC's XML: in its own folders, or next to the images as labeling tools leave it.
+"""Pascal VOC XML: in VOC's own folders, or next to the images as labeling tools leave it.
 
-Its own: `Annotations/*.xml`, `JPEGImages/`, splits in `ImageSets/Main/*.txt`.
+VOC's own folders: `Annotations/*.xml`, `JPEGImages/`, splits in `ImageSets/Main/*.txt`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from hgkd_edge.parsing import MAX_DEPTH, MAX_LABEL_BYTES, cut, read_file
 __all__ = ["is_voc", "voc_boxes"]
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-LOOKED_AT = 20  # XML files of a folder that are looked at to recognize the format
-HEAD = 4096  # bytes of each
+LOOKED_AT = 20  # XML files of a folder checked to recognize the format
+HEAD = 4096  # bytes read of each
 
-# Split, what to name in a message, and the function that finds image and XML file.
+# Split, name for messages, and the function that finds the image and the XML file.
 _Pair = tuple[str, str, Callable[[], tuple[Path, Path]]]
 
 
@@ -47,12 +47,12 @@ def is_voc(root: Path) -> bool:
 
 
 def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
-    """Photos and their objects.
+    """Images and their objects.
 
-    Classes are the names in `classes.txt`, else those met in the training split. A photo whose
-    XML cannot be read is skipped: taken without its boxes it would teach that nothing is there.
-    Objects marked `<difficult>1</difficult>` are objects like all others, in training and in
-    scores, as torchvision's VOCDetection gives them; VOC's own scores pass over them.
+    Classes are the names in `classes.txt`, else those found in the training split. An image with
+    unreadable XML is skipped: using it without its boxes would teach that it is empty. Objects
+    marked `<difficult>1</difficult>` count like all others in training and scoring, as in
+    torchvision's VOCDetection. VOC's own scoring ignores them.
     """
     standard = any((root / "Annotations").glob("*.xml")) and (root / "JPEGImages").is_dir()
     pairs, listing = _standard_pairs(root) if standard else _pairs_anywhere(root)
@@ -98,7 +98,7 @@ def _standard_pairs(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
 
 
 def _pairs_anywhere(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
-    """Images and XML files of equal names, side by side or in any two folders.
+    """Images and XML files with equal names, in the same folder or in any two folders.
 
     Splits are folders named after one, else lists (`train.txt`, ...) in `root` or `ImageSets/Main`.
     """
@@ -149,13 +149,13 @@ def _photo(root: Path, file: Path, xml: Path, faults: list[Fault]) -> Annotated[
 
 
 def _parse(content: bytes) -> tuple[dict[str, str], list[tuple[int, dict[str, str]]]]:
-    """The photo's size (`width`, `height`), and line and fields of every object.
+    """The image's size (`width`, `height`), and the line and fields of every object.
 
-    Fields are `name`, `bndbox/xmin`, ...; expat knows the line.
+    Fields are `name`, `bndbox/xmin`, ...; the expat parser provides the line.
 
     Raises:
-        ExpatError: This is not XML.
-        ValueError: It is nested too deeply.
+        ExpatError: The file is not XML.
+        ValueError: The XML is nested too deeply.
     """
     parser = expat.ParserCreate()
     size: dict[str, str] = {}

@@ -23,6 +23,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import (
     MAX_LABEL_BYTES,
     MAX_SETTINGS_BYTES,
+    StrictLoader,
     brief,
     cut,
     parse_yaml,
@@ -32,12 +33,12 @@ from hgkd_edge.parsing import (
 __all__ = ["YoloFiles", "yolo_boxes", "yolo_files", "yolo_shapes"]
 
 NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
-# How far a normalized coordinate may lie outside [0, 1]: tools round, and boxes touch the edge.
+# How far a normalized coordinate may lie outside [0, 1]: tools round, and boxes touch the border.
 SLACK = 0.01
 
 
 class YoloFiles(NamedTuple):
-    """A YOLO data set that is found but not read.
+    """A YOLO data set that was found but not read.
 
     Attributes:
         root: Its folder.
@@ -59,15 +60,15 @@ def yolo_files(root: Path, chosen: Path | None = None) -> YoloFiles | None:
 
     Args:
         root: The folder.
-        chosen: Its YAML file, where the user named one.
+        chosen: Its YAML file, if the user named one.
 
     Raises:
-        DataError: Two YAML files describe it, or the one cannot be used.
+        DataError: Two YAML files describe the data set, or the only one cannot be used.
     """
     described = [chosen] if chosen else [file for file in _yamls(root) if _describes(file)]
     named = [file for file in _yamls(root) if file.stem in ("data", "dataset")]
     if not described and named and not _is_readable(named[0]):
-        return _from_yaml(named[0])  # which says what is wrong with it
+        return _from_yaml(named[0])  # reports what is wrong with it
     if len(described) > 1:
         named = [file for file in described if file.stem in ("data", "dataset")]
         if len(named) != 1:
@@ -80,9 +81,9 @@ def yolo_files(root: Path, chosen: Path | None = None) -> YoloFiles | None:
 
 
 def yolo_boxes(files: YoloFiles, holdout: float) -> Listing[list[Box]]:
-    """Images and their boxes; a polygon counts as the box around it.
+    """Images and their boxes; a polygon is replaced by its bounding box.
 
-    An image whose label file is empty or missing has no object, as in Ultralytics.
+    An image whose label file is empty or missing has no objects, as in Ultralytics.
     """
 
     def box(row: _Row) -> Box:
@@ -161,10 +162,10 @@ def _rows(file: Path, files: YoloFiles, faults: list[Fault]) -> Iterator[_Row]:
 
 
 def _row(words: list[str], files: YoloFiles, where: str) -> _Row:
-    """One line of a label file.
+    """Parse one line of a label file.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The line is not valid.
     """
     try:
         label, *numbers = map(float, words)
@@ -177,14 +178,14 @@ def _row(words: list[str], files: YoloFiles, where: str) -> _Row:
         raise ValueError(
             f"{len(numbers)} numbers after the class: a box has 4, a polygon 6 or more in pairs"
         )
-    points = tuple(numbers[:4] if box else numbers)  # a fifth is the confidence of a prediction
+    points = tuple(numbers[:4] if box else numbers)  # a fifth number is a prediction's confidence
     if not all(math.isfinite(n) and -SLACK <= n <= 1 + SLACK for n in points):
         raise ValueError("coordinates are not normalized to [0, 1]")
     return _Row(int(label), points, not box, where)
 
 
 def _label_file(image: Path) -> Path | None:
-    """Where an image's label is: `labels/` in place of the last `images/`, else next to it."""
+    """The path of an image's label: `labels/` in place of the last `images/`, else next to it."""
     parts = list(image.parts[:-1])
     places = [image.parent]
     if "images" in parts:
@@ -260,15 +261,15 @@ def _from_yaml(file: Path) -> YoloFiles:
     return YoloFiles(folder, names, images, keypoints, faults)
 
 
-class _AsWritten(yaml.SafeLoader):
-    """Every plain word is text: `no`, `01`, `1e3` and `null` are names as they are written."""
+class _AsWritten(StrictLoader):
+    """Every plain word is text: `no`, `01`, `1e3` and `null` are kept as written."""
 
-    # PyYAML's stubs take this for an attribute of instances.
+    # PyYAML's type stubs declare this as an instance attribute.
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 def _as_written(text: str) -> Any:
-    """What stands under `names`, each name as the text that it is; None for nothing."""
+    """The value of `names`, each name as text; None if empty."""
     content = parse_yaml(text, _AsWritten)
     return (content.get("names") if isinstance(content, dict) else None) or None
 
@@ -295,7 +296,7 @@ def _class_names(content: dict[str, Any], file: Path, names: Any) -> list[str]:
 
 
 def _existing(entry: str, base: Path, folder: Path) -> Path | None:
-    """Where an entry of the YAML file leads; some write `../train/images` for `train/images`."""
+    """The path of a YAML entry; some files write `../train/images` for `train/images`."""
     entry = entry.replace("\\", "/")
     inside = entry
     while inside.startswith("../"):
@@ -305,7 +306,7 @@ def _existing(entry: str, base: Path, folder: Path) -> Path | None:
 
 
 def _images(place: Path, base: Path, faults: list[Fault]) -> list[Path]:
-    """The images of a folder, or of a text file that lists them."""
+    """The images in a folder, or in a text file that lists them."""
     if place.is_dir():
         found = find_images(place)
         faults += [(str(place / name), f"{why}; skipped") for name, why in found.unused]
@@ -322,7 +323,7 @@ def _images(place: Path, base: Path, faults: list[Fault]) -> list[Path]:
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
-        # CVAT writes names from a folder `data/` that its archive does not hold.
+        # CVAT writes paths in a folder `data/` that its archive does not contain.
         names = (line, line.partition("/")[2])
         tries = (root / name for name in names if name for root in (place.parent, base))
         image = next((file for file in tries if os.path.isfile(file)), None)

@@ -1,4 +1,4 @@
-"""A real sshd on loopback with keys of its own, and boards that stand-in tools make believable."""
+"""A real sshd on loopback with its own keys, and boards simulated by stand-in tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SSHD = shutil.which("sshd") or next(
 
 @dataclass
 class Board:
-    """A sshd and what a login there finds."""
+    """An sshd and the environment of its logins."""
 
     port: int
     folder: Path
@@ -50,7 +50,7 @@ class Board:
         return self.folder / "cache" / "hgkd-edge" / "jobs"
 
     def calls(self) -> list[str]:
-        """Command lines that trtexec's stand-in got, as JSON lists."""
+        """Command lines of trtexec's stand-in, as JSON lists."""
         log = self.folder / "state" / "calls.jsonl"
         return log.read_text().splitlines() if log.exists() else []
 
@@ -58,7 +58,7 @@ class Board:
         return sum("--onnx=" in call for call in self.calls())
 
     def leftovers(self) -> list[str]:
-        """Scratch folders, folders of ours and processes that should be gone."""
+        """Scratch folders, job folders and processes that should be gone."""
         found = [path.name for path in self.jobs.glob("*")] if self.jobs.exists() else []
         found += [path.name for path in (self.folder / "tmp").glob("hgkd-edge-*")]
         return found + [line for line in processes() if str(self.folder) in line]
@@ -78,8 +78,8 @@ def processes() -> list[str]:
     return found
 
 
-def wait_until(check: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for something that happens elsewhere."""
+def wait_until(check: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for a condition in another process."""
     end = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < end, "waited in vain"
@@ -88,7 +88,7 @@ def wait_until(check: Callable[[], bool], seconds: float = 15.0) -> None:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key pairs: `host`, `user` and a `stranger` nobody authorised."""
+    """Key pairs: `host`, `user` and an unauthorized `stranger`."""
     if SSHD is None or shutil.which("ssh-keygen") is None:
         missing = "openssh-server is not installed (sshd is needed for the SSH tests)"
         if os.environ.get("CI"):
@@ -146,7 +146,7 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
 
 
 def write_python(folder: Path, *, works: bool = True) -> None:
-    """A `python3` that is this one, or that is as good as missing."""
+    """A `python3` that is this interpreter, or that always fails."""
     script = folder / "python3"
     script.write_text(
         f'#!/bin/sh\nexec {sys.executable} "$@"\n' if works else "#!/bin/sh\nexit 127\n"
@@ -176,9 +176,9 @@ def make_jetson_root(root: Path) -> None:
 def run_sshd(keys: Path, folder: Path, variables: dict[str, str], login: str, logout: str) -> Board:
     """A sshd that lets only the `user` key in, and a client configuration that knows it.
 
-    The command is run by sh under the board's own PATH: the start-up files of whoever runs the
-    tests may change it. `login` and `logout` are shell lines, run before and after it, as those of
-    start-up files are.
+    The command is run by sh under the board's own PATH: the start-up files of the user who runs the
+    tests may change it. `login` and `logout` are shell lines, run before and after it like those of
+    start-up files.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -225,7 +225,7 @@ def measure(board: Board, *models: Path, **changes: object) -> BenchResult:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm-up, idling and verification take seconds that a test about something else has not."""
+    """Skip the seconds of warm-up, idling and verification in tests about other things."""
     for module in ("job", "results"):
         monkeypatch.setattr(f"hgkd_edge.bench.edge.{module}.WARMUP_MS", 100)
     monkeypatch.setattr("hgkd_edge.bench.edge.link.IDLE_S", 0.1)

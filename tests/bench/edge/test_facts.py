@@ -1,4 +1,4 @@
-"""Which Jetson, which JetPack, which mode; and what makes a number misleading."""
+"""Recognize the Jetson, JetPack and power mode; warn of misleading measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices that are broken or hostile: bounded in every way, and a fault of theirs only."""
+"""Broken or hostile devices: every input is bounded, and the error stays with that device."""
 
 from __future__ import annotations
 

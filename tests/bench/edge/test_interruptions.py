@@ -1,4 +1,4 @@
-"""Lines that break, networks that freeze, Ctrl-C at every stage; and picking up what was built."""
+"""Broken connections, frozen networks, Ctrl-C at every stage; and reusing finished builds."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     session = threading.Thread(target=attempt)
     session.start()
     wait_until(lambda: board.builds() == 1)
-    os.kill(clients[0].pid, signal.SIGSTOP)  # the line stays open and silent
+    os.kill(clients[0].pid, signal.SIGSTOP)  # the connection stays open and silent
 
     try:
         wait_until(lambda: not board.leftovers(), 3.5)

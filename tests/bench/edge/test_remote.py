@@ -1,4 +1,4 @@
-"""The whole way over a real sshd: what is measured, and that the board is left clean."""
+"""End to end over a real sshd: the measurements, and the cleanup of the board."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_failed_build_shows_trtexecs_own_lines_and_leaves_nothing(
         measure(board, make_model())
 
     assert failure.value.exit_code == 1
-    assert "\033" not in failure.value.message  # what a board says must not steer the terminal
+    assert "\033" not in failure.value.message  # a board's text must not control the terminal
     wait_until(lambda: not board.leftovers())
 
 

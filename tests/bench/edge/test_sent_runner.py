@@ -1,4 +1,4 @@
-"""The script that is sent to a box takes time exactly as this machine does."""
+"""The script sent to a device measures time exactly as this machine does."""
 
 from __future__ import annotations
 

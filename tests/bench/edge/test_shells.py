@@ -1,4 +1,4 @@
-"""Login shells that print: before, after and between our lines, anything, in any amount."""
+"""Login shells that print anything, in any amount, before, after and between our lines."""
 
 from __future__ import annotations
 

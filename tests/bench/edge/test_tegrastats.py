@@ -1,10 +1,10 @@
-"""Real published lines of Nano, TX2, Xavier, Orin and Thor, and what is left of broken ones.
+"""Real published lines of Nano, TX2, Xavier, Orin and Thor, and the usable parts of broken ones.
 
 Sources: Nano and Xavier NX: waggle-sensor/jetson-exporter (tegrastats_test.go). TX2:
 rbonghi/jetson_stats issue 187. AGX Xavier: martinkersner/gtop pull request 7. AGX Orin on JetPack
 7.2: rbonghi/jetson_stats tests. Orin Nano: henrygd/beszel tests. Thor: sunggonkim/JetsonDLAGreen
-(tests/test_tegrastats_telemetry.py). The rails of AGX Orin on JetPack 5 with VDDQ_VDD2_1V8AO come
-from a user's notes on running ResNet-50 there.
+(tests/test_tegrastats_telemetry.py). The rails of AGX Orin on JetPack 5 with VDDQ_VDD2_1V8AO are
+from a user's notes on running ResNet-50 on that board.
 """
 
 from __future__ import annotations

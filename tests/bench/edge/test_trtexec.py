@@ -3,7 +3,7 @@
 Sources: AGX Xavier and Xavier NX: OE4T/meta-tegra pull requests 952 and 1124; TensorRT 10.2 on a
 PC: NVIDIA/TensorRT issue 4177. Exported times: the first lines of a file that NVIDIA publishes,
 mobilenet.qat.onnx.engine.timing.json in NVIDIA/TensorRT tools/experimental/trt-engine-explorer
-(copies out); the oldest layout is that of sampleReporting.cpp before it said H2D and D2H.
+(copies out); the oldest layout is that of sampleReporting.cpp before it used the names H2D and D2H.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the device computes is held against ONNX Runtime here, before anything is timed."""
+"""A device's outputs are compared with ONNX Runtime on this machine before timing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_engine_is_verified_on_the_same_images_before_it_is_measured(
     assert (seen.passed, seen.images, seen.source) == (True, 4, "images")
     assert seen.relative_error is not None
     assert seen.relative_error < 1e-5
-    assert seen.bound == "tf32"  # what TensorRT may compute FP32 in
+    assert seen.bound == "tf32"  # TensorRT may compute FP32 in TF32
     assert kinds_of_calls(board) == "bvvvvm"
     assert "outputs verified on the device before measuring" in " ".join(
         rendered(session_view(session)).split()

@@ -1,4 +1,4 @@
-"""A fine-tuned model that answers, whichever runtime it is a file of. No torch unless asked for."""
+"""A fine-tuned model and its metadata. Needs torch only for PyTorch files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from exporters import runtimes
 from exporters.onnx_info import onnx_info, require_image_input
-from exporters.runners import Outputs, Runner, onnx_runner
+from exporters.runtimes import Outputs, Session
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingPackageError, RunError
 from hgkd_edge.files import engines_dir
@@ -22,27 +23,24 @@ from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks.answers import GEOMETRY
 
-__all__ = ["Served", "open_served"]
+__all__ = ["TaskModel", "open_task_model"]
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model and what it says of itself.
+class TaskModel:
+    """A network that was trained for a task.
 
     Attributes:
-        run: Normalized images f32[B, 3, H, W] (frames u8[B, H, W, 3] where preprocessing is baked
-            in) -> outputs by name, f32[B, ...].
-        runtime: What runs it, for people.
+        session: The open network. It takes normalized images f32[B, 3, H, W], or frames
+            u8[B, H, W, 3] where preprocessing is baked in.
         task: `classify`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
-        input: What it takes, and how a photo becomes that.
+        input: Its input and preprocessing.
         baked: What was baked into the file: `preprocessing`, `postprocessing`.
-        frame: Height and width of the only frames it takes, where preprocessing is baked in for
-            frames of one size.
+        frame: Height and width of its frames, where preprocessing is baked in for one frame size.
     """
 
-    run: Runner
-    runtime: str
+    session: Session
     task: str
     classes: tuple[str, ...]
     input: InputSpec
@@ -50,33 +48,41 @@ class Served:
     frame: tuple[int, int] | None = None
 
     def outputs(self, photo: Image.Image) -> Outputs:
-        """What the network says of an upright RGB photo: outputs by name, batch of one.
+        """The network's outputs by name for an upright RGB image, batch of one.
 
         Raises:
-            DataError: The photo has not the size of the frames that it takes.
+            DataError: The image does not have the frame size of the model.
+        """
+        return self.session.run(self.prepare(photo))
+
+    def prepare(self, photo: Image.Image) -> np.ndarray:
+        """An upright RGB image as the network's input, batch of one.
+
+        Raises:
+            DataError: The image does not have the frame size of the model.
         """
         if "preprocessing" not in self.baked:
-            return self.run(self.input.array(photo))
+            return self.input.array(photo)
         if self.frame not in (None, (photo.height, photo.width)):
             height, width = self.frame or ()
             raise DataError(
                 f"is {photo.width} x {photo.height}: the model takes frames of {width} x {height}",
                 hint="name the plain file of the same export",
             )
-        return self.run(np.asarray(photo)[None])
+        return np.asarray(photo)[None]
 
 
-def open_served(path: Path, *, trust_engine: bool = False) -> Served:
+def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
     """Open a fine-tuned model.
 
     Args:
         path: `model.safetensors` (PyTorch), `.onnx` (ONNX Runtime), `.xml` (OpenVINO), `.plan` or
-            `.engine` (TensorRT; its ONNX file must lie beside it), or a run's folder or name.
+            `.engine` (TensorRT; its ONNX file must lie next to it), or a run's folder or name.
         trust_engine: Load an engine although it was not built on this machine: it is machine code.
 
     Raises:
-        RunError: There is no such file, it is not a fine-tuned model of ours, or not the file that
-            its run recorded.
+        RunError: There is no such file, it is not a fine-tuned model of hgkd-edge, or differs from
+            the run's record.
         MissingPackageError: Its runtime is not installed.
     """
     if not path.suffix or path.is_dir():
@@ -95,7 +101,7 @@ def open_served(path: Path, *, trust_engine: bool = False) -> Served:
 
 
 def _model_of(run: RunDir) -> Path:
-    """A run's fine-tuned model; without PyTorch, the ONNX file that was exported from it."""
+    """A run's fine-tuned model; without PyTorch, the ONNX file exported from it."""
     model = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
     if importlib.util.find_spec("torch") is not None:
         return model
@@ -111,36 +117,26 @@ def _model_of(run: RunDir) -> Path:
     return exported
 
 
-def _open_torch(path: Path) -> Served:
-    from exporters.runners import torch_runner
+def _open_torch(path: Path) -> TaskModel:
     from hgkd_edge.finetune import TASKS, load_model
 
     network, card = load_model(path)
-    return Served(
-        run=torch_runner(network, TASKS[card.task].output_names),
-        runtime="PyTorch",
-        task=card.task,
-        classes=card.classes,
-        input=card.input,
-    )
+    session = runtimes.open(network, names=TASKS[card.task].output_names)
+    return TaskModel(session, card.task, card.classes, card.input)
 
 
-def _open_onnx(path: Path) -> Served:
+def _open_onnx(path: Path) -> TaskModel:
     info = onnx_info(path)
     require_image_input(path, info)
-    return _described(path, info.metadata, onnx_runner(path), "ONNX Runtime")
+    return _described(path, info.metadata, runtimes.open(path))
 
 
-def _open_openvino(path: Path) -> Served:
-    from exporters.openvino_export import openvino_metadata, openvino_runner
-
-    run = openvino_runner(path)  # says what is wrong with a file that it cannot read
-    return _described(path, openvino_metadata(path), run, "OpenVINO")
+def _open_openvino(path: Path) -> TaskModel:
+    session = runtimes.open(path)
+    return _described(path, session.metadata, session)
 
 
-def _open_engine(path: Path, *, trusted: bool) -> Served:
-    from exporters.trt_engine import engine_runner
-
+def _open_engine(path: Path, *, trusted: bool) -> TaskModel:
     source = path.with_suffix(".onnx")
     if not source.is_file():
         raise RunError(
@@ -148,12 +144,11 @@ def _open_engine(path: Path, *, trusted: bool) -> Served:
             hint=f"put the ONNX file that it was built from next to it, as {source.name}",
         )
     require_recorded(source)
-    built_here = None if trusted else engines_dir()
-    run = engine_runner(path, onnx_path=source, built_here=built_here)
-    return _described(path, onnx_info(source).metadata, run, "TensorRT")
+    session = runtimes.open(path, made_from=source, built_here=engines_dir(), trust_engine=trusted)
+    return _described(path, onnx_info(source).metadata, session)
 
 
-OPENERS: dict[str, Callable[[Path], Served]] = {
+OPENERS: dict[str, Callable[[Path], TaskModel]] = {
     ".safetensors": _open_torch,
     ".onnx": _open_onnx,
     ".xml": _open_openvino,
@@ -162,7 +157,7 @@ ENGINES = (".plan", ".engine")
 
 
 def _stated(metadata: Mapping[str, str], key: str, default: str = "") -> Any:
-    """What a file says under one of our keys; the values are JSON."""
+    """A file's metadata under one of our keys; the values are JSON."""
     text = metadata.get(f"hgkd_edge.{key}", default)
     return parse_json(text, MAX_RECORD_BYTES)
 
@@ -177,8 +172,8 @@ def _is_side(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: str) -> Served:
-    """Read what `export` wrote into the file."""
+def _described(path: Path, metadata: Mapping[str, str], session: Session) -> TaskModel:
+    """Read the metadata written by `export`."""
     try:
         task = _stated(metadata, "task")
         classes = tuple(_words(_stated(metadata, "classes")))
@@ -198,9 +193,8 @@ def _described(path: Path, metadata: Mapping[str, str], run: Runner, runtime: st
             f"{path}: is a bare backbone, which answers nothing",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         )
-    return Served(
-        run=run,
-        runtime=runtime,
+    return TaskModel(
+        session=session,
         task=task,
         classes=classes,
         input=described,

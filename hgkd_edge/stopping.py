@@ -1,4 +1,4 @@
-"""Ending early in good order: signals."""
+"""Graceful shutdown on signals."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from hgkd_edge.console import console
 
 __all__ = ["StopFlag", "stop_on_signal"]
 
-ONE_PRESS = 1.0  # seconds: torchrun passes a Ctrl-C on that its processes have already got
+ONE_PRESS = 1.0  # seconds: torchrun forwards a Ctrl-C that its processes already received
 
 
 @dataclass
 class StopFlag:
-    """Whether, and when, this process was told to stop."""
+    """Whether, and when, this process was asked to stop."""
 
     asked: bool = False
     since: float = 0.0
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
-    """Turn the first Ctrl-C or SIGTERM into a flag; a second one ends the process at once."""
+def stop_on_signal(after: str = "step") -> Iterator[StopFlag]:
+    """Turn the first Ctrl-C or SIGTERM into a flag; a second one ends the process at once.
+
+    Args:
+        after: What is finished first, for the message.
+    """
     flag = StopFlag()
 
     def ask(number: int, frame: Any) -> None:
         if not flag.asked:
             flag.asked, flag.since = True, time.monotonic()
-            console.print("stopping after this step (again to stop at once) ...")
+            console.print(f"stopping after this {after} (again to stop at once) ...")
         elif time.monotonic() - flag.since > ONE_PRESS:
             raise KeyboardInterrupt
 

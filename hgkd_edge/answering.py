@@ -1,0 +1,104 @@
+"""Predictions of an open model for one image: as JSON, as a picture, with stage times.
+
+Used by `predict` (image files), `video/` (frames) and `pipeline.py` (timing). No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from exporters.runtimes import Outputs
+from hgkd_edge.errors import DataError
+from hgkd_edge.stages import Stages
+from hgkd_edge.task_model import TaskModel
+from hgkd_edge.tasks import answers, pictures
+
+__all__ = ["Answer", "answer_image", "require_threshold"]
+
+
+class Answer(NamedTuple):
+    """A model's prediction for one image.
+
+    Attributes:
+        record: Plain data: `labels`, `shares` of the area by class, or `boxes`.
+        draw: Makes a copy of the image that shows the answer.
+        label_map: Class of every pixel, uint8 [H, W], of a segmentation.
+    """
+
+    record: dict[str, Any]
+    draw: Callable[[], Image.Image]
+    label_map: np.ndarray | None = None
+
+
+def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages: Stages) -> Answer:
+    """Predict for one upright RGB image.
+
+    Args:
+        opened: The model.
+        photo: The image.
+        threshold: Lowest score of a box.
+        stages: Collects the times of `preprocess`, `infer` and `postprocess`.
+
+    Raises:
+        DataError: The image size is not the one that the model takes.
+    """
+    with stages.measure("preprocess"):
+        inputs = opened.prepare(photo)
+    with stages.measure("infer"):
+        outputs = opened.session.run(inputs)
+    with stages.measure("postprocess"):
+        return _READERS[opened.task](opened, outputs, photo, threshold)
+
+
+def require_threshold(opened: TaskModel, threshold: float) -> None:
+    """Reject a threshold below the one built into the file's suppression."""
+    inside = opened.task == "detect" and "postprocessing" in opened.baked
+    if inside and threshold < answers.THRESHOLD:
+        raise DataError(
+            f"--threshold {threshold:g}: the file keeps boxes of at least {answers.THRESHOLD:g}",
+            hint="name the file without baked postprocessing of the same export",
+        )
+
+
+def _classify(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    if "postprocessing" in opened.baked:
+        labels = answers.rank_classes(outputs["probabilities"][0], opened.classes)
+    else:
+        labels = answers.read_classify(outputs["logits"][0], opened.classes)
+    record = {"labels": [label._asdict() for label in labels]}
+    return Answer(record, partial(pictures.draw_labels, photo, labels[:1]))
+
+
+def _segment(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement = opened.input.placement(photo)
+    if "postprocessing" in opened.baked:
+        found = answers.read_class_map(outputs["classes"][0], placement)  # uint8 [H, W]
+    else:
+        found = answers.read_segment(outputs["logits"][0], placement)
+    counts = np.bincount(found.ravel(), minlength=len(opened.classes))
+    shares = dict(zip(opened.classes, (counts / found.size).tolist(), strict=True))
+    return Answer({"shares": shares}, partial(pictures.draw_segments, photo, found), found)
+
+
+def _detect(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    placement, classes = opened.input.placement(photo), opened.classes
+    if "postprocessing" in opened.baked:
+        rows = outputs["detections"]  # of all images of the batch (one)
+        found = answers.read_detections(rows, placement, classes, threshold=threshold)
+    else:
+        boxes, scores = outputs["boxes"][0], outputs["scores"][0]
+        found = answers.read_detect(boxes, scores, placement, classes, threshold=threshold)
+    record = {"boxes": [box._asdict() for box in found]}
+    return Answer(record, partial(pictures.draw_boxes, photo, found, classes))
+
+
+_READERS: dict[str, Callable[[TaskModel, Outputs, Image.Image, float], Answer]] = {
+    "classify": _classify,
+    "segment": _segment,
+    "detect": _detect,
+}
