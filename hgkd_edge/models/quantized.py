@@ -61,9 +61,9 @@ def simulate_int8(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     Raises:
         ConversionError: A layer of the network cannot be simulated.
     """
-    _require_plain_layers(network)
-    quantization = require_modelopt()
     head = _last_layer(network)
+    _require_plain_layers(network, except_for=head)
+    quantization = require_modelopt()
 
     def calibrate(simulated: nn.Module) -> None:
         for images in batches:
@@ -99,11 +99,11 @@ def take_rounded_weights(simulated: nn.Module, plain: nn.Module) -> None:
     plain.load_state_dict({key: value for key, value in state.items() if _QUANTIZER not in key})
 
 
-def _require_plain_layers(network: nn.Module) -> None:
+def _require_plain_layers(network: nn.Module, *, except_for: str | None) -> None:
     """Refuse layers that compute otherwise than PyTorch's: ModelOpt would leave them in float."""
     for name, module in network.named_modules():
         kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
-        if kind is not None and type(module).forward is not kind.forward:
+        if kind is not None and name != except_for and type(module).forward is not kind.forward:
             raise ConversionError(
                 f"INT8 of layer '{name}' ({type(module).__name__}) cannot be simulated in training",
                 hint="export with --precision int8 --max-drop instead of finetune --qat",
