@@ -19,7 +19,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.trt_build import build_engine
 from exporters.verify import verify
+from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.exportable import Exportable, load_exportable
+from hgkd_edge.finetune import evenly
 from hgkd_edge.rundir import RunDir
 
 ROUNDS = 300
@@ -94,23 +96,41 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
 def nncf(job: Job) -> Iterator[tuple[str, Path]]:
     """Post-training quantization, and with accuracy control, of the ONNX file."""
     import nncf as library
+    from nncf.quantization.advanced_parameters import QuantizationParameters
 
     model = onnx.load(job.fp32)
     name = model.graph.input[0].name
     data = library.Dataset([image[None] for image in job.images], lambda image: {name: image})
     size = len(job.images)
+    # ONNX Runtime refuses NNCF's default: a scale per channel for inputs of depthwise convolutions.
+    per_tensor = library.AdvancedQuantizationParameters(
+        activations_quantization_params=QuantizationParameters(per_channel=False)
+    )
     plain = job.path("nncf")
-    onnx.save(library.quantize(model, data, subset_size=size), plain)
+    quantized = library.quantize(model, data, subset_size=size, advanced_parameters=per_tensor)
+    onnx.save(quantized, plain)
     yield "NNCF", plain
 
-    def validate(candidate: Any, _: Any) -> tuple[float, None]:
-        file = job.path("candidate")
-        onnx.save(candidate.model if hasattr(candidate, "model") else candidate, file)
-        return job.subject.score(runtimes.open(file).run) / 100, None
+    def validate(
+        candidate: onnx.ModelProto, pairs: Iterable[tuple[np.ndarray, int]]
+    ) -> tuple[float, list[float]]:
+        photos, truth = zip(*pairs, strict=True)
+        runner = runtimes.open(candidate.SerializeToString()).run
+        hits = classes_of(runner, np.stack(photos)) == np.array(truth)
+        return float(hits.mean()), hits.astype(float).tolist()
 
+    source = job.subject.splits[job.subject.unseen]
+    scored = source.subset(evenly(len(source), MOST_SCORED))  # as `Exportable.score`
+    photos = job.subject.images(job.subject.unseen, MOST_SCORED)
     bounded = job.path("nncf bounded")
     kept = library.quantize_with_accuracy_control(
-        model, data, data, validate, max_drop=job.max_drop / 100, subset_size=size
+        model,
+        data,
+        library.Dataset(list(zip(photos, scored.labels.tolist(), strict=True))),
+        validate,
+        max_drop=job.max_drop / 100,
+        subset_size=size,
+        advanced_quantization_parameters=per_tensor,
     )
     onnx.save(kept, bounded)
     yield "NNCF, accuracy control", bounded
