@@ -24,7 +24,7 @@ lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed  ## Format and mend what can be mended
+format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

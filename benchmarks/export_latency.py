@@ -64,7 +64,7 @@ def export_all(name: str, images: np.ndarray, folder: Path) -> tuple[torch.nn.Mo
     ours, plain, small = (folder / f"{kind}.onnx" for kind in ("ours", "plain", "int8"))
     export_onnx(model, ours, input_size=images.shape[1:])
     torch.onnx.export(model, (torch.from_numpy(images[:1]),), plain, verbose=False)
-    quantize_int8(ours, small, calibration=calibrate(read_onnx(ours), images), flavour="cpu")
+    quantize_int8(ours, small, calibration=calibrate(read_onnx(ours), images), flavor="cpu")
     export_openvino(ours, folder / "ours.xml")
     export_openvino(small, folder / "int8.xml")
     return model, {

@@ -25,7 +25,7 @@ from exporters.calibrate import METHODS, calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino
-from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.quantize import FLAVORS, quantize_int8
 from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.verify import verify
@@ -91,28 +91,28 @@ def _cases(
         held_out = subject.images(subject.unseen, PROOF_PHOTOS)
         for method in methods:
             calibration = calibrate(read_onnx(fp32), images, method=method)
-            for flavour in FLAVOURS:
-                path = Path(scratch) / f"{method}-{flavour}.onnx"
+            for flavor in FLAVORS:
+                path = Path(scratch) / f"{method}-{flavor}.onnx"
                 kept = 0
                 if max_drop is None:
-                    quantize_int8(fp32, path, calibration=calibration, flavour=flavour)
+                    quantize_int8(fp32, path, calibration=calibration, flavor=flavor)
                 else:
                     few = images[:: len(images) // RANKING_PHOTOS]
                     bounded = quantize_within(
                         fp32,
                         path,
                         calibration=calibration,
-                        ranking=rank_layers(fp32, calibration, few, flavour=flavour),
+                        ranking=rank_layers(fp32, calibration, few, flavor=flavor),
                         score=subject.score,
                         proof=functools.partial(
                             verify, runtimes.open(fp32).run, images=held_out, precision="int8"
                         ),
                         max_drop=max_drop,
-                        flavour=flavour,
+                        flavor=flavor,
                     )
                     kept = len(bounded.kept_float)
-                yield f"{method}, {flavour}, {kept} in float", runtimes.open(path).run
-                if flavour == "cpu":
+                yield f"{method}, {flavor}, {kept} in float", runtimes.open(path).run
+                if flavor == "cpu":
                     export_openvino(path, path.with_suffix(".xml"))
                     yield f"{method}, cpu in OpenVINO", runtimes.open(path.with_suffix(".xml")).run
 

@@ -38,7 +38,7 @@ from exporters.calibrate import calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino
-from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.quantize import FLAVORS, quantize_int8
 from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.trt_build import build_engine
@@ -66,12 +66,12 @@ class Job:
 
 def ours(job: Job) -> Iterator[tuple[str, Path]]:
     """Both flavors, without and with layers kept in float."""
-    for flavour in FLAVOURS:
-        plain = job.path(f"ours {flavour}")
-        quantize_int8(job.fp32, plain, images=job.images, flavour=flavour)
-        yield f"ours, {flavour}", plain
-    for flavour in FLAVOURS:
-        bounded = job.path(f"ours {flavour} bounded")
+    for flavor in FLAVORS:
+        plain = job.path(f"ours {flavor}")
+        quantize_int8(job.fp32, plain, images=job.images, flavor=flavor)
+        yield f"ours, {flavor}", plain
+    for flavor in FLAVORS:
+        bounded = job.path(f"ours {flavor} bounded")
         calibration = calibrate(read_onnx(job.fp32), job.images)
         few = job.images[:: len(job.images) // RANKING_PHOTOS]
         proof = functools.partial(
@@ -84,13 +84,13 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
             job.fp32,
             bounded,
             calibration=calibration,
-            ranking=rank_layers(job.fp32, calibration, few, flavour=flavour),
+            ranking=rank_layers(job.fp32, calibration, few, flavor=flavor),
             score=job.subject.score,
             proof=proof,
             max_drop=job.max_drop,
-            flavour=flavour,
+            flavor=flavor,
         )
-        yield f"ours, {flavour}, --max-drop: {len(found.kept_float)} layers in float", bounded
+        yield f"ours, {flavor}, --max-drop: {len(found.kept_float)} layers in float", bounded
 
 
 def nncf(job: Job) -> Iterator[tuple[str, Path]]:

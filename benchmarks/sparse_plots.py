@@ -43,9 +43,9 @@ def _mask(ax: Axes) -> None:
     for row in range(4):
         for column in range(4):
             seen = (row, column) in VISIBLE
-            colour = SEEN if seen else HIDDEN
+            color = SEEN if seen else HIDDEN
             ax.add_patch(
-                Rectangle((column, 3 - row), 1, 1, facecolor=colour, edgecolor="white", lw=3)
+                Rectangle((column, 3 - row), 1, 1, facecolor=color, edgecolor="white", lw=3)
             )
             if seen:
                 number = str(VISIBLE.index((row, column)))
@@ -67,7 +67,7 @@ def _tiles(ax: Axes) -> None:
                 )
         ax.text(x + 0.6, y + 0.6, str(number), ha="center", va="center", color="white", fontsize=12)
     ax.text(
-        2.05, -0.25, "1x1 convolution, activation, normalisation:\nunchanged, on these sites only",
+        2.05, -0.25, "1x1 convolution, activation, normalization:\nunchanged, on these sites only",
         ha="center", va="top", fontsize=9,
     )  # fmt: skip
     ax.set_xlim(-0.1, 4.3)
@@ -80,8 +80,8 @@ def _halo(ax: Axes) -> None:
         for j in range(-1, 5):
             own = 0 <= i < 4 and 0 <= j < 4
             from_left = i == -1 and 0 <= j < 4  # tile 0, left of tile 1, is visible
-            colour = SEEN if own else HALO if from_left else HIDDEN
-            ax.add_patch(Rectangle((i, j), 1, 1, facecolor=colour, edgecolor="white", lw=1.5))
+            color = SEEN if own else HALO if from_left else HIDDEN
+            ax.add_patch(Rectangle((i, j), 1, 1, facecolor=color, edgecolor="white", lw=1.5))
             if not (own or from_left):
                 ax.text(i + 0.5, j + 0.5, "0", ha="center", va="center", fontsize=8, color=FRAME)
     ax.add_patch(FancyArrow(-2.6, 2, 1.2, 0, width=0.07, head_width=0.35, color=FRAME))
@@ -100,9 +100,9 @@ def cost(rows: list[dict], path: Path) -> None:
     shares = [100 * (1 - row["ratio"]) for row in rows]
     dense = sorted(row["ms"]["dense"] for row in rows)[len(rows) // 2]
     ax.plot([0, 100], [0, 100], ":", color=FRAME, label="proportional to visible patches")
-    for key, colour in (("masked", HALO), ("tiles", SEEN)):
+    for key, color in (("masked", HALO), ("tiles", SEEN)):
         values = [100 * row["ms"][key] / dense for row in rows]
-        ax.plot(shares, values, "o-", color=colour, label=key)
+        ax.plot(shares, values, "o-", color=color, label=key)
     ax.axhline(100, color="#999999", lw=1, label="dense")
     ax.set_xlabel("visible patches, %")
     ax.set_ylabel("time of a training step, % of dense")

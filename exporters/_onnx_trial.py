@@ -35,7 +35,7 @@ def check_graph(path: Path) -> None:
     except Exception as error:
         raise ConversionFailed(
             f"the exporter wrote an invalid graph: {reason_of(error)}",
-            hint="please report it, with the model's name and the versions of torch and onnx",
+            hint="report it with the model's name and the versions of torch and onnx",
         ) from error
 
 

@@ -24,60 +24,60 @@ _LEVELS = 127  # symmetric int8
 
 
 def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> int:
-    """Quantise the skip branch of every residual sum in place; returns how many there were.
+    """Quantize the skip branch of every residual sum in place; returns how many there were.
 
     New nodes are appended: the graph has to be sorted afterwards.
     """
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
     weights = {tensor.name for tensor in graph.initializer}
-    dequantised = _dequantised_tensors(graph, makers)
-    if not dequantised:
+    dequantized = _dequantized_tensors(graph, makers)
+    if not dequantized:
         return 0
     sums = [n for n in graph.node if n.op_type == "Add" and not weights & {*n.input}]
     for node in sums:
-        skip = _skip_operand(node, makers, dequantised)
+        skip = _skip_operand(node, makers, dequantized)
         tensor = node.input[skip]
-        if tensor not in dequantised:
+        if tensor not in dequantized:
             if tensor not in calibration:
                 continue
-            pair = _quantise_dequantise(graph, tensor, calibration.largest(tensor))
+            pair = _quantize_dequantize(graph, tensor, calibration.largest(tensor))
             graph.node.extend(pair)
-            dequantised[tensor] = pair[1].output[0]
-        node.input[skip] = dequantised[tensor]
+            dequantized[tensor] = pair[1].output[0]
+        node.input[skip] = dequantized[tensor]
     return len(sums)
 
 
-def _dequantised_tensors(
+def _dequantized_tensors(
     graph: onnx.GraphProto, makers: dict[str, onnx.NodeProto]
 ) -> dict[str, str]:
     """Float activation -> its value after quantize and dequantize, where there is such a pair."""
     weights = {tensor.name for tensor in graph.initializer}
     found = {}
     for node in graph.node:
-        quantise = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if quantise is None or quantise.op_type != "QuantizeLinear":
+        quantize = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
             continue
-        if quantise.input[0] not in weights:
-            found[quantise.input[0]] = node.output[0]
+        if quantize.input[0] not in weights:
+            found[quantize.input[0]] = node.output[0]
     return found
 
 
 def _skip_operand(
-    node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], dequantised: dict[str, str]
+    node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], dequantized: dict[str, str]
 ) -> int:
     """Which operand is the skip branch: the one already quantized, else the later-listed one."""
     for index in (1, 0):
         maker = makers.get(node.input[index])
-        if node.input[index] in dequantised and (maker is None or maker.op_type != "Conv"):
+        if node.input[index] in dequantized and (maker is None or maker.op_type != "Conv"):
             return index
     for index in (1, 0):
-        if node.input[index] in dequantised:
+        if node.input[index] in dequantized:
             return index
     return 1
 
 
-def _quantise_dequantise(
+def _quantize_dequantize(
     graph: onnx.GraphProto, tensor: str, largest: float
 ) -> list[onnx.NodeProto]:
     import onnx

@@ -25,7 +25,7 @@ from .errors import ExportError, MissingPackageError
 
 __all__ = [
     "EXTRAS",
-    "Flavour",
+    "Flavor",
     "Typing",
     "available",
     "choose",
@@ -44,7 +44,7 @@ _JETPACK = (
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """An importable TensorRT: `tensorrt` or `tensorrt_rtx`, and its version."""
 
     name: str
@@ -72,18 +72,18 @@ class Typing:
         return {name: True for name in ("fp16", "int8") if getattr(self, name)}
 
 
-def available() -> tuple[Flavour, ...]:
+def available() -> tuple[Flavor, ...]:
     """The TensorRT packages that can be imported here, `tensorrt` first."""
     found = []
     for name in EXTRAS:
         try:
-            found.append(Flavour(name, importlib.import_module(name).__version__))
+            found.append(Flavor(name, importlib.import_module(name).__version__))
         except (ImportError, OSError, RuntimeError):  # absent, or its libraries do not load
             continue
     return tuple(found)
 
 
-def choose(backend: str | None, *, what: str = "building an engine") -> Flavour:
+def choose(backend: str | None, *, what: str = "building an engine") -> Flavor:
     """The flavor asked for, or the first one installed.
 
     Args:
@@ -99,51 +99,51 @@ def choose(backend: str | None, *, what: str = "building an engine") -> Flavour:
             f"unknown TensorRT backend '{backend}'", hint=f"one of {', '.join(EXTRAS)}"
         )
     found = available()
-    for flavour in found:
-        if backend in (None, flavour.name):
-            return flavour
+    for flavor in found:
+        if backend in (None, flavor.name):
+            return flavor
     if backend == "tensorrt_rtx":
         raise MissingPackageError(what, package=backend, extra="trt-rtx")
     others = "" if found else 'pip install "hgkd-edge[trt-rtx]" for RTX desktop GPUs; '
     raise MissingPackageError(what, package="tensorrt", extra="trt", more=others + _JETPACK)
 
 
-def typing_for(flavour: Flavour, precision: str, *, dla: bool) -> Typing:
+def typing_for(flavor: Flavor, precision: str, *, dla: bool) -> Typing:
     """How to build a graph of this precision (`fp32`, `fp16` or `int8`) faithfully.
 
     Raises:
         ExportError: A DLA build that this release or precision does not allow.
     """
     if dla:
-        _require_dla(flavour, precision)
-    if flavour.name == "tensorrt_rtx" or flavour.major >= 11 or (flavour.major >= 9 and not dla):
+        _require_dla(flavor, precision)
+    if flavor.name == "tensorrt_rtx" or flavor.major >= 11 or (flavor.major >= 9 and not dla):
         return Typing(strongly_typed=True)
     # INT8 graphs leave some layers unquantized; a DLA has no fp32 to run those in.
     half = precision == "fp16" or (dla and precision == "int8")
     return Typing(strongly_typed=False, fp16=half, int8=precision == "int8")
 
 
-def _require_dla(flavour: Flavour, precision: str) -> None:
-    if flavour.name == "tensorrt_rtx":
+def _require_dla(flavor: Flavor, precision: str) -> None:
+    if flavor.name == "tensorrt_rtx":
         raise ExportError("TensorRT-RTX has no DLA", hint="build with TensorRT on the Jetson")
     if precision == "fp32":
         raise ExportError("a DLA runs fp16 or int8 only", hint="export the network as fp16 first")
 
 
-def select_for_polygraphy(flavour: Flavour) -> None:
+def select_for_polygraphy(flavor: Flavor) -> None:
     """Make Polygraphy use this flavor; it decides once per process, at import.
 
     Raises:
         ExportError: Polygraphy was already imported for the other flavor.
     """
-    wanted = flavour.name == "tensorrt_rtx"
+    wanted = flavor.name == "tensorrt_rtx"
     decided = sys.modules.get("polygraphy.config")
     if decided is not None and wanted != decided.USE_TENSORRT_RTX:
         raise ExportError(
-            f"this process uses Polygraphy with the other TensorRT, not with {flavour.name}",
-            hint="load the engine in a process of its own",
+            f"this process uses Polygraphy with the other TensorRT, not with {flavor.name}",
+            hint="load the engine in a separate process",
         )
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if flavour.name == "tensorrt_rtx" else "0"
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if flavor.name == "tensorrt_rtx" else "0"
 
 
 def compute_capabilities(trt: ModuleType, wanted: Sequence[str] | None) -> list[str]:

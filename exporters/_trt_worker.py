@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ._trt_compat import (
-    Flavour,
+    Flavor,
     compute_capabilities,
     gpu_name,
     progress_monitor,
@@ -49,20 +49,20 @@ def main() -> int:
 
 
 def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    flavour = Flavour(request["backend"], request["version"])
-    select_for_polygraphy(flavour)
+    flavor = Flavor(request["backend"], request["version"])
+    select_for_polygraphy(flavor)
     from polygraphy import mod
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
 
-    trt = mod.lazy_import(flavour.name)
-    typing = typing_for(flavour, request["precision"], dla=request["dla"] is not None)
-    targets = _targets(trt, flavour, request)
+    trt = mod.lazy_import(flavor.name)
+    typing = typing_for(flavor, request["precision"], dla=request["dla"] is not None)
+    targets = _targets(trt, flavor, request)
     monitor = progress_monitor(
         trt, lambda phase, step, steps: report("progress", phase=phase, step=step, steps=steps)
     )
     network = network_from_onnx_path(request["onnx"], **typing.network_options())
     settings = _common_settings(trt, request, monitor)
-    if flavour.name == "tensorrt_rtx":
+    if flavor.name == "tensorrt_rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         capabilities = [tuple(map(int, target.split("."))) for target in targets]
@@ -84,14 +84,14 @@ def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"gpu": gpu_name(), "targets": targets}
 
 
-def _targets(trt: Any, flavour: Flavour, request: dict[str, Any]) -> list[str]:
+def _targets(trt: Any, flavor: Flavor, request: dict[str, Any]) -> list[str]:
     wanted = request["compute_capabilities"]
-    if flavour.name == "tensorrt_rtx":
+    if flavor.name == "tensorrt_rtx":
         return compute_capabilities(trt, wanted)
     if wanted:
         raise ExportError(
             "target compute capabilities are a feature of TensorRT-RTX",
-            hint="TensorRT builds for the GPU it runs on; leave them out",
+            hint="remove them: TensorRT builds for the GPU it runs on",
         )
     return []
 

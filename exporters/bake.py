@@ -31,7 +31,7 @@ from ._processing import (
     preprocessing_graph,
 )
 from .errors import ConversionFailed, ExportError, reason_of
-from .files import new_artefact
+from .files import new_artifact
 from .onnx_info import (
     OnnxInfo,
     TensorInfo,
@@ -104,7 +104,7 @@ def bake(
     if preprocessing is not None and preprocessing.frame is not None:
         metadata["hgkd_edge.frame"] = json.dumps(preprocessing.frame)
     onnx.helper.set_model_props(model, metadata)
-    with new_artefact(path) as temporary:
+    with new_artifact(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
         info = onnx_info(temporary)
         _try(temporary, info)

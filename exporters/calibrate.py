@@ -147,7 +147,7 @@ def _require_images(images: np.ndarray, shape: tuple[int | str, ...]) -> None:
     if len(images) == 0:
         raise ExportError(
             "INT8 needs real calibration images, and there are none",
-            hint="give a folder with a few hundred photos like those the network will see",
+            hint="give a folder with a few hundred images like those the network will see",
         )
     if images.ndim != 4 or images.shape[1:] != tuple(shape[1:]):
         raise ExportError(

@@ -20,7 +20,7 @@ __all__ = [
     "atomic_write",
     "file_sha256",
     "flush",
-    "new_artefact",
+    "new_artifact",
     "require_writable_folder",
     "set_aside",
     "until_proven",
@@ -68,7 +68,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_artefact(path: str | Path) -> Iterator[Path]:
+def new_artifact(path: str | Path) -> Iterator[Path]:
     """As `atomic_write`, for a file that the user named.
 
     Raises:
@@ -188,5 +188,5 @@ def _unwritable(path: Path, error: OSError) -> ExportError:
     reason = error.strerror or str(error)
     return ExportError(
         f"cannot write '{path}': {reason}",
-        hint="choose a folder that exists or can be made, and that you may write to",
+        hint="choose a folder that exists or can be created, and that you can write to",
     )

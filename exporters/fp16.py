@@ -18,7 +18,7 @@ import numpy as np
 from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
 from .errors import ConversionFailed, ExportError, reason_of
-from .files import file_sha256, new_artefact
+from .files import file_sha256, new_artifact
 from .onnx_info import graph_inputs, graph_precision, read_onnx
 from .runtimes.ort import OrtSession
 
@@ -89,7 +89,7 @@ def convert_fp16(
     _bypass_half_between_kept_nodes(half.graph)
     sort_nodes(half.graph)  # the converter appends its casts at the end
     _keep_metadata(half, metadata)
-    with new_artefact(path) as temporary:
+    with new_artifact(path) as temporary:
         temporary.write_bytes(half.SerializeToString())
         read_onnx(temporary)
         OrtSession(temporary)

@@ -25,7 +25,7 @@ from ._graph import name_after_modules
 from ._onnx_trial import check_graph, try_shapes
 from ._opset17 import OPSET, lower_to_opset17
 from .errors import ConversionFailed, ExportError, MissingPackageError, reason_of
-from .files import new_artefact
+from .files import new_artifact
 from .onnx_info import OnnxInfo, TensorInfo, onnx_info
 
 __all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]
@@ -98,7 +98,7 @@ def export_onnx(
     free = _free_axes(dynamic_batch, dynamic_size)
     proto = _convert(traced, example, free, output_names=names)
     _finish(proto, free, metadata or {})
-    with new_artefact(path) as temporary:
+    with new_artifact(path) as temporary:
         _save(proto, temporary)
         check_graph(temporary)
         try_shapes(temporary, traced, input_size, free=list(free.values()))
@@ -252,7 +252,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
         gib = model.ByteSize() / 2**30
         raise ExportError(
             f"the network is {gib:.1f} GiB, and one ONNX file holds at most 2 GiB",
-            hint="networks of this size are beyond what this tool is made for",
+            hint="networks of this size are not supported",
         )
     path.write_bytes(model.SerializeToString())
 

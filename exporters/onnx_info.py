@@ -199,7 +199,7 @@ def _tensor(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
     form = value.type.WhichOneof("value")
     if form != "tensor_type":
         what = (form or "unknown").removesuffix("_type").replace("_", " ")
-        raise _Unusable(f"{role} '{value.name}' is of type '{what}', which is no tensor")
+        raise _Unusable(f"{role} '{value.name}' is of type '{what}', which is not a tensor")
     if role == "input" and not kind.HasField("shape"):
         raise _Unusable(f"input '{value.name}' has no stated number of axes")
     if role == "input" and any(

@@ -30,7 +30,7 @@ from ._graph import WEIGHTED, sort_nodes
 from ._residual import share_residual_scales
 from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
-from .files import file_sha256, new_artefact
+from .files import file_sha256, new_artifact
 from .fp16 import nodes_of_modules
 from .onnx_info import graph_precision, read_onnx
 from .runtimes.ort import OrtSession
@@ -38,11 +38,11 @@ from .runtimes.ort import OrtSession
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FLAVOURS", "Int8Export", "quantizable_nodes", "quantize_int8", "quantized_graph"]
+__all__ = ["FLAVORS", "Int8Export", "quantizable_nodes", "quantize_int8", "quantized_graph"]
 
 log = logging.getLogger(__name__)
 
-FLAVOURS = ("tensorrt", "cpu")
+FLAVORS = ("tensorrt", "cpu")
 FEW_IMAGES = 100
 # Operators that ONNX Runtime has fast integer kernels for. Others stay float between them.
 _CPU_OPERATORS = [*WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool"]
@@ -56,7 +56,7 @@ class Int8Export:
     path: Path
     sha256: str
     size_bytes: int
-    flavour: str
+    flavor: str
     method: str
     calibration_images: int
     quantized: int
@@ -72,18 +72,18 @@ def quantize_int8(
     *,
     images: np.ndarray | None = None,
     calibration: Calibration | None = None,
-    flavour: str = "tensorrt",
+    flavor: str = "tensorrt",
     method: str = "percentile",
     keep_float: Sequence[str] = (),
 ) -> Int8Export:
-    """Quantise a network to INT8.
+    """Quantize a network to INT8.
 
     Args:
         onnx_path: An fp32 ONNX file.
         path: Where to write the INT8 file.
         images: f32[N, 3, H, W] real calibration images, preprocessed as in use.
         calibration: Ranges from `calibrate`, instead of images; saves calibrating for each flavor.
-        flavour: `tensorrt` or `cpu`.
+        flavor: `tensorrt` or `cpu`.
         method: How ranges are chosen, see `calibrate`.
         keep_float: Modules (`layer4.1`) or nodes (`fc/Gemm`) to keep unquantized.
 
@@ -94,19 +94,19 @@ def quantize_int8(
     model = read_onnx(onnx_path)
     if graph_precision(model) != "fp32":
         raise ExportError(
-            f"'{onnx_path}' is {graph_precision(model)} already", hint="quantise the fp32 file"
+            f"'{onnx_path}' is {graph_precision(model)} already", hint="quantize the fp32 file"
         )
     if calibration is None:
         calibration = calibrate(model, _given(images), method=method)
     if calibration.images < FEW_IMAGES:
         log.warning(
-            "calibrated on %d images; with fewer than %d, INT8 accuracy is a matter of luck",
+            "calibrated on %d images; with fewer than %d, INT8 accuracy is unreliable",
             calibration.images,
             FEW_IMAGES,
         )
     kept = sorted({*nodes_of_modules(model, keep_float), *_classifier(model)})
-    graph = quantized_graph(model, calibration, flavour=flavour, exclude=kept)
-    with new_artefact(path) as temporary:
+    graph = quantized_graph(model, calibration, flavor=flavor, exclude=kept)
+    with new_artifact(path) as temporary:
         temporary.write_bytes(graph.SerializeToString())
         read_onnx(temporary)
         OrtSession(temporary)
@@ -114,7 +114,7 @@ def quantize_int8(
             path=Path(path),
             sha256=file_sha256(temporary),
             size_bytes=temporary.stat().st_size,
-            flavour=flavour,
+            flavor=flavor,
             method=calibration.method,
             calibration_images=calibration.images,
             quantized=len(set(quantizable_nodes(model)) - set(kept)),
@@ -147,7 +147,7 @@ def quantized_graph(
     model: onnx.ModelProto,
     calibration: Calibration,
     *,
-    flavour: str,
+    flavor: str,
     exclude: Sequence[str] = (),
     only: Sequence[str] = (),
 ) -> onnx.ModelProto:
@@ -156,25 +156,25 @@ def quantized_graph(
     Args:
         model: fp32 model.
         calibration: Its ranges.
-        flavour: `tensorrt` or `cpu`.
+        flavor: `tensorrt` or `cpu`.
         exclude: Nodes to keep in float, in addition to a classifier's last layer.
         only: When given, nodes to quantize, and no others.
     """
     import onnx
 
-    if flavour not in FLAVOURS:
-        raise ExportError(f"unknown INT8 flavour '{flavour}'", hint=f"one of {', '.join(FLAVOURS)}")
+    if flavor not in FLAVORS:
+        raise ExportError(f"unknown INT8 flavor '{flavor}'", hint=f"one of {', '.join(FLAVORS)}")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     typed = onnx.shape_inference.infer_shapes(model, strict_mode=True)  # a copy
-    quantise = _for_tensorrt if flavour == "tensorrt" else _for_cpu
+    quantize = _for_tensorrt if flavor == "tensorrt" else _for_cpu
     try:
-        graph = quantise(typed, calibration, [*exclude, *_classifier(model)], list(only))
+        graph = quantize(typed, calibration, [*exclude, *_classifier(model)], list(only))
     except Exception as error:  # the quantizer raises plain Exceptions and KeyErrors
         raise ConversionFailed(
-            f"the network cannot be quantised: {reason_of(error)}",
+            f"the network cannot be quantized: {reason_of(error)}",
             hint="name the layer in keep_float",
         ) from error
-    if flavour == "tensorrt" and not only:  # a layer quantized alone is measured alone
+    if flavor == "tensorrt" and not only:  # a layer quantized alone is measured alone
         share_residual_scales(graph, calibration)
     sort_nodes(graph.graph)
     onnx.helper.set_model_props(graph, metadata)

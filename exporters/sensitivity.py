@@ -70,7 +70,7 @@ def rank_layers(
     calibration: Calibration,
     images: np.ndarray,
     *,
-    flavour: str,
+    flavor: str,
     progress: Progress = lambda done, total: None,
 ) -> list[LayerDamage]:
     """Every layer with weights, the most damaged by INT8 first.
@@ -79,7 +79,7 @@ def rank_layers(
         onnx_path: An fp32 ONNX file.
         calibration: Its ranges.
         images: f32[N, 3, H, W] real images; a few dozen separate the layers well.
-        flavour: `tensorrt` or `cpu`.
+        flavor: `tensorrt` or `cpu`.
         progress: Called with (layers done, layers in all).
     """
     if len(images) == 0:
@@ -89,7 +89,7 @@ def rank_layers(
     nodes = quantizable_nodes(model)
     found = []
     for done, node in enumerate(nodes, start=1):
-        graph = quantized_graph(model, calibration, flavour=flavour, only=[node])
+        graph = quantized_graph(model, calibration, flavor=flavor, only=[node])
         got = _run(runtimes.open(graph.SerializeToString()).run, images)
         found.append(LayerDamage(node, module_of(node), _damage(wanted, got)))
         progress(done, len(nodes))
@@ -120,10 +120,10 @@ def quantize_within(
     score: Score,
     proof: Proof,
     max_drop: float,
-    flavour: str,
+    flavor: str,
     progress: Callable[[int, float, bool], None] = lambda kept, drop, agrees: None,
 ) -> BoundedInt8:
-    """Quantise to INT8, keeping the worst layers in float until the result is within its bounds.
+    """Quantize to INT8, keeping the worst layers in float until the result is within its bounds.
 
     The number of layers to keep is doubled until the bounds hold, then halved back to the smallest
     that passed. The same bounds apply to the written file.
@@ -136,7 +136,7 @@ def quantize_within(
         score: Held-out score in points.
         proof: The comparison that the file has to pass.
         max_drop: The most points that INT8 may lose.
-        flavour: `tensorrt` or `cpu`.
+        flavor: `tensorrt` or `cpu`.
         progress: Called after each try with (layers kept in float, points lost, proof passed).
 
     Raises:
@@ -150,7 +150,7 @@ def quantize_within(
 
     def holds(kept: int) -> bool:
         nodes = [layer.node for layer in ranking[:kept]]
-        graph = quantized_graph(model, calibration, flavour=flavour, exclude=nodes)
+        graph = quantized_graph(model, calibration, flavor=flavor, exclude=nodes)
         runner = runtimes.open(graph.SerializeToString()).run
         trial = trials[kept] = _Trial(float_score - score(runner), proof(runner))
         progress(kept, trial.drop, trial.verification.passed)
@@ -159,7 +159,7 @@ def quantize_within(
     kept = _fewest(holds, most=most)
     nodes = [layer.node for layer in ranking[: most if kept is None else kept]]
     exported = quantize_int8(
-        onnx_path, path, calibration=calibration, flavour=flavour, keep_float=nodes
+        onnx_path, path, calibration=calibration, flavor=flavor, keep_float=nodes
     )
     if kept is None:
         raise _nothing_holds(path, trials[most], max_drop)

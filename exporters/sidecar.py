@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ._trt_compat import Flavour, gpu_name
+from ._trt_compat import Flavor, gpu_name
 from .errors import ExportError
-from .files import file_sha256, new_artefact
+from .files import file_sha256, new_artifact
 from .network_files import network_digest
 
 __all__ = [
@@ -81,7 +81,7 @@ class Sidecar:
             if not _FITS[str(field.type)](getattr(self, field.name)):
                 raise TypeError(f"'{field.name}' is not of type {field.type}")
         if not all(_SHA256.fullmatch(each) for each in (self.engine_sha256, self.onnx_sha256)):
-            raise ValueError("'engine_sha256' or 'onnx_sha256' is no sha256")
+            raise ValueError("'engine_sha256' or 'onnx_sha256' is not a sha256")
         if not {"min", "opt", "max"} <= self.profile.keys():
             raise ValueError("'profile' lacks min, opt or max")
         if not all(shape and min(shape) > 0 for shape in self.profile.values()):
@@ -96,7 +96,7 @@ def sidecar_path(engine: str | Path) -> Path:
 
 def write_sidecar(engine: str | Path, sidecar: Sidecar) -> Path:
     path = sidecar_path(engine)
-    with new_artefact(path) as temporary:
+    with new_artifact(path) as temporary:
         temporary.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -127,7 +127,7 @@ def read_sidecar(engine: str | Path) -> Sidecar:
 
 def _text_of(path: Path) -> str:
     if path.exists() and not path.is_file():
-        raise ValueError("it is no file")
+        raise ValueError("it is not a file")
     with path.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
@@ -159,7 +159,7 @@ def require_built_here(engine: str | Path, content: bytes, folder: Path) -> None
     if others := _who_else_writes(folder):
         raise ExportError(
             f"'{folder}', which lists the engines built here, can be written by {others}",
-            hint=f"keep it to yourself: chmod go-w {shlex.quote(str(folder))}; then build the "
+            hint=f"restrict it to your user: chmod go-w {shlex.quote(str(folder))}; then build the "
             "engine again here",
         )
     if not (folder / hashlib.sha256(content).hexdigest()).is_file():
@@ -180,14 +180,14 @@ def _who_else_writes(folder: Path) -> str:
 
 
 def require_own_engine(
-    engine: str | Path, content: bytes, flavour: Flavour, *, onnx_path: str | Path | None = None
+    engine: str | Path, content: bytes, flavor: Flavor, *, onnx_path: str | Path | None = None
 ) -> Sidecar:
     """Refuse an engine that is damaged, or not made by this release for this GPU.
 
     Args:
         engine: The engine file.
         content: Its bytes, exactly those that would be loaded.
-        flavour: The TensorRT that would load it.
+        flavor: The TensorRT that would load it.
         onnx_path: When given, the engine must have been built from exactly this network.
 
     Raises:
@@ -200,8 +200,8 @@ def require_own_engine(
             "it is damaged or was replaced",
             hint=_REBUILD,
         )
-    made_by, here = f"{sidecar.backend} {sidecar.version}", f"{flavour.name} {flavour.version}"
-    later = sidecar.version_compatible and sidecar.backend == flavour.name
+    made_by, here = f"{sidecar.backend} {sidecar.version}", f"{flavor.name} {flavor.version}"
+    later = sidecar.version_compatible and sidecar.backend == flavor.name
     if made_by != here and not later:
         raise ExportError(
             f"engine '{engine}' was built by {made_by}; this is {here}", hint=_REBUILD

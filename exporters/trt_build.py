@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ._trt_compat import Flavour, available, choose, gpu_name, typing_for
+from ._trt_compat import Flavor, available, choose, gpu_name, typing_for
 from .errors import ConversionFailed, ExportError, MissingPackageError
-from .files import file_sha256, new_artefact, require_writable_folder
+from .files import file_sha256, new_artifact, require_writable_folder
 from .onnx_info import OnnxInfo, onnx_info
 from .sidecar import Sidecar, sidecar_path, write_sidecar
 
@@ -92,12 +92,12 @@ def build_engine(
         MissingPackageError: No TensorRT, or no Polygraphy.
         ConversionFailed: TensorRT cannot parse or build the network.
     """
-    flavour = choose(backend)
-    _require_polygraphy(flavour)
+    flavor = choose(backend)
+    _require_polygraphy(flavor)
     source = onnx_info(onnx_path)
-    typing_for(flavour, source.precision, dla=dla is not None)  # rejects bad combinations
-    _require_gpu(flavour)
-    if (hardware_compatible or version_compatible) and flavour.name == "tensorrt_rtx":
+    typing_for(flavor, source.precision, dla=dla is not None)  # rejects bad combinations
+    _require_gpu(flavor)
+    if (hardware_compatible or version_compatible) and flavor.name == "tensorrt_rtx":
         raise ExportError(
             "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
             hint="a TensorRT-RTX engine runs on every compute capability it was built for; "
@@ -105,12 +105,12 @@ def build_engine(
         )
     profile = _profile(source, min_batch, opt_batch, max_batch)
     path = Path(path)
-    cache = _timing_cache(cache_dir, flavour)
+    cache = _timing_cache(cache_dir, flavor)
     start = time.perf_counter()
-    with new_artefact(path) as temporary:
+    with new_artifact(path) as temporary:
         request = {
-            "backend": flavour.name,
-            "version": flavour.version,
+            "backend": flavor.name,
+            "version": flavor.version,
             "precision": source.precision,
             "onnx": str(Path(onnx_path).resolve()),
             "output": str(temporary.resolve()),
@@ -122,15 +122,15 @@ def build_engine(
             "version_compatible": version_compatible,
             "dla": dla,
         }
-        result = _run_worker(request, flavour, progress)
+        result = _run_worker(request, flavor, progress)
         # The old engine's sidecar must not vouch for the new engine.
         sidecar_path(path).unlink(missing_ok=True)
     seconds = time.perf_counter() - start
     sidecar = Sidecar(
         engine_sha256=file_sha256(path),
         onnx_sha256=source.sha256,
-        backend=flavour.name,
-        version=flavour.version,
+        backend=flavor.name,
+        version=flavor.version,
         gpu=None if result["targets"] else result["gpu"],
         targets=result["targets"],
         precision=source.precision,
@@ -144,24 +144,24 @@ def build_engine(
         sha256=sidecar.engine_sha256,
         size_bytes=path.stat().st_size,
         seconds=seconds,
-        backend=flavour.name,
-        version=flavour.version,
+        backend=flavor.name,
+        version=flavor.version,
         precision=source.precision,
         device=_device(result),
         profile=sidecar.profile,
     )
 
 
-def _require_polygraphy(flavour: Flavour) -> None:
+def _require_polygraphy(flavor: Flavor) -> None:
     import importlib.util
 
     if importlib.util.find_spec("polygraphy") is None:
-        extra = "trt-rtx" if flavour.name == "tensorrt_rtx" else "trt"
+        extra = "trt-rtx" if flavor.name == "tensorrt_rtx" else "trt"
         raise MissingPackageError("building an engine", package="polygraphy", extra=extra)
 
 
-def _require_gpu(flavour: Flavour) -> None:
-    if flavour.name == "tensorrt" and gpu_name() is None:
+def _require_gpu(flavor: Flavor) -> None:
+    if flavor.name == "tensorrt" and gpu_name() is None:
         raise ExportError(
             "TensorRT builds on the GPU that the engine will run on, and there is none here",
             hint="run this on the device itself; or pip install "
@@ -187,10 +187,10 @@ def _profile(source: OnnxInfo, smallest: int, best: int, largest: int) -> list[A
     return [image.name, *([size, *rest] for size in sizes)]
 
 
-def _timing_cache(folder: str | Path | None, flavour: Flavour) -> str | None:
+def _timing_cache(folder: str | Path | None, flavor: Flavor) -> str | None:
     if folder is None:
         return None
-    path = Path(folder).resolve() / f"{flavour.name}-{flavour.version}.timing"
+    path = Path(folder).resolve() / f"{flavor.name}-{flavor.version}.timing"
     require_writable_folder(path)
     return str(path)
 
@@ -203,7 +203,7 @@ def _device(result: dict[str, Any]) -> str:
 
 
 def _run_worker(
-    request: dict[str, Any], flavour: Flavour, progress: Progress | None
+    request: dict[str, Any], flavor: Flavor, progress: Progress | None
 ) -> dict[str, Any]:
     """Run `_trt_worker`, pass its progress on, and return its result."""
     folder = str(Path(__file__).resolve().parent.parent)
@@ -242,14 +242,14 @@ def _run_worker(
         noise.seek(0)
         lines = noise.read().splitlines()
     for line in lines:
-        log.debug("%s: %s", flavour.name, line)
-    return _outcome(outcome, code, lines, flavour)
+        log.debug("%s: %s", flavor.name, line)
+    return _outcome(outcome, code, lines, flavor)
 
 
 def _outcome(
-    outcome: dict[str, Any] | None, code: int, lines: list[str], flavour: Flavour
+    outcome: dict[str, Any] | None, code: int, lines: list[str], flavor: Flavor
 ) -> dict[str, Any]:
-    title = f"{flavour.name} {flavour.version}"
+    title = f"{flavor.name} {flavor.version}"
     if outcome is None:
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
         last = lines[-1].strip() if lines else "it printed nothing"

@@ -259,7 +259,7 @@ def require(
             reference, path, images[worst : worst + 1], precision=verification.precision
         )
         if departure:
-            where = f"; the first layer that departs is {departure.describe()}"
+            where = f"; the first layer that differs is {departure.describe()}"
     aside = set_aside(path, SET_ASIDE)
     int8 = verification.precision == "int8"
     raise VerificationFailed(

@@ -47,9 +47,9 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     result["evaluation"] = evaluate_features(run)
     console.rule("3 of 4: export, and prove that the numbers still agree")
     result["sparse_to_dense"] = sparse_to_dense_error(run)
-    flavours = available()
-    result["export"] = export_run(run, ExportOptions(trt=bool(flavours)))
-    if not flavours:
+    flavors = available()
+    result["export"] = export_run(run, ExportOptions(trt=bool(flavors)))
+    if not flavors:
         result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
     console.rule("4 of 4: measure on this CPU")
     result["latency"] = _latency(run)

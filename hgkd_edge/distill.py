@@ -105,4 +105,4 @@ def _save(model: StudentWithLoss, setup: Setup, run: RunDir) -> None:
     recalibrate_batchnorm(EmbeddingNet(dense, spec), setup.source, spec)
     spec = replace(spec, bits=setup.source.decided.get("data.bits", 0))
     save_backbone(dense, spec, run.backbone_file)
-    run.add_artefact(run.backbone_file, made_from=[run.checkpoint_file])
+    run.add_artifact(run.backbone_file, made_from=[run.checkpoint_file])

@@ -19,13 +19,13 @@ class Capability:
         name: What it is for.
         available: Whether all requirements are installed.
         found: What is installed, with versions.
-        mend: How to install what is missing; '' if nothing is.
+        fix: How to install what is missing; '' if nothing is.
     """
 
     name: str
     available: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Capability]:
@@ -56,27 +56,27 @@ def _packages(name: str, packages: list[str], *, extra: str) -> Capability:
 
 
 def _tensorrt() -> Capability:
-    flavours = {name: _version(name) for name in ("tensorrt", "tensorrt_rtx")}
-    found = ", ".join(f"{name} {version}" for name, version in flavours.items() if version)
+    flavors = {name: _version(name) for name in ("tensorrt", "tensorrt_rtx")}
+    found = ", ".join(f"{name} {version}" for name, version in flavors.items() if version)
     polygraphy = _version("polygraphy")
     if found and polygraphy:
         return Capability("TensorRT engines", True, f"{found}, polygraphy {polygraphy}")
-    mend = 'pip install "hgkd-edge[trt]", or "hgkd-edge[trt-rtx]" (builds without a GPU)'
-    return Capability("TensorRT engines", False, found, mend)
+    fix = 'pip install "hgkd-edge[trt]", or "hgkd-edge[trt-rtx]" (builds without a GPU)'
+    return Capability("TensorRT engines", False, found, fix)
 
 
 def _spconv() -> Capability:
     """spconv's distributions are named after CUDA releases; all share one import name."""
     there = util.find_spec("spconv") is not None
-    mend = "" if there else 'pip install "hgkd-edge[spconv]" (optional, for CUDA)'
-    return Capability("spconv sparse backend", there, "spconv" if there else "", mend)
+    fix = "" if there else 'pip install "hgkd-edge[spconv]" (optional, for CUDA)'
+    return Capability("spconv sparse backend", there, "spconv" if there else "", fix)
 
 
 def _gpu() -> Capability:
     """Ask the driver's own tool: importing torch would take seconds."""
     there = shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidia0")
-    mend = "" if there else "none found: everything runs on the CPU, training slowly"
-    return Capability("NVIDIA GPU", there, "driver found" if there else "", mend)
+    fix = "" if there else "none found: everything runs on the CPU, training slowly"
+    return Capability("NVIDIA GPU", there, "driver found" if there else "", fix)
 
 
 def _version(package: str) -> str | None:

@@ -76,7 +76,7 @@ def open_embedder(path: Path) -> Embedder:
     """
     if path.suffix == ".onnx":
         if not path.is_file():
-            raise RunError(f"{path}: there is no such file")
+            raise RunError(f"{path}: no such file")
         require_recorded(path)
         info = onnx_info(path)
         require_image_input(path, info)
@@ -84,7 +84,7 @@ def open_embedder(path: Path) -> Embedder:
         try:
             spec = InputSpec.from_metadata(info.metadata, geometry="cover")
         except (KeyError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: does not say what it takes ({reason_of(error)})") from error
+            raise RunError(f"{path}: does not describe its input ({reason_of(error)})") from error
         if "embedding" not in [output.name for output in info.outputs]:
             raise RunError(
                 f"{path}: has no output 'embedding'", hint="hgkd-edge export RUN --backbone"
@@ -99,7 +99,7 @@ def open_embedder(path: Path) -> Embedder:
         raise MissingPackageError(
             f"embedding with {path}", extra="train", package="torch"
         ) from error
-    file = run.require(run.backbone_file, mend=run.resume_command)
+    file = run.require(run.backbone_file, fix=run.resume_command)
     network = load_embedding_net(file).eval()
     about = network.spec
     spec = InputSpec(about.size, about.mean, about.std, "cover", about.bits)

@@ -18,7 +18,7 @@ from hgkd_edge.data.sources import (
     how_to_label,
     open_splits,
     unlearned_classes,
-    why_unlabelled,
+    why_unlabeled,
 )
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.finetune import TASKS, answers, unscored, weigh
@@ -70,7 +70,7 @@ def evaluate_model(
     """
     config = begun_with(run)
     task = TASKS[config.task]
-    _, card = read_model(run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}"))
+    _, card = read_model(run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}"))
     path = model or run.model_file
     opened = open_task_model(path, trust_engine=trust_engine)
     if (opened.task, opened.classes) != (card.task, card.classes):
@@ -93,9 +93,9 @@ def evaluate_model(
     name = _split_to_score(splits, split)
     if tuple(splits[name].classes) != card.classes:
         raise DataError(
-            f"the photos have classes {', '.join(splits[name].classes)}, "
+            f"the images have classes {', '.join(splits[name].classes)}, "
             f"the model has {', '.join(card.classes)}",
-            hint="name photos with the classes that the model was fine-tuned on",
+            hint="name images with the classes that the model was fine-tuned on",
         )
     report_photos({"train": splits["train"], name: splits[name]})
     batches, unseen = answers(opened.session.run, task, card, splits[name]), held_out_split(splits)
@@ -132,12 +132,12 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     Raises:
         DataError: The images carry no labels, or none were held out.
     """
-    run.require(run.backbone_file, mend=run.resume_command)
+    run.require(run.backbone_file, fix=run.resume_command)
     recipe = run.recipe()
     splits = open_splits(recipe.data)
-    if why := why_unlabelled(splits["train"]):
+    if why := why_unlabeled(splits["train"]):
         raise DataError(
-            f"evaluate needs labelled photos: {why}",
+            f"evaluate needs labeled images: {why}",
             hint=how_to_label(recipe.data),
         )
     name = _split_to_score(splits, split)
@@ -187,17 +187,17 @@ def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> di
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
     """The name of a split with labels: the requested one, or a held-out one."""
-    name = asked or held_out_split(splits, labelled=True)
+    name = asked or held_out_split(splits, labeled=True)
     if name is None:
         raise DataError(
-            "no labelled photos were kept from training to score on",
-            hint="set data.holdout, keep photos in a test/ folder, or name --split train",
+            "no labeled images were kept from training to score on",
+            hint="set data.holdout, keep images in a test/ folder, or name --split train",
         )
     if name not in splits:
         raise DataError(f"there is no split '{name}'", hint=f"splits: {', '.join(splits)}")
     if not len(splits[name]):
-        raise DataError(f"split '{name}' holds no photos", hint=f"splits: {', '.join(splits)}")
-    if why := why_unlabelled(splits[name]):
+        raise DataError(f"split '{name}' holds no images", hint=f"splits: {', '.join(splits)}")
+    if why := why_unlabeled(splits[name]):
         raise DataError(f"split '{name}' cannot be scored: {why}", hint="name another --split")
     return name
 

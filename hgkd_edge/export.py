@@ -36,7 +36,7 @@ from exporters.onnx_info import exposed, read_onnx
 from exporters.openvino_export import export_openvino
 from exporters.runtimes import Outputs, Runner
 from exporters.sidecar import remember_engine
-from hgkd_edge.bundles import BundleSource, flavour_of, make_bundle, require_bundle
+from hgkd_edge.bundles import BundleSource, flavor_of, make_bundle, require_bundle
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
@@ -197,16 +197,16 @@ class _Work:
 
     def make_int8(self) -> None:
         calibration = self._calibrate()
-        flavours = self.options.made_flavours()
+        flavors = self.options.made_flavors()
         self.wanted = {}
-        for flavour in flavours:
-            with self.separately(f"int8-{flavour}.onnx"):
-                path = self._path(f"int8-{flavour}.onnx")
+        for flavor in flavors:
+            with self.separately(f"int8-{flavor}.onnx"):
+                path = self._path(f"int8-{flavor}.onnx")
                 with until_proven(path) as lent:
-                    bounded = self._quantise(lent, calibration, flavour)
+                    bounded = self._quantize(lent, calibration, flavor)
                     verification = self._prove(lent, "int8")
                 self._record("onnx", "int8", bounded, self.fp32, verification)
-                self.wanted[flavour] = path
+                self.wanted[flavor] = path
 
     def bake_all(self) -> None:
         """Write processing into the files to deploy."""
@@ -252,7 +252,7 @@ class _Work:
     def make_bundle(self, name: str) -> None:
         options = self.options
         int8 = options.precision == "int8"
-        plain = self._source(flavour_of(name, options.made_flavours()) if int8 else "")
+        plain = self._source(flavor_of(name, options.made_flavors()) if int8 else "")
         source = BundleSource(
             run=self.run,
             subject=self.subject,
@@ -265,7 +265,7 @@ class _Work:
         made = make_bundle(name, source, folder)
         for file in made["files"]:
             made_from = self.run.export_dir / made["made_from"]
-            self.run.add_artefact(folder / file, made_from=[made_from])
+            self.run.add_artifact(folder / file, made_from=[made_from])
         self.result.setdefault("bundles", []).append(made)
         self._save()
 
@@ -288,16 +288,16 @@ class _Work:
             show(1, "")
         return build
 
-    def _source(self, flavour: str) -> Path:
+    def _source(self, flavor: str) -> Path:
         """The ONNX file of this precision and flavor.
 
         Raises:
             ConversionFailed: It failed before.
         """
-        if flavour not in self.wanted:
-            name = self._path(f"int8-{flavour}.onnx" if flavour else "fp16.onnx").name
+        if flavor not in self.wanted:
+            name = self._path(f"int8-{flavor}.onnx" if flavor else "fp16.onnx").name
             raise ConversionFailed(f"not made, because '{name}' failed, from which it is made")
-        return self.wanted[flavour]
+        return self.wanted[flavor]
 
     def _calibrate(self) -> Calibration:
         options, subject = self.options, self.subject
@@ -321,14 +321,14 @@ class _Work:
         }
         return calibration.with_inputs(read_onnx(self.fp32), subject.input_ranges)
 
-    def _quantise(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
+    def _quantize(self, path: Path, calibration: Calibration, flavor: str) -> dict[str, Any]:
         """Quantize; with `max_drop` or `sensitivity`, rank the layers one by one first."""
         options = self.options
         if options.max_drop is None and not options.sensitivity:
-            return self._plain_int8(path, calibration, flavour)
-        ranking = self._rank(calibration, flavour)
+            return self._plain_int8(path, calibration, flavor)
+        ranking = self._rank(calibration, flavor)
         if options.max_drop is None:
-            return self._plain_int8(path, calibration, flavour)
+            return self._plain_int8(path, calibration, flavor)
         bounded = sensitivity.quantize_within(
             self.fp32,
             path,
@@ -337,9 +337,9 @@ class _Work:
             score=self.subject.score,
             proof=self._int8_proof,
             max_drop=options.max_drop,
-            flavour=flavour,
+            flavor=flavor,
             progress=lambda kept, drop, agrees: console.print(
-                f"INT8 ({flavour}): {kept} layers in float lose {drop:.2f} points"
+                f"INT8 ({flavor}): {kept} layers in float lose {drop:.2f} points"
                 + ("" if agrees else ", and the outputs do not agree")
             ),
         )
@@ -355,22 +355,22 @@ class _Work:
     def _int8_proof(self, runner: Runner) -> verify.Verification:
         return verify.verify(runtimes.open(self.fp32).run, runner, self.images, precision="int8")
 
-    def _plain_int8(self, path: Path, calibration: Calibration, flavour: str) -> dict[str, Any]:
+    def _plain_int8(self, path: Path, calibration: Calibration, flavor: str) -> dict[str, Any]:
         return quantize.quantize_int8(
-            self.fp32, path, calibration=calibration, flavour=flavour
+            self.fp32, path, calibration=calibration, flavor=flavor
         ).to_dict()
 
-    def _rank(self, calibration: Calibration, flavour: str) -> list[sensitivity.LayerDamage]:
+    def _rank(self, calibration: Calibration, flavor: str) -> list[sensitivity.LayerDamage]:
         layers = len(quantize.quantizable_nodes(read_onnx(self.fp32)))
-        with track_steps(f"ranking layers ({flavour})", total=layers) as show:
+        with track_steps(f"ranking layers ({flavor})", total=layers) as show:
             ranking = sensitivity.rank_layers(
                 self.fp32,
                 calibration,
                 self.subject.images("train", RANKING_PHOTOS),
-                flavour=flavour,
+                flavor=flavor,
                 progress=lambda done, total: show(done, "layers"),
             )
-        self.result.setdefault("sensitivity", {})[flavour] = [
+        self.result.setdefault("sensitivity", {})[flavor] = [
             {"module": layer.module, "damage": layer.damage} for layer in ranking
         ]
         return ranking
@@ -424,7 +424,7 @@ class _Work:
         path = self.run.export_dir / "images.npy"
         with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, self.images[:BENCH_PHOTOS])
-        self.run.add_artefact(path)
+        self.run.add_artifact(path)
 
     def _path(self, ending: str) -> Path:
         both = self.options.backbone and self.run.model_file.is_file()
@@ -447,7 +447,7 @@ class _Work:
         entry = {**about, **entry, **moved, "verification": proof}
         self.result["files"].append(entry)
         for file in network_files(entry["path"]):
-            self.run.add_artefact(file, made_from=[source])
+            self.run.add_artifact(file, made_from=[source])
         self._save()
         return entry
 

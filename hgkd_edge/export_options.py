@@ -12,7 +12,7 @@ from exporters import ExportError
 __all__ = ["BUNDLES", "PRECISIONS", "ExportOptions", "parse_frame"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
-FLAVOURS = ("tensorrt", "cpu")
+FLAVORS = ("tensorrt", "cpu")
 METHODS = ("percentile", "minmax", "entropy")
 BUNDLES = ("triton", "deepstream", "timm", "predict", "jetson")
 
@@ -31,7 +31,7 @@ class ExportOptions:
         calibration: INT8: number of calibration images (512).
         calibration_data: INT8: folder of images to calibrate on, instead of the run's own.
         calibration_method: INT8: percentile (the default), minmax or entropy.
-        flavours: INT8: tensorrt, cpu or (the default) both.
+        flavors: INT8: tensorrt, cpu or (the default) both.
         sensitivity: INT8: rank the layers by the error each adds.
         max_drop: INT8: keep the worst layers in float until held-out images lose at most this many
             points.
@@ -55,7 +55,7 @@ class ExportOptions:
     calibration: int | None = None
     calibration_data: Path | None = None
     calibration_method: str | None = None
-    flavours: tuple[str, ...] = ()
+    flavors: tuple[str, ...] = ()
     sensitivity: bool = False
     max_drop: float | None = None
     opt_batch: int | None = None
@@ -82,17 +82,17 @@ class ExportOptions:
         if self.frame is not None and not takes_frames:
             raise ExportError(
                 "--frame is the size of the frames that --bake-preprocessing takes",
-                hint="add --bake-preprocessing, or leave --frame out",
+                hint="add --bake-preprocessing, or remove --frame",
             )
         if self.bake_preprocessing and self.dynamic_size:
             raise ExportError(
                 "--bake-preprocessing resizes to one size, --dynamic-size leaves it free",
-                hint="leave one of them out",
+                hint="remove one of them",
             )
 
-    def made_flavours(self) -> tuple[str, ...]:
-        """The INT8 flavours to make."""
-        return tuple(dict.fromkeys(self.flavours)) or FLAVOURS
+    def made_flavors(self) -> tuple[str, ...]:
+        """The INT8 flavors to make."""
+        return tuple(dict.fromkeys(self.flavors)) or FLAVORS
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from the defaults, for the record."""
@@ -101,8 +101,8 @@ class ExportOptions:
 
     def _check_values(self) -> None:
         _one_of("--precision", self.precision, PRECISIONS)
-        for flavour in self.flavours:
-            _one_of("--flavour", flavour, FLAVOURS)
+        for flavor in self.flavors:
+            _one_of("--flavor", flavor, FLAVORS)
         if self.calibration_method is not None:
             _one_of("--calib-method", self.calibration_method, METHODS)
         for option, value in (
@@ -121,19 +121,19 @@ class ExportOptions:
             "--calib": self.calibration,
             "--calib-data": self.calibration_data,
             "--calib-method": self.calibration_method,
-            "--flavour": self.flavours,
+            "--flavor": self.flavors,
             "--sensitivity": self.sensitivity,
             "--max-drop": self.max_drop,
         }
         _needs(asked, self.precision == "int8", "--precision int8")
-        for target, wanted, flavour in (
+        for target, wanted, flavor in (
             ("--trt", self.trt, "tensorrt"),
             ("--openvino", self.openvino, "cpu"),
         ):
-            if self.precision == "int8" and wanted and flavour not in self.made_flavours():
+            if self.precision == "int8" and wanted and flavor not in self.made_flavors():
                 raise ExportError(
-                    f"{target} with --precision int8 is made from the flavour '{flavour}'",
-                    hint=f"add --flavour {flavour}, or leave --flavour out for both",
+                    f"{target} with --precision int8 is made from the flavor '{flavor}'",
+                    hint=f"add --flavor {flavor}, or leave --flavor out for both",
                 )
 
     def _check_bundles(self) -> None:
@@ -142,7 +142,7 @@ class ExportOptions:
         if self.bundles and self.dynamic_size:
             raise ExportError(
                 f"--bundle {self.bundles[0]} needs one image size, --dynamic-size leaves it free",
-                hint="leave one of them out",
+                hint="remove one of them",
             )
         if "deepstream" in self.bundles and self.frame is None:
             raise ExportError(
@@ -164,7 +164,7 @@ class ExportOptions:
         if self.dynamic_size:
             raise ExportError(
                 "--trt needs a fixed image size, --dynamic-size leaves it free",
-                hint="leave one of them out",
+                hint="remove one of them",
             )
         if self.bake_preprocessing and self.frame is None:
             raise ExportError(

@@ -45,7 +45,13 @@ def read_exports(run: RunDir) -> dict[str, Any]:
         return {}
     record = run.read_json(run.export_file)
     about = {key: record[key] for key in ("verified_on", "weights") if key in record}
-    return {**record, "files": [{**about, **entry} for entry in record.get("files", [])]}
+    files = [{**about, **_renamed(entry)} for entry in record.get("files", [])]
+    return {**record, "files": files}
+
+
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with today's keys: earlier versions wrote `flavour`."""
+    return {"flavor" if key == "flavour" else key: value for key, value in entry.items()}
 
 
 def _earlier(run: RunDir) -> list[dict[str, Any]]:

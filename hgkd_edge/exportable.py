@@ -39,7 +39,7 @@ class Exportable:
     """A network and the metadata for its files.
 
     Attributes:
-        network: Normalised images f[B, 3, H, W] -> one tensor for each of `output_names`.
+        network: Normalized images f[B, 3, H, W] -> one tensor for each of `output_names`.
         weights: The file it was loaded from.
         task: `classify`, `segment`, `detect`, or `embed` for a bare backbone.
         classes: Class names in the order of the outputs; for a backbone those of the data set.
@@ -161,16 +161,16 @@ def _fine_tuned(run: RunDir) -> Exportable:
 
 
 def _bare(run: RunDir) -> Exportable:
-    network = load_embedding_net(run.require(run.backbone_file, mend=run.resume_command))
+    network = load_embedding_net(run.require(run.backbone_file, fix=run.resume_command))
     spec, splits = network.spec, open_splits(run.recipe().data)
-    labelled = all(source.labelled for source in splits.values() if len(source))
+    labeled = all(source.labeled for source in splits.values() if len(source))
 
     def view(canvases: Tensor) -> Tensor:
         return normalize(center_view(canvases, size=spec.size), spec.mean, spec.std)
 
     def score(runner: Runner) -> float:
         test = _held_out(splits)
-        if labelled:
+        if labeled:
             return 100 * _knn(runner, view, splits["train"], test)
         return 100 * _likeness(runner, runtimes.open(network, names=["embedding"]).run, view, test)
 
@@ -184,7 +184,7 @@ def _bare(run: RunDir) -> Exportable:
         splits=splits,
         view=view,
         score=score,
-        metric="k-NN top-1" if labelled else "mean cosine with the float network",
+        metric="k-NN top-1" if labeled else "mean cosine with the float network",
     )
 
 
@@ -219,8 +219,8 @@ def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
     name = held_out_split(splits)
     if name is None:
         raise ExportError(
-            "--max-drop needs photos that were held out, and this run has none",
-            hint="distill with data.holdout > 0, or keep photos in a test/ folder",
+            "--max-drop needs images that were held out, and this run has none",
+            hint="distill with data.holdout > 0, or keep images in a test/ folder",
         )
     source = splits[name]
     return source.subset(evenly(len(source), MOST_SCORED))

@@ -122,7 +122,7 @@ def _leave(
         take_rounded_weights(trained, network)
     save_model(network, card, run.model_file)
     start = config.backbone if config.qat is None else config.qat.model
-    run.add_artefact(run.model_file, made_from=[start])
+    run.add_artifact(run.model_file, made_from=[start])
     result: dict[str, Any] = {
         "task": config.task,
         "init": config.init,
@@ -130,7 +130,7 @@ def _leave(
         "card": str(run.card_file),
         "metric": task.metric,
     }
-    if (held_out := held_out_split(splits, labelled=True)) is not None:
+    if (held_out := held_out_split(splits, labeled=True)) is not None:
         source = splits[held_out]
 
         def batches(scored: nn.Module) -> Iterator[Answers]:

@@ -69,7 +69,7 @@ def predict(
             show(i + 1, "")
     if all("error" in record for record in records):
         first = f"the first, {records[0]['photo']}: {records[0]['error']}"
-        raise DataError(f"none of {len(records)} photos could be answered; {first}")
+        raise DataError(f"none of {len(records)} images could be processed; {first}")
     write_json(folder / "predictions.json", records)
     if save_as:
         target = folder / "labels"
@@ -125,7 +125,7 @@ def image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
         elif path.is_file():
             inside = [path]
         else:
-            raise DataError(f"{path}: there is no such file or folder")
+            raise DataError(f"{path}: no such file or folder")
         found += len(inside)
         yield from inside
     if not found:

@@ -65,7 +65,7 @@ def knn_top1(
     test_y: Tensor,
     *,
     classes: int,
-    neighbours: int = 20,
+    neighbors: int = 20,
     temperature: float = 0.07,
 ) -> float:
     """Weighted k-NN top-1 on cosine similarity (Wu et al. 2018; DINO's protocol).
@@ -76,12 +76,12 @@ def knn_top1(
         test_x: float [m, C].
         test_y: int64 [m].
         classes: Number of classes.
-        neighbours: How many neighbors vote.
+        neighbors: How many neighbors vote.
         temperature: Votes weigh exp(similarity / temperature).
     """
-    centre = train_x.mean(dim=0)
-    train_x, test_x = F.normalize(train_x - centre, dim=1), F.normalize(test_x - centre, dim=1)
-    similarity, nearest = (test_x @ train_x.T).topk(min(neighbours, len(train_x)), dim=1)  # [m, k]
+    center = train_x.mean(dim=0)
+    train_x, test_x = F.normalize(train_x - center, dim=1), F.normalize(test_x - center, dim=1)
+    similarity, nearest = (test_x @ train_x.T).topk(min(neighbors, len(train_x)), dim=1)  # [m, k]
     votes = torch.zeros(len(test_x), classes)
     votes.scatter_add_(1, train_y[nearest], (similarity / temperature).exp())
     return _accuracy(votes, test_y)

@@ -76,13 +76,13 @@ def _git_revision() -> str | None:
 def report_photos(splits: dict[str, ImageSource]) -> None:
     """Print how many images there are, and which images or annotations are skipped."""
     counts = ", ".join(f"{len(source)} {name}" for name, source in splits.items())
-    how = ", decoded as training goes" if splits["train"].streamed else ""
-    console.print(f"photos: {counts}{how}")
+    how = ", decoded during training" if splits["train"].streamed else ""
+    console.print(f"images: {counts}{how}")
     for remark in (line for source in splits.values() for line in source.remarks):
         console.print(remark, soft_wrap=True)
     noted = [item for source in splits.values() for item in source.noted]
     if noted:
-        warn(f"{len(noted)} images are used although something is odd:")
+        warn(f"{len(noted)} images are used with a warning:")
         for name, what in noted[:5]:
             console.print(f"  {name}: {what}", soft_wrap=True)
     skipped = [item for source in splits.values() for item in source.skipped]

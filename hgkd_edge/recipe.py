@@ -206,7 +206,7 @@ class MaskConfig(Section):
             raise ValueError(f"the stages of ratio must be in order: {', '.join(map(str, starts))}")
         if self.whole_share and starts[-1] >= 1 - self.whole_share:
             raise ValueError(
-                f"the stage of ratio at {starts[-1]:g} would never be reached: whole photos start "
+                f"the stage of ratio at {starts[-1]:g} would never be reached: whole images start "
                 f"at {1 - self.whole_share:g} (whole_share {self.whole_share:g})"
             )
         return self
@@ -229,14 +229,14 @@ class LossConfig(Section):
     embedding_weight: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
-    def _something_is_learnt(self) -> LossConfig:
+    def _something_is_learned(self) -> LossConfig:
         if self.feature_weight == self.pixel_weight == 0:
-            raise ValueError("feature_weight and pixel_weight are both 0: nothing would be learnt")
+            raise ValueError("feature_weight and pixel_weight are both 0: nothing would be learned")
         for key in ("cosine_weight", "embedding_weight"):
             if getattr(self, key) and not self.feature_weight:
                 raise ValueError(
                     f"{key} {getattr(self, key):g} needs the teacher, which feature_weight 0 "
-                    f"leaves out: set {key} to 0 or feature_weight above 0"
+                    f"disables: set {key} to 0 or feature_weight above 0"
                 )
         return self
 
@@ -325,10 +325,10 @@ class Recipe(Section):
             self._targets_can_be_cached()
         whole = 0 in self.mask.stages.values()
         if self.loss.where == "masked" and whole:
-            raise ValueError("whole photos leave nothing masked: set loss.where to 'all'")
+            raise ValueError("whole images leave nothing masked: set loss.where to 'all'")
         if self.loss.feature_weight == 0 and whole:
             raise ValueError(
-                "whole photos leave no masked pixels to learn: with loss.feature_weight 0 set "
+                "whole images leave no masked pixels to learn: with loss.feature_weight 0 set "
                 "mask.ratio above 0 (in every stage) and mask.whole_share to 0"
             )
         return self

@@ -32,10 +32,11 @@ from hgkd_edge.bench.baseline import (
 )
 from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_view
-from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import compare_runs
 from hgkd_edge.comparison.view import comparison_lines
 from hgkd_edge.console import make_console, printable, warn
+from hgkd_edge.distillation.license import license_notes
 from hgkd_edge.errors import RunError, UserError, reason_of
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.files import file_sha256
@@ -230,7 +231,7 @@ def _compared(session: Session, failed: frozenset[str]) -> RenderableType:
 
 def _comparison(run: RunDir) -> Iterator[RenderableType]:
     """The tables of `compare`, from recorded figures."""
-    if artefacts_of(run).artefacts:
+    if artifacts_of(run).artifacts:
         yield from comparison_lines(compare_runs([run], score=False))
 
 
@@ -250,8 +251,9 @@ def _scores(run: RunDir) -> Iterator[RenderableType]:
 
 def _manifest(run: RunDir) -> Iterator[RenderableType]:
     if manifest := run.manifest():
+        yield from warning_lines({"warnings": license_notes(manifest)})
         yield _origin(manifest)
-        yield _artefacts(run, manifest)
+        yield _artifacts(run, manifest)
 
 
 def _origin(manifest: dict[str, Any]) -> Table:
@@ -262,17 +264,17 @@ def _origin(manifest: dict[str, Any]) -> Table:
         table.add_row(name, ", ".join(f"{key} {value}" for key, value in entries.items() if value))
     for split, data in manifest.get("data", {}).items():
         skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
-        table.add_row(f"{split} photos", f"{data['photos']}{skipped}, {data['fingerprint'][:16]}")
+        table.add_row(f"{split} images", f"{data['photos']}{skipped}, {data['fingerprint'][:16]}")
     for name in ("seed", "precision", "git_revision"):
         if manifest.get(name) is not None:
             table.add_row(name, str(manifest[name]))
     return table
 
 
-def _artefacts(run: RunDir, manifest: dict[str, Any]) -> Table:
+def _artifacts(run: RunDir, manifest: dict[str, Any]) -> Table:
     """Every recorded file, its recorded sha256, and whether it is unchanged."""
     table = Table("file", "made from", "sha256", "on disk")
-    for name, entry in manifest.get("artefacts", {}).items():
+    for name, entry in manifest.get("artifacts", {}).items():
         now = _on_disk(run, name, entry["sha256"])
         style = None if now == "the same" else "red"
         table.add_row(name, ", ".join(entry["made_from"]), entry["sha256"][:16], now, style=style)
@@ -322,7 +324,7 @@ def _pictures(run: RunDir) -> Iterator[Picture]:
             continue
         left -= file.stat().st_size
         if left < 0:
-            warn(f"{file}: the report has no room for it and for the pictures after it")
+            warn(f"{file}: the report is full: it and later pictures are not shown")
             return
         content = run.read_bytes(file)
         if content.startswith(PNG):

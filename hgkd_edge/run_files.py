@@ -21,6 +21,8 @@ __all__ = ["RunFiles", "require_recorded"]
 
 # Folders of a run whose files are read and written by name; trackers manage their own.
 FOLDERS = ("checkpoints", "export", "pictures")
+# Entries of the manifest that earlier versions wrote under other names.
+RENAMED = {"artefacts": "artifacts", "licence": "license"}
 
 
 class RunFiles:
@@ -132,12 +134,17 @@ class RunFiles:
         return self.read_json(self.finetune_result_file)
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest so far; empty for a new run.
+        """The manifest so far, with today's names of its entries; empty for a new run.
 
         Raises:
             RunError: It is damaged.
         """
-        return self.read_json(self.manifest_file) if self.manifest_file.is_file() else {}
+        manifest = self.read_json(self.manifest_file) if self.manifest_file.is_file() else {}
+        for entries in (manifest, manifest.get("teacher"), manifest.get("student")):
+            for before, now in RENAMED.items():
+                if isinstance(entries, dict) and before in entries:
+                    entries.setdefault(now, entries.pop(before))
+        return manifest
 
     def read_bytes(self, file: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
         """All bytes of a file of this run.
@@ -162,7 +169,7 @@ class RunFiles:
         try:
             content = parse_json(decode_text(self.read_bytes(file)))
             if not isinstance(content, dict):
-                raise ValueError("it holds no mapping")
+                raise ValueError("it is not a mapping")
         except ValueError as error:
             raise RunError(
                 f"{file}: is damaged: {reason_of(error)}",
@@ -182,8 +189,8 @@ class RunFiles:
 
     def recorded_sha256(self, file: Path) -> str | None:
         """The manifest's record of a file of this run; None if there is none."""
-        artefacts = self.manifest().get("artefacts")
-        entry = artefacts.get(self._name(file)) if isinstance(artefacts, dict) else None
+        artifacts = self.manifest().get("artifacts")
+        entry = artifacts.get(self._name(file)) if isinstance(artifacts, dict) else None
         return entry.get("sha256") if isinstance(entry, dict) else None
 
     def require_recorded(self, file: Path) -> bool:
@@ -201,18 +208,18 @@ class RunFiles:
                 f"{file}: is not the file that {self.manifest_file} records "
                 f"(sha256 {found[:12]}, recorded {str(recorded)[:12]})",
                 hint=f"make it again; or, if you replaced it on purpose, delete the entry "
-                f"'{self._name(file)}' under 'artefacts' in {self.manifest_file}",
+                f"'{self._name(file)}' under 'artifacts' in {self.manifest_file}",
             )
         return True
 
     def enter(self, file: Path, made_from: Sequence[Path]) -> None:
         """Record a file's sha256 and what it was made from."""
-        artefacts = self.manifest().get("artefacts", {})
-        artefacts[self._name(file)] = {
+        artifacts = self.manifest().get("artifacts", {})
+        artifacts[self._name(file)] = {
             "sha256": file_sha256(file),
             "made_from": [self._name(source) for source in made_from],
         }
-        self.update_manifest(artefacts=artefacts)
+        self.update_manifest(artifacts=artifacts)
 
     @property
     def resume_command(self) -> str:
@@ -225,14 +232,14 @@ class RunFiles:
         """The folder, quoted for a shell."""
         return shlex.quote(str(self.path))
 
-    def require(self, file: Path, *, mend: str) -> Path:
+    def require(self, file: Path, *, fix: str) -> Path:
         """`file`, if it exists.
 
         Raises:
-            RunError: It does not; `mend` names the command that makes it.
+            RunError: It does not; `fix` names the command that makes it.
         """
         if not self.own(file).is_file():
-            raise RunError(f"run '{self.path}' has no {self._name(file)} yet", hint=mend)
+            raise RunError(f"run '{self.path}' has no {self._name(file)} yet", hint=fix)
         return file
 
     def _name(self, file: Path) -> str:

@@ -213,7 +213,7 @@ class RunDir(RunFiles):
                 hint="start a new run without --resume",
             )
 
-    def add_artefact(self, file: Path, *, made_from: Sequence[Path] = ()) -> None:
+    def add_artifact(self, file: Path, *, made_from: Sequence[Path] = ()) -> None:
         """Record a file's sha256 and what it was made from; the run becomes the latest."""
         self.enter(file, made_from)
         self.become_latest()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from hgkd_edge.console import warn
 from hgkd_edge.errors import RecipeError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_text
 
@@ -21,11 +22,29 @@ SectionType = TypeVar("SectionType", bound="Section")
 
 
 class Section(BaseModel):
-    """Settings that refuse unknown keys, NaN and infinity."""
+    """Settings that refuse unknown keys, NaN and infinity.
+
+    Attributes:
+        renamed: Earlier name -> today's name of keys that were renamed. Earlier names are accepted
+            with a warning.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _todays_names(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        for before, now in cls.renamed.items():
+            if before in raw and now not in raw:
+                warn(f"the key '{before}' is now named '{now}'")
+                raw = {now if key == before else key: value for key, value in raw.items()}
+        return raw
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -156,8 +175,8 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         valid = list(_keys_of(model, location[:-1]))
         nearest = difflib.get_close_matches(cut(location[-1]), valid, n=1, cutoff=0.4)
-        mend = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
-        return f"unknown key '{key}' ({mend})"
+        fix = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
+        return f"unknown key '{key}' ({fix})"
     if problem["type"] == "missing":
         return f"'{key}' is required"
     value = problem["input"]

@@ -133,7 +133,7 @@ def _annotated(root: Path, boxes: Boxes, outlines: Outlines | None) -> Survey:
     listing = boxes.listing
     if not any(listing.splits.values()):
         first = next((fault for faults in listing.faults.values() for fault in faults), None)
-        reason = f"; the first fault, {first[0]}: {cut(first[1])}" if first else ""
+        reason = f"; the first problem, {first[0]}: {cut(first[1])}" if first else ""
         raise DataError(f"{root}: {boxes.format}, but not one image can be used{reason}")
     splits, turns = {}, Turns()
     for split, photos in listing.splits.items():
@@ -161,8 +161,8 @@ def _split(
             usable.append((photo, *_way_up(photo, turns)))
         except Exception as error:  # a broken file may raise anything
             skipped.append((str(photo.file), f"{error or type(error).__name__}; image skipped"))
-    for photo, turn, told in usable:
-        upright = turns.default if told is None else told
+    for photo, turn, stated in usable:
+        upright = turns.default if stated is None else stated
         kept, faults = upright_boxes(photo.annotation, listing.classes, turn, upright=upright)
         skipped += faults
         images += 1
@@ -179,11 +179,11 @@ def _way_up(photo: Annotated[Any], turns: Turns) -> tuple[Turn, bool | None]:
     """
     with open_image(photo.file) as image:
         turn = turn_of(image)
-    told = meant_upright(turn, photo.size)
+    stated = meant_upright(turn, photo.size)
     if turn.orientation == 1:
         return turn, True
-    turns.count(told)
-    return turn, told
+    turns.count(stated)
+    return turn, stated
 
 
 def _label_maps(config: DataConfig, root: Path) -> Survey:
@@ -206,8 +206,8 @@ def _classes(config: DataConfig) -> Survey:
         first = splits["train"]
         splits["train"] = SplitSurvey(first.images, first.empty, first.objects, 0, listing.unused)
     tasks = ["classify"] if len(listing.classes) > 1 else []
-    labelled = "a table with labels" if is_table(config) else "class folders"
-    name = labelled if tasks else "images without labels"
+    labeled = "a table with labels" if is_table(config) else "class folders"
+    name = labeled if tasks else "images without labels"
     remarks = [*listing.remarks, *([f"warning: {listing.several}"] if listing.several else [])]
     return Survey(str(config.path), name, tasks, listing.classes, splits, remarks)
 
@@ -216,8 +216,8 @@ def _picture(
     photo: Annotated[list[Box]], shapes: list[Any], classes: list[str], turns: Turns
 ) -> Image.Image:
     """One image, upright, with its outlines filled and its boxes framed."""
-    turn, told = _way_up(photo, Turns())
-    upright = turns.default if told is None else told
+    turn, stated = _way_up(photo, Turns())
+    upright = turns.default if stated is None else stated
     with open_image(photo.file) as image:
         picture = turn.apply(image).convert("RGB")
     if shapes:

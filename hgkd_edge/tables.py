@@ -17,7 +17,7 @@ def score_table(result: dict[str, Any]) -> Table:
     """k-NN and linear probe of the distilled backbone next to its baselines."""
     photos = result["photos"][result["split"]]
     intervals = result.get("intervals", {})
-    title = f"top-1 accuracy on {photos} photos of the {result['split']} split"
+    title = f"top-1 accuracy on {photos} images of the {result['split']} split"
     table = Table(title=title, caption=_caption(result), min_width=len(title))
     for column in ("features", "k-NN", "linear probe"):
         table.add_column(column, justify="left" if column == "features" else "right")
@@ -33,7 +33,7 @@ def score_table(result: dict[str, Any]) -> Table:
 
 def task_table(result: dict[str, Any]) -> Table:
     """Scores of a fine-tuned model on held-out images."""
-    title = f"{result['task']} on {result['photos']} photos of the {result['split']} split"
+    title = f"{result['task']} on {result['photos']} images of the {result['split']} split"
     scores, intervals = result["scores"], result.get("intervals", {})
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
     table.add_column("", justify="right")
@@ -80,11 +80,11 @@ def _caption(result: dict[str, Any]) -> str | None:
 def export_lines(result: dict[str, Any]) -> Iterator[str]:
     """Every file with its verification, and the layers that INT8 keeps in float."""
     proven_on = result["verified_on"]
-    yield f"verified on {proven_on['photos']} photos of the {proven_on['split']} split"
+    yield f"verified on {proven_on['photos']} images of the {proven_on['split']} split"
     for file in result["files"]:
-        flavour = f" {file['flavour']}" if "flavour" in file else ""
+        flavor = f" {file['flavor']}" if "flavor" in file else ""
         size = file["size_bytes"] / 2**20
-        yield f"{file['kind']} {file['precision']}{flavour}: {file['path']} ({size:.1f} MiB)"
+        yield f"{file['kind']} {file['precision']}{flavor}: {file['path']} ({size:.1f} MiB)"
         if file["verification"]:
             yield f"  {_proof(file['verification'])}"
         if accuracy := file.get("accuracy"):
@@ -95,8 +95,8 @@ def export_lines(result: dict[str, Any]) -> Iterator[str]:
                 yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
     for bundle in result.get("bundles", ()):
         yield f"bundle {bundle['bundle']}: {bundle['path']} (start with its README.md)"
-    for flavour, layers in result.get("sensitivity", {}).items():
-        yield f"most damaging layers in INT8 ({flavour}):"
+    for flavor, layers in result.get("sensitivity", {}).items():
+        yield f"most damaging layers in INT8 ({flavor}):"
         for layer in layers[:_WORST_LAYERS]:
             yield f"  {layer['damage']:.3f} {layer['module']}"
 

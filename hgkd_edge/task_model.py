@@ -93,7 +93,7 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
             f"{path}: not a model file", hint=f"name a run folder or one of {', '.join(known)}"
         )
     if not path.is_file():
-        raise RunError(f"{path}: there is no such file", hint="make a model: hgkd-edge finetune")
+        raise RunError(f"{path}: no such file", hint="make a model: hgkd-edge finetune")
     require_recorded(path)
     if path.suffix in ENGINES:
         return _open_engine(path, trusted=trust_engine)
@@ -102,7 +102,7 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
 
 def _model_of(run: RunDir) -> Path:
     """A run's fine-tuned model; without PyTorch, the ONNX file exported from it."""
-    model = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
+    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}")
     if importlib.util.find_spec("torch") is not None:
         return model
     exported = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
@@ -140,7 +140,7 @@ def _open_engine(path: Path, *, trusted: bool) -> TaskModel:
     source = path.with_suffix(".onnx")
     if not source.is_file():
         raise RunError(
-            f"{path}: an engine says nothing of its classes",
+            f"{path}: an engine does not record its classes",
             hint=f"put the ONNX file that it was built from next to it, as {source.name}",
         )
     require_recorded(source)
@@ -185,12 +185,12 @@ def _described(path: Path, metadata: Mapping[str, str], session: Session) -> Tas
         described = InputSpec.from_metadata(metadata, geometry=geometry)
     except (KeyError, ValueError, TypeError) as error:
         raise RunError(
-            f"{path}: does not say which task and classes it is for",
+            f"{path}: does not record its task and classes",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         ) from error
     if task not in GEOMETRY:
         raise RunError(
-            f"{path}: is a bare backbone, which answers nothing",
+            f"{path}: is a backbone without a task: it makes no predictions",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         )
     return TaskModel(

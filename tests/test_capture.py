@@ -219,7 +219,7 @@ def test_crops_are_computed_where_they_are_drawn(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU shall not exist")
-def test_views_of_annotated_photos_copy_nothing_from_the_host() -> None:
+def test_views_of_annotated_images_copy_nothing_from_the_host() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         draws, canvas = torch.empty(4, 5, device="cuda"), torch.empty(4, 3, 48, 80, device="cuda")
         boxes, labels = torch.empty(4, 6, 5, device="cuda"), canvas[:, 0]

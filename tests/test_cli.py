@@ -107,7 +107,7 @@ def test_a_command_without_a_run_says_how_to_make_one(tmp_path: Path, command: s
 
 
 @pytest.mark.parametrize("command", ["distill", "pretrain", "recipes validate"])
-def test_a_mistyped_recipe_is_told_before_torch_is_loaded(tmp_path: Path, command: str) -> None:
+def test_a_mistyped_recipe_is_reported_before_torch_is_loaded(tmp_path: Path, command: str) -> None:
     done = hgkd_without_torch(*command.split(), "recipy.yaml", cwd=tmp_path)
 
     assert done.returncode == 2
@@ -195,7 +195,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int | str | 
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (KeyboardInterrupt(), "stopped\n"),
         (
@@ -208,17 +208,17 @@ def test_being_stopped_is_no_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
-    said: str,
+    expected: str,
 ) -> None:
     assert ended(monkeypatch, error) == 130
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == expected
 
 
 def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
     found = json.loads(hgkd("doctor", "--json").stdout)
 
     assert {entry["name"] for entry in found} >= {"this machine", "TensorRT engines", "OpenVINO"}
-    assert all(entry["available"] or entry["mend"] for entry in found)
+    assert all(entry["available"] or entry["fix"] for entry in found)
 
 
 def test_the_doctors_table_holds_no_markup() -> None:
@@ -281,12 +281,12 @@ def test_what_is_no_text_is_not_shown(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
 
-    for name, said in {
+    for name, expected in {
         "binary": "is not text",
         "huge": "has 1,048,577 bytes",
         "pipe": "no recipe file",
         "zero": "no recipe file",
         ".": "no recipe file",
     }.items():
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=expected):
             show_recipe(str(tmp_path / name))

@@ -17,7 +17,7 @@ from exporters.network_files import network_digest
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.bench.records import BenchFile, Session, save_session
 from hgkd_edge.comparison import measuring
-from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import Comparison, Row, compare_runs
 from hgkd_edge.comparison.view import comparison_lines, write_plot
 from hgkd_edge.console import make_console
@@ -42,7 +42,7 @@ def fine_tuned(recipe: dict[str, Any], path: Path) -> RunDir:
     """A run with a model and three exported files, recorded as `export` does."""
     run = RunDir.create(Recipe.model_validate(recipe), path)
     run.model_file.write_bytes(b"weights of " + path.name.encode())
-    run.add_artefact(run.model_file)
+    run.add_artifact(run.model_file)
     run.export_dir.mkdir()
     entries = [add_file(run, ending, layers) for ending, layers in FILES.items()]
     run.export_file.write_text(json.dumps({"files": entries}))
@@ -54,7 +54,7 @@ def add_file(run: RunDir, ending: str, layers: int) -> dict[str, Any]:
     file = run.export_dir / f"{name}.{ending}"
     stated = {"hgkd_edge.weights_sha256": json.dumps(network_digest(run.model_file))}
     onnx.save(build_convnet(layers=layers, side=8, metadata=stated), file)
-    run.add_artefact(file)
+    run.add_artifact(file)
     source = "model.safetensors" if ending == "fp32.onnx" else f"{name}.fp32.onnx"
     return {
         **{"kind": "onnx", "path": f"elsewhere/{file.name}", "precision": ending[:4]},
@@ -230,7 +230,7 @@ def change_file(run: RunDir) -> None:
 
 def export_again(run: RunDir) -> None:
     change_file(run)
-    run.add_artefact(run.export_dir / "shop.int8-cpu.onnx")
+    run.add_artifact(run.export_dir / "shop.int8-cpu.onnx")
 
 
 def fine_tune_again(run: RunDir) -> None:
@@ -246,7 +246,7 @@ def fail_verification(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("since", "said"),
+    ("since", "expected"),
     [
         (change_file, "shop.int8-cpu.onnx: has changed since it was exported"),
         (export_again, "int8-cpu.onnx ort-cpu b1 on CPU"),
@@ -255,7 +255,7 @@ def fail_verification(run: RunDir) -> None:
     ],
 )
 def test_figures_of_a_file_that_is_another_one_by_now_are_in_no_row(
-    run: RunDir, since: Any, said: str
+    run: RunDir, since: Any, expected: str
 ) -> None:
     keep(run, fp32=90, fp16=90, int8=88)
     measure(run, fp32=4, fp16=3, int8=1)
@@ -265,7 +265,7 @@ def test_figures_of_a_file_that_is_another_one_by_now_are_in_no_row(
 
     rows = [row for group in found.groups for row in group.rows if "int8" in row.file]
     assert [(row.score, row.p50_ms) for row in rows] in ([], [(None, None)])
-    assert any(said in line for line in found.remarks)
+    assert any(expected in line for line in found.remarks)
 
 
 def finetuned(run: RunDir, photos: int = 200, fingerprint: str = IMAGES["fingerprint"]) -> None:
@@ -424,7 +424,7 @@ def test_only_devices_with_something_missing_are_measured_and_as_before(
     assert options.copies == "out"
 
 
-def test_what_cannot_be_measured_is_said_and_the_rest_is_shown(
+def test_what_cannot_be_measured_is_reported_and_the_rest_is_shown(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(options: Any, progress: Any) -> None:
@@ -444,7 +444,7 @@ def test_a_run_with_nothing_exported_says_what_to_do(run: RunDir) -> None:
         compared(run)
 
     assert failed.value.hint.startswith("hgkd-edge export ")
-    assert artefacts_of(run).artefacts == []
+    assert artifacts_of(run).artifacts == []
 
 
 @pytest.mark.parametrize("record", ["scores.json", "evaluation.json", "finetune.json"])

@@ -69,7 +69,7 @@ def test_only_shares_of_images_carry_an_interval_and_classes_count_their_own() -
 
 
 @pytest.mark.parametrize(
-    ("score", "interval", "said"),
+    ("score", "interval", "expected"),
     [
         (0.233, (0.144, 0.354), "is not better than the baseline: untrained, 33.3 %"),
         (0.40, (0.286, 0.526), "is too close to tell from the baseline: untrained, 33.3 %"),
@@ -79,12 +79,12 @@ def test_only_shares_of_images_carry_an_interval_and_classes_count_their_own() -
     ],
 )
 def test_a_score_that_does_not_beat_its_baseline_says_so(
-    score: float, interval: tuple[float, float] | None, said: str
+    score: float, interval: tuple[float, float] | None, expected: str
 ) -> None:
     line = not_better("linear probe", score, ("untrained", 0.333), interval=interval, count=60)
 
-    assert said in line
-    assert bool(line) == bool(said)
+    assert expected in line
+    assert bool(line) == bool(expected)
     assert not line or "on 60 images" in line
 
 

@@ -128,7 +128,7 @@ def test_the_pixel_term_adds_to_the_loss(tiny_recipe: dict[str, Any]) -> None:
     assert with_pixels > without + 0.5  # an untrained pixel head costs about 1
 
 
-def test_where_only_pixels_are_learnt_the_teacher_rests(
+def test_where_only_pixels_are_learned_the_teacher_rests(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     tiny_recipe["loss"] = {"feature_weight": 0.0, "pixel_weight": 1.0}
@@ -178,7 +178,7 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
         "photos",
         "sites",
     }
-    assert manifest["artefacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
+    assert manifest["artifacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
     assert manifest["data"]["train"]["photos"] == 48
     assert manifest["seed"] == 0
     assert manifest["teacher"]["weights"] == "pretrain"
@@ -255,7 +255,7 @@ def test_a_compiled_teacher_gives_the_same_targets(tiny_recipe: dict[str, Any]) 
     torch.testing.assert_close(task.teacher(images), plain)
 
 
-def test_with_standardised_targets_the_mean_token_predicts_nothing(
+def test_with_standardized_targets_the_mean_token_predicts_nothing(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     cosines = {}
@@ -270,7 +270,7 @@ def test_with_standardised_targets_the_mean_token_predicts_nothing(
     assert abs(cosines[True]) < 0.2
 
 
-def test_the_last_updates_see_whole_photos(tiny_recipe: dict[str, Any]) -> None:
+def test_the_last_updates_see_whole_images(tiny_recipe: dict[str, Any]) -> None:
     task = make_task({**tiny_recipe, "mask": {"whole_share": 0.25}, "loss": {"where": "all"}})
     images = torch.zeros(2, 3, 73, 73, dtype=torch.uint8)
 
@@ -311,20 +311,20 @@ def test_every_stage_of_the_ratio_shows_its_share_of_the_patches(
     "mask", [{"whole_share": 0.5}, {"ratio": 0}, {"ratio": {0: 0.75, 0.8: 0}}, {"ratio": {0: 0}}]
 )
 @pytest.mark.parametrize(
-    ("loss", "said"),
+    ("loss", "expected"),
     [
         ({"where": "masked"}, "leave nothing masked: set loss.where to 'all'"),
         ({"feature_weight": 0, "pixel_weight": 1}, "no masked pixels to learn"),
     ],
 )
-def test_whole_photos_need_a_loss_where_something_is_visible(
-    tiny_recipe: dict[str, Any], mask: dict[str, Any], loss: dict[str, Any], said: str
+def test_whole_images_need_a_loss_where_something_is_visible(
+    tiny_recipe: dict[str, Any], mask: dict[str, Any], loss: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         Recipe.model_validate({**tiny_recipe, "mask": mask, "loss": loss})
 
 
-def test_held_out_photos_that_cannot_be_read_cost_their_score_and_not_the_backbone(
+def test_held_out_images_that_cannot_be_read_cost_their_score_and_not_the_backbone(
     photos: Path, tiny_recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(photos / "train", tmp_path / "photos" / "train")
@@ -338,9 +338,9 @@ def test_held_out_photos_that_cannot_be_read_cost_their_score_and_not_the_backbo
 
     assert run.backbone_file.is_file()
     assert run.manifest()["result"] == result == {"held_out": {}}
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "warning: no held-out score" in said
-    assert "broken.jpg" in said
+    expected = capsys.readouterr().err.replace("\n", " ")
+    assert "warning: no held-out score" in expected
+    assert "broken.jpg" in expected
 
 
 @pytest.fixture
@@ -383,7 +383,7 @@ def visible_task(mapping: dict[str, Any]) -> Distilling:
     return make_task(mapping)
 
 
-def test_targets_from_visible_patches_are_standardised_by_such_targets(
+def test_targets_from_visible_patches_are_standardized_by_such_targets(
     tiny_recipe: dict[str, Any],
 ) -> None:
     task = visible_task(tiny_recipe)
@@ -460,7 +460,7 @@ def test_a_pretraining_stopped_in_a_distillation_says_how_that_goes_on(
     with pytest.raises(Interrupted) as stopped:
         distill(recipe, run)
 
-    assert stopped.value.hint == f"go on: {run.resume_command}"
+    assert stopped.value.hint == f"resume: {run.resume_command}"
     assert f"'{run.path}' --resume" in stopped.value.hint
 
 

@@ -94,7 +94,7 @@ def test_bad_input_is_refused_before_any_work(run: RunDir, photos: Path, tmp_pat
 
     with pytest.raises(DataError, match=r"must end in .npz or .parquet"):
         embed(run.path, [photos], tmp_path / "features.csv")
-    with pytest.raises(RunError, match="there is no such file"):
+    with pytest.raises(RunError, match="no such file"):
         embed(tmp_path / "absent.onnx", [photos], tmp_path / "features.npz")
     with pytest.raises(DataError, match="no image files"):
         embed(run.path, [tmp_path / "empty"], tmp_path / "features.npz")

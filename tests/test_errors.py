@@ -22,7 +22,7 @@ class Unreadable:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (ValueError("too wide"), "too wide"),
         (ValueError(""), "ValueError"),
@@ -38,8 +38,8 @@ class Unreadable:
         (ExportError("no file", hint="check the path"), "no file"),
     ],
 )
-def test_a_reason_is_one_line_without_addresses(error: Exception, said: str) -> None:
-    assert reason_of(error) == said
+def test_a_reason_is_one_line_without_addresses(error: Exception, expected: str) -> None:
+    assert reason_of(error) == expected
 
 
 def test_an_image_that_is_none_says_so_without_an_object(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_every_error_of_both_packages_ends_a_command_with_its_line_and_hint(
     with pytest.raises(SystemExit) as ended:
         hgkd_edge.cli.main()
 
-    said = capsys.readouterr().err
+    expected = capsys.readouterr().err
     assert ended.value.code == error.exit_code
-    assert said.removeprefix("error: ") == "what and where\nhint: the fix\n"
+    assert expected.removeprefix("error: ") == "what and where\nhint: the fix\n"
 
 
 def test_no_module_asks_an_error_for_the_name_of_its_class_or_its_attributes() -> None:

@@ -88,13 +88,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Callable[[s
     The classifier is compared with its fp32 version on its training images. Of 18 unseen images a
     single near tie, which differs between CPUs, would be 5.6 % of the answers.
     """
-    learnt = tmp_path_factory.mktemp("learnt")
+    learned = tmp_path_factory.mktemp("learned")
     for split in ("train", "test"):
-        shutil.copytree(photos / "train", learnt / split)
+        shutil.copytree(photos / "train", learned / split)
 
     @cache
     def make(task: str) -> RunDir:
-        made = new_run(learnt, tmp_path_factory.mktemp(task) / "run")
+        made = new_run(learned, tmp_path_factory.mktemp(task) / "run")
         data = SAMPLES / DATA[task] if task in DATA else None
         finetune(resolve(made, task, data, "distilled", [*QUICK, *SETTINGS[task]]), made)
         return made
@@ -126,8 +126,8 @@ def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_f
     assert metadata["hgkd_edge.weights_sha256"] == file_sha256(run.backbone_file)
     assert result["verification"]["passed"]
     assert result["verified_on"] == {"split": "test", "photos": 18}
-    artefact = run.manifest()["artefacts"][f"export/{path.name}"]
-    assert artefact["made_from"] == ["backbone.safetensors"]
+    artifact = run.manifest()["artifacts"][f"export/{path.name}"]
+    assert artifact["made_from"] == ["backbone.safetensors"]
     np.testing.assert_array_equal(np.load(run.export_dir / "images.npy"), images[:16])
 
 
@@ -146,16 +146,16 @@ def test_a_fine_tuned_model_goes_to_every_runtime(
 
     assert result["task"] == task
     assert all(f["verification"]["passed"] for f in result["files"] if f["kind"] != "engine")
-    artefacts = made.manifest()["artefacts"]
+    artifacts = made.manifest()["artifacts"]
     for name, file in files(result).items():
-        assert artefacts[f"export/{name}"]["sha256"] == file["sha256"]
-        assert Path(artefacts[f"export/{name}"]["made_from"][0]).name == file["made_from"]
+        assert artifacts[f"export/{name}"]["sha256"] == file["sha256"]
+        assert Path(artifacts[f"export/{name}"]["made_from"][0]).name == file["made_from"]
     for name in files(result):
         if name.endswith(".onnx"):
             assert open_task_model(made.export_dir / name).task == task
         elif name.endswith(".xml"):
-            told = runtimes.open(made.export_dir / name).metadata
-            assert told == onnx_info(made.export_dir / "run.fp32.onnx").metadata
+            stated = runtimes.open(made.export_dir / name).metadata
+            assert stated == onnx_info(made.export_dir / "run.fp32.onnx").metadata
     assert ("engine" in result) == trt
 
 
@@ -242,7 +242,7 @@ def test_without_tensorrt_all_else_is_made_and_one_line_says_what_to_install(
 
 def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
     result = export_run(
-        run, ExportOptions(precision="int8", calibration=16, max_drop=100.0, flavours=("cpu",))
+        run, ExportOptions(precision="int8", calibration=16, max_drop=100.0, flavors=("cpu",))
     )
 
     (int8,) = (file for file in result["files"] if file["precision"] == "int8")
@@ -259,7 +259,7 @@ def test_a_failed_conversion_is_put_aside_and_the_layer_named(
     monkeypatch.setattr("exporters.quantize.Calibration.largest", lambda self, tensor: 1e-3)
 
     with pytest.raises(VerificationFailed, match="first layer that departs is 'features"):
-        export_run(run, ExportOptions(precision="int8", calibration=8, flavours=("tensorrt",)))
+        export_run(run, ExportOptions(precision="int8", calibration=8, flavors=("tensorrt",)))
 
     names = sorted(file.name for file in run.export_dir.glob("run.*"))
     assert names == ["run.fp32.onnx", "run.int8-tensorrt.failed-verification.onnx"]
@@ -267,7 +267,7 @@ def test_a_failed_conversion_is_put_aside_and_the_layer_named(
 
 
 @pytest.mark.parametrize("broken", ["tensorrt", "cpu"])
-def test_a_flavour_that_fails_does_not_stop_the_other_files(
+def test_a_flavor_that_fails_does_not_stop_the_other_files(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     zero_the_stem(monkeypatch, broken)
@@ -294,13 +294,13 @@ def test_a_flavour_that_fails_does_not_stop_the_other_files(
     assert record["sensitivity"].keys() == {"tensorrt", "cpu"}
 
 
-def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
+def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavor: str) -> None:
     """Files of one INT8 flavor are written with a layer that computes nothing."""
     whole = quantize.quantized_graph
 
     def broken(model: Any, calibration: Any, **options: Any) -> Any:
         graph = whole(model, calibration, **options)
-        if options["flavour"] == flavour and not options.get("only"):
+        if options["flavor"] == flavor and not options.get("only"):
             weights = (w for w in graph.graph.initializer if len(w.dims) == 4)
             weight = next(weights)
             values = onnx.numpy_helper.to_array(weight)
@@ -330,14 +330,14 @@ def test_the_command_prints_the_ranking_and_one_line_for_each_file_that_failed(
 
 
 @pytest.mark.parametrize("kind", ["empty", "missing", "unreadable"])
-def test_calibration_photos_that_cannot_be_had_are_one_clear_error(
+def test_calibration_images_that_cannot_be_had_are_one_clear_error(
     run: RunDir, tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "photos"
     if kind != "missing":
         folder.mkdir()
     if kind == "unreadable":
-        (folder / "a.jpg").write_bytes(b"not a photo")
+        (folder / "a.jpg").write_bytes(b"not an image")
 
     with pytest.raises(DataError) as caught:
         export_run(run, ExportOptions(precision="int8", calibration_data=folder))
@@ -356,8 +356,8 @@ def test_calibration_photos_that_cannot_be_had_are_one_clear_error(
         ({"precision": "int8", "calibration": 0}, "--calib 0 is too small"),
         ({"precision": "int8", "max_drop": -1.0}, "negative"),
         ({"precision": "int8", "calibration_method": "guess"}, "--calib-method 'guess'"),
-        ({"precision": "int8", "flavours": ("cpu",), "trt": True}, "flavour 'tensorrt'"),
-        ({"precision": "int8", "flavours": ("tensorrt",), "openvino": True}, "flavour 'cpu'"),
+        ({"precision": "int8", "flavors": ("cpu",), "trt": True}, "flavor 'tensorrt'"),
+        ({"precision": "int8", "flavors": ("tensorrt",), "openvino": True}, "flavor 'cpu'"),
         ({"dla": 0}, "--dla: only with --trt"),
         ({"dla": 0, "trt": True}, "fp16 or int8 only"),
         ({"workspace_mib": 10, "targets": ("8.6",)}, "--workspace, --target-cc: only with --trt"),
@@ -387,7 +387,7 @@ def test_a_frame_is_height_times_width(text: str) -> None:
 
 def test_the_command_prints_its_record_alone_on_stdout(run: RunDir) -> None:
     command = [sys.executable, "-m", "hgkd_edge.cli", "export", str(run.path)]
-    options = ["--precision", "int8", "--calib", "8", "--flavour", "cpu", "--json"]
+    options = ["--precision", "int8", "--calib", "8", "--flavor", "cpu", "--json"]
 
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     refused = subprocess.run([*command, "--calib", "8"], capture_output=True, text=True)
@@ -410,9 +410,9 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(run: RunDir) -> None
         export_run(run)
 
 
-@pytest.mark.parametrize(("backend", "said"), [("tensorrt_rtx", True), ("tensorrt", False)])
-def test_an_engine_for_desktop_gpus_is_said_not_to_be_for_a_jetson(
-    backend: str, said: bool
+@pytest.mark.parametrize(("backend", "expected"), [("tensorrt_rtx", True), ("tensorrt", False)])
+def test_an_engine_for_desktop_gpus_is_reported_not_to_be_for_a_jetson(
+    backend: str, expected: bool
 ) -> None:
     engine = {
         "kind": "engine", "precision": "fp16", "path": "net.plan", "size_bytes": 1,
@@ -422,4 +422,4 @@ def test_an_engine_for_desktop_gpus_is_said_not_to_be_for_a_jetson(
 
     lines = "\n".join(export_lines(result))
 
-    assert ("not for a Jetson" in lines) == said
+    assert ("not for a Jetson" in lines) == expected

@@ -29,7 +29,7 @@ def export(run: RunDir, **files: str) -> None:
     for name, content in files.items():
         file = run.export_dir / f"{name}.plan"
         file.write_text(content)
-        run.add_artefact(file)
+        run.add_artifact(file)
         entries.append({"path": str(file), "verification": content, "verified_on": ON})
     write_exports(run, {"verified_on": ON, "weights": "w", "precision": "x", "files": entries})
 

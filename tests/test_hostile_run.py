@@ -272,7 +272,7 @@ def swapped(run: RunDir, request: pytest.FixtureRequest) -> tuple[RunDir, Path, 
     name, load = LOADS[request.param]
     file = run.path / name
     write_weights(file, 1.0)
-    run.add_artefact(file)
+    run.add_artifact(file)
     write_weights(file, 0.0)
     return run, file, load
 
@@ -291,16 +291,16 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
     swapped: tuple[RunDir, Path, Any],
 ) -> None:
     run, file, load = swapped
-    artefacts = run.manifest()["artefacts"]
-    del artefacts[file.relative_to(run.path).as_posix()]
-    run.update_manifest(artefacts=artefacts)
+    artifacts = run.manifest()["artifacts"]
+    del artifacts[file.relative_to(run.path).as_posix()]
+    run.update_manifest(artifacts=artifacts)
 
-    said = ""
+    printed = ""
     try:
         load(file)
     except Exception as error:  # not a real network: later errors do not matter
-        said = str(error)
-    assert "manifest.json records" not in said
+        printed = str(error)
+    assert "manifest.json records" not in printed
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_the_other_files_of_a_network_are_checked_too(
         path.write_text("<net/>")
         write_weights(weights, 1.0)
     for file in (path, weights):
-        run.add_artefact(file)
+        run.add_artifact(file)
     weights.write_bytes(bytes(weights.stat().st_size))
 
     with pytest.raises(RunError, match=f"{part}: is not the file that"):
@@ -338,7 +338,7 @@ def test_a_link_in_the_place_of_a_recorded_file_is_not_loaded_in_silence(
 ) -> None:
     file = run.path / name
     write_weights(file, 1.0)
-    run.add_artefact(file)
+    run.add_artifact(file)
     other = (run.path if inside else home) / "other"
     write_weights(other, 0.0)
     file.unlink()
@@ -353,7 +353,7 @@ def test_a_link_in_the_place_of_the_folder_of_a_recorded_file_is_not_followed_in
 ) -> None:
     file = run.export_dir / "tiny.fp32.onnx"
     write_weights(file, 1.0)
-    run.add_artefact(file)
+    run.add_artifact(file)
     run.export_dir.rename(run.path / "moved")
     run.export_dir.symlink_to("moved")
     write_weights(file, 0.0)
@@ -366,7 +366,7 @@ def test_a_link_from_elsewhere_to_a_recorded_file_is_checked_as_that_file(
     run: RunDir, tmp_path: Path
 ) -> None:
     write_weights(run.backbone_file, 1.0)
-    run.add_artefact(run.backbone_file)
+    run.add_artifact(run.backbone_file)
     write_weights(run.backbone_file, 0.0)
     (tmp_path / "mine.safetensors").symlink_to(run.backbone_file.resolve())
 
@@ -379,14 +379,14 @@ def test_a_load_says_which_files_it_compared_and_says_it_once(
 ) -> None:
     path = save_network(run.export_dir / "tiny.onnx")
     for file in (path, run.export_dir / "net.onnx.data"):
-        run.add_artefact(file)
+        run.add_artifact(file)
     capsys.readouterr()
 
     for _ in range(2):
         resolve_models([path])
 
-    said = [line for line in capsys.readouterr().err.splitlines() if "verified" in line]
-    assert said == ["verified against runs/tiny/manifest.json: tiny.onnx, net.onnx.data"]
+    printed = [line for line in capsys.readouterr().err.splitlines() if "verified" in line]
+    assert printed == ["verified against runs/tiny/manifest.json: tiny.onnx, net.onnx.data"]
 
 
 def test_a_load_of_what_nobody_recorded_claims_nothing(
@@ -399,9 +399,9 @@ def test_a_load_of_what_nobody_recorded_claims_nothing(
     assert "verified" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("artefacts", [3, [], {"backbone.safetensors": 3}, {"x": {"sha256": 3}}])
-def test_a_forged_manifest_is_no_crash(run: RunDir, artefacts: object) -> None:
-    write_json(run.manifest_file, {"artefacts": artefacts})
+@pytest.mark.parametrize("artifacts", [3, [], {"backbone.safetensors": 3}, {"x": {"sha256": 3}}])
+def test_a_forged_manifest_is_no_crash(run: RunDir, artifacts: object) -> None:
+    write_json(run.manifest_file, {"artifacts": artifacts})
     write_weights(run.backbone_file, 1.0)
 
     with pytest.raises(RunError, match="is not a backbone"):

@@ -117,14 +117,14 @@ def test_stopped_before_the_first_step_nothing_is_left(
 
     time.sleep(0.1)
     process.send_signal(sent)
-    _, said = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=30)
 
     assert process.returncode == 128 + sent
-    assert "error" not in said
+    assert "error" not in output
     assert runs_in(tmp_path) == []
 
 
-def test_features_that_learned_nothing_are_said_to_be_no_better(hgkd: Hgkd, recipe: str) -> None:
+def test_features_that_learned_nothing_are_reported_as_no_better(hgkd: Hgkd, recipe: str) -> None:
     hgkd("distill", recipe, sets=(*QUICK, "train.lr=1e-9"))
     shown = hgkd("evaluate", "tiny")
     scored = hgkd("evaluate", "--json")

@@ -37,13 +37,13 @@ def test_text_is_read_in_what_its_byte_order_mark_says(tmp_path: Path, encoding:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"one\ntw\xf6\n", "line 2 is not text in UTF-8"), (b"a\0b\0", "holds zero bytes")],
 )
-def test_what_is_no_text_is_refused_by_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_text_is_refused_by_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_text(tmp_path / "a.txt")
 
 
@@ -104,11 +104,11 @@ ATTACKS = {
 def test_a_recipe_that_was_made_to_harm_is_refused_in_one_short_line(
     tmp_path: Path, attack: str
 ) -> None:
-    text, said = ATTACKS[attack]
+    text, message = ATTACKS[attack]
     file = tmp_path / "r.yaml"
     file.write_text(text)
 
-    with limited_memory(), pytest.raises(RecipeError, match=said) as refused:
+    with limited_memory(), pytest.raises(RecipeError, match=message) as refused:
         load_recipe(file)
 
     assert len(str(refused.value)) < 5000
@@ -124,7 +124,7 @@ def test_an_override_that_was_made_to_harm_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[" * 100_000 + "]" * 100_000, "nested more than 40 levels deep"),
         ('{"a": ' * 100_000, "nested more than 40 levels deep"),
@@ -134,8 +134,8 @@ def test_an_override_that_was_made_to_harm_is_refused(value: str) -> None:
     ],
     ids=["lists", "objects", "less deep", "digits", "no JSON"],
 )
-def test_json_that_was_made_to_harm_is_a_value_error(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_json_that_was_made_to_harm_is_a_value_error(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_json(text)
 
 

@@ -14,7 +14,7 @@ from hgkd_edge.recipe import DataConfig, Recipe, load_recipe
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("data.image_size=72", "does not divide.*set data.image_size to (64|80)"),
         ("mask.ratio=0.98", "leaves nothing visible"),
@@ -35,14 +35,14 @@ from hgkd_edge.recipe import DataConfig, Recipe, load_recipe
         ("student.args={pretrained: true}", "student.args.pretrained: is set by"),
     ],
 )
-def test_an_impossible_combination_is_refused_before_any_photo_is_read(
-    tiny_recipe_file: Path, override: str, said: str
+def test_an_impossible_combination_is_refused_before_any_image_is_read(
+    tiny_recipe_file: Path, override: str, expected: str
 ) -> None:
     overrides = ["student.args={}", "teacher.args={patch_size: 16}"]
     if "teacher.name" in override:
         overrides[-1] = "teacher.args={}"
 
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected):
         build(load_recipe(tiny_recipe_file, [*overrides, override, "data.path=/nowhere"]))
 
 
@@ -74,7 +74,7 @@ def test_a_teacher_to_compile_where_nothing_can_be_compiled_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_where_only_pixels_are_learnt_nothing_masked_is_refused(tiny_recipe_file: Path) -> None:
+def test_where_only_pixels_are_learned_nothing_masked_is_refused(tiny_recipe_file: Path) -> None:
     loss = "loss={feature_weight: 0, pixel_weight: 1, where: all}"
 
     with pytest.raises(RecipeError, match=r"mask.whole_share to 0"):

@@ -87,11 +87,11 @@ def test_pictures_and_json_are_left(models: dict[str, Path], photos: Path, tmp_p
             assert picture.size == photo.size
 
 
-def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_answered(
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(
     models: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"not a photo")
+    broken.write_bytes(b"not an image")
     good = next((photos / "test").rglob("*.webp"))
 
     first, second = predict(models["onnx"], [broken, good], tmp_path / "out")
@@ -100,14 +100,14 @@ def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_answered(
     assert "labels" in second
 
 
-def test_what_is_missing_is_said_in_one_line(
+def test_what_is_missing_is_reported_in_one_line(
     models: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="there is no such file or folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         predict(models["onnx"], [tmp_path / "nowhere"], tmp_path / "out")
     with pytest.raises(DataError, match="no image files"):
         predict(models["onnx"], [tmp_path], tmp_path / "out")
-    with pytest.raises(RunError, match="there is no such file"):
+    with pytest.raises(RunError, match="no such file"):
         predict(tmp_path / "gone.onnx", [photos], tmp_path / "out")
     with pytest.raises(RunError, match="not a model file"):
         predict(tmp_path / "model.h5", [photos], tmp_path / "out")
@@ -115,7 +115,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "expected"),
     [
         ({"task": "embed"}, "is a bare backbone"),
         ({"input_size": [3, 0, 64]}, "does not say which task"),
@@ -133,8 +133,8 @@ def test_what_is_missing_is_said_in_one_line(
         ({"preprocessing": {"bits": "8"}}, "does not say which task"),
     ],
 )
-def test_a_file_that_does_not_answer_photos_says_so(
-    models: dict[str, Path], photos: Path, tmp_path: Path, entries: dict[str, Any], said: str
+def test_a_file_that_does_not_answer_images_says_so(
+    models: dict[str, Path], photos: Path, tmp_path: Path, entries: dict[str, Any], expected: str
 ) -> None:
     model = onnx.load(models["onnx"])
     known = {entry.key: entry.value for entry in model.metadata_props}
@@ -143,7 +143,7 @@ def test_a_file_that_does_not_answer_photos_says_so(
     onnx.helper.set_model_props(model, known)
     onnx.save(model, tmp_path / "other.onnx")
 
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=expected):
         predict(tmp_path / "other.onnx", [photos / "test"], tmp_path / "out")
 
 
@@ -276,7 +276,7 @@ def test_a_run_answers_without_torch_from_its_own_onnx_file(
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("broken"), MemoryError(), KeyError("tag")])
-def test_whatever_one_photo_raises_the_others_are_answered(
+def test_whatever_one_image_raises_the_others_are_answered(
     models: dict[str, Path],
     photos: Path,
     tmp_path: Path,
@@ -312,7 +312,7 @@ def test_an_image_with_the_longest_name_is_answered(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"task": "nonsense"}, "no usable task"),
         ({"classes": [1, 2, 3]}, "no usable task"),
@@ -320,7 +320,7 @@ def test_an_image_with_the_longest_name_is_answered(
     ],
 )
 def test_a_model_file_that_describes_another_network_is_refused_in_words(
-    models: dict[str, Path], photos: Path, tmp_path: Path, changes: dict[str, Any], said: str
+    models: dict[str, Path], photos: Path, tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     with safe_open(models["torch"], framework="pt") as stored:
         card = json.loads(stored.metadata()["hgkd_edge.model"]) | changes
@@ -328,7 +328,7 @@ def test_a_model_file_that_describes_another_network_is_refused_in_words(
     metadata = {"format": "pt", "hgkd_edge.model": json.dumps(card)}
     save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
 
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=expected):
         predict(tmp_path / "model.safetensors", [photos / "test"], tmp_path / "out")
 
 
@@ -352,7 +352,7 @@ def test_an_engine_from_elsewhere_needs_the_users_word(
     assert asked == [engines_dir(), None]
 
 
-def test_answers_of_an_earlier_call_are_no_photos(
+def test_answers_of_an_earlier_call_are_no_images(
     models: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(photos / "test", tmp_path / "photos")
@@ -363,13 +363,13 @@ def test_answers_of_an_earlier_call_are_no_photos(
     assert len(first) == len(second) == 18
 
 
-def test_photos_none_of_which_can_be_read_are_an_error(
+def test_images_none_of_which_can_be_read_are_an_error(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
 
     with pytest.raises(
-        DataError, match="none of 1 photos could be answered; the first, .*broken.jpg: cannot"
+        DataError, match="none of 1 images could be processed; the first, .*broken.jpg: cannot"
     ):
         predict(models["onnx"], [tmp_path / "broken.jpg"], tmp_path / "out")
     with pytest.raises(DataError, match="is a file"):

@@ -77,7 +77,7 @@ def test_labels_tune_the_teacher_that_ibot_made(ibot_recipe: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("package", ["lightly", "lightly.loss"])
-def test_a_missing_package_is_named_before_any_photo_is_read(
+def test_a_missing_package_is_named_before_any_image_is_read(
     ibot_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "lightly"]:

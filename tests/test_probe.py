@@ -9,9 +9,9 @@ from hgkd_edge.probe import BetweenImages, knn_top1, linear_probe_top1, majority
 def clouds(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Four Gaussian clouds in 16 dimensions: train and test points with labels."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(4, 16, generator=generator)
+    centers = torch.randn(4, 16, generator=generator)
     labels = torch.arange(400) % 4
-    points = centres[labels] + spread * torch.randn(400, 16, generator=generator)
+    points = centers[labels] + spread * torch.randn(400, 16, generator=generator)
     return points[:300], labels[:300], points[300:], labels[300:]
 
 
@@ -40,7 +40,7 @@ def test_the_probe_does_not_mind_the_scale_of_features() -> None:
     assert abs(plain - scaled) < 0.03
 
 
-def test_the_majority_is_that_of_the_training_photos() -> None:
+def test_the_majority_is_that_of_the_training_images() -> None:
     assert majority_top1(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 0, 1])) == 0.25
 
 

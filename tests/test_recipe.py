@@ -79,11 +79,11 @@ def test_set_overrides_replace_values_and_later_ones_win(tiny_recipe_file: Path)
         ("mask.ratio={0: half}", ["mask.ratio.0 = 'half'", "number"]),
         (
             "mask={ratio: {0: 0.75, 0.9: 0.5}, whole_share: 0.2}",
-            ["the stage of ratio at 0.9 would never be reached", "whole photos start at 0.8"],
+            ["the stage of ratio at 0.9 would never be reached", "whole images start at 0.8"],
         ),
     ],
 )
-def test_a_bad_value_is_named_with_file_key_value_and_mend(
+def test_a_bad_value_is_named_with_file_key_value_and_fix(
     tiny_recipe_file: Path, override: str, parts: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -120,7 +120,7 @@ def test_every_stage_of_the_ratio_holds_from_its_start_on(
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("data.image_size=0", "data.image_size = 0: Input should be greater than 0"),
         ("data.image_size=[64, 0]", "data.image_size.1 = 0: Input should be greater than 0"),
@@ -130,12 +130,12 @@ def test_every_stage_of_the_ratio_holds_from_its_start_on(
     ],
 )
 def test_a_value_of_several_types_has_one_line_without_pydantics_names_for_them(
-    tiny_recipe_file: Path, override: str, said: str
+    tiny_recipe_file: Path, override: str, expected: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(tiny_recipe_file, [override])
 
-    assert str(caught.value) == f"{tiny_recipe_file}: {said}"
+    assert str(caught.value) == f"{tiny_recipe_file}: {expected}"
 
 
 def test_a_warmup_that_nobody_chose_ends_within_the_training(tiny_recipe_file: Path) -> None:
@@ -170,7 +170,7 @@ def test_all_problems_of_a_recipe_are_reported_together(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("name: [", "not valid YAML at line"),
         ("just words", "mapping"),
@@ -179,11 +179,11 @@ def test_all_problems_of_a_recipe_are_reported_together(
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
 
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected):
         load_recipe(file)
 
 
@@ -194,7 +194,7 @@ def test_a_malformed_override_is_named(tiny_recipe_file: Path, override: str) ->
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         ("{0: .5, 0: .2}", "--set mask.ratio=.*: '0' is defined twice"),
         ("{0: .5, 0.0: .2}", "'0.0' is defined twice"),
@@ -202,9 +202,9 @@ def test_a_malformed_override_is_named(tiny_recipe_file: Path, override: str) ->
     ],
 )
 def test_a_key_that_is_defined_twice_is_refused_in_an_override_too(
-    tiny_recipe_file: Path, value: str, said: str
+    tiny_recipe_file: Path, value: str, expected: str
 ) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected):
         load_recipe(tiny_recipe_file, [f"mask.ratio={value}"])
 
 

@@ -83,15 +83,15 @@ def test_a_recipe_for_real_use_trains(name: str, photos: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", REDUCED)
-def test_the_licence_of_a_recipe_is_that_of_its_teacher(name: str) -> None:
+def test_the_license_of_a_recipe_is_that_of_its_teacher(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
     text = find_recipe(name).read_text()
 
-    licence = (
+    license = (
         published_license(create_vit(recipe.teacher)) if recipe.teacher.weights == "hub" else ""
     )
 
-    assert ("no commercial use" in text) == ("nc" in licence.lower().split("-"))
+    assert ("no commercial use" in text) == ("nc" in license.lower().split("-"))
 
 
 def test_every_recipe_that_comes_along_is_tried() -> None:

@@ -82,17 +82,19 @@ def test_the_loss_is_drawn_also_when_the_log_ends_in_the_middle_of_a_line(run: R
     assert "step 1000" in page.text
 
 
-def test_scores_pictures_and_origin_are_told_and_everything_is_inside_the_page(run: RunDir) -> None:
+def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
+    run: RunDir,
+) -> None:
     (run.path / "pictures").mkdir()
     Image.new("RGB", (8, 8)).save(run.path / "pictures" / "confusion.png")
     scores = {"top1": 0.8125, "per_class": {"<i>hat</i>": 0.25}}
     result = {"task": "classify", "photos": 16, "split": "test", "scores": scores}
     (run.path / "finetune.json").write_text(json.dumps(result))
     run.update_manifest(
-        teacher={"name": "vit", "licence": "cc-by-nc-4.0"},
+        teacher={"name": "vit", "license": "cc-by-nc-4.0"},
         data={"train": {"photos": 48, "fingerprint": "f" * 64, "skipped": ["broken.jpg"]}},
     )
-    run.add_artefact(run.recipe_file)
+    run.add_artifact(run.recipe_file)
 
     page = Page(report(run))
 
@@ -163,8 +165,8 @@ def test_every_export_is_shown_with_the_images_it_was_verified_on(run: RunDir) -
 
     text = Page(report(run)).text
 
-    assert text.index("16 photos of the test split") < text.index("x.fp32.onnx")
-    assert text.index("16 photos of the holdout split") < text.index("x.fp16.onnx")
+    assert text.index("16 images of the test split") < text.index("x.fp32.onnx")
+    assert text.index("16 images of the holdout split") < text.index("x.fp16.onnx")
 
 
 @pytest.mark.parametrize("known_from", ["the record", "its name"])
@@ -191,7 +193,7 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
 
 
 @pytest.mark.parametrize(
-    ("since", "said", "failed"),
+    ("since", "expected", "failed"),
     [
         ("failed", "failed verification since it was measured", True),
         ("changed", "has changed since it was measured", False),
@@ -201,7 +203,7 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
     ],
 )
 def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
-    run: RunDir, since: str, said: str, failed: bool
+    run: RunDir, since: str, expected: str, failed: bool
 ) -> None:
     write_bench(run, measured("x.int8", 1.0, to="x.int8 ort-cpu b1", median=1.0))
     run.export_dir.mkdir()
@@ -225,9 +227,9 @@ def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
     comparison = compare_files(run.path / "bench.json", run.path / "bench.json")
 
     warnings = [line.strip() for line in lines_with(page, "warning: x.int8 ")]
-    line = f"x.int8 {said}; measure again: hgkd-edge bench"
-    assert warnings == ([f"warning: {line}"] if said else [])
-    assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if said else [])
+    line = f"x.int8 {expected}; measure again: hgkd-edge bench"
+    assert warnings == ([f"warning: {line}"] if expected else [])
+    assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if expected else [])
     assert bool(lines_with(page, "x.int8: FAILED verification")) == failed
 
 
@@ -297,7 +299,7 @@ def test_no_name_in_a_run_becomes_part_of_the_page(
     run.update_manifest(
         teacher={text: text},
         git_revision=text,
-        artefacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
+        artifacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
     )
     with run.recipe_file.open("a") as recipe:
         recipe.write(f"# {text}\n")
@@ -363,7 +365,7 @@ def test_a_log_that_is_none_costs_its_lines_and_no_more(run: RunDir, line: str) 
 @pytest.mark.parametrize(
     "name", ["finetune.json", "evaluation.json", "export.json", "manifest.json"]
 )
-@pytest.mark.parametrize("content", ["[1]", "{", '{"scores": 3, "files": [3], "artefacts": [3]}'])
+@pytest.mark.parametrize("content", ["[1]", "{", '{"scores": 3, "files": [3], "artifacts": [3]}'])
 def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str) -> None:
     if name == "evaluation.json" and "scores" in content:
         content = '{"distilled": 3}'
@@ -376,11 +378,14 @@ def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [("none", "the same"), ("other bytes", "CHANGED"), ("removed", "MISSING")]
+    ("change", "expected"),
+    [("none", "the same"), ("other bytes", "CHANGED"), ("removed", "MISSING")],
 )
-def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, said: str) -> None:
+def test_the_page_recomputes_what_the_manifest_claims(
+    run: RunDir, change: str, expected: str
+) -> None:
     run.backbone_file.write_bytes(b"weights")
-    run.add_artefact(run.backbone_file)
+    run.add_artifact(run.backbone_file)
     if change == "other bytes":
         run.backbone_file.write_bytes(b"zeroed!")
     elif change == "removed":
@@ -389,7 +394,7 @@ def test_the_page_recomputes_what_the_manifest_claims(run: RunDir, change: str, 
     page = Page(report(run))
 
     (row,) = lines_with(page, "backbone.safetensors")
-    assert said in row
+    assert expected in row
     assert ("strong" in page.tags) == (change != "none")
 
 

@@ -28,7 +28,7 @@ def good(recipe: Recipe) -> RunDir:
         run.log_file.write_text("{}\n")
         run.backbone_file.write_text("weights")
         run.update_manifest(result={})
-        run.add_artefact(run.backbone_file)
+        run.add_artifact(run.backbone_file)
     return run
 
 
@@ -96,7 +96,7 @@ def test_what_was_trained_stays_whatever_happens_then(recipe: Recipe, progress: 
     assert not (RUNS / "latest").exists(), "there is nothing to use yet"
 
 
-def test_a_run_that_the_user_is_told_to_resume_stays(recipe: Recipe) -> None:
+def test_a_run_that_the_user_should_resume_stays(recipe: Recipe) -> None:
     run = RunDir.create(recipe)  # stopped while its teacher is pre-trained: saved in the cache
 
     refuse(run, Interrupted("stopped", hint=f"continue: {run.resume_command}"))
@@ -145,13 +145,13 @@ def test_a_folder_that_cannot_be_filled_is_not_left_half_made(
 def test_the_latest_follows_what_is_made_in_an_older_run(good: RunDir) -> None:
     newer = RunDir.create(good.recipe())
     newer.backbone_file.touch()
-    newer.add_artefact(newer.backbone_file)
+    newer.add_artifact(newer.backbone_file)
     assert RunDir.resolve().path == newer.path
 
     exported = good.path / "export" / "tiny.fp32.onnx"
     exported.parent.mkdir()
     exported.touch()
-    RunDir.resolve("tiny").add_artefact(exported)
+    RunDir.resolve("tiny").add_artifact(exported)
 
     assert RunDir.resolve().path == good.path
 

@@ -149,7 +149,7 @@ def test_a_run_is_not_resumed_with_another_recipe(elsewhere: Path, tiny_recipe_f
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    file = tmp_path / "artefact"
+    file = tmp_path / "artifact"
     file.write_text("old")
 
     with pytest.raises(RuntimeError), atomic_write(file) as temporary:
@@ -166,14 +166,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     ids=["Python", "a library in Rust"],
 )
 def test_a_write_that_fails_names_the_file(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(OSError, match="artefact") as raised, atomic_write(tmp_path / "artefact"):
+    with pytest.raises(OSError, match="artifact") as raised, atomic_write(tmp_path / "artifact"):
         raise error
 
     assert raised.value.errno == errno.ENOSPC
-    assert raised.value.filename == str(tmp_path / "artefact")
+    assert raised.value.filename == str(tmp_path / "artifact")
 
 
-def test_the_manifest_says_what_an_artefact_is_and_what_it_was_made_from(
+def test_the_manifest_says_what_an_artifact_is_and_what_it_was_made_from(
     elsewhere: Path, tiny_recipe_file: Path
 ) -> None:
     run = RunDir.create(load_recipe(tiny_recipe_file))
@@ -181,7 +181,7 @@ def test_the_manifest_says_what_an_artefact_is_and_what_it_was_made_from(
     source.write_text("a")
     made.write_text("b")
 
-    run.add_artefact(made, made_from=[source])
+    run.add_artifact(made, made_from=[source])
 
-    entry = run.manifest()["artefacts"]["b"]
+    entry = run.manifest()["artifacts"]["b"]
     assert entry == {"sha256": file_sha256(made), "made_from": ["a"]}

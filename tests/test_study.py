@@ -38,10 +38,10 @@ def test_every_arm_and_change_is_a_recipe(base: str) -> None:
 def test_the_report_shows_every_cell_that_is_committed() -> None:
     cells = read_cells(HERE / "cells")
 
-    said = report(HERE / "cells")
+    printed = report(HERE / "cells")
 
     assert len(cells) > 50
-    assert all(f"| {cell['arm']} |" in said for cell in cells)
+    assert all(f"| {cell['arm']} |" in printed for cell in cells)
 
 
 def test_frames_of_the_static_camera_differ_by_an_object_and_little_else(tmp_path: Path) -> None:
@@ -114,11 +114,11 @@ def test_students_of_equal_time_are_trained_and_scored(
     base = {**tiny_recipe, "name": "imagenette", "teacher": teacher}
     (tmp_path / "imagenette.yaml").write_text(yaml.safe_dump(base))
     monkeypatch.setattr(equal_time, "HERE", tmp_path)
-    labelled = tmp_path / "labelled"
-    labelled.mkdir()
+    labeled = tmp_path / "labeled"
+    labeled.mkdir()
     for split, of in {"train": "train", "val": "test", "test": "test"}.items():
-        (labelled / split).symlink_to(photos / of)
-    monkeypatch.setattr(equal_time, "training_photos", lambda *_: labelled)
+        (labeled / split).symlink_to(photos / of)
+    monkeypatch.setattr(equal_time, "training_photos", lambda *_: labeled)
     monkeypatch.setitem(PROTOCOLS, "imagenette", Protocol("classify", {1.0: 1}, batch_size=8))
     out = tmp_path / "out"
 
@@ -137,10 +137,10 @@ def test_students_of_equal_time_are_trained_and_scored(
     scored = {cell["arm"]: cell["finetune"] for cell in cells if cell["kind"] == "equal"}
     assert scored.keys() == {"pixels"}
     assert all(0 <= scores["1.0"] <= 1 for scores in scored.values())
-    said = report(out)
-    assert "### imagenette: 0.005 minutes of the student\n" in said
-    assert "### imagenette: 0.002 minutes of the student, scored on `val`\n" in said
-    assert all(f"| {cell['arm']} | 1 |" in said for cell in cells)
+    printed = report(out)
+    assert "### imagenette: 0.005 minutes of the student\n" in printed
+    assert "### imagenette: 0.002 minutes of the student, scored on `val`\n" in printed
+    assert all(f"| {cell['arm']} | 1 |" in printed for cell in cells)
     equal_time.plot(out, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())

@@ -71,7 +71,7 @@ def test_cached_targets_are_what_the_teacher_says_of_the_students_view(
     assert not torch.equal(visible, second[1])
 
 
-def test_a_second_run_finds_the_targets_and_another_teacher_or_photo_does_not(
+def test_a_second_run_finds_the_targets_and_another_teacher_or_image_does_not(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = with_cache(tiny_recipe)
@@ -85,7 +85,7 @@ def test_a_second_run_finds_the_targets_and_another_teacher_or_photo_does_not(
     assert again.folder == first.folder
     assert not passes
     folders = {first.folder}
-    source.fingerprint = "other photos"
+    source.fingerprint = "other images"
     folders.add(cached_targets(teacher, source, recipe).folder)
     with torch.no_grad():
         teacher.center += 1
@@ -201,7 +201,7 @@ def test_a_run_with_cached_targets_resumes_exactly(
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "expected"),
     [
         ({"teacher": {"view": "visible"}, "loss": {"where": "visible"}}, "changes with every mask"),
         ({"augment": {"mixup": True}}, "augment.mixup makes a new image"),
@@ -212,9 +212,9 @@ def test_a_run_with_cached_targets_resumes_exactly(
     ],
 )
 def test_what_cannot_be_cached_is_refused(
-    tiny_recipe: dict[str, Any], sections: dict[str, Any], said: str
+    tiny_recipe: dict[str, Any], sections: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         with_cache(tiny_recipe, **sections)
 
 
@@ -263,9 +263,9 @@ def test_the_entry_that_was_not_used_for_longest_makes_room(
     assert first.is_file()
     assert third.is_file()
     assert {file.name for file in second.parent.iterdir()} == {".lock"}
-    said = capsys.readouterr().err
-    assert f"targets found in {first.parent}" in said
-    assert f"removed {second.parent}, 0.00 GB last used on 1970-01-01" in said
+    expected = capsys.readouterr().err
+    assert f"targets found in {first.parent}" in expected
+    assert f"removed {second.parent}, 0.00 GB last used on 1970-01-01" in expected
 
 
 def test_an_entry_that_another_run_fills_is_kept(cache_for_two: Fill) -> None:

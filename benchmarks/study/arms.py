@@ -28,7 +28,7 @@ SPARK = [
 ]
 
 # The teachers, scored by themselves: students cannot be expected to know much more.
-TEACHERS: dict[str, list[str]] = {"teacher": MAE, "labelled teacher": []}
+TEACHERS: dict[str, list[str]] = {"teacher": MAE, "labeled teacher": []}
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
 ARMS: dict[str, list[str]] = {
@@ -37,23 +37,23 @@ ARMS: dict[str, list[str]] = {
     "pixels": [*MAE, *SPARK],
     # Plain feature distillation: nothing is masked, so the sparse student is a dense one.
     "dense-features": [*MAE, *PLAIN, *DENSE],
-    "dense-features, standardised": [*MAE, *DENSE],
+    "dense-features, standardized": [*MAE, *DENSE],
     "h-gkd": MAE,
     # The time saved on teacher passes is spent on updates. Times: docs/lab-notebook.md.
     "dense-features, 4 updates a pass": [*MAE, *PLAIN, *DENSE, *FOUR],
     "h-gkd, 4 masks, twice the updates": [*MAE, *FOUR],
     # Whether masking helps after a student of whole images has learned from its teacher.
-    "dense-features, standardised, 4 updates a pass, ten times the updates": [*MAE, *DENSE, *LONG],
+    "dense-features, standardized, 4 updates a pass, ten times the updates": [*MAE, *DENSE, *LONG],
     "h-gkd, 4 masks, ten times the updates": [*MAE, *LONG],
     # The student as published.
     "scratch, full width": [*MAE, *WIDE],
-    "dense-features, standardised, full width, 4 updates a pass": [*MAE, *DENSE, *WIDE, *FOUR],
+    "dense-features, standardized, full width, 4 updates a pass": [*MAE, *DENSE, *WIDE, *FOUR],
     "h-gkd, full width, 4 masks, twice the updates": [*MAE, *WIDE, *FOUR],
     # Upper reference: the teacher has seen the labels of the training images.
-    "dense-features, labelled teacher": [*PLAIN, *DENSE],
-    "dense-features, 4 updates a pass, labelled teacher": [*PLAIN, *DENSE, *FOUR],
-    "h-gkd, labelled teacher": [],
-    "h-gkd, 4 masks, twice the updates, labelled teacher": [*FOUR],
+    "dense-features, labeled teacher": [*PLAIN, *DENSE],
+    "dense-features, 4 updates a pass, labeled teacher": [*PLAIN, *DENSE, *FOUR],
+    "h-gkd, labeled teacher": [],
+    "h-gkd, 4 masks, twice the updates, labeled teacher": [*FOUR],
 }
 
 # One change at a time to "h-gkd".
@@ -61,10 +61,10 @@ _CHANGES: dict[str, list[str]] = {
     "none": [],
     "nothing masked": DENSE,
     "nothing masked, 4 updates a pass": [*DENSE, *FOUR],
-    "not standardised": PLAIN,
+    "not standardized": PLAIN,
     "ratio 0.25": ["mask.ratio=0.25"],
     "ratio 0.6": ["mask.ratio=0.6"],
-    "no whole photos": ["mask.whole_share=0"],
+    "no whole images": ["mask.whole_share=0"],
     "where visible": ["loss.where=visible"],
     "where masked": ["loss.where=masked", "mask.whole_share=0"],
     "view visible": [

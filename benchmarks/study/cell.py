@@ -54,8 +54,8 @@ def score_cell(
     begin = time.monotonic()
     run = RunDir.create(recipe, folder)
     protocol = PROTOCOLS[recipe.name]
-    labelled = annotated if protocol.task == "classify" else recipe.data.path
-    splits = open_splits(recipe.data.model_copy(update={"path": labelled}))
+    labeled = annotated if protocol.task == "classify" else recipe.data.path
+    splits = open_splits(recipe.data.model_copy(update={"path": labeled}))
     cell: dict[str, Any] = {"held_out": {}}
     if scratch:
         _save_untrained(recipe, splits["train"], run)

@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 
 from benchmarks.study.arms import EQUAL_TIME, SCRATCH, SPARK, Arm
 from benchmarks.study.cell import score_cell
-from benchmarks.study.protocols import fresh, training_photos
+from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import read_cells, report
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.data.sources import open_splits
@@ -139,7 +139,9 @@ def recipe_of(
 def run(arguments: argparse.Namespace) -> None:
     """Compute the missing cells."""
     photos = training_photos(arguments.base, arguments.data, arguments.out)
-    changes = [f"data.path={photos / 'train'}", f"teacher.path={arguments.teacher}"]
+    listed = PROTOCOLS[arguments.base].listing
+    unlabeled = photos if listed else photos / "train"
+    changes = [f"data.path={unlabeled}", f"teacher.path={arguments.teacher}"]
     base = load_recipe(HERE / f"{arguments.base}.yaml", changes)
     costs = Costs(arguments.out / f"{arguments.base}.costs.json", base)
     count = len(open_splits(base.data)["train"])
@@ -147,11 +149,11 @@ def run(arguments: argparse.Namespace) -> None:
         for minutes in arguments.minutes:
             for name in arguments.arms:
                 recipe = recipe_of(name, base, seed, minutes, count, costs)
-                _fill(arguments, recipe, photos, name, minutes)
+                _fill(arguments, recipe, arguments.data if listed else photos, name, minutes)
 
 
 def _fill(
-    arguments: argparse.Namespace, recipe: Recipe, photos: Path, name: str, minutes: float
+    arguments: argparse.Namespace, recipe: Recipe, annotated: Path, name: str, minutes: float
 ) -> None:
     slug = name.replace(", ", "-").replace(" ", "-")
     kind = "chosen-by" if arguments.choose else "equal"
@@ -161,7 +163,7 @@ def _fill(
     scores = score_cell(
         recipe,
         fresh(arguments.out / "runs" / file.stem),
-        photos,
+        annotated,
         scratch=name in SCRATCH,
         finetuned=not arguments.choose,
     )

@@ -55,9 +55,9 @@ def score(run: RunDir, split: str, areas: list[float]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, photos with labels")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, images with labels")
     parser.add_argument("--areas", nargs="+", type=float, default=[0.0, 0.1, 0.25, 0.5])
-    parser.add_argument("--split", default="val", help="its photos are scored")
+    parser.add_argument("--split", default="val", help="its images are scored")
     arguments = parser.parse_args()
     print("".join(f"{area:>7.0%}" for area in arguments.areas), " hidden")
     for folder in arguments.runs:

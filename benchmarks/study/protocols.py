@@ -77,6 +77,9 @@ PROTOCOLS = {
     ),
 }
 
+# The same data with a pretrained ViT-S/14 and a whole ResNet-18.
+PROTOCOLS |= {f"{base}-vit-s": PROTOCOLS[base] for base in ("clothing10", "nuclei", "bccd")}
+
 
 def training_photos(base: str, data: Path, out: Path) -> Path:
     """The folder to distill from: `data` itself, or links to the images that are used."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .._trt_compat import EXTRAS, Flavour, choose, gpu_name, select_for_polygraphy
+from .._trt_compat import EXTRAS, Flavor, choose, gpu_name, select_for_polygraphy
 from ..errors import ConversionFailed, ExportError
 from ..network_files import require_usual_size
 from ..sidecar import Sidecar, read_sidecar, require_built_here, require_own_engine
@@ -32,7 +32,7 @@ class TensorRtSession(Session):
     Args:
         source: The engine; its sidecar must be next to it.
         options: `shapes` must fit its profile; `built_here` or `trust_engine` must vouch for it.
-        flavour: The package that must have built it; None takes the one that did.
+        flavor: The package that must have built it; None takes the one that did.
 
     Raises:
         ExportError, MissingPackageError, ConversionFailed: As `load_engine`, or it does not fit.
@@ -43,7 +43,7 @@ class TensorRtSession(Session):
         source: str | Path,
         options: Options = Options(),  # noqa: B008  it is frozen
         *,
-        flavour: str | None = None,
+        flavor: str | None = None,
     ) -> None:
         start = perf_counter()
         if options.built_here is None and not options.trust_engine:
@@ -57,7 +57,7 @@ class TensorRtSession(Session):
             onnx_path=options.made_from,
             built_here=None if options.trust_engine else options.built_here,
         )
-        _require_fit(source, sidecar, options, flavour)
+        _require_fit(source, sidecar, options, flavor)
         select_for_polygraphy(made_by)
         from polygraphy.backend.trt import TrtRunner
 
@@ -102,7 +102,7 @@ class TensorRtSession(Session):
 
 def load_engine(
     path: str | Path, *, onnx_path: str | Path | None = None, built_here: Path | None = None
-) -> tuple[Any, Flavour, Sidecar]:
+) -> tuple[Any, Flavor, Sidecar]:
     """Deserialize an engine from exactly the bytes that were checked.
 
     Args:
@@ -119,10 +119,10 @@ def load_engine(
         MissingPackageError: The flavor that built it is not installed.
         ConversionFailed: TensorRT refuses the engine although its sidecar agrees.
     """
-    flavour = choose(read_sidecar(path).backend, what="running an engine")
+    flavor = choose(read_sidecar(path).backend, what="running an engine")
     require_usual_size(path)
     content = Path(path).read_bytes()
-    sidecar = require_own_engine(path, content, flavour, onnx_path=onnx_path)
+    sidecar = require_own_engine(path, content, flavor, onnx_path=onnx_path)
     if built_here is not None:
         require_built_here(path, content, built_here)
     if gpu_name() is None:
@@ -130,19 +130,19 @@ def load_engine(
             f"engine '{path}' can only run on an NVIDIA GPU, and there is none here",
             hint="copy the ONNX file to the device and build there",
         )
-    trt = importlib.import_module(flavour.name)
+    trt = importlib.import_module(flavor.name)
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(content)
     if engine is None:
         raise ConversionFailed(
-            f"{flavour.name} {flavour.version} refuses the engine '{path}'",
+            f"{flavor.name} {flavor.version} refuses the engine '{path}'",
             hint="build it again here; its reason was printed above",
         )
-    return engine, flavour, sidecar
+    return engine, flavor, sidecar
 
 
-def _require_fit(path: str | Path, sidecar: Sidecar, options: Options, flavour: str | None) -> None:
+def _require_fit(path: str | Path, sidecar: Sidecar, options: Options, flavor: str | None) -> None:
     """Check that an engine belongs to the requested package and takes the requested batch."""
-    if flavour not in (None, sidecar.backend):
+    if flavor not in (None, sidecar.backend):
         raise ExportError(
             f"'{path}' was built by {sidecar.backend}",
             hint=f"--runner {sidecar.backend.replace('_', '-')}",
@@ -172,7 +172,7 @@ RUNTIMES = tuple(
         name=package.replace("_", "-"),
         backend=title,
         opens=".plan",
-        open=partial(TensorRtSession, flavour=package),
+        open=partial(TensorRtSession, flavor=package),
         packages=(package, "polygraphy"),
         extra=EXTRAS[package],
         uses_threads=False,

@@ -185,7 +185,7 @@ def estimate_one(
             "share_of_bandwidth": EFFICIENCY["bandwidth"],
             "us_per_layer": LAYER_US,
             "layers": len(layers),
-            "fused": "pointwise layers cost nothing of their own",
+            "fused": "pointwise layers have no separate cost",
             "copies": "not included",
         },
         unconfirmed=unconfirmed,
@@ -251,7 +251,7 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
         ) from error
     shapes = _shapes(inferred.graph)
     weights = {tensor.name for tensor in inferred.graph.initializer}
-    origin = _through_quantisers(inferred.graph)
+    origin = _through_quantizers(inferred.graph)
     found = []
     for node in inferred.graph.node:
         if node.op_type in _FREE:
@@ -260,7 +260,9 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
         if layer is not None:
             found.append(layer)
     if not found:
-        raise RunError(f"'{model.path}' holds no layer that costs time", hint="is it the model?")
+        raise RunError(
+            f"'{model.path}' holds no layer that costs time", hint="check that it is the right file"
+        )
     return found
 
 
@@ -304,7 +306,7 @@ def _shapes(graph: Any) -> dict[str, list[int]]:
     return shapes
 
 
-def _through_quantisers(graph: Any) -> dict[str, str]:
+def _through_quantizers(graph: Any) -> dict[str, str]:
     """Tensor -> the tensor it is a (de)quantized copy of, so that weights are seen as weights."""
     origin: dict[str, str] = {}
     for node in graph.node:

@@ -34,19 +34,19 @@ def load_images(path: Path) -> np.ndarray:
     Raises:
         RunError: Missing, not a .npy file, or of another type or shape.
     """
-    mend = "numpy.save('images.npy', images) with f32[N, 3, H, W], normalised as the model expects"
+    fix = "numpy.save('images.npy', images) with f32[N, 3, H, W], normalized as the model expects"
     try:
         require_file(path, MAX_IMAGES_BYTES, kind="image array")
         # Mapped: the header may state any shape, and numpy would allocate it first.
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not readable"
-        raise RunError(f"images '{path}': {reason}", hint=mend) from error
+        raise RunError(f"images '{path}': {reason}", hint=fix) from error
     if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.float32:
         kind = f"{images.dtype}{list(images.shape)}" if isinstance(images, np.ndarray) else "a .npz"
-        raise RunError(f"images '{path}' are {kind}, not f32[N, 3, H, W]", hint=mend)
+        raise RunError(f"images '{path}' are {kind}, not f32[N, 3, H, W]", hint=fix)
     if len(images) == 0 or not np.isfinite(images).all():
-        raise RunError(f"images '{path}' are empty or not finite", hint=mend)
+        raise RunError(f"images '{path}' are empty or not finite", hint=fix)
     return np.array(images)
 
 

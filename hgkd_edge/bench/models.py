@@ -116,7 +116,7 @@ def run_folder_of(source: Path | None) -> Path | None:
 
 
 _ORDER = ("fp32", "fp16", "bf16", "int8")
-_ARTEFACTS = (".xml", ".plan")
+_ARTIFACTS = (".xml", ".plan")
 
 
 def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
@@ -127,19 +127,19 @@ def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
         order = _ORDER.index(model.precision) if known else len(_ORDER)
         return "hgkd_edge.baked" in model.info.metadata, order, model.path.name
 
-    if source is not None and source.suffix in _ARTEFACTS and source.is_file():
-        return [_named_artefact(source)]
+    if source is not None and source.suffix in _ARTIFACTS and source.is_file():
+        return [_named_artifact(source)]
     found = []
     for path in _files_of(source):
         onnx = ModelFile(path.stem, path, _describe(path))
-        made = [one for one in _artefacts(onnx) if one.path.suffix in kinds]
+        made = [one for one in _artifacts(onnx) if one.path.suffix in kinds]
         if ".onnx" in kinds or not set(kinds) <= {one.path.suffix for one in made}:
             found.append(onnx)
         found += made
     return sorted(found, key=place)
 
 
-def _artefacts(onnx: ModelFile) -> list[ModelFile]:
+def _artifacts(onnx: ModelFile) -> list[ModelFile]:
     """The artifacts that `export` made from an ONNX file of a run, recorded and still on disk.
 
     Raises:
@@ -159,7 +159,7 @@ def _artefacts(onnx: ModelFile) -> list[ModelFile]:
             f"{run / 'export.json'}: is damaged: {reason_of(error)}",
             hint="export again: hgkd-edge export",
         ) from error
-    found = [pair for pair in entries if pair[0].suffix in _ARTEFACTS and pair[0].is_file()]
+    found = [pair for pair in entries if pair[0].suffix in _ARTIFACTS and pair[0].is_file()]
     for path, _precision in found:
         require_recorded(RunFiles(run).own(path))
     return [
@@ -167,14 +167,14 @@ def _artefacts(onnx: ModelFile) -> list[ModelFile]:
     ]
 
 
-def _named_artefact(path: Path) -> ModelFile:
+def _named_artifact(path: Path) -> ModelFile:
     """An .xml or .plan given by its path.
 
     Raises:
         RunError: No export of a run made it, or its ONNX file is gone.
     """
     for onnx in sorted(path.parent.glob("*.onnx")):
-        for made in _artefacts(ModelFile(onnx.stem, onnx, _describe(onnx))):
+        for made in _artifacts(ModelFile(onnx.stem, onnx, _describe(onnx))):
             if made.path.name == path.name:
                 return made
     raise RunError(
@@ -197,7 +197,7 @@ def _files_of(source: Path | None) -> list[Path]:
     if found and not files:
         raise RunError(
             f"every ONNX model in '{folder}' failed its verification",
-            hint=f"export again, or name the file to measure it all the same: {found[0]}",
+            hint=f"export again, or name the file to measure it anyway: {found[0]}",
         )
     if not files:
         raise RunError(f"'{folder}' holds no ONNX model", hint="hgkd-edge export --onnx")
@@ -214,7 +214,7 @@ def _describe(path: Path) -> OnnxInfo:
 
 def _labels(paths: Sequence[Path]) -> list[str]:
     """File stems (for artifacts, names); duplicates get the folder as a prefix, then a number."""
-    stems = [path.name if path.suffix in _ARTEFACTS else path.stem for path in paths]
+    stems = [path.name if path.suffix in _ARTIFACTS else path.stem for path in paths]
     names = [
         stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{stem}"
         for stem, path in zip(stems, paths, strict=True)

@@ -17,11 +17,11 @@ def live_progress() -> Iterator[Callable[[str, float], None]]:
     """Yield a function for `run_bench(progress=...)`; on a pipe it prints each new step once."""
     console = make_console(stderr=True)
     if not console.is_terminal:
-        said: list[str] = []
+        reported: list[str] = []
 
         def tell_plainly(what: str, _part: float) -> None:
-            if what not in said[-1:]:
-                said.append(what)
+            if what not in reported[-1:]:
+                reported.append(what)
                 console.print(what)
 
         yield tell_plainly

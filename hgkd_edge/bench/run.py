@@ -101,7 +101,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
     if options.runners:
         raise DeviceError(
             "--runner chooses among the runners of this machine; a device has its own",
-            hint="leave --runner away, or --host and --device jetson",
+            hint="remove --runner, or remove --host and --device jetson",
         )
     host = Host.parse(options.host) if options.host is not None else None
     fleet = load_fleet(options.hosts) if options.hosts is not None else None

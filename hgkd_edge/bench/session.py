@@ -13,7 +13,7 @@ from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Refusal, Session, Verification
-from hgkd_edge.bench.stats import noise_of, ratio_of, summarise
+from hgkd_edge.bench.stats import noise_of, ratio_of, summarize
 
 __all__ = ["Measured", "measurement_of", "session_of"]
 
@@ -94,7 +94,7 @@ def measurement_of(
         warnings.append(f"times had not settled after {trace.warmup.seconds:.1f} s of warm-up")
     return Measurement(
         batch=batch,
-        latency_ms=summarise(times),
+        latency_ms=summarize(times),
         throughput_ips=batch * times.size / (times.sum() / 1000),
         first_inference_ms=first_ms,
         warmup=trace.warmup,

@@ -8,7 +8,7 @@ import numpy as np
 
 from hgkd_edge.bench.records import Latency, Noise, Ratio
 
-__all__ = ["mean_interval", "noise_of", "ratio_of", "summarise"]
+__all__ = ["mean_interval", "noise_of", "ratio_of", "summarize"]
 
 # A quiet machine stays well under both; above either, two runs of the same command may differ by
 # more than the effect of interest.
@@ -22,7 +22,7 @@ _BLOCKS = 20
 _WIDEN = 2.093 / 1.960 * (20 / 19) ** 0.5
 
 
-def summarise(times_ms: np.ndarray) -> Latency:
+def summarize(times_ms: np.ndarray) -> Latency:
     """Describe single-inference times.
 
     Args:
@@ -37,7 +37,7 @@ def summarise(times_ms: np.ndarray) -> Latency:
     """
     times = np.asarray(times_ms, dtype=np.float64)
     if times.size == 0:
-        raise ValueError("no samples to summarise")
+        raise ValueError("no samples to summarize")
     p50, p90, p95, p99 = np.percentile(times, [50, 90, 95, 99])
     return Latency(
         count=int(times.size),

@@ -126,10 +126,10 @@ def judge(
     """
     if probe.wanted is None:
         return probe.reason
-    verification, said = _compare(probe, probe.wanted, got, bound=bound, where=where, few=few)
+    verification, reported = _compare(probe, probe.wanted, got, bound=bound, where=where, few=few)
     if not verification.passed and not unverified:
         raise WrongOutputs(
-            f"{name}: what it computes is not what '{probe.onnx}' says: {said}",
+            f"{name}: its outputs differ from those of '{probe.onnx}': {reported}",
             hint="do not deploy it; export it again or try another precision, or --unverified to "
             "measure it all the same",
         )
@@ -157,14 +157,14 @@ def _compare(
             batch_size=1,
             tolerance=_for(probe, limits, few=few),
         )
-        passed, said = agreement.passed, agreement.describe().partition(": ")[2]
+        passed, reported = agreement.passed, agreement.describe().partition(": ")[2]
         relative, cosine, top1 = (
             agreement.relative_error,
             agreement.cosine,
             agreement.top1_agreement,
         )
     except (ExportError, ValueError, LookupError) as error:  # an output or a call is missing
-        passed, said = False, f"the outputs cannot be compared ({error})"
+        passed, reported = False, f"the outputs cannot be compared ({error})"
     return Verification(
         images=probe.images,
         source=probe.inputs[0].source,
@@ -176,7 +176,7 @@ def _compare(
         cosine=cosine if cosine is not None and np.isfinite(cosine) else None,
         top1=top1,
         passed=passed,
-    ), said
+    ), reported
 
 
 def loosest(*precisions: str) -> str:

@@ -17,7 +17,7 @@ from hgkd_edge.bundles import deepstream, jetson, script, timm_folder, triton
 from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.exportable import Exportable
 
-__all__ = ["BUNDLES", "BundleSource", "flavour_of", "make_bundle", "require_bundle"]
+__all__ = ["BUNDLES", "BundleSource", "flavor_of", "make_bundle", "require_bundle"]
 
 BUNDLES: dict[str, Bundle] = {
     "triton": triton.BUNDLE,
@@ -28,9 +28,9 @@ BUNDLES: dict[str, Bundle] = {
 }
 
 
-def flavour_of(name: str, made: tuple[str, ...]) -> str:
+def flavor_of(name: str, made: tuple[str, ...]) -> str:
     """The flavor of INT8 file that a bundle uses: its own, or the only one that was made."""
-    wanted = BUNDLES[name].flavour
+    wanted = BUNDLES[name].flavor
     return wanted if wanted in made else made[0]
 
 
@@ -48,7 +48,7 @@ def require_bundle(name: str, subject: Exportable) -> None:
     if task not in bundle.tasks:
         what = "a bare backbone" if task == "embed" else f"a model of the task {task}"
         raise ExportError(
-            f"--bundle {name}: {what} has no place in it (it takes {', '.join(bundle.tasks)})",
+            f"--bundle {name}: {what} is not supported (it takes {', '.join(bundle.tasks)})",
             hint="fine-tune the run first: hgkd-edge finetune"
             if task == "embed"
             else "add --backbone for the run's distilled backbone",

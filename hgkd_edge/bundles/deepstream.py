@@ -186,7 +186,7 @@ def read_as_nvinfer(
 
 BUNDLE = Bundle(
     tasks=("classify", "segment", "detect"),
-    flavour="tensorrt",
+    flavor="tensorrt",
     check=lambda subject: require_plain_names(subject.classes, forbidden=";"),
     write=_write,
 )

@@ -29,7 +29,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
 
 BUNDLE = Bundle(
     tasks=("classify", "segment", "detect"),
-    flavour="tensorrt",
+    flavor="tensorrt",
     check=lambda subject: None,
     write=_write,
 )

@@ -19,7 +19,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
 
 BUNDLE = Bundle(
     tasks=("classify", "segment", "detect"),
-    flavour="cpu",
+    flavor="cpu",
     check=lambda subject: None,
     write=_write,
 )

@@ -20,7 +20,7 @@ from exporters.onnx_info import OnnxInfo, onnx_info, require_image_input
 from hgkd_edge import __version__
 from hgkd_edge.console import printable
 from hgkd_edge.data.names import readable
-from hgkd_edge.distillation.license import forbids_commerce
+from hgkd_edge.distillation.license import license_notes
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
 from hgkd_edge.parsing import parse_json
@@ -36,8 +36,6 @@ __all__ = [
     "write_labels",
 ]
 
-# Licenses that allow commercial use and ask for little more than keeping their notice.
-PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0"})
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -48,12 +46,12 @@ class Bundle:
     Attributes:
         tasks: Supported tasks.
         check: Rejects other unsupported models, before anything is made.
-        flavour: Flavor of its INT8 file.
+        flavor: Flavor of its INT8 file.
         write: Fills an empty folder; returns the file that it was made from.
     """
 
     tasks: tuple[str, ...]
-    flavour: str
+    flavor: str
     check: Callable[[Exportable], None]
     write: Callable[[BundleSource, Path], Path]
 
@@ -86,25 +84,7 @@ class BundleSource:
     @cached_property
     def licenses(self) -> list[str]:
         """Notes on the licenses of the weights that the run started from, one line each."""
-        manifest = self.run.manifest()
-        lines = []
-        for role in ("teacher", "student"):
-            origin = manifest.get(role)
-            if not isinstance(origin, dict):
-                continue
-            stated = origin.get("licence")
-            if not isinstance(stated, str) or stated.lower() in PERMISSIVE:
-                continue
-            about = (
-                "forbids commercial use"
-                if forbids_commerce(stated)
-                else "has terms of its own: read them before you pass this model on"
-            )
-            lines.append(
-                printable(f"The {role}'s weights ({origin.get('name')}) have the license {stated}, "
-                          f"which {about}.")
-            )  # fmt: skip
-        return lines
+        return [printable(note) for note in license_notes(self.run.manifest())]
 
     def settings(self, onnx: Path) -> dict[str, Any]:
         """The settings of an ONNX file for `predict.py`, written to `model.json`."""

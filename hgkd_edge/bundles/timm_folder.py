@@ -32,7 +32,7 @@ def _check(subject: Exportable) -> None:
     if spec.stem_stride != 4:
         raise ExportError(
             f"--bundle timm: the network has stem_stride {spec.stem_stride}, and timm makes "
-            f"'{spec.name}' with a stride of 4 only, which gives other answers",
+            f"'{spec.name}' with a stride of 4 only, which gives different outputs",
             hint="distill with --set student.stem_stride=4, or choose another bundle",
         )
 
@@ -94,7 +94,7 @@ def _prove(source: BundleSource, folder: Path) -> None:
     proof = verify(ours, runtimes.open(network, names=names).run, images, precision="fp32")
     if not proof.passed:
         raise VerificationFailed(
-            f"--bundle timm: the folder does not answer as the run does: {proof.describe()}"
+            f"--bundle timm: the folder's outputs differ from the run's: {proof.describe()}"
         )
 
 
@@ -110,4 +110,4 @@ class _Pooled(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-BUNDLE = Bundle(tasks=("classify", "embed"), flavour="tensorrt", check=_check, write=_write)
+BUNDLE = Bundle(tasks=("classify", "embed"), flavor="tensorrt", check=_check, write=_write)

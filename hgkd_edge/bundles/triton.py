@@ -37,7 +37,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
     write_labels(source.subject.classes, home / LABELS)
     largest = source.options.max_batch or LARGEST_BATCH
     config = model_config(
-        source.name, info, labelled=source.subject.task == "classify", largest_batch=largest
+        source.name, info, labeled=source.subject.task == "classify", largest_batch=largest
     )
     (home / "config.pbtxt").write_text(config, encoding="utf-8")
     source.write_settings(source.baked, folder)
@@ -48,19 +48,19 @@ def _write(source: BundleSource, folder: Path) -> Path:
     return source.baked
 
 
-def model_config(name: str, info: OnnxInfo, *, labelled: bool, largest_batch: int) -> str:
+def model_config(name: str, info: OnnxInfo, *, labeled: bool, largest_batch: int) -> str:
     """The text of `config.pbtxt`.
 
     Args:
         name: Name of the model and of its folder.
         info: The ONNX file.
-        labelled: Whether the output holds one value per class.
+        labeled: Whether the output holds one value per class.
         largest_batch: Maximum batch of dynamic batching, where the file's batch is free.
     """
     batched = _is_batched(info)
     inputs = [_tensor(tensor, batched) for tensor in info.inputs]
     outputs = [
-        _tensor(tensor, batched, labels=LABELS if labelled and tensor.name in _CLASSES else "")
+        _tensor(tensor, batched, labels=LABELS if labeled and tensor.name in _CLASSES else "")
         for tensor in info.outputs
     ]
     lines = [
@@ -102,7 +102,7 @@ def _tensor(tensor: TensorInfo, batched: bool, *, labels: str = "") -> str:
 
 BUNDLE = Bundle(
     tasks=("classify", "segment", "detect", "embed"),
-    flavour="tensorrt",
+    flavor="tensorrt",
     check=lambda subject: require_plain_names(subject.classes),
     write=_write,
 )

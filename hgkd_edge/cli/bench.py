@@ -40,7 +40,7 @@ Unverified = Annotated[
     bool, typer.Option("--unverified", help="Measure even if the outputs are wrong.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Pick up a build that a broken connection left.")
+    bool, typer.Option("--resume", help="Reuse builds that a broken connection left.")
 ]
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="Roofline estimate for devices that are not available.")
@@ -53,7 +53,7 @@ Pipeline = Annotated[
     Path | None,
     typer.Option(metavar="IMAGES", help="Time decoding and the other stages of predict as well."),
 ]
-SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration in place of yours.")]
+SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration instead of yours.")]
 Out = Annotated[
     Path | None, typer.Option(help="Write here; default: bench.json in the run folder.")
 ]
@@ -171,7 +171,7 @@ def _measure_pipeline(
     found = measure_pipeline(model, [images], **timing)
     if out is not None:
         write_json(out, found)
-    rate = f"{found['frames_per_s']:.1f} frames/s from file to answer"
+    rate = f"{found['frames_per_s']:.1f} frames/s from file to prediction"
     alone = f"{found['infer_frames_per_s']:.1f} by the network alone"
     show(found, as_json, lambda: [stage_table(found["stages"]), f"{rate}, {alone}"])
 

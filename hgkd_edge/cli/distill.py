@@ -81,7 +81,7 @@ def distilled_lines(result: dict[str, Any]) -> list[Any]:
     if held_out:
         lines.append(
             f"teacher features at {held_out['sites']} sites of {held_out['photos']} held-out "
-            "photos: cosine "
+            "images: cosine "
             f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
         )
     lines += warning_lines(result)

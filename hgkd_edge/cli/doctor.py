@@ -47,7 +47,7 @@ def _table(capabilities: Sequence[Capability]) -> Any:
     for capability in capabilities:
         there = capability.available
         sign = Text("yes", style="green") if there else Text("no", style="yellow")
-        table.add_row(sign, capability.name, capability.found if there else capability.mend)
+        table.add_row(sign, capability.name, capability.found if there else capability.fix)
     return table
 
 

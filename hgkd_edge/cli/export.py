@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run
-from hgkd_edge.cli.output import say_error, show
+from hgkd_edge.cli.output import say, say_error, show
 
 if TYPE_CHECKING:
     from hgkd_edge.export_options import ExportOptions
 
-Onnx = Annotated[bool, typer.Option("--onnx", help="ONNX, verified on real photos (always made).")]
+Onnx = Annotated[bool, typer.Option("--onnx", help="ONNX, verified on real images (always made).")]
 Trt = Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")]
 OpenVino = Annotated[bool, typer.Option("--openvino", help="Also write an OpenVINO model.")]
 Precision = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
@@ -26,20 +26,21 @@ FixedBatch = Annotated[
 DynamicSize = Annotated[
     bool, typer.Option("--dynamic-size/--fixed-size", help="Leave height and width free.")
 ]
-Calibration = Annotated[int | None, typer.Option(help="INT8: calibration photos [default: 512].")]
+Calibration = Annotated[int | None, typer.Option(help="INT8: calibration images [default: 512].")]
 CalibrationData = Annotated[
-    Path | None, typer.Option(help="INT8: calibrate on this folder of photos instead.")
+    Path | None, typer.Option(help="INT8: calibrate on this folder of images instead.")
 ]
 CalibrationMethod = Annotated[
     str | None, typer.Option(help="INT8: percentile [default], minmax or entropy.")
 ]
-Flavours = Annotated[list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")]
+Flavors = Annotated[list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")]
+Flavours = Annotated[list[str] | None, typer.Option("--flavour", hidden=True)]
 Sensitivity = Annotated[
     bool, typer.Option("--sensitivity", help="INT8: rank layers by the damage they do.")
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(help="INT8: points to lose at most; the worst layers stay in float."),
+    typer.Option(help="INT8: largest loss in points; the worst layers stay in float."),
 ]
 OptBatch = Annotated[int | None, typer.Option(help="TensorRT: batch to tune for [default: 1].")]
 MaxBatch = Annotated[int | None, typer.Option(help="TensorRT: largest batch [default: 16].")]
@@ -78,6 +79,7 @@ def export(
     calib: Calibration = None,
     calib_data: CalibrationData = None,
     calib_method: CalibrationMethod = None,
+    flavor: Flavors = None,
     flavour: Flavours = None,
     sensitivity: Sensitivity = False,
     max_drop: MaxDrop = None,
@@ -92,7 +94,7 @@ def export(
     bundle: Bundles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a run to ONNX, OpenVINO and TensorRT, each file proven on real photos.
+    """Export a run to ONNX, OpenVINO and TensorRT, each file verified on real images.
 
     Example: hgkd-edge export runs/demo --onnx --trt
 
@@ -100,6 +102,8 @@ def export(
     """
     from hgkd_edge.export_options import ExportOptions, parse_frame
 
+    if flavour:
+        say("warning: --flavour is now spelled --flavor")
     options = ExportOptions(
         precision=precision,
         trt=trt,
@@ -110,7 +114,7 @@ def export(
         calibration=calib,
         calibration_data=calib_data,
         calibration_method=calib_method,
-        flavours=tuple(flavour or ()),
+        flavors=(*(flavor or ()), *(flavour or ())),
         sensitivity=sensitivity,
         max_drop=max_drop,
         opt_batch=opt_batch,

@@ -67,7 +67,7 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
 
 
 def _show_traceback() -> None:
-    """The traceback of the present error; what a model or a device said may stand in it."""
+    """The traceback of the present error; what a model or a device reported may stand in it."""
     from hgkd_edge.console import printable
 
     for line in traceback.format_exc().splitlines():

@@ -22,7 +22,7 @@ def finetune(
         str | None, typer.Option(help="classify, segment or detect [default: classify].")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Labelled photos; default: the run's own.")
+        Path | None, typer.Option(help="Labeled images; default: those of the run.")
     ] = None,
     init: Annotated[
         str | None,

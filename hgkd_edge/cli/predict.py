@@ -41,10 +41,11 @@ def predict(
         ),
     ] = None,
     save_labels: Annotated[
-        str, typer.Option(help="Also save a data set of the answers: yolo, coco, voc or folders.")
+        str,
+        typer.Option(help="Also save the predictions as a data set: yolo, coco, voc or folders."),
     ] = "",
     watch: Annotated[
-        bool, typer.Option("--watch", help="Answer images as they appear in a folder.")
+        bool, typer.Option("--watch", help="Predict images as they appear in a folder.")
     ] = False,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Of a video or with --watch: stop after this many.")
@@ -85,7 +86,8 @@ def predict(
         raise DataError("--watch: watches one folder", hint="name one folder of images")
     if videos and len(videos) < len(sources):
         raise DataError(
-            f"{videos[0].shown}: videos and images are answered apart", hint="call predict twice"
+            f"{videos[0].shown}: videos and images need separate calls",
+            hint="call predict once for each",
         )
     chosen |= {"limit": frames, "annotate": video, "patience": reconnect}
     _predict_video(model, videos, Path(sources[0]), out, as_json, chosen)
@@ -121,19 +123,19 @@ def _video_lines(made: Summary) -> Iterator[Any]:
     stopped = "stopped after " if made.stopped and not made.live else ""
     yield (
         f"{made.source}: {stopped}{made.frames} frames in {made.seconds:.1f} s, "
-        f"{made.frames_per_s:.1f} frames/s from source to answer"
+        f"{made.frames_per_s:.1f} frames/s from source to prediction"
     )
     if made.stages:
         yield stage_table(made.stages)
     if made.dropped:
-        yield f"dropped: {made.dropped} frames, because later ones had come"
+        yield f"dropped: {made.dropped} frames, because newer ones were available"
     if made.damaged:
         yield f"damaged: {made.damaged} packets that could not be decoded"
     if made.reconnects:
         yield f"reconnected: {made.reconnects} times"
     if made.errors:
-        yield f"errors: {made.errors} frames without an answer"
-    yield f"answers, one JSON record a line: {made.answers}"
+        yield f"errors: {made.errors} frames without a prediction"
+    yield f"predictions, one JSON record per line: {made.answers}"
     if made.video:
         yield f"annotated video ({made.codec}): {made.video}"
 

@@ -1,6 +1,6 @@
 """What to deploy: every exported file in every runtime, with its score, speed and size.
 
-    artefacts.py  the unchanged exported files of a run
+    artifacts.py  the unchanged exported files of a run
     scores.py     recorded scores, each with its file's digest and its images
     judge.py      scores without a record, on the held-out images (needs torch)
     table.py      rows by device, the Pareto front, warnings

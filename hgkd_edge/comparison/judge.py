@@ -12,7 +12,7 @@ from exporters.errors import UserError
 from exporters.runtimes import Runner
 from exporters.verify import verify
 from hgkd_edge.bench.environment import environment
-from hgkd_edge.comparison.artefacts import Artefact, Exports
+from hgkd_edge.comparison.artifacts import Artifact, Exports
 from hgkd_edge.comparison.scores import Images, Score
 from hgkd_edge.console import track_steps
 from hgkd_edge.files import engines_dir
@@ -68,46 +68,46 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
     return Judged([*known, *found], [*remarks, *failed])
 
 
-def _missing(exports: Exports, known: Sequence[Score]) -> list[Artefact]:
+def _missing(exports: Exports, known: Sequence[Score]) -> list[Artifact]:
     """Files without a score in the runtime that they are deployed with."""
     there = {(one.sha256, one.runtime) for one in known}
     return [
-        artefact
-        for artefact in exports.artefacts
-        if not artefact.baked and (artefact.sha256, artefact.runtime) not in there
+        artifact
+        for artifact in exports.artifacts
+        if not artifact.baked and (artifact.sha256, artifact.runtime) not in there
     ]
 
 
 def _score_all(
-    exports: Exports, missing: Sequence[Artefact], subject: Exportable, on: Images
+    exports: Exports, missing: Sequence[Artifact], subject: Exportable, on: Images
 ) -> tuple[list[Score], list[str]]:
     found, failed = [], []
     probe = subject.images(subject.unseen, _AGREEMENT_IMAGES)
     machine = str(environment()["cpu"])
     with track_steps("scoring", total=len(missing)) as show:
-        for step, artefact in enumerate(missing):
+        for step, artifact in enumerate(missing):
             try:
-                found.append(_score(exports, artefact, subject, on, probe, machine))
+                found.append(_score(exports, artifact, subject, on, probe, machine))
             except UserError as error:
-                failed.append(f"{artefact.file}: not scored: {error.message}")
-            show(step + 1, artefact.file.name)
+                failed.append(f"{artifact.file}: not scored: {error.message}")
+            show(step + 1, artifact.file.name)
     return found, failed
 
 
 def _score(
     exports: Exports,
-    artefact: Artefact,
+    artifact: Artifact,
     subject: Exportable,
     on: Images,
     probe: np.ndarray,
     machine: str,
 ) -> Score:
-    runner = _open(artefact, subject)
+    runner = _open(artifact, subject)
     # Only the figures are used: export has already checked them against its bounds.
     agreement = verify(runtimes.open(exports.reference.file).run, runner, probe, precision="int8")
     return Score(
-        sha256=artefact.sha256,
-        runtime=artefact.runtime,
+        sha256=artifact.sha256,
+        runtime=artifact.runtime,
         metric=subject.metric,
         points=subject.score(runner),
         on=on,
@@ -118,9 +118,9 @@ def _score(
     )
 
 
-def _open(artefact: Artefact, subject: Exportable) -> Runner:
+def _open(artifact: Artifact, subject: Exportable) -> Runner:
     """Images f32[B, 3, H, W] -> named outputs, in the runtime of the file."""
-    if artefact.runtime == "torch":
+    if artifact.runtime == "torch":
         return runtimes.open(subject.network, names=subject.output_names).run
-    source = artefact.file.with_suffix(".onnx") if artefact.runtime == "tensorrt" else None
-    return runtimes.open(artefact.file, made_from=source, built_here=engines_dir()).run
+    source = artifact.file.with_suffix(".onnx") if artifact.runtime == "tensorrt" else None
+    return runtimes.open(artifact.file, made_from=source, built_here=engines_dir()).run

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hgkd_edge.bench import BenchOptions, list_runners, run_bench
-from hgkd_edge.comparison.artefacts import artefacts_of
+from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import sessions_of, timed_here
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.rundir import RunDir
@@ -59,9 +59,9 @@ def _missing_devices(run: RunDir) -> Iterator[str]:
         for model in session.models
         if model.label == one.model
     }
-    artefacts = artefacts_of(run).artefacts
+    artifacts = artifacts_of(run).artifacts
     for runtime, (device, runners) in _DEVICES.items():
-        files = [artefact for artefact in artefacts if artefact.runtime == runtime]
+        files = [artifact for artifact in artifacts if artifact.runtime == runtime]
         done = all(any((one.sha256, name) in there for name in runners) for one in files)
         if files and runners & able and not done:
             yield device

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hgkd_edge.comparison.artefacts import Artefact, Exports
+from hgkd_edge.comparison.artifacts import Artifact, Exports
 from hgkd_edge.errors import RunError
 from hgkd_edge.export_record import MOST_SCORED, read_exports
 from hgkd_edge.files import write_json
@@ -79,7 +79,7 @@ def recorded_scores(run: RunDir, exports: Exports) -> list[Score]:
             hint=f"take them again: rm -f {run.quoted}/scores.json {run.quoted}/evaluation.json; "
             f"hgkd-edge compare {run.quoted}",
         ) from error
-    there = {artefact.sha256 for artefact in exports.artefacts}
+    there = {artifact.sha256 for artifact in exports.artifacts}
     latest = {(one.sha256, one.runtime, one.on): one for one in found if one.sha256 in there}
     return list(latest.values())
 
@@ -117,7 +117,7 @@ def _evaluated(run: RunDir) -> Iterator[Score]:
 
 def _score(
     result: dict[str, Any],
-    network: Artefact | str,
+    network: Artifact | str,
     runtime: str,
     fingerprint: str,
     by: Literal["finetune", "evaluate"],
@@ -134,11 +134,11 @@ def _score(
 
 def _exported(run: RunDir, exports: Exports) -> Iterator[Score]:
     """Scores from `export --max-drop`: of each INT8 file, and of its fp32 file."""
-    by_name = {artefact.file.name: artefact for artefact in exports.artefacts}
+    by_name = {artifact.file.name: artifact for artifact in exports.artifacts}
     for entry in read_exports(run).get("files", []):
         accuracy = entry.get("accuracy") or {}
-        artefact = by_name.get(entry["path"].rsplit("/", 1)[-1])
-        if artefact is None or not accuracy.get("on"):
+        artifact = by_name.get(entry["path"].rsplit("/", 1)[-1])
+        if artifact is None or not accuracy.get("on"):
             continue
         about = {
             "runtime": "ort-cpu",
@@ -146,7 +146,7 @@ def _exported(run: RunDir, exports: Exports) -> Iterator[Score]:
             "on": accuracy["on"],
             "by": "export",
         }
-        yield Score(sha256=artefact.sha256, points=accuracy["score"], **about)
+        yield Score(sha256=artifact.sha256, points=accuracy["score"], **about)
         if entry["made_from"] == exports.reference.file.name:
             yield Score(sha256=exports.reference.sha256, points=accuracy["float_score"], **about)
 

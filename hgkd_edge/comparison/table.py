@@ -8,7 +8,7 @@ from typing import Any
 
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.bench.records import Measurement, Session, load_bench
-from hgkd_edge.comparison.artefacts import Artefact, Exports, artefacts_of
+from hgkd_edge.comparison.artifacts import Artifact, Exports, artifacts_of
 from hgkd_edge.comparison.judge import Judged, judge
 from hgkd_edge.comparison.scores import Score, keep_scores, most_used, recorded_scores
 from hgkd_edge.errors import RunError
@@ -135,7 +135,7 @@ def compare_runs(
     warnings: list[str] = []
     remarks: list[str] = []
     for run in runs:
-        exports = _require(run, artefacts_of(run))
+        exports = _require(run, artifacts_of(run))
         judged = _judged(run, exports, score=score)
         rows, about = _rows(run, exports, judged.scores)
         placed += rows
@@ -150,7 +150,7 @@ def compare_runs(
 
 
 def _require(run: RunDir, exports: Exports) -> Exports:
-    if not exports.artefacts:
+    if not exports.artifacts:
         raise RunError(
             f"run '{run.path}' has nothing to compare: {'; '.join(exports.remarks)}",
             hint=f"hgkd-edge export {run.quoted} --precision int8 --openvino",
@@ -179,27 +179,27 @@ def _rows(
     run: RunDir, exports: Exports, scores: Sequence[Score]
 ) -> tuple[list[tuple[Circumstances, Row]], list[str]]:
     """Rows of a run, each with its conditions; and the skipped files, with reasons."""
-    by_digest = {artefact.sha256: artefact for artefact in exports.artefacts}
+    by_digest = {artifact.sha256: artifact for artifact in exports.artifacts}
     by_runtime = {(one.sha256, one.runtime): one for one in scores}
     scored = _scored(scores)
     rows, remarks, here = [], [], set()
     for session in sessions_of(run):
         digests = {model.label: model.sha256 for model in session.models}
         for one in session.measurements:
-            artefact = by_digest.get(digests.get(one.model, ""))
-            if why := _not_a_row(one, artefact):
+            artifact = by_digest.get(digests.get(one.model, ""))
+            if why := _not_a_row(one, artifact):
                 remarks.append(f"{one.case} on {_device(session, one)}: {why}")
                 continue
-            assert artefact is not None, "else there is a reason"
+            assert artifact is not None, "else there is a reason"
             circumstances = replace(
                 scored, device=_device(session, one), batch=one.batch, copies=one.copies
             )
-            rows.append((circumstances, _timed(artefact, session, one, by_runtime)))
+            rows.append((circumstances, _timed(artifact, session, one, by_runtime)))
             if timed_here(session):
-                here.add((artefact.sha256, _runtime(one.runner)))
-    for artefact in exports.artefacts:
-        if (artefact.sha256, artefact.runtime) not in here:
-            rows.append((scored, _untimed(artefact, by_runtime)))
+                here.add((artifact.sha256, _runtime(one.runner)))
+    for artifact in exports.artifacts:
+        if (artifact.sha256, artifact.runtime) not in here:
+            rows.append((scored, _untimed(artifact, by_runtime)))
     return rows, remarks
 
 
@@ -220,11 +220,11 @@ def sessions_of(run: RunDir) -> list[Session]:
     return load_bench(bench).sessions if bench.is_file() else []
 
 
-def _not_a_row(one: Measurement, artefact: Artefact | None) -> str:
+def _not_a_row(one: Measurement, artifact: Artifact | None) -> str:
     """Why a measurement is skipped; '' if it is not."""
     if one.runner.startswith("torch"):
         return "PyTorch was timed on the bare backbone, not on an exported file"
-    if artefact is None:
+    if artifact is None:
         return "its file has changed since, or is gone; measure again: hgkd-edge bench"
     if one.verification is not None and not one.verification.passed:
         return "it computed wrong outputs"
@@ -255,15 +255,15 @@ def _runtime(runner: str) -> str:
     return "tensorrt" if runner.startswith("tensorrt") else runner
 
 
-def _timed(artefact: Artefact, session: Session, one: Measurement, scores: _Scores) -> Row:
-    score, elsewhere = _score_of(artefact, session, one, scores)
+def _timed(artifact: Artifact, session: Session, one: Measurement, scores: _Scores) -> Row:
+    score, elsewhere = _score_of(artifact, session, one, scores)
     swept = any(session.settings.get("threads") or ())
-    row = _row(artefact, score, runner=one.runner)
-    if one.verification is not None and artefact.precision == "fp32" and not artefact.baked:
+    row = _row(artifact, score, runner=one.runner)
+    if one.verification is not None and artifact.precision == "fp32" and not artifact.baked:
         # The device's own outputs were compared with those of the fp32 file.
         seen = one.verification
         row = replace(row, cosine=seen.cosine, top1_agreement=seen.top1)
-    elif one.precision != artefact.precision or not _is_own(artefact, one):
+    elif one.precision != artifact.precision or not _is_own(artifact, one):
         row = replace(row, cosine=None, top1_agreement=None)
     return replace(
         row,
@@ -278,27 +278,27 @@ def _timed(artefact: Artefact, session: Session, one: Measurement, scores: _Scor
     )
 
 
-def _untimed(artefact: Artefact, scores: _Scores) -> Row:
-    score = scores.get((artefact.sha256, artefact.runtime))
-    return _row(artefact, score, runner=artefact.runtime)
+def _untimed(artifact: Artifact, scores: _Scores) -> Row:
+    score = scores.get((artifact.sha256, artifact.runtime))
+    return _row(artifact, score, runner=artifact.runtime)
 
 
-def _row(artefact: Artefact, score: Score | None, *, runner: str) -> Row:
-    proof = artefact.proof
+def _row(artifact: Artifact, score: Score | None, *, runner: str) -> Row:
+    proof = artifact.proof
     compared = score if score is not None and score.cosine is not None else proof
     return Row(
-        run=str(artefact.run.path),
-        file=artefact.file.name,
+        run=str(artifact.run.path),
+        file=artifact.file.name,
         runner=runner,
-        precision=artefact.precision,
-        exported=artefact.precision,
-        sha256=artefact.sha256,
-        size_mb=artefact.size_mb,
+        precision=artifact.precision,
+        exported=artifact.precision,
+        sha256=artifact.sha256,
+        size_mb=artifact.size_mb,
         score=None if score is None else score.points,
         scored_by=_words(score),
         cosine=compared.cosine if compared else None,
         top1_agreement=compared.top1_agreement if compared else None,
-        baked=artefact.baked,
+        baked=artifact.baked,
     )
 
 
@@ -309,30 +309,30 @@ def _words(score: Score | None) -> str:
 
 
 def _score_of(
-    artefact: Artefact, session: Session, one: Measurement, scores: _Scores
+    artifact: Artifact, session: Session, one: Measurement, scores: _Scores
 ) -> tuple[Score | None, bool]:
     """The score of a timed case, and whether it was computed elsewhere.
 
     A score from elsewhere is used if the file computes in its own precision and its outputs were
     verified where it was timed.
     """
-    own = scores.get((artefact.sha256, _runtime(one.runner)))
+    own = scores.get((artifact.sha256, _runtime(one.runner)))
     machines = ("", _machine(session))
     if own is not None and not _is_remote(session) and own.machine in machines:
         return own, False
-    any_score = own or scores.get((artefact.sha256, artefact.runtime))
-    if one.precision == artefact.precision and _is_own(artefact, one):
+    any_score = own or scores.get((artifact.sha256, artifact.runtime))
+    if one.precision == artifact.precision and _is_own(artifact, one):
         return any_score, any_score is not None
     return None, False
 
 
-def _is_own(artefact: Artefact, one: Measurement) -> bool:
+def _is_own(artifact: Artifact, one: Measurement) -> bool:
     """Whether a timed case is known to compute the file's outputs.
 
     ONNX Runtime on a CPU is the reference for all others.
     """
     verified = one.verification is not None and one.verification.passed
-    return verified or (one.runner == "ort-cpu" and artefact.runtime == "ort-cpu")
+    return verified or (one.runner == "ort-cpu" and artifact.runtime == "ort-cpu")
 
 
 def _with_front(rows: Sequence[Row]) -> list[Row]:
@@ -370,14 +370,14 @@ def _drops(exports: Exports, scores: Sequence[Score], max_drop: float) -> Iterat
     base = by_runtime.get((exports.reference.sha256, "ort-cpu")) or by_runtime.get(
         (exports.weights.sha256, "torch")
     )
-    for artefact in exports.artefacts:
-        score = by_runtime.get((artefact.sha256, artefact.runtime))
-        if base is None or score is None or artefact.precision == "fp32":
+    for artifact in exports.artifacts:
+        score = by_runtime.get((artifact.sha256, artifact.runtime))
+        if base is None or score is None or artifact.precision == "fp32":
             continue
         drop = base.points - score.points
         if drop > max_drop:
             yield (
-                f"{artefact.file.name} in {score.runtime} loses {drop:.2f} points of "
+                f"{artifact.file.name} in {score.runtime} loses {drop:.2f} points of "
                 f"{score.metric} on {score.on.images} images: {score.points:.2f}, fp32 "
                 f"{base.points:.2f} (--max-drop {max_drop:g})"
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
-from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos, with_holdout
 from hgkd_edge.data.table_labels import labels_of_columns, several_labels
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import cut, read_text
@@ -67,7 +67,7 @@ def table_photos(config: DataConfig) -> Listing:
     for split in sorted(by_split):
         own = by_split[split]
         files = _Files(table.parent, [row.file for row in own])
-        numbers = classes.numbers((row.label for row in own), unknown=UNLABELLED)
+        numbers = classes.numbers((row.label for row in own), unknown=UNLABELED)
         photos[split] = Photos(files.names, np.array(numbers, np.int64), files.read, files.size)
     remarks = [line for line in (remark, *classes.remarks) if line]
     held = with_holdout(photos, config.holdout)
@@ -161,7 +161,7 @@ def _read_cells(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             hint="save it as CSV in UTF-8",
         ) from error
     if not rows:
-        raise DataError(f"data.path '{table}' lists no photos", hint=HEADER)
+        raise DataError(f"data.path '{table}' lists no images", hint=HEADER)
     return header, rows
 
 

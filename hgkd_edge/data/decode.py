@@ -195,8 +195,8 @@ class StreamedPixels:
             return
         name, reason = self.skipped[-1]
         raise DataError(
-            f"{tries} photos in a row cannot be read; the last, {name}: {reason}",
-            hint="is the disk still there, and are these image files?",
+            f"{tries} images in a row cannot be read; the last, {name}: {reason}",
+            hint="check that the disk is mounted and that these are image files",
         )
 
     def _add(self, to: list[tuple[str, str]], name: str, reason: str) -> bool:
@@ -265,7 +265,7 @@ def _reserve(file: int, size: int) -> None:
         reserve(file, size)
     except OSError as error:
         raise DataError(
-            f"{tempfile.gettempdir()}: {error.strerror}: decoded photos take {size / 1e9:.1f} GB",
+            f"{tempfile.gettempdir()}: {error.strerror}: decoded images take {size / 1e9:.1f} GB",
             hint="set TMPDIR to a folder on a larger disk, or data.decode to streaming",
         ) from error
 

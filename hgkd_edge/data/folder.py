@@ -11,7 +11,7 @@ import numpy as np
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.layout import read_layout
 from hgkd_edge.data.names import ClassNames, name_classes, readable
-from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, find_images, with_holdout
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos, find_images, with_holdout
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -68,7 +68,7 @@ def folder_photos(config: DataConfig) -> Listing:
     splits = {
         split: Photos(
             names=[readable(name) for name in names],
-            labels=np.array(classes.numbers(labels[split], unknown=UNLABELLED), np.int64),
+            labels=np.array(classes.numbers(labels[split], unknown=UNLABELED), np.int64),
             read=partial(read_file, root, names),
             size=partial(size_of_file, root, names),
         )

@@ -12,7 +12,7 @@ import numpy as np
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.names import a_few, clean, splits_by_name
-from hgkd_edge.data.photos import UNLABELLED, Listing, Photos, with_holdout
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos, with_holdout
 from hgkd_edge.errors import DataError, MissingPackageError, reason_of
 from hgkd_edge.recipe import DataConfig
 
@@ -111,14 +111,14 @@ def _label_text(value: Any) -> str:
 def _photos(split: str, part: Any, image: str, label: str | None, classes: list[str]) -> Photos:
     import datasets
 
-    labels = np.full(len(part), UNLABELLED, np.int64)
+    labels = np.full(len(part), UNLABELED, np.int64)
     if label is not None and label in part.features:
         column = part[label][:]
         if isinstance(part.features[label], datasets.ClassLabel):
-            labels = np.array([UNLABELLED if y is None else y for y in column], np.int64)
+            labels = np.array([UNLABELED if y is None else y for y in column], np.int64)
         else:
             number = {name: i for i, name in enumerate(classes)}
-            labels = np.array([number.get(_label_text(y), UNLABELLED) for y in column], np.int64)
+            labels = np.array([number.get(_label_text(y), UNLABELED) for y in column], np.int64)
     encoded = part.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return Photos(
         names=[f"{split}/{i:08d}" for i in range(len(part))],

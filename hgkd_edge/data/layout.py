@@ -87,8 +87,10 @@ def read_layout(root: Path, names: Sequence[str]) -> Layout:
             "and there is no folder 'train'",
             hint=f"put the class folders of training into {root / 'train'}",
         )
-    told = f"warning: {_shown(splits)} looks like a split and is used as a class: "
-    return Layout({"train": ""}, [told + "there is no folder 'train' (rename it if it is a class)"])
+    stated = f"warning: {_shown(splits)} looks like a split and is used as a class: "
+    return Layout(
+        {"train": ""}, [stated + "there is no folder 'train' (rename it if it is a class)"]
+    )
 
 
 def _refuse_unclear_splits(root: Path, folders: Sequence[str]) -> None:
@@ -123,7 +125,7 @@ def _outside(root: Path, names: Sequence[str], tops: set[str]) -> list[str]:
     if not outside:
         return []
     return [
-        f"warning: {len(outside)} images of {root} are not used, they lie outside the splits "
+        f"warning: {len(outside)} images of {root} are not used, they are outside the splits "
         f"{_shown(sorted(tops))}: such as {readable(outside[0])}"
     ]
 

@@ -17,7 +17,7 @@ from hgkd_edge.data.names import readable
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "UNLABELLED",
+    "UNLABELED",
     "Found",
     "Listing",
     "Photos",
@@ -44,7 +44,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
         *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
     )
 )
-UNLABELLED = -1
+UNLABELED = -1
 T = TypeVar("T")
 
 

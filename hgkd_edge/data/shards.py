@@ -25,7 +25,7 @@ from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
 from hgkd_edge.data.names import ClassNames, name_classes, readable, split_in
 from hgkd_edge.data.photos import (
     IMAGE_SUFFIXES,
-    UNLABELLED,
+    UNLABELED,
     Listing,
     Photos,
     is_image,
@@ -155,7 +155,7 @@ def _photos(shards: dict[Path, list[Member]], classes: ClassNames) -> Photos:
             for file, index in shards.items()
             for member in index
         ],
-        labels=np.array(classes.numbers(labels, unknown=UNLABELLED), np.int64),
+        labels=np.array(classes.numbers(labels, unknown=UNLABELED), np.int64),
         read=reader.read,
         size=reader.size,
     )

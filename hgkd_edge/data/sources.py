@@ -30,7 +30,7 @@ from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.names import a_few
-from hgkd_edge.data.photos import UNLABELLED, Listing, Photos
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.data.shards import shard_files, shard_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -45,7 +45,7 @@ __all__ = [
     "open_splits",
     "require_data",
     "unlearned_classes",
-    "why_unlabelled",
+    "why_unlabeled",
 ]
 
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
@@ -93,11 +93,11 @@ class ImageSource:
         return len(self.names)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether every image has a label."""
         if self.labels.ndim > 1:  # boxes or label maps: images without one were skipped
             return len(self) > 0
-        return len(self.classes) > 1 and bool((self.labels != UNLABELLED).all())
+        return len(self.classes) > 1 and bool((self.labels != UNLABELED).all())
 
     @property
     def streamed(self) -> bool:
@@ -186,17 +186,17 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
     learned, remarks = set(train.labels.tolist()), list[str]()
     for name, source in splits.items():
         labels = source.labels.tolist()
-        bare = labels.count(UNLABELLED)
+        bare = labels.count(UNLABELED)
         if bare and len(splits) > 1:
-            remarks.append(f"{bare} of {len(source)} photos of split '{name}' have no label")
+            remarks.append(f"{bare} of {len(source)} images of split '{name}' have no label")
         if name == "train" or bare == len(source):
             continue
-        if said := unlearned_classes(train, source):
-            remarks.append(f"split '{name}': {said}")
-        if missing := sorted(learned - set(labels) - {UNLABELLED}):
+        if reported := unlearned_classes(train, source):
+            remarks.append(f"split '{name}': {reported}")
+        if missing := sorted(learned - set(labels) - {UNLABELED}):
             shown = a_few([source.classes[i] for i in missing])
             remarks.append(
-                f"classes without a photo in split '{name}': {shown}, so not in its scores"
+                f"classes without an image in split '{name}': {shown}, so not in its scores"
             )
     return [f"warning: {remark}" for remark in remarks]
 
@@ -206,13 +206,13 @@ def unlearned_classes(train: ImageSource, test: ImageSource) -> str:
 
     Images of these classes count in every score, but no model can predict them.
     """
-    known = set(train.labels.tolist()) | {UNLABELLED}
+    known = set(train.labels.tolist()) | {UNLABELED}
     labels = [label for label in test.labels.tolist() if label not in known]
     if not labels:
         return ""
     shown = a_few([test.classes[i] for i in sorted(set(labels))])
     return (
-        f"{len(labels)} of {len(test)} photos are of classes without a training photo ({shown}): "
+        f"{len(labels)} of {len(test)} images are of classes without a training image ({shown}): "
         "they count as errors in every score"
     )
 
@@ -223,16 +223,16 @@ def decoding_threads(config: DataConfig) -> int:
     return cores if config.workers == "auto" else max(1, config.workers)
 
 
-def held_out_split(splits: dict[str, ImageSource], *, labelled: bool = False) -> str | None:
+def held_out_split(splits: dict[str, ImageSource], *, labeled: bool = False) -> str | None:
     """Name of the held-out split, the most independent first.
 
     Args:
         splits: By name.
-        labelled: Skip splits that cannot be scored, such as `test/` without class folders.
+        labeled: Skip splits that cannot be scored, such as `test/` without class folders.
     """
     for name in ("test", "val", "holdout"):
         source = splits.get(name)
-        if source is not None and len(source) and (source.labelled or not labelled):
+        if source is not None and len(source) and (source.labeled or not labeled):
             return name
     return None
 
@@ -245,21 +245,21 @@ def how_to_label(config: DataConfig) -> str:
         "webdataset": "give every sample of the shards a .cls file with its class",
         "hf": "name a dataset that has a column 'label' with a value in every row",
     }
-    return hints.get(config.source, "keep photos in one subfolder per class")
+    return hints.get(config.source, "keep images in one subfolder per class")
 
 
-def why_unlabelled(source: ImageSource) -> str:
-    """Why a single-label source is not `labelled`; '' if it is."""
-    if source.labelled:
+def why_unlabeled(source: ImageSource) -> str:
+    """Why a single-label source is not `labeled`; '' if it is."""
+    if source.labeled:
         return ""
     if not len(source):
-        return "there are no photos"
+        return "there are no images"
     if source.several:
         return source.several
     if len(source.classes) < 2:
-        return f"all {len(source)} photos are of one class, or of none"
-    bare = (source.labels == UNLABELLED).nonzero().flatten().tolist()
-    count = f"{len(bare)} of {len(source)} photos"
+        return f"all {len(source)} images are of one class, or of none"
+    bare = (source.labels == UNLABELED).nonzero().flatten().tolist()
+    count = f"{len(bare)} of {len(source)} images"
     return f"without a label, or outside class folders: {count}, such as {source.names[bare[0]]}"
 
 

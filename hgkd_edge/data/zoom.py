@@ -38,9 +38,9 @@ class Zoom:
 
     def images(self, canvas: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> views float32 [B, 3, H, W] in [0, 1]."""
-        grey = PAD / 255
+        gray = PAD / 255
         grid = self._grid(canvas)
-        return F.grid_sample(canvas.float() / 255 - grey, grid, align_corners=False) + grey
+        return F.grid_sample(canvas.float() / 255 - gray, grid, align_corners=False) + gray
 
     def labels(self, labels: Tensor) -> Tensor:
         """Label maps uint8 [B, H, W] -> their views int64 [B, H, W]; 255 outside the canvas."""
@@ -76,7 +76,7 @@ class Zoom:
         height, width = canvas.shape[-2:]
         # Not `affine_grid`: it multiplies matrices, which autocast would do in half precision.
         across, down = (
-            self.factor[:, axis : axis + 1] * _centres(side, canvas.device)
+            self.factor[:, axis : axis + 1] * _centers(side, canvas.device)
             + self.shift[:, axis : axis + 1]
             for axis, side in enumerate((width, height))
         )  # [B, W], [B, H]
@@ -115,6 +115,6 @@ def jitter(images: Tensor, draws: Tensor, *, strength: float) -> Tensor:
     return ((images - mean) * contrast + mean * brightness).clamp(0, 1)
 
 
-def _centres(side: int, device: torch.device) -> Tensor:
+def _centers(side: int, device: torch.device) -> Tensor:
     """Positions of pixel centers, float [side] in (-1, 1)."""
     return (2 * torch.arange(side, device=device) + 1) / side - 1

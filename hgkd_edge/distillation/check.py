@@ -44,8 +44,8 @@ def check(model: StudentWithLoss, setup: Setup, before: nn.Module) -> dict[str, 
             f"{held['between_images']:.2f}"
         )
         (signs if low > 0 else doubts).append(line)
-    name = held_out_split(setup.splits, labelled=True)
-    if name is not None and setup.source.labelled:
+    name = held_out_split(setup.splits, labeled=True)
+    if name is not None and setup.source.labeled:
         now = dense_copy(model.student.encoder)
         knn, start = (_knn(network, setup, name) for network in (now, before))
         count = len(setup.splits[name])

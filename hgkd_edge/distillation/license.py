@@ -2,44 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from hgkd_edge.console import console, warn
 
-__all__ = ["forbids_commerce", "license_of_weights", "published_license"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "forbids_commerce",
+    "license_notes",
+    "license_terms",
+    "print_license",
+    "published_license",
+]
 
 RESEARCH_ONLY = frozenset({"apple-amlr", "seer-license"})  # by their texts, not their names
+# Licenses that allow commercial use and ask for little more than keeping their notice.
+PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "cc0-1.0"})
 
 
-def license_of_weights(
-    name: str, network: nn.Module, *, file: Path | None = None, role: str = "teacher"
-) -> dict[str, str]:
-    """The license of a network's weights, for the manifest; printed, with a warning if needed.
+def print_license(name: str, license: str, *, role: str, file: Path | None = None) -> None:
+    """Print the license of a network's weights, and a warning if it has conditions.
 
     Args:
-        name: timm model name, whose metadata state the license of published weights.
-        network: The network itself.
+        name: timm model name.
+        license: As `published_license` gives it; '' prints nothing.
+        role: The network's role, `teacher` or `student`.
         file: Source of the weights if not the hub; it is then unknown whether they are the
             published weights.
-        role: The network's role, `teacher` or `student`.
     """
-    license = published_license(network)
     if not license:
-        return {}
-    said = f"{role}: {name}, license {license}"
+        return
+    line = f"{role}: {name}, license {license}"
     if file is not None:
-        said = f"{role}: {file}; the published weights of {name} have the license {license}"
-    console.print(said, soft_wrap=True)
-    if forbids_commerce(license):
-        warn(f"{license} forbids commercial use of the {role}'s weights")
-    return {"licence": license}
+        line = f"{role}: {file}; the published weights of {name} have the license {license}"
+    console.print(line, soft_wrap=True)
+    if terms := license_terms(license):
+        warn(f"{role}: license {license} {terms}")
 
 
 def published_license(network: nn.Module) -> str:
     """License of the hub's weights as stated by timm, '' if timm states none."""
     return getattr(network, "pretrained_cfg", {}).get("license") or ""
+
+
+def license_terms(license: str) -> str:
+    """What a license, by timm's name for it, asks for; '' if it is permissive."""
+    if license.lower() in PERMISSIVE:
+        return ""
+    if forbids_commerce(license):
+        return "forbids commercial use"
+    if license.lower() in ("unknown", "other"):
+        return "names no terms: ask the publisher before you use or distribute this model"
+    return "has custom terms: read them before you use or distribute this model"
+
+
+def license_notes(manifest: Mapping[str, Any]) -> list[str]:
+    """Notes on the weights that a run started from and whose license has conditions.
+
+    Args:
+        manifest: The run's.
+
+    Returns:
+        One line per network, for the report and for bundles.
+    """
+    notes = []
+    for role in ("teacher", "student"):
+        origin = manifest.get(role)
+        if not isinstance(origin, dict):
+            continue
+        name, stated = origin.get("name"), origin.get("license")
+        if not isinstance(stated, str) or not (terms := license_terms(stated)):
+            continue
+        notes.append(f"The {role}'s weights ({name}) have the license {stated}, which {terms}.")
+    return notes
 
 
 def forbids_commerce(license: str) -> bool:

@@ -131,8 +131,8 @@ def pretrain_teacher(
         DataError: Label tuning is requested for unlabeled images, or iBOT on a single one.
     """
     config = recipe.teacher.pretrain
-    if config.label_epochs and not source.labelled:
-        raise DataError("teacher.pretrain.label_epochs: the photos carry no labels")
+    if config.label_epochs and not source.labeled:
+        raise DataError("teacher.pretrain.label_epochs: the images have no labels")
     _require_several(config, len(source))
     folder = cache_dir() / "teachers" / _content_hash(recipe, source, size)
     weights = folder / "model.safetensors"

@@ -11,7 +11,7 @@ import torch
 from hgkd_edge.console import warn
 from hgkd_edge.data.augment import center_view
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distillation.license import license_of_weights
+from hgkd_edge.distillation.license import print_license, published_license
 from hgkd_edge.distillation.loss import DistillationLoss, StudentWithLoss
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.distillation.pretrain import pretrain_teacher
@@ -65,6 +65,7 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
         run: The run folder.
         parts: The recipe's networks.
     """
+    _print_licenses(recipe, parts)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
@@ -153,8 +154,8 @@ def _load_teacher(
     if file is not None:
         load_vit_weights(vit, file)
         origin |= {"file": str(file), "sha256": file_sha256(file)}
-    if config.weights in ("hub", "path"):
-        origin |= license_of_weights(config.name, vit, file=file)
+    if license := _teacher_license(recipe, parts):
+        origin["license"] = license
     return origin
 
 
@@ -164,7 +165,26 @@ def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
     if config.path is not None:
         origin |= {"file": str(config.path), "sha256": file_sha256(config.path)}
-    if config.weights != "none":
-        network = parts.encoder.network
-        origin |= license_of_weights(config.name, network, file=config.path, role="student")
+    if license := _student_license(recipe, parts):
+        origin["license"] = license
     return origin
+
+
+def _print_licenses(recipe: Recipe, parts: Parts) -> None:
+    """Print both licenses first: reading the images can take long."""
+    teacher, student = recipe.teacher, recipe.student
+    license = _teacher_license(recipe, parts)
+    print_license(teacher.name, license, role="teacher", file=teacher.path)
+    license = _student_license(recipe, parts)
+    print_license(student.name, license, role="student", file=student.path)
+
+
+def _teacher_license(recipe: Recipe, parts: Parts) -> str:
+    """'' for weights that hgkd-edge trained, or that no loss uses."""
+    published = recipe.loss.feature_weight and recipe.teacher.weights in ("hub", "path")
+    return published_license(parts.vit) if published else ""
+
+
+def _student_license(recipe: Recipe, parts: Parts) -> str:
+    untrained = recipe.student.weights == "none"
+    return "" if untrained else published_license(parts.encoder.network)

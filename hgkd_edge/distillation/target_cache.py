@@ -188,7 +188,7 @@ def _fill(
         _make_room(file, shape)
     targets = np.load(file, mmap_mode="r+")
     compute = _compute(teacher, recipe)
-    with track_steps("showing the teacher its views", total=total, done=done) as show:
+    with track_steps("computing teacher targets", total=total, done=done) as show:
         for step in range(done, total):
             view, photos = step // len(parts), parts[step % len(parts)]
             images = source.images[photos].to(teacher.center.device)

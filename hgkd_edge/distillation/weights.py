@@ -19,7 +19,8 @@ from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
 __all__ = ["BUNDLED_TEACHER", "load_vit_weights", "save_vit_weights"]
 
 BUNDLED_TEACHER = Path(__file__).parent.parent / "data" / "bundled" / "demo_teacher.safetensors"
-NORMALIZATION = "hgkd_edge.normalisation"  # in the metadata of weights trained by hgkd-edge
+# In the metadata of weights trained by hgkd-edge: today's key, and that of earlier versions.
+NORMALIZATION, NORMALIZATION_BEFORE = "hgkd_edge.normalization", "hgkd_edge.normalisation"
 
 
 def load_vit_weights(vit: nn.Module, path: Path) -> None:
@@ -58,7 +59,8 @@ def _read_normalization(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as stored:
-        text = (stored.metadata() or {}).get(NORMALIZATION)
+        entries = stored.metadata() or {}
+    text = entries.get(NORMALIZATION, entries.get(NORMALIZATION_BEFORE))
     if text is None:
         return {}
     try:

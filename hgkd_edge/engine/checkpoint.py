@@ -21,7 +21,7 @@ from hgkd_edge.files import atomic_write, file_sha256, hint_for_write
 from hgkd_edge.models.untrusted import require_stored
 from hgkd_edge.parsing import MAX_LABEL_BYTES, read_text
 
-__all__ = ["mend_for", "read_checkpoint", "write_checkpoint"]
+__all__ = ["fix_for", "read_checkpoint", "write_checkpoint"]
 
 
 def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) -> None:
@@ -35,11 +35,11 @@ def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) 
             torch.save(state, temporary)
             _announce(file, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else "not all of it came to the disk"
+        reason = error.strerror if isinstance(error, OSError) else "it was not written completely"
         raise TrainingError(
             f"checkpoint {file} cannot be written at step {state['step']}: {reason}; "
             "the previous checkpoint is untouched",
-            hint=f"{mend_for(error, file)}, then go on: {resume_command}",
+            hint=f"{fix_for(error, file)}, then resume: {resume_command}",
         ) from error
 
 
@@ -65,7 +65,7 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
     ) as error:
         raise RunError(
             f"checkpoint {file} cannot be used: {reason_of(error)}",
-            hint="is it of this recipe? Without --resume a new run begins",
+            hint="check that it belongs to this recipe; without --resume a new run starts",
         ) from error
 
 
@@ -100,6 +100,6 @@ def _require_announced(file: Path) -> None:
     note(f"verified against {sums}: {file.name}")
 
 
-def mend_for(error: Exception, file: Path) -> str:
+def fix_for(error: Exception, file: Path) -> str:
     """A hint for a failed write to `file`; torch reports a full disk without its error number."""
     return hint_for_write(error.errno if isinstance(error, OSError) else errno.ENOSPC, file)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from hgkd_edge.console import track_steps, warn
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine.checkpoint import mend_for
+from hgkd_edge.engine.checkpoint import fix_for
 from hgkd_edge.engine.training import Workplace
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.files import atomic_write, open_regular
@@ -82,7 +82,7 @@ class Journal:
         share = self._share_waiting(seconds, waited)
         line = f"loss {scalars['loss']:.4f}  {photos / seconds:.0f} img/s"
         if share > WORTH_SHOWING:
-            line += f"  waiting for photos {share:.0%}"
+            line += f"  waiting for images {share:.0%}"
         self.show(step, line)
 
     def _share_waiting(self, seconds: float, waited: float) -> float:
@@ -92,8 +92,8 @@ class Journal:
         if share > STARVING and len(self.recent) == WINDOW and not self.warned:
             self.warned = True
             warn(
-                f"the student waits for photos {share:.0%} of the time; "
-                f"hint: {_mend_starving(self.source)}"
+                f"the student waits for images {share:.0%} of the time; "
+                f"hint: {_fix_starving(self.source)}"
             )
         return share
 
@@ -145,7 +145,7 @@ def _writing(log_file: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(
             f"log {log_file} cannot be written: {error.strerror or error}",
-            hint=mend_for(error, log_file),
+            hint=fix_for(error, log_file),
         ) from error
 
 
@@ -174,10 +174,10 @@ def rate_in(log_file: Path) -> float:
     return statistics.median(rates[len(rates) // 2 :])
 
 
-def _mend_starving(source: ImageSource) -> str:
+def _fix_starving(source: ImageSource) -> str:
     if isinstance(source.images, StreamedPixels):
         return (
-            f"more cores or data.workers (now {source.images.threads}), photos stored at about "
+            f"more cores or data.workers (now {source.images.threads}), images stored at about "
             "twice data.image_size, a faster disk, or data.decode=once"
         )
-    return "photos lie decoded in a temporary file: set TMPDIR to a faster disk"
+    return "decoded images are in a temporary file: set TMPDIR to a faster disk"

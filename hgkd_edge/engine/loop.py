@@ -95,7 +95,7 @@ class _Loop:
         self.steps_per_epoch = self.batches_per_epoch * training.updates_per_batch
         self.total_steps = config.epochs * self.steps_per_epoch
         self.step, self.last_step = 0, self.total_steps
-        self.stop, self.told_to_stop = StopFlag(), False
+        self.stop, self.asked_to_stop = StopFlag(), False
         self.late = reads_late(self.accelerator, config)
         self.unsettled: Update | None = None  # its metrics are not read yet
         self.journal: Journal | None = None
@@ -162,12 +162,12 @@ class _Loop:
                 self.unlogged = Batch(last, time.perf_counter() - begin, waited)
                 if not self.late:
                     self._log()
-                if self.told_to_stop:
+                if self.asked_to_stop:
                     self._save_checkpoint()
                     raise Interrupted(
                         f"stopped at step {self.step} of {self.total_steps}, progress saved to "
                         f"{self.place.checkpoint_file}",
-                        hint=f"go on: {self.place.resume_command}",
+                        hint=f"resume: {self.place.resume_command}",
                     )
                 if self.step >= self.last_step:
                     break
@@ -271,7 +271,7 @@ class _Loop:
         if update is None:
             return
         self._check_finite(update)
-        self.told_to_stop |= update.figures.read()[STOP] > 0
+        self.asked_to_stop |= update.figures.read()[STOP] > 0
         if self.ema:
             self.ema.update(self.after, step=update.step + 1)
         self._log()
@@ -356,7 +356,7 @@ class _Loop:
             self.step = state["step"]
 
         read_checkpoint(self.place.checkpoint_file, device=self.accelerator.device, load=load)
-        console.print(f"{self.label}: going on from step {self.step} of {self.total_steps}")
+        console.print(f"{self.label}: resuming from step {self.step} of {self.total_steps}")
 
 
 def _channels_last(each: Tensor | float) -> Tensor | float:
@@ -381,7 +381,7 @@ def _batch_size(config: TrainConfig, photos: int, world: int, *, key: str) -> in
     size, parts = min(config.batch_size, photos), world * config.accumulate
     if size % parts == 0:
         return size
-    what = f"there are only {photos} photos, which do" if size == photos else f"{size} does"
+    what = f"there are only {photos} images, which do" if size == photos else f"{size} does"
     fits = size // parts * parts
     raise RecipeError(
         f"{key} = {config.batch_size}: {what} not divide among {world} processes x "

@@ -42,7 +42,7 @@ def _require_trackers(names: Sequence[str]) -> None:
     if missing:
         raise RecipeError(
             f"train.trackers: {missing[0]} is not installed",
-            hint=f"pip install {' '.join(missing)}, or leave it out of train.trackers",
+            hint=f"pip install {' '.join(missing)}, or remove it from train.trackers",
         )
 
 

@@ -60,14 +60,14 @@ def _batch_norm(
     values = x.float()
     count = _total(torch.tensor([x.numel() / x.shape[1]]))
     mean = _total(values.sum(axes)) / count  # [C]
-    centred = values - mean.view(per_channel)
-    variance = _total(centred.square().sum(axes)) / count  # [C]
+    centered = values - mean.view(per_channel)
+    variance = _total(centered.square().sum(axes)) / count  # [C]
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(variance * count / (count - 1), momentum)
     scale = (variance + eps).rsqrt() * (1.0 if weight is None else weight)
-    out = centred * scale.view(per_channel)
+    out = centered * scale.view(per_channel)
     return (out if bias is None else out + bias.view(per_channel)).to(x.dtype)
 
 

@@ -41,7 +41,7 @@ def _batchnorm_fault_named() -> Iterator[None]:
             raise
         raise ConversionError(
             "BatchNorm in training cannot average over the one visible site of the batch",
-            hint="show more patches or photos at a time, or call .eval()",
+            hint="use more visible patches or a larger batch, or call .eval()",
         ) from error
 
 

@@ -89,7 +89,7 @@ def fold_rows(products: Tensor, index: Tensor, visible: Visible) -> Tensor:
     return total
 
 
-def gather_neighbours(
+def gather_neighbors(
     rows: Tensor, visible: Visible, shape: ConvShape, *, flip: bool = False
 ) -> Tensor:
     """The k * k neighbors of every output site, without a gradient, in scratch memory.
@@ -105,14 +105,14 @@ def gather_neighbours(
         taps = shape.kernel[0] * shape.kernel[1]
         sites = visible.n * shape.t**2 // (shape.stride[0] * shape.stride[1])
         out = visible.scratch("gathered", (sites * taps, rows.shape[1]), rows)
-        launch.neighbours(rows.detach().contiguous(), visible, shape, flip=flip, out=out)
+        launch.neighbors(rows.detach().contiguous(), visible, shape, flip=flip, out=out)
         return out.view(sites, -1)
-    index = neighbour_index(visible, shape)
+    index = neighbor_index(visible, shape)
     return gather_rows(rows, index.flip(1) if flip else index, visible)
 
 
-def fold_neighbours(products: Tensor, visible: Visible, shape: ConvShape) -> Tensor:
-    """The backward of `gather_neighbours`: products `[output rows * k * k, C]` to `[N, C]`."""
+def fold_neighbors(products: Tensor, visible: Visible, shape: ConvShape) -> Tensor:
+    """The backward of `gather_neighbors`: products `[output rows * k * k, C]` to `[N, C]`."""
     if gathers_by(products) == "triton":
         out = products.new_empty(visible.n * shape.t**2, products.shape[1])
         launch.fold_taps(products.contiguous(), visible, shape, out)
@@ -120,9 +120,9 @@ def fold_neighbours(products: Tensor, visible: Visible, shape: ConvShape) -> Ten
     return fold_rows(products, fold_index(visible, shape), visible)
 
 
-def neighbour_index(visible: Visible, shape: ConvShape) -> Tensor:
+def neighbor_index(visible: Visible, shape: ConvShape) -> Tensor:
     """Rows that each output site reads: int64 `[n * t_out * t_out, k * k]`, N for none."""
-    key = ("neighbours of sites", shape._replace(groups=1))
+    key = ("neighbors of sites", shape._replace(groups=1))
     index = visible.cached(key)
     if index is None:
         window = visible.window_rows(shape.t, *shape.windows)  # [n, rows, cols]
@@ -155,17 +155,17 @@ def fold_index(visible: Visible, shape: ConvShape) -> Tensor:
 
 
 def _make_fold_index(visible: Visible, shape: ConvShape) -> Tensor:
-    neighbours = neighbour_index(visible, shape)  # [out rows, k * k], values are input rows
+    neighbors = neighbor_index(visible, shape)  # [out rows, k * k], values are input rows
     ky, kx = shape.kernel
     strides = [s // math.gcd(s, d) for s, d in zip(shape.stride, shape.dilation, strict=True)]
     per_site = -(-ky // strides[0]) * -(-kx // strides[1])  # max. taps that read one site
     count = visible.n * shape.t**2
     # Sorting the pairs by the row they read makes the readers of one row adjacent; the position
     # within its run is the column. A sort, not a scatter, so that the result is deterministic.
-    row, order = neighbours.flatten().sort(stable=True)
+    row, order = neighbors.flatten().sort(stable=True)
     first = torch.searchsorted(row, torch.arange(count + 1, device=row.device))
     place = torch.arange(row.numel(), device=row.device) - first[row]
-    index = row.new_full((count + 1, per_site), neighbours.numel())
+    index = row.new_full((count + 1, per_site), neighbors.numel())
     inside = row < count
     place = torch.where(inside, place, 0)  # all readers of the zero row go to one spare row
     index[row, place] = order

@@ -26,10 +26,10 @@ from hgkd_edge.sparse.choice import choose, kind_of
 from hgkd_edge.sparse.direct import DepthwiseConv
 from hgkd_edge.sparse.gather import (
     ConvShape,
-    fold_neighbours,
+    fold_neighbors,
     fold_window,
     from_grid,
-    gather_neighbours,
+    gather_neighbors,
     gather_window,
     padding_of,
     rows_of,
@@ -89,7 +89,7 @@ class _RowsConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.visible = shape, visible
-        near = gather_neighbours(rows, visible, shape)  # [out rows, k * k * C]
+        near = gather_neighbors(rows, visible, shape)  # [out rows, k * k * C]
         return matmul.product(near, _flat(weight))
 
     @staticmethod
@@ -99,7 +99,7 @@ class _RowsConv(torch.autograd.Function):
         grad = grad.contiguous()
         d_rows = d_weight = None
         if ctx.needs_input_grad[1]:
-            near = gather_neighbours(rows, visible, shape)
+            near = gather_neighbors(rows, visible, shape)
             d_flat = matmul.weight_gradient(grad, near)  # [O, k * k * C]
             o, c, ky, kx = weight.shape
             d_weight = d_flat.view(o, ky, kx, c).permute(0, 3, 1, 2)
@@ -117,12 +117,12 @@ def _rows_input_gradient(
     grad: Tensor, weight: Tensor, shape: ConvShape, visible: Visible
 ) -> Tensor:
     if shape.stride == (1, 1):
-        near = gather_neighbours(grad, visible, shape.turned, flip=True)
+        near = gather_neighbors(grad, visible, shape.turned, flip=True)
         return matmul.product(near, weight.permute(1, 2, 3, 0).flatten(1))
     # Few of the k * k taps read each input site: gather and sum those products.
     c = weight.shape[1]
     taps = matmul.product(grad, _flat(weight).t().contiguous())  # [out rows, k * k * C]
-    return fold_neighbours(taps.view(-1, c), visible, shape)
+    return fold_neighbors(taps.view(-1, c), visible, shape)
 
 
 class _NativeConv(torch.autograd.Function):

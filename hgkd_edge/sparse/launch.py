@@ -74,9 +74,7 @@ def window(
     _window(rows, visible, how, outside, out, flip=False)
 
 
-def neighbours(
-    rows: Tensor, visible: Visible, shape: ConvShape, *, flip: bool, out: Tensor
-) -> None:
+def neighbors(rows: Tensor, visible: Visible, shape: ConvShape, *, flip: bool, out: Tensor) -> None:
     """Write the k * k neighbors of every output site to `out` `[output rows * k * k, C]`."""
     side = [shape.t // s for s in shape.stride]
     _window(rows, visible, {**geometry(shape), "OH": side[0], "OW": side[1]}, 0.0, out, flip=flip)
@@ -102,7 +100,7 @@ def fold_window(
 
 
 def fold_taps(products: Tensor, visible: Visible, shape: ConvShape, out: Tensor) -> None:
-    """The backward of `neighbours`: products `[output rows * k * k, C]` to `out`."""
+    """The backward of `neighbors`: products `[output rows * k * k, C]` to `out`."""
     _layer("fold_taps", (products,), visible, shape, (out,))
 
 
@@ -214,10 +212,10 @@ def _parts(whole: int, part: int) -> int:
 
 
 def _near(visible: Visible, far: int) -> Tensor:
-    """`Visible.neighbours` as int32 `[n, side, side]`."""
-    key = ("neighbours as int32", far)
+    """`Visible.neighbors` as int32 `[n, side, side]`."""
+    key = ("neighbors as int32", far)
     near = visible.cached(key)
-    return visible.keep(key, visible.neighbours(far).int().contiguous()) if near is None else near
+    return visible.keep(key, visible.neighbors(far).int().contiguous()) if near is None else near
 
 
 def _by_tap(weight: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def _pool(
     pads, dilation = pair(padding), pair(dilation)
     waiting = x.padding or NO_PADDING
     if waiting != NO_PADDING and (any(pads) or not count_include_pad):
-        raise unsupported(name, "with padding of its own after F.pad has no rule")
+        raise unsupported(name, "with its own padding after F.pad has no rule")
     before, after = (pads[0] + waiting.top, pads[1] + waiting.left), [0, 0]
     for a, extra in enumerate((waiting.bottom, waiting.right)):
         # ceil_mode reads past the end only if the last window is partly filled. On a map that
@@ -226,12 +226,12 @@ def batch_norm(
         raise unsupported("batch_norm", "on a channels-last map has no rule")
     _plain(x)
 
-    def normalise(values: Tensor) -> Tensor:
+    def normalize(values: Tensor) -> Tensor:
         return F.batch_norm(
             values, running_mean, running_var, weight, bias, training, momentum, eps
         )
 
-    return x.engine.over_sites(x, normalise)
+    return x.engine.over_sites(x, normalize)
 
 
 @rule("layer_norm", "rms_norm")
@@ -270,9 +270,9 @@ def group_norm(
     grouped = x.like(_plain(x).to(wide).unflatten(1, (num_groups, -1)))
     each = visible_sites(grouped).to(wide) * grouped.shape[2]
     mean = x.engine.sum_sites(grouped).sum(2, keepdim=True) / each
-    centred: Any = grouped - mean
-    variance = x.engine.sum_sites(centred * centred).sum(2, keepdim=True) / each
-    out: Any = (centred * torch.rsqrt(variance + eps)).flatten(1, 2).to(x.dtype)
+    centered: Any = grouped - mean
+    variance = x.engine.sum_sites(centered * centered).sum(2, keepdim=True) / each
+    out: Any = (centered * torch.rsqrt(variance + eps)).flatten(1, 2).to(x.dtype)
     if weight is not None:
         out = out * weight.view(-1, 1, 1)
     return out if bias is None else out + bias.view(-1, 1, 1)

@@ -146,7 +146,7 @@ def _same(ours: list[Tensor], expected: list[Tensor], what: str) -> None:
         if not worst <= TOLERANCE:  # written so that NaN fails
             raise _DisagreementError(
                 f"map {place} differs from {what} by {worst:.1e}, relatively",
-                hint="the network does what has no exact form on visible sites; please report it",
+                hint="an operation of the network has no exact form on visible sites; report it",
             )
 
 

@@ -81,14 +81,14 @@ class Visible:
     def device(self) -> torch.device:
         return self.tiles.device
 
-    def neighbours(self, up_to: int) -> Tensor:
+    def neighbors(self, up_to: int) -> Tensor:
         """Tile next to each tile, at every offset of up to `up_to` patches.
 
         Returns:
             int64 `[n, 2 * up_to + 1, 2 * up_to + 1]`: the tile's number, -1 if the patch is masked,
             -2 if it lies outside the image.
         """
-        key = ("neighbours", up_to)
+        key = ("neighbors", up_to)
         if key not in self._cache:
             steps = torch.arange(-up_to, up_to + 1, device=self.device)
             row = self.row[:, None] + steps  # [n, 2 * up_to + 1]
@@ -116,7 +116,7 @@ class Visible:
             y_tile, y_in = _split(rows, t, self.device)
             x_tile, x_in = _split(cols, t, self.device)
             far = reach(rows, cols, t)
-            near = self.neighbours(far)
+            near = self.neighbors(far)
             tile = near[:, y_tile + far][:, :, x_tile + far]  # [n, rows.size, cols.size]
             site = y_in[:, None] * t + x_in[None, :]
             self._cache[key] = torch.where(tile >= 0, tile * (t * t) + site, tile)
@@ -176,8 +176,10 @@ def indices(chosen: Tensor, count: int) -> Tensor:
     Returns:
         int64 `[B, count]`, ascending.
     """
-    as_said = (chosen.sum(1) == count).all()
-    torch._assert_async(as_said, f"not every image has {count} visible patches, as per_image says")
+    as_stated = (chosen.sum(1) == count).all()
+    torch._assert_async(
+        as_stated, f"not every image has {count} visible patches, as per_image says"
+    )
     # A stable sort puts the True values in front, in their order.
     return chosen.to(torch.uint8).sort(dim=1, descending=True, stable=True)[1][:, :count]
 

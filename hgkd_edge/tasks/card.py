@@ -49,7 +49,7 @@ def model_card(
         f"- **Network**: timm's `{spec.name}`, arguments {spec.args or 'as published'}"
         + (f", stem stride {spec.stem_stride} instead of timm's 4" if spec.stem_stride != 4 else "")
         + "; `hgkd_edge.finetune.load_model` makes it again from the file alone",
-        f"- **Training**: {photos} photos, {config.train.epochs} epochs from {begun}, "
+        f"- **Training**: {photos} images, {config.train.epochs} epochs from {begun}, "
         f"seed {config.seed}; all settings in `finetune.yaml`",
     ]
     lines += ["", *_scores(result)]
@@ -60,8 +60,8 @@ def model_card(
 def _scores(result: dict[str, Any]) -> list[str]:
     scores = result.get("scores")
     if scores is None:
-        return ["No photos were held out, so there are no scores."]
-    lines = [f"## Scores on the {result['photos']} photos of the `{result['split']}` split", ""]
+        return ["No images were held out, so there are no scores."]
+    lines = [f"## Scores on the {result['photos']} images of the `{result['split']}` split", ""]
     intervals = result.get("intervals", {})
     lines += [
         f"- {name}: {value:.4f}" + _interval(intervals.get(name))

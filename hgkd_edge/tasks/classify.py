@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize, random_view
-from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabelled
+from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabeled
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
@@ -35,9 +35,9 @@ class Classification:
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
         splits = open_splits(config.data)
         source = splits["train"]
-        if why := why_unlabelled(source):
+        if why := why_unlabeled(source):
             raise DataError(
-                f"fine-tuning for classification needs labelled photos: {why}",
+                f"fine-tuning for classification needs labeled images: {why}",
                 hint=how_to_label(config.data),
             )
         if config.label_share < 1:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,13 +61,15 @@ class ClassifyConfig(Section):
 class ViewConfig(Section):
     """Random views of images with spatial labels: label maps and boxes.
 
-    `zoom` is the smallest and largest enlargement, `colour` the largest change of brightness and
+    `zoom` is the smallest and largest enlargement, `color` the largest change of brightness and
     contrast. `vertical_flip` is for images without an up, such as micrographs.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"colour": "color"}
+
     zoom: tuple[float, float] = (0.7, 1.5)
     vertical_flip: bool = False
-    colour: Fraction = 0.2
+    color: Fraction = 0.2
 
     @model_validator(mode="after")
     def _zoom_is_a_range(self) -> ViewConfig:
@@ -142,7 +144,7 @@ def resolve(
         RunError: The run has no backbone yet.
         DataError: `data` does not exist.
     """
-    recipe, backbone = run.recipe(), run.require(run.backbone_file, mend=run.resume_command)
+    recipe, backbone = run.recipe(), run.require(run.backbone_file, fix=run.resume_command)
     photos = recipe.data.model_dump(mode="json")
     if data is not None:
         if not data.exists():
@@ -165,7 +167,7 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
         RecipeError: One line, all problems together.
         RunError: The run has no fine-tuned model, or one that is quantization-aware already.
     """
-    model = run.require(run.model_file, mend=f"hgkd-edge finetune {run.path}")
+    model = run.require(run.model_file, hint=f"hgkd-edge finetune {run.path}")
     begun = begun_with(run)
     if begun.qat is not None:
         raise RunError(
@@ -197,8 +199,11 @@ def begun_with(run: RunDir) -> FinetuneConfig:
     Raises:
         RunError: No fine-tuning was started.
     """
-    file = run.require(run.finetune_file, mend=f"hgkd-edge finetune {run.path}")
+    file = run.require(run.finetune_file, fix=f"hgkd-edge finetune {run.path}")
     raw = read_settings(file)
+    for section in ("segment", "detect"):  # its name in files of earlier versions
+        if isinstance(raw.get(section), dict) and "colour" in raw[section]:
+            raw[section]["color"] = raw[section].pop("colour")
     # Defaults for files written before these settings were recorded.
     for section, key, value in (("segment", "codes", "numbers"), ("data", "bits", 16)):
         if isinstance(raw.get(section), dict):
@@ -234,7 +239,8 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
     changed = sorted(differing_keys(raw, wanted.model_dump(mode="json")))
     if changed:
         raise RunError(
-            f"the fine-tuning in '{run.path}' was begun with other values of {', '.join(changed)}",
-            hint="leave them out to go on with it, or leave --resume out to begin a new one",
+            f"the fine-tuning in '{run.path}' was started with other values of "
+            f"{', '.join(changed)}",
+            hint="remove them to resume it, or remove --resume to start a new one",
         )
     return begun

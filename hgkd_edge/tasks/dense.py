@@ -20,7 +20,7 @@ from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig, ViewConfig
 from hgkd_edge.tasks.pictures import save_picture
 
-__all__ = ["Extremes", "PyramidTask", "WithLoss", "labelled_share", "random_views", "to_photo"]
+__all__ = ["Extremes", "PyramidTask", "WithLoss", "labeled_share", "random_views", "to_photo"]
 
 SHOWN = 4  # number of best and worst images to draw
 T = TypeVar("T")
@@ -53,9 +53,7 @@ class WithLoss(nn.Module):
         self.pretrained_cfg = {"classifier": tuple(f"network.{part}" for part in new)}
 
 
-def labelled_share(
-    splits: dict[str, ImageSource], config: FinetuneConfig
-) -> dict[str, ImageSource]:
+def labeled_share(splits: dict[str, ImageSource], config: FinetuneConfig) -> dict[str, ImageSource]:
     """The splits, with only the share of training images that `config` asks for."""
     if config.label_share < 1:
         source = splits["train"]
@@ -72,7 +70,7 @@ def random_views(
     """Training views float [B, 3, H, W], normalized, of canvases uint8; and their geometry."""
     numbers = draws.uniform(len(images), 7)  # [B, 7]
     zoom = random_zoom(numbers[:, :5], zoom=options.zoom, vertical_flip=options.vertical_flip)
-    views = jitter(zoom.images(images), numbers[:, 5:], strength=options.colour)
+    views = jitter(zoom.images(images), numbers[:, 5:], strength=options.color)
     return normalize(views, spec.mean, spec.std), zoom
 
 

@@ -23,7 +23,7 @@ from hgkd_edge.tasks.dense import (
     Extremes,
     PyramidTask,
     WithLoss,
-    labelled_share,
+    labeled_share,
     random_views,
     to_photo,
 )
@@ -42,7 +42,7 @@ class ObjectDetection(PyramidTask):
     metric = "map"
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
-        return labelled_share(open_boxes(config.data), config)
+        return labeled_share(open_boxes(config.data), config)
 
     def create(self, card: ModelCard) -> nn.Module:
         return Detector(card.backbone, len(card.classes))

@@ -63,8 +63,8 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
     if len(classes) <= 30:  # more numbers would not be legible
         for (row, column), count in np.ndenumerate(confusion):
             if count:
-                colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour)
+                color = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -90,16 +90,16 @@ def draw_boxes(
     picture = photo.copy()
     draw, size = ImageDraw.Draw(picture), _text_size(picture)
     for name, score, box in reversed(found):  # draw the best on top
-        colour = _colour(classes.index(name))
-        draw.rectangle(box, outline=colour, width=max(1, size // 6))
+        color = _color(classes.index(name))
+        draw.rectangle(box, outline=color, width=max(1, size // 6))
         text = f"{name} {score:.2f}" if scored else name
-        _write(draw, (box[0], max(0, box[1] - size)), text, size, colour)
+        _write(draw, (box[0], max(0, box[1] - size)), text, size, color)
     return picture
 
 
 def draw_segments(photo: Image.Image, labels: np.ndarray) -> Image.Image:
     """A copy of the image tinted by class, uint8 [H, W]; class 0 and ignored pixels stay as is."""
-    table = np.array([_colour(label) for label in range(256)], np.float32)  # [256, 3]
+    table = np.array([_color(label) for label in range(256)], np.float32)  # [256, 3]
     pixels = np.array(photo)  # [H, W, 3]
     for rows in row_blocks(pixels):
         tinted = 0.5 * pixels[rows] + 0.5 * table[labels[rows]]
@@ -127,7 +127,7 @@ def save_picture(picture: Image.Image, path: Path) -> Path:
     return path
 
 
-def _colour(label: int) -> tuple[int, int, int]:
+def _color(label: int) -> tuple[int, int, int]:
     """A class's color: hues a golden section apart, so that adjacent classes differ."""
     red, green, blue = colorsys.hsv_to_rgb(0.33 + label * 0.618034, 0.85, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -23,7 +23,7 @@ from hgkd_edge.tasks.dense import (
     Extremes,
     PyramidTask,
     WithLoss,
-    labelled_share,
+    labeled_share,
     random_views,
     to_photo,
 )
@@ -46,7 +46,7 @@ class Segmentation(PyramidTask):
         splits = open_masks(
             config.data, binary=options.binary, codes=options.codes, ignore=options.ignore
         )
-        return labelled_share(splits, config)
+        return labeled_share(splits, config)
 
     def create(self, card: ModelCard) -> nn.Module:
         return Segmenter(card.backbone, len(card.classes))

@@ -197,7 +197,7 @@ def open_source(source: Source) -> Opened:
 def what_failed(error: BaseException) -> str:
     """FFmpeg's reason without the URL, which may hold a password."""
     if isinstance(error, import_av().error.ExitError):  # our own time limit
-        return f"nothing came for {READ_TIMEOUT:.0f} s"
+        return f"no data for {READ_TIMEOUT:.0f} s"
     reason = getattr(error, "strerror", None)
     return str(reason) if reason else type(error).__name__
 
@@ -248,7 +248,7 @@ def _hint_for(source: Source, error: BaseException) -> str:
     if source.kind == "camera":
         return "list cameras: v4l2-ctl --list-devices; another program may hold this one"
     if source.kind == "stream":
-        return "check address, password and network; try: ffplay URL"
+        return "check the address, password and network; try: ffplay URL"
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return "check the path"
     return "the file is damaged, still being written, or no video"

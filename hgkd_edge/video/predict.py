@@ -59,7 +59,7 @@ class Summary:
         live: Whether it is a camera, a stream or a watched folder.
         frames: Number of frames processed.
         errors: Those of them that have an `error` in place of an answer.
-        dropped: Frames of a live source that were dropped, because later ones had come.
+        dropped: Frames of a live source that were dropped, because newer ones were available.
         damaged: Packets that could not be decoded.
         reconnects: How often a live source broke and was opened again.
         seconds: From the first frame on.
@@ -112,7 +112,7 @@ def predict_videos(
     _require_folder(folder)
     if len(sources) > 1 and any(source.kind != "file" for source in sources):
         raise DataError(
-            "a camera or stream is answered alone", hint="start one predict for each of them"
+            "a camera or stream must be the only input", hint="start one predict for each of them"
         )
     first = open_source(sources[0])  # fail on a mistyped name before loading the model
     answerer = _open_model(model, options)
@@ -145,10 +145,10 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     """
     _require_folder(folder)
     if not watched.is_dir():
-        raise DataError(f"--watch: {watched} is no folder", hint="name the folder to be watched")
+        raise DataError(f"--watch: {watched} is not a folder", hint="name the folder to be watched")
     if folder.resolve() in (watched.resolve(), *watched.resolve().parents):
         raise DataError(
-            f"--out {folder}: holds the watched folder, whose images would count as answers",
+            f"--out {folder}: holds the watched folder, whose images would count as predictions",
             hint="name another folder with --out",
         )
     answerer = _open_model(model, options)
@@ -204,7 +204,7 @@ class _Video:
             with JsonLines(Path(summary.answers)) as lines, self._video:
                 self._answer_all(ahead, lines)
         except StreamLost as error:
-            kept = f"{summary.frames} frames answered: {summary.answers}"
+            kept = f"{summary.frames} frames predicted: {summary.answers}"
             raise StreamLost(f"{error.message}; {kept}", hint=error.hint) from error
         finally:
             self._stop.set()
@@ -218,7 +218,7 @@ class _Video:
     def _answer_all(self, ahead: ReadAhead[Frame], lines: JsonLines) -> None:
         summary, begun = self._summary, 0.0
         counts = [n for n in (self._opened.frame_count, self._options.limit) if n is not None]
-        with track_steps("answering", total=min(counts, default=None)) as show:
+        with track_steps("predicting", total=min(counts, default=None)) as show:
             for frame in _waited(iter(ahead), self._stages):
                 begun = begun or time.perf_counter() - frame.decode_s
                 self._stages.add("decode", frame.decode_s)
@@ -231,7 +231,7 @@ class _Video:
         if not summary.frames and not self._flag.asked:
             raise DataError(
                 f"{summary.source}: no frame can be decoded",
-                hint="the file is damaged: try to play it",
+                hint="check that a video player can play the file",
             )
         if not self._flag.asked and self._opened.is_cut_off:
             stated = self._opened.seconds

@@ -49,7 +49,7 @@ def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--device", "tpu"], "--device 'tpu' is not known"),
         (["--copies", "maybe"], "--copies 'maybe'"),
@@ -63,12 +63,12 @@ def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
-    make_model: MakeModel, arguments: list[str], said: str
+    make_model: MakeModel, arguments: list[str], expected: str
 ) -> None:
     with pytest.raises(DeviceError) as refusal:
         invoke(bench, str(make_model()), *arguments)
 
-    assert said in refusal.value.message
+    assert expected in refusal.value.message
     assert "\n" not in refusal.value.message
     assert refusal.value.hint
 
@@ -139,7 +139,7 @@ def test_apples_and_oranges_are_refused_with_what_each_file_holds(
     assert "cpu net ort-cpu fp32 b8 copies out" in refusal.value.message
 
 
-def test_whatever_else_changed_between_two_files_is_said(
+def test_whatever_else_changed_between_two_files_is_reported(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
     run_bench(BenchOptions(models=(make_model(),), duration_s=0.1, out=tmp_path / "a"))
@@ -173,7 +173,7 @@ def test_an_estimate_is_never_compared_as_a_measurement(
         compare_files(model.parent / "bench-estimate.json", model.parent / "bench-estimate.json")
 
 
-def test_the_torch_runner_measures_the_runs_module_beside_its_export(
+def test_the_torch_runner_measures_the_runs_module_next_to_its_export(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch")

@@ -89,7 +89,7 @@ def test_one_convolution_by_hand(make_model: MakeModel) -> None:
     assert (pool.operations, pool.activations) == (0, 2 * 16 * (32 * 32 + 1))
 
 
-def test_quantised_weights_are_still_weights(tmp_path: Path, make_model: MakeModel) -> None:
+def test_quantized_weights_are_still_weights(tmp_path: Path, make_model: MakeModel) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     class Reader(CalibrationDataReader):

@@ -42,7 +42,7 @@ def test_cases_take_turns_and_swap_places_each_round() -> None:
     assert [len(trace.rounds) for trace in traces] == [4, 4]
 
 
-def test_every_case_gets_other_neighbours_and_the_same_call_the_same_order() -> None:
+def test_every_case_gets_other_neighbors_and_the_same_call_the_same_order() -> None:
     order = visiting_order(4, 12)
 
     assert all(sorted(turn) == [0, 1, 2, 3] for turn in order)

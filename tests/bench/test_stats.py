@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgkd_edge.bench.stats import mean_interval, noise_of, ratio_of, summarise
+from hgkd_edge.bench.stats import mean_interval, noise_of, ratio_of, summarize
 
 times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60).map(np.array)
 
@@ -15,7 +15,7 @@ times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60).map(np.array)
 @given(times)
 @settings(max_examples=50, deadline=None)
 def test_percentiles_are_ordered_and_the_mean_lies_in_its_interval(samples: np.ndarray) -> None:
-    seen = summarise(samples)
+    seen = summarize(samples)
 
     ladder = [seen.min, seen.p50, seen.p90, seen.p95, seen.p99, seen.max]
     assert ladder == sorted(ladder)
@@ -25,7 +25,7 @@ def test_percentiles_are_ordered_and_the_mean_lies_in_its_interval(samples: np.n
 
 
 def test_figures_of_a_known_series() -> None:
-    seen = summarise(np.arange(1, 102, dtype=float))
+    seen = summarize(np.arange(1, 102, dtype=float))
 
     assert (seen.p50, seen.p90, seen.p99, seen.max) == (51, 91, 100, 101)
     assert seen.mean == 51
@@ -43,7 +43,7 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
     assert 0.90 <= hits / 200 <= 0.99
 
 
-def test_the_interval_is_not_fooled_by_runs_that_resemble_their_neighbours() -> None:
+def test_the_interval_is_not_fooled_by_runs_that_resemble_their_neighbors() -> None:
     rng = np.random.default_rng(4)
     series = rng.normal(size=(200, 1200))
     for step in range(1, series.shape[1]):
@@ -69,7 +69,7 @@ def test_slow_drift_widens_the_interval_beyond_that_of_shuffled_samples() -> Non
 
 def test_no_samples_is_an_error() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        summarise(np.array([]))
+        summarize(np.array([]))
 
 
 @pytest.mark.parametrize(

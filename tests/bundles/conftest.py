@@ -48,7 +48,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Callable
         run = new_run(photos, tmp_path_factory.mktemp(task) / "my run")
         data = SAMPLES / DATA[task] if task in DATA else None
         finetune(resolve(run, task, data, "distilled", [*QUICK, *SETTINGS[task]]), run)
-        run.update_manifest(teacher={"name": "vit_base", "licence": "cc-by-nc-4.0"})
+        run.update_manifest(teacher={"name": "vit_base", "license": "cc-by-nc-4.0"})
         bundles = (*ALL, "timm") if task == "classify" else ALL
         return Deployed(run, export_run(run, ExportOptions(bundles=bundles, frame=FRAME)))
 

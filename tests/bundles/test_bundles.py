@@ -51,7 +51,7 @@ def test_every_file_of_a_bundle_is_in_the_manifest(
 ) -> None:
     made = deployed(task)
 
-    artefacts = made.run.manifest()["artefacts"]
+    artifacts = made.run.manifest()["artifacts"]
 
     record = json.loads(made.run.export_file.read_text())
     assert record["bundles"] == made.result["bundles"]
@@ -60,7 +60,7 @@ def test_every_file_of_a_bundle_is_in_the_manifest(
         found = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
         assert found == set(bundle["files"])
         for name in found:
-            entry = artefacts[f"export/{bundle['bundle']}/{name}"]
+            entry = artifacts[f"export/{bundle['bundle']}/{name}"]
             assert entry["sha256"] == file_sha256(folder / name)
 
 
@@ -80,26 +80,29 @@ def test_every_readme_has_three_commands_the_license_and_what_was_not_run(
 
 
 @pytest.mark.parametrize(
-    ("license_", "said"),
+    ("license_", "expected"),
     [
         ("cc-by-nc-4.0", "forbids commercial use"),
-        ("dinov3-license", "read them before you pass this model on"),
+        ("dinov3-license", "read them before you use or distribute"),
         ("apache-2.0", ""),
         ("MIT", ""),
         (None, ""),
         (["odd"], ""),
     ],
 )
-def test_a_license_is_told_where_it_asks_for_something(
-    license_: Any, said: str, deployed: Callable[[str], Deployed], monkeypatch: pytest.MonkeyPatch
+def test_a_license_is_shown_where_it_has_conditions(
+    license_: Any,
+    expected: str,
+    deployed: Callable[[str], Deployed],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = source_of(deployed("classify"))
-    origin = {"name": "vit", "licence": license_}
+    origin = {"name": "vit", "license": license_}
     monkeypatch.setattr(source.run, "manifest", lambda: {"teacher": origin, "student": "none"})
 
     lines = source.licenses
 
-    assert (len(lines) == 1 and said in lines[0]) if said else not lines
+    assert (len(lines) == 1 and expected in lines[0]) if expected else not lines
 
 
 def test_a_bundle_that_fails_leaves_the_one_that_was_there(

@@ -86,7 +86,7 @@ def _listed(value: Any) -> Any:
     return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def test_the_loop_stops_where_it_is_told_and_gives_the_camera_back(
+def test_the_loop_stops_where_it_should_and_gives_the_camera_back(
     jetson: Callable[[str], Path], photos: Path
 ) -> None:
     folder = jetson("classify")

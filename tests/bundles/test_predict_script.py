@@ -29,7 +29,7 @@ THRESHOLD = 0.1  # so that suppression has many boxes
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_script_answers_real_photos_as_predict_does(
+def test_the_script_answers_real_images_as_predict_does(
     task: str,
     deployed: Callable[[str], Deployed],
     run_script: Callable[..., list[dict[str, Any]]],
@@ -80,7 +80,7 @@ def test_the_script_answers_with_processing_inside_the_file_too(
     ours = predict(baked, images, tmp_path / "ours")
     kind = {"classify": "labels", "segment": "shares", "detect": "boxes"}[task]
     assert [_plain(record[kind]) for record in theirs] == [_plain(record[kind]) for record in ours]
-    config = model_config("net", onnx_info(baked), labelled=True, largest_batch=16)
+    config = model_config("net", onnx_info(baked), labeled=True, largest_batch=16)
     # Suppressed boxes are rows of all images together: their requests cannot be batched.
     assert ("dynamic_batching" in config) == (task != "detect")
     assert ("labels.txt" in config) == (task == "classify")
@@ -189,13 +189,13 @@ def test_programs_are_python_3_8(program: Path) -> None:
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.name)
 def test_programs_need_what_their_readme_says_and_nothing_of_ours(program: Path) -> None:
     known = {"numpy", "PIL", "onnxruntime", "tensorrt", "cv2", "gi", "tritonclient"}
-    beside = {file.stem for file in PROGRAMS}
+    adjacent = {file.stem for file in PROGRAMS}
 
     for node in ast.walk(ast.parse(program.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         for name in names:
             top = name.partition(".")[0]
-            assert top in known | beside | set(sys.stdlib_module_names), f"{program.name}: {name}"
+            assert top in known | adjacent | set(sys.stdlib_module_names), f"{program.name}: {name}"
             if program.name == "predict.py":
-                assert top not in known - {"numpy", "PIL", "onnxruntime"} | beside
+                assert top not in known - {"numpy", "PIL", "onnxruntime"} | adjacent

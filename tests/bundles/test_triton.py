@@ -89,7 +89,7 @@ def test_requests_are_joined_only_where_every_tensor_begins_with_the_same_free_a
         boxes = replace(info.outputs[0], name="detections", shape=("found", 7))
         info = replace(info, outputs=(boxes,))
 
-    config = parsed(model_config("net", info, labelled=False, largest_batch=16))
+    config = parsed(model_config("net", info, labeled=False, largest_batch=16))
 
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")

@@ -72,7 +72,7 @@ def test_voc_boxes_lie_where_the_xml_says_scaled_to_the_canvas() -> None:
     assert source.classes[int(first[0, 0])] == name
 
 
-def test_a_box_without_area_is_told_by_file_and_line_and_costs_nothing_else(
+def test_a_box_without_area_is_reported_by_file_and_line_and_costs_nothing_else(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     splits = boxes(BCCD)
@@ -84,9 +84,9 @@ def test_a_box_without_area_is_told_by_file_and_line_and_costs_nothing_else(
     assert "(181, 329, 181, 329) has no area" in reason
     assert len(splits["train"]) == 16
     report_photos(splits)
-    told = capsys.readouterr().err
-    assert "skipped 2 files or annotations" in told
-    assert told.count(where) == 1
+    printed = capsys.readouterr().err
+    assert "skipped 2 files or annotations" in printed
+    assert printed.count(where) == 1
 
 
 def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_nothing_that_is_wrong_with_one_annotation_stops_the_rest(tmp_path: Path
 
     assert [Path(name).stem for name in source.names] == ["a", "c"], "b's XML is broken"
     assert source.labels[0].tolist() == [[0, 10, 10, 30, 30]]
-    assert source.labels[1, 0, 0] == -1, "a photo of nothing is kept"
+    assert source.labels[1, 0, 0] == -1, "an image of nothing is kept"
     faults = dict(source.skipped)
     assert {f"{root}/Annotations/a.xml:{line}" for line in range(3, 9)} <= faults.keys()
-    assert "is outside its 100 x 50 photo" in faults[f"{root}/Annotations/a.xml:3"]
+    assert "is outside its 100 x 50 image" in faults[f"{root}/Annotations/a.xml:3"]
     assert "class 'moon' is not known" in faults[f"{root}/Annotations/a.xml:7"]
-    assert "photo skipped" in faults[f"{root}/Annotations/b.xml:1"]
+    assert "image skipped" in faults[f"{root}/Annotations/b.xml:1"]
     assert "'absent' is not in JPEGImages/" in faults[f"{root}/ImageSets/Main/train.txt:4"]
     assert len(faults) == 8
 
@@ -131,9 +131,9 @@ def test_a_box_across_the_edge_is_cut_there(tmp_path: Path) -> None:
 
 COCO_LAYOUTS = {
     "coco's own": ("annotations/instances_{}2017.json", "{}2017"),
-    "one folder of photos": ("annotations/{}.json", "images"),
+    "one folder of images": ("annotations/{}.json", "images"),
     "files in the root": ("{}.json", "images/{}"),
-    "photos beside": ("{}/_annotations.coco.json", "{}"),
+    "images adjacent": ("{}/_annotations.coco.json", "{}"),
 }
 
 
@@ -227,7 +227,7 @@ def test_ids_written_as_text_are_sorted_as_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "said"),
+    ("annotation", "expected"),
     [
         ({"image_id": 777, "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id 777 is no image's"),
         ({"image_id": [1], "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id [1] is no image's"),
@@ -236,8 +236,8 @@ def test_ids_written_as_text_are_sorted_as_numbers(tmp_path: Path) -> None:
         ({"image_id": 0, "category_id": [7], "bbox": [1, 1, 9, 9]}, "no category_id"),
     ],
 )
-def test_an_annotation_that_belongs_nowhere_is_told_by_line(
-    tmp_path: Path, annotation: Any, said: str
+def test_an_annotation_that_belongs_nowhere_is_reported_by_line(
+    tmp_path: Path, annotation: Any, expected: str
 ) -> None:
     file = write_coco(tmp_path, change=lambda content: content["annotations"].append(annotation))
 
@@ -249,19 +249,21 @@ def test_an_annotation_that_belongs_nowhere_is_told_by_line(
     start = file.read_text().splitlines()[int(line) - 1 :]
     assert start[0].strip() == ("{" if isinstance(annotation, dict) else '"nonsense"')
     assert len("\n".join(start)) < 150, "the last annotation, not another"
-    assert said in reason
+    assert expected in reason
     assert int((splits["train"].labels[..., 0] >= 0).sum()) == 3
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "expected"),
     [
         ({"id": 1, "file_name": "gone.png"}, "image 'gone.png' is not there"),
         ({"id": [1], "file_name": "train1.png"}, "image 'train1.png' has no id"),
         ("nonsense", "image '' has no id"),
     ],
 )
-def test_an_image_that_is_not_there_is_told_by_line(tmp_path: Path, image: Any, said: str) -> None:
+def test_an_image_that_is_not_there_is_reported_by_line(
+    tmp_path: Path, image: Any, expected: str
+) -> None:
     def change(content: dict[str, Any]) -> None:
         content["images"][1] = image
 
@@ -270,8 +272,8 @@ def test_an_image_that_is_not_there_is_told_by_line(tmp_path: Path, image: Any, 
     source = boxes(tmp_path, holdout=0)["train"]
 
     assert len(source) == 2
-    told = [where for where, reason in source.skipped if said in reason]
-    assert told == [f"{file}:9"]
+    printed = [where for where, reason in source.skipped if expected in reason]
+    assert printed == [f"{file}:9"]
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -290,7 +292,7 @@ def test_an_absolute_file_name_may_lead_anywhere(tmp_path: Path, inside: bool) -
     assert source.names[0] == ("images/train0.png" if inside else "../elsewhere/train0.png")
 
 
-def test_voc_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+def test_voc_for_images_of_another_size_leaves_them_out(tmp_path: Path) -> None:
     size = "<size><width>{}</width><height>{}</height><depth>3</depth></size>"
     cell = OBJECT.format("cell", CORNERS.format(10, 10, 30, 30))
     sizes = {"right": (100, 50), "wrong": (200, 100), "turned": (50, 100), "none": (0, 0)}
@@ -316,9 +318,9 @@ def test_difficult_objects_are_objects(tmp_path: Path) -> None:
 
 def test_voc_lists_may_hold_spaces_suffixes_and_marks(tmp_path: Path) -> None:
     cell = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 30))}</annotation>"
-    names = ["my photo 1", "i0", "i1", "v1.2", "a b"]
+    names = ["my image 1", "i0", "i1", "v1.2", "a b"]
     root = voc(tmp_path, dict.fromkeys(names, cell), train="")
-    lines = ["my photo 1 ", "i0.png", "i1  -1", "v1.2", "a b.png", "a c"]
+    lines = ["my image 1 ", "i0.png", "i1  -1", "v1.2", "a b.png", "a c"]
     (root / "ImageSets/Main/train.txt").write_text("\r\n".join(["\ufeff", *lines]))
 
     source = boxes(root, holdout=0)["train"]
@@ -331,7 +333,7 @@ def test_voc_lists_may_hold_spaces_suffixes_and_marks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["ImageSets/Main/train.txt", "classes.txt"])
-def test_a_list_in_another_encoding_is_told_by_line(tmp_path: Path, file: str) -> None:
+def test_a_list_in_another_encoding_is_reported_by_line(tmp_path: Path, file: str) -> None:
     voc(tmp_path, {"a": "<annotation/>"}, train="a")
     (tmp_path / file).write_bytes("a\né\n".encode("latin-1"))
 
@@ -356,7 +358,7 @@ def test_training_without_one_usable_box_is_refused_with_the_first_reason(tmp_pa
     (root / "classes.txt").write_text("sell\n")
 
     with pytest.raises(
-        DataError, match="not one box in 2 training photos; the first of 2.*xml:1: class 'cell'"
+        DataError, match="not one box in 2 training images; the first of 2.*xml:1: class 'cell'"
     ):
         boxes(root, holdout=0)
 
@@ -490,7 +492,7 @@ def test_splits_of_mask_folders_are_found_by_any_spelling(
     assert {split: len(source) for split, source in splits.items()} == {"train": 1, "val": 1}
 
 
-def test_two_masks_of_one_photo_are_reported_and_not_guessed(tmp_path: Path) -> None:
+def test_two_masks_of_one_image_are_reported_and_not_guessed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_image(tmp_path / "images" / f"{name}.png", np.zeros((50, 100, 3), np.uint8))
         save_image(tmp_path / "masks" / f"{name}.png", np.eye(50, 100, dtype=np.uint8))
@@ -503,7 +505,7 @@ def test_two_masks_of_one_photo_are_reported_and_not_guessed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ('{"images": ' + "[" * 100_000, "nested more than 40 levels deep"),
         ('{"images": [' + "9" * 5000 + "]}", "too many digits"),
@@ -515,11 +517,11 @@ def test_two_masks_of_one_photo_are_reported_and_not_guessed(tmp_path: Path) -> 
     ids=["deep", "digits", "deep category"],
 )
 def test_coco_files_that_were_made_to_harm_are_refused_in_one_short_line(
-    tmp_path: Path, text: str, said: str
+    tmp_path: Path, text: str, expected: str
 ) -> None:
     (tmp_path / "train.json").write_text(text)
 
-    with pytest.raises(DataError, match=said) as refused:
+    with pytest.raises(DataError, match=expected) as refused:
         boxes(tmp_path)
 
     assert len(str(refused.value)) < 1000
@@ -555,7 +557,7 @@ def test_an_annotation_that_was_made_to_harm_costs_itself_and_a_short_line(
     ["x" * 5000, "a\0b.png", "\ud800.png", "../" * 2000 + "etc/passwd", "/dev/zero", "C:\\a.png"],
     ids=ascii,
 )
-def test_a_file_name_that_was_made_to_harm_costs_its_photo(tmp_path: Path, name: str) -> None:
+def test_a_file_name_that_was_made_to_harm_costs_its_image(tmp_path: Path, name: str) -> None:
     write_coco(tmp_path, change=lambda coco: coco["images"][0].update(file_name=name))
 
     source = boxes(tmp_path, size=100, holdout=0)["train"]
@@ -600,7 +602,7 @@ XML_HARM = {
 
 
 @pytest.mark.parametrize("harm", XML_HARM)
-def test_xml_that_was_made_to_harm_costs_its_photo(tmp_path: Path, harm: str) -> None:
+def test_xml_that_was_made_to_harm_costs_its_image(tmp_path: Path, harm: str) -> None:
     xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
     root = voc(tmp_path, {"a": XML_HARM[harm], "b": xml}, train="a b")
 

@@ -60,8 +60,8 @@ def test_crops_of_a_whole_batch_are_those_of_one_image_at_a_time(photos: Path) -
 
     gap = (at_once - one_by_one).abs().mean()
     assert gap < 1 / 255  # rounding and smoothing; a crop shifted by one pixel differs far more
-    beside = torch.tensor(boxes) + torch.tensor([0, 1, 0, 0, 0])
-    assert (augment._cut_all(canvas, beside, (56, 64)) - one_by_one).abs().mean() > 4 * gap
+    adjacent = torch.tensor(boxes) + torch.tensor([0, 1, 0, 0, 0])
+    assert (augment._cut_all(canvas, adjacent, (56, 64)) - one_by_one).abs().mean() > 4 * gap
 
 
 @given(
@@ -84,7 +84,7 @@ def test_every_mask_has_the_same_number_visible(
     assert visible.flatten(1).sum(1).tolist() == [count] * 4
 
 
-def test_impossible_masks_are_refused_with_a_mend() -> None:
+def test_impossible_masks_are_refused_with_a_fix() -> None:
     with pytest.raises(RecipeError, match="set data.image_size to 224"):
         mask_grid((230, 230), 32)
     with pytest.raises(RecipeError, match="leaves nothing visible"):

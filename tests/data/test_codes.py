@@ -139,7 +139,7 @@ def test_the_margin_is_no_class_where_255_is_one(tmp_path: Path) -> None:
 
     assert source.labels[0, 0].unique().tolist() == [0, 1, 255]
     assert (source.labels[0, :, 64:] == 255).all()
-    assert source.ignored == 0, "the margin is no part of the photo"
+    assert source.ignored == 0, "the margin is no part of the image"
 
 
 def test_codes_can_be_given_to_the_names_of_classes_txt(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_codes_can_be_given_to_the_names_of_classes_txt(tmp_path: Path) -> None:
         masks(root, holdout=0, codes=[0, 128])
 
 
-def test_codes_of_no_training_mask_are_told(tmp_path: Path) -> None:
+def test_codes_of_no_training_mask_are_reported(tmp_path: Path) -> None:
     folder(tmp_path / "train", regions(1))
     folder(tmp_path / "val", regions(1, 2))
 
@@ -173,5 +173,5 @@ def test_numbers_keep_the_gaps_that_older_runs_were_trained_with(tmp_path: Path)
 def test_masks_without_a_training_split_are_an_error(tmp_path: Path) -> None:
     folder(tmp_path / "val", regions(1, 2))
 
-    with pytest.raises(DataError, match="no photo of a training split"):
+    with pytest.raises(DataError, match="no image of a training split"):
         masks(tmp_path)

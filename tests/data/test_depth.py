@@ -72,7 +72,7 @@ def _both() -> object:
     return torch.arange(2)
 
 
-def test_a_setting_decides_and_pixels_beyond_it_are_told(tmp_path: Path) -> None:
+def test_a_setting_decides_and_pixels_beyond_it_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(ramp(1000)))
     (tmp_path / "b.png").write_bytes(png(ramp(5000)))
 
@@ -118,7 +118,7 @@ def test_pgm_files_are_scaled_by_their_own_maximum(tmp_path: Path) -> None:
     assert abs(brightness(source_of(tmp_path))[0] - 255 * 1000 / 4095) <= 1
 
 
-def test_bits_hold_for_annotated_photos_too(tmp_path: Path) -> None:
+def test_bits_hold_for_annotated_images_too(tmp_path: Path) -> None:
     for name, highest in (("a", 4095), ("b", 512)):
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "images" / f"{name}.png").write_bytes(png(ramp(highest)))
@@ -151,7 +151,7 @@ def test_the_least_bits_that_hold_every_pixel_are_taken(found: list[Depth], bits
     assert settle_bits(found) == bits
 
 
-def test_photos_of_8_bits_need_no_decision(photos: Path) -> None:
+def test_images_of_8_bits_need_no_decision(photos: Path) -> None:
     source = open_splits(DataConfig(path=photos, image_size=35))["train"]
 
     assert source.decided == {}

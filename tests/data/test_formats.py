@@ -160,9 +160,9 @@ def test_voc_splits_may_be_folders(tmp_path: Path) -> None:
     assert {name: len(source) for name, source in splits.items()} == {"train": 3, "test": 1}
 
 
-def write_labelme(root: Path, *, beside: bool, kind: str = "rectangle") -> None:
+def write_labelme(root: Path, *, adjacent: bool, kind: str = "rectangle") -> None:
     for stem in STEMS:
-        image = copy_image(stem, root / ("." if beside else "images"))
+        image = copy_image(stem, root / ("." if adjacent else "images"))
         with Image.open(image) as opened:
             width, height = opened.size
         shapes = [
@@ -180,28 +180,28 @@ def write_labelme(root: Path, *, beside: bool, kind: str = "rectangle") -> None:
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": image.name if beside else f"..\\images\\{image.name}",
+            "imagePath": image.name if adjacent else f"..\\images\\{image.name}",
             "imageData": None,
             "imageHeight": height,
             "imageWidth": width,
         }
-        folder = root / ("." if beside else "json")
+        folder = root / ("." if adjacent else "json")
         folder.mkdir(exist_ok=True)
         (folder / f"{stem}.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("adjacent", [True, False])
 @pytest.mark.parametrize("kind", ["rectangle", "polygon"])
-def test_labelme_gives_the_same_boxes_as_voc(tmp_path: Path, beside: bool, kind: str) -> None:
+def test_labelme_gives_the_same_boxes_as_voc(tmp_path: Path, adjacent: bool, kind: str) -> None:
     root = tmp_path / "labelme"
-    write_labelme(root, beside=beside, kind=kind)
+    write_labelme(root, adjacent=adjacent, kind=kind)
     (root / "classes.txt").write_text("\n".join(CLASSES))
 
     assert_same(by_stem(boxes(root, holdout=0)), reference(tmp_path / "voc"))
 
 
 def test_yolo_polygons_and_labelme_shapes_paint_the_same_map(tmp_path: Path) -> None:
-    write_labelme(tmp_path / "labelme", beside=True, kind="polygon")
+    write_labelme(tmp_path / "labelme", adjacent=True, kind="polygon")
     (tmp_path / "labelme/classes.txt").write_text("\n".join(CLASSES))
     yolo = masks(write_yolo(tmp_path / "yolo", "labelimg", polygon=True))
     labelme = masks(tmp_path / "labelme", holdout=0)
@@ -316,7 +316,7 @@ def test_keypoints_of_yolo_pose_are_boxes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../secret.png", "absent.png"])
 def test_a_labelme_file_cannot_name_an_image_outside_its_folder(tmp_path: Path, path: str) -> None:
     root = tmp_path / "data"
-    write_labelme(root, beside=True)
+    write_labelme(root, adjacent=True)
     save_image(tmp_path / "secret.png", np.zeros((4, 4, 3), np.uint8))
     file = root / f"{STEMS[0]}.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "imagePath": path}))
@@ -340,7 +340,7 @@ def test_a_labelme_file_cannot_name_an_image_outside_its_folder(tmp_path: Path, 
 def test_a_bad_labelme_shape_costs_itself_and_is_named(
     tmp_path: Path, shape: Any, reason: str
 ) -> None:
-    write_labelme(tmp_path, beside=True)
+    write_labelme(tmp_path, adjacent=True)
     file = tmp_path / f"{STEMS[0]}.json"
     content = json.loads(file.read_text())
     content["shapes"].insert(0, shape)
@@ -411,7 +411,7 @@ def test_two_images_of_one_name_get_two_pictures(tmp_path: Path) -> None:
 def test_labelme_files_none_of_which_can_be_read_are_refused_with_the_reason(
     tmp_path: Path, text: str
 ) -> None:
-    write_labelme(tmp_path, beside=True)
+    write_labelme(tmp_path, adjacent=True)
     for file in tmp_path.glob("*.json"):
         file.write_text(text)
 

@@ -171,7 +171,7 @@ def test_formats_that_nobody_asked_for_stay_closed(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "tiff", "webp", "ppm", "avif"])
-def test_formats_of_photos_are_opened_whatever_their_name(tmp_path: Path, suffix: str) -> None:
+def test_formats_of_images_are_opened_whatever_their_name(tmp_path: Path, suffix: str) -> None:
     if suffix == "avif" and "AVIF" not in Image.registered_extensions().values():
         pytest.skip("this Pillow reads no AVIF")
     save(tmp_path / f"a.{suffix}")
@@ -208,7 +208,7 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (pipe, "is a named pipe, no image"),
         (listener, "is a socket, no image"),
@@ -219,14 +219,14 @@ def empty(path: Path) -> None:
 )
 @pytest.mark.parametrize("read", READERS)
 def test_what_is_no_image_file_is_not_read(
-    tmp_path: Path, read: Reader, make: Callable[[Path], None], said: str
+    tmp_path: Path, read: Reader, make: Callable[[Path], None], expected: str
 ) -> None:
     make(tmp_path / "a.png")
     (tmp_path / "data").mkdir()
 
     skipped = read(tmp_path / "data", tmp_path / "a.png")
 
-    assert any(said in reason for _, reason in skipped), skipped
+    assert any(expected in reason for _, reason in skipped), skipped
 
 
 def test_a_member_of_a_shard_is_bounded_too(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_a_tinted_picture_takes_a_few_bytes_a_pixel() -> None:
 
 
 @needs_linux
-def test_many_outlines_of_a_huge_photo_take_the_memory_of_one_map() -> None:
+def test_many_outlines_of_a_huge_image_take_the_memory_of_one_map() -> None:
     code = """
         import numpy as np
         from hgkd_edge.data.annotations.outlines import Shape, paint
@@ -468,19 +468,19 @@ def test_many_outlines_of_a_huge_photo_take_the_memory_of_one_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outline", "said"),
+    ("outline", "expected"),
     [
         ([[0, 0, 3000, 3000] * 2000], "longer than 2,097,152 pixels"),
         ({"size": [3000, 3000], "counts": "o" * 300_000}, "too many digits"),
     ],
     ids=["polygon", "digits"],
 )
-def test_an_outline_that_would_take_for_ever_is_refused(outline: Any, said: str) -> None:
+def test_an_outline_that_would_take_for_ever_is_refused(outline: Any, expected: str) -> None:
     started = time.monotonic()
 
     _, ((_, reason),) = paint([Shape(1, outline, "a:1")], (3000, 3000))
 
-    assert said in reason
+    assert expected in reason
     assert time.monotonic() - started < 2
 
 
@@ -493,15 +493,15 @@ def coco_of(root: Path, boxes_of_first: int, photos: int) -> Path:
     return root
 
 
-def test_a_photo_of_countless_boxes_is_left_out(tmp_path: Path) -> None:
+def test_an_image_of_countless_boxes_is_left_out(tmp_path: Path) -> None:
     source = boxes(coco_of(tmp_path, 20_000, 3), holdout=0)["train"]
 
     assert len(source) == 2
     ((_, reason),) = source.skipped
-    assert "has 20,000 boxes; photos with up to 4,096 are used; photo skipped" in reason
+    assert "has 20,000 boxes; images with up to 4,096 are used; image skipped" in reason
 
 
-def test_one_crowded_photo_does_not_make_all_others_large(
+def test_one_crowded_image_does_not_make_all_others_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = boxes(coco_of(tmp_path, 3000, 4), holdout=0)["train"]

@@ -24,7 +24,7 @@ def dataset(photos: Path, tmp_path: Path) -> object:
 
 @pytest.mark.parametrize("decode", ["once", "streaming"])
 @pytest.mark.parametrize("kind", ["folder of images", "saved to disk", "parquet"])
-def test_a_local_dataset_holds_the_same_photos_as_the_folder_it_was_made_from(
+def test_a_local_dataset_holds_the_same_images_as_the_folder_it_was_made_from(
     photos: Path, tmp_path: Path, dataset: dict[str, object], kind: str, decode: str
 ) -> None:
     place = tmp_path / "local"
@@ -54,14 +54,14 @@ def test_a_single_split_is_held_out_by_share(tmp_path: Path, dataset: dict[str, 
     assert set(splits) == {"train", "holdout"}
 
 
-def test_photos_without_a_label_column_are_unlabelled(
+def test_images_without_a_label_column_are_unlabeled(
     tmp_path: Path, dataset: dict[str, object]
 ) -> None:
     dataset["train"].remove_columns("label").save_to_disk(str(tmp_path / "bare"))
 
     source = open_splits(data_config(tmp_path / "bare", source="hf", holdout=0))["train"]
 
-    assert not source.labelled
+    assert not source.labeled
     assert (source.labels == -1).all()
 
 
@@ -103,7 +103,7 @@ def test_labels_may_be_missing_and_of_any_plain_type(
     assert source.labels.tolist() == numbers
 
 
-def test_a_list_of_labels_per_photo_is_no_label(tmp_path: Path, dataset: dict[str, object]) -> None:
+def test_a_list_of_labels_per_image_is_no_label(tmp_path: Path, dataset: dict[str, object]) -> None:
     part = dataset["train"].select(range(2)).remove_columns("label")
     part.add_column("label", [[1, 2], []]).save_to_disk(str(tmp_path / "many"))
 
@@ -115,7 +115,7 @@ def test_a_list_of_labels_per_photo_is_no_label(tmp_path: Path, dataset: dict[st
 def test_splits_are_found_by_any_spelling_and_others_reported(
     tmp_path: Path, dataset: dict[str, object]
 ) -> None:
-    names = {"Training": "train", "dev": "test", "unlabelled": "test"}
+    names = {"Training": "train", "dev": "test", "unlabeled": "test"}
     parts = {name: dataset[split] for name, split in names.items()}
     parts["dev"] = parts["dev"].remove_columns("label")
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "named"))
@@ -124,7 +124,7 @@ def test_splits_are_found_by_any_spelling_and_others_reported(
 
     assert {name: len(source) for name, source in splits.items()} == {"train": 48, "val": 18}
     assert (splits["val"].labels == -1).all(), "this split has no label column"
-    assert "splits 'unlabelled' of" in splits["train"].remarks[0]
+    assert "splits 'unlabeled' of" in splits["train"].remarks[0]
 
 
 def test_a_dataset_without_images_is_an_error_that_names_its_columns(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_images_of_one_to_four_channels_are_seen_as_predict_sees_them(
 
 
 @pytest.mark.parametrize("where", DAMAGE)
-def test_damaged_exif_data_cost_no_photo(
+def test_damaged_exif_data_cost_no_image(
     tmp_path: Path, where: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(damaged_exif(half_white(), 3, where=where))
@@ -89,7 +89,7 @@ def test_damaged_exif_data_cost_no_photo(
 
 
 @pytest.mark.parametrize("where", DAMAGE)
-def test_damaged_exif_data_cost_no_annotated_photo(tmp_path: Path, where: str) -> None:
+def test_damaged_exif_data_cost_no_annotated_image(tmp_path: Path, where: str) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(damaged_exif(half_white(), 3, where=where))
     (tmp_path / "masks").mkdir()

@@ -102,7 +102,7 @@ def test_the_onnx_graph_gives_the_same_within_one_gray_level(
         assert error.mean() < 0.4, file.name
 
 
-def test_held_out_photos_are_scored_on_the_pixels_that_predict_sees(photos: Path) -> None:
+def test_held_out_images_are_scored_on_the_pixels_that_predict_sees(photos: Path) -> None:
     spec = InputSpec((64, 64), MEAN, STD, "cover")
     source = open_splits(DataConfig(path=photos, image_size=64))["test"]
 

@@ -19,7 +19,7 @@ from tests.data.annotated import NUCLEI, boxes, faults_of, masks, save_image, wr
 
 
 @pytest.mark.parametrize("annotations", [None, []])
-def test_a_test_split_without_annotations_is_left_out_and_told(
+def test_a_test_split_without_annotations_is_left_out_and_reported(
     tmp_path: Path, annotations: list[Any] | None
 ) -> None:
     def change(content: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def test_a_test_split_without_annotations_is_left_out_and_told(
         assert faults_of(splits) == [(str(file), "has no annotations; split 'test' skipped")]
 
 
-def test_coco_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+def test_coco_for_images_of_another_size_leaves_them_out(tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["images"][1] |= {"width": 200, "height": 100}
         content["images"][2] |= {"width": 0, "height": None}
@@ -47,7 +47,7 @@ def test_coco_for_photos_of_another_size_leaves_them_out(tmp_path: Path) -> None
         assert source.names == ["images/train0.png", "images/train2.png"]
         ((where, reason),) = source.skipped
         assert where == str(tmp_path / "images" / "train1.png")
-        assert "has 100 x 50 pixels, its annotations are for 200 x 100; photo skipped" in reason
+        assert "has 100 x 50 pixels, its annotations are for 200 x 100; image skipped" in reason
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_compressed_run_lengths_are_read_as_coco_reads_them(seed: int) -> None:
     ],
     ids=str,
 )
-def test_an_outline_that_is_none_paints_nothing_and_is_told(outline: Any) -> None:
+def test_an_outline_that_is_none_paints_nothing_and_is_reported(outline: Any) -> None:
     labels, faults = paint([Shape(1, outline, "a:1")], (40, 60))
 
     assert not labels.any()
@@ -221,7 +221,7 @@ def test_masks_stored_with_loss_are_refused(tmp_path: Path, binary: bool) -> Non
     assert "1.jpg: JPEG blurs class numbers; masks must be lossless: PNG" in reason
 
 
-def test_photos_of_16_bits_keep_their_shades_beside_annotations(tmp_path: Path) -> None:
+def test_images_of_16_bits_keep_their_shades_next_to_annotations(tmp_path: Path) -> None:
     label_maps(tmp_path, "images", "masks", [1])
     save_image(tmp_path / "images" / "1.png", np.full((64, 96), 128 * 257, np.uint16))
 
@@ -318,7 +318,7 @@ def test_names_of_classes_come_from_classes_txt(tmp_path: Path) -> None:
     assert "mask holds class 3, classes.txt names 3" in source.skipped[0][1]
 
 
-def test_masks_that_are_none_are_told_and_their_photos_left_out(tmp_path: Path) -> None:
+def test_masks_that_are_none_are_reported_and_their_images_left_out(tmp_path: Path) -> None:
     label_maps(tmp_path, "images", "masks", [1, 2, 3, 4, 5])
     save_image(tmp_path / "masks" / "2.png", np.zeros((64, 96, 3), np.uint8))
     save_image(tmp_path / "masks" / "3.png", np.zeros((32, 96), np.uint8))
@@ -330,7 +330,7 @@ def test_masks_that_are_none_are_told_and_their_photos_left_out(tmp_path: Path) 
     assert [Path(n).stem for n in source.names] == ["5"]
     assert source.images[0].unique().tolist() == [5]
     assert {source.classes[i] for i in source.labels[0, :, :48].unique()} == {"class 5"}, (
-        "photo and label stayed together"
+        "image and label stayed together"
     )
     reasons = " ".join(reason for _, reason in source.skipped)
     assert "3 channels (RGB), not one class number per pixel; turn its colors into" in reasons

@@ -108,7 +108,7 @@ def test_images_outside_the_splits_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folders", "said"),
+    ("folders", "expected"),
     [
         (["train", "car", "bus"], "'train' can be the training split or a class next to"),
         (["cat", "dog", "test/cat", "test/dog"], "'test' looks like a split next to"),
@@ -119,9 +119,9 @@ def test_images_outside_the_splits_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_are_splits_or_classes_are_not_guessed(
-    tmp_path: Path, folders: list[str], said: str
+    tmp_path: Path, folders: list[str], expected: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=expected):
         opened(tree(tmp_path, *folders))
 
 
@@ -240,11 +240,11 @@ def test_label_sets_that_differ_between_splits_are_reported_with_counts(tmp_path
     root = tree(tmp_path, "train/cat", "train/dog", "val/cat", "val/owl")
     shutil.copytree(root / "train" / "cat", root / "test")
 
-    said = remarks(opened(root))
+    expected = remarks(opened(root))
 
-    assert "split 'val': 2 of 4 photos are of classes without a training photo ('owl')" in said
-    assert "classes without a photo in split 'val': 'dog'" in said
-    assert "2 of 2 photos of split 'test' have no label" in said
+    assert "split 'val': 2 of 4 images are of classes without a training image ('owl')" in expected
+    assert "classes without an image in split 'val': 'dog'" in expected
+    assert "2 of 2 images of split 'test' have no label" in expected
 
 
 def test_images_are_listed_in_the_order_of_their_paths(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.data.helpers import data_config, write_shards
 
 
 @pytest.mark.parametrize("decode", ["once", "streaming"])
-def test_shards_hold_the_same_photos_as_the_folder_they_were_made_from(
+def test_shards_hold_the_same_images_as_the_folder_they_were_made_from(
     photos: Path, tmp_path: Path, decode: str
 ) -> None:
     pattern = write_shards(photos, tmp_path / "shards")
@@ -73,7 +73,7 @@ def test_a_member_that_says_it_is_huge_is_one_line(tmp_path: Path, size: int) ->
         open_splits(data_config(path, source="webdataset"))
 
 
-def test_links_devices_and_pipes_in_a_shard_are_no_photos(tmp_path: Path) -> None:
+def test_links_devices_and_pipes_in_a_shard_are_no_images(tmp_path: Path) -> None:
     kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
     members = [
         member(f"x{number}.png", type=kind, linkname="/etc/passwd", devmajor=1, devminor=5)
@@ -97,7 +97,7 @@ def test_a_name_of_megabytes_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["cls", "json", "txt"])
-def test_labels_are_read_from_the_files_beside_the_photos(
+def test_labels_are_read_from_the_files_next_to_the_images(
     photos: Path, tmp_path: Path, label: str
 ) -> None:
     pattern = write_shards(photos, tmp_path / "shards", label=label)
@@ -113,7 +113,7 @@ def test_captions_are_no_labels(photos: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "captioned.tar", "w") as shard:
         for i, file in enumerate(sorted(photos.glob("train/*/*.webp"))):
             caption = tmp_path / f"{i}.txt"
-            caption.write_text(f"photo number {i}")
+            caption.write_text(f"image number {i}")
             shard.add(file, f"{i}.webp")
             shard.add(caption, f"{i}.txt")
 
@@ -123,7 +123,7 @@ def test_captions_are_no_labels(photos: Path, tmp_path: Path) -> None:
 
     assert len(source) == 48
     assert source.classes == []
-    assert not source.labelled
+    assert not source.labeled
 
 
 @pytest.mark.parametrize("name", ["valid", "validation"])
@@ -198,12 +198,12 @@ def test_a_damaged_shard_is_an_error_that_names_it(
         open_splits(data_config(tmp_path / "shards", source="webdataset"))
 
 
-def test_a_samples_photo_is_told_from_its_depth_map(photos: Path, tmp_path: Path) -> None:
+def test_a_samples_image_is_distinguished_from_its_depth_map(photos: Path, tmp_path: Path) -> None:
     file = next((photos / "train").rglob("*.webp"))
     with tarfile.open(tmp_path / "train-000.tar", "w") as shard:
         for i in range(2):
             for name, content in (
-                (f"{i}.depth.png", b"no photo"),
+                (f"{i}.depth.png", b"no image"),
                 (f"{i}.webp", file.read_bytes()),
             ):
                 member = tarfile.TarInfo(name)

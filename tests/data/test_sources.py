@@ -12,7 +12,7 @@ from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import cover, to_rgb
 from hgkd_edge.data.photos import find_images
-from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabelled
+from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabeled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 
@@ -21,12 +21,12 @@ def folder(path: Path, **more: object) -> DataConfig:
     return DataConfig.model_validate({"path": path, "image_size": 32, **more})
 
 
-def test_the_bundled_photos_are_labelled_and_split() -> None:
+def test_the_bundled_images_are_labeled_and_split() -> None:
     splits = open_splits(DataConfig(source="bundled", image_size=64))
 
     assert {name: len(source) for name, source in splits.items()} == {"train": 1628, "test": 372}
     assert len(splits["train"].classes) == 10
-    assert all(source.labelled and not source.skipped for source in splits.values())
+    assert all(source.labeled and not source.skipped for source in splits.values())
     assert not set(splits["train"].names) & set(splits["test"].names)
 
 
@@ -38,7 +38,7 @@ def test_a_folder_with_splits_keeps_them(photos: Path) -> None:
     assert splits["train"].images.shape == (48, 3, 37, 37)
 
 
-def test_a_plain_tree_holds_out_the_same_photos_whatever_else_is_added(
+def test_a_plain_tree_holds_out_the_same_images_whatever_else_is_added(
     photos: Path, tmp_path: Path
 ) -> None:
     tree = tmp_path / "tree"
@@ -52,14 +52,14 @@ def test_a_plain_tree_holds_out_the_same_photos_whatever_else_is_added(
     assert before <= set(after)
 
 
-def labelled_tree(photos: Path, to: Path) -> Path:
+def labeled_tree(photos: Path, to: Path) -> Path:
     """The fixture's folder without its `test/`."""
     shutil.copytree(photos / "train", to / "train")
     return to
 
 
 def test_a_folder_with_only_train_holds_a_share_out(photos: Path, tmp_path: Path) -> None:
-    tree = labelled_tree(photos, tmp_path)
+    tree = labeled_tree(photos, tmp_path)
     (tree / "val").mkdir()
 
     parted, whole = open_splits(folder(tree, holdout=0.2)), open_splits(folder(tree, holdout=0))
@@ -75,7 +75,7 @@ def test_a_folder_with_only_train_holds_a_share_out(photos: Path, tmp_path: Path
 def test_every_name_of_the_validation_folder_means_it(
     photos: Path, tmp_path: Path, name: str
 ) -> None:
-    tree = labelled_tree(photos, tmp_path)
+    tree = labeled_tree(photos, tmp_path)
     shutil.copytree(photos / "test", tree / name)
 
     splits = open_splits(folder(tree))
@@ -86,7 +86,7 @@ def test_every_name_of_the_validation_folder_means_it(
 
 
 def test_two_folders_of_one_split_are_an_error(photos: Path, tmp_path: Path) -> None:
-    tree = labelled_tree(photos, tmp_path)
+    tree = labeled_tree(photos, tmp_path)
     for name in ("val", "valid"):
         shutil.copytree(photos / "test", tree / name)
 
@@ -95,18 +95,18 @@ def test_two_folders_of_one_split_are_an_error(photos: Path, tmp_path: Path) -> 
 
 
 def test_a_split_without_labels_is_not_offered_to_be_scored(photos: Path, tmp_path: Path) -> None:
-    tree = labelled_tree(photos, tmp_path)
+    tree = labeled_tree(photos, tmp_path)
     (tree / "test").mkdir()
     for i, file in enumerate(photos.glob("test/*/*.webp")):
         shutil.copy(file, tree / "test" / f"{i}.webp")
     flat = open_splits(folder(tree))
     shutil.copytree(photos / "test", tree / "val")
-    also_labelled = open_splits(folder(tree))
+    also_labeled = open_splits(folder(tree))
 
     assert held_out_split(flat) == "test"
-    assert held_out_split(flat, labelled=True) is None
-    assert held_out_split(also_labelled, labelled=True) == "val"
-    assert "18 of 18 photos, such as test/0.webp" in why_unlabelled(flat["test"])
+    assert held_out_split(flat, labeled=True) is None
+    assert held_out_split(also_labeled, labeled=True) == "val"
+    assert "18 of 18 images, such as test/0.webp" in why_unlabeled(flat["test"])
 
 
 def test_boxes_and_label_maps_are_labels() -> None:
@@ -116,24 +116,24 @@ def test_boxes_and_label_maps_are_labels() -> None:
         open_masks(DataConfig(path=samples / "nuclei", image_size=32), binary=True),
     ]
 
-    assert all(held_out_split(one, labelled=True) == "val" for one in splits)
+    assert all(held_out_split(one, labeled=True) == "val" for one in splits)
 
 
-def test_what_keeps_photos_from_being_labelled_is_named(photos: Path, tmp_path: Path) -> None:
-    tree = labelled_tree(photos, tmp_path / "stray")
+def test_what_keeps_images_from_being_labeled_is_named(photos: Path, tmp_path: Path) -> None:
+    tree = labeled_tree(photos, tmp_path / "stray")
     shutil.copy(next(photos.glob("test/*/*.webp")), tree / "train" / "cover.webp")
     one = tmp_path / "one"
     shutil.copytree(next((photos / "train").iterdir()), one / "only")
 
     def reason(path: Path) -> str:
-        return why_unlabelled(open_splits(folder(path, holdout=0))["train"])
+        return why_unlabeled(open_splits(folder(path, holdout=0))["train"])
 
-    assert reason(tree).endswith("1 of 49 photos, such as train/cover.webp")
-    assert reason(one) == "all 16 photos are of one class, or of none"
+    assert reason(tree).endswith("1 of 49 images, such as train/cover.webp")
+    assert reason(one) == "all 16 images are of one class, or of none"
     assert reason(photos) == ""
 
 
-def test_photos_without_subfolders_are_unlabelled(photos: Path, tmp_path: Path) -> None:
+def test_images_without_subfolders_are_unlabeled(photos: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, file in enumerate(sorted(photos.glob("train/*/*.webp"))):
@@ -142,7 +142,7 @@ def test_photos_without_subfolders_are_unlabelled(photos: Path, tmp_path: Path) 
     source = open_splits(folder(flat, holdout=0))["train"]
 
     assert len(source) == 48
-    assert not source.labelled
+    assert not source.labeled
     assert (source.labels == -1).all()
 
 
@@ -189,7 +189,7 @@ def test_a_folder_without_images_is_an_error_that_names_it(tmp_path: Path, make:
         open_splits(folder(place))
 
 
-def test_a_photo_is_turned_upright_by_its_exif(tmp_path: Path) -> None:
+def test_an_image_is_turned_upright_by_its_exif(tmp_path: Path) -> None:
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[:20] = 255  # white above black, stored turned by 180 degrees
     image = Image.fromarray(pixels)
@@ -203,7 +203,7 @@ def test_a_photo_is_turned_upright_by_its_exif(tmp_path: Path) -> None:
     assert upright[:, -3].float().mean() > 250
 
 
-def test_grey_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+def test_gray_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "CMYK", "I;16"):
         Image.new(mode, (50, 30)).save(tmp_path / f"{mode.replace(';', '')}.tiff")
 
@@ -221,7 +221,7 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     ],
     ids=lambda pixels: str(pixels.dtype),
 )
-def test_photos_of_16_bits_and_of_floats_keep_their_shades(
+def test_images_of_16_bits_and_of_floats_keep_their_shades(
     tmp_path: Path, pixels: np.ndarray
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tiff")
@@ -232,7 +232,7 @@ def test_photos_of_16_bits_and_of_floats_keep_their_shades(
 
 
 @pytest.mark.parametrize("value", [255.0, -0.5, float("nan"), 70000])
-def test_pixels_of_no_known_range_are_told(value: float) -> None:
+def test_pixels_of_no_known_range_are_reported(value: float) -> None:
     kind = np.int32 if isinstance(value, int) else np.float32
     pixels = np.zeros((3, 3), kind)
     pixels[1, 1] = value
@@ -252,14 +252,14 @@ def test_the_fingerprint_follows_the_bytes(photos: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("canvas", [(73, 73), (256, 256), (73, 110)])
-def test_no_photo_is_lost_to_rounding_whatever_its_shape(canvas: tuple[int, int]) -> None:
+def test_no_image_is_lost_to_rounding_whatever_its_shape(canvas: tuple[int, int]) -> None:
     """Rounding can put a crop box slightly outside the image, which PIL rejects."""
     for height in range(20, 1000, 7):
         photo = Image.new("RGB", (640, height))
         assert cover(photo, canvas).size == canvas[::-1]
 
 
-def test_hidden_files_are_no_photos_and_linked_folders_are_followed(
+def test_hidden_files_are_no_images_and_linked_folders_are_followed(
     photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "linked").symlink_to(photos / "train")
@@ -267,7 +267,7 @@ def test_hidden_files_are_no_photos_and_linked_folders_are_followed(
     hidden = tmp_path / ".ipynb_checkpoints"
     hidden.mkdir()
     for file in (hidden / "a.png", tmp_path / "._a.png"):
-        file.write_bytes(b"no photo")
+        file.write_bytes(b"no image")
 
     names = find_images(tmp_path).names
 
@@ -275,10 +275,10 @@ def test_hidden_files_are_no_photos_and_linked_folders_are_followed(
     assert all(name.startswith("linked/") for name in names)
 
 
-def test_decoded_photos_that_no_disk_can_take_are_one_clear_error(
+def test_decoded_images_that_no_disk_can_take_are_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hgkd_edge.data.decode.memory_bytes", lambda: 0)
 
-    with pytest.raises(DataError, match=r"decoded photos take .* GB.*TMPDIR"):
+    with pytest.raises(DataError, match=r"decoded images take .* GB.*TMPDIR"):
         allocate((10**7, 3, 10**4, 10**3))

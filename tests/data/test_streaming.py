@@ -34,7 +34,7 @@ def test_streamed_batches_are_the_kept_ones(photos: Path) -> None:
     assert (streamed.streamed, kept.streamed) == (True, False)
 
 
-def test_a_subset_of_streamed_photos_is_the_subset_of_kept_ones(photos: Path) -> None:
+def test_a_subset_of_streamed_images_is_the_subset_of_kept_ones(photos: Path) -> None:
     indices, everything = torch.tensor([5, 40, 3]), torch.arange(3)
 
     kept = opened(photos, "once").subset(indices)
@@ -44,7 +44,7 @@ def test_a_subset_of_streamed_photos_is_the_subset_of_kept_ones(photos: Path) ->
     assert all(map(torch.equal, streamed.batch(everything), kept.batch(everything)))
 
 
-def test_in_the_place_of_an_unreadable_photo_stands_the_next_with_its_label(
+def test_in_the_place_of_an_unreadable_image_stands_the_next_with_its_label(
     photos: Path, tmp_path: Path
 ) -> None:
     tree = tmp_path / "tree"
@@ -64,7 +64,7 @@ def test_in_the_place_of_an_unreadable_photo_stands_the_next_with_its_label(
     ]
 
 
-def test_a_run_survives_unreadable_photos_and_lists_them_in_its_manifest(
+def test_a_run_survives_unreadable_images_and_lists_them_in_its_manifest(
     photos: Path, tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     tree = tmp_path / "tree"
@@ -88,7 +88,7 @@ def test_a_run_survives_unreadable_photos_and_lists_them_in_its_manifest(
     assert [name for name, _ in listed["noted"]] == [odd.relative_to(tree).as_posix()]
 
 
-def test_photos_that_are_all_unreadable_end_in_an_error_not_in_a_search(
+def test_images_that_are_all_unreadable_end_in_an_error_not_in_a_search(
     photos: Path, tmp_path: Path
 ) -> None:
     tree = tmp_path / "tree"
@@ -96,7 +96,7 @@ def test_photos_that_are_all_unreadable_end_in_an_error_not_in_a_search(
     source = opened(tree, "streaming")
     shutil.rmtree(tree)  # the disk disappears during training
 
-    with pytest.raises(DataError, match="48 photos in a row cannot be read.*No such file"):
+    with pytest.raises(DataError, match="48 images in a row cannot be read.*No such file"):
         source.batch(torch.tensor([0, 1]))
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_decoded_before_it_is_asked_for(photos: Path, tmp_path: Path)
     assert source.skipped == []
 
 
-def test_the_fingerprint_of_streamed_photos_follows_names_labels_and_sizes(
+def test_the_fingerprint_of_streamed_images_follows_names_labels_and_sizes(
     photos: Path, tmp_path: Path
 ) -> None:
     prints = {opened(photos, "streaming").fingerprint}
@@ -163,11 +163,11 @@ def test_batches_come_in_order_and_are_read_before_they_are_asked_for() -> None:
 def test_a_fault_in_the_background_comes_to_the_one_who_waits() -> None:
     def load(index: torch.Tensor) -> int:
         if index == 2:
-            raise DataError("photo 2")
+            raise DataError("image 2")
         return int(index)
 
     batches = read_ahead(load, torch.arange(5))
 
     assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(DataError, match="photo 2"):
+    with pytest.raises(DataError, match="image 2"):
         next(batches)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hgkd_edge.data.sources import how_to_label, open_splits, why_unlabelled
+from hgkd_edge.data.sources import how_to_label, open_splits, why_unlabeled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.survey import survey
@@ -29,7 +29,7 @@ def config(table: Path) -> DataConfig:
     return DataConfig(source="folder", path=table, image_size=32, holdout=0.2)
 
 
-def test_a_table_gives_the_photos_and_labels_of_its_folder(photos: Path) -> None:
+def test_a_table_gives_the_images_and_labels_of_its_folder(photos: Path) -> None:
     table = write_table(
         photos, photos / "labels.csv", header=["image", "label", "split"], split=True
     )
@@ -86,25 +86,27 @@ def test_a_file_that_is_not_there_is_skipped_and_named(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("a,b\nx.png,1\n", "no column 'image'"),
-        ("image,label\n", "lists no photos"),
+        ("image,label\n", "lists no images"),
         ("image,label,split\nx.png,a,train\ny.png,b,tran\n", "line 3: split 'tran'"),
         ("image,label,split\nx.png,a,train\ny.png,b,\n", "line 3: split ''"),
         ("image,label,split\nx.png,a,val\n", "no line is of split 'train'"),
         ("\x00\xff", "cannot be read as CSV"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_by_line(tmp_path: Path, text: str, said: str) -> None:
+def test_what_is_wrong_with_a_table_is_reported_by_line(
+    tmp_path: Path, text: str, expected: str
+) -> None:
     table = tmp_path / "labels.csv"
     table.write_bytes(text.encode("latin-1"))
 
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=expected):
         open_splits(config(table))
 
 
-def test_photos_without_labels_need_no_column_for_them(photos: Path) -> None:
+def test_images_without_labels_need_no_column_for_them(photos: Path) -> None:
     table = photos / "plain.csv"
     names = [str(file.relative_to(photos)) for file in (photos / "train").rglob("*.webp")]
     table.write_text("\n".join(["image", *names]))
@@ -112,7 +114,7 @@ def test_photos_without_labels_need_no_column_for_them(photos: Path) -> None:
     splits = open_splits(config(table))
 
     assert sum(len(source) for source in splits.values()) == 48
-    assert not splits["train"].labelled
+    assert not splits["train"].labeled
 
 
 HEADERS = [
@@ -143,7 +145,7 @@ def test_a_table_is_read_as_spreadsheets_write_it(
 
     assert sum(len(source) for source in splits.values()) == 48
     assert splits["train"].classes == sorted(f.name for f in (photos / "train").iterdir())
-    assert splits["train"].labelled
+    assert splits["train"].labeled
 
 
 def test_a_line_with_more_cells_than_the_header_is_an_error(tmp_path: Path) -> None:
@@ -203,11 +205,11 @@ def test_one_label_per_image_is_read_however_it_is_written(
     source = open_splits(table_of(tmp_path, header, lines))["train"]
 
     assert [source.classes[i] for i in source.labels.tolist()] == labels
-    assert why_unlabelled(source) == ""
+    assert why_unlabeled(source) == ""
 
 
 @pytest.mark.parametrize(
-    ("header", "lines", "said"),
+    ("header", "lines", "expected"),
     [
         ("image,cat,dog", ["1,0", "1,1"], "line 3: of the columns 'cat', 'dog', 'cat', 'dog' hold"),
         ("image,cat,dog", ["1,0", "0,0"], "line 3: of the columns 'cat', 'dog', none hold 1"),
@@ -218,7 +220,7 @@ def test_one_label_per_image_is_read_however_it_is_written(
     ],
 )
 def test_several_labels_per_image_are_refused_and_never_become_classes(
-    tmp_path: Path, header: str, lines: list[str], said: str
+    tmp_path: Path, header: str, lines: list[str], expected: str
 ) -> None:
     config = table_of(tmp_path, header, lines)
 
@@ -226,11 +228,11 @@ def test_several_labels_per_image_are_refused_and_never_become_classes(
 
     assert source.classes == []
     assert len(source) == len(lines), "distilling needs no labels"
-    assert said in why_unlabelled(source)
-    assert "several labels per image cannot be learned" in why_unlabelled(source)
+    assert expected in why_unlabeled(source)
+    assert "several labels per image cannot be learned" in why_unlabeled(source)
     found = survey(config)
     assert not found.tasks
-    assert any(said in remark for remark in found.remarks)
+    assert any(expected in remark for remark in found.remarks)
 
 
 def test_a_hint_speaks_of_the_table_that_lacks_labels(photos: Path) -> None:

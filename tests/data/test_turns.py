@@ -126,12 +126,12 @@ def test_so_it_is_with_pascal_voc(tmp_path: Path, height: int, width: int, uprig
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS[1:])
 @pytest.mark.parametrize("convention", ["upright", "stored"])
-def test_photos_without_a_telling_size_follow_the_others_of_their_data_set(
+def test_images_without_a_telling_size_follow_the_others_of_their_data_set(
     tmp_path: Path, orientation: int, convention: str
 ) -> None:
-    told = {"upright": (60, 40), "stored": (40, 60)}[convention]
+    printed = {"upright": (60, 40), "stored": (40, 60)}[convention]
     box_of = {"upright": lambda _: UPRIGHT_BOX, "stored": stored_box}[convention]
-    photos = [{"orientation": 6, "box": box_of(6), "size": told}] * 2
+    photos = [{"orientation": 6, "box": box_of(6), "size": printed}] * 2
     photos.insert(0, {"orientation": orientation, "box": box_of(orientation)})
 
     source = boxes(coco(tmp_path, *photos), (96, 96), holdout=0)["train"]
@@ -161,7 +161,7 @@ def test_a_size_that_fits_neither_way_names_exif(tmp_path: Path) -> None:
         *(("stored", orientation) for orientation in (1, 5, 6, 7, 8)),  # others keep the size
     ],
 )
-def test_a_mask_of_either_way_up_lies_on_its_photo(
+def test_a_mask_of_either_way_up_lies_on_its_image(
     tmp_path: Path, convention: str, orientation: int
 ) -> None:
     map_ = (UPRIGHT[..., 0] > 0).astype(np.uint8)
@@ -204,7 +204,7 @@ def test_run_lengths_state_a_size_too(tmp_path: Path, size: list[int]) -> None:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_predict_sees_photos_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
+def test_predict_sees_images_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
     save(tmp_path / "a.png", orientation)
 
     assert (np.asarray(load_photo(tmp_path / "a.png")) == UPRIGHT).all()

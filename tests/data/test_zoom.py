@@ -31,7 +31,7 @@ def extent(mask: Tensor) -> list[float]:
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
-def test_photo_label_map_and_box_move_together(seed: int) -> None:
+def test_image_label_map_and_box_move_together(seed: int) -> None:
     zoom = random_zoom(draw(8, seed), zoom=(0.6, 1.8), vertical_flip=True)
     boxes = torch.tensor([[2.0, 30.0, 14.0, 54.0, 38.0]]).expand(8, 1, 5)
     images, labels = rectangles(boxes)
@@ -40,13 +40,13 @@ def test_photo_label_map_and_box_move_together(seed: int) -> None:
     moved = zoom.boxes(boxes, SIZE)
 
     area = 24 * 24 / zoom.factor.prod(dim=1).abs()  # area of the box in an unbounded view
-    for image, labelled, box, whole in zip(seen, maps, moved[:, 0], area, strict=True):
-        share = (labelled == 1).sum() / whole
+    for image, labeled, box, whole in zip(seen, maps, moved[:, 0], area, strict=True):
+        share = (labeled == 1).sum() / whole
         if share < 0.35:  # near a quarter the box may count as absent
             assert share > 0.15 or box[0] == -1
             continue
         assert box[0] == 2
-        for mask in (image > 0.75, labelled == 1):
+        for mask in (image > 0.75, labeled == 1):
             corners = torch.tensor(extent(mask))
             assert (corners - box[1:]).abs().max() <= 1.5
         assert 0 <= box[1] < box[3] <= SIZE[1]
@@ -83,7 +83,7 @@ def test_boxes_that_leave_the_view_are_taken_for_absent() -> None:
     assert classes.tolist() == [-1, -1, 1]  # outside, an eighth inside, half inside
 
 
-def test_photos_with_an_up_are_never_turned_upside_down() -> None:
+def test_images_with_an_up_are_never_turned_upside_down() -> None:
     upright = random_zoom(draw(200), zoom=(0.7, 1.5), vertical_flip=False)
     turned = random_zoom(draw(200), zoom=(0.7, 1.5), vertical_flip=True)
 

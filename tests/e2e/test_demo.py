@@ -11,7 +11,7 @@ from hgkd_edge.bench.tables import milliseconds
 from hgkd_edge.rundir import file_sha256
 
 
-def test_the_demo_goes_from_photos_to_a_latency_and_beats_the_untrained_network(
+def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
     tmp_path: Path,
 ) -> None:
     # Fewer epochs than the demo's, so that the tests stay fast; the rest is the same.
@@ -34,8 +34,8 @@ def test_the_demo_goes_from_photos_to_a_latency_and_beats_the_untrained_network(
     assert 0 < result["latency"]["p50_ms"] <= result["latency"]["p99_ms"]
     run = tmp_path / result["run"]
     assert (tmp_path / "runs" / "latest").resolve() == run.resolve()
-    for name, artefact in json.loads((run / "manifest.json").read_text())["artefacts"].items():
-        assert artefact["sha256"] == file_sha256(run / name), name
+    for name, artifact in json.loads((run / "manifest.json").read_text())["artifacts"].items():
+        assert artifact["sha256"] == file_sha256(run / name), name
     for name in ("recipe.yaml", "log.jsonl", "evaluation.json", "export.json", "bench.json"):
         assert (run / name).is_file(), name
     page = subprocess.run(

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from hgkd_edge.cli import main
-from hgkd_edge.engine.checkpoint import mend_for, sums_of
+from hgkd_edge.engine.checkpoint import fix_for, sums_of
 from hgkd_edge.errors import RunError, TrainingError
 from hgkd_edge.rundir import cache_dir
 from tests.engine.helpers import Classify, losses, place, run, tiny_source
@@ -87,12 +87,12 @@ def test_a_read_only_folder_is_one_clear_error(read_only: Path) -> None:
     assert contents(read_only) == before
 
 
-def test_what_cannot_be_written_is_mended_where_its_place_is_set(tmp_path: Path) -> None:
+def test_what_cannot_be_written_has_a_fix_where_its_place_is_set(tmp_path: Path) -> None:
     read_only = OSError(errno.EROFS, "Read-only file system")
 
-    assert "--run" in mend_for(read_only, tmp_path / "last.pt")
-    assert "set HGKD_EDGE_CACHE" in mend_for(read_only, cache_dir() / "teachers" / "mae.pt")
-    assert mend_for(OSError(errno.ENOSPC, ""), cache_dir() / "mae.pt") == "free disk space"
+    assert "--run" in fix_for(read_only, tmp_path / "last.pt")
+    assert "set HGKD_EDGE_CACHE" in fix_for(read_only, cache_dir() / "teachers" / "mae.pt")
+    assert fix_for(OSError(errno.ENOSPC, ""), cache_dir() / "mae.pt") == "free disk space"
 
 
 @pytest.mark.parametrize("place_of_run", ["a file", "read-only"])

@@ -158,9 +158,9 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before_and_one_line_says_why(
 
     run(Asks(accumulated_only), source, tmp_path / "asks", accumulate=2)
 
-    said = [line for line in capsys.readouterr().err.splitlines() if "CUDA graph" in line]
-    assert len(said) == 1
-    assert "warning: training without a CUDA graph: it cannot be captured" in said[0]
+    printed = [line for line in capsys.readouterr().err.splitlines() if "CUDA graph" in line]
+    assert len(printed) == 1
+    assert "warning: training without a CUDA graph: it cannot be captured" in printed[0]
     assert len(made[-1].traces) == accumulated_only
     assert losses(tmp_path / "asks") == losses(tmp_path / "eager")
     assert same(saved(tmp_path / "asks"), saved(tmp_path / "eager"))
@@ -255,7 +255,7 @@ def test_two_processes_with_a_recorded_pass_train_as_without_to_the_last_bit(
         ("FSDP", None, False, "Accelerate runs FSDP"),
     ],
 )
-def test_what_cannot_be_recorded_is_said_in_one_line(
+def test_what_cannot_be_recorded_is_reported_in_one_line(
     distributed: str,
     scaler: object,
     exchanges: bool,
@@ -292,7 +292,7 @@ def accelerator(device: str, distributed: str, scaler: object) -> Any:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_where_nobody_asked_for_a_graph_nothing_is_said(
+def test_where_nobody_asked_for_a_graph_nothing_is_printed(
     device: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = accelerator(device, "MULTI_GPU", object())

@@ -34,7 +34,7 @@ def records(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def said_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, waited: float) -> str:
+def output_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, waited: float) -> str:
     """A journal's output for 60 batches of a second each, `waited` seconds of it for images."""
     place = Workplace(tmp_path / "log.jsonl", tmp_path / "last.pt")
     accelerator = make_accelerator(config(), place)
@@ -55,24 +55,24 @@ def said_of(tmp_path: Path, capsys: pytest.CaptureFixture[str], *, waited: float
     return capsys.readouterr().err
 
 
-def test_a_starving_student_is_told_of_once_with_the_mend(
+def test_a_starving_student_is_reported_once_with_the_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = said_of(tmp_path, capsys, waited=0.3)
+    printed = output_of(tmp_path, capsys, waited=0.3)
 
-    assert said.count("the student waits for photos 30% of the time") == 1
-    assert "set TMPDIR to a faster disk" in said
-    assert "waiting for photos 30%" in said.splitlines()[-1]
+    assert printed.count("the student waits for images 30% of the time") == 1
+    assert "set TMPDIR to a faster disk" in printed
+    assert "waiting for images 30%" in printed.splitlines()[-1]
     assert records(tmp_path)[0]["data_share"] == 0.3
 
 
-def test_a_well_fed_student_is_not_told_of_anything(
+def test_a_well_fed_student_gets_no_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "waiting" not in said_of(tmp_path, capsys, waited=0.05)
+    assert "waiting" not in output_of(tmp_path, capsys, waited=0.05)
 
 
-def test_waiting_for_photos_is_what_the_log_calls_so(tmp_path: Path) -> None:
+def test_waiting_for_images_is_what_the_log_calls_so(tmp_path: Path) -> None:
     source = tiny_source()
     source.images = SlowPixels(source.images, 1.0)  # type: ignore[assignment]
 
@@ -81,7 +81,7 @@ def test_waiting_for_photos_is_what_the_log_calls_so(tmp_path: Path) -> None:
     assert max(record["data_share"] for record in records(tmp_path)) > 0.3
 
 
-def test_trackers_are_told_the_projects_name_and_events_lie_in_the_runs_folder(
+def test_trackers_get_the_projects_name_and_events_lie_in_the_runs_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Workplace(tmp_path / "log.jsonl", tmp_path / "last.pt", tracker_dir=tmp_path)
@@ -107,17 +107,17 @@ def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install() -> No
         check_machine(config(trackers=["tensorboard", "wandb"]))
 
 
-def test_a_streamed_source_is_told_of_its_threads(photos: Path) -> None:
-    from hgkd_edge.engine.journal import _mend_starving
+def test_a_streamed_source_gets_advice_about_its_threads(photos: Path) -> None:
+    from hgkd_edge.engine.journal import _fix_starving
 
     source = open_splits(data_config(photos, decode="streaming", workers=3))["train"]
 
     assert isinstance(source.images, StreamedPixels)
-    assert "data.workers (now 3)" in _mend_starving(source)
+    assert "data.workers (now 3)" in _fix_starving(source)
 
 
 @pytest.mark.parametrize("decode", ["once", "streaming"])
-def test_streamed_photos_give_the_loss_curve_of_kept_ones(
+def test_streamed_images_give_the_loss_curve_of_kept_ones(
     photos: Path, tmp_path: Path, decode: str
 ) -> None:
     class Small(Classify):

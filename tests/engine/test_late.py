@@ -43,14 +43,16 @@ def test_figures_read_late_change_nothing(
 
 
 @pytest.mark.usefixtures("late")
-@pytest.mark.parametrize(("spoil", "said"), [("loss", "loss is nan"), ("gradient", "norm is inf")])
+@pytest.mark.parametrize(
+    ("spoil", "expected"), [("loss", "loss is nan"), ("gradient", "norm is inf")]
+)
 @pytest.mark.parametrize("step", [3, 4, 19])  # second of a batch, first of one, first of the last
 def test_an_update_that_is_not_finite_is_skipped_and_named(
     source: ImageSource,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: str,
-    said: str,
+    expected: str,
     step: int,
 ) -> None:
     states: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -63,7 +65,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_named(
     )
 
     try:
-        with pytest.raises(TrainingError, match=rf"{said} at step {step} \(learning rate"):
+        with pytest.raises(TrainingError, match=rf"{expected} at step {step} \(learning rate"):
             run(task, source, tmp_path, epochs=2)
     finally:
         hook.remove()

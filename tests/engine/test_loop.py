@@ -31,7 +31,7 @@ def test_training_learns_and_logs_every_step(source: ImageSource, tmp_path: Path
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
 
 
-def test_other_photos_than_those_begun_with_are_refused(
+def test_other_images_than_those_begun_with_are_refused(
     source: ImageSource, tmp_path: Path
 ) -> None:
     run(Classify(), source, tmp_path)
@@ -87,22 +87,22 @@ def test_accumulated_gradients_equal_the_large_batch(source: ImageSource, tmp_pa
 def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: Path) -> None:
     few = source.subset(torch.arange(5))
 
-    with pytest.raises(RecipeError, match="only 5 photos, which do not divide.*use 4"):
+    with pytest.raises(RecipeError, match="only 5 images, which do not divide.*use 4"):
         run(Classify(), few, tmp_path, accumulate=4)
 
 
 @pytest.mark.parametrize(
-    ("photos", "world", "said"),
+    ("photos", "world", "expected"),
     [
         (1000, 3, "mine.batch_size = 256: 256 does not divide among 3 processes.*use 255"),
-        (5, 2, "mine.batch_size = 256: there are only 5 photos, which do not.*use 4"),
+        (5, 2, "mine.batch_size = 256: there are only 5 images, which do not.*use 4"),
         (1, 2, "there are only 1 photos.*use at most 1 processes and accumulation steps"),
     ],
 )
 def test_the_batch_error_names_the_setting_and_what_fits(
-    photos: int, world: int, said: str
+    photos: int, world: int, expected: str
 ) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected):
         _batch_size(config(batch_size=256), photos, world, key="mine.batch_size")
 
 

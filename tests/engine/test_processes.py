@@ -75,7 +75,7 @@ def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)
     # Only the main process writes and prints.
     assert json.loads(two.stdout)["held_out"]["photos"] == 18
-    assert two.stderr.count("photos: 48 train") == 1
+    assert two.stderr.count("images: 48 train") == 1
     one, other = ({p.name for p in (tmp_path / run).iterdir()} for run in ("one", "two"))
     assert one == other
 
@@ -90,7 +90,7 @@ def test_without_it_two_processes_are_one_that_accumulates_two_parts(
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-def test_an_error_is_told_once_and_ends_all(tiny_recipe_file: Path, tmp_path: Path) -> None:
+def test_an_error_is_reported_once_and_ends_all(tiny_recipe_file: Path, tmp_path: Path) -> None:
     done = two_processes(tiny_recipe_file, tmp_path / "run", "student.name=resnte18")
 
     assert done.returncode == 1  # torchrun's own
@@ -123,17 +123,17 @@ def test_what_ends_one_process_ends_all(tiny_recipe_file: Path, tmp_path: Path, 
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     else:
         os.kill(child_of_rank_1(process.pid), signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
 
     assert process.returncode != 0
     checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
     if how == "Ctrl-C":
-        assert said.count("stopped at step") == 1
-        assert "error: stopped" not in said
+        assert printed.count("stopped at step") == 1
+        assert "error: stopped" not in printed
         state = torch.load(checkpoint, weights_only=True)
         assert state["step"] == log.read_text().count("\n")
     else:
-        assert said.count("error: another process of this training has ended") == 1
+        assert printed.count("error: another process of this training has ended") == 1
         assert not checkpoint.exists()
 
 

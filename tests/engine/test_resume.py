@@ -61,8 +61,8 @@ def start_and_stop(command: list[str], log: Path, *, step: int, number: int) -> 
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    return process.returncode, said
+    _, printed = process.communicate(timeout=60)
+    return process.returncode, printed
 
 
 def resume(command: list[str]) -> None:
@@ -134,11 +134,11 @@ def test_ctrl_c_saves_progress_says_how_to_go_on_and_the_run_resumes_exactly(
     folder = tmp_path / "stopped"
     command = distill_command(tiny_recipe_file, folder)
 
-    status, said = start_and_stop(command, folder / "log.jsonl", step=11, number=signal.SIGINT)
+    status, printed = start_and_stop(command, folder / "log.jsonl", step=11, number=signal.SIGINT)
 
     assert status == 130
-    assert "progress saved" in said
-    assert f"--run {folder} --resume" in said.replace("\n", " ")
+    assert "progress saved" in printed
+    assert f"--run {folder} --resume" in printed.replace("\n", " ")
     resume(command)
     assert_same_run(folder, whole)
 

@@ -159,7 +159,7 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
 
 
 @pytest.mark.skipif(
-    "tensorrt_rtx" not in [flavour.name for flavour in available()], reason="no tensorrt-rtx"
+    "tensorrt_rtx" not in [flavor.name for flavor in available()], reason="no tensorrt-rtx"
 )
 def test_tensorrt_rtx_has_no_suppression_and_says_so(heads, tmp_path):
     bake(heads / "nms.onnx", tmp_path / "n.onnx", postprocessing=SUPPRESSION)

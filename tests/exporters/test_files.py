@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from exporters import ExportError
-from exporters.files import atomic_write, new_artefact
+from exporters.files import atomic_write, new_artifact
 
-WRITERS = [atomic_write, new_artefact]
+WRITERS = [atomic_write, new_artifact]
 Writer = Callable[[Path], AbstractContextManager[Path]]
 
 
@@ -49,5 +49,5 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_users(tmp_path: Path)
     (tmp_path / "file").touch()
 
     for place in (tmp_path, tmp_path / "file" / "net.onnx"):
-        with pytest.raises(ExportError, match="cannot write"), new_artefact(place):
+        with pytest.raises(ExportError, match="cannot write"), new_artifact(place):
             pass

@@ -50,59 +50,59 @@ FOREIGN = {
         "inputs": [value("x")],
         "outputs": [typed("y", helper.make_sequence_type_proto)],
         "operator": "SequenceConstruct",
-        "said": "output 'y' is of type 'sequence'",
+        "reported": "output 'y' is of type 'sequence'",
     },
     "optional input": {
         "inputs": [typed("x", helper.make_optional_type_proto)],
         "outputs": [value("y")],
         "operator": "OptionalGetElement",
-        "said": "input 'x' is of type 'optional'",
+        "reported": "input 'x' is of type 'optional'",
     },
     "bfloat16": {
         "inputs": [value("x", TensorProto.BFLOAT16)],
         "outputs": [value("y", TensorProto.BFLOAT16)],
-        "said": "input 'x' holds values of type bfloat16",
+        "reported": "input 'x' holds values of type bfloat16",
     },
     "bfloat16 output": {
         "inputs": [value("x")],
         "outputs": [value("y", TensorProto.BFLOAT16)],
         "operator": "Identity",
-        "said": "output 'y' holds values of type bfloat16",
+        "reported": "output 'y' holds values of type bfloat16",
     },
     "strings": {
         "inputs": [value("x", TensorProto.STRING)],
         "outputs": [value("y", TensorProto.STRING)],
         "operator": "Identity",
-        "said": "input 'x' holds values of type string",
+        "reported": "input 'x' holds values of type string",
     },
     "unknown rank": {
         "inputs": [value("x", shape=None)],
         "outputs": [value("y")],
-        "said": "input 'x' has no stated number of axes",
+        "reported": "input 'x' has no stated number of axes",
     },
     "an axis of size 0": {
         "inputs": [value("x", shape=["batch", 0])],
         "outputs": [value("y", shape=["batch", 0])],
-        "said": "input 'x' has an axis of size 0",
+        "reported": "input 'x' has an axis of size 0",
     },
     "format too new": {
         "inputs": [value("x")],
         "outputs": [value("y")],
         "ir": 99,
-        "said": "not a valid ONNX model: ",
+        "reported": "not a valid ONNX model: ",
     },
 }
 
 
 @pytest.mark.parametrize("network", FOREIGN.values(), ids=FOREIGN.keys())
 def test_what_cannot_be_fed_or_read_is_named(tmp_path: Path, network: dict[str, object]) -> None:
-    said = str(network["said"])
-    path = save(tmp_path / "n.onnx", **{k: v for k, v in network.items() if k != "said"})  # type: ignore[arg-type]
+    reported = str(network["reported"])
+    path = save(tmp_path / "n.onnx", **{k: v for k, v in network.items() if k != "reported"})  # type: ignore[arg-type]
 
     with pytest.raises(ExportError) as refusal:
         onnx_info(path)
 
-    assert said in refusal.value.message
+    assert reported in refusal.value.message
     assert str(path) in refusal.value.message
     assert "\n" not in refusal.value.message
     assert refusal.value.hint
@@ -125,7 +125,7 @@ def test_operators_that_onnx_runtime_lacks_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "reported"),
     [
         ([value("x"), value("size")], "one input is expected, it has 'x', 'size'"),
         ([value("x", shape=[])], r"input 'x' is float32[], no images"),
@@ -133,14 +133,14 @@ def test_operators_that_onnx_runtime_lacks_are_refused_in_one_line(
     ],
 )
 def test_only_a_network_with_one_batch_of_images_answers_for_images(
-    tmp_path: Path, inputs: list[onnx.ValueInfoProto], said: str
+    tmp_path: Path, inputs: list[onnx.ValueInfoProto], reported: str
 ) -> None:
     path = save(tmp_path / "n.onnx", inputs, [value("y")], operator="Identity")
 
     with pytest.raises(ExportError) as refusal:
         require_image_input(path, onnx_info(path))
 
-    assert said in refusal.value.message
+    assert reported in refusal.value.message
 
 
 def test_a_plain_network_is_described(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.onnx_info import read_onnx
-from exporters.quantize import FLAVOURS, quantized_graph
+from exporters.quantize import FLAVORS, quantized_graph
 from exporters.verify import Verification, verify
 
 from .conftest import photo_like
@@ -49,11 +49,11 @@ def judged(exported) -> Callable[..., Verification]:
         wanted = runtimes.open(path).run(images)
         return model, calibrate(model, photo_like(32, seed=7)), lambda _: wanted
 
-    def judge(name, *, flavour="cpu", layer="", damage=""):
+    def judge(name, *, flavor="cpu", layer="", damage=""):
         model, calibration, reference = original(name)
         if layer:
             model = damaged(model, layer, damage)
-        graph = quantized_graph(model, calibration, flavour=flavour)
+        graph = quantized_graph(model, calibration, flavor=flavor)
         runner = runtimes.open(graph.SerializeToString()).run
         return verify(reference, runner, images, precision="int8", batch_size=64)
 
@@ -71,10 +71,10 @@ def damaged(model, layer, damage):
     return model
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_sound_int8_file_passes(judged, name, flavour):
-    found = judged(name, flavour=flavour)
+def test_a_sound_int8_file_passes(judged, name, flavor):
+    found = judged(name, flavor=flavor)
 
     assert found.passed, found.describe()
 

@@ -15,7 +15,7 @@ from exporters.fp16 import convert_fp16
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.openvino_export import export_openvino
-from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.quantize import FLAVORS, quantize_int8
 from exporters.trt_build import available, build_engine
 from exporters.verify import Tolerance, verify, verify_onnx
 
@@ -35,7 +35,7 @@ PRECISIONS = ["fp32", "fp16", "int8"]
 UNTRAINED = Tolerance(relative=None, cosine=0.8, top1=0.0)
 
 needs_rtx = pytest.mark.skipif(
-    not any(flavour.name == "tensorrt_rtx" for flavour in available()),
+    not any(flavor.name == "tensorrt_rtx" for flavor in available()),
     reason="TensorRT-RTX is not installed",
 )
 
@@ -48,8 +48,8 @@ class Chain(NamedTuple):
     fp16: Path
     int8: dict[str, Path]
 
-    def file(self, precision: str, flavour: str) -> Path:
-        return {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8[flavour]}[precision]
+    def file(self, precision: str, flavor: str) -> Path:
+        return {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8[flavor]}[precision]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
         export_onnx(model, source, input_size=(3, SIZE, SIZE))
         convert_fp16(source, folder / "net.fp16.onnx", images=photo_like(4, seed=3))
         calibration = calibrate(read_onnx(source), photo_like(32, seed=7))
-        small = {flavour: folder / f"net.int8-{flavour}.onnx" for flavour in FLAVOURS}
-        for flavour, path in small.items():
-            quantize_int8(source, path, calibration=calibration, flavour=flavour)
+        small = {flavor: folder / f"net.int8-{flavor}.onnx" for flavor in FLAVORS}
+        for flavor, path in small.items():
+            quantize_int8(source, path, calibration=calibration, flavor=flavor)
         return Chain(model, source, folder / "net.fp16.onnx", small)
 
     return make
@@ -78,11 +78,11 @@ def test_onnx_runtime(chain, images, name, precision):
     reference = network.model if precision == "fp32" else network.fp32
     tolerance = UNTRAINED if precision == "int8" else None
 
-    for flavour in FLAVOURS if precision == "int8" else ("cpu",):
-        path = network.file(precision, flavour)
+    for flavor in FLAVORS if precision == "int8" else ("cpu",):
+        path = network.file(precision, flavor)
         assert onnx_info(path).precision == precision
         agreement = verify_onnx(reference, path, images, precision=precision, tolerance=tolerance)
-        assert agreement.passed, f"{flavour}: {agreement.describe()}"
+        assert agreement.passed, f"{flavor}: {agreement.describe()}"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

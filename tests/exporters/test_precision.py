@@ -7,13 +7,13 @@ import pytest
 from exporters.errors import ExportError
 from exporters.fp16 import convert_fp16, overflowing_nodes
 from exporters.onnx_info import onnx_info, read_onnx
-from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.quantize import FLAVORS, quantize_int8
 from exporters.trt_build import available, build_engine
 from exporters.verify import Tolerance, verify_onnx
 
 from .conftest import photo_like
 
-HAS_RTX = any(flavour.name == "tensorrt_rtx" for flavour in available())
+HAS_RTX = any(flavor.name == "tensorrt_rtx" for flavor in available())
 # The margins between an untrained network's classes are smaller than INT8's error (a quarter of the
 # classes change), so only the direction is checked; classes need a trained network.
 UNTRAINED = Tolerance(relative=None, cosine=0.97, top1=0.0)
@@ -50,32 +50,32 @@ def test_layers_that_overflow_in_half_precision_are_kept_in_fp32(exported, image
     assert "conv1/Conv" in overflowing_nodes(read_onnx(source), images)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_int8_keeps_the_direction_of_the_outputs(exported, images, tmp_path, name, flavour):
+def test_int8_keeps_the_direction_of_the_outputs(exported, images, tmp_path, name, flavor):
     source = exported(name).path
 
     small = quantize_int8(
-        source, tmp_path / "net.onnx", images=photo_like(64, seed=7), flavour=flavour
+        source, tmp_path / "net.onnx", images=photo_like(64, seed=7), flavor=flavor
     )
 
     result = verify_onnx(source, small.path, images, precision="int8", tolerance=UNTRAINED)
     assert result.passed, result.describe()
     assert onnx_info(small.path).precision == "int8"
-    if HAS_RTX and flavour == "tensorrt":
+    if HAS_RTX and flavor == "tensorrt":
         assert build_engine(small.path, tmp_path / "n.plan", backend="tensorrt_rtx").size_bytes
 
 
-def test_tensorrt_flavour_is_symmetric_with_float_biases_and_one_scale_per_skip(exported, tmp_path):
+def test_tensorrt_flavor_is_symmetric_with_float_biases_and_one_scale_per_skip(exported, tmp_path):
     path = tmp_path / "net.onnx"
-    quantize_int8(exported("resnet18").path, path, images=photo_like(16), flavour="tensorrt")
+    quantize_int8(exported("resnet18").path, path, images=photo_like(16), flavor="tensorrt")
     graph = onnx.load(path).graph
     values = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
 
-    quantise = [node for node in graph.node if node.op_type == "QuantizeLinear"]
-    assert all(not values[node.input[2]].any() for node in quantise)
-    assert all(values[node.input[2]].dtype == np.int8 for node in quantise)
+    quantize = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert all(not values[node.input[2]].any() for node in quantize)
+    assert all(values[node.input[2]].dtype == np.int8 for node in quantize)
     for conv in (node for node in graph.node if node.op_type == "Conv"):
         assert [makers[name].op_type for name in conv.input[:2]] == ["DequantizeLinear"] * 2
         assert all(values[name].dtype == np.float32 for name in conv.input[2:])
@@ -84,11 +84,11 @@ def test_tensorrt_flavour_is_symmetric_with_float_biases_and_one_scale_per_skip(
         assert kinds == ["Conv", "DequantizeLinear"]
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_a_classifiers_last_layer_stays_in_float(exported, tmp_path, flavour):
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_a_classifiers_last_layer_stays_in_float(exported, tmp_path, flavor):
     path = tmp_path / "net.onnx"
 
-    made = quantize_int8(exported("resnet18").path, path, images=photo_like(16), flavour=flavour)
+    made = quantize_int8(exported("resnet18").path, path, images=photo_like(16), flavor=flavor)
 
     assert made.kept_float == ("fc/Gemm",)
     graph = onnx.load(path).graph

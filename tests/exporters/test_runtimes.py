@@ -181,9 +181,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     runner = SimpleNamespace(
         activate=lambda: None, infer=infer, get_input_metadata=lambda: {"images": dtype}
     )
-    flavour = SimpleNamespace(name="tensorrt_rtx")
-    monkeypatch.setattr(tensorrt, "load_engine", lambda *_, **__: (b"", flavour, sidecar))
-    monkeypatch.setattr(tensorrt, "select_for_polygraphy", lambda _flavour: None)
+    flavor = SimpleNamespace(name="tensorrt_rtx")
+    monkeypatch.setattr(tensorrt, "load_engine", lambda *_, **__: (b"", flavor, sidecar))
+    monkeypatch.setattr(tensorrt, "select_for_polygraphy", lambda _flavor: None)
     monkeypatch.setattr(polygraphy, "TrtRunner", lambda _engine: runner)
     path = tmp_path / "net.plan"
     path.write_bytes(b"engine")
@@ -200,16 +200,16 @@ def test_images_beyond_an_engines_largest_batch_keep_their_numbers(engine: Path)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ({"runtime": "tensorrt"}, "was built by tensorrt_rtx"),
         ({"shapes": {"images": (4, 1, 1, 1)}}, "takes batches of 1 to 2, not 4"),
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused(
-    engine: Path, options: dict[str, object], said: str
+    engine: Path, options: dict[str, object], expected: str
 ) -> None:
-    with pytest.raises(ExportError, match=said) as refused:
+    with pytest.raises(ExportError, match=expected) as refused:
         runtimes.open(engine, trust_engine=True, **options)
 
     assert refused.value.hint

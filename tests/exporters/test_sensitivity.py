@@ -8,7 +8,7 @@ from exporters import runtimes
 from exporters.calibrate import calibrate
 from exporters.errors import ExportError, VerificationFailed
 from exporters.onnx_info import onnx_info, read_onnx
-from exporters.quantize import FLAVOURS, quantize_int8
+from exporters.quantize import FLAVORS, quantize_int8
 from exporters.sensitivity import _fewest, quantize_within, rank_layers
 from exporters.verify import Tolerance, verify
 
@@ -44,7 +44,7 @@ def uneven(exported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rankings(uneven, images):
     path, calibration = uneven
-    return {f: rank_layers(path, calibration, images[:8], flavour=f) for f in FLAVOURS}
+    return {f: rank_layers(path, calibration, images[:8], flavor=f) for f in FLAVORS}
 
 
 def likeness(path, images):
@@ -66,9 +66,9 @@ def proof_of(path, images, tolerance=Tolerance(relative=None, cosine=-1.0, top1=
     )
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_layer_that_int8_spoils_is_ranked_first(rankings, flavour):
-    ranking = rankings[flavour]
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_the_layer_that_int8_spoils_is_ranked_first(rankings, flavor):
+    ranking = rankings[flavor]
 
     assert ranking[0].module == CULPRIT
     assert ranking[0].damage > 2 * ranking[1].damage
@@ -78,9 +78,9 @@ def test_the_layer_that_int8_spoils_is_ranked_first(rankings, flavour):
     )
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
-    uneven, rankings, images, tmp_path, flavour
+    uneven, rankings, images, tmp_path, flavor
 ):
     path, calibration = uneven
     score = likeness(path, images)
@@ -90,11 +90,11 @@ def test_as_few_layers_stay_in_float_as_the_bound_asks_for(
             path,
             tmp_path / f"{bound}.onnx",
             calibration=calibration,
-            ranking=rankings[flavour],
+            ranking=rankings[flavor],
             score=score,
             proof=proof_of(path, images),
             max_drop=bound,
-            flavour=flavour,
+            flavor=flavor,
         )
         for bound in (100.0, 2.0)
     }
@@ -122,7 +122,7 @@ def test_where_no_assignment_holds_the_file_is_put_aside(uneven, rankings, image
             score=lambda _: next(scores),
             proof=proof_of(path, images),
             max_drop=0.5,
-            flavour="cpu",
+            flavor="cpu",
         )
 
     assert "larger --max-drop or --precision fp16" in caught.value.hint
@@ -130,25 +130,25 @@ def test_where_no_assignment_holds_the_file_is_put_aside(uneven, rankings, image
     assert [file.name for file in tmp_path.iterdir()] == ["net.failed-verification.onnx"]
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 def test_the_search_ends_at_a_network_that_passes_the_verification(
-    uneven, rankings, images, tmp_path, flavour
+    uneven, rankings, images, tmp_path, flavor
 ):
     path, calibration = uneven
     strict = Tolerance(relative=None, cosine=0.97, top1=0.0, noise=0.2)
     proof = proof_of(path, images, strict)
-    plain = quantize_int8(path, tmp_path / "p.onnx", calibration=calibration, flavour=flavour)
+    plain = quantize_int8(path, tmp_path / "p.onnx", calibration=calibration, flavor=flavor)
     assert not proof(runtimes.open(plain.path).run).passed
 
     bounded = quantize_within(
         path,
         tmp_path / "net.onnx",
         calibration=calibration,
-        ranking=rankings[flavour],
+        ranking=rankings[flavor],
         score=lambda _: 50.0,  # a score that accepts anything
         proof=proof,
         max_drop=0.5,
-        flavour=flavour,
+        flavor=flavor,
     )
 
     assert bounded.kept_float[0] == f"{CULPRIT}/Conv"
@@ -170,7 +170,7 @@ def test_a_bound_of_the_verification_is_not_answered_with_the_flag_just_given(
             score=lambda _: 50.0,
             proof=proof_of(path, images, never),
             max_drop=0.5,
-            flavour="cpu",
+            flavor="cpu",
         )
 
     assert "--max-drop" not in caught.value.hint
@@ -192,13 +192,13 @@ def test_ranking_without_images_is_an_error(uneven, images):
     path, calibration = uneven
 
     with pytest.raises(ExportError, match="no images"):
-        rank_layers(path, calibration, images[:0], flavour="cpu")
+        rank_layers(path, calibration, images[:0], flavor="cpu")
 
 
 def test_integers_from_end_to_end_on_a_cpu(exported, tmp_path):
     # ONNX Runtime pools and adds in integers here, and keeps constant arithmetic in float.
     source = exported("convnext_atto").path
-    quantize_int8(source, tmp_path / "n.onnx", images=photo_like(8), flavour="cpu")
+    quantize_int8(source, tmp_path / "n.onnx", images=photo_like(8), flavor="cpu")
 
     nodes = onnx.load(tmp_path / "n.onnx").graph.node
     kinds = {node.op_type for node in nodes}

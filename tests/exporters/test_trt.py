@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from exporters import _trt_compat, _trt_worker, runtimes, verify
-from exporters._trt_compat import Flavour, available, choose, typing_for
+from exporters._trt_compat import Flavor, available, choose, typing_for
 from exporters.errors import (
     ConversionFailed,
     ExportError,
@@ -31,7 +31,7 @@ from exporters.sidecar import (
 )
 from exporters.trt_build import build_engine
 
-RTX = next((flavour for flavour in available() if flavour.name == "tensorrt_rtx"), None)
+RTX = next((flavor for flavor in available() if flavor.name == "tensorrt_rtx"), None)
 needs_rtx = pytest.mark.skipif(RTX is None, reason="tensorrt-rtx is not installed")
 
 
@@ -111,7 +111,7 @@ def test_the_other_tensorrt_chosen_in_this_process_does_not_matter(exported, tmp
 
 
 @needs_rtx
-def test_building_prints_nothing_and_keeps_timings_where_it_is_told(exported, tmp_path, capfd):
+def test_building_prints_nothing_and_keeps_timings_where_asked(exported, tmp_path, capfd):
     cache, out = tmp_path / "cache", tmp_path / "out"
 
     for _ in range(2):
@@ -206,7 +206,7 @@ def test_an_engine_of_another_version_or_network_is_not_loaded(own_engine, expor
     with pytest.raises(
         ExportError, match=r"built by tensorrt_rtx .*; this is tensorrt_rtx 1\.0\.0"
     ):
-        require_own_engine(own_engine, own_engine.read_bytes(), Flavour("tensorrt_rtx", "1.0.0"))
+        require_own_engine(own_engine, own_engine.read_bytes(), Flavor("tensorrt_rtx", "1.0.0"))
     with pytest.raises(ExportError, match="was not built from"):
         load_engine(own_engine, onnx_path=exported("resnet18").path)
 
@@ -338,7 +338,7 @@ def test_without_a_gpu_a_sound_engine_is_refused_in_words(own_engine, exported):
 
 
 @pytest.mark.parametrize(
-    ("mode", "owner", "said"),
+    ("mode", "owner", "reported"),
     [
         (0o777, None, "other users"),
         (0o770, None, "other users"),
@@ -347,7 +347,7 @@ def test_without_a_gpu_a_sound_engine_is_refused_in_words(own_engine, exported):
     ],
 )
 def test_a_list_of_own_engines_that_others_can_write_proves_nothing(
-    tmp_path, monkeypatch, mode, owner, said
+    tmp_path, monkeypatch, mode, owner, reported
 ):
     engine, mine = write_engine(tmp_path, ""), tmp_path / "engines"
     remember_engine(engine, mine)
@@ -361,7 +361,7 @@ def test_a_list_of_own_engines_that_others_can_write_proves_nothing(
         remember_engine(engine, mine)
         os.chown(mine, 999, 999)
 
-    with pytest.raises(ExportError, match=f"can be written by {said}") as caught:
+    with pytest.raises(ExportError, match=f"can be written by {reported}") as caught:
         require_built_here(engine, engine.read_bytes(), mine)
     assert "chmod go-w" in caught.value.hint
 
@@ -389,15 +389,15 @@ def test_no_tensorrt_names_every_way_to_get_one(monkeypatch):
         ("tensorrt_rtx", "1.7.1.116", "fp16", False, (True, False, False)),
     ],
 )
-def test_each_release_is_told_the_precision_its_own_way(name, version, precision, dla, expected):
-    typing = typing_for(Flavour(name, version), precision, dla=dla)
+def test_each_release_gets_the_precision_its_own_way(name, version, precision, dla, expected):
+    typing = typing_for(Flavor(name, version), precision, dla=dla)
 
     assert (typing.strongly_typed, typing.fp16, typing.int8) == expected
 
 
 def test_a_dla_is_never_asked_for_fp32():
     with pytest.raises(ExportError, match="fp16 or int8"):
-        typing_for(Flavour("tensorrt", "10.3.0"), "fp32", dla=True)
+        typing_for(Flavor("tensorrt", "10.3.0"), "fp32", dla=True)
 
 
 def drive_polygraphy(monkeypatch, network, config):
@@ -409,7 +409,7 @@ def drive_polygraphy(monkeypatch, network, config):
         engine_bytes_from_network=lambda network, config, save_timing_cache: b"engine",
     )
     polygraphy = SimpleNamespace(mod=SimpleNamespace(lazy_import=lambda name: SimpleNamespace()))
-    monkeypatch.setattr(_trt_worker, "select_for_polygraphy", lambda flavour: None)
+    monkeypatch.setattr(_trt_worker, "select_for_polygraphy", lambda flavor: None)
     monkeypatch.setitem(sys.modules, "polygraphy", polygraphy)
     monkeypatch.setitem(sys.modules, "polygraphy.backend", SimpleNamespace(trt=trt))
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", trt)

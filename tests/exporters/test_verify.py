@@ -72,7 +72,7 @@ def test_one_wrong_number_fails_the_export_and_its_layer_is_named(
     with pytest.raises(VerificationFailed) as caught:
         require(result, path, reference=network.model, images=images)
 
-    assert f"the first layer that departs is '{module}'" in caught.value.message
+    assert f"the first layer that differs is '{module}'" in caught.value.message
     assert caught.value.exit_code == 1
     assert [file.name for file in tmp_path.iterdir()] == ["net.failed-verification.onnx"]
 

@@ -74,17 +74,17 @@ def test_maps_finer_than_needed_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stem_stride", "said"),
+    ("name", "stem_stride", "expected"),
     [
         ("resnet81", 4, "did you mean 'resnet"),
         ("vit_tiny_patch16_224", 4, "not convolutional"),
         ("mobilenetv3_small_050", 2, "no plain ResNet stem"),
     ],
 )
-def test_a_student_that_cannot_be_is_refused_with_a_mend(
-    name: str, stem_stride: int, said: str
+def test_a_student_that_cannot_be_is_refused_with_a_fix(
+    name: str, stem_stride: int, expected: str
 ) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected):
         create_features(name, stem_stride=stem_stride)
 
 

@@ -94,7 +94,7 @@ def test_untrained_boxes_are_squares_round_the_middle_of_their_cells() -> None:
     assert cells[5, 7].tolist() == [60 - 32, 44 - 32, 60 + 32, 44 + 32]
 
 
-def test_a_detector_learns_one_photo_by_heart() -> None:
+def test_a_detector_learns_one_image_by_heart() -> None:
     torch.manual_seed(0)
     network = Detector(spec_of("resnet18"), 2)
     images = torch.zeros(1, 3, 64, 96)

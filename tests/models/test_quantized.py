@@ -93,7 +93,7 @@ def test_the_exported_file_computes_what_was_simulated_in_training(
     export_onnx(plain, fp32, input_size=(3, 64, 64), output_names=["logits"])
     model = read_onnx(fp32)
     calibration = calibrate(model, IMAGES.numpy(), method="minmax").with_inputs(model, ranges)
-    quantize_int8(fp32, int8, calibration=calibration, flavour="tensorrt")
+    quantize_int8(fp32, int8, calibration=calibration, flavor="tensorrt")
 
     got = runtimes.open(int8).run(IMAGES.numpy())["logits"]
     assert np.abs(got - wanted).max() < 0.1 * np.ptp(wanted, axis=0).max()

@@ -11,7 +11,7 @@ from torch import nn
 
 from hgkd_edge.data.augment import IMAGENET_MEAN
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distillation.license import forbids_commerce
+from hgkd_edge.distillation.license import forbids_commerce, print_license, published_license
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.pretrain import pretrain_teacher
 from hgkd_edge.distillation.teacher import Teacher
@@ -45,7 +45,7 @@ def small_vit(**more: Any) -> nn.Module:
         ("eva02_tiny_patch14_224", {"depth": 2}),
     ],
 )
-def test_targets_are_normalised_patch_tokens_without_class_or_register_tokens(
+def test_targets_are_normalized_patch_tokens_without_class_or_register_tokens(
     name: str, args: dict[str, Any]
 ) -> None:
     config = TeacherConfig(name=name, args=args)
@@ -60,7 +60,7 @@ def test_targets_are_normalised_patch_tokens_without_class_or_register_tokens(
     torch.testing.assert_close(targets.std(-1), torch.ones(2, 12), atol=0.02, rtol=0)
 
 
-def test_several_layers_are_averaged_after_their_normalisation() -> None:
+def test_several_layers_are_averaged_after_their_normalization() -> None:
     vit, images = small_vit(), torch.rand(2, 3, 64, 64)
 
     both, first, last = (
@@ -71,7 +71,7 @@ def test_several_layers_are_averaged_after_their_normalisation() -> None:
 
 
 @pytest.mark.parametrize("layers", [[0, 2], [2, 0], [-1, 0, 2]])
-def test_concatenated_layers_are_all_there_each_standardised(layers: list[int]) -> None:
+def test_concatenated_layers_are_all_there_each_standardized(layers: list[int]) -> None:
     vit = small_vit()
     images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     alone = [Teacher(vit, layers=[i], size=(64, 64)) for i in (0, 2)]
@@ -158,7 +158,7 @@ def test_the_floor_leaves_images_that_differ_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("combine", ["mean", "concat"])
-def test_the_embedding_is_of_the_same_blocks_and_standardised_by_itself(combine: str) -> None:
+def test_the_embedding_is_of_the_same_blocks_and_standardized_by_itself(combine: str) -> None:
     images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     vit, more = small_vit(), {"layers": [0, 2], "size": (64, 64), "combine": combine}
     tokens_only = Teacher(vit, **more)  # type: ignore[arg-type]
@@ -371,7 +371,7 @@ def test_patches_lie_in_row_major_order() -> None:
     assert patches[0, 3, :3].tolist() == [images[0, c, 2, 0].item() for c in range(3)]
 
 
-def test_standardised_targets_hold_no_mean_token_and_even_channels() -> None:
+def test_standardized_targets_hold_no_mean_token_and_even_channels() -> None:
     args = {"depth": 2, "embed_dim": 48, "patch_size": 8}
     vit = create_vit(TeacherConfig(name="vit_tiny_patch16_224", args=args), size=(64, 64))
     teacher = Teacher(vit, layers="last", size=(64, 64))
@@ -387,7 +387,7 @@ def test_standardised_targets_hold_no_mean_token_and_even_channels() -> None:
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
 
 
-def test_a_teacher_normalises_by_its_own_mean_and_deviation() -> None:
+def test_a_teacher_normalizes_by_its_own_mean_and_deviation() -> None:
     config = TeacherConfig(name="vit_base_patch16_clip_224", args={"depth": 1, "embed_dim": 48})
     vit = create_vit(config, size=(32, 32))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -401,7 +401,7 @@ def test_a_teacher_normalises_by_its_own_mean_and_deviation() -> None:
     torch.testing.assert_close(Teacher(vit, layers="last", size=(32, 32))(images), wanted)
 
 
-def test_a_teacher_trained_here_sees_photos_as_it_saw_them_in_its_training(
+def test_a_teacher_trained_here_sees_images_as_it_saw_them_in_its_training(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.model_validate({**tiny_recipe, "seed": 5})  # not in the cache yet
@@ -431,7 +431,7 @@ def test_a_teacher_trained_here_sees_photos_as_it_saw_them_in_its_training(
     )
 
 
-def test_the_bundled_teacher_brings_the_normalisation_of_its_training() -> None:
+def test_the_bundled_teacher_brings_the_normalization_of_its_training() -> None:
     vit = create_vit(
         TeacherConfig(name="vit_tiny_patch16_224", args={"patch_size": 8, "depth": 6}),
         size=(64, 64),
@@ -460,24 +460,30 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does(tmp_path
     torch.testing.assert_close(wide.pos_embed, wanted)
 
 
-@pytest.mark.parametrize("file", [None, Path("/weights/mae.pth")])
-def test_a_licence_that_forbids_commercial_use_is_said(
-    capsys: pytest.CaptureFixture[str], file: Path | None
+@pytest.mark.parametrize("file", [None, Path("/weights/teacher.pth")])
+@pytest.mark.parametrize(
+    ("name", "license", "terms"),
+    [
+        ("vit_base_patch16_224.mae", "cc-by-nc-4.0", "forbids commercial use"),
+        ("vit_small_patch16_dinov3.lvd1689m", "dinov3-license", "has custom terms: read them"),
+        ("vit_tiny_patch16_224", "apache-2.0", ""),
+    ],
+)
+def test_a_license_with_conditions_is_a_warning(
+    capsys: pytest.CaptureFixture[str], file: Path | None, name: str, license: str, terms: str
 ) -> None:
-    from hgkd_edge.distillation.license import license_of_weights
+    vit = timm.create_model(name, depth=1)
 
-    vit = create_vit(TeacherConfig(name="vit_base_patch16_224.mae", args={"depth": 1}))
+    print_license(name, published_license(vit), role="teacher", file=file)
 
-    origin = license_of_weights("vit_base_patch16_224.mae", vit, file=file)
-
-    assert origin["licence"] == "cc-by-nc-4.0"
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "forbids commercial use" in said
-    assert ("the published weights of vit_base_patch16_224.mae" in said) == (file is not None)
+    first, *warnings = capsys.readouterr().err.splitlines()
+    assert license in first
+    assert (f"the published weights of {name}" in first) == (file is not None)
+    assert [terms in line for line in warnings] == [True] * bool(terms)
 
 
 @pytest.mark.parametrize(
-    ("licence", "forbidden"),
+    ("license", "forbidden"),
     [
         ("cc-by-nc-4.0", True),
         ("fair-noncommercial-research-license", True),
@@ -486,5 +492,5 @@ def test_a_licence_that_forbids_commercial_use_is_said(
         ("dinov3-license", False),
     ],
 )
-def test_what_forbids_commercial_use_is_known_by_its_name(licence: str, forbidden: bool) -> None:
-    assert forbids_commerce(licence) == forbidden
+def test_what_forbids_commercial_use_is_known_by_its_name(license: str, forbidden: bool) -> None:
+    assert forbids_commerce(license) == forbidden

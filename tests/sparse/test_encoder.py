@@ -38,7 +38,7 @@ def test_training_step_on_tiles_equals_the_masked_reference(name, share, dtype, 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("share", [0.25, 0.6])
-def test_float32_step_agrees_at_timms_own_initialisation(name, share):
+def test_float32_step_agrees_at_timms_own_initialization(name, share):
     torch.manual_seed(0)
     tiles, masked = pair(timm.create_model(name, features_only=True))
     images = torch.rand(4, 3, 128, 160, generator=torch.Generator().manual_seed(5))
@@ -294,7 +294,7 @@ def test_a_smaller_stem_stride_makes_smaller_patches(stem_stride):
     )
 
 
-def test_wrong_shapes_and_empty_masks_are_refused_with_the_mend():
+def test_wrong_shapes_and_empty_masks_are_refused_with_the_fix():
     encoder = sparsify(network("resnet18"))
 
     with pytest.raises(ConversionError, match="multiple of 32"):

@@ -107,7 +107,7 @@ def test_window_gradients_by_finite_differences(window):
 @pytest.mark.parametrize("pool", ["max", "avg", "avg without padding"])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 @pytest.mark.parametrize("backend", ["tiles", "masked"])
-def test_pooling_counts_masked_neighbours_as_zero(backend, pool, kernel, stride, padding):
+def test_pooling_counts_masked_neighbors_as_zero(backend, pool, kernel, stride, padding):
     from hgkd_edge.sparse.masked import MaskedEngine
 
     visible, _, dense = tiles_and_map(4, 3)

@@ -27,7 +27,7 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 @given(SIDES, SIDES, st.integers(8, 640), st.integers(8, 640))
-def test_a_letterboxed_photo_lies_whole_on_its_canvas_and_boxes_find_the_way_back(
+def test_a_letterboxed_image_lies_whole_on_its_canvas_and_boxes_find_the_way_back(
     height: int, width: int, rows: int, columns: int
 ) -> None:
     placement = place((height, width), (rows, columns))
@@ -49,11 +49,11 @@ def test_letterboxing_keeps_the_shape_of_things_and_fills_the_rest() -> None:
     assert (canvas[32:] == PAD).all()
 
 
-def test_photos_are_turned_upright_and_broken_ones_named(tmp_path: Path) -> None:
+def test_images_are_turned_upright_and_broken_ones_named(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     noise(20, 40).save(tmp_path / "turned.jpg", exif=exif)
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
 
     assert answers.load_photo(tmp_path / "turned.jpg").size == (20, 40)
     with pytest.raises(DataError, match="broken.jpg: cannot be read"):
@@ -67,7 +67,7 @@ def test_labels_come_best_first_with_probabilities() -> None:
     assert best[0].probability == pytest.approx(np.exp(2) / (1 + np.exp(1) + np.exp(2)))
 
 
-def test_a_label_map_returns_to_the_photos_own_pixels_without_the_margin() -> None:
+def test_a_label_map_returns_to_the_images_own_pixels_without_the_margin() -> None:
     truth = np.zeros((100, 200), np.uint8)
     truth[20:80, 50:150] = 2
     nearest = Image.Resampling.NEAREST
@@ -105,7 +105,7 @@ def test_suppression_keeps_the_same_boxes_as_torchvision(seed: int) -> None:
     )
 
 
-def test_objects_are_told_in_pixels_of_the_photo() -> None:
+def test_objects_are_reported_in_pixels_of_the_image() -> None:
     boxes = np.array([[8, 8, 16, 32], [0, 0, 4, 4]], np.float32)
     scores = np.array([[0.1, 0.9], [0.2, 0.3]], np.float32)
 
@@ -115,7 +115,7 @@ def test_objects_are_told_in_pixels_of_the_photo() -> None:
     assert answers.read_detect(boxes, scores * 0, place((64, 64), (64, 64)), ["cat", "dog"]) == []
 
 
-def test_pictures_show_what_was_found_and_leave_the_photo_alone() -> None:
+def test_pictures_show_what_was_found_and_leave_the_image_alone() -> None:
     photo = noise(90, 120)
     before = photo.tobytes()
     segments = np.zeros((90, 120), np.uint8)

@@ -80,7 +80,7 @@ EMPTY = ScoredImage(np.zeros((0, 5)), np.zeros((0, 4)), np.zeros(0, int), np.zer
 
 
 @pytest.mark.parametrize("images", [[], scored(1, hit=1), [EMPTY] * 3])
-def test_where_nothing_can_be_said_there_is_no_interval(images: list[ScoredImage]) -> None:
+def test_where_nothing_can_be_scored_there_is_no_interval(images: list[ScoredImage]) -> None:
     assert precision_intervals(images, 3) == {}
 
 

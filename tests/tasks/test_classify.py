@@ -151,7 +151,7 @@ def test_balance_gives_rare_classes_more_weight(run: RunDir) -> None:
     assert weight[source.labels].mean() == pytest.approx(1.0)
 
 
-def test_mixed_photos_have_mixed_labels(run: RunDir) -> None:
+def test_mixed_images_have_mixed_labels(run: RunDir) -> None:
     config = configure(run, "classify.mixup=1", "classify.cutmix=1", "classify.probe_first=false")
     task = Classification()
     source = task.open_splits(config)["train"]
@@ -226,7 +226,7 @@ def test_classes_that_training_never_saw_are_named_with_the_score(run: RunDir) -
     (warning,) = weigh(result, lacking, test)["warnings"]
 
     count = int((test.labels == 1).sum())
-    assert f"{count} of 372 photos are of classes without a training photo" in warning
+    assert f"{count} of 372 images are of classes without a training image" in warning
     assert test.classes[1] in warning
     assert weigh(result, train, test)["warnings"] == []
 
@@ -252,10 +252,10 @@ def test_the_confusion_of_a_thousand_classes_is_a_picture_that_fits(tmp_path: Pa
         assert max(picture.size) <= 2000
 
 
-def test_photos_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
+def test_images_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "plain.png")
 
-    with pytest.raises(DataError, match="needs labelled photos"):
+    with pytest.raises(DataError, match="needs labeled images"):
         finetune(configure(run, f"data={{source: folder, path: {tmp_path}, holdout: 0}}"), run)
 
 
@@ -309,7 +309,7 @@ def test_a_second_fine_tuning_leaves_the_first_alone(run: RunDir) -> None:
     second = subprocess.run([*command, "--init", "scratch", *options], capture_output=True)
 
     assert refused.returncode == 2
-    assert "begun with other values of train.epochs" in refused.stderr
+    assert "started with other values of train.epochs" in refused.stderr
     assert second.returncode == 0, second.stderr
     assert file_sha256(run.model_file) == first
     own = RunDir.resolve("demo-scratch")
@@ -318,20 +318,20 @@ def test_a_second_fine_tuning_leaves_the_first_alone(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [({"init": "distilled"}, ""), ({"init": "scratch", "train.epochs": 3}, "init, train.epochs")],
 )
 def test_a_fine_tuning_goes_on_with_its_own_settings_only(
-    run: RunDir, changes: dict[str, Any], said: str
+    run: RunDir, changes: dict[str, Any], expected: str
 ) -> None:
     config = configure(run, "train.epochs=1")
     run.finetune_file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     asked = [f"{key}={value}" for key, value in changes.items()]
 
-    if not said:
+    if not expected:
         assert settings.resume(run, asked) == config
         return
-    with pytest.raises(RunError, match=f"other values of {said}"):
+    with pytest.raises(RunError, match=f"other values of {expected}"):
         settings.resume(run, asked)
 
 
@@ -366,11 +366,11 @@ def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos:
     result = finetune(config, run)
 
     assert "scores" not in result  # images without labels are no held-out split
-    with pytest.raises(DataError, match="no labelled photos were kept from training"):
+    with pytest.raises(DataError, match="no labeled images were kept from training"):
         evaluate_model(run)
     with pytest.raises(DataError, match="split 'test' cannot be scored"):
         evaluate_model(run, split="test")
-    with pytest.raises(DataError, match="split 'val' holds no photos"):
+    with pytest.raises(DataError, match="split 'val' holds no images"):
         evaluate_model(run, split="val")
     assert evaluate_model(run, split="train")["photos"] == 48
 

@@ -121,7 +121,7 @@ def test_true_and_found_boxes_are_drawn_best_and_worst_first(tmp_path: Path) -> 
     assert not pixels[:, 100:].any(), "was not found"
 
 
-def test_photos_of_nothing_can_be_trained_on() -> None:
+def test_images_of_nothing_can_be_trained_on() -> None:
     torch.manual_seed(0)
     network = ObjectDetection().create(CARD)
     images = torch.randn(2, 3, 64, 96)

@@ -41,11 +41,13 @@ def test_text_is_drawn_as_it_is_where_a_font_has_it_and_else_escaped(
     assert (shown == text) == has_it
     missing = bytes(font.getmask(fonts.ABSENT))
     assert all(bytes(font.getmask(c)) != missing for c in shown if c != " "), "no tofu"
-    told = capfd.readouterr().err
-    assert ("no installed font can draw" in told and text in told) == (not has_it)
+    printed = capfd.readouterr().err
+    assert ("no installed font can draw" in printed and text in printed) == (not has_it)
 
 
-def test_what_is_missing_is_said_once(installed: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_reported_once(
+    installed: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(3):
         assert fonts.drawable(CHINESE, 16)[0] == "\\u8eab\\u4efd\\u8bc1"
 

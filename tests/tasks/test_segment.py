@@ -109,14 +109,14 @@ def test_scores_count_pixels_and_leave_ignored_ones_out() -> None:
     assert scores["pixel_accuracy"] == pytest.approx(6 / 7)
 
 
-def test_the_mean_is_over_the_whole_split_not_over_photos() -> None:
+def test_the_mean_is_over_the_whole_split_not_over_images() -> None:
     truth = [[[1] * 4] * 4, [[0] * 4] * 4]
     answer = [[[1] * 4] * 4, [[0] * 4] * 3 + [[1] * 4]]
 
     assert judge(truth, answer)["per_class"]["road"] == pytest.approx(16 / 20)
 
 
-def test_the_worst_and_the_best_photos_are_drawn(tmp_path: Path) -> None:
+def test_the_worst_and_the_best_images_are_drawn(tmp_path: Path) -> None:
     truth = [[[1] * 8] * 8] * 10
     answer = [[[1] * 8] * i + [[0] * 8] * (8 - i) for i in (8, 7, 6, 5, 4, 3, 2, 1, 1, 0)]
 
@@ -162,7 +162,7 @@ def test_wrong_settings_are_named(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "expected"),
     [
         ("segment.codes=[1, 1]", "must all differ"),
         ("segment.codes=[0, 255]", ""),
@@ -170,13 +170,13 @@ def test_wrong_settings_are_named(run: RunDir) -> None:
         ("segment.ignore=some", "segment.ignore"),
     ],
 )
-def test_wrong_codes_are_named(run: RunDir, setting: str, said: str) -> None:
-    if not said:
+def test_wrong_codes_are_named(run: RunDir, setting: str, expected: str) -> None:
+    if not expected:
         assert nuclei(run, setting, "segment.ignore=7").segment.codes == (0, 255)
         with pytest.raises(RecipeError, match="must all differ"):
             nuclei(run, setting, "segment.ignore=255")
         return
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected):
         nuclei(run, setting)
 
 
@@ -203,7 +203,7 @@ def test_codes_of_the_training_masks_hold_for_resume_and_evaluation(
 
     finetune(config, run)
     begun = settings.begun_with(run)
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for file in (data / "train" / "masks").iterdir():  # other label maps, by the same tool
         file.unlink()
     coded(data, "train", *[(0, 128, 0)] * 4)
@@ -211,8 +211,8 @@ def test_codes_of_the_training_masks_hold_for_resume_and_evaluation(
 
     assert (begun.segment.codes, begun.segment.ignore) == ((0, 128, 255), "none")
     assert settings.resume(run, options) == begun
-    assert "codes 0 (background, " in told
-    assert "255 is a class: the codes are evenly spaced gray levels" in told
+    assert "codes 0 (background, " in printed
+    assert "255 is a class: the codes are evenly spaced gray levels" in printed
     classes = ["background", "class 128", "class 255"]
     assert run.manifest()["finetune"]["data"]["train"]["classes"] == classes
     assert result["scores"]["per_class"].keys() >= {"background", "class 255"}

@@ -30,9 +30,9 @@ def test_the_command_answers_a_video_and_prints_its_summary_as_json(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "expected"),
     [
-        (["clip.mp4", "photo.jpg"], "videos and images are answered apart"),
+        (["clip.mp4", "photo.jpg"], "videos and images need separate calls"),
         (["clip.mp4", "--save-labels", "yolo"], "--save-labels: writes data sets of image files"),
         (["clip.mp4", "--watch"], "--watch: watches one folder"),
         (["a", "b", "--watch"], "--watch: watches one folder"),
@@ -42,14 +42,14 @@ def test_the_command_answers_a_video_and_prints_its_summary_as_json(
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(
-    networks: dict[str, Path], tmp_path: Path, more: list[str], said: str
+    networks: dict[str, Path], tmp_path: Path, more: list[str], expected: str
 ) -> None:
     out = tmp_path / "out"
 
     done = CliRunner().invoke(app, ["predict", str(networks["classify"]), *more, "--out", str(out)])
 
     assert isinstance(done.exception, DataError)
-    assert said in done.exception.message
+    assert expected in done.exception.message
     assert done.exception.hint
     assert not out.exists()
 

@@ -174,7 +174,7 @@ def empty(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected"),
     [
         (lambda folder: make_sound(folder / "sound.mov"), "holds no video, only audio"),
         (without_index, "cannot be opened as a video"),
@@ -185,9 +185,9 @@ def empty(folder: Path) -> Path:
     ids=["sound", "no index", "text", "empty", "missing"],
 )
 def test_what_is_no_video_is_refused_in_one_line_with_a_hint(
-    networks: dict[str, Path], tmp_path: Path, make: Any, said: str
+    networks: dict[str, Path], tmp_path: Path, make: Any, expected: str
 ) -> None:
-    with pytest.raises(DataError, match=said) as caught:
+    with pytest.raises(DataError, match=expected) as caught:
         predict_videos(networks["classify"], [source_of(make(tmp_path))], tmp_path / "o", Options())
 
     assert "\n" not in caught.value.message

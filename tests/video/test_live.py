@@ -68,9 +68,9 @@ def test_a_stream_that_was_cut_is_continued_and_then_given_up(
     assert times == sorted(times)
     assert all("at" in line for line in lines)
     assert len(times_of(Path(summary["video"]))) == len(lines)
-    said = caught.value.message + capsys.readouterr().err + summary_file.read_text()
+    printed = caught.value.message + capsys.readouterr().err + summary_file.read_text()
     assert "lost, and not back within 0.3 s" in caught.value.message
-    assert "secret" not in said
+    assert "secret" not in printed
     assert caught.value.exit_code == 1
 
 
@@ -270,7 +270,7 @@ def test_the_command_line_says_what_was_left_and_where(
         stdout, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 0, stderr  # a live source ends in no other way
-    assert "answers, one JSON record a line: " in stdout
+    assert "predictions, one JSON record per line: " in stdout
     assert "annotated video (" in stdout
     assert "secret" not in stdout + stderr
 

@@ -83,8 +83,8 @@ facts() {
 
 # --- the connection
 
-heard() { # SECONDS: the next line, in `said`; fails when the input ends (1) or stays silent (124)
-    said=$(timeout "$1" sh -c 'IFS= read -r said && printf "%s\n" "$said"')
+heard() { # SECONDS: the next line, in `reply`; fails when the input ends (1) or stays silent (124)
+    reply=$(timeout "$1" sh -c 'IFS= read -r reply && printf "%s\n" "$reply"')
 }
 
 receive() { # SIZE bytes, in pieces, so that a line that freezes is noticed
@@ -114,9 +114,9 @@ serve() {
     facts </dev/null | send facts
     mkdir -p "$jobs"
     find "$jobs" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} +
-    until [ -n "$said" ]; do heard "$silence" || exit 0; done
-    [ "$said" != bye ] || exit 0
-    set -- $said # ID yes|no: the folder's name, and whether what is in it counts
+    until [ -n "$reply" ]; do heard "$silence" || exit 0; done
+    [ "$reply" != bye ] || exit 0
+    set -- $reply # ID yes|no: the folder's name, and whether what is in it counts
     exec 9<"$jobs" # the lock of this device: held to the end of this process
     waited=0
     until flock -n 9; do
@@ -131,13 +131,13 @@ serve() {
     mkdir -p "$home" && cd "$home" || exit 1
     rm -f go
     df -Pk . | send free
-    said=
-    until [ -n "$said" ]; do heard "$silence" || leave keep; done
-    receive "$said" | tar -xf - || leave keep
+    reply=
+    until [ -n "$reply" ]; do heard "$silence" || leave keep; done
+    receive "$reply" | tar -xf - || leave keep
     setsid sh -c "$script" sh work </dev/null & # a separate group, which `leave` ends whole
     work=$!
     while heard "$silence"; do
-        case $said in
+        case $reply in
             go) : >go ;;
             bye) leave ;;
         esac

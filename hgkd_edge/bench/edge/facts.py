@@ -69,7 +69,7 @@ class Board:
         notes = []
         if self.power_mode is None:
             notes.append(
-                "the power mode is unknown (nvpmodel -q said nothing): clocks may be capped"
+                "the power mode is unknown (nvpmodel -q printed nothing): clocks may be capped"
             )
         elif not self.power_mode.startswith("MAXN") and not self._is_fastest():
             notes.append(
@@ -81,7 +81,7 @@ class Board:
                 "clocks are not locked: short runs see low clocks, tails grow; sudo jetson_clocks"
             )
         elif self.clocks_locked is None:
-            notes.append("whether the clocks are locked cannot be told")
+            notes.append("cannot tell whether the clocks are locked")
         hottest = max(self.temperatures_c.values(), default=0.0)
         if hottest >= 85:
             notes.append(f"{hottest:.0f} C already: thermal throttling is near")
@@ -133,7 +133,7 @@ def board_from_facts(facts: Mapping[str, str]) -> Board:
     return Board(
         is_jetson=True,
         model=facts["model"] or _family(compatible),
-        device=_recognise(compatible, facts["model"].lower()),
+        device=_recognize(compatible, facts["model"].lower()),
         l4t=release,
         jetpack=_jetpack(release),
         tensorrt_package=_package(facts["packages"], "libnvinfer"),
@@ -199,7 +199,7 @@ def _temperatures(table: str) -> dict[str, float]:
     }
 
 
-def _recognise(compatible: str, model: str) -> Device | None:
+def _recognize(compatible: str, model: str) -> Device | None:
     """Identify by part number first; by the model's name where a kit hides the number."""
     for device in load_devices():
         if any(word in compatible for word in device.match.compatible):

@@ -140,15 +140,15 @@ class Link:
             parts = [part.partition("\n") for part in message[1].split(self._mark)[1:]]
             return {name: text.strip() for name, _end, text in parts}
         if message is not None:
-            self._fault = f"it sent '{message[0]}' in place of its facts"
+            self._fault = f"it sent '{message[0]}' instead of its facts"
         if self._fault:
             raise self._broken()
-        said = self._errors.decode("utf-8", "replace")
+        finding = self._errors.decode("utf-8", "replace")
         if self.host is None:
-            raise DeviceError(f"the measuring process did not start: {said.strip()[-300:]}")
+            raise DeviceError(f"the measuring process did not start: {finding.strip()[-300:]}")
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_S)
-        raise explain(self.host, self.process.returncode or -1, said)
+        raise explain(self.host, self.process.returncode or -1, finding)
 
     def open(
         self, job: str, files: Mapping[str, bytes | Path], *, resume: bool, cases: int
@@ -338,10 +338,10 @@ class Link:
         self._closed.set()
         if self._fault:
             return WorkFailed(f"{self.where} cannot be measured: {self._fault}", hint=_NOT_OURS)
-        said = self._errors.decode("utf-8", "replace").split("\n")
-        said = [line.strip() for line in said if line.strip()]
+        finding = self._errors.decode("utf-8", "replace").split("\n")
+        finding = [line.strip() for line in finding if line.strip()]
         return WorkFailed(
-            f"the connection to {self.where} broke" + (f": {said[-1][:300]}" if said else ""),
+            f"the connection to {self.where} broke" + (f": {finding[-1][:300]}" if finding else ""),
             hint="the same command with --resume picks up a finished build",
         )
 

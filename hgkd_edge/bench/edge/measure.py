@@ -74,7 +74,7 @@ def measure_on(
             measured = measured_by_trtexec(link, job, options)
             environment["trtexec"] = job.trtexec.name
             if any(options.threads):
-                warnings.append("--threads means nothing to trtexec")
+                warnings.append("--threads has no effect with trtexec")
         else:
             measured = measured_by_onnxruntime(link, job, options, facts["onnxruntime"])
         return session_of(

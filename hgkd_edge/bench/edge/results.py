@@ -269,11 +269,11 @@ def _warnings(logs: Sequence[Log], times: Sequence[Times], options: BenchOptions
     notes = [note for log in logs for note in settings_warnings(log, copies=options.copies)]
     figure = "Latency" if options.copies == "in" else "GPU Compute Time"
     for log, one in zip(logs, times, strict=True):
-        said = log.medians_ms.get(figure)
-        if said and abs(float(np.median(one.ms)) - said) > 0.05 * said:
+        reported = log.medians_ms.get(figure)
+        if reported and abs(float(np.median(one.ms)) - reported) > 0.05 * reported:
             notes.append(
-                f"the exported times' median, {np.median(one.ms):.3f} ms, is not the {said:.3f} ms "
-                "that trtexec printed"
+                f"the exported times' median, {np.median(one.ms):.3f} ms, is not the "
+                f"{reported:.3f} ms that trtexec printed"
             )
     return list(dict.fromkeys(notes))
 

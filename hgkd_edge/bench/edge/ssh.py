@@ -100,12 +100,13 @@ def ssh_command(host: Host, config: Path | None = None) -> list[str]:
 def explain(host: Host, code: int, stderr: str) -> DeviceError:
     """The error for a connection that ended before the device sent its facts."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    said = lines[-1][:300] if lines else f"ssh ended with code {code}"
+    reported = lines[-1][:300] if lines else f"ssh ended with code {code}"
     target = f"ssh{f' -p {host.port}' if host.port else ''} {Host(host.name, host.user)}"
     low = stderr.lower()
     if code == 127:
         return DeviceError(
-            f"{host} lacks a tool: {said}", hint="install coreutils, util-linux, tar and gzip there"
+            f"{host} lacks a tool: {reported}",
+            hint="install coreutils, util-linux, tar and gzip there",
         )
     if "remote host identification has changed" in low:
         return DeviceError(
@@ -119,18 +120,23 @@ def explain(host: Host, code: int, stderr: str) -> DeviceError:
         )
     if "permission denied" in low or "too many authentication failures" in low:
         return DeviceError(
-            f"{host} refused the login: {said}",
+            f"{host} refused the login: {reported}",
             hint=f"passwords are not used; set up a key: ssh-copy-id "
             f"{f'-p {host.port} ' if host.port else ''}{Host(host.name, host.user)}",
         )
     if "could not resolve" in low:
-        return DeviceError(f"no machine called '{host.name}' is known: {said}", hint="check --host")
+        return DeviceError(
+            f"no machine called '{host.name}' is known: {reported}", hint="check --host"
+        )
     if "refused" in low:
         return DeviceError(
-            f"{host} answers, but nothing listens there: {said}", hint="is sshd running there?"
+            f"{host} answers, but nothing listens on that port: {reported}",
+            hint="start sshd there: sudo systemctl start ssh",
         )
     if "timed out" in low or "no route" in low or "unreachable" in low:
         return DeviceError(
-            f"{host} cannot be reached: {said}", hint="is it on, and on this network?"
+            f"{host} cannot be reached: {reported}", hint="check that it is on, and in this network"
         )
-    return DeviceError(f"cannot work on {host}: {said}", hint=f"see whether this works: {target}")
+    return DeviceError(
+        f"cannot work on {host}: {reported}", hint=f"check that this works: {target}"
+    )

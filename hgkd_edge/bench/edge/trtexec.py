@@ -65,7 +65,7 @@ class Trtexec:
         if match is None:
             tail = (text.strip().splitlines() or ["no output"])[-1][:160]
             raise DeviceError(
-                f"trtexec there does not tell its version: {tail}",
+                f"trtexec there does not report its version: {tail}",
                 hint="run trtexec --help on the device; its libraries may be missing",
             )
         if match[2] is not None:
@@ -217,7 +217,7 @@ def _check_names(names: Iterable[str]) -> None:
     for name in names:
         if _SEPARATOR.search(name):
             raise DeviceError(
-                f"trtexec cannot be told of an input called '{name}'",
+                f"trtexec cannot take an input named '{name}'",
                 hint="export the model with a plain input name",
             )
 
@@ -225,7 +225,7 @@ def _check_names(names: Iterable[str]) -> None:
 def _precision_flags(tool: Trtexec, model_precision: str, precision: str) -> list[str]:
     if precision == "int8" and model_precision != "int8":
         raise DeviceError(
-            "int8 needs a quantised ONNX: without calibration images trtexec would invent ranges",
+            "int8 needs a quantized ONNX: without calibration images trtexec would invent ranges",
             hint="hgkd-edge export --onnx --precision int8",
         )
     if tool.version >= (11,):
@@ -302,7 +302,7 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DeviceError(
             f"trtexec's exported times cannot be read ({type(error).__name__}: {error})",
-            hint="the file may be cut off: is there space left on the device?",
+            hint="the file may be cut off: check the free space on the device",
         ) from error
     if ms.size == 0 or not np.isfinite(ms).all() or (ms <= 0).any() or span_ms <= 0:
         raise DeviceError("trtexec exported no usable times", hint="give a longer --duration")

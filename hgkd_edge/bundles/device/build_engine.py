@@ -24,7 +24,7 @@ def version_of(text: str) -> Tuple[int, int]:
     """Major and minor version in what trtexec prints: `[TensorRT v8502]`, `[TensorRT v100300]`."""
     match = re.search(r"\[TensorRT v(\d+)", text)
     if match is None:
-        raise RuntimeError("trtexec does not tell its version; does it run by itself?")
+        raise RuntimeError("trtexec does not report its version: check that 'trtexec --help' runs")
     packed = int(match.group(1))
     if packed < 10000:
         return packed // 1000, packed // 100 % 10

@@ -88,7 +88,7 @@ def main(given: Optional[List[str]] = None) -> int:
     parser.add_argument("--via", choices=("gstreamer", "opencv"), default="gstreamer")
     parser.add_argument("--frames", type=int, help="stop after this many")
     parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score of a box")
-    parser.add_argument("--out", type=Path, help="folder for pictures of the answers")
+    parser.add_argument("--out", type=Path, help="folder for annotated images")
     parser.add_argument("--show", action="store_true", help="a window, through OpenCV")
     asked = parser.parse_args(given)
     settings = load_settings()

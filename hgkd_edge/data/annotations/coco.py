@@ -53,9 +53,11 @@ class _File:
                 found[key].append((where, item))
             elif isinstance(item, dict):
                 shown = item.get("image_id")
-                faults.append((where, f"image_id {brief(shown)} is no image's; annotation skipped"))
+                faults.append(
+                    (where, f"image_id {brief(shown)} does not exist; annotation skipped")
+                )
             else:
-                faults.append((where, f"{brief(item)} is no annotation; skipped"))
+                faults.append((where, f"{brief(item)} is not an annotation; skipped"))
         return found
 
 

@@ -123,7 +123,7 @@ def checked_boxes(
             faults.append((box.where, f"box {shown} has no area; skipped"))
         elif cut[2] <= cut[0] or cut[3] <= cut[1]:
             shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-            faults.append((box.where, f"box {shown} is outside its {width} x {height} photo"))
+            faults.append((box.where, f"box {shown} is outside its {width} x {height} image"))
         else:
             kept.append((classes.index(box.name), *cut))
     return np.array(kept, np.float32).reshape(-1, 5), faults

@@ -65,7 +65,7 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
 
     def read(boxes: list[Box], turn: Turn, upright: bool) -> tuple[np.ndarray, list[Fault]]:
         if len(boxes) > MAX_BOXES:
-            raise ValueError(f"has {len(boxes):,} boxes; photos with up to {MAX_BOXES:,} are used")
+            raise ValueError(f"has {len(boxes):,} boxes; images with up to {MAX_BOXES:,} are used")
         kept, faults = upright_boxes(boxes, listing.classes, turn, upright=upright)
         kept[:, 1:] = place(turn.upright, canvas).to_canvas(kept[:, 1:])
         return kept, faults
@@ -111,7 +111,7 @@ def open_masks(
         raise DataError(
             f"{root}: holds no label maps that can be read",
             hint="images/ and masks/ with files of equal names (also in train/ and val/); Pascal "
-            "VOC: JPEGImages/ and SegmentationClass/; COCO: annotations/*.json and photos; YOLO: "
+            "VOC: JPEGImages/ and SegmentationClass/; COCO: annotations/*.json and images; YOLO: "
             "data.yaml and polygons; LabelMe: JSON files",
         )
     photos, coding = maps.photos, maps.coding
@@ -213,7 +213,7 @@ def _require_class_maps(folders: dict[str, tuple[Path, Path]]) -> None:
         if masks.name == "instances":
             raise DataError(
                 f"{masks}: numbers objects, not classes",
-                hint="--set segment.binary=true tells objects from background",
+                hint="--set segment.binary=true separates objects from background",
             )
 
 
@@ -255,16 +255,16 @@ def _ready(sources: dict[str, ImageSource], root: Path) -> None:
     """Refuse a training split that has no usable images."""
     if not len(sources.get("train", ())):
         first = _first([fault for source in sources.values() for fault in source.skipped])
-        raise DataError(f"{root}: no photo of a training split can be used{first}")
+        raise DataError(f"{root}: no image of a training split can be used{first}")
 
 
 def _no_object(source: ImageSource, root: Path, missing: str) -> DataError:
     """The error for training images without anything to learn."""
     return DataError(
-        f"{root}: not one {missing} in {len(source)} training photos{_first(source.skipped)}",
-        hint="do annotations, categories and classes.txt use the same ids and names?",
+        f"{root}: not one {missing} in {len(source)} training images{_first(source.skipped)}",
+        hint="check that annotations, categories and classes.txt use the same ids and names",
     )
 
 
 def _first(faults: list[Fault]) -> str:
-    return f"; the first of {len(faults)} faults, {': '.join(faults[0])}" if faults else ""
+    return f"; the first of {len(faults)} problems, {': '.join(faults[0])}" if faults else ""

@@ -91,7 +91,7 @@ def _runs(outline: Any, size: tuple[int, int]) -> np.ndarray:
         return np.array(_polygon_runs(outline, size), np.int64)
     stated = tuple(outline.get("size", ()))
     if stated != size:  # before anything is allocated: the size may be any number
-        raise ValueError(f"for a photo of size {list(stated)}, this has {list(size)}")
+        raise ValueError(f"for an image of size {list(stated)}, this has {list(size)}")
     runs = outline.get("counts")
     counts = runs if isinstance(runs, list) else _unpacked(runs)
     if (
@@ -146,7 +146,7 @@ def _polygon_runs(outline: Any, size: tuple[int, int]) -> list[int]:
         raise ValueError("neither polygons of three points or more nor run lengths")
     far = 10 * max(size)  # pycocotools uses memory for every pixel that an edge crosses
     if not all(abs(number) <= far for polygon in polygons for number in polygon):
-        raise ValueError(f"points far outside the {in_pixels(size)} photo")
+        raise ValueError(f"points far outside the {in_pixels(size)} image")
     if sum(map(_around, polygons)) > MAX_OUTLINE:
         raise ValueError(f"longer than {MAX_OUTLINE:,} pixels")
     runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))

@@ -185,7 +185,7 @@ class AnnotatedPhotos:
             labels[i], faults = read(photo.annotation, turn, upright)
         except Exception as error:  # a broken file may raise anything
             return _Outcome(
-                "", [(str(photo.file), f"{error or type(error).__name__}; photo skipped")]
+                "", [(str(photo.file), f"{error or type(error).__name__}; image skipped")]
             )
         pixels[i] = np.asarray(canvas).transpose(2, 0, 1)
         digest = hashlib.sha256(content + labels[i].tobytes()).hexdigest()

@@ -68,7 +68,7 @@ def voc_boxes(root: Path, holdout: float) -> Listing[list[Box]]:
             photos.append(_photo(root, photo, xml, faults))
         except (OSError, ValueError, expat.ExpatError) as error:
             line = f":{error.lineno}" if isinstance(error, expat.ExpatError) else ""
-            faults.append((f"{xml}{line}", f"cannot be read, photo skipped: {error}"))
+            faults.append((f"{xml}{line}", f"cannot be read, image skipped: {error}"))
     listing = listing.hold_out(holdout)
     met = {box.name for photo in listing.splits.get("train", ()) for box in photo.annotation}
     classes = name_classes(met)
@@ -113,7 +113,7 @@ def _pairs_anywhere(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
     for xml in xmls:
         split = split_of(xml, root) or (listed.get(xml.stem, "") if lists else "train")
         if split:
-            pairs.append((split, str(xml), partial(_beside, xml, below)))
+            pairs.append((split, str(xml), partial(_next_to, xml, below)))
             images.add(xml.stem)
     listing: Listing[list[Box]] = Listing({}, [], {"train": list(below.unused)})
     if bare := sum(file.stem not in images for file in below.files):
@@ -121,7 +121,7 @@ def _pairs_anywhere(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
     return pairs, listing
 
 
-def _beside(xml: Path, below: ImagesBelow) -> tuple[Path, Path]:
+def _next_to(xml: Path, below: ImagesBelow) -> tuple[Path, Path]:
     return below.find(xml), xml
 
 

@@ -122,12 +122,12 @@ class _Row(NamedTuple):
 
 def _listing(files: YoloFiles, holdout: float, classes: list[str], convert: Any) -> Listing[Any]:
     listing: Listing[Any] = Listing({}, classes)
-    labelled = 0
+    labeled = 0
     for split, images in files.images.items():
         listing.splits[split], faults = [], list[Fault]()
         for image in images:
             file = _label_file(image)
-            labelled += file is not None
+            labeled += file is not None
             objects = []
             try:
                 rows = list(_rows(file, files, faults)) if file else []
@@ -141,7 +141,7 @@ def _listing(files: YoloFiles, holdout: float, classes: list[str], convert: Any)
                     faults.append((row.where, f"{error}; skipped"))
             listing.splits[split].append(Annotated(_name(files.root, image), image, objects))
         listing.faults[split] = faults
-    if not labelled:
+    if not labeled:
         raise DataError(
             f"{files.root}: none of its images has a label file",
             hint="labels are expected in labels/ next to images/, or next to each image: a.txt for "

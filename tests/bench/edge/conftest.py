@@ -155,7 +155,7 @@ def write_python(folder: Path, *, works: bool = True) -> None:
 
 
 def make_jetson_root(root: Path) -> None:
-    """The files by which an Orin Nano 8GB, "super", on JetPack 6.2 is recognised."""
+    """The files by which an Orin Nano 8GB, "super", on JetPack 6.2 is recognized."""
     (root / "etc").mkdir()
     (root / "etc/nv_tegra_release").write_text(
         "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "

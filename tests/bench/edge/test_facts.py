@@ -64,19 +64,19 @@ def test_a_board_at_full_locked_clocks_has_no_warnings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"nvpmodel": "NV Power Mode: MODE_30W\n2\n"}, r"MODE_30W caps .*\(GPU 612 of 1300 MHz\)"),
         ({"nvpmodel": ""}, "power mode is unknown"),
-        ({"devfreq": ""}, "cannot be told"),
+        ({"devfreq": ""}, "cannot tell whether the clocks"),
         ({"jetson_clocks": "GPU MinFreq=1 MaxFreq=2 CurrentFreq=1"}, "not locked"),
         ({"temperatures": "thermal_zone0\ttj-thermal\t92000"}, "92 C already"),
     ],
 )
-def test_what_makes_a_number_misleading_is_said(change: dict, said: str) -> None:
+def test_what_makes_a_number_misleading_is_reported(change: dict, expected: str) -> None:
     import re
 
-    assert any(re.search(said, note) for note in board_from_facts(_facts(**change)).warnings())
+    assert any(re.search(expected, note) for note in board_from_facts(_facts(**change)).warnings())
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_the_fastest_mode_of_a_board_without_maxn_is_not_called_a_cap(
         ("nvidia,tegra999", "Jetson of the future", None),
     ],
 )  # fmt: skip
-def test_boards_are_recognised(compatible: str, model: str, device: str | None) -> None:
+def test_boards_are_recognized(compatible: str, model: str, device: str | None) -> None:
     board = board_from_facts(_facts(compatible=compatible, model=model))
 
     assert board.is_jetson

@@ -22,7 +22,7 @@ StartBoard = Callable[..., Board]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said", "mend"),
+    ("spoil", "expected", "fix"),
     [
         (lambda board, keys: _client(board, keys), "refused the login", "ssh-copy-id"),
         (lambda board, _: _forget(board), "not a known host", "fingerprint"),
@@ -35,21 +35,21 @@ StartBoard = Callable[..., Board]
     ],
     ids=["wrong key", "unknown host", "changed host key", "host down"],
 )
-def test_a_host_that_cannot_be_used_is_refused_with_the_mend(
+def test_a_host_that_cannot_be_used_is_refused_with_the_fix(
     make_model: MakeModel,
     start_board: StartBoard,
     keys: Path,
     spoil: Callable[[Board, Path], object],
-    said: str,
-    mend: str,
+    expected: str,
+    fix: str,
 ) -> None:
     board = start_board()
     spoil(board, keys)
 
-    with pytest.raises(DeviceError, match=said) as refusal:
+    with pytest.raises(DeviceError, match=expected) as refusal:
         measure(board, make_model())
 
-    assert mend in refusal.value.hint
+    assert fix in refusal.value.hint
     assert board.calls() == []
 
 
@@ -130,7 +130,7 @@ def test_an_input_name_that_trtexec_would_misread_is_refused(
     board, model = start_board(), make_model()
     _rename_input(model, "x:1x1,y")
 
-    with pytest.raises(DeviceError, match="cannot be told of an input called 'x:1x1,y'"):
+    with pytest.raises(DeviceError, match="cannot take an input named 'x:1x1,y'"):
         measure(board, model)
 
 

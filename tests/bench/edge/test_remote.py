@@ -157,7 +157,7 @@ def test_a_failed_build_shows_trtexecs_own_lines_and_leaves_nothing(
     wait_until(lambda: not board.leftovers())
 
 
-def test_a_builder_that_the_system_killed_is_told_from_one_that_failed(
+def test_a_builder_that_the_system_killed_is_distinguished_from_one_that_failed(
     make_model: MakeModel, start_board: StartBoard
 ) -> None:
     with pytest.raises(UserError, match="trtexec was ended by signal 9") as failure:
@@ -179,7 +179,7 @@ def test_tensorrt_11_takes_no_precision_from_a_flag(
     assert "--useCudaGraph" not in session.measurements[0].commands[1]
 
 
-def test_int8_without_a_quantised_model_is_refused(
+def test_int8_without_a_quantized_model_is_refused(
     make_model: MakeModel, start_board: StartBoard
 ) -> None:
     with pytest.raises(RunError, match="no model of precision int8"):

@@ -120,7 +120,7 @@ def test_precision_flags_by_version(version, holds, wanted, flags) -> None:
 
 @pytest.mark.parametrize("version", [(8, 6, 2), (10, 3, 0), (11, 0, 0)])
 def test_int8_is_never_built_with_invented_ranges(version: tuple[int, int, int]) -> None:
-    with pytest.raises(DeviceError, match="quantised ONNX"):
+    with pytest.raises(DeviceError, match="quantized ONNX"):
         build_arguments(
             _tool(version), shapes={}, dynamic=False, model_precision="fp32", precision="int8"
         )

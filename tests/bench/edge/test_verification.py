@@ -111,7 +111,7 @@ def test_the_runner_sent_to_a_box_is_verified_too(
     assert (seen.passed, seen.bound, seen.images) == (True, "fp32", 4)
 
 
-def test_outputs_too_large_to_fetch_are_said_to_be_unverified(
+def test_outputs_too_large_to_fetch_are_reported_as_unverified(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "MOST_VALUES", 10)

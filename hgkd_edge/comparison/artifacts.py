@@ -15,7 +15,7 @@ from hgkd_edge.errors import RunError
 from hgkd_edge.export_record import is_unchanged, read_exports
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["RUNTIMES", "Artefact", "Exports", "FileRecord", "artefacts_of"]
+__all__ = ["RUNTIMES", "Artifact", "Exports", "FileRecord", "artifacts_of"]
 
 # Suffix of a file -> runner of `bench` that it is deployed with.
 RUNTIMES = {
@@ -54,7 +54,7 @@ class FileRecord(_Part):
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """One model file.
 
     Attributes:
@@ -86,24 +86,24 @@ class Exports:
     """The files of a run to compare.
 
     Attributes:
-        artefacts: The files; first the weights, then the plain fp32 ONNX file, with which others
+        artifacts: The files; first the weights, then the plain fp32 ONNX file, with which others
             are compared. Empty where there is no such file.
         remarks: Files that are skipped, and why.
     """
 
-    artefacts: list[Artefact]
+    artifacts: list[Artifact]
     remarks: list[str]
 
     @property
-    def weights(self) -> Artefact:
-        return self.artefacts[0]
+    def weights(self) -> Artifact:
+        return self.artifacts[0]
 
     @property
-    def reference(self) -> Artefact:
-        return self.artefacts[1]
+    def reference(self) -> Artifact:
+        return self.artifacts[1]
 
 
-def artefacts_of(run: RunDir) -> Exports:
+def artifacts_of(run: RunDir) -> Exports:
     """The run's weights and every file that was exported from them.
 
     Raises:
@@ -118,23 +118,23 @@ def artefacts_of(run: RunDir) -> Exports:
         if why := _unfit(run, name, records, weights, digest):
             remarks.append(f"{run.export_dir / name}: {why}")
         else:
-            found.append(_artefact(run, record, weights, records))
+            found.append(_artifact(run, record, weights, records))
     found.sort(key=_place)
     if not found or _place(found[0])[:3] != (0, 0, 0):
         return Exports([], [*remarks, f"{run.path}: has no fp32 ONNX file of {weights.name}"])
     size = network_size(weights) / 2**20
-    return Exports([Artefact(run, weights, "fp32", digest, size), *found], remarks)
+    return Exports([Artifact(run, weights, "fp32", digest, size), *found], remarks)
 
 
 _ORDER = ("fp32", "fp16", "int8")
 
 
-def _place(artefact: Artefact) -> tuple[int, int, int, str]:
+def _place(artifact: Artifact) -> tuple[int, int, int, str]:
     """Plain files first, by precision, then by runtime."""
-    known = artefact.precision in _ORDER
-    precision = _ORDER.index(artefact.precision) if known else len(_ORDER)
-    runtime = list(RUNTIMES).index(artefact.file.suffix) - 1
-    return int(artefact.baked), precision, runtime, artefact.file.name
+    known = artifact.precision in _ORDER
+    precision = _ORDER.index(artifact.precision) if known else len(_ORDER)
+    runtime = list(RUNTIMES).index(artifact.file.suffix) - 1
+    return int(artifact.baked), precision, runtime, artifact.file.name
 
 
 def _records(run: RunDir) -> dict[str, FileRecord]:
@@ -178,15 +178,15 @@ def _unfit(
     return ""
 
 
-def _artefact(
+def _artifact(
     run: RunDir, record: FileRecord, weights: Path, records: Mapping[str, FileRecord]
-) -> Artefact:
+) -> Artifact:
     file = run.export_dir / record.name
     source = records.get(record.made_from)
     from_fp32 = record.made_from == weights.name or (
         source is not None and source.precision == "fp32" and not _is_baked(run, source.name)
     )
-    return Artefact(
+    return Artifact(
         run=run,
         file=file,
         precision=record.precision,

@@ -81,8 +81,8 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         }
         (run / "export.json").write_text(json.dumps(record))
         files = [*network_files(source), *network_files(made), export / "images.npy"]
-        artefacts = {f"export/{file.name}": {"sha256": file_sha256(file)} for file in files}
-        (run / "manifest.json").write_text(json.dumps({"artefacts": artefacts}))
+        artifacts = {f"export/{file.name}": {"sha256": file_sha256(file)} for file in files}
+        (run / "manifest.json").write_text(json.dumps({"artifacts": artifacts}))
         return run
 
     return make
@@ -142,7 +142,7 @@ def stand_in_for_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "polygraphy.backend", ModuleType("polygraphy.backend"))
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", backend)
     monkeypatch.setattr(tensorrt, "load_engine", load)
-    monkeypatch.setattr(tensorrt, "select_for_polygraphy", lambda _flavour: None)
+    monkeypatch.setattr(tensorrt, "select_for_polygraphy", lambda _flavor: None)
     monkeypatch.setattr(trt_build, "build_engine", build)
     for name in ("tensorrt", "tensorrt-rtx"):
         here = replace(RUNTIMES[name], packages=("onnxruntime",), lacks=lambda: None)
@@ -249,18 +249,18 @@ def test_a_file_without_a_record_is_refused_by_name(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"batches": (8,)}, "takes batches of 1 to 4, not 8"),
         ({"runners": ("tensorrt",)}, "was built by tensorrt_rtx"),
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused_with_the_way_to_one_that_does(
-    make_run: MakeRun, changes: dict[str, Any], said: str
+    make_run: MakeRun, changes: dict[str, Any], expected: str
 ) -> None:
     run = make_run("tensorrt-rtx")
 
-    with pytest.raises(DeviceError, match=said) as refusal:
+    with pytest.raises(DeviceError, match=expected) as refusal:
         run_bench(quick(run, **{"runners": ("tensorrt-rtx",), **changes}))
 
     assert refusal.value.hint
