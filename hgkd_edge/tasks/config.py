@@ -167,7 +167,7 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
         RecipeError: One line, all problems together.
         RunError: The run has no fine-tuned model, or one that is quantization-aware already.
     """
-    model = run.require(run.model_file, hint=f"hgkd-edge finetune {run.path}")
+    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}")
     begun = begun_with(run)
     if begun.qat is not None:
         raise RunError(
