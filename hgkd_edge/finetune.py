@@ -164,7 +164,7 @@ def _simulated(qat: QatConfig, card: ModelCard, source: ImageSource) -> nn.Modul
             hint="fine-tune for these images first, without --qat",
         )
     chosen = source.subset(evenly(len(source), qat.calibration))
-    views = (TASKS[card.task].view(images, card) for images in chosen.images.split(BATCH))
+    views = (TASKS[card.task].view(images, card) for images, _ in chosen.batches(BATCH))
     return simulate_int8(network, views)
 
 
@@ -214,8 +214,7 @@ def answers(
     runner: Runner, task: VisionTask, card: ModelCard, source: ImageSource
 ) -> Iterator[Answers]:
     """A network's outputs for every image of a source, batch by batch."""
-    parts = source.images.split(BATCH), source.labels.split(BATCH)
-    for images, labels in zip(*parts, strict=True):
+    for images, labels in source.batches(BATCH):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
 
 
