@@ -317,8 +317,9 @@ class _Work:
             "method": calibration.method,
             "photos": calibration.images,
             "from": str(options.calibration_data or "train"),
+            "learned_inputs": len(subject.input_ranges),
         }
-        return calibration
+        return calibration.with_inputs(read_onnx(self.fp32), subject.input_ranges)
 
     def _quantize(self, path: Path, calibration: Calibration, flavor: str) -> dict[str, Any]:
         """Quantize; with `max_drop` or `sensitivity`, rank the layers one by one first."""
