@@ -36,6 +36,7 @@ from hgkd_edge.data.boxes import MAX_BOXES, BoxLabels
 from hgkd_edge.data.decode import allocate
 from hgkd_edge.data.geometry import IGNORED, place
 from hgkd_edge.data.images import Turn
+from hgkd_edge.data.photos import outside
 from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -77,7 +78,7 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
         sources[split] = source = annotated.read(split, labels, read)
         source.labels = cast("Tensor", BoxLabels(labels[: len(source)]))
     _ready(sources, root)
-    sources["train"].remarks += [*listing.remarks, *annotated.remarks()]
+    sources["train"].remarks += [*listing.remarks, *annotated.remarks(), *_outside(listing, root)]
     if not any(len(boxes) for boxes in sources["train"].labels):
         raise _no_object(sources["train"], root, "box")
     return sources
@@ -127,7 +128,7 @@ def open_masks(
         source.decided |= coding.settings() if coding else {}
         sources[split] = source
     _ready(sources, root)
-    decided = [maps.remark] if maps.remark else []
+    decided = [*([maps.remark] if maps.remark else []), *_outside(photos.listing, root)]
     sources["train"].remarks += [*photos.listing.remarks, *decided, *photos.remarks()]
     lowest = 0 if coding and coding.ignored == 0 else 1  # class 0 is the background, if any
     # Image by image: one is enough to decide, and all of them may not fit in memory.
@@ -238,6 +239,11 @@ def _place(config: DataConfig) -> Place:
             f"data.path '{found.root}' is not a folder", hint="name a folder: --data DIR"
         )
     return found
+
+
+def _outside(listing: Listing[Any], root: Path) -> list[str]:
+    files = (photo.file for photos in listing.splits.values() for photo in photos)
+    return [line] if (line := outside(root, files)) else []
 
 
 def _require_classes(listing: Listing[Any], root: Path) -> None:
