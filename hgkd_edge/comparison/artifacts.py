@@ -50,6 +50,7 @@ class FileRecord(_Part):
 
     @property
     def name(self) -> str:
+        """The file's name without its folder."""
         return Path(self.path).name
 
 
@@ -78,6 +79,7 @@ class Artifact:
 
     @property
     def runtime(self) -> str:
+        """The runner of `bench` that it is deployed with."""
         return RUNTIMES[self.file.suffix]
 
 
@@ -96,10 +98,12 @@ class Exports:
 
     @property
     def weights(self) -> Artifact:
+        """The network before export."""
         return self.artifacts[0]
 
     @property
     def reference(self) -> Artifact:
+        """The plain fp32 ONNX file."""
         return self.artifacts[1]
 
 
