@@ -3,8 +3,8 @@
 Each layer takes the longer of its computing time (operations / peak) and its memory time (bytes /
 bandwidth) (Williams, Waterman and Patterson, "Roofline", 2009). Pointwise layers and
 normalizations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
-`LAYER_US` are set once for all devices; `docs/bench.md` states the error against published MLPerf
-latencies of ResNet-50.
+`LAYER_US` are set once for all devices; `docs/bench-method.md` states the error against published
+MLPerf latencies of ResNet-50.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hgkd_edge.bench.devices import Device, find_device, load_devices
+from hgkd_edge.bench.devices import Device, find_devices, load_devices
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile, resolve_models
 from hgkd_edge.bench.options import BenchOptions
@@ -89,7 +89,7 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
 
     Args:
         options: Models, precisions, batches, and where the file goes.
-        names: Devices of the table; empty takes all.
+        names: Devices of the table, or families such as `orin-nano`; empty takes all.
 
     Raises:
         DeviceError: A device that is not in the table, or a precision without figures.
@@ -101,7 +101,7 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
             raise DeviceError(f"--estimate has no figures for {precision}", hint=f"one of {known}")
     found = estimate_models(
         resolve_models(options.models),
-        [find_device(name) for name in names] or load_devices(),
+        [device for name in names for device in find_devices(name)] or load_devices(),
         precisions=options.precisions,
         batches=options.batches,
     )
@@ -199,7 +199,7 @@ def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
         f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
         "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
         "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
-        "latencies: docs/bench.md"
+        "latencies: docs/bench-method.md"
     )
     return Group(
         Text("ESTIMATE (roofline), not a measurement", style="bold yellow"),

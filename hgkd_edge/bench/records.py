@@ -2,7 +2,7 @@
 
 One file holds one *session* per target (this CPU, OpenVINO, one Jetson, ...); measuring a target
 again replaces its session and leaves the others. Times are milliseconds, sizes MiB, power watts.
-`docs/bench.md` describes every field.
+The documentation's page of `bench.json` is made from these classes.
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ __all__ = [
     "milliseconds",
     "name_table",
     "rate",
+    "session_heading",
+    "session_notes",
     "session_view",
+    "session_warnings",
 ]
 
 
@@ -35,14 +38,23 @@ def session_view(session: Session, *, failed: Collection[str] = ()) -> Renderabl
     bad = failed_models(session, failed)
     wrong = [f"{name}: FAILED verification, do not deploy it" for name in sorted(bad)]
     return Group(
-        Text(f"{session.target}: {_machine(session)}", style="bold"),
+        Text(session_heading(session), style="bold"),
         _latency_table(session.measurements, bad),
         *_lines("red", wrong),
-        *_lines("", _power(session.measurements)),
-        *_lines("dim", _method(session)),
-        *_lines("yellow", (f"warning: {line}" for line in _warnings(session))),
+        *_lines("dim", session_notes(session)),
+        *_lines("yellow", (f"warning: {line}" for line in session_warnings(session))),
         *_lines("dim", map(_not_measured, session.refusals)),
     )
+
+
+def session_heading(session: Session) -> str:
+    """Target and machine of a session, in one line."""
+    return f"{session.target}: {_machine(session)}"
+
+
+def session_notes(session: Session) -> list[str]:
+    """Power, verification, the command and the method of a session's figures."""
+    return [*_power(session.measurements), *_method(session)]
 
 
 def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> RenderableType:
@@ -64,8 +76,8 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
                 f"{seen.total_mean_w:.1f}" if seen and seen.total_mean_w else "-",
                 f"{seen.energy_per_image_mj:.1f}" if seen and seen.energy_per_image_mj else "-",
             )
-        lines += _lines("dim", [f"{session.target}: {_machine(session)}"])
-        warnings = _warnings(session)
+        lines += _lines("dim", [session_heading(session)])
+        warnings = session_warnings(session)
         lines += _lines("yellow", (f"warning: {session.target}: {line}" for line in warnings))
     return Group(*lines, *_lines("red", map(_not_measured, refusals)))
 
@@ -243,7 +255,7 @@ def _method(session: Session) -> Iterator[str]:
     )
 
 
-def _warnings(session: Session) -> list[str]:
+def session_warnings(session: Session) -> list[str]:
     """Session warnings, then each measurement's own; duplicates are printed once."""
     lines = list(session.warnings)
     for one in session.measurements:

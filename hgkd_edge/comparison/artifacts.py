@@ -48,6 +48,7 @@ class Artifact:
 
     @property
     def runtime(self) -> str:
+        """The runner of `bench` that it is deployed with."""
         return RUNTIMES[self.file.suffix]
 
 
@@ -66,10 +67,12 @@ class Exports:
 
     @property
     def weights(self) -> Artifact:
+        """The network before export."""
         return self.artifacts[0]
 
     @property
     def reference(self) -> Artifact:
+        """The plain fp32 ONNX file."""
         return self.artifacts[1]
 
 

@@ -115,6 +115,7 @@ class Comparison:
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for `--json`."""
         return asdict(self)
 
 
