@@ -32,12 +32,14 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        code = app()
     except SystemExit as done:  # how typer ends, also well
         end(done.code if isinstance(done.code, int) else 0)
     except KeyboardInterrupt:
         _fail("stopped", "", STOPPED)
     except Exception as error:
+        if hasattr(error, "format_message"):  # click's, which typer may bring under another name
+            _fail_usage(error)
         if debug:
             _show_traceback()
         if isinstance(error, ModuleNotFoundError) and error.name:
@@ -52,7 +54,17 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
         _fail(f"{type(error).__name__}: {error}", bug, 1)
-    end(0)
+    end(code if isinstance(code, int) else 0)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """A command line that cannot be parsed; without any arguments, the help text."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        end(2)
+    message = error.format_message().rstrip(".")
+    hint = f"{error.ctx.command_path} --help" if error.ctx else ""
+    _fail(message[:1].lower() + message[1:], hint, 2)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
