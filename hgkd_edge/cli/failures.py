@@ -18,6 +18,8 @@ from hgkd_edge.processes import end, is_main, rank
 
 __all__ = ["run_app"]
 
+# click's, which some releases of typer bring under another name.
+UsageError: Any = typer.BadParameter.__base__
 STOPPED = 130  # exit code after Ctrl-C
 # What an OSError says when a file could not be written.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -38,7 +40,7 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     except KeyboardInterrupt:
         _fail("stopped", "", STOPPED)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's, which typer may bring under another name
+        if isinstance(error, UsageError):
             _fail_usage(error)
         if debug:
             _show_traceback()
@@ -59,10 +61,10 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
 
 def _fail_usage(error: Any) -> NoReturn:
     """A command line that cannot be parsed; without any arguments, the help text."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        end(2)
     message = error.format_message().rstrip(".")
+    if message.startswith("Usage: "):
+        typer.echo(message, err=True)
+        end(2)
     hint = f"{error.ctx.command_path} --help" if error.ctx else ""
     _fail(message[:1].lower() + message[1:], hint, 2)
 
