@@ -189,6 +189,10 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     assert {"loss", "cosine", "lr", "images_per_s", "data_share"} <= records[0].keys()
     model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
     model.load_state_dict(load_file(run.backbone_file), strict=True)
+    panels = sorted(file.name for file in run.previews_dir.glob("0-*.webp"))
+    assert panels == [
+        f"0-{name}.webp" for name in ("cosine", "image", "student", "teacher", "visible")
+    ]
     assert not list(run.path.rglob("*.tmp"))
 
 

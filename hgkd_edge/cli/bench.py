@@ -138,9 +138,9 @@ def _load_torch(run: Path) -> Any:
 
 
 def _measure(options: BenchOptions, *, as_json: bool) -> None:
-    from hgkd_edge.bench.progress import live_progress
     from hgkd_edge.bench.run import run_bench
     from hgkd_edge.bench.tables import fleet_view, session_view
+    from hgkd_edge.console import live_progress
 
     with live_progress() as tell:
         result = run_bench(options, progress=tell)

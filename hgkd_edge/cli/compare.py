@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hgkd_edge.cli.options import AsJson
+from hgkd_edge.cli.options import AsJson, Runs
 from hgkd_edge.cli.output import show
 
 if TYPE_CHECKING:
     from hgkd_edge.rundir import RunDir
 
-Runs = Annotated[
-    list[Path] | None, typer.Argument(metavar="[RUN]...", help="Default: the latest run.")
-]
 Measure = Annotated[
     bool, typer.Option("--measure", help="Measure files that have no latency on this machine.")
 ]
@@ -50,8 +46,8 @@ def compare(
 
 
 def _measure(folders: list[RunDir]) -> list[str]:
-    from hgkd_edge.bench.progress import live_progress
     from hgkd_edge.comparison.measuring import measure_missing
+    from hgkd_edge.console import live_progress
 
     with live_progress() as tell:
         return [line for folder in folders for line in measure_missing(folder, tell)]

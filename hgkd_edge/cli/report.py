@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from hgkd_edge.cli.options import AsJson, Run
+from hgkd_edge.cli.options import AsJson, Runs
 from hgkd_edge.cli.output import show
 
 
-def report(run: Run = None, as_json: AsJson = False) -> None:
-    """Write an HTML page about a run.
+def report(runs: Runs = None, as_json: AsJson = False) -> None:
+    """Write one HTML page about a run, or one that compares several runs.
 
-    It shows curves, scores, pictures, verification, latency and provenance.
+    The page needs no network and no other file: curves, pictures of what the student sees, scores,
+    proofs, the file to deploy, provenance.
 
     Example: hgkd-edge report runs/demo
     """
-    from hgkd_edge import report as verb
+    from hgkd_edge.report import report as write_report
     from hgkd_edge.rundir import RunDir
 
-    page = verb.report(RunDir.resolve(run))
+    folders = [RunDir.resolve(run) for run in runs] if runs else [RunDir.resolve()]
+    page = write_report(*folders)
     show({"report": str(page)}, as_json, lambda: [f"report: {page}"])
