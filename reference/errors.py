@@ -56,7 +56,7 @@ def page() -> str:
 
 
 def messages() -> Iterator[Message]:
-    """The errors that the source raises with a text of their own."""
+    """The errors that the source raises with their own text."""
     for package in SOURCES:
         for file in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from hgkd_edge.cli.output import show
 
 
 def report(runs: Runs = None, as_json: AsJson = False) -> None:
-    """Write one HTML page about a run, or one that compares several runs.
+    """Write one HTML page about a run, or about several runs.
 
     The page needs no network and no other file: curves, pictures of what the student sees, scores,
     proofs, the file to deploy, provenance.

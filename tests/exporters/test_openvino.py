@@ -42,7 +42,7 @@ def test_a_wrong_ir_is_put_aside_whole_and_its_layer_is_named(
     wrong.unlink()
 
     result = verify(runtimes.open(original).run, runtimes.open(written.path).run, images)
-    with pytest.raises(VerificationFailed, match=f"departs is '{module}'"):
+    with pytest.raises(VerificationFailed, match=f"differs is '{module}'"):
         require(result, written.path, reference=original, images=images)
 
     aside = [f"net.failed-verification.{suffix}" for suffix in ("bin", "xml")]
