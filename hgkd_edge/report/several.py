@@ -14,7 +14,7 @@ from hgkd_edge.tables import percent
 
 __all__ = ["sections_of_several"]
 
-_SKIPPED = {"name"}
+_NOT_COMPARED = {"name"}
 
 
 def sections_of_several(runs: Sequence[RunDir]) -> list[Section]:
@@ -118,7 +118,7 @@ def _differences(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block
     rows = []
     for key in keys:
         values = [str(each.get(key, "-")) for each in settings]
-        if key not in _SKIPPED and len(set(values)) > 1:
+        if key not in _NOT_COMPARED and len(set(values)) > 1:
             rows.append([Cell(key, mono=True), *(Cell(value) for value in values)])
     if rows:
         yield Table(("key", *names), capped(rows, 1 + len(names)))
