@@ -456,7 +456,7 @@ def test_what_the_student_sees_is_shown_and_a_forged_record_is_one_clear_error(
     run.previews_dir.mkdir(parents=True)
     for panel in ("image", "visible", "teacher", "student", "cosine"):
         Image.new("RGB", (8, 8)).save(run.previews_dir / f"0-{panel}.webp")
-    about = {"split": "test", "mask_ratio": 0.4, "cosine": [0.25, 0.5]}
+    about = {"split": "test", "mask_ratio": 0.4, "sites": "masked", "cosine": [0.25, 0.5]}
     (run.previews_dir / "previews.json").write_text(json.dumps(about))
 
     page = Page(report(run))
