@@ -40,7 +40,7 @@ class Page(HTMLParser):
         self.text, self.open = "", [""]
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
-        self.feed(file.read_text(encoding="utf-8"))
+        self.feed(file.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " "))
         assert self.open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -97,6 +97,20 @@ def test_the_loss_is_drawn_also_when_the_log_ends_in_the_middle_of_a_line(run: R
     assert curve == sorted(curve)  # to the right
     assert curve[0][1] < curve[-2][1]  # and, as y counts downwards, falling
     assert "1.002 at update 1,000" in page.text
+
+
+def test_the_held_out_cosine_at_the_end_is_drawn_next_to_its_baseline(run: RunDir) -> None:
+    lines = [json.dumps({"step": i, "loss": 1.0, "cosine": i / 10}) for i in range(1, 9)]
+    run.log_file.write_text("\n".join(lines))
+    run.update_manifest(result={"held_out": {"student": 0.5, "mean_token": 0.125}})
+
+    page = Page(report(run))
+
+    _loss, cosine, baseline = page.curves  # the score at the end is a marker
+    assert len(cosine) == 8
+    assert baseline[0][1] == baseline[1][1]
+    assert "0.8, 0.5, 0.125 at update 8" in page.text
+    assert "baseline: mean token" in page.text
 
 
 def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
