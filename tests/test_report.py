@@ -19,10 +19,13 @@ import pytest
 from PIL import Image
 
 from hgkd_edge.bench.compare import compare_files
+from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
+from hgkd_edge.report.speed import choice_blocks
+from hgkd_edge.report.view import Note
 from hgkd_edge.rundir import RunDir
 
 
@@ -533,14 +536,26 @@ def test_runs_are_compared_by_scores_curves_and_settings(
     assert file == run.path / "comparison.html"
     assert page.titles == ["Runs", "Scores", "Distillation", "Different settings"]
     assert len(page.curves) == 2
-    assert [row.split(" | ")[-1] for row in rows_with(page, "top1")] == [
-        "top1 25.0 %",
-        "top1 50.0 %",
+    assert [row.split(" | ")[-1] for row in rows_with(page, "Top-1")] == [
+        "Top-1 accuracy 25.0 %",
+        "Top-1 accuracy 50.0 %",
     ]
     assert rows_with(page, "train.lr")[0].endswith("0.25")
     assert not rows_with(page, "train.epochs")
     with pytest.raises(RunError, match="9 runs: a report compares up to 8"):
         report(*[run] * 9)
+
+
+def test_a_record_of_very_many_devices_costs_a_bounded_number_of_plots() -> None:
+    row = Row("r", "x.onnx", "ort-cpu", "fp32", "fp32", "", 1.0, score=50.0, p50_ms=1.0)
+    groups = [Group(Circumstances(device=f"device {i}", batch=1), [row]) for i in range(1000)]
+
+    blocks = list(choice_blocks(Comparison(["r"], 1.0, groups)))
+
+    assert [block.kind for block in blocks].count("charts") == 20
+    assert [block.lines for block in blocks if isinstance(block, Note)] == [
+        ("20 of 1,000 devices and batch sizes are shown",)
+    ]
 
 
 def test_a_page_has_room_for_so_many_pictures_and_says_so(

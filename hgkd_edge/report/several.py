@@ -66,7 +66,7 @@ def _knn(run: RunDir) -> str:
 def _task_score(run: RunDir) -> str:
     found = finetuning_of(run)
     metric = found.get("metric")
-    return f"{metric} {percent(found['scores'][metric])}" if metric else "-"
+    return f"{METRICS.get(metric, metric)} {percent(found['scores'][metric])}" if metric else "-"
 
 
 def _scores(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block]:
