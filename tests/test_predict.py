@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.export import POSTPROCESSING
 from hgkd_edge.files import engines_dir
@@ -186,6 +187,7 @@ def test_a_file_with_baked_processing_answers_as_the_plain_one(
         if "preprocessing" in ends
         else None,
         postprocessing=post if "postprocessing" in ends else None,
+        prefix=PREFIX,
     )
 
     wanted = predict(plain[task], [photos / "test"], tmp_path / "plain")
@@ -212,7 +214,7 @@ def test_a_file_for_frames_of_one_size_names_the_size(
     with Image.open(file) as photo:
         photo.convert("RGB").resize((120, 90)).save(tmp_path / "fits.png")
     fixed = Preprocessing(SPEC.mean, SPEC.std, frame=(90, 120))
-    bake(plain["classify"], tmp_path / "baked.onnx", preprocessing=fixed)
+    bake(plain["classify"], tmp_path / "baked.onnx", preprocessing=fixed, prefix=PREFIX)
 
     first, second = predict(
         tmp_path / "baked.onnx", [tmp_path / "fits.png", file], tmp_path / "out"
@@ -225,7 +227,8 @@ def test_a_file_for_frames_of_one_size_names_the_size(
 def test_a_threshold_that_the_file_cannot_follow_is_refused(
     plain: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
-    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing=POSTPROCESSING["detect"])
+    suppressed = POSTPROCESSING["detect"]
+    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing=suppressed, prefix=PREFIX)
 
     with pytest.raises(DataError, match="--threshold 0.1: the file keeps boxes of at least 0.4"):
         predict(tmp_path / "baked.onnx", [photos / "test"], tmp_path / "out", threshold=0.1)

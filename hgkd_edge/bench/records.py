@@ -2,7 +2,7 @@
 
 One file holds one *session* per target (this CPU, OpenVINO, one Jetson, ...); measuring a target
 again replaces its session and leaves the others. Times are milliseconds, sizes MiB, power watts.
-`docs/bench.md` describes every field.
+The documentation's page of `bench.json` is made from these classes.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Telemetry(Record):
     throughput; `idle_w` is the same total just before, with nothing running.
     """
 
-    source: Literal["tegrastats", "ina3221"]
+    source: Literal["tegrastats", "ina3221"]  # the latter in files of earlier versions
     samples: int
     rejected_lines: int
     interval_ms: float
@@ -193,6 +193,11 @@ class Measurement(Record):
     commands: list[list[str]] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 
+    @property
+    def computed_wrong(self) -> bool:
+        """Whether its outputs were found to differ from those of its ONNX file."""
+        return self.verification is not None and not self.verification.passed
+
 
 class Refusal(Record):
     """A runner that cannot run here, or a host that could not be measured, and why."""
@@ -214,6 +219,11 @@ class Session(Record):
     measurements: list[Measurement]
     refusals: list[Refusal] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a device was measured by its own tools, a Jetson or another box."""
+        return "is_jetson" in self.environment
 
 
 class BenchFile(Record):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from hgkd_edge.errors import DataError, MissingPackageError, UserError
+from hgkd_edge.errors import DataError, MissingPackageError, UserError, is_out_of_memory
 from hgkd_edge.processes import end, is_main, rank
 
 __all__ = ["run_app"]
@@ -48,6 +48,8 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
             _fail(error.message, error.hint, error.exit_code)
         if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
+        if is_out_of_memory(error):
+            _fail("out of memory", "close other programs, or use smaller images or batches", 1)
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"

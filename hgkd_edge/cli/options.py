@@ -17,7 +17,10 @@ RecipeName = Annotated[str, typer.Argument(help="Recipe file, or name of a built
 Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key: train.epochs=10. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key: train.epochs=10. Repeatable."
+    ),
 ]
 TrustEngine = Annotated[
     bool,

@@ -59,7 +59,7 @@ def _table(group: Group, found: Comparison) -> Table:
                 _milliseconds(row.p99_ms),
                 rate(row.throughput_ips or 0),
             ]
-        front = ["front"] if row.front else [""] if _front_title(group) else []
+        front = ["yes" if row.front else ""] if _front_title(group) else []
         table.add_row(
             Name(row_label(row, found)), row.runtime, *cells, f"{row.size_mb:.1f}", *front
         )
@@ -67,7 +67,7 @@ def _table(group: Group, found: Comparison) -> Table:
 
 
 def _front_title(group: Group) -> list[str]:
-    return [""] if any(row.front for row in group.rows) else []
+    return ["front"] if any(row.front for row in group.rows) else []
 
 
 def _milliseconds(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hgkd_edge.bench.baseline import (
+from hgkd_edge.bench.compare import (
     FAILED_SINCE,
     failed_models,
     outdated_models,
@@ -177,7 +177,7 @@ def speed_section(run: RunDir) -> Section | None:
         if warnings := [*warnings, *session_warnings(session)]:
             blocks.append(Note(*warnings[:MOST_ROWS]))
         refused = [f"not measured: {r.name}: {r.reason}" for r in session.refusals]
-        notes = [text.plain for text in session_notes(session)] if session.measurements else []
+        notes = session_notes(session) if session.measurements else []
         if notes or refused:
             blocks.append(Lines("How it was measured", [*notes, *refused][:MOST_ROWS]))
     return Section("Speed", blocks) if blocks else None

@@ -264,7 +264,7 @@ def test_a_bad_yolo_line_costs_itself_and_is_named(tmp_path: Path, line: str, re
         ("train: images/train\nnames: [a, a, b]", "'a' is listed more than once"),
         ("train: images/train\nnames: []", "must list the classes"),
         ("val: images/valid\nnames: [a]", "does not describe a YOLO data set"),
-        ("train: [", "cannot be read as YAML"),
+        ("train: [", "not valid YAML at line"),
     ],
 )
 def test_a_bad_data_yaml_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:

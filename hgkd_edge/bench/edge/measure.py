@@ -13,47 +13,32 @@ the rest.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hgkd_edge.bench.edge.by_onnxruntime import OnnxRuntimeJob
+from hgkd_edge.bench.edge.by_trtexec import TrtexecJob
 from hgkd_edge.bench.edge.facts import board_from_facts
-from hgkd_edge.bench.edge.job import make_job
+from hgkd_edge.bench.edge.job import Job, make_cases
 from hgkd_edge.bench.edge.link import WorkFailed, open_link
-from hgkd_edge.bench.edge.results import measured_by_onnxruntime, measured_by_trtexec
 from hgkd_edge.bench.edge.ssh import Host
+from hgkd_edge.bench.edge.trtexec import Trtexec
 from hgkd_edge.bench.models import ModelFile
-from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.bench.session import session_of
 from hgkd_edge.errors import DeviceError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
 
-__all__ = ["is_jetson_here", "load_fleet", "measure_fleet", "measure_on"]
-
-Progress = Callable[[str, float], None]
-
-
-def is_jetson_here() -> bool:
-    """Whether this machine is a Jetson, by its device tree and L4T release file."""
-    facts = {}
-    for name in ("etc/nv_tegra_release", "sys/firmware/devicetree/base/compatible"):
-        with suppress(OSError):
-            root = Path(os.environ.get("HGKD_EDGE_SYSROOT", "/"))
-            facts[Path(name).name] = (root / name).read_text(errors="replace")
-    return board_from_facts(facts).is_jetson
+__all__ = ["load_fleet", "make_job", "measure_fleet", "measure_on"]
 
 
 def measure_on(
-    host: Host | None,
-    models: Sequence[ModelFile],
-    options: BenchOptions,
-    *,
-    progress: Progress,
+    host: Host | None, models: Sequence[ModelFile], options: BenchOptions, *, progress: Progress
 ) -> Session:
     """Build and measure on `host`, or on this machine when None.
 
@@ -68,15 +53,14 @@ def measure_on(
         facts = link.facts()
         board = board_from_facts(facts)
         job = make_job(models, options, facts, where=link.where)
+        _require_room(facts, job, link.where)
         link.open(job.id, job.files, resume=options.resume, cases=len(job.cases))
         environment, warnings = board.environment(facts), board.warnings()
-        if job.trtexec:
-            measured = measured_by_trtexec(link, job, options)
-            environment["trtexec"] = job.trtexec.name
+        measured = job.follow(link)
+        if isinstance(job, TrtexecJob):
+            environment["trtexec"] = measured[0].runner_version
             if any(options.threads):
                 warnings.append("--threads has no effect with trtexec")
-        else:
-            measured = measured_by_onnxruntime(link, job, options, facts["onnxruntime"])
         return session_of(
             str(host) if host else "jetson",
             options,
@@ -84,6 +68,40 @@ def measure_on(
             models=models,
             environment=environment,
             warnings=warnings,
+        )
+
+
+def make_job(
+    models: Sequence[ModelFile], options: BenchOptions, facts: Mapping[str, str], *, where: str
+) -> Job:
+    """Plan the measurement for a device from its facts: by trtexec if present, else by onnxruntime.
+
+    Raises:
+        DeviceError: The device has neither, or cannot run the request.
+        RunError: No model of the wanted precision.
+    """
+    if program := facts.get("trtexec"):
+        tool = Trtexec.from_help(facts.get("trtexec_help", ""))
+        cases, files = make_cases(models, options, "trtexec")
+        return TrtexecJob(cases, files, options, tool, program)
+    version = facts.get("onnxruntime", "")
+    if not version[:1].isdigit():
+        raise DeviceError(
+            f"{where} has neither trtexec nor a Python with numpy and onnxruntime",
+            hint="on a Jetson: sudo apt install libnvinfer-bin; elsewhere: pip install onnxruntime",
+        )
+    cases, files = make_cases(models, options, "ort-cpu")
+    return OnnxRuntimeJob(cases, files, options, version)
+
+
+def _require_room(facts: Mapping[str, str], job: Job, where: str) -> None:
+    items = job.files.values()
+    size = sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in items)
+    free = int(facts["free"].split()[-3]) << 10  # of `df -P`: ... available, percent, mounted on
+    if free < 4 * size:
+        raise WorkFailed(
+            f"on {where}: {free >> 20} MB free on the device, about {4 * size >> 20} MB needed",
+            hint="free some space in the home folder there",
         )
 
 
@@ -107,45 +125,39 @@ def _understood(where: str) -> Iterator[None]:
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
     host: str
-    name: str | None = None
+    name: str = ""
 
 
 class _Fleet(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    hosts: list[_Entry]
+    hosts: list[_Entry] = Field(min_length=1)
 
 
-def load_fleet(path: Path) -> list[tuple[str, Host]]:
-    """(name, host) pairs of a fleet file.
+def load_fleet(path: Path) -> dict[str, Host]:
+    """Hosts of a fleet file, by their names in the table.
 
     Raises:
         DeviceError: The file is missing, not of this form, empty, or names a host twice.
     """
-    hint = "a fleet file holds 'hosts:', a list of entries with 'host: user@machine'"
     try:
-        fleet = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES)))
-    except OSError as error:
-        raise DeviceError(f"{path}: {error.strerror}", hint="check --hosts") from error
-    except yaml.YAMLError as error:
-        raise DeviceError(f"{path} is not YAML: {reason_of(error)}", hint=hint) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DeviceError(f"{path}: {where}: {first['msg']}", hint=hint) from error
-    except ValueError as error:
-        raise DeviceError(f"{path}: {reason_of(error)}", hint=hint) from error
-    pairs = [(entry.name or entry.host, Host.parse(entry.host)) for entry in fleet.hosts]
-    names = [name for name, _host in pairs]
-    if not pairs:
-        raise DeviceError(f"{path} names no host", hint=hint)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DeviceError(f"{path} names '{twice}' twice", hint="give each entry its own name")
-    return pairs
+        entries = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES))).hosts
+        fleet = {one.name or one.host: Host.parse(one.host) for one in entries}
+        if len(fleet) < len(entries):
+            raise ValueError("two hosts have the same name")
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = reason_of(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        raise DeviceError(
+            f"{path}: {reason}",
+            hint="a fleet file holds 'hosts:', a list of entries with 'host: user@machine'",
+        ) from error
+    return fleet
 
 
 def measure_fleet(
-    fleet: Sequence[tuple[str, Host]],
+    fleet: Mapping[str, Host],
     models: Sequence[ModelFile],
     options: BenchOptions,
     *,
@@ -160,7 +172,7 @@ def measure_fleet(
         DeviceError: None could be measured.
     """
     sessions, refusals = [], []
-    for name, host in fleet:
+    for name, host in fleet.items():
         try:
             session = measure_on(host, models, options, progress=progress)
             sessions.append(session.model_copy(update={"target": name}))

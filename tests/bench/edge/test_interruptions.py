@@ -62,7 +62,7 @@ def test_a_second_session_waits_for_the_first_and_measures_by_itself(
     wait_until(lambda: not board.leftovers())
 
 
-def test_another_session_that_does_not_end_is_left_alone(
+def test_another_session_that_does_not_end_is_not_touched(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
@@ -90,7 +90,7 @@ def test_ctrl_c_stops_the_work_on_the_device_too(
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     code = (
-        "from pathlib import Path; from hgkd_edge.bench import BenchOptions, run_bench;"
+        "from pathlib import Path; from hgkd_edge.bench.run import BenchOptions, run_bench;"
         f"run_bench(BenchOptions(models=(Path({str(model)!r}),), host={board.address!r},"
         f" ssh_config=Path({str(board.config)!r})))"
     )
