@@ -58,7 +58,7 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     with _step("export", seconds):
         result["sparse_to_dense"] = sparse_to_dense_error(run)
         flavors = available()
-        result["export"] = export_run(run, ExportOptions(trt=bool(flavors)))
+        result["export"] = export_run(run, ExportOptions(trt=bool(flavors))).to_dict()
         if not flavors:
             result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
     with _step("bench", seconds):

@@ -16,6 +16,7 @@ from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.files import file_sha256, read_regular, write_json
 from hgkd_edge.parsing import MAX_RECORD_BYTES, decode_text, parse_json
 from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.records import RecordType, parse_record
 
 __all__ = ["RunFiles", "require_recorded"]
 
@@ -177,6 +178,14 @@ class RunFiles:
                 hint="fix it, or move it away: the rest of the run is whole",
             ) from error
         return content
+
+    def read_record(self, kind: type[RecordType], file: Path) -> RecordType | None:
+        """A JSON file of this run as a record; None where there is no such file.
+
+        Raises:
+            RunError: It is damaged, or a later version wrote it.
+        """
+        return parse_record(kind, self.read_json(file), file) if file.is_file() else None
 
     def update_manifest(self, **entries: Any) -> None:
         """Set top-level entries of the manifest."""

@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hgkd_edge.export_record import Accuracy, ExportedFile, ExportRecord, Proof
+
 __all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
 
 _WORST_LAYERS = 10
@@ -77,48 +79,51 @@ def _caption(result: dict[str, Any]) -> str | None:
     return f"in brackets: {method}" if method else None
 
 
-def export_lines(result: dict[str, Any]) -> Iterator[str]:
+def export_lines(result: ExportRecord) -> Iterator[str]:
     """Every file with its verification, and the layers that INT8 keeps in float."""
-    proven_on = result["verified_on"]
-    yield f"verified on {proven_on['photos']} images of the {proven_on['split']} split"
-    for file in result["files"]:
-        flavor = f" {file['flavor']}" if "flavor" in file else ""
-        size = file["size_bytes"] / 2**20
-        yield f"{file['kind']} {file['precision']}{flavor}: {file['path']} ({size:.1f} MiB)"
-        if file["verification"]:
-            yield f"  {_proof(file['verification'])}"
-        if accuracy := file.get("accuracy"):
-            yield from _accuracy_lines(accuracy)
-        if file["kind"] == "engine":
-            yield f"  {file['backend']} {file['version']}, {file['device']}"
-            if file["backend"] == "tensorrt_rtx":
-                yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
-    for bundle in result.get("bundles", ()):
-        yield f"bundle {bundle['bundle']}: {bundle['path']} (start with its README.md)"
-    for flavor, layers in result.get("sensitivity", {}).items():
+    if on := result.verified_on:
+        yield f"verified on {on.photos} images of the {on.split} split"
+    for file in result.files:
+        yield from _file_lines(file)
+    for bundle in result.bundles:
+        yield f"bundle {bundle.bundle}: {bundle.path} (start with its README.md)"
+    for flavor, layers in result.sensitivity.items():
         yield f"most damaging layers in INT8 ({flavor}):"
         for layer in layers[:_WORST_LAYERS]:
-            yield f"  {layer['damage']:.3f} {layer['module']}"
+            yield f"  {layer.damage:.3f} {layer.module}"
 
 
-def _proof(verification: dict[str, Any]) -> str:
+def _file_lines(file: ExportedFile) -> Iterator[str]:
+    flavor = f" {file.flavor}" if file.flavor else ""
+    size = file.size_bytes / 2**20
+    yield f"{file.kind} {file.precision}{flavor}: {file.path} ({size:.1f} MiB)"
+    if file.verification:
+        yield f"  {_proof(file.verification)}"
+    if file.accuracy:
+        yield from _accuracy_lines(file.accuracy)
+    if file.kind == "engine":
+        yield f"  {file.backend} {file.version}, {file.device}"
+        if file.backend == "tensorrt_rtx":
+            yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
+
+
+def _proof(proof: Proof) -> str:
     parts = []
-    if verification["max_abs_error"] is not None:
-        parts.append(f"max error {verification['max_abs_error']:.1e}")
-        parts.append(f"cosine {verification['cosine']:.6f}")
-    if verification.get("noise") is not None and verification["precision"] == "int8":
-        parts.append(f"error {verification['noise']:.3f} of the spread")
-    if verification["top1_agreement"] is not None:
-        parts.append(f"same class {percent(verification['top1_agreement'])}")
-    if verification["iou"] is not None:
-        parts.append(f"IoU {verification['iou']:.3f}")
+    if proof.max_abs_error is not None:
+        parts.append(f"max error {proof.max_abs_error:.1e}")
+        parts.append(f"cosine {proof.cosine:.6f}")
+    if proof.noise is not None and proof.precision == "int8":
+        parts.append(f"error {proof.noise:.3f} of the spread")
+    if proof.top1_agreement is not None:
+        parts.append(f"same class {percent(proof.top1_agreement)}")
+    if proof.iou is not None:
+        parts.append(f"IoU {proof.iou:.3f}")
     return "agrees: " + ", ".join(parts)
 
 
-def _accuracy_lines(accuracy: dict[str, Any]) -> Iterator[str]:
+def _accuracy_lines(accuracy: Accuracy) -> Iterator[str]:
     yield (
-        f"  {accuracy['metric']} {accuracy['score']:.2f}, in float {accuracy['float_score']:.2f}: "
-        f"a drop of {accuracy['drop']:.2f} points (at most {accuracy['max_drop']:g})"
+        f"  {accuracy.metric} {accuracy.score:.2f}, in float {accuracy.float_score:.2f}: "
+        f"a drop of {accuracy.drop:.2f} points (at most {accuracy.max_drop:g})"
     )
-    kept = ", ".join(accuracy["kept_float"])
-    yield f"  kept in float: {kept or 'nothing'}"
+    yield f"  kept in float: {', '.join(accuracy.kept_float) or 'nothing'}"

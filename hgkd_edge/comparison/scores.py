@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hgkd_edge.comparison.artifacts import Artifact, Exports
 from hgkd_edge.errors import RunError
-from hgkd_edge.export_record import MOST_SCORED, read_exports
+from hgkd_edge.export_record import MOST_SCORED, Accuracy, read_exports
 from hgkd_edge.files import write_json
+from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
 
 __all__ = ["Images", "Score", "keep_scores", "most_used", "recorded_scores"]
@@ -22,16 +23,6 @@ _RUNTIMES = {
     "OpenVINO": "openvino",
     "TensorRT": "tensorrt",
 }
-
-
-class Images(BaseModel):
-    """Which images were scored: scores on others cannot be compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    split: str
-    images: int
-    fingerprint: str
 
 
 class Score(BaseModel):
@@ -135,20 +126,24 @@ def _score(
 def _exported(run: RunDir, exports: Exports) -> Iterator[Score]:
     """Scores from `export --max-drop`: of each INT8 file, and of its fp32 file."""
     by_name = {artifact.file.name: artifact for artifact in exports.artifacts}
-    for entry in read_exports(run).get("files", []):
-        accuracy = entry.get("accuracy") or {}
-        artifact = by_name.get(entry["path"].rsplit("/", 1)[-1])
-        if artifact is None or not accuracy.get("on"):
+    for file in read_exports(run).files:
+        artifact, accuracy = by_name.get(file.name), file.accuracy
+        if artifact is None or accuracy is None or accuracy.on is None:
             continue
-        about = {
-            "runtime": "ort-cpu",
-            "metric": accuracy["metric"],
-            "on": accuracy["on"],
-            "by": "export",
-        }
-        yield Score(sha256=artifact.sha256, points=accuracy["score"], **about)
-        if entry["made_from"] == exports.reference.file.name:
-            yield Score(sha256=exports.reference.sha256, points=accuracy["float_score"], **about)
+        yield _of_export(artifact, accuracy, accuracy.score, accuracy.on)
+        if file.made_from == exports.reference.file.name:
+            yield _of_export(exports.reference, accuracy, accuracy.float_score, accuracy.on)
+
+
+def _of_export(artifact: Artifact, accuracy: Accuracy, points: float, on: Images) -> Score:
+    return Score(
+        sha256=artifact.sha256,
+        runtime="ort-cpu",
+        metric=accuracy.metric,
+        points=points,
+        on=on,
+        by="export",
+    )
 
 
 def _compared(run: RunDir) -> Iterator[Score]:
