@@ -64,7 +64,7 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     with _step("bench", seconds):
         result["latency"] = _latency(run)
     result |= {"seconds": sum(seconds.values()), "seconds_by_step": seconds}
-    write_json(run.path / "demo.json", result)
+    write_json(run.demo_file, result)
     return result
 
 

@@ -94,13 +94,11 @@ def evaluate_model(
         "fingerprint": splits[name].fingerprint,
         "metric": task.metric,
         # Pictures of held-out images come first; others go to a separate folder.
-        "scores": task.judge(
-            batches, card, run.path / "pictures" / ("" if name == unseen else name)
-        )
+        "scores": task.judge(batches, card, run.pictures_dir / ("" if name == unseen else name))
         | unscored(splits[name]),
     }
     result |= weigh(result, splits["train"], splits[name])
-    write_json(run.path / "evaluation.json", result)
+    write_json(run.evaluation_file, result)
     return result
 
 
@@ -164,7 +162,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
         "majority": majority_top1(train.labels, test.labels),
     }
     result |= _weigh_features(result, len(test), unlearned_classes(train, test))
-    write_json(run.path / "evaluation.json", result)
+    write_json(run.evaluation_file, result)
     return result
 
 

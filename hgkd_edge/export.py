@@ -136,7 +136,7 @@ class _Work:
         """The fp32 file, and the images that `bench` verifies it on before it measures."""
         file = self.make(artifact)
         self.record.onnx, self.record.verification = file, file.verification
-        path = self.run.export_dir / "images.npy"
+        path = self.run.bench_images_file
         with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, self.plan.images[:BENCH_PHOTOS])
         self.run.add_artifact(path)

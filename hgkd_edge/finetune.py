@@ -146,7 +146,7 @@ def _leave(
             return answers(runner, task, card, source)
 
         result |= {"split": held_out, "photos": len(source)}
-        result["scores"] = task.judge(batches(network), card, run.path / "pictures")
+        result["scores"] = task.judge(batches(network), card, run.pictures_dir)
         result["scores"] |= unscored(source)
         if config.qat is not None:
             result["int8_score"] = task.judge(batches(trained), card)[task.metric]

@@ -48,8 +48,15 @@ class RunFiles:
         self.finetune_result_file = path / "finetune.json"
         self.export_file = path / "export.json"
         self.export_dir = path / "export"
+        self.bench_images_file = self.export_dir / "images.npy"
+        self.evaluation_file = path / "evaluation.json"
         self.scores_file = path / "scores.json"
-        self.previews_dir = path / "pictures" / "distillation"
+        self.bench_file = path / "bench.json"
+        self.demo_file = path / "demo.json"
+        self.report_file = path / "report.html"
+        self.pictures_dir = path / "pictures"
+        self.previews_dir = self.pictures_dir / "distillation"
+        self.lock_file = path / ".lock"
 
     def recipe(self) -> Recipe:
         """The fully resolved recipe this run was made from.

@@ -129,7 +129,7 @@ def last_line(error: BaseException) -> str:
 
 
 def _metadata(model: openvino.Model) -> dict[str, str]:
-    """The ONNX file's metadata, which OpenVINO keeps in a section of its own."""
+    """The ONNX file's metadata, which OpenVINO keeps in a separate section."""
     if not model.has_rt_info("framework"):
         return {}
     entries = model.get_rt_info("framework").astype(dict)

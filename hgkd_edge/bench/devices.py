@@ -144,11 +144,7 @@ def find_devices(name: str) -> list[Device]:
 
 
 def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
-    """The table of devices, and which runners work on this machine.
-
-    Args:
-        runners: (name, None) for those that work, (name, reason) for those that do not.
-    """
+    """The table of devices, and the runners of this machine: (name, None, or why it cannot run)."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     for name in ("device", "SMs", "cc", "MHz", "GB/s", "FP16", "INT8", "DLA", "JetPack"):
         table.add_column(name, justify="left" if name in ("device", "JetPack") else "right")

@@ -7,7 +7,6 @@ record states which was used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from hgkd_edge.bench.records import InputInfo
 from hgkd_edge.errors import DeviceError, RunError
 from hgkd_edge.parsing import parse_json, require_file
 
-__all__ = ["SEED", "fit", "load_images", "make_inputs"]
+__all__ = ["SEED", "load_images", "make_inputs"]
 
 SEED = 0
 MAX_IMAGES_BYTES = 2**32  # of a file of prepared images
@@ -48,17 +47,6 @@ def load_images(path: Path) -> np.ndarray:
     if len(images) == 0 or not np.isfinite(images).all():
         raise RunError(f"images '{path}' are empty or not finite", hint=fix)
     return np.array(images)
-
-
-def fit(images: np.ndarray, models: Sequence[ModelFile]) -> bool:
-    """Whether every model takes images of this size."""
-    shapes = [one.shape for model in models for one in model.info.inputs if len(one.shape) == 4]
-    sides = images.shape[1:]
-    return all(
-        not isinstance(size, int) or size == side
-        for shape in shapes
-        for size, side in zip(shape[1:], sides, strict=True)
-    )
 
 
 def make_inputs(

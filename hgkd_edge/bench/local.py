@@ -109,7 +109,7 @@ def _open_all(
         except DeviceError as error:
             if options.runners or not several:
                 raise
-            unable.append(Refusal(name=case.name, reason=error.message, hint=error.hint))
+            unable.append(Refusal.of(case.name, error))
         progress("load", (index + 1) / len(cases))
     if not opened:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in unable)

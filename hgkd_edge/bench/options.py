@@ -99,9 +99,9 @@ class BenchOptions:
 
     def settings(self) -> dict[str, Any]:
         """The record of the request in bench.json; images are named, not stored."""
-        left_out = ("out", "ssh_config", "load_torch")
+        unrecorded = ("out", "ssh_config", "load_torch")
         kept = {one.name: getattr(self, one.name) for one in fields(self)}
-        kept = {name: value for name, value in kept.items() if name not in left_out}
+        kept = {name: value for name, value in kept.items() if name not in unrecorded}
         if self.images is not None:
             sha256 = hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest()
             kept["images"] = {"shape": self.images.shape, "sha256": sha256}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, UserError
 from hgkd_edge.parsing import MAX_RECORD_BYTES, brief, parse_json, read_text
 from hgkd_edge.rundir import atomic_write
 
@@ -205,6 +205,11 @@ class Refusal(Record):
     name: str
     reason: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: UserError) -> Refusal:
+        """The refusal that an error explains."""
+        return cls(name=name, reason=error.message, hint=error.hint)
 
 
 class Session(Record):

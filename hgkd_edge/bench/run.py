@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hgkd_edge.bench.inputs import fit, load_images
+from hgkd_edge.bench.inputs import load_images, make_inputs
 from hgkd_edge.bench.local import measure_here
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
@@ -74,12 +74,17 @@ def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> Ben
         return options
     require_recorded(RunFiles(run).own(run / KEPT_IMAGES))
     images = load_images(run / KEPT_IMAGES)
-    return replace(options, images=images) if fit(images, models) else options
+    try:
+        for model in models:
+            make_inputs(model, batch=model.fixed_batch() or 1, images=images)
+    except DeviceError:  # images of another size
+        return options
+    return replace(options, images=images)
 
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
     from hgkd_edge.bench.edge.facts import is_jetson_here
-    from hgkd_edge.bench.edge.measure import load_fleet, measure_fleet, measure_on
+    from hgkd_edge.bench.edge.measure import load_fleet, measure_hosts
     from hgkd_edge.bench.edge.ssh import Host
 
     if options.runners:
@@ -87,9 +92,13 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
             "--runner chooses among the runners of this machine; a device has its own",
             hint="remove --runner, or remove --host and --device jetson",
         )
-    host = Host.parse(options.host) if options.host is not None else None
-    fleet = load_fleet(options.hosts) if options.hosts is not None else None
-    if host is None and fleet is None and not is_jetson_here():
+    if options.hosts is not None:
+        hosts = load_fleet(options.hosts)
+    elif options.host is not None:
+        hosts = {options.host: Host.parse(options.host)}
+    elif is_jetson_here():
+        hosts = {"jetson": None}
+    else:
         raise DeviceError(
             "this machine is not a Jetson, and no --host was given",
             hint="over SSH: hgkd-edge bench --device jetson --host user@jetson; "
@@ -98,11 +107,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
     models = resolve_models(options.models)
     options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
-    if fleet is not None:
-        sessions, refusals = measure_fleet(
-            fleet, models, options, keep=lambda one: save_session(file, one), progress=progress
-        )
-        return BenchResult(sessions, file, refusals)
-    session = measure_on(host, models, options, progress=progress)
-    save_session(file, session)
-    return BenchResult([session], file)
+    sessions, refusals = measure_hosts(
+        hosts, models, options, keep=lambda one: save_session(file, one), progress=progress
+    )
+    return BenchResult(sessions, file, refusals)

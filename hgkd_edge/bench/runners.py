@@ -30,10 +30,7 @@ _MODULE = ".safetensors"  # the file of a runner that measures a PyTorch module
 def list_runners(names: Iterable[str] = ()) -> list[tuple[str, Refusal | None]]:
     """(name, None) for a runner that works here, (name, why not) for one that does not."""
     missing = {name: RUNTIMES[name].missing() for name in names or RUNTIMES}
-    return [
-        (name, Refusal(name=name, reason=error.message, hint=error.hint) if error else None)
-        for name, error in missing.items()
-    ]
+    return [(name, Refusal.of(name, error) if error else None) for name, error in missing.items()]
 
 
 def runners_for(device: str, names: tuple[str, ...]) -> tuple[list[Runtime], list[Refusal]]:

@@ -65,10 +65,7 @@ def session_of(
 
 
 def with_ratios(measured: Sequence[Measurement], base: Measurement) -> list[Measurement]:
-    """Measurements with their ratios to `base`, if there are several.
-
-    A case of another interleaved run has other rounds, and no ratio.
-    """
+    """Measurements with their ratios to `base`, if there are several with the same rounds."""
     rounds = base.rounds_p50_ms
     ratios = [
         ratio_of(one.rounds_p50_ms, rounds, name=base.case)

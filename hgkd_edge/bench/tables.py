@@ -33,9 +33,7 @@ __all__ = [
 def session_view(session: Session, *, failed: Collection[str] = ()) -> RenderableType:
     """The table of a session, then the notes needed to interpret it.
 
-    Args:
-        session: As measured.
-        failed: Names of model files known to have failed verification.
+    `failed` are names of model files known to have failed verification.
     """
     bad = failed_models(session, failed)
     wrong = [f"{name}: FAILED verification, do not deploy it" for name in sorted(bad)]

@@ -99,7 +99,7 @@ def _finetuned(run: RunDir, exports: Exports) -> Iterator[Score]:
 
 
 def _evaluated(run: RunDir) -> Iterator[Score]:
-    file = run.path / "evaluation.json"
+    file = run.evaluation_file
     result = run.read_json(file) if file.is_file() else {}
     if result.get("sha256") and result["photos"] <= MOST_SCORED:
         runtime = _RUNTIMES.get(result["runtime"], result["runtime"])

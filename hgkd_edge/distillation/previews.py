@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import held_out_split
 from hgkd_edge.distillation.loss import StudentWithLoss
+from hgkd_edge.distillation.score import judged_sites
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens
 from hgkd_edge.engine import Draws
@@ -80,10 +81,11 @@ def save_previews(model: StudentWithLoss, setup: Setup, folder: Path) -> None:
         },
     }
     _write(panels, folder, recipe.data.size)
-    judged = ~tokens if ratio and recipe.teacher.view != "visible" else tokens
+    sites = judged_sites(recipe)
+    judged = ~tokens if sites == "masked" else tokens  # [B, N]
     means = (cosine * judged).sum(dim=1) / judged.sum(dim=1)
-    about = {"split": split, "mask_ratio": ratio, "cosine": [round(c, 4) for c in means.tolist()]}
-    write_json(folder / "previews.json", about)
+    about = {"split": split, "mask_ratio": ratio, "sites": sites}
+    write_json(folder / "previews.json", {**about, "cosine": means.tolist()})
 
 
 def _as_colors(wanted: Tensor, found: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

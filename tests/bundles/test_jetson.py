@@ -276,7 +276,7 @@ def test_trtexec_is_given_the_precision_in_each_versions_own_way(
     assert flags("fp16", "100300") == {"--stronglyTyped", "--skipInference"}  # JetPack 6.2
     assert flags("int8", "101600") == {"--stronglyTyped", "--skipInference"}  # JetPack 7.2
     assert flags("fp16", "110000") == {"--skipInference"}
-    with pytest.raises(RuntimeError, match="does not tell its version"):
+    with pytest.raises(RuntimeError, match="does not report its version"):
         build.version_of("command not found")
 
 

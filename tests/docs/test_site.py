@@ -108,7 +108,7 @@ def test_the_reference_lists_exactly_the_metadata_that_export_writes(tmp_path: P
 
     # What baking adds is written by `exporters.bake`.
     source = (ROOT / "exporters" / "bake.py").read_text(encoding="utf-8")
-    baked = set(re.findall(r'metadata\["hgkd_edge\.(\w+)"\]', source))
+    baked = set(re.findall(r'metadata\[f"{prefix}(\w+)"\]', source))
     keys = {key.removeprefix("hgkd_edge.") for key in written}
     assert keys | baked == {*tables.METADATA, *tables.INPUT}
 

@@ -34,13 +34,50 @@ from hgkd_edge.bench.session import session_of
 from hgkd_edge.errors import DeviceError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
 
-__all__ = ["load_fleet", "make_job", "measure_fleet", "measure_on"]
+__all__ = ["load_fleet", "make_job", "measure_hosts"]
 
 
-def measure_on(
-    host: Host | None, models: Sequence[ModelFile], options: BenchOptions, *, progress: Progress
+def measure_hosts(
+    hosts: Mapping[str, Host | None],
+    models: Sequence[ModelFile],
+    options: BenchOptions,
+    *,
+    keep: Callable[[Session], object],
+    progress: Progress,
+) -> tuple[list[Session], list[Refusal]]:
+    """A session for each device that could be measured, a refusal for each that could not.
+
+    Args:
+        hosts: By their names in the table; None is this machine.
+        keep: Called with each session when it is done, so that an interruption loses one device
+            only.
+
+    Raises:
+        UserError: The only one, or none of several, could be measured.
+    """
+    sessions, refusals = [], []
+    for name, host in hosts.items():
+        try:
+            sessions.append(_measure_on(name, host, models, options, progress))
+            keep(sessions[-1])
+        except UserError as error:
+            if len(hosts) == 1:
+                raise
+            refusals.append(Refusal.of(name, error))
+    if not sessions:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in refusals)
+        raise DeviceError(f"no device could be measured: {reasons}", hint=refusals[0].hint)
+    return sessions, refusals
+
+
+def _measure_on(
+    name: str,
+    host: Host | None,
+    models: Sequence[ModelFile],
+    options: BenchOptions,
+    progress: Progress,
 ) -> Session:
-    """Build and measure on `host`, or on this machine when None.
+    """Build and measure on one device.
 
     Raises:
         DeviceError: The device cannot be reached or cannot run the request.
@@ -62,12 +99,7 @@ def measure_on(
             if any(options.threads):
                 warnings.append("--threads has no effect with trtexec")
         return session_of(
-            str(host) if host else "jetson",
-            options,
-            measured,
-            models=models,
-            environment=environment,
-            warnings=warnings,
+            name, options, measured, models=models, environment=environment, warnings=warnings
         )
 
 
@@ -133,7 +165,7 @@ class _Fleet(BaseModel):
     hosts: list[_Entry] = Field(min_length=1)
 
 
-def load_fleet(path: Path) -> dict[str, Host]:
+def load_fleet(path: Path) -> dict[str, Host | None]:
     """Hosts of a fleet file, by their names in the table.
 
     Raises:
@@ -141,7 +173,9 @@ def load_fleet(path: Path) -> dict[str, Host]:
     """
     try:
         entries = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES))).hosts
-        fleet = {one.name or one.host: Host.parse(one.host) for one in entries}
+        fleet: dict[str, Host | None] = {
+            one.name or one.host: Host.parse(one.host) for one in entries
+        }
         if len(fleet) < len(entries):
             raise ValueError("two hosts have the same name")
     except (OSError, yaml.YAMLError, ValueError) as error:
@@ -154,35 +188,3 @@ def load_fleet(path: Path) -> dict[str, Host]:
             hint="a fleet file holds 'hosts:', a list of entries with 'host: user@machine'",
         ) from error
     return fleet
-
-
-def measure_fleet(
-    fleet: Mapping[str, Host],
-    models: Sequence[ModelFile],
-    options: BenchOptions,
-    *,
-    keep: Callable[[Session], object],
-    progress: Progress,
-) -> tuple[list[Session], list[Refusal]]:
-    """A session for each device that could be measured, a refusal for each that could not.
-
-    Each session is passed to `keep` when done, so that an interruption loses one device only.
-
-    Raises:
-        DeviceError: None could be measured.
-    """
-    sessions, refusals = [], []
-    for name, host in fleet.items():
-        try:
-            session = measure_on(host, models, options, progress=progress)
-            sessions.append(session.model_copy(update={"target": name}))
-            keep(sessions[-1])
-        except UserError as error:
-            refusals.append(Refusal(name=name, reason=error.message, hint=error.hint))
-    if not sessions:
-        raise DeviceError(
-            "no device of the fleet could be measured: "
-            + "; ".join(f"{one.name}: {one.reason}" for one in refusals),
-            hint=refusals[0].hint,
-        )
-    return sessions, refusals

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["BOOTSTRAP", "Host", "explain", "ssh_command"]
+__all__ = ["BOOTSTRAP", "REASONS", "Host", "explain", "ssh_command"]
 
 # Runs the script that comes on standard input as one line of base64; the conversation continues
 # over the same stream. Only double quotes inside, so that every login shell (sh, bash, zsh, fish,
@@ -41,7 +41,7 @@ _HOST = re.compile(
     r"(?::(?P<port>[0-9]{1,9}))?"
 )
 # What ssh says -> what is wrong, and the hint.
-_REASONS = (
+REASONS = (
     (
         "remote host identification has changed",
         "the host key of {host} has changed: it may be another machine",
@@ -137,7 +137,5 @@ def explain(host: Host, code: int, stderr: str) -> DeviceError:
         )
     target = f"{f'-p {host.port} ' if host.port else ''}{Host(host.name, host.user)}"
     texts = {"host": host, "name": host.name, "reported": reported, "target": target}
-    reason, hint = next(
-        rest for words, *rest in _REASONS if re.search(words, stderr, re.IGNORECASE)
-    )
+    reason, hint = next(rest for words, *rest in REASONS if re.search(words, stderr, re.IGNORECASE))
     return DeviceError(reason.format(**texts), hint=hint.format(**texts))

@@ -95,7 +95,6 @@ def telemetry_of(
     throughput_ips: float,
     idle: Sequence[tuple[float, str]] = (),
     overcurrent: dict[str, int] | None = None,
-    interval_ms: float = 100.0,
 ) -> Telemetry | None:
     """The board's telemetry during the measured runs.
 
@@ -104,7 +103,6 @@ def telemetry_of(
         throughput_ips: Images per second over the same part, for the energy per image.
         idle: Lines from just before, with nothing running.
         overcurrent: Over-current throttling events during the run, by counter.
-        interval_ms: Asked sampling interval.
 
     Returns:
         None if there is no usable line.
@@ -120,7 +118,7 @@ def telemetry_of(
         source="tegrastats",
         samples=len(samples),
         rejected_lines=len(parsed) - len(samples),
-        interval_ms=interval_ms,
+        interval_ms=100.0,  # as the script asks for
         rails=_rails(samples),
         total_rail=total_rail,
         total_mean_w=mean_w,

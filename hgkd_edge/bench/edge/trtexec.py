@@ -83,13 +83,9 @@ class Trtexec:
         """`10.3.0`."""
         return ".".join(map(str, self.version))
 
-    def has(self, flag: str) -> bool:
-        """Whether its help names this flag."""
-        return flag in self.flags
-
     def supported(self, *flags: str) -> list[str]:
         """The given flags (`--x` or `--x=value`) that its help names."""
-        return [flag for flag in flags if self.has(flag.split("=")[0])]
+        return [flag for flag in flags if flag.split("=")[0] in self.flags]
 
 
 @dataclass(frozen=True)
@@ -97,9 +93,7 @@ class Engine:
     """An engine on the device, and the arguments with which trtexec builds and runs it.
 
     Args:
-        tool: Version and flags.
-        onnx: File of the network.
-        plan: File of the engine.
+        onnx, plan: Files of the network and of the engine.
         shapes: Input name -> shape; min = opt = max.
         dynamic: Whether the graph has free axes; a fixed graph takes no shapes.
 
@@ -122,11 +116,7 @@ class Engine:
                 )
 
     def build(self, held: str, wanted: str) -> list[str]:
-        """Build it.
-
-        Args:
-            held: Precision of the ONNX file: fp32, fp16 or int8 (Q/DQ).
-            wanted: Precision to build; differs from the file's only as fp16 from fp32.
+        """Build it in the wanted precision from a file that holds fp32, fp16 or int8 (Q/DQ).
 
         Raises:
             DeviceError: This version cannot build the precision from this ONNX file.
@@ -158,15 +148,10 @@ class Engine:
         duration_s: float,
         count: int | None,
     ) -> list[str]:
-        """Measure it, with every default that differs by version set.
+        """Measure it on these files of inputs; export the times of each run.
 
-        Args:
-            inputs: Input name -> file of its values.
-            times: File for the exported times.
-            copies: "in" (H2D + compute + D2H) or "out" (compute).
-            warmup_ms: Warm-up in ms.
-            duration_s: Measured seconds; trtexec takes whole ones.
-            count: Runs instead of a duration.
+        With copies "in" a run is H2D + compute + D2H, with "out" it is compute. trtexec takes whole
+        seconds, or a count of runs instead.
         """
         seconds, runs = (0, count) if count else (max(1, round(duration_s)), 10)
         length = [f"--duration={seconds}", f"--iterations={runs}"]
@@ -252,11 +237,6 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
     TensorRT before 8.6 exports its warm-up runs too; as trtexec does itself, runs whose computation
     started before the end of the warm-up are skipped. Early ones (7, 8.0) call H2D and D2H "in" and
     "out".
-
-    Args:
-        text: The JSON file's content.
-        copies: "in" takes `latencyMs` (H2D + compute + D2H), "out" takes `computeMs`.
-        warmup_ms: As given to trtexec.
 
     Raises:
         DeviceError: No file, not JSON (a truncated log), or no run after the warm-up.
