@@ -54,7 +54,7 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     with _step("distill", seconds):
         result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
     with _step("evaluate", seconds):
-        result["evaluation"] = evaluate_features(run)
+        result["evaluation"] = evaluate_features(run).to_dict()
     with _step("export", seconds):
         result["sparse_to_dense"] = sparse_to_dense_error(run)
         flavors = available()

@@ -31,7 +31,8 @@ class Record(BaseModel):
     Fields that no code reads are kept as they are, so a file is written back as it was read.
     """
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    # An interval of one image is unbounded: JSON keeps Infinity.
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), ser_json_inf_nan="constants")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that were set, as plain data."""

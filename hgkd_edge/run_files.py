@@ -17,6 +17,7 @@ from hgkd_edge.files import file_sha256, read_regular, write_json
 from hgkd_edge.parsing import MAX_RECORD_BYTES, decode_text, parse_json
 from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.records import RecordType, parse_record
+from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, FinetuneRecord
 
 __all__ = ["RunFiles", "require_recorded"]
 
@@ -134,13 +135,26 @@ class RunFiles:
         """Whether there is a fine-tuned model, or one to resume, that another would overwrite."""
         return self.model_file.is_file() or self.finetune_checkpoint_file.is_file()
 
-    def finetune_result(self) -> dict[str, Any]:
-        """The content of `finetune.json`.
+    def finetune_result(self) -> FinetuneRecord | None:
+        """The content of `finetune.json`; None before the end of a fine-tuning.
 
         Raises:
-            RunError: It is damaged.
+            RunError: It is damaged, or a later version wrote it.
         """
-        return self.read_json(self.finetune_result_file)
+        return self.read_record(FinetuneRecord, self.finetune_result_file)
+
+    def evaluation(self) -> FeatureRecord | EvaluationRecord | None:
+        """The content of `evaluation.json`, of features or of a model; None where there is none.
+
+        Raises:
+            RunError: It is damaged, or a later version wrote it.
+        """
+        if not self.evaluation_file.is_file():
+            return None
+        content = self.read_json(self.evaluation_file)
+        if "distilled" in content:
+            return parse_record(FeatureRecord, content, self.evaluation_file)
+        return parse_record(EvaluationRecord, content, self.evaluation_file)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest so far, with today's names of its entries; empty for a new run.

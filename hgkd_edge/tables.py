@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from hgkd_edge.export_record import Accuracy, ExportedFile, ExportRecord, Proof
+from hgkd_edge.score_records import FeatureRecord, ScoreRecord, TaskRecord
 
 __all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
 
 _WORST_LAYERS = 10
 
 
-def score_table(result: dict[str, Any]) -> Table:
+def score_table(result: FeatureRecord) -> Table:
     """k-NN and linear probe of the distilled backbone next to its baselines."""
-    photos = result["photos"][result["split"]]
-    intervals = result.get("intervals", {})
-    title = f"top-1 accuracy on {photos} images of the {result['split']} split"
+    intervals = result.intervals
+    title = f"top-1 accuracy on {result.count} images of the {result.split} split"
     table = Table(title=title, caption=_caption(result), min_width=len(title))
     for column in ("features", "k-NN", "linear probe"):
         table.add_column(column, justify="left" if column == "features" else "right")
-    for name in ("distilled", "untrained"):
-        scores, ranges = result[name], intervals.get(name, {})
-        table.add_row(
-            name, *(percent(scores[key], ranges.get(key)) for key in ("knn", "linear_probe"))
-        )
-    majority = percent(result["majority"], intervals.get("majority"))
+    for name, scores in (("distilled", result.distilled), ("untrained", result.untrained)):
+        ranges = intervals.get(name, {})
+        probed = percent(scores.linear_probe, ranges.get("linear_probe"))
+        table.add_row(name, percent(scores.knn, ranges.get("knn")), probed)
+    majority = percent(result.majority, intervals.get("majority"))
     table.add_row("majority class", majority, majority)
     return table
 
 
-def task_table(result: dict[str, Any]) -> Table:
+def task_table(result: TaskRecord) -> Table:
     """Scores of a fine-tuned model on held-out images."""
-    title = f"{result['task']} on {result['photos']} images of the {result['split']} split"
-    scores, intervals = result["scores"], result.get("intervals", {})
+    title = f"{result.task} on {result.count} images of the {result.split} split"
+    intervals = result.intervals
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
     table.add_column("value", justify="right")
-    for name, value in scores.items():
-        if isinstance(value, float):
-            table.add_row(name, percent(value, intervals.get(name)))
-    if baseline := result.get("baseline"):
-        table.add_row(f"baseline: {baseline['name']}", percent(baseline["score"]))
+    for name, value in result.single.items():
+        table.add_row(name, percent(value, intervals.get(name)))
+    if baseline := result.baseline:
+        table.add_row(f"baseline: {baseline.name}", percent(baseline.score))
     per_class = intervals.get("per_class", {})
-    for name, value in scores.get("per_class", {}).items():
+    for name, value in result.per_class.items():
         table.add_row(f"  {name}", percent(value, per_class.get(name)))
     return table
 
@@ -60,9 +57,9 @@ def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def warning_lines(result: dict[str, Any]) -> list[Text]:
+def warning_lines(warnings: Iterable[str]) -> list[Text]:
     """The warnings of a result."""
-    return [Text(f"warning: {line}", style="yellow") for line in result.get("warnings", ())]
+    return [Text(f"warning: {line}", style="yellow") for line in warnings]
 
 
 def percent(share: float, interval: Sequence[float] | None = None) -> str:
@@ -74,9 +71,8 @@ def percent(share: float, interval: Sequence[float] | None = None) -> str:
     return f"{shown} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _caption(result: dict[str, Any]) -> str | None:
-    method = result.get("interval_method")
-    return f"in brackets: {method}" if method else None
+def _caption(result: ScoreRecord) -> str | None:
+    return f"in brackets: {result.interval_method}" if result.interval_method else None
 
 
 def export_lines(result: ExportRecord) -> Iterator[str]:

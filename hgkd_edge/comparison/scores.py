@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,6 +14,7 @@ from hgkd_edge.export_record import MOST_SCORED, Accuracy, read_exports
 from hgkd_edge.files import write_json
 from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import EvaluationRecord, TaskRecord
 
 __all__ = ["Images", "Score", "keep_scores", "most_used", "recorded_scores"]
 
@@ -88,26 +89,25 @@ def most_used(scores: Sequence[Score]) -> Images | None:
 
 def _finetuned(run: RunDir, exports: Exports) -> Iterator[Score]:
     weights = exports.weights
-    if not run.finetune_result_file.is_file() or weights.file != run.model_file:
-        return
     result, recorded = run.finetune_result(), run.recorded_sha256(run.model_file)
-    if "scores" not in result or recorded != weights.sha256 or result["photos"] > MOST_SCORED:
+    if result is None or not result.scores or weights.file != run.model_file:
         return
-    data = run.manifest().get("finetune", {}).get("data", {}).get(result["split"], {})
+    if recorded != weights.sha256 or result.photos > MOST_SCORED:
+        return
+    data = run.manifest().get("finetune", {}).get("data", {}).get(result.split, {})
     if "fingerprint" in data:
         yield _score(result, weights, "torch", data["fingerprint"], "finetune")
 
 
 def _evaluated(run: RunDir) -> Iterator[Score]:
-    file = run.evaluation_file
-    result = run.read_json(file) if file.is_file() else {}
-    if result.get("sha256") and result["photos"] <= MOST_SCORED:
-        runtime = _RUNTIMES.get(result["runtime"], result["runtime"])
-        yield _score(result, result["sha256"], runtime, result["fingerprint"], "evaluate")
+    result = run.evaluation()
+    if isinstance(result, EvaluationRecord) and result.sha256 and result.photos <= MOST_SCORED:
+        runtime = _RUNTIMES.get(result.runtime, result.runtime)
+        yield _score(result, result.sha256, runtime, result.fingerprint, "evaluate")
 
 
 def _score(
-    result: dict[str, Any],
+    result: TaskRecord,
     network: Artifact | str,
     runtime: str,
     fingerprint: str,
@@ -116,9 +116,9 @@ def _score(
     return Score(
         sha256=network if isinstance(network, str) else network.sha256,
         runtime=runtime,
-        metric=result["metric"],
-        points=100 * result["scores"][result["metric"]],
-        on=Images(split=result["split"], images=result["photos"], fingerprint=fingerprint),
+        metric=result.metric,
+        points=100 * result.scores[result.metric],
+        on=Images(split=result.split, images=result.photos, fingerprint=fingerprint),
         by=by,
     )
 

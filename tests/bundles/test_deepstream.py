@@ -75,7 +75,7 @@ def test_labels_are_listed_as_nvinfer_reads_them(
 
     # NVIDIA's reader cuts every line at each `;`: a line is an output of a classifier, or a class.
     names = [line.split(";") for line in lines]
-    classes = deployed(task).run.finetune_result()["scores"].get("per_class", {})
+    classes = deployed(task).run.finetune_result().per_class
     if task == "classify":
         assert len(names) == 1
         assert set(classes) <= set(names[0])

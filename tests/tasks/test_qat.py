@@ -63,7 +63,7 @@ def test_a_quantization_aware_run_exports_int8_files_of_the_score_that_training_
     files = [file.path for file in exported.files if file.precision == "int8"]
     assert [Path(file).suffix for file in files] == [".onnx", ".onnx", ".xml"]
     for file in files:
-        assert score(runtimes.open(file).run) == pytest.approx(100 * result["int8_score"], abs=3)
+        assert score(runtimes.open(file).run) == pytest.approx(100 * result.int8_score, abs=3)
 
 
 @needs_modelopt
