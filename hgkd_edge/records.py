@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hgkd_edge.errors import RunError
-from hgkd_edge.parsing import brief
+from hgkd_edge.parsing import cut
 
 __all__ = ["SCHEMA_VERSION", "Images", "Record", "RecordType", "RunRecord", "parse_record"]
 
@@ -64,7 +64,7 @@ def parse_record(kind: type[RecordType], content: Any, file: Path) -> RecordType
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(brief(part) for part in first["loc"])
+        where = ".".join(cut(str(part)) for part in first["loc"])
         raise RunError(
             f"{file}: is damaged: {where}: {first['msg']}",
             hint="make it again, or move it away: the rest of the run is whole",
