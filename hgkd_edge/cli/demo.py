@@ -33,8 +33,8 @@ def demo(
         lambda: [
             _table(result),
             f"run folder: {result['run']}",
-            *warning_lines(result),
-            *warning_lines(result["evaluation"]),
+            *warning_lines(result.get("warnings", ())),
+            *warning_lines(result["evaluation"]["warnings"]),
             next_line(result["run"], *following),
         ],
     )
