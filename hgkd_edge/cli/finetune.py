@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, Run
-from hgkd_edge.cli.output import at_work, next_line, say, show
-from hgkd_edge.processes import on_main
-
-if TYPE_CHECKING:
-    from hgkd_edge.rundir import RunDir
-    from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.cli.output import next_line, show_result
+from hgkd_edge.processes import is_main
 
 
 def finetune(
@@ -41,45 +37,9 @@ def finetune(
 
     Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
     """
-    from hgkd_edge.rundir import RunDir
-    from hgkd_edge.tasks import config as settings
+    from hgkd_edge.api.run import load
 
-    def prepare() -> tuple[FinetuneConfig, RunDir, str]:
-        folder = RunDir.resolve(run)
-        if resume:
-            named = {"task": task, "init": init, "data.path": data}
-            asked = [f"{key}={value}" for key, value in named.items() if value is not None]
-            return settings.resume(folder, [*asked, *(overrides or ())]), folder, ""
-        chosen = settings.resolve(
-            folder, task or "classify", data, init or "distilled", overrides or ()
-        )
-        if chosen.init == "distilled" and not folder.holds_finetuning:
-            return chosen, folder, ""
-        from hgkd_edge.finetune import starting_weights
-
-        starting_weights(chosen)  # weights that are not available leave no folder behind
-        if chosen.init == "distilled":
-            return chosen, folder.branch(chosen.task), f"{folder.path} keeps its own model"
-        return chosen, folder.branch(chosen.init), f"weights: {chosen.init}"
-
-    chosen, folder, because = on_main(prepare)
-    if resume and on_main(lambda: folder.is_finetuned):
-        say(f"the fine-tuning in '{folder.path}' is finished: nothing to resume")
-        result = folder.finetune_result()
-    else:
-        from hgkd_edge import finetune as verb
-
-        with at_work(folder, because):
-            result = verb.finetune(chosen, folder, resume=resume)
-    show(result, as_json, lambda: finetuned_lines(result, folder))
-
-
-def finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
-    """What `finetune` left in a run, after its scores."""
-    from hgkd_edge.tables import task_table, warning_lines
-
-    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
-    if "scores" in result:
-        lines.insert(0, task_table(result))
-    commands = ("export {run} --onnx --trt", "predict {run} IMAGES", "bench")
-    return [*lines, *warning_lines(result), next_line(str(run.path), *commands)]
+    tuned = load(run).finetune(task, data, init=init, overrides=overrides or (), resume=resume)
+    if is_main():
+        commands = ("export {run} --onnx --trt", "predict {run} IMAGES", "bench")
+        show_result(tuned.finetuned, as_json, next_line(str(tuned.path), *commands))

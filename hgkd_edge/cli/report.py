@@ -11,8 +11,7 @@ def report(run: Run = None, as_json: AsJson = False) -> None:
 
     Example: hgkd-edge report runs/demo
     """
-    from hgkd_edge import report as verb
-    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.api.run import load
 
-    page = verb.report(RunDir.resolve(run))
+    page = load(run).report()
     show({"report": str(page)}, as_json, lambda: [f"report: {page}"])
