@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from hgkd_edge.distillation.transformer import create_vit
 from hgkd_edge.recipe import TeacherConfig
-from tests.conftest import extract_photos
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
