@@ -209,9 +209,9 @@ def _shown(spec: InputSpec) -> str:
 
 def score_features(network: EmbeddingNet, train: ImageSource, test: ImageSource) -> FeatureScores:
     """k-NN and linear-probe accuracy on `test`, learned from `train`."""
-    train_x, test_x = embed(network, train), embed(network, test)
+    known, asked = embed(network, train), embed(network, test)
     classes = len(train.classes)
     return FeatureScores(
-        knn=knn_top1(train_x, train.labels, test_x, test.labels, classes=classes),
-        linear_probe=linear_probe_top1(train_x, train.labels, test_x, test.labels, classes=classes),
+        knn=knn_top1(*known, *asked, classes=classes),
+        linear_probe=linear_probe_top1(*known, *asked, classes=classes),
     )

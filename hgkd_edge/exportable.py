@@ -190,26 +190,25 @@ def _knn(
 ) -> float:
     """k-NN top-1 in [0, 1]; the gallery goes through the same network, as in deployment."""
     gallery = train.subset(_spread(len(train), _GALLERY))
-    return knn_top1(
-        _embed(runner, view, gallery),
-        gallery.labels,
-        _embed(runner, view, test),
-        test.labels,
-        classes=len(train.classes),
-    )
+    known, asked = _embed(runner, view, gallery), _embed(runner, view, test)
+    return knn_top1(*known, *asked, classes=len(train.classes))
 
 
 def _likeness(
     runner: Runner, reference: Runner, view: Callable[[Tensor], Tensor], test: ImageSource
 ) -> float:
     """Mean cosine of two networks' embeddings, image by image."""
-    wanted, got = _embed(reference, view, test), _embed(runner, view, test)
+    (wanted, _), (got, _) = _embed(reference, view, test), _embed(runner, view, test)
     return nn.functional.cosine_similarity(wanted, got).mean().item()
 
 
-def _embed(runner: Runner, view: Callable[[Tensor], Tensor], source: ImageSource) -> Tensor:
-    parts = [runner(view(images).numpy())["embedding"] for images in source.images.split(64)]
-    return torch.from_numpy(np.concatenate(parts))
+def _embed(
+    runner: Runner, view: Callable[[Tensor], Tensor], source: ImageSource
+) -> tuple[Tensor, Tensor]:
+    """Embeddings float32 [n, C] of a source's images, and their labels int64 [n]."""
+    pairs = ((runner(view(x).numpy())["embedding"], labels) for x, labels in source.batches(64))
+    parts, labels = zip(*pairs, strict=True)
+    return torch.from_numpy(np.concatenate(parts)), torch.cat(labels)
 
 
 def _held_out(splits: dict[str, ImageSource]) -> ImageSource:

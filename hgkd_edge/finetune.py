@@ -165,8 +165,7 @@ def answers(
     runner: Runner, task: VisionTask, card: ModelCard, source: ImageSource
 ) -> Iterator[Answers]:
     """A network's outputs for every image of a source, batch by batch."""
-    parts = source.images.split(BATCH), source.labels.split(BATCH)
-    for images, labels in zip(*parts, strict=True):
+    for images, labels in source.batches(BATCH):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
 
 

@@ -67,13 +67,14 @@ class Classification:
         if not isinstance(head, nn.Linear):
             return  # a convolutional head keeps its initialization
         network.eval()
-        features = []
-        for images in source.images.split(128):
+        features, labels = [], []
+        for images, truth in source.batches(128):
             maps = network.forward_features(self.view(images, card))  # type: ignore[operator]
             pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
             features.append(pooled.float())  # [B, C]
+            labels.append(truth)
         with torch.enable_grad():
-            probe = linear_probe(torch.cat(features), source.labels, classes=len(card.classes))
+            probe = linear_probe(torch.cat(features), torch.cat(labels), classes=len(card.classes))
         head.weight.copy_(probe.weight)
         head.bias.copy_(probe.bias)
 
