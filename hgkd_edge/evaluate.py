@@ -33,7 +33,7 @@ from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.base import read_model
-from hgkd_edge.tasks.config import begun_with
+from hgkd_edge.tasks.config import recorded_settings
 
 __all__ = ["FeatureScores", "evaluate_features", "evaluate_model", "score_features"]
 
@@ -68,7 +68,7 @@ def evaluate_model(
         RunError: The run was not fine-tuned, or `model` is of another task, classes or input.
         DataError: There is no such split with labels.
     """
-    config = begun_with(run)
+    config = recorded_settings(run)
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}"))
     path = model or run.model_file

@@ -36,10 +36,10 @@ def recipe_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     models = {model.__name__: model for model in _sections(Recipe).values()}
     for name, part in {**schema["$defs"], Recipe.__name__: schema}.items():
-        told = descriptions(models[name])
+        texts = descriptions(models[name])
         part["description"] = inspect.cleandoc(models[name].__doc__ or "")
         for key, entry in part["properties"].items():
-            entry["description"] = told[key]
+            entry["description"] = texts[key]
             entry.pop("title", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -66,7 +66,7 @@ def key_tables() -> dict[str, str]:
         required = part.get("required", ())
         for key, entry in part["properties"].items():
             if "$ref" in entry:
-                continue  # a section with a table of its own
+                continue  # a section, which has its own table
             unset: Any = {} if entry.get("type") == "object" else None  # of a default factory
             default = "required" if key in required else _shown(entry.get("default", unset))
             cells = (f"`{key}`", _values(entry), default, entry["description"])

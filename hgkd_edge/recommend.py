@@ -246,14 +246,14 @@ def _lines(values: dict[str, Any], reasons: dict[str, str]) -> Iterator[str]:
             continue
         inner = field.annotation
         if not (isinstance(inner, type) and issubclass(inner, Section)):
-            told = descriptions(Recipe)
-            yield _line(key, values[key], reasons.get(key) or _comment(told[key], values[key]))
+            texts = descriptions(Recipe)
+            yield _line(key, values[key], reasons.get(key) or _comment(texts[key], values[key]))
             continue
         yield f"{key}:"
-        told = descriptions(inner)
+        texts = descriptions(inner)
         for name in (name for name in inner.model_fields if name in values[key]):
             value = values[key][name]
-            why = reasons.get(f"{key}.{name}") or _comment(told[name], value)
+            why = reasons.get(f"{key}.{name}") or _comment(texts[name], value)
             yield _line(f"  {name}", value, why)
 
 

@@ -82,8 +82,8 @@ def test_every_public_name_is_documented_on_the_page_and_in_its_docstring() -> N
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'distil'"):
-        hgkd_edge.distil  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'destill'"):
+        hgkd_edge.destill  # noqa: B018
 
 
 def test_errors_are_those_of_the_command_line(tmp_path: Path) -> None:

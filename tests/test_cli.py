@@ -218,7 +218,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
     found = json.loads(hgkd("doctor", "--json").stdout)
 
     assert {entry["name"] for entry in found} >= {"this machine", "TensorRT engines", "OpenVINO"}
-    assert all(entry["available"] or entry["fix"] for entry in found)
+    assert all(entry["available"] or entry["hint"] for entry in found)
 
 
 def test_the_doctors_table_holds_no_markup() -> None:

@@ -123,7 +123,7 @@ def require_openvino(what: str) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """OpenVINO starts its messages with lines of its own source; the reason comes last."""
+    """OpenVINO starts its messages with lines of its source code; the reason comes last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 

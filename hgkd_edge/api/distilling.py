@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.api.run import Run
-from hgkd_edge.api.work import Overrides, as_assignments, at_work, require_training_packages
+from hgkd_edge.api.work import (
+    Overrides,
+    announce,
+    as_assignments,
+    at_work,
+    require_training_packages,
+)
 from hgkd_edge.console import console
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
@@ -134,7 +140,8 @@ def _distill(
     require_training_packages("distill")
     from hgkd_edge.distillation.distill import distill as train
 
-    with at_work(job.folder, job.folder.why_this_folder()):
+    announce(job.folder, job.folder.why_this_folder())
+    with at_work(job.folder):
         made = train(job.recipe, job.folder, parts=parts, resume=resume, until=until)
     return Run(job.folder), made
 

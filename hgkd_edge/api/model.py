@@ -90,7 +90,7 @@ class Prediction:
             return ", ".join(
                 f"{name} {percent(part)}" for name, part in self.shares.items() if part
             )
-        counts = Counter(box.name for box in self.boxes)
+        counts = Counter(box["name"] for box in self.record["boxes"])
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing found"
 
     def _repr_html_(self) -> str:
@@ -197,7 +197,9 @@ class Model:
         self, images: Sequence[AnyImage], out: Path, threshold: float, save_labels: str
     ) -> Predictions:
         if not all(isinstance(image, (str, os.PathLike)) for image in images):
-            raise DataError("out takes image files", hint="leave out=... away, then save pictures")
+            raise DataError(
+                "out takes image files", hint="remove out, and save each prediction.picture"
+            )
         paths = [Path(image) for image in images]  # type: ignore[arg-type]
         records = predict(self._opened, paths, out, threshold=threshold, save_as=save_labels)
         return Predictions(Prediction(record["photo"], record) for record in records)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgkd_edge.api.result import Result, as_html, as_text
-from hgkd_edge.api.work import Overrides, as_assignments, at_work, require_training_packages
+from hgkd_edge.api.work import (
+    Overrides,
+    announce,
+    as_assignments,
+    at_work,
+    require_training_packages,
+)
 from hgkd_edge.console import console
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from hgkd_edge.api.model import AnyImages, Predictions
     from hgkd_edge.tasks.config import FinetuneConfig
 
-__all__ = ["Run", "load"]
+__all__ = ["Run", "distilled_lines", "load"]
 
 
 def load(path: str | os.PathLike[str] | None = None) -> Run:
@@ -64,7 +70,7 @@ class Run:
         """
         self.folder.require(self.folder.backbone_file, fix=self.folder.resume_command)
         recorded = self.folder.manifest().get("result", {"held_out": {}})
-        return Result({"run": str(self.path), **recorded}, _distilled_lines)
+        return Result({"run": str(self.path), **recorded}, distilled_lines)
 
     @property
     def finetuned(self) -> Result:
@@ -120,8 +126,8 @@ class Run:
         require_training_packages("finetune")
         from hgkd_edge.finetune import finetune
 
-        with at_work(folder, because):
-            finetune(config, folder, resume=resume)
+        with at_work(folder):
+            finetune(config, folder, resume=resume, opened=lambda: announce(folder, because))
         return Run(folder)
 
     def _settled(
@@ -259,15 +265,21 @@ class Run:
 
         return load_model(self.path).predict(images, out=out, **more)
 
-    def report(self) -> Path:
-        """Write one HTML page about the run: curves, scores, pictures, proofs, speed, origin.
+    def report(self, *others: Run) -> Path:
+        """Write one HTML page: curves, pictures, scores, proofs, the file to deploy, provenance.
+
+        Args:
+            *others: Runs to compare this one with, on one page.
+
+        Returns:
+            The page: `report.html`, or `comparison.html` in this run's folder.
 
         Raises:
-            RunError: A file of the run is damaged.
+            RunError: A file of a run is damaged, or there are too many runs.
         """
         from hgkd_edge.report import report
 
-        return report(self.folder)
+        return report(self.folder, *(other.folder for other in others))
 
     def lines(self) -> list[RenderableType]:
         """What the run holds, for a `rich` console."""
@@ -290,7 +302,7 @@ class Run:
         return as_html(self.lines())
 
 
-def _distilled_lines(result: Mapping[str, Any]) -> list[RenderableType]:
+def distilled_lines(result: Mapping[str, Any]) -> list[RenderableType]:
     """What a distillation left, and how well it predicts features."""
     run, held_out = result["run"], result["held_out"]
     lines: list[RenderableType] = [

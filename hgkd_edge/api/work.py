@@ -15,7 +15,7 @@ from hgkd_edge.errors import MissingPackageError
 from hgkd_edge.processes import is_main
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["Overrides", "as_assignments", "at_work", "require_training_packages"]
+__all__ = ["Overrides", "announce", "as_assignments", "at_work", "require_training_packages"]
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -38,14 +38,18 @@ def require_training_packages(what: str) -> None:
             raise MissingPackageError(what, package=package, extra="train")
 
 
+def announce(folder: RunDir, because: str = "") -> None:
+    """Name the run folder, and why it is this one."""
+    line = f"run folder: {folder.path}" + (f" ({because})" if because else "")
+    console.print(line, soft_wrap=True)
+
+
 @contextlib.contextmanager
-def at_work(folder: RunDir, because: str = "") -> Iterator[None]:
-    """Print a folder's name and train in it, as `RunDir.at_work`; on the main process only.
+def at_work(folder: RunDir) -> Iterator[None]:
+    """Train in a folder, as `RunDir.at_work`; the main process sees to it.
 
     SIGTERM, as schedulers and torchrun send it, cleans up as Ctrl-C does.
     """
-    line = f"run folder: {folder.path}" + (f" ({because})" if because else "")
-    console.print(line, soft_wrap=True)
     with _sigterm_cleans_up(), folder.at_work() if is_main() else contextlib.nullcontext():
         yield
 

@@ -15,7 +15,15 @@ from rich.text import Text
 
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["Device", "JetPack", "devices_view", "find_device", "load_devices", "load_jetpacks"]
+__all__ = [
+    "Device",
+    "JetPack",
+    "devices_view",
+    "find_device",
+    "find_devices",
+    "load_devices",
+    "load_jetpacks",
+]
 
 
 class _Entry(BaseModel):
@@ -123,6 +131,16 @@ def find_device(name: str) -> Device:
         f"device '{name}' is not in the table",
         hint=f"did you mean {' or '.join(near)}? " * bool(near) + "see: hgkd-edge devices",
     )
+
+
+def find_devices(name: str) -> list[Device]:
+    """A device by its id, or all variants of a family: `orin-nano` is orin-nano-4 and -8.
+
+    Raises:
+        DeviceError: Unknown; names the nearest ids.
+    """
+    variants = [device for device in load_devices() if device.id.startswith(f"{name}-")]
+    return variants or [find_device(name)]
 
 
 def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hgkd_edge.bench.devices import Device, find_device, load_devices
+from hgkd_edge.bench.devices import Device, find_devices, load_devices
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile, resolve_models
 from hgkd_edge.bench.options import BenchOptions
@@ -117,7 +117,7 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
 
     Args:
         options: Models, precisions, batches, and where the file goes.
-        names: Devices of the table; empty takes all.
+        names: Devices of the table, or families such as `orin-nano`; empty takes all.
 
     Raises:
         DeviceError: A device that is not in the table.
@@ -125,7 +125,7 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
     """
     found = estimate_models(
         resolve_models(options.models),
-        [find_device(name) for name in names] or load_devices(),
+        [device for name in names for device in find_devices(name)] or load_devices(),
         precisions=options.precisions,
         batches=options.batches,
     )

@@ -24,7 +24,10 @@ __all__ = [
     "milliseconds",
     "name_table",
     "rate",
+    "session_heading",
+    "session_notes",
     "session_view",
+    "session_warnings",
 ]
 
 
@@ -37,16 +40,24 @@ def session_view(session: Session, *, failed: Collection[str] = ()) -> Renderabl
     """
     bad = failed_models(session, failed)
     return Group(
-        _heading(session),
+        Text(session_heading(session), style="bold"),
         _latency_table(session.measurements, bad),
         *(_failure_line(name) for name in sorted(bad)),
-        *_telemetry_lines(session.measurements),
-        *_verification_lines(session),
-        *_command_lines(session.measurements),
-        Text(_method_line(session.measurements), style="dim"),
-        *(Text(f"warning: {line}", style="yellow") for line in _warnings(session)),
+        *session_notes(session),
+        *(Text(f"warning: {line}", style="yellow") for line in session_warnings(session)),
         *(Text(f"not measured: {r.name}: {r.reason}", style="dim") for r in session.refusals),
     )
+
+
+def session_notes(session: Session) -> list[Text]:
+    """Power, verification, the command and the method of a session's figures."""
+    measurements = session.measurements
+    return [
+        *_telemetry_lines(measurements),
+        *_verification_lines(session),
+        *_command_lines(measurements),
+        Text(_method_line(measurements), style="dim"),
+    ]
 
 
 def milliseconds(value: float) -> str:
@@ -61,8 +72,9 @@ def rate(images_per_s: float) -> str:
     return f"{images_per_s:.1f}" if images_per_s < 100 else f"{images_per_s:.0f}"
 
 
-def _heading(session: Session) -> Text:
-    return Text(f"{session.target}: {_board_line(session)}", style="bold")
+def session_heading(session: Session) -> str:
+    """Target and machine of a session, in one line."""
+    return f"{session.target}: {_board_line(session)}"
 
 
 def _board_line(session: Session) -> str:
@@ -223,7 +235,7 @@ def _verification_lines(session: Session) -> list[Text]:
     ]
 
 
-def _warnings(session: Session) -> list[str]:
+def session_warnings(session: Session) -> list[str]:
     """Session warnings, then each measurement's own; duplicates are printed once."""
     lines = list(session.warnings)
     for one in session.measurements:
@@ -254,7 +266,8 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
     for session in sessions:
         lines.append(Text(f"{session.target}: {_board_line(session)}", style="dim"))
         lines += [
-            Text(f"warning: {session.target}: {w}", style="yellow") for w in _warnings(session)
+            Text(f"warning: {session.target}: {w}", style="yellow")
+            for w in session_warnings(session)
         ]
     lines += [Text(f"not measured: {r.name}: {r.reason}", style="red") for r in refusals]
     return Group(*lines)

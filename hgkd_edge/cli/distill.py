@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,9 @@ def distill(
     check_updates: Annotated[int, typer.Option(min=1, help="Updates of --check.")] = 300,
     as_json: AsJson = False,
 ) -> None:
-    """Train a sparse CNN student to predict what a Transformer infers; leave a dense CNN.
+    """Distill a Vision Transformer into a dense CNN.
+
+    A sparse CNN sees the visible patches and learns to predict the Transformer's features.
 
     Example: hgkd-edge distill recipe.yaml --set student.name=resnet50
     """
@@ -38,7 +41,11 @@ def distill(
         if not is_main():
             return
         result = made.distilled
-    following = ["evaluate", "export {run} --onnx --trt", "bench"]
+    show_result(result, as_json, next_step(result))
+
+
+def next_step(result: Mapping[str, Any]) -> str:
+    """What follows a distillation, or a check of one."""
     if "signs" in result:
-        following = ["distill {run}/recipe.yaml --resume --run {run}"]
-    show_result(result, as_json, next_line(result["run"], *following))
+        return next_line(result["run"], "distill {run}/recipe.yaml --resume --run {run}")
+    return next_line(result["run"], "evaluate", "export {run} --onnx --trt", "bench")

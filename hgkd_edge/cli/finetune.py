@@ -15,22 +15,23 @@ from hgkd_edge.processes import is_main
 def finetune(
     run: Run = None,
     task: Annotated[
-        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+        str | None,
+        typer.Option("--task", "-t", help="classify, segment or detect [default: classify]."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Labeled images; default: those of the run.")
+        Path | None, typer.Option("--data", "-d", help="Labeled images; default: those of the run.")
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="distilled (default); or timm, scratch: to compare with."),
+        typer.Option(help="distilled [default], timm or scratch: the initial weights."),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
+        bool, typer.Option("--resume", help="Resume a stopped fine-tuning with its settings.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the run's backbone for a task; leave model.safetensors and a model card.
+    """Fine-tune a run's backbone to classify, segment or detect.
 
     A run keeps one fine-tuned model: a second one, and one not initialized from the run's weights,
     gets a separate run next to it, RUN-TASK or RUN-INIT.

@@ -15,13 +15,16 @@ from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import show
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, write and validate recipes."
 )
 
 
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
-    """List the built-in recipes. Example: hgkd-edge recipes list"""
+    """List the built-in recipes.
+
+    Example: hgkd-edge recipes list
+    """
     from hgkd_edge.recipe import builtin_recipes, recipe_summary
 
     found = {name: recipe_summary(path) for name, path in builtin_recipes().items()}
@@ -30,7 +33,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="Name of a built-in recipe.")]) -> None:
-    """Print a recipe, comments and all: a start for your own.
+    """Print a built-in recipe to start your own from.
 
     Example: hgkd-edge recipes show demo > my-recipe.yaml
     """
@@ -48,7 +51,9 @@ def validate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe, its two networks included, without training or downloading anything.
+    """Check a recipe and its networks, without training.
+
+    Nothing is downloaded.
 
     Example: hgkd-edge recipes validate my-recipe.yaml
     """
@@ -95,7 +100,7 @@ def new_recipe(
         str | None, typer.Option(help="classify, segment or detect [default: classify].")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="none, one or few per class, or many [default: none].")
+        str | None, typer.Option(help="none; one or few per class; or many [default: none].")
     ] = None,
     device: Annotated[
         str | None,
@@ -103,7 +108,7 @@ def new_recipe(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A timm name; own: trained on the images [default: by device]."),
+        typer.Option(help="A timm name, or own: trained on your images [default: by device]."),
     ] = None,
     hidden: Annotated[
         bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
@@ -112,9 +117,11 @@ def new_recipe(
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
     as_json: AsJson = False,
 ) -> None:
-    """Write a recipe for your images and device; asks for what no option gives.
+    """Write a recipe for your images and device.
 
-    Example: hgkd-edge recipes new --images photos --device orin-nano-8 --labels few
+    On a terminal it asks for what no option gives.
+
+    Example: hgkd-edge recipes new --images photos --labels few
     """
     from hgkd_edge.recommend import Wish, write_recipe
 

@@ -21,7 +21,7 @@ __all__ = [
     "FinetuneTrainConfig",
     "SegmentConfig",
     "ViewConfig",
-    "begun_with",
+    "recorded_settings",
     "resolve",
     "resume",
     "settled",
@@ -145,7 +145,7 @@ def resolve(
     return parse_settings(FinetuneConfig, raw, overrides, name="finetune")
 
 
-def begun_with(run: RunDir) -> FinetuneConfig:
+def recorded_settings(run: RunDir) -> FinetuneConfig:
     """Settings of a fine-tuning that was started.
 
     Raises:
@@ -185,7 +185,7 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
     Raises:
         RunError: No fine-tuning was started, or `asked` differs from its settings.
     """
-    begun = begun_with(run)
+    begun = recorded_settings(run)
     raw = begun.model_dump(mode="json")
     wanted = parse_settings(FinetuneConfig, begun.model_dump(mode="json"), asked, name="finetune")
     changed = sorted(differing_keys(raw, wanted.model_dump(mode="json")))

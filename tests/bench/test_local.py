@@ -220,7 +220,7 @@ def test_a_runner_that_cannot_run_says_why(make_model: MakeModel) -> None:
         run_bench(quick(make_model(), runners=("ort-quantum",)))
 
 
-def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_go_on(
+def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_continue(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")

@@ -292,7 +292,7 @@ def test_an_absolute_file_name_may_lead_anywhere(tmp_path: Path, inside: bool) -
     assert source.names[0] == ("images/train0.png" if inside else "../elsewhere/train0.png")
 
 
-def test_voc_for_images_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+def test_voc_for_images_of_another_size_skips_them(tmp_path: Path) -> None:
     size = "<size><width>{}</width><height>{}</height><depth>3</depth></size>"
     cell = OBJECT.format("cell", CORNERS.format(10, 10, 30, 30))
     sizes = {"right": (100, 50), "wrong": (200, 100), "turned": (50, 100), "none": (0, 0)}

@@ -472,7 +472,7 @@ def test_a_release_is_asked_only_for_what_it_knows(monkeypatch, tmp_path, versio
         ("fp16", 1e-1, False),
     ],
 )
-def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
+def test_an_engine_is_judged_by_its_own_precisions_bounds(
     monkeypatch, tmp_path, exported, images, precision, error, passes
 ):
     source, path = exported("resnet18").path, tmp_path / "net.plan"

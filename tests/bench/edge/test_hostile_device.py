@@ -116,7 +116,7 @@ ATTACKS = {
     "an endless list of facts": "facts(**{'f%d' % i: 'x' * 10 for i in range(10**4)}, "
     "model='x' * 10**5, compatible='nvidia,tegra234', nvpmodel='(' * 10**5, "
     "packages='libnvinfer' * 10**4); request(); send('done')",
-    "a title and a screen of its own": "job(); ran('', '1 0', "
+    "a title and a second screen": "job(); ran('', '1 0', "
     "'1 error \\x1b]8;;http://a.example\\x1b\\\\\\u202e\\x9b2J' + 'verified' * 99)",
 }  # fmt: skip
 WRONG_OUTPUTS = {
@@ -179,7 +179,7 @@ def test_outputs_that_cannot_be_read_are_wrong_outputs(
 
 
 @pytest.mark.parametrize("lines", ["raw('facts', '{')", "result(rounds='fast')", "send('facts')"])
-def test_the_fault_of_one_device_is_its_line_in_the_table(
+def test_the_failure_of_one_device_is_its_line_in_the_table(
     make_model: MakeModel, attack: Callable[..., None], tmp_path: Path, lines: str
 ) -> None:
     attack(lines, patience_s=60.0)  # the good device imports its runtime, on a busy machine

@@ -62,7 +62,7 @@ def test_a_second_session_waits_for_the_first_and_measures_by_itself(
     wait_until(lambda: not board.leftovers())
 
 
-def test_another_session_that_does_not_end_is_left_alone(
+def test_another_session_that_does_not_end_is_not_touched(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
