@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgkd_edge.api.distilling import check, distill
+    from hgkd_edge.api.distilling import check, distill, dry_run
     from hgkd_edge.api.model import Model, Prediction, Predictions, load_model
     from hgkd_edge.api.result import Result
     from hgkd_edge.api.run import Run, load
@@ -49,6 +49,7 @@ _HOME = {
     "Run": "api.run",
     "check": "api.distilling",
     "distill": "api.distilling",
+    "dry_run": "api.distilling",
     "load": "api.run",
     "load_model": "api.model",
     "ConversionError": "errors",
@@ -82,6 +83,7 @@ __all__ = [
     "UserError",
     "check",
     "distill",
+    "dry_run",
     "load",
     "load_model",
 ]

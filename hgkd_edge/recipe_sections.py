@@ -312,6 +312,10 @@ class TrainConfig(Section):
     launches. If a graph is not possible, one line of output says why. `off`: never."""
     checkpoint_every: Positive = 10
     """Epochs between checkpoints. Ctrl-C and the end of training also save one."""
+    evaluate_every: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Epochs between held-out scores during distillation: k-NN (where images have labels) and
+    cosine to the teacher in the log, pictures in TensorBoard. `auto`: about every 30,000 images,
+    which takes a few percent of the time. 0: never."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """The last two must be installed; they use the project `hgkd-edge`."""
 

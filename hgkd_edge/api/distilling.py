@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from hgkd_edge.settings import parse_settings
 if TYPE_CHECKING:
     from hgkd_edge.distillation.parts import Parts
 
-__all__ = ["check", "checked_lines", "distill", "resolve_recipe"]
+__all__ = ["check", "checked_lines", "distill", "dry_run", "dry_run_lines", "resolve_recipe"]
 
 AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -92,6 +93,30 @@ def check(
     if made is None:
         return found.distilled
     return Result({"run": str(found.path), **made}, checked_lines)
+
+
+def dry_run(recipe: AnyRecipe, overrides: Overrides = ()) -> Result:
+    """Build everything, time a few updates, and estimate the run; nothing of it is kept.
+
+    Args:
+        recipe: As for `distill`.
+        overrides: As for `distill`.
+
+    Returns:
+        `total_seconds` and `seconds` by part, `images_per_s`, `memory_bytes`, `gpu_memory_bytes`,
+        `run_bytes` and `cache_bytes` on disk, `free_bytes`.
+
+    Raises:
+        UserError: As for `distill`.
+    """
+    loaded = resolve_recipe(recipe, overrides)
+    require_training_packages("distill")
+    from hgkd_edge.data.sources import require_data
+    from hgkd_edge.distillation.dry_run import dry_run as estimate
+    from hgkd_edge.distillation.parts import build
+
+    require_data(loaded.data)
+    return Result(estimate(loaded, parts=build(loaded)), dry_run_lines)
 
 
 def resolve_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
@@ -185,3 +210,38 @@ def checked_lines(result: Mapping[str, Any]) -> list[str]:
         *(f"  no: {line}" for line in doubts),
         f"  the whole run takes {result['hours']:.1f} h at {result['images_per_s']:.0f} images/s",
     ]
+
+
+PARTS = {
+    "set_up": "images and teacher",
+    "pretraining": "pre-training the teacher",
+    "targets": "the teacher's targets",
+    "training": "training",
+    "checkpoints": "checkpoints",
+    "evaluation": "held-out scores",
+}
+
+
+def dry_run_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Time, memory and disk that a distillation will take."""
+    images = f"{result['images']:,} images at {result['images_per_s']:.0f} images/s"
+    yield f"dry run of '{result['run']}': {images}"
+    for part, seconds in result["seconds"].items():
+        yield f"  {PARTS[part]:<26}{_duration(seconds):>12}"
+    yield f"  {'total, before final scores':<26}{_duration(result['total_seconds']):>12}"
+    memory = f"memory: {result['memory_bytes'] / 1e9:.1f} GB"
+    if result["gpu_memory_bytes"] is not None:
+        memory += f", GPU {result['gpu_memory_bytes'] / 1e9:.1f} GB"
+    yield memory
+    yield _disk("run folder", result["run_bytes"], result["free_bytes"]["run"])
+    if result["cache_bytes"]:
+        yield _disk("teacher.cache", result["cache_bytes"], result["free_bytes"]["cache"])
+
+
+def _disk(name: str, size: int, free: int) -> str:
+    enough = "" if size < free else ": not enough"
+    return f"disk: {name} {size / 1e9:.2f} GB of {free / 1e9:.0f} GB free{enough}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -23,6 +23,10 @@ def distill(
         typer.Option("--check", help="Stop after the first updates and report how it goes."),
     ] = False,
     check_updates: Annotated[int, typer.Option(min=1, help="Updates of --check.")] = 300,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only report the time, memory and disk that it will take."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Distill a Vision Transformer into a dense CNN.
@@ -33,6 +37,9 @@ def distill(
     """
     from hgkd_edge.api import distilling
 
+    if dry_run:
+        show_result(distilling.dry_run(recipe, overrides or ()), as_json)
+        return
     where: dict[str, Any] = {"run": run, "resume": resume}
     if check:
         result = distilling.check(recipe, overrides or (), updates=check_updates, **where)
