@@ -59,6 +59,7 @@ def test_equal_features_have_equal_colors_and_the_cosine_of_one(
 
     about = json.loads((tmp_path / "previews.json").read_text())
     assert about["split"] == "test"
+    assert about["sites"] == ("visible" if view == "visible" else "masked")
     assert about["cosine"] == pytest.approx([1.0] * 6, abs=1e-3)
     assert len(list(tmp_path.glob("*.webp"))) == 30
     teacher, student = pixels(tmp_path, "3-teacher"), pixels(tmp_path, "3-student")

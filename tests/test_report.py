@@ -19,10 +19,13 @@ import pytest
 from PIL import Image
 
 from hgkd_edge.bench.compare import compare_files
+from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
+from hgkd_edge.report.speed import choice_blocks
+from hgkd_edge.report.view import Note
 from hgkd_edge.rundir import RunDir
 
 
@@ -40,7 +43,7 @@ class Page(HTMLParser):
         self.text, self.open = "", [""]
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
-        self.feed(file.read_text(encoding="utf-8"))
+        self.feed(file.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " "))
         assert self.open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -97,6 +100,20 @@ def test_the_loss_is_drawn_also_when_the_log_ends_in_the_middle_of_a_line(run: R
     assert curve == sorted(curve)  # to the right
     assert curve[0][1] < curve[-2][1]  # and, as y counts downwards, falling
     assert "1.002 at update 1,000" in page.text
+
+
+def test_the_held_out_cosine_at_the_end_is_drawn_next_to_its_baseline(run: RunDir) -> None:
+    lines = [json.dumps({"step": i, "loss": 1.0, "cosine": i / 10}) for i in range(1, 9)]
+    run.log_file.write_text("\n".join(lines))
+    run.update_manifest(result={"held_out": {"student": 0.5, "mean_token": 0.125}})
+
+    page = Page(report(run))
+
+    _loss, cosine, baseline = page.curves  # the score at the end is a marker
+    assert len(cosine) == 8
+    assert baseline[0][1] == baseline[1][1]
+    assert "0.8, 0.5, 0.125 at update 8" in page.text
+    assert "baseline: mean token" in page.text
 
 
 def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
@@ -456,7 +473,7 @@ def test_what_the_student_sees_is_shown_and_a_forged_record_is_one_clear_error(
     run.previews_dir.mkdir(parents=True)
     for panel in ("image", "visible", "teacher", "student", "cosine"):
         Image.new("RGB", (8, 8)).save(run.previews_dir / f"0-{panel}.webp")
-    about = {"split": "test", "mask_ratio": 0.4, "cosine": [0.25, 0.5]}
+    about = {"split": "test", "mask_ratio": 0.4, "sites": "masked", "cosine": [0.25, 0.5]}
     (run.previews_dir / "previews.json").write_text(json.dumps(about))
 
     page = Page(report(run))
@@ -519,14 +536,26 @@ def test_runs_are_compared_by_scores_curves_and_settings(
     assert file == run.path / "comparison.html"
     assert page.titles == ["Runs", "Scores", "Distillation", "Different settings"]
     assert len(page.curves) == 2
-    assert [row.split(" | ")[-1] for row in rows_with(page, "top1")] == [
-        "top1 25.0 %",
-        "top1 50.0 %",
+    assert [row.split(" | ")[-1] for row in rows_with(page, "Top-1")] == [
+        "Top-1 accuracy 25.0 %",
+        "Top-1 accuracy 50.0 %",
     ]
     assert rows_with(page, "train.lr")[0].endswith("0.25")
     assert not rows_with(page, "train.epochs")
     with pytest.raises(RunError, match="9 runs: a report compares up to 8"):
         report(*[run] * 9)
+
+
+def test_a_record_of_very_many_devices_costs_a_bounded_number_of_plots() -> None:
+    row = Row("r", "x.onnx", "ort-cpu", "fp32", "fp32", "", 1.0, score=50.0, p50_ms=1.0)
+    groups = [Group(Circumstances(device=f"device {i}", batch=1), [row]) for i in range(1000)]
+
+    blocks = list(choice_blocks(Comparison(["r"], 1.0, groups)))
+
+    assert [block.kind for block in blocks].count("charts") == 20
+    assert [block.lines for block in blocks if isinstance(block, Note)] == [
+        ("20 of 1,000 devices and batch sizes are shown",)
+    ]
 
 
 def test_a_page_has_room_for_so_many_pictures_and_says_so(

@@ -61,7 +61,7 @@ def save_previews(run: RunDir) -> None:
     run.previews_dir.mkdir(parents=True)
     for panel in ("image", "visible", "teacher", "student", "cosine"):
         Image.new("RGB", (64, 48), "teal").save(run.previews_dir / f"0-{panel}.webp")
-    about = {"split": "test", "mask_ratio": 0.4, "cosine": [0.25]}
+    about = {"split": "test", "mask_ratio": 0.4, "sites": "masked", "cosine": [0.25]}
     (run.previews_dir / "previews.json").write_text(json.dumps(about))
 
 

@@ -129,11 +129,11 @@ def last_line(error: BaseException) -> str:
 
 
 def _metadata(model: openvino.Model) -> dict[str, str]:
-    """The ONNX file's metadata, as its IR keeps it."""
-    if not model.has_rt_info("hgkd_edge"):
+    """The ONNX file's metadata, which OpenVINO keeps in a separate section."""
+    if not model.has_rt_info("framework"):
         return {}
-    entries = model.get_rt_info("hgkd_edge").astype(dict)
-    return {f"hgkd_edge.{key}": entry.astype(str) for key, entry in entries.items()}
+    entries = model.get_rt_info("framework").astype(dict)
+    return {key: entry.astype(str) for key, entry in entries.items()}
 
 
 def _name(port: Any) -> str:

@@ -30,8 +30,8 @@ def measure(options: BenchOptions) -> Result:
         RunError: No model to measure, or a bench.json that cannot be read.
         DeviceError: The device cannot be reached or used.
     """
-    from hgkd_edge.bench.progress import live_progress
     from hgkd_edge.bench.run import run_bench
+    from hgkd_edge.console import live_progress
 
     options = replace(options, load_torch=_load_torch)
     with live_progress() as tell:

@@ -16,6 +16,7 @@ from hgkd_edge.api.work import (
     require_training_packages,
 )
 from hgkd_edge.console import console
+from hgkd_edge.errors import RunError
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
@@ -91,6 +92,7 @@ class Run:
         init: str | None = None,
         overrides: Overrides = (),
         resume: bool = False,
+        qat: bool = False,
     ) -> Run:
         """Train the run's backbone for a task; leave model.safetensors and a model card.
 
@@ -100,6 +102,7 @@ class Run:
             init: `distilled` (the default); `timm` or `scratch` to compare with.
             overrides: Keys to change: `{"train.epochs": 30}` or `["train.epochs=30"]`.
             resume: Resume a stopped fine-tuning with its own settings.
+            qat: Train the run's fine-tuned model further, quantization-aware, in a separate run.
 
         Returns:
             The run that holds the model. A run keeps one: a second one, and one not initialized
@@ -114,8 +117,14 @@ class Run:
         given = None if data is None else Path(data)
 
         def prepare() -> tuple[FinetuneConfig, RunDir, str]:
+            named = {"task": task, "init": init, "data.path": given}
+            asked = [f"{key}={value}" for key, value in named.items() if value is not None]
+            if qat:
+                return *self._quantization_aware([*asked, *changes], resume), ""
             if resume:
-                return self._resumed(task, given, init, changes)
+                from hgkd_edge.tasks.config import resume as settings_of
+
+                return settings_of(self.folder, [*asked, *changes]), self.folder, ""
             return self._settled(task or "classify", given, init or "distilled", changes)
 
         config, folder, because = on_main(prepare)
@@ -147,14 +156,23 @@ class Run:
             return config, self.folder.branch(config.task), f"{self.path} keeps its own model"
         return config, self.folder.branch(config.init), f"weights: {config.init}"
 
-    def _resumed(
-        self, task: str | None, data: Path | None, init: str | None, changes: Sequence[str]
-    ) -> tuple[FinetuneConfig, RunDir, str]:
-        from hgkd_edge.tasks.config import resume
+    def _quantization_aware(
+        self, changes: Sequence[str], resume: bool
+    ) -> tuple[FinetuneConfig, RunDir]:
+        """Settings and folder of a quantization-aware training, once it can work."""
+        from hgkd_edge.models.quantized import require_modelopt
+        from hgkd_edge.tasks import config as settings
 
-        named = {"task": task, "init": init, "data.path": data}
-        asked = [f"{key}={value}" for key, value in named.items() if value is not None]
-        return resume(self.folder, [*asked, *changes]), self.folder, ""
+        require_modelopt()
+        if not resume:
+            return settings.quantization_aware(self.folder, changes), self.folder.branch("qat")
+        begun = settings.resume(self.folder, changes)
+        if begun.qat is None:
+            raise RunError(
+                f"the fine-tuning in '{self.path}' is not quantization-aware",
+                hint=f"hgkd-edge finetune {self.path} --resume",
+            )
+        return begun, self.folder
 
     def evaluate(
         self,
@@ -324,6 +342,8 @@ def _finetuned_lines(result: Mapping[str, Any]) -> list[RenderableType]:
     lines: list[RenderableType] = [f"model: {found['model']}", f"model card: {found['card']}"]
     if "scores" in found:
         lines.insert(0, task_table(found))
+    if "int8_score" in found:
+        lines.append(f"with INT8 simulated: {found['metric']} {found['int8_score']:.4f}")
     return [*lines, *warning_lines(found)]
 
 

@@ -79,4 +79,4 @@ def options(
 
 def main() -> NoReturn:
     """Entry point."""
-    run_app(app)
+    run_app(lambda: app(standalone_mode=False))  # usage errors too are printed as ours

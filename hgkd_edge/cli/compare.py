@@ -46,8 +46,8 @@ def compare(
 
 
 def _measure(folders: list[RunDir]) -> list[str]:
-    from hgkd_edge.bench.progress import live_progress
     from hgkd_edge.comparison.measuring import measure_missing
+    from hgkd_edge.console import live_progress
 
     with live_progress() as tell:
         return [line for folder in folders for line in measure_missing(folder, tell)]

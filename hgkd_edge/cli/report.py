@@ -7,10 +7,10 @@ from hgkd_edge.cli.output import show
 
 
 def report(runs: Runs = None, as_json: AsJson = False) -> None:
-    """Write one HTML page about a run, or one that compares several runs.
+    """Write an HTML page about a run, or compare runs.
 
-    The page needs no network and no other file: curves, pictures of what the student sees, scores,
-    proofs, the file to deploy, provenance.
+    It shows curves, pictures of features, scores, verification, latency and provenance. It is one
+    file, and needs no network.
 
     Example: hgkd-edge report runs/demo
     """

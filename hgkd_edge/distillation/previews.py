@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import held_out_split
 from hgkd_edge.distillation.loss import StudentWithLoss
+from hgkd_edge.distillation.score import judged_sites
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens
 from hgkd_edge.engine import Draws
@@ -52,9 +53,9 @@ def save_previews(model: StudentWithLoss, setup: Setup, folder: Path) -> None:
         return
     panels, cosines, split = preview_panels(model, setup)
     _write(panels, folder, setup.recipe.data.size)
-    ratio = setup.recipe.mask.highest_ratio
-    about = {"split": split, "mask_ratio": ratio, "cosine": [round(c, 4) for c in cosines]}
-    write_json(folder / "previews.json", about)
+    ratio, sites = setup.recipe.mask.highest_ratio, judged_sites(setup.recipe)
+    about = {"split": split, "mask_ratio": ratio, "sites": sites}
+    write_json(folder / "previews.json", {**about, "cosine": cosines})
 
 
 @torch.inference_mode()
@@ -97,7 +98,7 @@ def preview_panels(
             for name, each in maps.items()
         },
     }
-    judged = ~tokens if ratio and recipe.teacher.view != "visible" else tokens
+    judged = ~tokens if judged_sites(recipe) == "masked" else tokens  # [B, N]
     means = (cosine * judged).sum(dim=1) / judged.sum(dim=1)
     return panels, means.tolist(), split
 

@@ -67,8 +67,8 @@ def draw_lines(lines: Sequence[Line], *, unit: str, label: str) -> Markup | None
     axes.xaxis.set_major_formatter(_thousands)
     for line in lines:
         color = INK[f"series{line.color % SERIES}"]
-        single = "o" if len(line.x) == 1 else ""
-        axes.plot(line.x, line.y, color=color, linewidth=1.8, marker=single, markersize=4)
+        style = "o" if len(line.x) == 1 else "-"
+        axes.plot(line.x, line.y, style, color=color, linewidth=1.8, markersize=4)
     return inline_svg(figure, label)
 
 

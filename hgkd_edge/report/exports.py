@@ -38,9 +38,9 @@ def exports_section(run: RunDir) -> Section | None:
     if drops:
         columns = ("file", "score", "in float", "drop", "at most", "kept in float")
         blocks.append(Table(columns, capped(drops, len(columns)), title="Accuracy of INT8 files"))
-    for flavour, layers in exported.get("sensitivity", {}).items():
+    for flavor, layers in exported.get("sensitivity", {}).items():
         worst = [f"{layer['damage']:.3f} {layer['module']}" for layer in layers[:_WORST_LAYERS]]
-        blocks.append(Lines(f"Most damaging layers in INT8 ({flavour})", worst))
+        blocks.append(Lines(f"Most damaging layers in INT8 ({flavor})", worst))
     return Section("Exported files and their proof", blocks)
 
 
@@ -77,8 +77,8 @@ def _row(entry: Mapping[str, Any]) -> list[Cell]:
     proof, on = entry.get("verification") or {}, entry["verified_on"]
     passed = _passed(entry)
     kind = f"{entry['kind']} {entry['precision']}"
-    if "flavour" in entry:
-        kind += f" {entry['flavour']}"
+    if "flavor" in entry:
+        kind += f" {entry['flavor']}"
     if entry["kind"] == "engine":
         kind += f", {entry['backend']} {entry['version']}, {entry['device']}"
     verdict = Cell("FAILED", "bad", badge=True)

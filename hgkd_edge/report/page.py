@@ -26,7 +26,7 @@ from hgkd_edge.report.scores import scores_section
 from hgkd_edge.report.several import sections_of_several
 from hgkd_edge.report.speed import choice_of, choice_section, speed_section
 from hgkd_edge.report.svg import SERIES
-from hgkd_edge.report.training import read_log, training_section
+from hgkd_edge.report.training import read_log, training_section, with_held_out
 from hgkd_edge.report.view import Lines, Note, Section, Tile
 from hgkd_edge.rundir import RunDir, atomic_write
 
@@ -83,7 +83,9 @@ def _sections(run: RunDir, choice: Comparison | None) -> Iterator[Section]:
 
 
 def _distillation(run: RunDir) -> Section | None:
-    return training_section("Distillation", read_log(run, run.log_file))
+    held_out = run.manifest().get("result", {}).get("held_out")
+    log = with_held_out(read_log(run, run.log_file), held_out)
+    return training_section("Distillation", log)
 
 
 def _finetuning(run: RunDir) -> Section | None:
@@ -148,7 +150,7 @@ def _shown(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     cut = value if len(value) <= LONGEST_TEXT else f"{value[: LONGEST_TEXT - 3]}..."
-    return printable(cut)
+    return printable(cut).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _policy(style: str) -> Markup:

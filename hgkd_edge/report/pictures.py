@@ -44,6 +44,7 @@ class _About(BaseModel):
 
     split: str
     mask_ratio: float
+    sites: str
     cosine: list[float] = Field(max_length=64)
 
 
@@ -87,8 +88,7 @@ def previews_section(run: RunDir) -> Section | None:
     text = (
         f"Images of the {about.split} split; {about.mask_ratio:.0%} of each is masked. The "
         "directions of features are shown by three principal components: equal colors are equal "
-        "directions. Below each row: the mean over the tokens that the student did not see. Cosine "
-        "of a token:"
+        f"directions. The number is the mean cosine over {about.sites} tokens. Color of a cosine:"
     )
     return Section("What the student sees", [Previews(list(_PANELS.values()), rows, text)])
 

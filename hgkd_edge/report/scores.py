@@ -26,6 +26,7 @@ METRICS = {
 }
 _TASKS = {"classify": "Classification", "segment": "Segmentation", "detect": "Detection"}
 _OF_A_CLASS = {"classify": "accuracy", "segment": "IoU", "detect": "average precision"}
+_MOST_BARS = 30  # of classes: with more, the lowest are shown
 _MOST_CLASSES = 24  # of a confusion matrix that is shown whole
 _MOST_CONFUSED = 20  # pairs that are listed instead
 
@@ -110,7 +111,11 @@ def _task_scores(result: Mapping[str, Any], model: str, classes: Sequence[str]) 
     if per_class := scores.get("per_class", {}):
         spread = intervals.get("per_class", {})
         rows = [_bar(name, value, spread.get(name)) for name, value in per_class.items()]
-        yield Bars("By class", rows[:MOST_ROWS], _OF_A_CLASS.get(result["task"], ""))
+        unit = _OF_A_CLASS.get(result["task"], "")
+        if len(rows) > _MOST_BARS:
+            unit += f"; the {_MOST_BARS} lowest of {len(rows):,} classes"
+            rows = sorted(rows, key=lambda bar: bar.share)[:_MOST_BARS]
+        yield Bars("By class", rows, unit)
     if confusion := scores.get("confusion"):
         yield _confusion(confusion, classes, pixels=result["task"] == "segment")
 

@@ -14,8 +14,6 @@ from hgkd_edge.tables import percent
 
 __all__ = ["sections_of_several"]
 
-_LEFT_OUT = {"name"}
-
 
 def sections_of_several(runs: Sequence[RunDir]) -> list[Section]:
     """The sections of a page that compares runs; one without content is skipped."""
@@ -66,7 +64,7 @@ def _knn(run: RunDir) -> str:
 def _task_score(run: RunDir) -> str:
     found = finetuning_of(run)
     metric = found.get("metric")
-    return f"{metric} {percent(found['scores'][metric])}" if metric else "-"
+    return f"{METRICS.get(metric, metric)} {percent(found['scores'][metric])}" if metric else "-"
 
 
 def _scores(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block]:
@@ -118,7 +116,7 @@ def _differences(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block
     rows = []
     for key in keys:
         values = [str(each.get(key, "-")) for each in settings]
-        if key not in _LEFT_OUT and len(set(values)) > 1:
+        if key != "name" and len(set(values)) > 1:
             rows.append([Cell(key, mono=True), *(Cell(value) for value in values)])
     if rows:
         yield Table(("key", *names), capped(rows, 1 + len(names)))

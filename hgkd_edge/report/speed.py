@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hgkd_edge.bench.baseline import (
+from hgkd_edge.bench.compare import (
     FAILED_SINCE,
     failed_models,
     outdated_models,
@@ -46,6 +46,7 @@ __all__ = ["choice_blocks", "choice_of", "choice_section", "fastest_tile", "spee
 
 _PRECISIONS = ("fp32", "fp16", "int8")
 _MOST_POINTS = 60  # of a plot
+_MOST_DEVICES = 20  # with a plot and a table each
 
 
 def choice_of(runs: Sequence[RunDir]) -> Comparison | None:
@@ -66,11 +67,13 @@ def choice_blocks(found: Comparison) -> Iterator[Block]:
 
     Points are colored by precision; by run, where there are several.
     """
-    for group in found.groups:
+    for group in found.groups[:_MOST_DEVICES]:
         plotted = [row for row in group.rows if _has_both(row)][:_MOST_POINTS]
         if plotted:
             yield _plot(group, plotted, found)
         yield _choice_table(group, plotted, found)
+    if len(found.groups) > _MOST_DEVICES:
+        yield Note(f"{_MOST_DEVICES} of {len(found.groups):,} devices and batch sizes are shown")
     yield Remark("; ".join(legend_lines(found)))
     if found.warnings:
         yield Note(*found.warnings[:MOST_ROWS])
@@ -174,7 +177,7 @@ def speed_section(run: RunDir) -> Section | None:
         if warnings := [*warnings, *session_warnings(session)]:
             blocks.append(Note(*warnings[:MOST_ROWS]))
         refused = [f"not measured: {r.name}: {r.reason}" for r in session.refusals]
-        notes = [text.plain for text in session_notes(session)] if session.measurements else []
+        notes = session_notes(session) if session.measurements else []
         if notes or refused:
             blocks.append(Lines("How it was measured", [*notes, *refused][:MOST_ROWS]))
     return Section("Speed", blocks) if blocks else None

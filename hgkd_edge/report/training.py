@@ -13,7 +13,16 @@ from hgkd_edge.report.charts import Line, draw_lines, thinned
 from hgkd_edge.report.view import Chart, Charts, Legend, Section
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["PANELS", "Curve", "Panel", "is_finite", "panel_chart", "read_log", "training_section"]
+__all__ = [
+    "PANELS",
+    "Curve",
+    "Panel",
+    "is_finite",
+    "panel_chart",
+    "read_log",
+    "training_section",
+    "with_held_out",
+]
 
 _MOST_KEYS = 32  # of a log's figures
 _MOST_PARTS = 6  # of the loss that get a curve
@@ -49,7 +58,11 @@ PANELS = (
     Panel(
         "Cosine to the teacher",
         "cosine similarity, 1 = equal",
-        {"cosine": "training images", "held_out_cosine": "held-out images"},
+        {
+            "cosine": "training images",
+            "held_out_cosine": "held-out images",
+            "mean_token": "baseline: mean token",
+        },
     ),
     Panel("k-NN accuracy", "top-1 on held-out images, %", {"knn": "held-out images"}, 100.0),
     Panel("Accuracy", "top-1 on training images, %", {"accuracy": "training images"}, 100.0),
@@ -67,6 +80,25 @@ def training_section(title: str, log: Mapping[str, Curve]) -> Section | None:
     other = Panel("Other figures", "as logged", {key: key for key in parts})
     charts = [panel_chart(panel, [log]) for panel in (*PANELS, other)]
     return Section(title, [Charts([chart for chart in charts if chart is not None])])
+
+
+def with_held_out(
+    log: Mapping[str, Curve], held_out: Mapping[str, Any] | None
+) -> Mapping[str, Curve]:
+    """A distillation's log with its scores at the end: held-out cosine, and that of the baseline.
+
+    Args:
+        log: As logged.
+        held_out: The manifest's record of the scores, if there is one.
+    """
+    if not held_out or "cosine" not in log:
+        return log
+    steps = log["cosine"].steps
+    ends = {
+        "held_out_cosine": Curve([steps[-1]], [held_out["student"]]),
+        "mean_token": Curve([steps[0], steps[-1]], [held_out["mean_token"]] * 2),
+    }
+    return {**ends, **log}
 
 
 def panel_chart(panel: Panel, logs: Sequence[Mapping[str, Curve]]) -> Chart | None:

@@ -229,10 +229,10 @@ def test_ids_written_as_text_are_sorted_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [
-        ({"image_id": 777, "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id 777 is no image's"),
-        ({"image_id": [1], "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id [1] is no image's"),
-        ({"category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id None is no image's"),
-        ("nonsense", "'nonsense' is no annotation"),
+        ({"image_id": 777, "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id 777 does not exist"),
+        ({"image_id": [1], "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id [1] does not exist"),
+        ({"category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id None does not exist"),
+        ("nonsense", "'nonsense' is not an annotation"),
         ({"image_id": 0, "category_id": [7], "bbox": [1, 1, 9, 9]}, "no category_id"),
     ],
 )

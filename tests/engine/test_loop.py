@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: 
     [
         (1000, 3, "mine.batch_size = 256: 256 does not divide among 3 processes.*use 255"),
         (5, 2, "mine.batch_size = 256: there are only 5 images, which do not.*use 4"),
-        (1, 2, "there are only 1 photos.*use at most 1 processes and accumulation steps"),
+        (1, 2, "there are only 1 images.*use at most 1 processes and accumulation steps"),
     ],
 )
 def test_the_batch_error_names_the_setting_and_what_fits(

@@ -305,7 +305,7 @@ def test_a_sidecar_that_never_ends_is_not_waited_for(tmp_path):
     sidecar_path(engine).unlink()
     os.mkfifo(sidecar_path(engine))
 
-    with pytest.raises(ExportError, match="is not an engine's sidecar: it is no file"):
+    with pytest.raises(ExportError, match="is not an engine's sidecar: it is not a file"):
         read_sidecar(engine)
 
 

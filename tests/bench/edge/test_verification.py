@@ -58,7 +58,7 @@ def test_an_engine_that_computes_something_else_is_not_measured(
 ) -> None:
     board, model = start_board(STANDIN_WRONG=factor), make_model()
 
-    with pytest.raises(UserError, match="is not what 'net.onnx' says") as failure:
+    with pytest.raises(UserError, match="its outputs differ from those of 'net.onnx'") as failure:
         measure(board, model, images=IMAGES)
 
     assert failure.value.exit_code == 1
