@@ -54,5 +54,5 @@ class Watching:
             return
         finally:
             model.train(training)
-        if journal is not None:
+        if journal is not None and observation.scores:
             journal.observe(step, observation)
