@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from hgkd_edge.bench.devices import find_device
+from hgkd_edge.bench.devices import find_devices
 from hgkd_edge.console import printable
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, RecipeError
@@ -64,7 +64,7 @@ class Wish:
         side: Median of their shorter side in pixels; 0: unknown.
         task: What the student is fine-tuned for: `classify`, `segment` or `detect`.
         labels: A key of `LABELS`.
-        device: An id of `hgkd-edge devices`, or one of `DEVICES_WITHOUT_GPU`.
+        device: An id or family of `hgkd-edge devices`, or one of `DEVICES_WITHOUT_GPU`.
         teacher: `default`: that of the built-in recipe; `own`: trained on the images; or a timm
             name.
         hidden: Whether objects are often partly hidden.
@@ -159,9 +159,14 @@ def _base(wish: Wish) -> str:
         return "cifar_small"
     if wish.device == "cpu":
         return "efficientnet_lite0_beitv2"
-    if wish.device == "phone" or find_device(wish.device).fp16_tflops < SLOW_TFLOPS:
+    if wish.device == "phone" or _slowest(wish.device) < SLOW_TFLOPS:
         return "mobilenetv4_dinov3"
     return "resnet18_dinov2_s"
+
+
+def _slowest(device: str) -> float:
+    """FP16 TFLOPS of a device, or of the slowest one of a family."""
+    return min(each.fp16_tflops for each in find_devices(device))
 
 
 def _is_small(wish: Wish) -> bool:

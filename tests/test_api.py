@@ -63,12 +63,12 @@ def test_opening_runs_and_exported_files_needs_no_torch() -> None:
     assert in_a_fresh_process(code) == "False"
 
 
-def test_a_name_stays_what_it_is_after_its_first_use() -> None:
-    """A submodule of the same name would replace the function once it is imported."""
-    for name in hgkd_edge.__all__:
-        first = getattr(hgkd_edge, name)
-        assert getattr(hgkd_edge, name) is first
-        assert callable(first), name
+def test_no_module_has_the_name_of_a_function() -> None:
+    """Importing `hgkd_edge.distill` would put the module in the place of the function."""
+    modules = {path.stem for path in Path(hgkd_edge.__file__).parent.iterdir()}
+
+    assert modules.isdisjoint(hgkd_edge.__all__)
+    assert all(callable(getattr(hgkd_edge, name)) for name in hgkd_edge.__all__)
 
 
 def test_every_public_name_is_documented_on_the_page_and_in_its_docstring() -> None:

@@ -52,6 +52,7 @@ def test_more_images_take_no_cache_and_fewer_epochs() -> None:
     ("device", "student"),
     [
         ("orin-nano-8", "resnet18"),
+        ("orin-nano", "resnet18"),
         ("agx-thor", "resnet18"),
         ("nano", "mobilenetv4_conv_medium"),
         ("phone", "mobilenetv4_conv_medium"),

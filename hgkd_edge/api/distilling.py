@@ -58,7 +58,7 @@ def distill(
         Interrupted: Stopped by Ctrl-C; the error's hint resumes it.
 
     Example:
-        >>> run = hgkd_edge.distill("demo", {"train.epochs": 5})  # doctest: +SKIP
+        `hgkd_edge.distill("demo", {"train.epochs": 5}).evaluate()`
     """
     return _distill(recipe, overrides, run=run, resume=resume)[0]
 
