@@ -23,11 +23,18 @@ from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.parts import Parts, build
 from hgkd_edge.distillation.pretrain import pretraining
-from hgkd_edge.distillation.setup import Setup, load_teacher, make_model, ready_teacher
+from hgkd_edge.distillation.setup import (
+    Setup,
+    load_teacher,
+    make_model,
+    print_licenses,
+    ready_teacher,
+)
 from hgkd_edge.distillation.target_cache import BATCH, TargetCache, target_pass
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.watching import Onlooker
 from hgkd_edge.engine import Training, Workplace, epochs_between_looks, train
+from hgkd_edge.engine.checkpoint import write_checkpoint
 from hgkd_edge.engine.journal import rate_in
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import cache_dir
@@ -61,7 +68,9 @@ def dry_run(recipe: Recipe, *, parts: Parts | None = None) -> dict[str, Any]:
     if count() > 1:
         raise RecipeError("--dry-run: runs in one process", hint="start it without torchrun")
     begin = time.perf_counter()
-    parts, splits = parts or build(recipe), open_splits(recipe.data)
+    parts = parts or build(recipe)
+    print_licenses(recipe, parts)
+    splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
     with tempfile.TemporaryDirectory(prefix="hgkd-edge-") as name:
@@ -102,10 +111,10 @@ def _training(setup: Setup, folder: Path) -> dict[str, Any]:
     model = make_model(recipe, setup.parts, setup.teacher)
     task = Distilling(model, setup.teacher, setup.parts, recipe, setup.cache)
     rate, checkpoint = _rate(task, source, config, folder, seed=recipe.seed)
+    size, state = checkpoint.stat().st_size, torch.load(checkpoint, weights_only=True)
     begun = time.perf_counter()
-    torch.save(torch.load(checkpoint, weights_only=True), folder / "again.pt")
+    write_checkpoint(folder / "again.pt", state, resume_command="")
     saving = time.perf_counter() - begun
-    size = checkpoint.stat().st_size
     seconds = {
         "training": config.epochs * len(source) / rate,
         "checkpoints": saving * math.ceil(config.epochs / config.checkpoint_every),
@@ -139,8 +148,7 @@ def _rate(
 ) -> tuple[float, Path]:
     """Images per second of a few updates, and their checkpoint."""
     place = Workplace(folder / "log.jsonl", folder / "checkpoints" / "last.pt")
-    # The loop ends at an update: a run of few images needs more epochs to come to it.
-    epochs = max(config.epochs, UPDATES)
+    epochs = max(config.epochs, UPDATES)  # also a run of a few batches reaches the last update
     train(
         task,
         source,

@@ -27,7 +27,15 @@ from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["Setup", "load_teacher", "make_model", "make_teacher", "ready_teacher", "set_up"]
+__all__ = [
+    "Setup",
+    "load_teacher",
+    "make_model",
+    "make_teacher",
+    "print_licenses",
+    "ready_teacher",
+    "set_up",
+]
 
 ALIKE = 0.2  # of `Teacher.between_images`; ordinary images give .9 or more
 STATISTICS, REPEATS = 1024, 8  # views used to standardize targets; max. views per image
@@ -65,7 +73,7 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
         run: The run folder.
         parts: The recipe's networks.
     """
-    _print_licenses(recipe, parts)
+    print_licenses(recipe, parts)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
@@ -175,7 +183,7 @@ def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     return origin
 
 
-def _print_licenses(recipe: Recipe, parts: Parts) -> None:
+def print_licenses(recipe: Recipe, parts: Parts) -> None:
     """Print both licenses first: reading the images can take long."""
     teacher, student = recipe.teacher, recipe.student
     license = _teacher_license(recipe, parts)
