@@ -14,7 +14,7 @@ from exporters.trt_build import available
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.console import console
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.export import export_run, verification_images
 from hgkd_edge.export_options import ExportOptions

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.study.protocols import PROTOCOLS
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.distillation.weights import load_vit_weights

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run, TrustEngine
-from hgkd_edge.cli.output import next_line, show
-
-if TYPE_CHECKING:
-    from hgkd_edge.score_records import ScoreRecord
+from hgkd_edge.cli.output import next_line, show_result
 
 
 def evaluate(
@@ -34,20 +31,11 @@ def evaluate(
 
     Example: hgkd-edge evaluate runs/demo --model runs/demo/export/demo.fp32.onnx
     """
-    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.api.run import load
 
-    folder = RunDir.resolve(run)
-    from hgkd_edge import evaluate as verb  # torch comes here
-    from hgkd_edge.tables import score_table, task_table, warning_lines
-
-    result: ScoreRecord
-    if features or not (model or folder.model_file.is_file()):
+    chosen = load(run)
+    result = chosen.evaluate(model, split=split, features=features, trust_engine=trust_engine)
+    following = ("export {run} --onnx --trt", "predict {run} IMAGES")
+    if "distilled" in result:
         following = ("finetune {run} --task classify", "export {run} --onnx --trt")
-        result = verb.evaluate_features(folder, split=split)
-        table = score_table(result)
-    else:
-        following = ("export {run} --onnx --trt", "predict {run} IMAGES")
-        result = verb.evaluate_model(folder, model=model, split=split, trust_engine=trust_engine)
-        table = task_table(result)
-    next_step = next_line(str(folder.path), *following)
-    show(result.to_dict(), as_json, lambda: [table, *warning_lines(result.warnings), next_step])
+    show_result(result, as_json, next_line(str(chosen.path), *following))
