@@ -45,8 +45,18 @@ def read_exports(run: RunDir) -> dict[str, Any]:
         return {}
     record = run.read_json(run.export_file)
     about = {key: record[key] for key in ("verified_on", "weights") if key in record}
-    files = [{**about, **_renamed(entry)} for entry in record.get("files", [])]
+    entries = record.get("files", [])
+    if not (isinstance(entries, list) and all(map(_is_entry, entries))):
+        raise RunError(
+            f"{run.export_file}: is damaged: 'files' is not a list of exported files",
+            hint=f"export again: hgkd-edge export {run.quoted}",
+        )
+    files = [{**about, **_renamed(entry)} for entry in entries]
     return {**record, "files": files}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("path"), str)
 
 
 def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
