@@ -83,7 +83,7 @@ class Ours:
     def __call__(self, content: bytes) -> None:
         if not self.places:
             self.places = list(np.empty((BATCH, 3, *self.canvas.size), np.uint8))
-        decode_into(content, self.places.pop(), exact=self.canvas.exact)
+        decode_into(content, self.places.pop(), self.canvas)
 
 
 def pillow(canvas: Canvas, content: bytes) -> Image.Image:

@@ -157,6 +157,7 @@ class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, but duplicate keys are errors (by default the last value wins)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in YAML's loader, after a check that no key occurs twice."""
         seen: set[Any] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

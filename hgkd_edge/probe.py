@@ -21,15 +21,16 @@ __all__ = [
 
 
 @torch.inference_mode()
-def embed(network: EmbeddingNet, source: ImageSource) -> Tensor:
-    """Embeddings float32 [n, C] of a source's images, unmasked."""
+def embed(network: EmbeddingNet, source: ImageSource) -> tuple[Tensor, Tensor]:
+    """Embeddings float32 [n, C] of a source's images, unmasked, and their labels int64 [n]."""
     spec = network.spec
     device = next(network.parameters()).device
-    parts = []
-    for images in source.images.split(128):
+    parts, labels = [], []
+    for images, truth in source.batches(128):
         view = center_view(images.to(device), size=spec.size)
         parts.append(network(normalize(view, spec.mean, spec.std)).float().cpu())
-    return torch.cat(parts)
+        labels.append(truth)
+    return torch.cat(parts), torch.cat(labels)
 
 
 class BetweenImages:

@@ -24,18 +24,19 @@ from hgkd_edge.rundir import RunDir
 
 
 @torch.inference_mode()
-def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> Tensor:
-    """Embeddings float [n, C], with a square of `area` hidden in every image."""
+def embed_hidden(network: EmbeddingNet, photos: ImageSource, area: float) -> tuple[Tensor, Tensor]:
+    """Embeddings float [n, C], with a square of `area` hidden in every image, and labels."""
     spec = network.spec
     hide = v2.RandomErasing(p=1, scale=(area, area), ratio=(1, 1), value=list(spec.mean))
     torch.manual_seed(0)
-    parts = []
-    for batch in photos.images.split(128):
+    parts, labels = [], []
+    for batch, truth in photos.batches(128):
         view = center_view(batch, size=spec.size)
         if area:
             view = torch.stack([hide(each) for each in view])
         parts.append(network(normalize(view, spec.mean, spec.std)).float())
-    return torch.cat(parts)
+        labels.append(truth)
+    return torch.cat(parts), torch.cat(labels)
 
 
 def score(run: RunDir, split: str, areas: list[float]) -> list[float]:
@@ -45,12 +46,9 @@ def score(run: RunDir, split: str, areas: list[float]) -> list[float]:
         raise SystemExit(f"{run.path}: no split '{split}'; it has {', '.join(splits)}")
     train, photos = splits["train"], splits[split]
     network = load_embedding_net(run.backbone_file)
-    known = embed(network, train), train.labels
+    known = embed(network, train)
     count = len(train.classes)
-    return [
-        knn_top1(*known, embed_hidden(network, photos, area), photos.labels, classes=count)
-        for area in areas
-    ]
+    return [knn_top1(*known, *embed_hidden(network, photos, area), classes=count) for area in areas]
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from hgkd_edge.processes import end, is_main, rank
 
 __all__ = ["run_app"]
 
+# click's, which some releases of typer bring under another name.
+UsageError: Any = typer.BadParameter.__base__
 STOPPED = 130  # exit code after Ctrl-C
 # What an OSError says when a file could not be written.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -32,12 +34,14 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        code = app()
     except SystemExit as done:  # how typer ends, also well
         end(done.code if isinstance(done.code, int) else 0)
     except KeyboardInterrupt:
         _fail("stopped", "", STOPPED)
     except Exception as error:
+        if isinstance(error, UsageError):
+            _fail_usage(error)
         if debug:
             _show_traceback()
         if _was_interrupted(error):
@@ -56,7 +60,17 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
         _fail(f"{type(error).__name__}: {error}", bug, 1)
-    end(0)
+    end(code if isinstance(code, int) else 0)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """A command line that cannot be parsed; without any arguments, the help text."""
+    message = error.format_message().rstrip(".")
+    if message.startswith("Usage: "):
+        typer.echo(message, err=True)
+        end(2)
+    hint = f"{error.ctx.command_path} --help" if error.ctx else ""
+    _fail(message[:1].lower() + message[1:], hint, 2)
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hgkd_edge.console import warn
 from hgkd_edge.data.depth import decode_rgb
-from hgkd_edge.data.geometry import cover
+from hgkd_edge.data.geometry import Geometry, cover, letterbox
 from hgkd_edge.data.images import Turn, open_image, turn_of
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.errors import DataError, reason_of
@@ -44,12 +44,14 @@ class Canvas(NamedTuple):
         height: In pixels.
         width: In pixels.
         exact: Produce the pixels of the input contract (`InputSpec`), as `predict` does. Otherwise
-            JPEGs are decoded at a coarser scale and resized sharper, for views that resize again.
+            JPEGs are decoded at a coarser scale, for views that resize again.
+        geometry: `cover` crops what exceeds the canvas; `letterbox` shows the whole image.
     """
 
     height: int
     width: int
     exact: bool
+    geometry: Geometry = "cover"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -91,7 +93,7 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
         """sha256 of the file, or what is wrong with it."""
         try:
             content = photos.read(i)
-            if fault := decode_into(content, pixels[i], exact=canvas.exact, bits=bits):
+            if fault := decode_into(content, pixels[i], canvas, bits=bits):
                 noted.append((photos.names[i], fault))
         except Exception as error:  # a broken file may raise anything
             return "", reason_of(error)
@@ -119,11 +121,10 @@ class StreamedPixels:
     """Replaces the tensor uint8 [n, 3, H_canvas, W_canvas] if there are too many images to keep.
 
     Images are decoded on demand, by threads. An unreadable image is replaced by the next readable
-    one, pixels and label: the same one in every epoch and process.
+    one: the same one in every epoch and process. Its label is that of the image in `taken`.
 
     Args:
         photos: The images.
-        labels: int64 [n]; where an image is replaced, its label is too.
         canvas: Size and mode to decode to.
         threads: Number of decoding threads.
         bits: Bits used by 16-bit files; 0: all 16.
@@ -133,13 +134,11 @@ class StreamedPixels:
         noted: Name and defect of each readable but damaged image.
     """
 
-    def __init__(
-        self, photos: Photos, labels: Tensor, canvas: Canvas, *, threads: int, bits: int = 0
-    ) -> None:
-        self.photos, self.labels, self.canvas, self.threads = photos, labels, canvas, threads
-        self.bits = bits
+    def __init__(self, photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> None:
+        self.photos, self.canvas, self.threads, self.bits = photos, canvas, threads, bits
         self.skipped: list[tuple[str, str]] = []
         self.noted: list[tuple[str, str]] = []
+        self._stand_ins: dict[int, int] = {}
         self._known: set[str] = set()
         self._pool = ThreadPoolExecutor(threads)
         self._lock = threading.Lock()
@@ -158,19 +157,23 @@ class StreamedPixels:
             pass  # an error is raised here
         return torch.from_numpy(pixels)
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """All images in order, uint8 [at most size, 3, H_canvas, W_canvas], read ahead."""
-        return read_ahead(self.__getitem__, torch.arange(len(self)).split(size))
+    def taken(self, indices: Tensor) -> Tensor:
+        """Which images were read when those at `indices`, int64 [B], were asked for."""
+        return torch.tensor([self._stand_ins.get(i, i) for i in indices.tolist()])
 
-    def select(self, indices: Tensor, labels: Tensor) -> StreamedPixels:
-        """A selection of the images, with their `labels`."""
+    def select(self, indices: Tensor) -> StreamedPixels:
+        """A selection of the images."""
         photos = self.photos.select(indices.tolist())
-        return StreamedPixels(photos, labels, self.canvas, threads=self.threads, bits=self.bits)
+        part = StreamedPixels(photos, self.canvas, threads=self.threads, bits=self.bits)
+        part.skipped += self.skipped
+        part.noted += self.noted
+        part._known |= self._known
+        return part
 
     def fingerprint(self) -> str:
         """sha256 over names, labels and file sizes; no file is read."""
         digest = hashlib.sha256(_pixels_by(self.canvas, self.bits) + self.photos.version.encode())
-        blocks, labels = _blocks(len(self)), self.labels.tolist()
+        blocks, labels = _blocks(len(self)), self.photos.labels.tolist()
         sizes = self._pool.map(lambda block: [self.photos.size(i) for i in block], blocks)
         for block, row in zip(blocks, sizes, strict=True):
             for i, size in zip(block, row, strict=True):
@@ -184,14 +187,14 @@ class StreamedPixels:
             name = self.photos.names[candidate]
             try:
                 content = self.photos.read(candidate)
-                fault = decode_into(content, pixels, exact=self.canvas.exact, bits=self.bits)
+                fault = decode_into(content, pixels, self.canvas, bits=self.bits)
             except Exception as error:  # a broken file may raise anything
                 self._add(self.skipped, name, reason_of(error))
                 continue
             if fault and self._add(self.noted, name, fault) and len(self.noted) == 1:
                 warn(f"{name}: {fault} (others like it are listed in manifest.json)")
             if candidate != i:
-                self.labels[i] = self.labels[candidate]
+                self._stand_ins[i] = candidate
             return
         name, reason = self.skipped[-1]
         raise DataError(
@@ -270,31 +273,34 @@ def _reserve(file: int, size: int) -> None:
         ) from error
 
 
-def decode_into(content: bytes, pixels: np.ndarray, *, exact: bool, bits: int = 0) -> str:
+def decode_into(content: bytes, pixels: np.ndarray, canvas: Canvas, *, bits: int = 0) -> str:
     """Decode an image file.
 
     Args:
         content: The file's bytes.
         pixels: Output, uint8 [3, H_canvas, W_canvas].
-        exact: As in `Canvas`.
+        canvas: Size and mode to decode to.
         bits: Bits used by 16-bit files; 0: all 16.
 
     Returns:
         What is wrong with the file although it could be read; '' if nothing is.
     """
-    canvas = pixels.shape[1], pixels.shape[2]
+    height, width = canvas.size
     with open_image(content) as image:
         turn = turn_of(image)
         # Convert while the image is open: large images are decoded one at a time to limit memory.
-        if exact:
+        if canvas.exact or canvas.geometry == "letterbox":
+            if not canvas.exact:
+                turn.draft(image, (2 * height, 2 * width))
             upright = decode_rgb(image, content, turn, bits=bits)
-            pixels[:] = np.asarray(cover(upright, canvas)).transpose(2, 0, 1)
+            fit = cover if canvas.geometry == "cover" else letterbox
+            pixels[:] = np.asarray(fit(upright, canvas.size)).transpose(2, 0, 1)
         else:
-            whole = _coarse_jpeg(image, content, turn, canvas)
+            whole = _coarse_jpeg(image, content, turn, canvas.size)
             if whole is None:
-                turn.draft(image, canvas)
+                turn.draft(image, canvas.size)
                 whole = np.array(decode_rgb(image, content, turn, bits=bits))
-            pixels[:] = _covering(whole, canvas)
+            pixels[:] = _covering(whole, canvas.size)
     return turn.fault
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,8 @@ from typing import Any
 import torch
 
 from hgkd_edge import processes
-from hgkd_edge.data.boxes import BoxLabels
 from hgkd_edge.data.csv_list import is_table, table_photos
-from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes
+from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes, read_ahead
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
@@ -44,6 +43,7 @@ __all__ = [
     "list_photos",
     "open_splits",
     "require_data",
+    "streams",
     "unlearned_classes",
     "why_unlabeled",
 ]
@@ -105,23 +105,31 @@ class ImageSource:
         return isinstance(self.images, StreamedPixels)
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels uint8 [B, 3, H_canvas, W_canvas] and labels [B, ...] of the images int64 [B]."""
-        images = self.images[indices]  # first: this may replace an unreadable image's label
+        """Pixels uint8 [B, 3, H_canvas, W_canvas] and labels [B, ...] of the images int64 [B].
+
+        An unreadable image of a streamed source is replaced, together with its label.
+        """
+        images = self.images[indices]
+        if isinstance(self.images, StreamedPixels):
+            indices = self.images.taken(indices)
         return images, self.labels[indices]
+
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`batch` of all images in order, at most `size` at a time, read ahead."""
+        return read_ahead(self.batch, torch.arange(len(self)).split(size))
 
     def subset(self, indices: torch.Tensor) -> ImageSource:
         """The images at `indices`, int64 [m]."""
         chosen = hashlib.sha256(f"{self.fingerprint}\0{indices.tolist()}".encode())
         labels: Any = self.labels
-        labels = labels.select(indices) if isinstance(labels, BoxLabels) else labels[indices]
         part = replace(
             self,
-            labels=labels,
+            labels=labels[indices] if isinstance(labels, torch.Tensor) else labels.select(indices),
             names=[self.names[i] for i in indices.tolist()],
             fingerprint=chosen.hexdigest(),
         )
         if isinstance(self.images, StreamedPixels):
-            part.images = self.images.select(indices, part.labels)
+            part.images = self.images.select(indices)
             part.skipped, part.noted = part.images.skipped, part.images.noted
         else:
             part.images = self.images[indices]
@@ -155,12 +163,8 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
         MissingPackageError: A package that reads this kind of source is not installed.
     """
     listing = list_photos(config)
-    if config.decode == "auto":
-        largest = math.prod(canvas_of("train", config.size).size)
-        pixels = 3 * largest * sum(len(photos) for photos in listing.splits.values())
-        stream = pixels * processes.local_count() > memory_bytes() // 4
-    else:
-        stream = config.decode == "streaming"
+    count = sum(len(photos) for photos in listing.splits.values())
+    stream = streams(config, 3 * math.prod(canvas_of("train", config.size).size) * count)
     threads = decoding_threads(config)
     training = listing.splits.get("train") or next(iter(listing.splits.values()))
     bits, why = settled_bits(training.read, training.names, config.bits, threads=threads)
@@ -176,6 +180,13 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     splits["train"].remarks += [*listing.remarks, *_remark_labels(splits), *([why] if why else [])]
     splits["train"].skipped[:0] = listing.unused
     return splits
+
+
+def streams(config: DataConfig, size: int) -> bool:
+    """Whether images that take `size` bytes decoded are decoded during training."""
+    if config.decode == "auto":
+        return size * processes.local_count() > memory_bytes() // 4
+    return config.decode == "streaming"
 
 
 def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
@@ -281,11 +292,10 @@ def _keep(
 def _stream(
     photos: Photos, classes: list[str], canvas: Canvas, threads: int, bits: int
 ) -> ImageSource:
-    labels = torch.from_numpy(photos.labels.copy())
-    images = StreamedPixels(photos, labels, canvas, threads=threads, bits=bits)
+    images = StreamedPixels(photos, canvas, threads=threads, bits=bits)
     return ImageSource(
         images=images,
-        labels=labels,
+        labels=torch.from_numpy(photos.labels),
         names=list(photos.names),
         classes=classes,
         fingerprint=images.fingerprint(),

@@ -65,10 +65,4 @@ def _knn(features: nn.Module, setup: Setup, split: str) -> float:
     network = EmbeddingNet(features, setup.parts.spec)
     recalibrate_batchnorm(network, train, setup.parts.spec)
     network.eval()
-    return knn_top1(
-        embed(network, train),
-        train.labels,
-        embed(network, test),
-        test.labels,
-        classes=len(train.classes),
-    )
+    return knn_top1(*embed(network, train), *embed(network, test), classes=len(train.classes))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -36,11 +37,14 @@ class ModelCard:
         task: `classify`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
         backbone: Architecture, image size and normalization.
+        input_ranges: Of a quantization-aware network: the largest magnitude of each INT8 layer's
+            input, by the layer's name. The weights are rounded to INT8. Empty for other networks.
     """
 
     task: str
     classes: tuple[str, ...]
     backbone: BackboneSpec
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def input(self) -> InputSpec:
@@ -157,4 +161,7 @@ def _from_json(text: str) -> ModelCard:
     if task not in GEOMETRY or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"its metadata gives no usable task ({brief(task)}) or classes")
     backbone = BackboneSpec.from_metadata({"hgkd_edge.backbone": json.dumps(fields["backbone"])})
-    return ModelCard(task, tuple(classes), backbone)
+    ranges = {str(name): float(size) for name, size in fields.get("input_ranges", {}).items()}
+    if not all(math.isfinite(size) and size >= 0 for size in ranges.values()):
+        raise ValueError("its metadata gives no usable ranges of its layers' inputs")
+    return ModelCard(task, tuple(classes), backbone, ranges)

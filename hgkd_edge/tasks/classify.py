@@ -18,14 +18,14 @@ from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
 from hgkd_edge.probe import linear_probe
-from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 
 __all__ = ["Classification"]
 
 
-class Classification:
+class Classification(VisionTask):
     """The task, for `finetune`, `evaluate` and `export`."""
 
     name = "classify"
@@ -67,13 +67,14 @@ class Classification:
         if not isinstance(head, nn.Linear):
             return  # a convolutional head keeps its initialization
         network.eval()
-        features = []
-        for images in source.images.split(128):
+        features, labels = [], []
+        for images, truth in source.batches(128):
             maps = network.forward_features(self.view(images, card))  # type: ignore[operator]
             pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
             features.append(pooled.float())  # [B, C]
+            labels.append(truth)
         with torch.enable_grad():
-            probe = linear_probe(torch.cat(features), source.labels, classes=len(card.classes))
+            probe = linear_probe(torch.cat(features), torch.cat(labels), classes=len(card.classes))
         head.weight.copy_(probe.weight)
         head.bias.copy_(probe.bias)
 

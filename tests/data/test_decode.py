@@ -29,7 +29,7 @@ def jpeg(size: tuple[int, int] = (50, 37), mode: str = "RGB", **options: Any) ->
 
 def canvas_of(content: bytes) -> np.ndarray:
     pixels = np.empty(CANVAS, np.uint8)
-    decode.decode_into(content, pixels, exact=False)
+    decode.decode_into(content, pixels, decode.Canvas(*CANVAS[1:], exact=False))
     return pixels
 
 

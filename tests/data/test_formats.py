@@ -415,7 +415,7 @@ def test_labelme_files_none_of_which_can_be_read_are_refused_with_the_reason(
     for file in tmp_path.glob("*.json"):
         file.write_text(text)
 
-    with pytest.raises(DataError, match="not one image can be used; the first fault, .*json"):
+    with pytest.raises(DataError, match="not one image can be used; the first problem, .*json"):
         survey(DataConfig(path=tmp_path, holdout=0))
     assert draw_survey(DataConfig(path=tmp_path, holdout=0), 1, tmp_path / "pictures") == []
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hgkd_edge.distill import distill
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
+from tests.data.annotated import BCCD, NUCLEI, boxes, masks
 from tests.data.helpers import data_config, spoil
 from tests.data.image_files import damaged_exif
 
@@ -30,7 +32,7 @@ def test_streamed_batches_are_the_kept_ones(photos: Path) -> None:
     for indices in order.split(7):
         for one, other in zip(kept.batch(indices), streamed.batch(indices), strict=True):
             assert torch.equal(one, other)
-    assert torch.equal(torch.cat(list(streamed.images.split(10))), kept.images)
+    assert torch.equal(torch.cat([images for images, _ in streamed.batches(10)]), kept.images)
     assert (streamed.streamed, kept.streamed) == (True, False)
 
 
@@ -171,3 +173,58 @@ def test_a_fault_in_the_background_comes_to_the_one_who_waits() -> None:
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(DataError, match="image 2"):
         next(batches)
+
+
+ANNOTATED: dict[str, Callable[[str], dict[str, ImageSource]]] = {
+    "boxes": lambda decode: boxes(BCCD, decode=decode),
+    "label maps": lambda decode: masks(NUCLEI, binary=True, decode=decode),
+}
+
+
+@pytest.mark.parametrize("kind", ANNOTATED)
+def test_streamed_annotations_are_the_kept_ones(kind: str) -> None:
+    kept, streamed = (ANNOTATED[kind](decode) for decode in ("once", "streaming"))
+
+    for split, source in streamed.items():
+        assert source.streamed
+        assert not kept[split].streamed
+        assert source.names == kept[split].names
+        assert source.fingerprint == kept[split].fingerprint
+        assert source.skipped == kept[split].skipped
+        assert source.ignored == kept[split].ignored
+        everything = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+        half = source.subset(everything[::2]), kept[split].subset(everything[::2])
+        for one, other in ((source, kept[split]), half):
+            for batch, same in zip(one.batches(3), other.batches(3), strict=True):
+                assert all(map(torch.equal, batch, same))
+
+
+@pytest.mark.parametrize("kind", ["boxes", "label maps"])
+def test_in_the_place_of_an_undecodable_image_stands_the_next_with_its_annotation(
+    kind: str, tmp_path: Path
+) -> None:
+    sample, open_ = (BCCD, boxes) if kind == "boxes" else (NUCLEI, masks)
+    shutil.copytree(sample, tmp_path / "data")
+    more: dict[str, Any] = {} if kind == "boxes" else {"binary": True}
+    kept = open_(tmp_path / "data", **more)["train"]
+    file = next((tmp_path / "data").rglob(kept.names[1].rsplit("/", 1)[-1] + "*"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])  # its header remains
+
+    source = open_(tmp_path / "data", decode="streaming", **more)["train"]
+    images, labels = source.batch(torch.tensor([1, 0]))
+
+    wanted = kept.batch(torch.tensor([2, 0]))
+    assert torch.equal(images, wanted[0])
+    assert torch.equal(labels, wanted[1])
+    assert [Path(name).name for name, _ in source.skipped[-1:]] == [file.name]
+    assert len(open_(tmp_path / "data", **more)["train"]) == len(kept) - 1
+
+
+def test_a_label_map_that_vanishes_ends_training_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(NUCLEI, tmp_path / "data")
+    source = masks(tmp_path / "data", binary=True, decode="streaming")["train"]
+    for file in (tmp_path / "data" / "instances").iterdir():
+        file.unlink()
+
+    with pytest.raises(DataError, match="label map was readable and no longer is: .*No such file"):
+        source.batch(torch.tensor([0]))

@@ -220,12 +220,12 @@ def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_no
     with until_proven(path) as one, until_proven(path) as other:
         one.write_text("first")
         other.write_text("second")
-        beside = names_in(tmp_path)
+        siblings = names_in(tmp_path)
 
     assert ended.returncode == -signal.SIGKILL
     assert len(left) == 1
     assert left[0].startswith(".unproven-")
-    assert beside == sorted([one.parent.name, other.parent.name])
+    assert siblings == sorted([one.parent.name, other.parent.name])
     assert names_in(tmp_path) == ["net.onnx"]
 
 

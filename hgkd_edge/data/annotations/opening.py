@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hgkd_edge.data.annotations.codes import (
     Codes,
@@ -30,10 +28,9 @@ from hgkd_edge.data.annotations.listing import (
 )
 from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, mask_size, read_mask
 from hgkd_edge.data.annotations.outlines import outlined_size, paint
-from hgkd_edge.data.annotations.reading import AnnotatedPhotos, LetterboxedMaps, Reader
+from hgkd_edge.data.annotations.reading import AnnotatedPhotos, FilledBoxes, FilledMaps, Reader
 from hgkd_edge.data.annotations.turns import upright_boxes
-from hgkd_edge.data.boxes import MAX_BOXES, BoxLabels
-from hgkd_edge.data.decode import allocate
+from hgkd_edge.data.boxes import MAX_BOXES
 from hgkd_edge.data.geometry import IGNORED, place
 from hgkd_edge.data.images import Turn
 from hgkd_edge.data.photos import outside
@@ -74,9 +71,7 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     sources = {}
     annotated = AnnotatedPhotos(config, listing, lambda photo: photo.size)
     for split, photos in listing.splits.items():
-        labels: list[np.ndarray] = [np.zeros((0, 5), np.float32)] * len(photos)
-        sources[split] = source = annotated.read(split, labels, read)
-        source.labels = cast("Tensor", BoxLabels(labels[: len(source)]))
+        sources[split] = annotated.read(split, FilledBoxes(len(photos), read))
     _ready(sources, root)
     sources["train"].remarks += [*listing.remarks, *annotated.remarks(), *_outside(listing, root)]
     if not any(len(boxes) for boxes in sources["train"].labels):
@@ -119,20 +114,24 @@ def open_masks(
     if binary:
         photos.listing.classes = ["background", "foreground"]
     _require_few(photos.listing.classes, root)
-    sources = {}
+    sources, any_object = {}, False
     for split, listed in photos.listing.splits.items():
-        labels = allocate((len(listed), *config.size))
-        read = LetterboxedMaps(maps.read, config.size)
-        source = photos.read(split, labels, read)
-        source.labels, source.ignored = torch.from_numpy(labels[: len(source)]), read.ignored
+        labels = FilledMaps(
+            len(listed),
+            maps.read,
+            config.size,
+            background=-1 if coding and coding.ignored == 0 else 0,
+            stream=photos.stream(),
+            threads=photos.threads,
+        )
+        sources[split] = source = photos.read(split, labels)
+        source.ignored = labels.ignored
         source.decided |= coding.settings() if coding else {}
-        sources[split] = source
+        any_object |= split == "train" and labels.objects
     _ready(sources, root)
     decided = [*([maps.remark] if maps.remark else []), *_outside(photos.listing, root)]
     sources["train"].remarks += [*photos.listing.remarks, *decided, *photos.remarks()]
-    lowest = 0 if coding and coding.ignored == 0 else 1  # class 0 is the background, if any
-    # Image by image: one is enough to decide, and all of them may not fit in memory.
-    if not any(((one >= lowest) & (one != IGNORED)).any() for one in sources["train"].labels):
+    if not any_object:
         raise _no_object(sources["train"], root, "pixel of an object")
     return sources
 
