@@ -15,6 +15,7 @@ from hgkd_edge.answering import answer_image, require_threshold
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.files import remove_leftovers
 from hgkd_edge.rundir import write_json
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
@@ -62,6 +63,7 @@ def predict(
     require_threshold(opened, threshold)
     if save_as:
         require_format(save_as, opened.task)
+    remove_leftovers(folder)
     console.print(f"{opened.task} with {opened.session.runtime}, {len(opened.classes)} classes")
     records, stages = [], Stages()
     with track_steps("predicting", total=len(files)) as show:

@@ -244,8 +244,17 @@ class RunFiles:
         return True
 
     def enter(self, file: Path, made_from: Sequence[Path]) -> None:
-        """Record a file's sha256 and what it was made from."""
+        """Record a file's sha256 and what it was made from.
+
+        Raises:
+            RunError: The manifest is damaged.
+        """
         artifacts = self.manifest().get("artifacts", {})
+        if not isinstance(artifacts, dict):
+            raise RunError(
+                f"{self.manifest_file}: is damaged: 'artifacts' is not a mapping",
+                hint="fix it, or move it away: the rest of the run is whole",
+            )
         artifacts[self._name(file)] = {
             "sha256": file_sha256(file),
             "made_from": [self._name(source) for source in made_from],
