@@ -58,7 +58,7 @@ class Tolerance:
 
 
 # fp32 differs by rounding alone. Half precision has 11 bits, and errors add up over depth. INT8
-# spreads its error unevenly, so a single worst value means little; docs/export.md has the figures
+# spreads its error unevenly, so a single worst value means little; docs/proof.md has the figures
 # of good and of damaged networks that its bounds lie between.
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, cosine=0.99999, top1=0.99, iou=0.99, tie=1e-3),

@@ -26,7 +26,7 @@ from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY, load_photo
-from hgkd_edge.tasks.config import begun_with
+from hgkd_edge.tasks.config import recorded_settings
 
 __all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
 
@@ -139,7 +139,7 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
 def _fine_tuned(run: RunDir) -> Exportable:
     network, card = load_model(run.model_file)
     task = TASKS[card.task]
-    splits = task.open_splits(begun_with(run))
+    splits = task.open_splits(recorded_settings(run))
 
     def score(runner: Runner) -> float:
         judged = task.judge(answers(runner, task, card, _held_out(splits)), card)

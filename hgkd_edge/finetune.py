@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -49,13 +49,20 @@ TASKS: dict[str, VisionTask] = {
 }
 
 
-def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
+def finetune(
+    config: FinetuneConfig,
+    run: RunDir,
+    *,
+    resume: bool = False,
+    opened: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Fine-tune a backbone into a run folder.
 
     Args:
         config: Fully resolved.
         run: Where the model is written; usually the run that has the backbone.
         resume: Resume from `checkpoints/finetune.pt`.
+        opened: Called once the images are open and have the task's labels.
 
     Returns:
         Scores on the held-out split, with its name and size; also written to `finetune.json`. Empty
@@ -69,6 +76,7 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     task = TASKS[config.task]
     state, spec = starting_weights(config)
     splits = task.open_splits(config)
+    opened()
     source = splits["train"]
     config = settled(config, source.decided)
     spec = replace(spec, bits=source.decided.get("data.bits", 0))

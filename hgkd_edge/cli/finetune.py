@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, Run
-from hgkd_edge.cli.output import at_work, next_line, say, show
+from hgkd_edge.cli.output import announce, at_work, next_line, say, show
 from hgkd_edge.processes import on_main
 
 if TYPE_CHECKING:
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 def finetune(
     run: Run = None,
     task: Annotated[
-        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+        str | None,
+        typer.Option("--task", "-t", help="classify, segment or detect [default: classify]."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Labeled images; default: those of the run.")
+        Path | None, typer.Option("--data", "-d", help="Labeled images; default: those of the run.")
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="distilled (default); or timm, scratch: to compare with."),
+        typer.Option(help="distilled [default], timm or scratch: the initial weights."),
     ] = None,
     qat: Annotated[
         bool,
@@ -34,11 +35,11 @@ def finetune(
     ] = False,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
+        bool, typer.Option("--resume", help="Resume a stopped fine-tuning with its settings.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the run's backbone for a task; leave model.safetensors and a model card.
+    """Fine-tune a run's backbone to classify, segment or detect.
 
     A run keeps one fine-tuned model: a second one, and one not initialized from the run's weights,
     gets a separate run next to it, RUN-TASK or RUN-INIT. --qat trains a fine-tuned model further so
@@ -76,8 +77,10 @@ def finetune(
     else:
         from hgkd_edge import finetune as verb
 
-        with at_work(folder, because):
-            result = verb.finetune(chosen, folder, resume=resume)
+        with at_work(folder):
+            result = verb.finetune(
+                chosen, folder, resume=resume, opened=lambda: announce(folder, because)
+            )
     show(result, as_json, lambda: finetuned_lines(result, folder))
 
 

@@ -19,6 +19,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Training
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.models.untrusted import not_finite
 from hgkd_edge.parsing import brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
@@ -139,7 +140,10 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     try:
         with safe_open(path, framework="pt") as stored:
             card = _from_json((stored.metadata() or {})["hgkd_edge.model"])
-            return {key: stored.get_tensor(key) for key in stored.keys()}, card  # noqa: SIM118
+            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        if damaged := not_finite(state):
+            raise ValueError(f"'{damaged}' holds NaN or infinity")
+        return state, card
     except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
         raise RunError(
             f"{path} is not a fine-tuned model of hgkd-edge: {reason_of(error)}",

@@ -22,8 +22,8 @@ __all__ = [
     "QatConfig",
     "SegmentConfig",
     "ViewConfig",
-    "begun_with",
     "quantization_aware",
+    "recorded_settings",
     "resolve",
     "resume",
     "settled",
@@ -168,32 +168,32 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
         RunError: The run has no fine-tuned model, or one that is quantization-aware already.
     """
     model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}")
-    begun = begun_with(run)
-    if begun.qat is not None:
+    recorded = recorded_settings(run)
+    if recorded.qat is not None:
         raise RunError(
             f"the model of run '{run.path}' is quantization-aware already",
             hint=f"hgkd-edge export {run.path} --precision int8",
         )
-    raw = begun.model_dump(mode="json")
+    raw = recorded.model_dump(mode="json")
     raw["qat"] = {"model": str(model.resolve())}
     raw["classify"]["probe_first"] = False
     raw["train"] |= {
-        "epochs": max(1, begun.train.epochs // 5),
-        "lr": begun.train.lr / 10,
+        "epochs": max(1, recorded.train.epochs // 5),
+        "lr": recorded.train.lr / 10,
         "warmup_epochs": 0,
         "ema": 0,  # an average of rounded weights is not rounded
     }
     chosen = parse_settings(FinetuneConfig, raw, overrides, name="finetune")
-    if (chosen.task, chosen.init) != (begun.task, begun.init):
+    if (chosen.task, chosen.init) != (recorded.task, recorded.init):
         raise RunError(
-            f"the model of run '{run.path}' was fine-tuned with task {begun.task} and init "
-            f"{begun.init}, which --qat keeps",
+            f"the model of run '{run.path}' was fine-tuned with task {recorded.task} and init "
+            f"{recorded.init}, which --qat keeps",
             hint="remove --task and --init",
         )
     return chosen
 
 
-def begun_with(run: RunDir) -> FinetuneConfig:
+def recorded_settings(run: RunDir) -> FinetuneConfig:
     """Settings of a fine-tuning that was started.
 
     Raises:
@@ -233,9 +233,11 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
     Raises:
         RunError: No fine-tuning was started, or `asked` differs from its settings.
     """
-    begun = begun_with(run)
-    raw = begun.model_dump(mode="json")
-    wanted = parse_settings(FinetuneConfig, begun.model_dump(mode="json"), asked, name="finetune")
+    recorded = recorded_settings(run)
+    raw = recorded.model_dump(mode="json")
+    wanted = parse_settings(
+        FinetuneConfig, recorded.model_dump(mode="json"), asked, name="finetune"
+    )
     changed = sorted(differing_keys(raw, wanted.model_dump(mode="json")))
     if changed:
         raise RunError(
@@ -243,4 +245,4 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
             f"{', '.join(changed)}",
             hint="remove them to resume it, or remove --resume to start a new one",
         )
-    return begun
+    return recorded
