@@ -5,7 +5,7 @@
 
 Makes an environment in a folder (kept with --keep) and installs the extras into it. `lowest` takes
 the first series that a requirement names: `torch>=2.6` becomes `torch==2.6.*`. Tools for
-development are always the newest. Arguments after `--` go to pytest.
+development are always the newest. Other arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="folder of the environment; used again if it exists"
     )
-    parser.add_argument("pytest", nargs="*", help="arguments of pytest")
-    asked = parser.parse_args()
+    asked, for_pytest = parser.parse_known_args()
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.keep or Path(temporary) / "env"
@@ -69,7 +68,7 @@ def main() -> int:
         subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True)
         options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", "auto"]
         return subprocess.run(
-            [python, "-m", "pytest", *options, *(asked.pytest or TESTS)], cwd=ROOT
+            [python, "-m", "pytest", *options, *(for_pytest or TESTS)], cwd=ROOT
         ).returncode
 
 
