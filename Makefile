@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,openvino,trt-rtx,dev,ibot,video
+EXTRAS := train,openvino,trt-rtx,dev,ibot,video,qat
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs clean

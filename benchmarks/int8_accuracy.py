@@ -66,7 +66,7 @@ def measure(folder: Path, methods: list[str], max_drop: float | None) -> Iterato
     truth = subject.splits[subject.unseen].labels.numpy()
     float_classes: np.ndarray | None = None
     for case, runner in _cases(subject, methods, max_drop):
-        found = _classes(runner, photos)
+        found = classes_of(runner, photos)
         float_classes = found if float_classes is None else float_classes
         top1 = float((found == truth).mean())
         yield {
@@ -117,7 +117,7 @@ def _cases(
                     yield f"{method}, cpu in OpenVINO", runtimes.open(path.with_suffix(".xml")).run
 
 
-def _classes(runner: Runner, photos: np.ndarray) -> np.ndarray:
+def classes_of(runner: Runner, photos: np.ndarray) -> np.ndarray:
     """The predicted class of every image, int64 [N]."""
     parts = [runner(photos[i : i + BATCH]) for i in range(0, len(photos), BATCH)]
     (name,) = parts[0]

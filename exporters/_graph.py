@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["module_of", "name_after_modules", "sort_nodes"]
+__all__ = ["WEIGHTED", "module_of", "name_after_modules", "sort_nodes"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that have weights
 
 
 def name_after_modules(model: onnx.ModelProto) -> None:
@@ -64,7 +64,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 def _owner_of_weight(node: onnx.NodeProto, weights: set[str]) -> str:
     # A batch norm folded into its convolution leaves the norm's scope on the node. The weight still
     # identifies the convolution. (Other layers may share equal weights.)
-    if node.op_type in _WEIGHTED:
+    if node.op_type in WEIGHTED:
         for name in node.input[1:2]:
             if name in weights and name.endswith(".weight"):
                 return name.removesuffix(".weight")

@@ -52,6 +52,7 @@ class Flavor:
 
     @property
     def major(self) -> int:
+        """The first number of the version."""
         return int(self.version.split(".")[0])
 
 

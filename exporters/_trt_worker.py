@@ -31,6 +31,7 @@ Report = Callable[..., None]
 
 
 def main() -> int:
+    """Build what the request on stdin asks for; events go to stdout, one JSON object a line."""
     request = json.load(sys.stdin)
     # Native code writes to file descriptor 1 directly; keep the real stdout for events alone.
     events = os.fdopen(os.dup(1), "w", buffering=1)

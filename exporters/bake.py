@@ -76,6 +76,7 @@ def bake(
     *,
     preprocessing: Preprocessing | None = None,
     postprocessing: str | Suppression | Candidates | None = None,
+    prefix: str | None = None,
 ) -> BakedExport:
     """Write a copy of a network with processing around it.
 
@@ -85,6 +86,8 @@ def bake(
         preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead, or their planes.
         postprocessing: `softmax`, `pixel-softmax`, `argmax`, the rule that boxes are suppressed by,
             or which boxes another program suppresses; None leaves the outputs as they are.
+        prefix: Start of the metadata keys `baked` (the ends with processing, JSON) and `frame`
+            (height and width, where fixed); None writes neither.
 
     Raises:
         ExportError: The network has a different input, or lacks the outputs to process.
@@ -98,11 +101,12 @@ def bake(
         _put_before(model, preprocessing)
     if postprocessing is not None:
         _put_behind(model, postprocessing)
-    baked = {"preprocessing": preprocessing, "postprocessing": postprocessing}
-    inside = [end for end, given in baked.items() if given is not None]
-    metadata["hgkd_edge.baked"] = json.dumps(inside)
-    if preprocessing is not None and preprocessing.frame is not None:
-        metadata["hgkd_edge.frame"] = json.dumps(preprocessing.frame)
+    if prefix is not None:
+        ends = {"preprocessing": preprocessing, "postprocessing": postprocessing}
+        inside = [end for end, given in ends.items() if given is not None]
+        metadata[f"{prefix}baked"] = json.dumps(inside)
+        if preprocessing is not None and preprocessing.frame is not None:
+            metadata[f"{prefix}frame"] = json.dumps(preprocessing.frame)
     onnx.helper.set_model_props(model, metadata)
     with new_artifact(path) as temporary:
         temporary.write_bytes(model.SerializeToString())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._graph import WEIGHTED, module_of
 from .errors import ConversionFailed, ExportError, reason_of
 from .onnx_info import graph_inputs
 
@@ -38,6 +40,36 @@ class Calibration:
         """The largest magnitude to represent in this tensor."""
         low, high = self.ranges[tensor].range_value
         return float(max(abs(np.asarray(low).item()), abs(np.asarray(high).item())))
+
+    def with_inputs(self, model: onnx.ModelProto, learned: Mapping[str, float]) -> Calibration:
+        """The same ranges, but those of layers' inputs as quantization-aware training left them.
+
+        Args:
+            model: The network that was calibrated.
+            learned: Largest magnitude of a layer's input, by the module's name.
+
+        Raises:
+            ExportError: A module is not in the network.
+        """
+        largest: dict[str, float] = {}
+        missing = set(learned)
+        for node in model.graph.node:
+            if node.op_type in WEIGHTED and (module := module_of(node.name)) in learned:
+                tensor = node.input[0]
+                largest[tensor] = max(largest.get(tensor, 0.0), learned[module])
+                missing.discard(module)
+        if missing:
+            raise ExportError(
+                f"learned INT8 ranges name layers that are not in the network: "
+                f"{', '.join(sorted(missing))}",
+                hint="repeat the quantization-aware fine-tuning: hgkd-edge finetune RUN --qat",
+            )
+        ranges = copy.copy(self.ranges)
+        ranges.data = {
+            name: _clipped(seen, largest[name]) if name in largest else seen
+            for name, seen in self.ranges.items()
+        }
+        return replace(self, ranges=ranges)
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.ranges
@@ -99,6 +131,16 @@ def calibrate(
         except Exception as error:
             raise ConversionFailed(f"calibration failed: {reason_of(error)}") from error
     return Calibration(ranges, method, len(images))
+
+
+def _clipped(seen: Any, largest: float) -> Any:
+    """A tensor's range whose larger side is `largest`; the other side holds what was seen."""
+    from onnxruntime.quantization.calibrate import TensorData
+
+    low, high = (float(np.asarray(side).item()) for side in seen.range_value)
+    low, high = (low, largest) if high >= -low else (-largest, high)
+    sides = np.array([max(low, -largest), min(high, largest)], np.float32)
+    return TensorData(lowest=sides[0], highest=sides[1])
 
 
 def _require_images(images: np.ndarray, shape: tuple[int | str, ...]) -> None:

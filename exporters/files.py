@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -120,8 +121,8 @@ def until_proven(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     require_writable_folder(path)
-    with tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=path.parent) as folder:
-        lent = Path(folder) / path.name
+    with _hidden_folder(path.parent) as folder:
+        lent = folder / path.name
         try:
             yield lent
         except VerificationFailed:
@@ -131,12 +132,45 @@ def until_proven(path: str | Path) -> Iterator[Path]:
             raise
         try:
             # The file that names the others is moved last: it exists only when they do.
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == lent):
+            for file in sorted(folder.iterdir(), key=lambda file: file == lent):
                 os.replace(file, path.parent / file.name)
             flush(path.parent)
             _remove(aside_of(path))
         except OSError as error:
             raise _unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def _hidden_folder(parent: Path) -> Iterator[Path]:
+    """A folder for files that are not verified yet; those that killed processes left are removed.
+
+    Every process locks its own. On a file system without locks, nothing is removed.
+    """
+    with contextlib.ExitStack() as held:
+        with _locked(parent, wait=True):  # a folder must not be found before it is locked
+            for left in parent.glob(f"{_UNPROVEN}*"):
+                with _locked(left) as nobodys:
+                    if nobodys:
+                        shutil.rmtree(left, ignore_errors=True)
+            made = tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=parent)
+            folder = Path(held.enter_context(made))
+            held.enter_context(_locked(folder))
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Lock a folder against other processes, which ends with the process; yields whether it did."""
+    with contextlib.ExitStack() as held:
+        locked = False
+        with contextlib.suppress(ImportError, OSError):  # no such locks here, or it is taken
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
+        yield locked
 
 
 def set_aside(path: str | Path, reason: str) -> Path:

@@ -55,6 +55,7 @@ class Departure:
     scale: float | None
 
     def describe(self) -> str:
+        """The layer and its error, for a message."""
         text = f"'{self.module}' ({self.op})"
         if self.max_abs_error is not None:
             text += f", off by up to {self.max_abs_error:.2e} where values reach {self.scale:.2e}"

@@ -196,7 +196,7 @@ def _conversion_error(error: Exception) -> ConversionFailed:
     return ConversionFailed(
         f"the model cannot be expressed in ONNX: {reason_of(cause)}",
         hint="replace the operation named above by plain tensor operations; if the batch axis is "
-        "at fault, export with a fixed batch",
+        "the cause, export with a fixed batch",
     )
 
 

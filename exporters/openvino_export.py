@@ -45,7 +45,7 @@ def export_openvino(
     """Convert an fp32 or INT8 ONNX file.
 
     Args:
-        onnx_path: The network; its metadata is kept, under `rt_info/hgkd_edge`.
+        onnx_path: The network; OpenVINO keeps its metadata, under `rt_info/framework`.
         path: Where to write the .xml; the weights lie next to it.
         half_weights: Store float weights as fp16, half the size.
 
@@ -65,8 +65,6 @@ def export_openvino(
         temporary = Path(folder) / path.name
         try:
             model = openvino.convert_model(str(onnx_path))
-            for key, text in source.metadata.items():
-                model.set_rt_info(text, ["hgkd_edge", key.removeprefix("hgkd_edge.")])
             openvino.save_model(model, temporary, compress_to_fp16=half_weights)
             OpenVinoSession(temporary)
         except Exception as error:  # OpenVINO's own types have no common base

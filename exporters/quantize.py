@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._cpu_int8 import float_arithmetic, pool_as_operator
-from ._graph import sort_nodes
+from ._graph import WEIGHTED, sort_nodes
 from ._residual import share_residual_scales
 from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
@@ -44,9 +44,8 @@ log = logging.getLogger(__name__)
 
 FLAVORS = ("tensorrt", "cpu")
 FEW_IMAGES = 100
-_WEIGHTED = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 # Operators that ONNX Runtime has fast integer kernels for. Others stay float between them.
-_CPU_OPERATORS = [*_WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool"]
+_CPU_OPERATORS = [*WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool"]
 _CPU_OPERATORS += ["MaxPool", "Mul", "Relu", "Resize"]
 
 
@@ -130,7 +129,7 @@ def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in _WEIGHTED and node.input[1] in weights and node.name not in left
+        if node.op_type in WEIGHTED and node.input[1] in weights and node.name not in left
     ]
 
 
@@ -193,14 +192,14 @@ def _for_tensorrt(
         exclude,
         only,
         activation=QuantType.QInt8,
-        operators=_WEIGHTED,
+        operators=list(WEIGHTED),
         options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             # Float weights behind Q/DQ, and float biases: what every release from 8.5 on parses.
             "AddQDQPairToWeight": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": _WEIGHTED,
+            "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
         },
     )
 

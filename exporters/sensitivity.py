@@ -57,6 +57,7 @@ class BoundedInt8:
 
     @property
     def drop(self) -> float:
+        """Points lost on held-out images."""
         return self.float_score - self.score
 
     def to_dict(self) -> dict[str, Any]:

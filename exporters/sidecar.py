@@ -95,6 +95,7 @@ def sidecar_path(engine: str | Path) -> Path:
 
 
 def write_sidecar(engine: str | Path, sidecar: Sidecar) -> Path:
+    """Write `<engine>.json`; returns its path."""
     path = sidecar_path(engine)
     with new_artifact(path) as temporary:
         temporary.write_text(json.dumps(asdict(sidecar), indent=2) + "\n", encoding="utf-8")

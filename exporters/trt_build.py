@@ -97,31 +97,35 @@ def build_engine(
     source = onnx_info(onnx_path)
     typing_for(flavor, source.precision, dla=dla is not None)  # rejects bad combinations
     _require_gpu(flavor)
-    if (hardware_compatible or version_compatible) and flavor.name == "tensorrt_rtx":
-        raise ExportError(
-            "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
-            hint="a TensorRT-RTX engine runs on every compute capability it was built for; "
-            "leave the option out, and rebuild for another version",
-        )
-    profile = _profile(source, min_batch, opt_batch, max_batch)
-    path = Path(path)
-    cache = _timing_cache(cache_dir, flavor)
+    if hardware_compatible or version_compatible:
+        _require_compatible_engines(flavor)
+    request = {
+        "backend": flavor.name,
+        "version": flavor.version,
+        "precision": source.precision,
+        "onnx": str(Path(onnx_path).resolve()),
+        "profile": _profile(source, min_batch, opt_batch, max_batch),
+        "workspace_mib": workspace_mib,
+        "timing_cache": _timing_cache(cache_dir, flavor),
+        "compute_capabilities": list(compute_capabilities) if compute_capabilities else None,
+        "hardware_compatible": hardware_compatible,
+        "version_compatible": version_compatible,
+        "dla": dla,
+    }
+    return _build(Path(path), request, source, flavor, progress)
+
+
+def _build(
+    path: Path,
+    request: dict[str, Any],
+    source: OnnxInfo,
+    flavor: Flavor,
+    progress: Progress | None,
+) -> EngineBuild:
+    """Build an engine as the worker is asked to, and write it with its sidecar."""
     start = time.perf_counter()
     with new_artifact(path) as temporary:
-        request = {
-            "backend": flavor.name,
-            "version": flavor.version,
-            "precision": source.precision,
-            "onnx": str(Path(onnx_path).resolve()),
-            "output": str(temporary.resolve()),
-            "profile": profile,
-            "workspace_mib": workspace_mib,
-            "timing_cache": cache,
-            "compute_capabilities": list(compute_capabilities) if compute_capabilities else None,
-            "hardware_compatible": hardware_compatible,
-            "version_compatible": version_compatible,
-            "dla": dla,
-        }
+        request = {**request, "output": str(temporary.resolve())}
         result = _run_worker(request, flavor, progress)
         # The old engine's sidecar must not vouch for the new engine.
         sidecar_path(path).unlink(missing_ok=True)
@@ -134,9 +138,9 @@ def build_engine(
         gpu=None if result["targets"] else result["gpu"],
         targets=result["targets"],
         precision=source.precision,
-        profile=dict(zip(("min", "opt", "max"), profile[1:], strict=True)),
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
+        profile=dict(zip(("min", "opt", "max"), request["profile"][1:], strict=True)),
+        version_compatible=request["version_compatible"],
+        hardware_compatible=request["hardware_compatible"],
     )
     return EngineBuild(
         path=path,
@@ -166,6 +170,15 @@ def _require_gpu(flavor: Flavor) -> None:
             "TensorRT builds on the GPU that the engine will run on, and there is none here",
             hint="run this on the device itself; or pip install "
             '"hgkd-edge[trt-rtx]", which builds for RTX desktop GPUs without one',
+        )
+
+
+def _require_compatible_engines(flavor: Flavor) -> None:
+    if flavor.name == "tensorrt_rtx":
+        raise ExportError(
+            "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
+            hint="a TensorRT-RTX engine runs on every compute capability it was built for; "
+            "leave the option out, and rebuild for another version",
         )
 
 

@@ -52,50 +52,61 @@ class Verification:
 
     @property
     def passed(self) -> bool:
+        """Whether every output is within the tolerance."""
         return all(output.passed for output in self.outputs)
 
     @property
     def max_abs_error(self) -> float | None:
+        """Largest absolute error of any output; None if none states it."""
         return max(
             (o.max_abs_error for o in self.outputs if o.max_abs_error is not None), default=None
         )
 
     @property
     def relative_error(self) -> float | None:
+        """Largest error relative to the largest value of its output."""
         return max(
             (o.relative_error for o in self.outputs if o.relative_error is not None), default=None
         )
 
     @property
     def cosine(self) -> float | None:
+        """Least cosine of an image's outputs."""
         return min((o.cosine for o in self.outputs if o.cosine is not None), default=None)
 
     @property
     def top1_agreement(self) -> float | None:
+        """Share of images (pixels, confident anchors) with the same best class."""
         return min((o.top1 for o in self.outputs if o.top1 is not None), default=None)
 
     @property
     def kept(self) -> float | None:
+        """Like `top1_agreement`, near ties not counted as changes."""
         return min((o.kept for o in self.outputs if o.kept is not None), default=None)
 
     @property
     def noise(self) -> float | None:
+        """Root mean square error relative to the spread of the output."""
         return max((o.noise for o in self.outputs if o.noise is not None), default=None)
 
     @property
     def worst(self) -> float | None:
+        """The `noise` of the worst image."""
         return max((o.worst for o in self.outputs if o.worst is not None), default=None)
 
     @property
     def shift(self) -> float | None:
+        """Error common to all images, relative to the spread of the output."""
         return max((o.shift for o in self.outputs if o.shift is not None), default=None)
 
     @property
     def iou(self) -> float | None:
+        """Least IoU of the classes of label maps."""
         return min((o.iou for o in self.outputs if o.iou is not None), default=None)
 
     @property
     def worst_image(self) -> int:
+        """Index of the image with the largest error."""
         return max(self.outputs, key=lambda output: output.relative_error or 0.0).worst_image
 
     def to_dict(self) -> dict[str, Any]:

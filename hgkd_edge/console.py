@@ -23,7 +23,15 @@ from rich.text import Text
 
 from hgkd_edge.processes import is_main
 
-__all__ = ["console", "make_console", "note", "printable", "track_steps", "warn"]
+__all__ = [
+    "console",
+    "live_progress",
+    "make_console",
+    "note",
+    "printable",
+    "track_steps",
+    "warn",
+]
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -115,6 +123,30 @@ def track_steps(
     with Progress(*columns, console=console, speed_estimate_period=60) as progress:
         task = progress.add_task(label, total=total, completed=done, figures="")
         yield lambda step, figures: progress.update(task, completed=step, figures=figures)
+
+
+@contextlib.contextmanager
+def live_progress() -> Iterator[Callable[[str, float], None]]:
+    """Show named steps of a job: a live bar on a terminal, else each new step once.
+
+    Yields:
+        A function of (current step, its completed fraction).
+    """
+    if not console.is_terminal:
+        shown = ""
+
+        def show(what: str, _part: float) -> None:
+            nonlocal shown
+            if what != shown:
+                shown = what
+                console.print(what)
+
+        yield show
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+        yield lambda what, part: progress.update(task, description=what, completed=part)
 
 
 def _line_printer(label: str, total: int | None, done: int) -> Callable[[int, str], None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from hgkd_edge.sparse import sparsify
 
 __all__ = ["demo"]
 
+# Each step, and its usual seconds on two idle CPU cores.
+STEPS = {
+    "distill": ("distill the bundled teacher into a small ResNet-18", 100),
+    "evaluate": ("score the frozen backbone on held-out photos", 15),
+    "export": ("export, and compare every file with the network", 20),
+    "bench": ("measure the latency on this CPU", 10),
+}
+
 
 def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run `recipes/demo.yaml` from images to latency.
@@ -40,22 +49,40 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
 
 
 def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    begin = time.monotonic()
-    console.rule("1 of 4: distill the demo teacher into a small ResNet")
-    result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
-    console.rule("2 of 4: score the frozen backbone on held-out photos")
-    result["evaluation"] = evaluate_features(run)
-    console.rule("3 of 4: export, and prove that the numbers still agree")
-    result["sparse_to_dense"] = sparse_to_dense_error(run)
-    flavors = available()
-    result["export"] = export_run(run, ExportOptions(trt=bool(flavors)))
-    if not flavors:
-        result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
-    console.rule("4 of 4: measure on this CPU")
-    result["latency"] = _latency(run)
-    result["seconds"] = time.monotonic() - begin
+    _print_plan()
+    seconds: dict[str, float] = {}
+    with _step("distill", seconds):
+        result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
+    with _step("evaluate", seconds):
+        result["evaluation"] = evaluate_features(run)
+    with _step("export", seconds):
+        result["sparse_to_dense"] = sparse_to_dense_error(run)
+        flavors = available()
+        result["export"] = export_run(run, ExportOptions(trt=bool(flavors)))
+        if not flavors:
+            result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
+    with _step("bench", seconds):
+        result["latency"] = _latency(run)
+    result |= {"seconds": sum(seconds.values()), "seconds_by_step": seconds}
     write_json(run.path / "demo.json", result)
     return result
+
+
+def _print_plan() -> None:
+    total = sum(usual for _, usual in STEPS.values())
+    console.print(f"four steps, about {total} s on two idle CPU cores:")
+    for number, (title, usual) in enumerate(STEPS.values(), 1):
+        console.print(f"  {number}  {title:<56}{usual:>4} s")
+
+
+@contextlib.contextmanager
+def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Announce a step, and record how long it takes."""
+    title, _ = STEPS[name]
+    console.rule(f"{list(STEPS).index(name) + 1} of {len(STEPS)}: {title}")
+    begin = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - begin
 
 
 def sparse_to_dense_error(run: RunDir) -> float:

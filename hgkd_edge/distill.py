@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
+from hgkd_edge.console import warn
 from hgkd_edge.distillation.check import check
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.parts import Parts, build
+from hgkd_edge.distillation.previews import save_previews
 from hgkd_edge.distillation.score import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, set_up
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.engine.journal import rate_in
+from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import EmbeddingNet, save_backbone
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.models.student import dense_copy
@@ -68,6 +71,10 @@ def distill(
         return {**check(model, setup, before), "images_per_s": rate, "hours": hours}
     _save(model, setup, run)
     held_out = held_out_if_readable(model, setup)
+    try:
+        save_previews(model, setup, run.previews_dir)
+    except DataError as error:
+        warn(f"no preview pictures: {error}")
     result: dict[str, Any] = {"held_out": held_out}
     if line := not_better_than_the_mean(held_out):
         result["warnings"] = [line]

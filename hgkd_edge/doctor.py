@@ -19,13 +19,13 @@ class Capability:
         name: What it is for.
         available: Whether all requirements are installed.
         found: What is installed, with versions.
-        fix: How to install what is missing; '' if nothing is.
+        hint: How to install what is missing; '' if nothing is.
     """
 
     name: str
     available: bool
     found: str
-    fix: str = ""
+    hint: str = ""
 
 
 def examine() -> list[Capability]:
@@ -43,6 +43,9 @@ def examine() -> list[Capability]:
         _gpu(),
         _tensorrt(),
         _packages("OpenVINO", ["openvino"], extra="openvino"),
+        _packages("predict on videos, cameras and streams", ["av"], extra="video"),
+        _packages("Hugging Face datasets", ["datasets"], extra="hf"),
+        _packages("teacher pre-training with iBOT", ["lightly"], extra="ibot"),
         _spconv(),
     ]
 
@@ -61,22 +64,22 @@ def _tensorrt() -> Capability:
     polygraphy = _version("polygraphy")
     if found and polygraphy:
         return Capability("TensorRT engines", True, f"{found}, polygraphy {polygraphy}")
-    fix = 'pip install "hgkd-edge[trt]", or "hgkd-edge[trt-rtx]" (builds without a GPU)'
-    return Capability("TensorRT engines", False, found, fix)
+    hint = 'pip install "hgkd-edge[trt]", or "hgkd-edge[trt-rtx]" (builds without a GPU)'
+    return Capability("TensorRT engines", False, found, hint)
 
 
 def _spconv() -> Capability:
     """spconv's distributions are named after CUDA releases; all share one import name."""
     there = util.find_spec("spconv") is not None
-    fix = "" if there else 'pip install "hgkd-edge[spconv]" (optional, for CUDA)'
-    return Capability("spconv sparse backend", there, "spconv" if there else "", fix)
+    hint = "" if there else 'pip install "hgkd-edge[spconv]" (optional, for CUDA)'
+    return Capability("spconv sparse backend", there, "spconv" if there else "", hint)
 
 
 def _gpu() -> Capability:
     """Ask the driver's own tool: importing torch would take seconds."""
     there = shutil.which("nvidia-smi") is not None or os.path.exists("/dev/nvidia0")
-    fix = "" if there else "none found: everything runs on the CPU, training slowly"
-    return Capability("NVIDIA GPU", there, "driver found" if there else "", fix)
+    hint = "" if there else "none found: everything runs on the CPU, training slowly"
+    return Capability("NVIDIA GPU", there, "driver found" if there else "", hint)
 
 
 def _version(package: str) -> str | None:

@@ -28,6 +28,7 @@ __all__ = [
     "RunError",
     "TrainingError",
     "UserError",
+    "is_out_of_memory",
     "reason_of",
 ]
 
@@ -62,3 +63,11 @@ class Interrupted(TrainingError):
     """Training stopped on request; progress is saved."""
 
     exit_code = 130
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch (CPU or GPU), or ONNX Runtime could not allocate memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    phrases = ("can't allocate memory", "failed to allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, RuntimeError) and any(each in str(error).lower() for each in phrases)

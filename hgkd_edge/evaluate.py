@@ -31,9 +31,9 @@ from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.task_model import open_task_model
-from hgkd_edge.tasks.base import read_model
-from hgkd_edge.tasks.config import begun_with
+from hgkd_edge.task_model import TaskModel, open_task_model
+from hgkd_edge.tasks.base import ModelCard, read_model
+from hgkd_edge.tasks.config import recorded_settings
 
 __all__ = ["FeatureScores", "evaluate_features", "evaluate_model", "score_features"]
 
@@ -68,27 +68,12 @@ def evaluate_model(
         RunError: The run was not fine-tuned, or `model` is of another task, classes or input.
         DataError: There is no such split with labels.
     """
-    config = begun_with(run)
+    config = recorded_settings(run)
     task = TASKS[config.task]
     _, card = read_model(run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}"))
     path = model or run.model_file
     opened = open_task_model(path, trust_engine=trust_engine)
-    if (opened.task, opened.classes) != (card.task, card.classes):
-        raise RunError(
-            f"{model}: for task '{opened.task}' and classes {', '.join(opened.classes)}; "
-            f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
-            hint="name the run that the model was exported from",
-        )
-    if opened.input != card.input:
-        raise RunError(
-            f"{model}: takes {_shown(opened.input)}, run '{run.path}' {_shown(card.input)}",
-            hint="name the run that the model was exported from",
-        )
-    if opened.baked:
-        raise RunError(
-            f"{model}: its {' and '.join(sorted(opened.baked))} is baked in",
-            hint="name the plain file of the same export; predict takes either",
-        )
+    _require_same_model(opened, card, model, run)
     splits = task.open_splits(config)
     name = _split_to_score(splits, split)
     if tuple(splits[name].classes) != card.classes:
@@ -117,6 +102,28 @@ def evaluate_model(
     result |= weigh(result, splits["train"], splits[name])
     write_json(run.path / "evaluation.json", result)
     return result
+
+
+def _require_same_model(
+    opened: TaskModel, card: ModelCard, model: Path | None, run: RunDir
+) -> None:
+    """Reject a file that is not the run's own model with its plain inputs and outputs."""
+    if (opened.task, opened.classes) != (card.task, card.classes):
+        raise RunError(
+            f"{model}: for task '{opened.task}' and classes {', '.join(opened.classes)}; "
+            f"run '{run.path}' has '{card.task}' and {', '.join(card.classes)}",
+            hint="name the run that the model was exported from",
+        )
+    if opened.input != card.input:
+        raise RunError(
+            f"{model}: takes {_shown(opened.input)}, run '{run.path}' {_shown(card.input)}",
+            hint="name the run that the model was exported from",
+        )
+    if opened.baked:
+        raise RunError(
+            f"{model}: its {' and '.join(sorted(opened.baked))} is baked in",
+            hint="name the plain file of the same export; predict takes either",
+        )
 
 
 def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any]:

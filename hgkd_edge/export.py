@@ -38,6 +38,7 @@ from exporters.runtimes import Outputs, Runner
 from exporters.sidecar import remember_engine
 from hgkd_edge.bundles import BundleSource, flavor_of, make_bundle, require_bundle
 from hgkd_edge.console import console, track_steps
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import write_exports
 from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
@@ -317,8 +318,9 @@ class _Work:
             "method": calibration.method,
             "photos": calibration.images,
             "from": str(options.calibration_data or "train"),
+            "learned_inputs": len(subject.input_ranges),
         }
-        return calibration
+        return calibration.with_inputs(read_onnx(self.fp32), subject.input_ranges)
 
     def _quantize(self, path: Path, calibration: Calibration, flavor: str) -> dict[str, Any]:
         """Quantize; with `max_drop` or `sensitivity`, rank the layers one by one first."""
@@ -387,7 +389,9 @@ class _Work:
             )
         post = POSTPROCESSING[subject.task] if options.bake_postprocessing else None
         with until_proven(path) as lent:
-            written = bake(plain, lent, preprocessing=preprocessing, postprocessing=post)
+            written = bake(
+                plain, lent, preprocessing=preprocessing, postprocessing=post, prefix=PREFIX
+            )
             verification = self._prove_baked(plain, lent, precision)
         entry = written.to_dict() | {"path": str(path)}
         self._record("onnx", precision, entry, plain, verification)
@@ -470,4 +474,4 @@ def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
     }
     if subject.task == EMBED:
         entries["backbone_sha256"] = entries["weights_sha256"]
-    return {f"hgkd_edge.{key}": json.dumps(value) for key, value in entries.items()}
+    return {f"{PREFIX}{key}": json.dumps(value) for key, value in entries.items()}

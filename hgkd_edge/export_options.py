@@ -133,7 +133,7 @@ class ExportOptions:
             if self.precision == "int8" and wanted and flavor not in self.made_flavors():
                 raise ExportError(
                     f"{target} with --precision int8 is made from the flavor '{flavor}'",
-                    hint=f"add --flavor {flavor}, or leave --flavor out for both",
+                    hint=f"add --flavor {flavor}, or remove --flavor to make both",
                 )
 
     def _check_bundles(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from exporters.errors import ExportError
 from exporters.network_files import network_files
 from hgkd_edge.console import warn
@@ -12,9 +14,44 @@ from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256, write_json
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["MOST_SCORED", "is_unchanged", "read_exports", "write_exports"]
+__all__ = [
+    "MOST_SCORED",
+    "ExportedFile",
+    "Proof",
+    "exported_files",
+    "is_unchanged",
+    "read_exports",
+    "write_exports",
+]
 
 MOST_SCORED = 1000  # held-out images that an exported file is scored on, spread over the split
+
+
+class _Part(BaseModel):
+    """The fields read from a record; other fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Proof(_Part):
+    """How the outputs of a file agreed with those of the file that it was made from."""
+
+    passed: bool = True
+    cosine: float | None = None
+    top1_agreement: float | None = None
+
+
+class ExportedFile(_Part):
+    """A file's entry in `export.json`."""
+
+    path: str
+    precision: str
+    made_from: str
+    verification: Proof | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
 
 
 def write_exports(run: RunDir, result: dict[str, Any]) -> None:
@@ -52,6 +89,21 @@ def read_exports(run: RunDir) -> dict[str, Any]:
 def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry with today's keys: earlier versions wrote `flavour`."""
     return {"flavor" if key == "flavour" else key: value for key, value in entry.items()}
+
+
+def exported_files(run: RunDir) -> list[ExportedFile]:
+    """The entries of `files` in `export.json`.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    try:
+        return [ExportedFile.model_validate(one) for one in read_exports(run).get("files", [])]
+    except (ValidationError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run.export_file}: is damaged: an entry of 'files' is none of a file",
+            hint=f"export again: hgkd-edge export {run.quoted}",
+        ) from error
 
 
 def _earlier(run: RunDir) -> list[dict[str, Any]]:

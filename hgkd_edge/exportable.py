@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.export_record import MOST_SCORED
-from hgkd_edge.finetune import TASKS, answers, load_model
+from hgkd_edge.finetune import TASKS, answers, evenly, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY, load_photo
-from hgkd_edge.tasks.config import begun_with
+from hgkd_edge.tasks.config import recorded_settings
 
 __all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
 
@@ -49,6 +49,7 @@ class Exportable:
         view: Canvases uint8 [B, 3, H_c, W_c] -> what the network sees, f[B, 3, H, W].
         score: Points (0 to 100) of a runner on held-out images.
         metric: Name of that score.
+        input_ranges: Those of a quantization-aware network, see `ModelCard`.
     """
 
     network: nn.Module
@@ -61,6 +62,7 @@ class Exportable:
     view: Callable[[Tensor], Tensor]
     score: Score
     metric: str
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def input(self) -> InputSpec:
@@ -70,7 +72,7 @@ class Exportable:
     def canvases(self, split: str, count: int) -> Tensor:
         """At most `count` images, spread over a split (images are sorted by class), uint8."""
         source = self.splits[split]
-        return source.images[torch.linspace(0, len(source) - 1, min(count, len(source))).long()]
+        return source.images[evenly(len(source), count)]
 
     def images(self, split: str, count: int) -> np.ndarray:
         """The same images as the network sees them, float32 [n, 3, H, W]."""
@@ -137,7 +139,7 @@ def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
 def _fine_tuned(run: RunDir) -> Exportable:
     network, card = load_model(run.model_file)
     task = TASKS[card.task]
-    splits = task.open_splits(begun_with(run))
+    splits = task.open_splits(recorded_settings(run))
 
     def score(runner: Runner) -> float:
         judged = task.judge(answers(runner, task, card, _held_out(splits)), card)
@@ -154,6 +156,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
         view=lambda canvases: task.view(canvases, card),
         score=score,
         metric=task.metric,
+        input_ranges=card.input_ranges,
     )
 
 
@@ -189,7 +192,7 @@ def _knn(
     runner: Runner, view: Callable[[Tensor], Tensor], train: ImageSource, test: ImageSource
 ) -> float:
     """k-NN top-1 in [0, 1]; the gallery goes through the same network, as in deployment."""
-    gallery = train.subset(_spread(len(train), _GALLERY))
+    gallery = train.subset(evenly(len(train), _GALLERY))
     known, asked = _embed(runner, view, gallery), _embed(runner, view, test)
     return knn_top1(*known, *asked, classes=len(train.classes))
 
@@ -219,9 +222,4 @@ def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
             hint="distill with data.holdout > 0, or keep images in a test/ folder",
         )
     source = splits[name]
-    return source.subset(_spread(len(source), MOST_SCORED))
-
-
-def _spread(available: int, count: int) -> Tensor:
-    """At most `count` indices, evenly spaced."""
-    return torch.linspace(0, available - 1, min(count, available)).long()
+    return source.subset(evenly(len(source), MOST_SCORED))

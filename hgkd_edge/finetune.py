@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,22 @@ from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classe
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec, create_published, read_backbone
+from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded_weights
 from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
-from hgkd_edge.rundir import RunDir, atomic_write, write_json
+from hgkd_edge.rundir import RunDir, atomic_write, file_sha256, write_json
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
-from hgkd_edge.tasks.config import FinetuneConfig, settled
+from hgkd_edge.tasks.config import FinetuneConfig, QatConfig, settled
 from hgkd_edge.tasks.detect import ObjectDetection
 from hgkd_edge.tasks.segment import Segmentation
 
 __all__ = [
     "TASKS",
     "answers",
+    "evenly",
     "finetune",
     "load_model",
     "starting_weights",
@@ -46,13 +49,20 @@ TASKS: dict[str, VisionTask] = {
 }
 
 
-def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> dict[str, Any]:
+def finetune(
+    config: FinetuneConfig,
+    run: RunDir,
+    *,
+    resume: bool = False,
+    opened: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Fine-tune a backbone into a run folder.
 
     Args:
         config: Fully resolved.
         run: Where the model is written; usually the run that has the backbone.
         resume: Resume from `checkpoints/finetune.pt`.
+        opened: Called once the images are open and have the task's labels.
 
     Returns:
         Scores on the held-out split, with its name and size; also written to `finetune.json`. Empty
@@ -66,6 +76,7 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     task = TASKS[config.task]
     state, spec = starting_weights(config)
     splits = task.open_splits(config)
+    opened()
     source = splits["train"]
     config = settled(config, source.decided)
     spec = replace(spec, bits=source.decided.get("data.bits", 0))
@@ -74,10 +85,14 @@ def finetune(config: FinetuneConfig, run: RunDir, *, resume: bool = False) -> di
     network = task.create(card)
     if state is not None:
         task.fill(network, state)
+    if config.qat is not None:
+        network = _simulated(config.qat, card, source)
     report_photos(splits)
     if is_main():
         origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
         run.update_manifest(finetune=origin)
+        if config.qat is not None:
+            run.update_manifest(quantization_aware=_origin(config.qat))
         with atomic_write(run.finetune_file) as temporary:
             settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             temporary.write_text(settings, encoding="utf-8")
@@ -108,9 +123,14 @@ def _leave(
     run: RunDir,
 ) -> dict[str, Any]:
     """Write the model, score it on the held-out split, and record both."""
-    task = TASKS[config.task]
+    task, trained = TASKS[config.task], network
+    if config.qat is not None:
+        card = replace(card, input_ranges=input_ranges(trained))
+        network = task.create(card)
+        take_rounded_weights(trained, network)
     save_model(network, card, run.model_file)
-    run.add_artifact(run.model_file, made_from=[config.backbone])
+    start = config.backbone if config.qat is None else config.qat.model
+    run.add_artifact(run.model_file, made_from=[start])
     result: dict[str, Any] = {
         "task": config.task,
         "init": config.init,
@@ -119,18 +139,55 @@ def _leave(
         "metric": task.metric,
     }
     if (held_out := held_out_split(splits, labeled=True)) is not None:
-        batches = answers(
-            runtimes.open(network, names=task.output_names).run, task, card, splits[held_out]
-        )
-        result |= {"split": held_out, "photos": len(splits[held_out])}
-        result["scores"] = task.judge(batches, card, run.path / "pictures")
-        result["scores"] |= unscored(splits[held_out])
-        result |= weigh(result, splits["train"], splits[held_out])
+        source = splits[held_out]
+
+        def batches(scored: nn.Module) -> Iterator[Answers]:
+            runner = runtimes.open(scored, names=task.output_names).run
+            return answers(runner, task, card, source)
+
+        result |= {"split": held_out, "photos": len(source)}
+        result["scores"] = task.judge(batches(network), card, run.path / "pictures")
+        result["scores"] |= unscored(source)
+        if config.qat is not None:
+            result["int8_score"] = task.judge(batches(trained), card)[task.metric]
+        result |= weigh(result, splits["train"], source)
     write_json(run.finetune_result_file, result)
     with atomic_write(run.card_file) as temporary:
         text = model_card(card, config, result, photos=len(splits["train"]))
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return result
+
+
+def _simulated(qat: QatConfig, card: ModelCard, source: ImageSource) -> nn.Module:
+    """The fine-tuned model that a quantization-aware fine-tuning starts from, with INT8 simulated.
+
+    Raises:
+        RunError: The model is missing, or was made for other classes.
+    """
+    network, made = load_model(qat.model)
+    if made.classes != card.classes:
+        raise RunError(
+            f"{qat.model} was made for the classes {', '.join(made.classes)}; the images have "
+            f"{', '.join(card.classes)}",
+            hint="fine-tune for these images first, without --qat",
+        )
+    chosen = source.subset(evenly(len(source), qat.calibration))
+    views = (TASKS[card.task].view(images, card) for images, _ in chosen.batches(BATCH))
+    return simulate_int8(network, views)
+
+
+def _origin(qat: QatConfig) -> dict[str, Any]:
+    """What the manifest says of a quantization-aware training."""
+    return {
+        "library": f"nvidia-modelopt {version('nvidia-modelopt')}",
+        "model": str(qat.model),
+        "model_sha256": file_sha256(qat.model),
+    }
+
+
+def evenly(available: int, count: int) -> Tensor:
+    """At most `count` indices, evenly over all: images lie sorted by class."""
+    return torch.linspace(0, available - 1, min(count, available)).long()
 
 
 def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> dict[str, Any]:
@@ -203,7 +260,7 @@ def starting_weights(config: FinetuneConfig) -> tuple[dict[str, Tensor] | None, 
     spec = replace(spec, size=config.data.size)
     if config.init == "distilled":
         return state, spec
-    if config.init == "scratch":
+    if config.init == "scratch" or config.qat is not None:  # a fine-tuned model has its own
         return None, spec
     hub = create_published(
         "student.name",

@@ -32,6 +32,7 @@ __all__ = [
     "read_file",
     "read_text",
     "require_file",
+    "yaml_fault",
 ]
 
 MAX_SETTINGS_BYTES = 2**20  # of a recipe
@@ -156,6 +157,7 @@ class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, but duplicate keys are errors (by default the last value wins)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As in YAML's loader, after a check that no key occurs twice."""
         seen: set[Any] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -197,8 +199,16 @@ def parse_yaml(text: str, loader: type[StrictLoader] = StrictLoader) -> Any:
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
     try:
         return loader.construct_document(node)
-    except (ValueError, OverflowError) as error:  # 30 February, a number of 5,000 digits
+    # 30 February, a number of 5,000 digits; !!bool and !!timestamp before any other text.
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"holds a value that cannot be read: {cut(str(error))}") from error
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """Where and why a text is not YAML, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f" at line {mark.line + 1}" if mark else ""
+    return f"not valid YAML{where}" + (f": {cut(problem)}" if problem else "")
 
 
 def brief(value: Any) -> str:

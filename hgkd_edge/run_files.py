@@ -48,6 +48,7 @@ class RunFiles:
         self.export_file = path / "export.json"
         self.export_dir = path / "export"
         self.scores_file = path / "scores.json"
+        self.previews_dir = path / "pictures" / "distillation"
 
     def recipe(self) -> Recipe:
         """The fully resolved recipe this run was made from.

@@ -179,9 +179,7 @@ class RunDir(RunFiles):
             except OSError:  # a file system without locks
                 yield
                 return
-            # Checkpoints that a killed process did not finish: no other process can be writing
-            # them.
-            for half in self.checkpoint_file.parent.glob(".*.tmp"):
+            for half in self._unfinished_files():
                 half.unlink()
             yield
 
@@ -250,6 +248,12 @@ class RunDir(RunFiles):
                 hint="choose a folder you can write to with --run",
             ) from error
         return run
+
+    def _unfinished_files(self) -> Iterator[Path]:
+        """What a killed training left: only the process that holds the lock writes these."""
+        yield from self.checkpoint_file.parent.glob(".*.tmp")
+        for file in (self.recipe_file, self.backbone_file, self.model_file):
+            yield from self.path.glob(f".{file.name}.*.tmp")
 
     def _names(self) -> frozenset[str]:
         return frozenset(entry.name for entry in self.path.iterdir())

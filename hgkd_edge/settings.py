@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hgkd_edge.console import warn
 from hgkd_edge.errors import RecipeError, reason_of
-from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_text
+from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_text, yaml_fault
 
 __all__ = ["Section", "differing_keys", "parse_settings", "read_settings", "settings_text"]
 
@@ -59,10 +59,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        why = f": {cut(problem)}" if problem else ""
-        raise RecipeError(f"{path}: not valid YAML{where}{why}") from error
+        raise RecipeError(f"{path}: {yaml_fault(error)}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: must be a mapping of sections (name, data, teacher, ...)")
     return raw

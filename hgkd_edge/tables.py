@@ -36,7 +36,7 @@ def task_table(result: dict[str, Any]) -> Table:
     title = f"{result['task']} on {result['photos']} images of the {result['split']} split"
     scores, intervals = result["scores"], result.get("intervals", {})
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
-    table.add_column("", justify="right")
+    table.add_column("value", justify="right")
     for name, value in scores.items():
         if isinstance(value, float):
             table.add_row(name, percent(value, intervals.get(name)))
@@ -109,7 +109,7 @@ def _proof(verification: dict[str, Any]) -> str:
     if verification.get("noise") is not None and verification["precision"] == "int8":
         parts.append(f"error {verification['noise']:.3f} of the spread")
     if verification["top1_agreement"] is not None:
-        parts.append(f"same class {verification['top1_agreement']:.1%}")
+        parts.append(f"same class {percent(verification['top1_agreement'])}")
     if verification["iou"] is not None:
         parts.append(f"IoU {verification['iou']:.3f}")
     return "agrees: " + ", ".join(parts)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import exporters.errors
 import hgkd_edge.errors
+from hgkd_edge.bench.edge.ssh import REASONS
 from hgkd_edge.errors import UserError
 from reference.markdown import code, table
 
@@ -56,7 +57,7 @@ def page() -> str:
 
 
 def messages() -> Iterator[Message]:
-    """The errors that the source raises with a text of their own."""
+    """The errors that the source raises with their own text."""
     for package in SOURCES:
         for file in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -66,6 +67,12 @@ def messages() -> Iterator[Message]:
                     message = Message(_kind(node), _text(node.args[0]), "".join(hints))
                     if re.search(r"\w", message.text) and message.kind != WRITES_ITS_OWN:
                         yield message
+    for _, text, hint in REASONS:
+        yield Message("DeviceError", _filled(text), _filled(hint))
+
+
+def _filled(template: str) -> str:
+    return re.sub(r"\{\w+\}", VALUE, template)
 
 
 def _kind(call: ast.Call) -> str:

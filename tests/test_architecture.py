@@ -158,6 +158,7 @@ def test_the_sparse_engine_could_be_lifted_out() -> None:
         "hgkd_edge.recipe",
         "hgkd_edge.rundir",
         "hgkd_edge.bench",
+        "hgkd_edge.report",
         "hgkd_edge.tasks.answers",
         "hgkd_edge.tasks.pictures",
         "exporters",

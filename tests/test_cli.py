@@ -90,6 +90,42 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(
     assert done.stderr.startswith(b"error: no recipe file")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["report", "--jsn"], "error: no such option: --jsn"),
+        (["predict"], "error: missing argument 'model'"),
+        (["nonsense"], "error: no such command 'nonsense'"),
+        (["data", "x", "--draw", "-1"], "error: invalid value for '--draw'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed_is_an_error_with_a_hint(
+    arguments: list[str], expected: str
+) -> None:
+    done = hgkd(*arguments)
+
+    assert done.returncode == 2
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(expected)
+    assert hint.startswith("hint: ")
+    assert hint.endswith(" --help")
+
+
+def test_a_shell_completes_the_names_of_commands() -> None:
+    started = "import sys; sys.argv = ['hgkd-edge']; from hgkd_edge.cli import main; main()"
+    asked = {
+        "_HGKD_EDGE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "hgkd-edge ex",
+        "COMP_CWORD": "1",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-c", started], capture_output=True, text=True, env={**os.environ, **asked}
+    )
+
+    assert done.stdout.split() == ["export"]
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = hgkd("recipes", "validate", "nothing", "--debug", cwd=tmp_path)
 
@@ -185,7 +221,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int | str | 
     """How the command line ends when a command raises this."""
     import hgkd_edge.cli
 
-    def fail() -> None:
+    def fail(standalone_mode: bool) -> None:
         raise error
 
     monkeypatch.setattr(hgkd_edge.cli, "app", fail)
@@ -218,7 +254,7 @@ def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
     found = json.loads(hgkd("doctor", "--json").stdout)
 
     assert {entry["name"] for entry in found} >= {"this machine", "TensorRT engines", "OpenVINO"}
-    assert all(entry["available"] or entry["fix"] for entry in found)
+    assert all(entry["available"] or entry["hint"] for entry in found)
 
 
 def test_the_doctors_table_holds_no_markup() -> None:

@@ -496,5 +496,6 @@ def test_the_report_shows_what_is_recorded_and_takes_no_score(run: RunDir) -> No
 
     page = report(run).read_text()
 
-    assert "<h2>Comparison</h2>" in page
+    assert "Which file to deploy</h2>" in page
+    assert page.count('class="badge good">front') == 2
     assert "loses 10.00 points of top1 on 200 images" in page

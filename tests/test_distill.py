@@ -189,6 +189,10 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     assert {"loss", "cosine", "lr", "images_per_s", "data_share"} <= records[0].keys()
     model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
     model.load_state_dict(load_file(run.backbone_file), strict=True)
+    panels = sorted(file.name for file in run.previews_dir.glob("0-*.webp"))
+    assert panels == [
+        f"0-{name}.webp" for name in ("cosine", "image", "student", "teacher", "visible")
+    ]
     assert not list(run.path.rglob("*.tmp"))
 
 
@@ -372,7 +376,7 @@ def test_targets_of_a_camera_that_never_moves_have_the_spread_of_its_training_vi
 
     ((_, _, targets, _),) = task.inputs(source.images[torch.arange(16)], torch.zeros(16), draws())
     assert 0.5 < targets.square().mean().sqrt() < 1.5
-    assert targets.mean(dim=(0, 1)).abs().mean() < 0.3, "crops have no offset of their own"
+    assert targets.mean(dim=(0, 1)).abs().mean() < 0.3, "crops add no offset"
     assert "the training images hardly differ" in capsys.readouterr().err
 
 
@@ -444,7 +448,7 @@ def test_a_pretraining_that_fails_names_its_own_setting(
         distill(recipe, RunDir.create(recipe, tmp_path / "run"))
 
 
-def test_a_pretraining_stopped_in_a_distillation_says_how_that_goes_on(
+def test_a_pretraining_stopped_in_a_distillation_says_how_that_resumes(
     tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.model_validate({**tiny_recipe, "seed": 8})  # not in the cache yet

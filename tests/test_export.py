@@ -258,7 +258,7 @@ def test_a_failed_conversion_is_put_aside_and_the_layer_named(
 ) -> None:
     monkeypatch.setattr("exporters.quantize.Calibration.largest", lambda self, tensor: 1e-3)
 
-    with pytest.raises(VerificationFailed, match="first layer that departs is 'features"):
+    with pytest.raises(VerificationFailed, match="first layer that differs is 'features"):
         export_run(run, ExportOptions(precision="int8", calibration=8, flavors=("tensorrt",)))
 
     names = sorted(file.name for file in run.export_dir.glob("run.*"))

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.export import POSTPROCESSING
 from hgkd_edge.files import engines_dir
@@ -117,20 +118,20 @@ def test_what_is_missing_is_reported_in_one_line(
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ({"task": "embed"}, "is a bare backbone"),
-        ({"input_size": [3, 0, 64]}, "does not say which task"),
-        ({"task": None}, "does not say which task"),
-        ({"task": ["classify"]}, "does not say which task"),
-        ({"classes": "abc"}, "does not say which task"),
-        ({"classes": {"cat": 1}}, "does not say which task"),
-        ({"classes": [["cat"]]}, "does not say which task"),
-        ({"baked": "preprocessing"}, "does not say which task"),
-        ({"frame": 7}, "does not say which task"),
-        ({"frame": [-5, 0]}, "does not say which task"),
-        ({"frame": [True, True]}, "does not say which task"),
-        ({"input_size": [3, float("inf"), 64]}, "does not say which task"),
-        ({"preprocessing": {"bits": 1e9}}, "does not say which task"),
-        ({"preprocessing": {"bits": "8"}}, "does not say which task"),
+        ({"task": "embed"}, "is a backbone without a task"),
+        ({"input_size": [3, 0, 64]}, "does not record its task"),
+        ({"task": None}, "does not record its task"),
+        ({"task": ["classify"]}, "does not record its task"),
+        ({"classes": "abc"}, "does not record its task"),
+        ({"classes": {"cat": 1}}, "does not record its task"),
+        ({"classes": [["cat"]]}, "does not record its task"),
+        ({"baked": "preprocessing"}, "does not record its task"),
+        ({"frame": 7}, "does not record its task"),
+        ({"frame": [-5, 0]}, "does not record its task"),
+        ({"frame": [True, True]}, "does not record its task"),
+        ({"input_size": [3, float("inf"), 64]}, "does not record its task"),
+        ({"preprocessing": {"bits": 1e9}}, "does not record its task"),
+        ({"preprocessing": {"bits": "8"}}, "does not record its task"),
     ],
 )
 def test_a_file_that_does_not_answer_images_says_so(
@@ -186,6 +187,7 @@ def test_a_file_with_baked_processing_answers_as_the_plain_one(
         if "preprocessing" in ends
         else None,
         postprocessing=post if "postprocessing" in ends else None,
+        prefix=PREFIX,
     )
 
     wanted = predict(plain[task], [photos / "test"], tmp_path / "plain")
@@ -212,7 +214,7 @@ def test_a_file_for_frames_of_one_size_names_the_size(
     with Image.open(file) as photo:
         photo.convert("RGB").resize((120, 90)).save(tmp_path / "fits.png")
     fixed = Preprocessing(SPEC.mean, SPEC.std, frame=(90, 120))
-    bake(plain["classify"], tmp_path / "baked.onnx", preprocessing=fixed)
+    bake(plain["classify"], tmp_path / "baked.onnx", preprocessing=fixed, prefix=PREFIX)
 
     first, second = predict(
         tmp_path / "baked.onnx", [tmp_path / "fits.png", file], tmp_path / "out"
@@ -225,7 +227,8 @@ def test_a_file_for_frames_of_one_size_names_the_size(
 def test_a_threshold_that_the_file_cannot_follow_is_refused(
     plain: dict[str, Path], photos: Path, tmp_path: Path
 ) -> None:
-    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing=POSTPROCESSING["detect"])
+    suppressed = POSTPROCESSING["detect"]
+    bake(plain["detect"], tmp_path / "baked.onnx", postprocessing=suppressed, prefix=PREFIX)
 
     with pytest.raises(DataError, match="--threshold 0.1: the file keeps boxes of at least 0.4"):
         predict(tmp_path / "baked.onnx", [photos / "test"], tmp_path / "out", threshold=0.1)

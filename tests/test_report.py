@@ -4,56 +4,76 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.util
+import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from PIL import Image
 
 from hgkd_edge.bench.compare import compare_files
+from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
+from hgkd_edge.report.speed import choice_blocks
+from hgkd_edge.report.view import Note
 from hgkd_edge.rundir import RunDir
 
 
 class Page(HTMLParser):
-    """Titles, external links, pictures and curve points of a page; open tags must close."""
+    """What a page holds, by kind; open tags must close."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self.titles: list[str] = []
+        self.titles: list[str] = []  # of sections
+        self.rows: list[str] = []  # of tables, cells joined by " | "
+        self.notes: list[str] = []
         self.sources: list[str] = []
+        self.links: list[str] = []
         self.curves: list[list[tuple[float, float]]] = []
         self.text, self.open = "", [""]
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
-        self.feed(file.read_text(encoding="utf-8"))
+        self.feed(file.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " "))
         assert self.open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        kind = values.get("class", "")
         if tag not in ("meta", "img"):
-            self.open.append(tag)
+            self.open.append("note" if kind.startswith("note") else tag)
         self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        values = dict(attrs)
-        self.sources += [value for key in ("src", "href") if (value := values.get(key))]
-        if tag == "polyline":
-            pairs = [point.split(",") for point in (values["points"] or "").split()]
-            self.curves.append([(float(x), float(y)) for x, y in pairs])
+        self.attributes |= values.keys()
+        self.sources += [values["src"]] if "src" in values else []
+        self.links += [values["href"]] if "href" in values else []
+        if tag == "path" and "stroke-series" in kind and "transform" not in values:
+            numbers = [float(number) for number in re.findall(r"[-.\d]+", values["d"])]
+            self.curves.append(list(zip(numbers[::2], numbers[1::2], strict=True)))
+        elif tag == "tr":
+            self.rows.append("")
+        elif tag == "td" and self.rows[-1]:
+            self.rows[-1] += " | "
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open.pop() in (tag, "note")
 
     def handle_data(self, data: str) -> None:
         self.text += data
         if self.open[-1] == "h2":
             self.titles.append(data)
+        if "td" in self.open:
+            self.rows[-1] += data
+        if "note" in self.open and data.strip():
+            self.notes.append(data)
 
 
 @pytest.fixture
@@ -70,23 +90,37 @@ def test_a_run_that_has_just_begun_has_its_recipe(run: RunDir) -> None:
 
 
 def test_the_loss_is_drawn_also_when_the_log_ends_in_the_middle_of_a_line(run: RunDir) -> None:
-    lines = [json.dumps({"step": i + 1, "loss": 2.0 - i / 500}) for i in range(1000)]
+    lines = [json.dumps({"step": i + 1, "loss": 2.0 - i / 500 + i // 5 % 2}) for i in range(1000)]
     run.log_file.write_text("\n".join([*lines, '{"step": 1001, "lo']))
 
     page = Page(report(run))
 
     (curve,) = page.curves
-    assert 200 <= len(curve) <= 300
-    assert curve == sorted(curve)  # onwards and, as y counts downwards, falling
-    assert curve[0][1] < curve[-1][1]
-    assert "step 1000" in page.text
+    assert 150 <= len(curve) <= 240
+    assert curve == sorted(curve)  # to the right
+    assert curve[0][1] < curve[-2][1]  # and, as y counts downwards, falling
+    assert "1.002 at update 1,000" in page.text
+
+
+def test_the_held_out_cosine_at_the_end_is_drawn_next_to_its_baseline(run: RunDir) -> None:
+    lines = [json.dumps({"step": i, "loss": 1.0, "cosine": i / 10}) for i in range(1, 9)]
+    run.log_file.write_text("\n".join(lines))
+    run.update_manifest(result={"held_out": {"student": 0.5, "mean_token": 0.125}})
+
+    page = Page(report(run))
+
+    _loss, cosine, baseline = page.curves  # the score at the end is a marker
+    assert len(cosine) == 8
+    assert baseline[0][1] == baseline[1][1]
+    assert "0.8, 0.5, 0.125 at update 8" in page.text
+    assert "baseline: mean token" in page.text
 
 
 def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
     run: RunDir,
 ) -> None:
     (run.path / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save(run.path / "pictures" / "confusion.png")
+    Image.new("RGB", (8, 8)).save(run.path / "pictures" / "segment-best-1.png")
     scores = {"top1": 0.8125, "per_class": {"<i>hat</i>": 0.25}}
     result = {"task": "classify", "photos": 16, "split": "test", "scores": scores}
     (run.path / "finetune.json").write_text(json.dumps(result))
@@ -98,7 +132,10 @@ def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
 
     page = Page(report(run))
 
-    assert page.titles[:-1] == ["Scores", "Pictures", "Origin"]
+    assert page.titles[:-1] == ["Scores", "Provenance"]
+    assert page.notes == [
+        "The teacher's weights (vit) have the license cc-by-nc-4.0, which forbids commercial use."
+    ]
     for text in (
         "81.2 %",
         "<i>hat</i>",
@@ -155,18 +192,20 @@ def write_bench(run: RunDir, *measurements: dict[str, Any]) -> None:
     (run.path / "bench.json").write_text(json.dumps(record))
 
 
-def lines_with(page: Page, text: str) -> list[str]:
-    return [line for line in page.text.splitlines() if text in line]
+def rows_with(page: Page, text: str) -> list[str]:
+    return [row for row in page.rows if text in row]
 
 
 def test_every_export_is_shown_with_the_images_it_was_verified_on(run: RunDir) -> None:
     files = [entry("x.fp32.onnx"), entry("x.fp16.onnx", split="holdout")]
     run.export_file.write_text(json.dumps({"files": files}))
 
-    text = Page(report(run)).text
+    page = Page(report(run))
 
-    assert text.index("16 images of the test split") < text.index("x.fp32.onnx")
-    assert text.index("16 images of the holdout split") < text.index("x.fp16.onnx")
+    (plain,) = rows_with(page, "x.fp32.onnx")
+    (half,) = rows_with(page, "x.fp16.onnx")
+    assert "16 test images" in plain
+    assert "16 holdout images" in half
 
 
 @pytest.mark.parametrize("known_from", ["the record", "its name"])
@@ -186,10 +225,11 @@ def test_a_file_that_failed_verification_never_looks_like_a_good_one(
 
     page = Page(report(run))
 
-    assert page.text.count("agrees:") == 1
-    assert all("FAILED" in line for line in lines_with(page, bad))
-    assert len(lines_with(page, f"{bad}: FAILED verification, do not deploy it")) == 1
-    assert lines_with(page, "0.25x")[0].split()[1] == "(FAILED)"
+    assert len(rows_with(page, "agrees")) == 1
+    assert all("FAILED" in row for row in rows_with(page, bad))
+    assert f"{bad}.onnx: FAILED verification, do not deploy it" in page.notes
+    assert f"{bad}: FAILED verification, do not deploy it" in page.notes
+    assert rows_with(page, "0.25x")[0].startswith(f"{bad} (FAILED)")
 
 
 @pytest.mark.parametrize(
@@ -226,11 +266,10 @@ def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
     page = Page(report(run))
     comparison = compare_files(run.path / "bench.json", run.path / "bench.json")
 
-    warnings = [line.strip() for line in lines_with(page, "warning: x.int8 ")]
     line = f"x.int8 {expected}; measure again: hgkd-edge bench"
-    assert warnings == ([f"warning: {line}"] if expected else [])
+    assert [note for note in page.notes if "x.int8 " in note] == ([line] if expected else [])
     assert comparison.outdated == ([f"a: {line}", f"b: {line}"] if expected else [])
-    assert bool(lines_with(page, "x.int8: FAILED verification")) == failed
+    assert ("x.int8: FAILED verification, do not deploy it" in page.notes) == failed
 
 
 @pytest.mark.parametrize("first", ["x.fp32.baked", "x.fp32.failed-verification"])
@@ -242,8 +281,8 @@ def test_the_plain_fp32_file_is_what_others_are_compared_with(run: RunDir, first
 
     page = Page(report(run))
 
-    assert lines_with(page, "x.fp32  ")[-1].endswith("1.00x")
-    assert lines_with(page, "0.50x")[0].strip().startswith(first[:12])
+    assert rows_with(page, "x.fp32 | ")[-1].endswith("1.00x")
+    assert rows_with(page, "0.50x")[0].startswith(first)
 
 
 def test_a_result_that_does_not_beat_its_baseline_says_so_in_the_page(run: RunDir) -> None:
@@ -252,11 +291,11 @@ def test_a_result_that_does_not_beat_its_baseline_says_so_in_the_page(run: RunDi
     result |= {"interval_method": "Wilson score interval, 95 %"}
     (run.path / "finetune.json").write_text(json.dumps(result))
 
-    text = Page(report(run)).text
+    page = Page(report(run))
 
-    assert "25.0 % (10.0 to 50.0)" in text
-    assert "warning: top1 25.0 % is not better" in text
-    assert "Wilson" in text
+    assert "25.0 % (10.0 to 50.0)" in page.text
+    assert page.notes == ["top1 25.0 % is not better"]
+    assert "Wilson" in page.text
 
 
 def test_a_damaged_bench_file_is_named_and_an_old_page_stays(run: RunDir) -> None:
@@ -269,6 +308,12 @@ def test_a_damaged_bench_file_is_named_and_an_old_page_stays(run: RunDir) -> Non
     assert (run.path / "report.html").read_bytes() == before
 
 
+ALLOWED = {
+    *("html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section"),
+    *("footer", "div", "span", "p", "h1", "h2", "h3", "a", "figure", "figcaption", "img"),
+    *("table", "thead", "tbody", "tr", "th", "td", "dl", "dt", "dd", "details", "summary", "pre"),
+    *("svg", "path", "text"),
+}
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -309,14 +354,10 @@ def test_no_name_in_a_run_becomes_part_of_the_page(
 
     page = Page(report(run))
 
-    assert page.tags <= {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "strong"),
-        *("figure", "img", "svg", "polyline", "text"),
-    }
-    assert not {name for name in page.attributes if name.startswith("on")} | page.attributes & {
-        "href",
-        "style",
-    }
+    assert page.tags <= ALLOWED
+    assert not {name for name in page.attributes if name.startswith("on")}
+    assert not page.attributes & {"style", "srcset", "action", "xlink:href", "srcdoc"}
+    assert page.links == [f"#{link[1:]}" for link in page.links], "a link leaves the page"
     assert page.sources[0].startswith("data:image/png;base64,")
     assert len(page.sources) == 1
     assert text[:20] in page.text, "it is shown as the text that it is"
@@ -359,7 +400,7 @@ def test_a_log_that_is_none_costs_its_lines_and_no_more(run: RunDir, line: str) 
     page = Page(report(run))
 
     assert page.titles[0] == "Distillation"
-    assert "step 2" in page.text
+    assert "1.5 at update 2" in page.text
 
 
 @pytest.mark.parametrize(
@@ -379,7 +420,7 @@ def test_a_damaged_file_is_one_clear_error(run: RunDir, name: str, content: str)
 
 @pytest.mark.parametrize(
     ("change", "expected"),
-    [("none", "the same"), ("other bytes", "CHANGED"), ("removed", "MISSING")],
+    [("none", "unchanged"), ("other bytes", "CHANGED"), ("removed", "MISSING")],
 )
 def test_the_page_recomputes_what_the_manifest_claims(
     run: RunDir, change: str, expected: str
@@ -393,9 +434,8 @@ def test_the_page_recomputes_what_the_manifest_claims(
 
     page = Page(report(run))
 
-    (row,) = lines_with(page, "backbone.safetensors")
+    (row,) = rows_with(page, "backbone.safetensors")
     assert expected in row
-    assert ("strong" in page.tags) == (change != "none")
 
 
 def test_no_mark_of_direction_in_a_run_reorders_the_page(run: RunDir) -> None:
@@ -409,6 +449,115 @@ def test_no_mark_of_direction_in_a_run_reorders_the_page(run: RunDir) -> None:
     assert not set(mark) & set(report(run).read_text())
 
 
+def test_large_pictures_are_made_smaller_and_broken_ones_are_skipped(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / "pictures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (400, 2400, 3), np.uint8)
+    Image.fromarray(noise).save(run.path / "pictures" / "detect-best-1.png")
+    whole = (run.path / "pictures" / "detect-best-1.png").read_bytes()
+    (run.path / "pictures" / "detect-best-2.png").write_bytes(whole[: len(whole) // 2])
+
+    page = Page(report(run))
+
+    (source,) = page.sources
+    assert source.startswith("data:image/webp;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
+        assert picture.size == (1600, 267)
+    assert "detect-best-2.png: is not a picture" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_the_student_sees_is_shown_and_a_forged_record_is_one_clear_error(
+    run: RunDir,
+) -> None:
+    run.previews_dir.mkdir(parents=True)
+    for panel in ("image", "visible", "teacher", "student", "cosine"):
+        Image.new("RGB", (8, 8)).save(run.previews_dir / f"0-{panel}.webp")
+    about = {"split": "test", "mask_ratio": 0.4, "sites": "masked", "cosine": [0.25, 0.5]}
+    (run.previews_dir / "previews.json").write_text(json.dumps(about))
+
+    page = Page(report(run))
+
+    assert page.titles[0] == "What the student sees"
+    assert len(page.sources) == 5  # the second image has no files
+    assert "cosine 0.25" in page.text
+    (run.previews_dir / "previews.json").write_text(json.dumps({**about, "cosine": "x"}))
+    with pytest.raises(RunError, match="previews.json: is damaged"):
+        report(run)
+
+
+def test_without_a_plotting_library_the_page_has_figures_and_says_what_is_missing(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.log_file.write_text(json.dumps({"step": 7, "loss": 0.5}))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+
+    page = Page(report(run))
+
+    assert page.notes == ['charts need matplotlib: pip install "hgkd-edge[report]"']
+    assert "0.5 at update 7" in page.text
+    assert not page.curves
+
+
+def test_the_same_scores_are_shown_once(run: RunDir) -> None:
+    result = {"task": "classify", "metric": "top1", "photos": 16, "split": "test"}
+    result |= {"scores": {"top1": 0.25, "pictures": ["a.png"]}}
+    (run.path / "finetune.json").write_text(json.dumps(result))
+    result |= {"model": "model.safetensors", "runtime": "PyTorch"}
+    (run.path / "evaluation.json").write_text(json.dumps(result))
+
+    once = Page(report(run)).text
+    result |= {"scores": {"top1": 0.5}}
+    (run.path / "evaluation.json").write_text(json.dumps(result))
+    both = Page(report(run)).text
+
+    assert once.count("Classification") == 1
+    assert both.count("Classification") == 2
+
+
+def test_runs_are_compared_by_scores_curves_and_settings(
+    run: RunDir, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["train"] = {**tiny_recipe["train"], "lr": 0.25}
+    other = RunDir.create(Recipe.model_validate(tiny_recipe), tmp_path / "other")
+    for each, share in ((run, 0.25), (other, 0.5)):
+        lines = [json.dumps({"step": i, "loss": share + i % 3}) for i in range(9)]
+        each.log_file.write_text("\n".join(lines))
+        result = {"task": "classify", "metric": "top1", "photos": 16, "split": "test"}
+        result |= {"scores": {"top1": share}}
+        (each.path / "finetune.json").write_text(json.dumps(result))
+
+    file = report(run, other)
+    page = Page(file)
+
+    assert file == run.path / "comparison.html"
+    assert page.titles == ["Runs", "Scores", "Distillation", "Different settings"]
+    assert len(page.curves) == 2
+    assert [row.split(" | ")[-1] for row in rows_with(page, "Top-1")] == [
+        "Top-1 accuracy 25.0 %",
+        "Top-1 accuracy 50.0 %",
+    ]
+    assert rows_with(page, "train.lr")[0].endswith("0.25")
+    assert not rows_with(page, "train.epochs")
+    with pytest.raises(RunError, match="9 runs: a report compares up to 8"):
+        report(*[run] * 9)
+
+
+def test_a_record_of_very_many_devices_costs_a_bounded_number_of_plots() -> None:
+    row = Row("r", "x.onnx", "ort-cpu", "fp32", "fp32", "", 1.0, score=50.0, p50_ms=1.0)
+    groups = [Group(Circumstances(device=f"device {i}", batch=1), [row]) for i in range(1000)]
+
+    blocks = list(choice_blocks(Comparison(["r"], 1.0, groups)))
+
+    assert [block.kind for block in blocks].count("charts") == 20
+    assert [block.lines for block in blocks if isinstance(block, Note)] == [
+        ("20 of 1,000 devices and batch sizes are shown",)
+    ]
+
+
 def test_a_page_has_room_for_so_many_pictures_and_says_so(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -416,12 +565,13 @@ def test_a_page_has_room_for_so_many_pictures_and_says_so(
     for name in "abc":
         Image.new("RGB", (8, 8)).save(run.path / "pictures" / f"{name}.png")
     size = (run.path / "pictures" / "a.png").stat().st_size
-    monkeypatch.setattr("hgkd_edge.report.MOST_PICTURES_BYTES", 2 * size)
+    encoded = 4 * math.ceil(size / 3)
+    monkeypatch.setattr("hgkd_edge.report.pictures.MOST_PICTURES_BYTES", 2 * encoded)
 
     page = Page(report(run))
 
     assert len(page.sources) == 2
-    assert "c.png: the report has no room" in capsys.readouterr().err.replace("\n", "")
+    assert "c.png: the report is full" in capsys.readouterr().err.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "finetune.json", "manifest.json", "bench.json"])

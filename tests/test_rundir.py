@@ -71,7 +71,7 @@ def test_runs_begun_at_once_never_share_a_folder(elsewhere: Path, tiny_recipe_fi
     assert len(set(runs)) == 16
 
 
-def test_the_run_to_go_on_with_is_the_newest_of_its_recipe_that_is_not_done(
+def test_the_run_to_resume_is_the_newest_of_its_recipe_that_is_not_done(
     elsewhere: Path, tiny_recipe_file: Path
 ) -> None:
     recipe, other = (load_recipe(tiny_recipe_file, [f"seed={seed}"]) for seed in (0, 1))
@@ -97,7 +97,7 @@ def test_one_process_at_a_time_trains_in_a_folder(elsewhere: Path, tiny_recipe_f
         assert not half.exists()
 
 
-def test_a_branch_has_the_backbone_and_a_folder_of_its_own(
+def test_a_branch_has_the_backbone_and_a_separate_folder(
     elsewhere: Path, tiny_recipe_file: Path
 ) -> None:
     run = RunDir.create(load_recipe(tiny_recipe_file))

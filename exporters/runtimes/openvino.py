@@ -123,17 +123,17 @@ def require_openvino(what: str) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """OpenVINO starts its messages with lines of its own source; the reason comes last."""
+    """OpenVINO starts its messages with lines of its source code; the reason comes last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__
 
 
 def _metadata(model: openvino.Model) -> dict[str, str]:
-    """The ONNX file's metadata, as its IR keeps it."""
-    if not model.has_rt_info("hgkd_edge"):
+    """The ONNX file's metadata, which OpenVINO keeps in a separate section."""
+    if not model.has_rt_info("framework"):
         return {}
-    entries = model.get_rt_info("hgkd_edge").astype(dict)
-    return {f"hgkd_edge.{key}": entry.astype(str) for key, entry in entries.items()}
+    entries = model.get_rt_info("framework").astype(dict)
+    return {key: entry.astype(str) for key, entry in entries.items()}
 
 
 def _name(port: Any) -> str:

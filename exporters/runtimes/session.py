@@ -109,7 +109,7 @@ class Session(ABC):
         runtime: Display name of the runtime.
         package: The package that runs it.
         details: Its settings and load times.
-        metadata: The file's own metadata: `hgkd_edge.task`, ...
+        metadata: The file's own metadata, by key.
     """
 
     runtime: str

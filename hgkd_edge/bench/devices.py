@@ -15,7 +15,15 @@ from rich.text import Text
 
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["Device", "JetPack", "devices_view", "find_device", "load_devices", "load_jetpacks"]
+__all__ = [
+    "Device",
+    "JetPack",
+    "devices_view",
+    "find_device",
+    "find_devices",
+    "load_devices",
+    "load_jetpacks",
+]
 
 
 class _Entry(BaseModel):
@@ -125,38 +133,32 @@ def find_device(name: str) -> Device:
     )
 
 
-def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
-    """The table of devices, and which runners work on this machine.
+def find_devices(name: str) -> list[Device]:
+    """A device by its id, or all variants of a family: `orin-nano` is orin-nano-4 and -8.
 
-    Args:
-        runners: (name, None) for those that work, (name, reason) for those that do not.
+    Raises:
+        DeviceError: Unknown; names the nearest ids.
     """
+    variants = [device for device in load_devices() if device.id.startswith(f"{name}-")]
+    return variants or [find_device(name)]
+
+
+def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
+    """The table of devices, and the runners of this machine: (name, None, or why it cannot run)."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
-    columns = ("device", "SMs", "cc", "MHz", "GB/s", "FP16", "INT8", "DLA", "JetPack")
-    for name in columns:
+    for name in ("device", "SMs", "cc", "MHz", "GB/s", "FP16", "INT8", "DLA", "JetPack"):
         table.add_column(name, justify="left" if name in ("device", "JetPack") else "right")
-    for device in load_devices():
-        table.add_row(
-            device.id,
-            str(device.sms),
-            device.compute_capability,
-            _figure(device, "gpu_mhz"),
-            _figure(device, "bandwidth_gbs"),
-            _figure(device, "fp16_tflops"),
-            _figure(device, "int8_tops"),
-            _figure(device, "dla"),
-            device.jetpack,
-        )
-    here = Text("on this machine:", style="bold")
-    lines = [
-        Text(f"  {name:<14}" + ("ready" if reason is None else reason)) for name, reason in runners
-    ]
-    note = Text(
-        "dense GPU peaks in TFLOPS and TOPS; ? = no primary source seen; power modes and "
-        "sources: hgkd-edge devices --json",
-        style="dim",
+    for one in load_devices():
+        names = "gpu_mhz", "bandwidth_gbs", "fp16_tflops", "int8_tops", "dla"
+        figures = [_figure(one, name) for name in names]
+        table.add_row(one.id, str(one.sms), one.compute_capability, *figures, one.jetpack)
+    note = (
+        "dense GPU peaks in TFLOPS and TOPS; ? = no primary source seen; power modes and sources: "
+        "hgkd-edge devices --json"
     )
-    return Group(table, note, here, *lines)
+    here = [Text(f"  {name:<14}{reason or 'ready'}") for name, reason in runners]
+    title = Text("on this machine:", style="bold")
+    return Group(table, Text(note, style="dim"), title, *here)
 
 
 def _figure(device: Device, key: str) -> str:

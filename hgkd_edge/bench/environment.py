@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["environment", "environment_warnings", "resident_mb", "tool_version"]
+import hgkd_edge
+
+__all__ = ["cpu_name", "environment", "environment_warnings", "resident_mb", "tool_version"]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "polygraphy")
+# The vector extensions that decide which kernels run.
+_FEATURES = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "asimddp", "sve"]
 
 
 def environment() -> dict[str, Any]:
     """CPU, cores this process may use, memory, OS, Python, runtime versions, governor, load."""
+    cpuinfo, memory = _read("/proc/cpuinfo"), _first(r"^MemTotal:\s*(\d+)", _read("/proc/meminfo"))
+    features = (_first(r"^(?:flags|Features)\s*:(.*)$", cpuinfo) or "").split()
+    affinity = getattr(os, "sched_getaffinity", None)
+    # CPU time limit of the container, in cores; there is none for "max".
+    quota = re.match(r"(\d+) (\d+)", _read("/sys/fs/cgroup/cpu.max"))
     return {
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "cpu_features": _cpu_features(),
+        "cpu": cpu_name(cpuinfo) or platform.processor() or platform.machine(),
+        "cpu_features": [name for name in _FEATURES if name in features],
         "cores": os.cpu_count(),
-        "usable_cores": _usable_cores(),
-        "cgroup_cpus": _cgroup_cpus(),
-        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        "memory_mb": _memory_mb(),
+        "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cgroup_cpus": int(quota[1]) / int(quota[2]) if quota else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "memory_mb": int(memory) // 1024 if memory else None,
         "load_average_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -52,67 +61,23 @@ def environment_warnings(facts: dict[str, Any]) -> list[str]:
 
 def tool_version() -> str:
     """Version of hgkd-edge; the source tree's when it is not installed."""
-    found = _package("hgkd-edge")
-    if found is None:
-        import hgkd_edge
-
-        found = getattr(hgkd_edge, "__version__", None)
-    return found or "unknown"
+    return _package("hgkd-edge") or hgkd_edge.__version__
 
 
 def resident_mb() -> float | None:
     """Resident memory of this process in MiB; None where /proc is not there."""
-    fields = _read(Path("/proc/self/statm"))
-    if fields is None:
-        return None
-    return int(fields.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    fields = _read("/proc/self/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if fields else None
 
 
-def _cpu_name() -> str:
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
-        if line.lower().startswith(("model name", "hardware")):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def cpu_name(cpuinfo: str) -> str | None:
+    """The name of a CPU, from its /proc/cpuinfo."""
+    return _first(r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", cpuinfo)
 
 
-def _cpu_features() -> list[str]:
-    """The vector extensions that decide which kernels run."""
-    wanted = (
-        "avx2",
-        "avx512f",
-        "avx512_vnni",
-        "avx512_bf16",
-        "amx_tile",
-        "asimd",
-        "asimddp",
-        "sve",
-    )
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
-        if line.lower().startswith(("flags", "features")):
-            have = set(line.split(":", 1)[1].split())
-            return [name for name in wanted if name in have]
-    return []
-
-
-def _usable_cores() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _cgroup_cpus() -> float | None:
-    """CPU time limit of the container in cores; None when there is none."""
-    quota = (_read(Path("/sys/fs/cgroup/cpu.max")) or "max").split()
-    if len(quota) != 2 or quota[0] == "max":
-        return None
-    return int(quota[0]) / int(quota[1])
-
-
-def _memory_mb() -> int | None:
-    for line in (_read(Path("/proc/meminfo")) or "").splitlines():
-        if line.startswith("MemTotal"):
-            return int(line.split()[1]) // 1024
-    return None
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1].strip() if match else None
 
 
 def _package(name: str) -> str | None:
@@ -122,10 +87,8 @@ def _package(name: str) -> str | None:
         return None
 
 
-def _read(path: Path) -> str | None:
-    if sys.platform == "win32":
-        return None
+def _read(path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return None
+        return ""

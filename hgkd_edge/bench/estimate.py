@@ -9,23 +9,23 @@ MLPerf latencies of ResNet-50.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hgkd_edge.bench.devices import Device, find_device, load_devices
+from hgkd_edge.bench.devices import Device, find_devices, load_devices
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile, resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Record
 from hgkd_edge.bench.run import result_file
 from hgkd_edge.bench.tables import Name, milliseconds, name_table, rate
-from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.errors import DeviceError, RunError, reason_of
 from hgkd_edge.rundir import write_json
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
 EFFICIENCY = {"compute": 0.30, "compute_no_tensor_cores": 0.65, "bandwidth": 0.70}
 LAYER_US = 3.5
 
-_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Fused into the previous layer: no memory traffic. Views move nothing either.
 # fmt: off
 _FREE = frozenset({
@@ -85,47 +84,24 @@ class Layer:
     activations: int
 
 
-def estimate_models(
-    models: Sequence[ModelFile],
-    devices: Sequence[Device],
-    *,
-    precisions: Sequence[str] = (),
-    batches: Sequence[int] = (1,),
-) -> list[Estimate]:
-    """Estimates of every model on every device, at each precision and batch size.
-
-    Args:
-        models: ONNX files.
-        devices: From the table.
-        precisions: Which to assume; empty takes the file's own.
-        batches: Batch sizes.
-    """
-    found = []
-    for model in models:
-        for batch in batches:
-            layers = layers_of(model, batch=batch)
-            for device in devices:
-                for precision in precisions or (model.precision,):
-                    found.append(
-                        estimate_one(model.label, layers, device, precision=precision, batch=batch)
-                    )
-    return found
-
-
 def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path, list[Estimate]]:
     """Write estimates to a separate file: they must never be mixed with measurements.
 
     Args:
         options: Models, precisions, batches, and where the file goes.
-        names: Devices of the table; empty takes all.
+        names: Devices of the table, or families such as `orin-nano`; empty takes all.
 
     Raises:
-        DeviceError: A device that is not in the table.
+        DeviceError: A device that is not in the table, or a precision without figures.
         RunError: No model, or one whose shapes cannot be inferred.
     """
+    for precision in options.precisions:
+        if precision not in _BYTES:
+            known = ", ".join(_BYTES)
+            raise DeviceError(f"--estimate has no figures for {precision}", hint=f"one of {known}")
     found = estimate_models(
         resolve_models(options.models),
-        [find_device(name) for name in names] or load_devices(),
+        [device for name in names for device in find_devices(name)] or load_devices(),
         precisions=options.precisions,
         batches=options.batches,
     )
@@ -136,11 +112,26 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
 
 def estimate_record(estimates: Sequence[Estimate]) -> dict[str, Any]:
     """The content of `bench-estimate.json`."""
-    return {
-        "schema": "hgkd-edge.bench-estimate",
-        "version": 1,
-        "estimates": [one.model_dump(mode="json") for one in estimates],
-    }
+    entries = [one.model_dump(mode="json") for one in estimates]
+    return {"schema": "hgkd-edge.bench-estimate", "version": 1, "estimates": entries}
+
+
+def estimate_models(
+    models: Sequence[ModelFile],
+    devices: Sequence[Device],
+    *,
+    precisions: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+) -> list[Estimate]:
+    """Every ONNX model on every device, at each batch size and precision (default: the file's)."""
+    return [
+        estimate_one(model.label, layers, device, precision=precision, batch=batch)
+        for model in models
+        for batch in batches
+        for layers in [layers_of(model, batch=batch)]
+        for device in devices
+        for precision in precisions or (model.precision,)
+    ]
 
 
 def estimate_one(
@@ -151,22 +142,17 @@ def estimate_one(
     A device without INT8 units computes INT8 at its FP16 rate; FP32 runs at half of FP16 (TF32 on
     Orin and Thor, plain FP32 before).
     """
-    size = _BYTES[precision]
-    share = _share_of_peak(device)
-    peak = _peak_tflops(device, precision) * 1e12 * share
+    full, share = _peak_tflops(device, precision), _share_of_peak(device)
+    peak = full * 1e12 * share
     bandwidth = device.bandwidth_gbs * 1e9 * EFFICIENCY["bandwidth"]
-    seconds = compute_seconds = traffic = 0.0
-    for layer in layers:
-        moved = (layer.weights + layer.activations) * size
-        computing, moving = layer.operations / peak, moved / bandwidth
-        seconds += max(computing, moving) + LAYER_US * 1e-6
-        compute_seconds += computing if computing >= moving else 0.0
-        traffic += moved
-    unconfirmed: list[str] = [
-        key
-        for key in ("gpu_mhz", "bandwidth_gbs", "fp16_tflops", "int8_tops")
-        if key in device.unconfirmed
+    moved = [(layer.weights + layer.activations) * _BYTES[precision] for layer in layers]
+    times = [
+        (layer.operations / peak, size / bandwidth)
+        for layer, size in zip(layers, moved, strict=True)
     ]
+    seconds = sum(max(pair) + LAYER_US * 1e-6 for pair in times)
+    bound = sum(computing for computing, moving in times if computing >= moving)
+    figures = ("gpu_mhz", "bandwidth_gbs", "fp16_tflops", "int8_tops")
     return Estimate(
         model=label,
         device=device.id,
@@ -175,11 +161,11 @@ def estimate_one(
         batch=batch,
         estimated_ms=seconds * 1000,
         estimated_throughput_ips=batch / seconds,
-        compute_bound_percent=100 * compute_seconds / seconds,
+        compute_bound_percent=100 * bound / seconds,
         gflops=sum(layer.operations for layer in layers) / 1e9,
-        traffic_mb=traffic / 2**20,
+        traffic_mb=sum(moved) / 2**20,
         assumptions={
-            "peak_tflops": _peak_tflops(device, precision),
+            "peak_tflops": full,
             "bandwidth_gbs": device.bandwidth_gbs,
             "share_of_peak": share,
             "share_of_bandwidth": EFFICIENCY["bandwidth"],
@@ -188,7 +174,7 @@ def estimate_one(
             "fused": "pointwise layers have no separate cost",
             "copies": "not included",
         },
-        unconfirmed=unconfirmed,
+        unconfirmed=[key for key in figures if key in device.unconfirmed],
     )
 
 
@@ -228,37 +214,19 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
     Raises:
         RunError: Shapes cannot be inferred.
     """
-    import onnx
-
-    graph_model = onnx.load(str(model.path))
-    feeds, _records = make_inputs(model, batch=batch)
-    for value in graph_model.graph.input:
-        if value.name in feeds:
-            for axis, size in zip(
-                value.type.tensor_type.shape.dim, feeds[value.name].shape, strict=True
-            ):
-                axis.dim_value = size
-    # Sizes stored under a symbolic batch would override the inferred ones.
-    del graph_model.graph.value_info[:]
-    for value in graph_model.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(graph_model, data_prop=True)
-    except Exception as error:  # onnx raises bare C++ exceptions
-        raise RunError(
-            f"'{model.path}': shapes cannot be inferred ({reason_of(error)})",
-            hint="export the model again: hgkd-edge export --onnx",
-        ) from error
-    shapes = _shapes(inferred.graph)
-    weights = {tensor.name for tensor in inferred.graph.initializer}
-    origin = _through_quantizers(inferred.graph)
-    found = []
-    for node in inferred.graph.node:
-        if node.op_type in _FREE:
-            continue
-        layer = _layer(node, shapes, weights, origin)
-        if layer is not None:
-            found.append(layer)
+    graph = _inferred(model, batch)
+    shapes = _shapes(graph)
+    # A quantized copy has the shape of its source, and a copy of a weight is a weight.
+    weights = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast"):
+            source, copy = node.input[0], node.output[0]
+            if source in weights:
+                weights.add(copy)
+            if source in shapes:
+                shapes[copy] = shapes[source]
+    costly = [node for node in graph.node if node.op_type not in _FREE]
+    found = [layer for node in costly if (layer := _layer(node, shapes, weights))]
     if not found:
         raise RunError(
             f"'{model.path}' holds no layer that costs time", hint="check that it is the right file"
@@ -266,53 +234,57 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
     return found
 
 
-def _layer(
-    node: Any, shapes: dict[str, list[int]], weights: set[str], origin: dict[str, str]
-) -> Layer | None:
-    output = shapes.get(node.output[0])
-    inputs = [name for name in node.input if name]
-    if output is None or any(origin.get(name, name) not in shapes for name in inputs[:2]):
-        return None
-    sizes = {
-        name: _count(shapes[origin.get(name, name)])
-        for name in inputs
-        if origin.get(name, name) in shapes
-    }
-    held = sum(size for name, size in sizes.items() if origin.get(name, name) in weights)
-    moved = sum(sizes.values()) - held + _count(output)
-    operations = 0.0
-    if node.op_type in _HEAVY:
-        kernel = shapes[origin.get(inputs[1], inputs[1])]
-        if node.op_type == "Conv":
-            operations = 2.0 * _count(output) * _count(kernel[1:])
-        elif node.op_type == "ConvTranspose":
-            operations = 2.0 * sizes[inputs[0]] * _count(kernel[1:])
-        else:
-            inner = shapes[origin.get(inputs[0], inputs[0])][-1]
-            transposed = any(one.name == "transA" and one.i for one in node.attribute)
-            operations = 2.0 * _count(output) * (shapes[inputs[0]][0] if transposed else inner)
-    return Layer(node.name or node.output[0], operations, held, moved)
+def _inferred(model: ModelFile, batch: int) -> Any:
+    """The graph with all shapes that can be inferred."""
+    import onnx
+
+    loaded = onnx.load(str(model.path))
+    feeds, _records = make_inputs(model, batch=batch)
+    for value in loaded.graph.input:
+        if value.name in feeds:
+            axes = value.type.tensor_type.shape.dim
+            for axis, size in zip(axes, feeds[value.name].shape, strict=True):
+                axis.dim_value = size
+    # Sizes stored under a symbolic batch would override the inferred ones.
+    del loaded.graph.value_info[:]
+    for value in loaded.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        return onnx.shape_inference.infer_shapes(loaded, data_prop=True).graph
+    except Exception as error:  # onnx raises bare C++ exceptions
+        raise RunError(
+            f"'{model.path}': shapes cannot be inferred ({reason_of(error)})",
+            hint="export the model again: hgkd-edge export --onnx",
+        ) from error
 
 
 def _shapes(graph: Any) -> dict[str, list[int]]:
     """Every tensor whose shape is known."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        kind = value.type.tensor_type
-        if kind.HasField("shape"):
-            sizes = [axis.dim_value for axis in kind.shape.dim]
-            if all(size > 0 for size in sizes):
-                shapes.setdefault(value.name, sizes)
+        sizes = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.HasField("shape") and all(size > 0 for size in sizes):
+            shapes.setdefault(value.name, sizes)
     return shapes
 
 
-def _through_quantizers(graph: Any) -> dict[str, str]:
-    """Tensor -> the tensor it is a (de)quantized copy of, so that weights are seen as weights."""
-    origin: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast"):
-            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
-    return origin
+def _layer(node: Any, shapes: dict[str, list[int]], weights: set[str]) -> Layer | None:
+    """The cost of a node; None if the shape of its output or of a main input is unknown."""
+    inputs = [name for name in node.input if name]
+    output = shapes.get(node.output[0])
+    if output is None or any(name not in shapes for name in inputs[:2]):
+        return None
+    sizes = {name: math.prod(shapes[name]) for name in inputs if name in shapes}
+    held = sum(size for name, size in sizes.items() if name in weights)
+    moved = sum(sizes.values()) - held + math.prod(output)
+    operations = 0.0
+    if node.op_type in ("Conv", "ConvTranspose"):
+        points = math.prod(output) if node.op_type == "Conv" else sizes[inputs[0]]
+        operations = 2.0 * points * math.prod(shapes[inputs[1]][1:])
+    elif node.op_type in ("Gemm", "MatMul"):
+        transposed = any(one.name == "transA" and one.i for one in node.attribute)
+        operations = 2.0 * math.prod(output) * shapes[inputs[0]][0 if transposed else -1]
+    return Layer(node.name or node.output[0], operations, held, moved)
 
 
 def _peak_tflops(device: Device, precision: str) -> float:
@@ -325,7 +297,3 @@ def _share_of_peak(device: Device) -> float:
     """Ordinary cores come closer to their (lower) peak than tensor cores, which wait for data."""
     tensor_cores = float(device.compute_capability) >= 7
     return EFFICIENCY["compute" if tensor_cores else "compute_no_tensor_cores"]
-
-
-def _count(shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) if len(shape) else 1

@@ -7,7 +7,6 @@ record states which was used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from hgkd_edge.bench.records import InputInfo
 from hgkd_edge.errors import DeviceError, RunError
 from hgkd_edge.parsing import parse_json, require_file
 
-__all__ = ["SEED", "fit", "load_images", "make_inputs"]
+__all__ = ["SEED", "load_images", "make_inputs"]
 
 SEED = 0
 MAX_IMAGES_BYTES = 2**32  # of a file of prepared images
@@ -48,17 +47,6 @@ def load_images(path: Path) -> np.ndarray:
     if len(images) == 0 or not np.isfinite(images).all():
         raise RunError(f"images '{path}' are empty or not finite", hint=fix)
     return np.array(images)
-
-
-def fit(images: np.ndarray, models: Sequence[ModelFile]) -> bool:
-    """Whether every model takes images of this size."""
-    return all(
-        all(not isinstance(size, int) or size == side for size, side in pairs)
-        for model in models
-        for tensor in model.info.inputs
-        if len(tensor.shape) == 4
-        for pairs in [list(zip(tensor.shape[1:], images.shape[1:], strict=True))]
-    )
 
 
 def make_inputs(
@@ -94,24 +82,16 @@ def make_inputs(
                 f"{MAX_INPUT_VALUES:,} values",
                 hint="use a smaller --batch, or a model of a smaller input",
             )
-        dtype = np.dtype(tensor.dtype)
-        from_images = images is not None and len(shape) == 4
-        if from_images:
-            array = _fill(images, shape, model)
-        elif np.issubdtype(dtype, np.floating):
-            array = rng.standard_normal(shape, dtype=np.float32)
-        elif dtype == np.uint8:
-            array = rng.integers(0, 256, shape)
-        else:
-            array = np.ones(shape)
-        arrays[tensor.name] = np.ascontiguousarray(array.astype(dtype))
+        given = images if len(shape) == 4 else None
+        array = _random(shape, tensor.dtype, rng) if given is None else _fill(given, shape, model)
+        arrays[tensor.name] = np.ascontiguousarray(array.astype(tensor.dtype))
         records.append(
             InputInfo(
                 name=tensor.name,
                 shape=list(shape),
-                dtype=str(dtype),
-                source="images" if from_images else "synthetic",
-                seed=None if from_images else SEED,
+                dtype=tensor.dtype,
+                source="synthetic" if given is None else "images",
+                seed=SEED if given is None else None,
             )
         )
     return arrays, records
@@ -122,28 +102,27 @@ def _concrete(
 ) -> tuple[int, ...]:
     """Assign sizes to the free axes: the first is the batch, the rest an image's, channels first or
     (with preprocessing inside the model) last."""
-    channels, height, width = _image_size(metadata)
-    image = (batch, channels, height, width)
-    if len(shape) == 4 and shape[3] == channels and shape[1] != channels:
-        image = (batch, height, width, channels)
-    free = image if len(shape) == 4 else (batch, *[width] * (len(shape) - 1))
+    try:
+        channels, height, width = map(int, parse_json(metadata.get("hgkd_edge.input_size", "")))
+    except (ValueError, TypeError, OverflowError):  # not written by our exporter
+        channels, height, width = 3, _USUAL_SIDE, _USUAL_SIDE
+    free = [batch, *[width] * (len(shape) - 1)]
+    if len(shape) == 4:
+        last = shape[3] == channels and shape[1] != channels
+        free = [batch, height, width, channels] if last else [batch, channels, height, width]
     return tuple(
         size if isinstance(size, int) and size > 0 else usual
         for size, usual in zip(shape, free, strict=False)
     )
 
 
-def _image_size(metadata: dict[str, str]) -> tuple[int, int, int]:
-    """(C, H, W) from the exporter's metadata, else the usual size."""
-    try:
-        channels, height, width = parse_json(metadata.get("hgkd_edge.input_size", ""))
-        return int(channels), int(height), int(width)
-    except (ValueError, TypeError, OverflowError):
-        return 3, _USUAL_SIDE, _USUAL_SIDE
+def _random(shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> np.ndarray:
+    if np.issubdtype(np.dtype(dtype), np.floating):
+        return rng.standard_normal(shape, dtype=np.float32)
+    return rng.integers(0, 256, shape) if dtype == "uint8" else np.ones(shape)
 
 
-def _fill(images: np.ndarray | None, shape: tuple[int, ...], model: ModelFile) -> np.ndarray:
-    assert images is not None
+def _fill(images: np.ndarray, shape: tuple[int, ...], model: ModelFile) -> np.ndarray:
     if tuple(images.shape[1:]) != shape[1:]:
         raise DeviceError(
             f"the images are {list(images.shape[1:])}, '{model.path}' takes {list(shape[1:])}",

@@ -8,47 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporters.runtimes import Runtime, Session
+from exporters.runtimes import RUNTIMES, Runtime, Session
 from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.method import Plan, Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
-from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import InputInfo, Refusal, Verification
+from hgkd_edge.bench.options import BenchOptions, Progress
+from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Verification
 from hgkd_edge.bench.records import Session as Record
 from hgkd_edge.bench.runners import file_of, open_case
-from hgkd_edge.bench.session import Measured, measurement_of, session_of
+from hgkd_edge.bench.session import Case, measurement_of, session_of
 from hgkd_edge.bench.verification import Probe, judge, loosest, make_probe
 from hgkd_edge.errors import DeviceError, reason_of
 
 __all__ = ["measure_here"]
-
-Progress = Callable[[str, float], None]
 
 # All images that `export` keeps in a run.
 IMAGES = 16
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One model in one runner at one batch size and thread count."""
-
-    model: ModelFile
-    runner: Runtime
-    batch: int
-    threads: int | None
-
-    @property
-    def name(self) -> str:
-        threads = f" t{self.threads}" if self.threads else ""
-        return f"{self.model.label} {self.runner.name} b{self.batch}{threads}"
-
-
-@dataclass(frozen=True)
 class _Opened:
     """A case ready to be timed, and what opening it cost."""
 
-    case: _Case
+    case: Case
     inputs: list[InputInfo]
     session: Session
     run: Callable[[], object]
@@ -67,12 +50,8 @@ def measure_here(
 ) -> Record:
     """Every model x runner x batch x thread count, verified, then timed in turn.
 
-    Args:
-        models: ONNX files, and what was exported from them for the runners.
-        runners: The runtimes to measure with.
-        refusals: The device's runners that cannot run here, for the record.
-        options: Batches, threads, ...
-        progress: Called with the current step.
+    `models` are ONNX files, and what was exported from them for the runners. `refusals`, the
+    runners that cannot run here, are recorded.
 
     Raises:
         DeviceError: A batch size or a model that cannot be used here.
@@ -81,7 +60,7 @@ def measure_here(
     facts = environment()
     plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
     cases = [
-        _Case(model, runner, batch, threads)
+        Case(model, runner.name, model.precision, batch, threads)
         for model in models
         for runner in runners
         if _takes(runner, model, models)
@@ -90,12 +69,12 @@ def measure_here(
     ]
     with ExitStack() as stack:
         opened, unable = _open_all(cases, options, stack, progress)
-        verifications = _verify_all(opened, options, progress)
+        found = _verify_all(opened, options, progress)
         traces = measure([one.run for one in opened], plan, progress=progress)
     return session_of(
         options.device,
         options,
-        [_measured(*one, options) for one in zip(opened, traces, verifications, strict=True)],
+        [_measured(*one, options) for one in zip(opened, traces, found, strict=True)],
         models=list({case.model.path: case.model for case in cases}.values()),
         environment=facts,
         refusals=[*refusals, *unable],
@@ -112,7 +91,7 @@ def _takes(runner: Runtime, model: ModelFile, models: Sequence[ModelFile]) -> bo
 
 
 def _open_all(
-    cases: Sequence[_Case], options: BenchOptions, stack: ExitStack, progress: Progress
+    cases: Sequence[Case], options: BenchOptions, stack: ExitStack, progress: Progress
 ) -> tuple[list[_Opened], list[Refusal]]:
     """Open all cases at once, so that they can be visited in turn.
 
@@ -123,14 +102,14 @@ def _open_all(
     """
     opened: list[_Opened] = []
     unable: list[Refusal] = []
-    several = len({case.runner.name for case in cases}) > 1
+    several = len({case.runner for case in cases}) > 1
     for index, case in enumerate(cases):
         try:
             opened.append(_open(case, options, stack))
         except DeviceError as error:
             if options.runners or not several:
                 raise
-            unable.append(Refusal(name=case.name, reason=error.message, hint=error.hint))
+            unable.append(Refusal.of(case.name, error))
         progress("load", (index + 1) / len(cases))
     if not opened:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in unable)
@@ -138,13 +117,13 @@ def _open_all(
     return opened, unable
 
 
-def _open(case: _Case, options: BenchOptions, stack: ExitStack) -> _Opened:
+def _open(case: Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     """Load a case and run it once before anything else runs, and record the memory of both."""
     feeds, inputs = make_inputs(case.model, batch=case.batch, images=options.images)
     module = _module(case, options)
     before = resident_mb()
     session, build_ms = open_case(
-        case.runner,
+        RUNTIMES[case.runner],
         case.model,
         feeds,
         threads=case.threads,
@@ -158,7 +137,7 @@ def _open(case: _Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     except Exception as error:  # the runtimes' exceptions share no public base class
         fed = ", ".join(f"{one.name} {one.dtype}{one.shape}" for one in inputs)
         raise DeviceError(
-            f"{case.runner.name} cannot run '{case.model.path}' with {fed}: {reason_of(error)}",
+            f"{case.runner} cannot run '{case.model.path}' with {fed}: {reason_of(error)}",
             hint="export the model with the sizes of its inputs fixed, or set --batch",
         ) from error
     after = resident_mb()
@@ -166,12 +145,14 @@ def _open(case: _Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     return _Opened(case, inputs, session, run, build_ms, first_ms, grown)
 
 
-def _module(case: _Case, options: BenchOptions) -> Any:
+def _module(case: Case, options: BenchOptions) -> Any:
     """The module of the file's run, if this runner measures modules."""
-    if case.runner.packages != ("torch",) or options.load_torch is None:
-        return None
-    run = run_folder_of(case.model.path)
-    return None if run is None else options.load_torch(run)
+    run = run_folder_of(case.model.path) if _runs_module(case) else None
+    return None if run is None or options.load_torch is None else options.load_torch(run)
+
+
+def _runs_module(case: Case) -> bool:
+    return RUNTIMES[case.runner].packages == ("torch",)
 
 
 def _verify_all(
@@ -188,7 +169,7 @@ def _verify_all(
     found: list[Verification | str | None] = []
     for index, one in enumerate(opened):
         case, model = one.case, one.case.model
-        if case.runner.name == "ort-cpu" or case.runner.packages == ("torch",):
+        if case.runner == "ort-cpu" or _runs_module(case):
             found.append(None)
             continue
         key = model.reference, case.batch
@@ -212,33 +193,27 @@ def _verify_all(
 
 def _measured(
     one: _Opened, trace: Trace, found: Verification | str | None, options: BenchOptions
-) -> Measured:
-    """A record, and the times of its rounds."""
-    case, details = one.case, one.session.details
+) -> Measurement:
+    case, details, runtime = one.case, one.session.details, RUNTIMES[one.case.runner]
     warnings = []
     if case.model.precision == "fp32" and details.computes in ("bf16", "fp16"):
         warnings.append(
             f"{one.session.runtime} computes this fp32 model in {details.computes} here"
         )
-    record = measurement_of(
+    return measurement_of(
+        case,
         trace,
+        options,
         first_ms=one.first_ms,
         found=found,
-        case=case.name,
-        model=case.model.label,
-        runner=case.runner.name,
-        runner_version=case.runner.version(),
-        backend=case.runner.backend,
-        precision=case.model.precision,
-        batch=case.batch,
+        warnings=warnings,
+        runner_version=runtime.version(),
+        backend=runtime.backend,
         threads=details.threads,
-        copies=options.copies,
         inputs=one.inputs,
         load_ms=details.load_ms,
         build_ms=one.build_ms if details.build_ms is None else details.build_ms,
         host_memory_mb=one.memory_mb,
         engine_mb=details.size_mb,
         details=dict(details.settings),
-        warnings=warnings,
     )
-    return record, trace.rounds

@@ -9,14 +9,18 @@ from pathlib import Path
 from exporters.errors import ExportError
 from exporters.files import was_set_aside
 from exporters.network_files import network_digest, network_size
-from exporters.onnx_info import OnnxInfo, TensorInfo, onnx_info
+from exporters.onnx_info import OnnxInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
-from hgkd_edge.errors import RunError, reason_of
-from hgkd_edge.export_record import read_exports
+from hgkd_edge.errors import RunError
+from hgkd_edge.export_record import exported_files
 from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["ModelFile", "resolve_models", "run_folder_of"]
+__all__ = ["BAKED", "ModelFile", "of_precisions", "resolve_models", "run_folder_of"]
+
+BAKED = "hgkd_edge.baked"  # metadata key of a file with processing inside
+_ORDER = ("fp32", "fp16", "bf16", "int8")
+_ARTIFACTS = (".xml", ".plan")
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,8 @@ class ModelFile:
 
     def fixed_batch(self) -> int | None:
         """The fixed batch size of the graph; None when it is free."""
-        axes = {first_axis(tensor) for tensor in self.info.inputs}
-        fixed = sorted(axis for axis in axes if isinstance(axis, int) and axis > 0)
-        return fixed[0] if fixed else None
-
-
-def first_axis(tensor: TensorInfo) -> int | str:
-    """The batch axis of an input; a scalar has the free axis."""
-    return tensor.shape[0] if tensor.shape else "scalar"
+        axes = [tensor.shape[0] for tensor in self.info.inputs if tensor.shape]
+        return min((axis for axis in axes if isinstance(axis, int) and axis > 0), default=None)
 
 
 def resolve_models(
@@ -88,19 +86,50 @@ def resolve_models(
             precisions.
     """
     wanted: list[Path | None] = [*sources] or [None]
-    described = [model for source in wanted for model in _described(source, kinds)]
-    described = list({model.path: model for model in described}.values())
-    kept = [model for model in described if not precisions or model.precision in precisions]
-    there = {model.precision for model in described}
-    missing = [precision for precision in precisions if precision not in there]
-    if missing:
-        found = ", ".join(f"{model.path.name} ({model.precision})" for model in described)
+    found = [model for source in wanted for model in _described(source, kinds)]
+    found = list({model.path: model for model in found}.values())
+    kept = [model for model, _precision in of_precisions(found, precisions)]
+    # The first that is unique: file name, folder and file name, path.
+    names = [
+        (model.label, f"{model.path.resolve().parent.name}/{model.label}", str(model.path))
+        for model in kept
+    ]
+    columns = list(zip(*names, strict=True))
+    labels = [
+        next(name for name, column in zip(own, columns, strict=True) if column.count(name) == 1)
+        for own in names
+    ]
+    return [replace(model, label=label) for label, model in zip(labels, kept, strict=True)]
+
+
+def of_precisions(
+    models: Sequence[ModelFile], precisions: Sequence[str], *, may_build: bool = False
+) -> list[tuple[ModelFile, str]]:
+    """Models of these precisions (by default all models), each with the precision to measure.
+
+    With `may_build`, an FP32 model is used for FP16 if there is no FP16 model.
+
+    Raises:
+        RunError: No model of one of the precisions.
+    """
+    there = {model.precision for model in models}
+    source = {precision: precision for precision in precisions}
+    if may_build and "fp16" in source and "fp16" not in there:
+        source["fp16"] = "fp32"
+    if missing := [wanted for wanted, held in source.items() if held not in there]:
+        found = ", ".join(f"{model.path.name} ({model.precision})" for model in models)
         raise RunError(
             f"no model of precision {' or '.join(missing)}; found {found}",
             hint=f"export one: hgkd-edge export --onnx --precision {missing[0]}",
         )
-    labels = _labels([model.path for model in kept])
-    return [replace(model, label=label) for label, model in zip(labels, kept, strict=True)]
+    if not precisions:
+        return [(model, model.precision) for model in models]
+    return [
+        (model, wanted)
+        for model in models
+        for wanted, held in source.items()
+        if model.precision == held
+    ]
 
 
 def run_folder_of(source: Path | None) -> Path | None:
@@ -108,35 +137,29 @@ def run_folder_of(source: Path | None) -> Path | None:
     if source is None:
         return RunDir.resolve(None).path
     folder = source if source.is_dir() else source.parent
-    for candidate in (folder, folder.parent):
-        if (candidate / "recipe.yaml").is_file():
-            return candidate
     named = Path("runs") / source
-    return named.resolve() if (named / "recipe.yaml").is_file() else None
-
-
-_ORDER = ("fp32", "fp16", "bf16", "int8")
-_ARTIFACTS = (".xml", ".plan")
+    for candidate in (folder, folder.parent, named):
+        if (candidate / "recipe.yaml").is_file():
+            return named.resolve() if candidate == named else candidate
+    return None
 
 
 def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
     """The files of one source; the first, the baseline of ratios, is the plain fp32 file."""
-
-    def place(model: ModelFile) -> tuple[bool, int, str]:
-        known = model.precision in _ORDER
-        order = _ORDER.index(model.precision) if known else len(_ORDER)
-        return "hgkd_edge.baked" in model.info.metadata, order, model.path.name
-
     if source is not None and source.suffix in _ARTIFACTS and source.is_file():
         return [_named_artifact(source)]
     found = []
-    for path in _files_of(source):
-        onnx = ModelFile(path.stem, path, _describe(path))
+    for onnx in map(_onnx, _files_of(source)):
         made = [one for one in _artifacts(onnx) if one.path.suffix in kinds]
         if ".onnx" in kinds or not set(kinds) <= {one.path.suffix for one in made}:
             found.append(onnx)
         found += made
-    return sorted(found, key=place)
+    return sorted(found, key=_place)
+
+
+def _place(model: ModelFile) -> tuple[bool, int, str]:
+    known = [*_ORDER, model.precision]
+    return BAKED in model.info.metadata, known.index(model.precision), model.path.name
 
 
 def _artifacts(onnx: ModelFile) -> list[ModelFile]:
@@ -148,23 +171,16 @@ def _artifacts(onnx: ModelFile) -> list[ModelFile]:
     run = run_folder_of(onnx.path)
     if run is None:
         return []
-    try:
-        entries = [
-            (onnx.path.parent / Path(entry["path"]).name, str(entry["precision"]))
-            for entry in read_exports(RunDir(run)).get("files", [])
-            if entry["made_from"] == onnx.path.name
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{run / 'export.json'}: is damaged: {reason_of(error)}",
-            hint="export again: hgkd-edge export",
-        ) from error
-    found = [pair for pair in entries if pair[0].suffix in _ARTIFACTS and pair[0].is_file()]
-    for path, _precision in found:
+    files = exported_files(RunDir(run))
+    made = {
+        onnx.path.parent / one.name: one.precision
+        for one in files
+        if one.made_from == onnx.path.name
+    }
+    found = [path for path in made if path.suffix in _ARTIFACTS and path.is_file()]
+    for path in found:
         require_recorded(RunFiles(run).own(path))
-    return [
-        ModelFile(path.name, path, onnx.info, onnx.path, precision) for path, precision in found
-    ]
+    return [ModelFile(path.name, path, onnx.info, onnx.path, made[path]) for path in found]
 
 
 def _named_artifact(path: Path) -> ModelFile:
@@ -174,7 +190,7 @@ def _named_artifact(path: Path) -> ModelFile:
         RunError: No export of a run made it, or its ONNX file is gone.
     """
     for onnx in sorted(path.parent.glob("*.onnx")):
-        for made in _artifacts(ModelFile(onnx.stem, onnx, _describe(onnx))):
+        for made in _artifacts(_onnx(onnx)):
             if made.path.name == path.name:
                 return made
     raise RunError(
@@ -204,22 +220,9 @@ def _files_of(source: Path | None) -> list[Path]:
     return files
 
 
-def _describe(path: Path) -> OnnxInfo:
+def _onnx(path: Path) -> ModelFile:
     require_recorded(path)
     try:
-        return onnx_info(path)
+        return ModelFile(path.stem, path, onnx_info(path))
     except ExportError as error:
         raise RunError(error.message, hint=error.hint) from error
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
-    """File stems (for artifacts, names); duplicates get the folder as a prefix, then a number."""
-    stems = [path.name if path.suffix in _ARTIFACTS else path.stem for path in paths]
-    names = [
-        stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{stem}"
-        for stem, path in zip(stems, paths, strict=True)
-    ]
-    return [
-        name if names.count(name) == 1 else f"{name}#{names[:index].count(name) + 1}"
-        for index, name in enumerate(names)
-    ]

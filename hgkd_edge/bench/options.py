@@ -15,9 +15,13 @@ import numpy as np
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.parsing import parse_json
 
-__all__ = ["DEVICES", "BenchOptions", "parse_counts"]
+__all__ = ["DEVICES", "BenchOptions", "Progress", "parse_counts"]
 
 DEVICES = ("cpu", "cuda", "openvino", "jetson")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+Progress = Callable[[str, float], None]
+"""Called with the current step and its completed fraction."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class BenchOptions:
         resume: Reuse a build that an earlier, interrupted session finished on the host.
         ssh_config: An OpenSSH configuration file to use in place of the user's.
         load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
+
+    Raises:
+        DeviceError: A value that measures nothing, or an unknown one.
     """
 
     models: tuple[Path, ...] = ()
@@ -69,52 +76,35 @@ class BenchOptions:
     load_torch: Callable[[Path], Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise DeviceError(
-                f"--device '{self.device}' is not known", hint=f"one of {', '.join(DEVICES)}"
-            )
-        if self.copies not in ("in", "out"):
-            raise DeviceError(
-                f"--copies '{self.copies}' is not known", hint="in (counted) or out (not counted)"
-            )
-        if min(self.batches, default=0) < 1 or any(n is not None and n < 1 for n in self.threads):
-            raise DeviceError("--batch and --threads take whole numbers from 1 up", hint="1,8")
+        for option, value, known in (
+            ("device", self.device, DEVICES),
+            ("copies", self.copies, ("in", "out")),
+            *(("precision", one, _PRECISIONS) for one in self.precisions),
+        ):
+            if value not in known:
+                raise DeviceError(
+                    f"--{option} '{value}' is not known", hint=f"one of {', '.join(known)}"
+                )
+        counts = {"batch": self.batches, "threads": self.threads}
+        for option, values in {**counts, "count": [self.count], "rounds": [self.rounds]}.items():
+            wrong = [value for value in values if value is not None and value < 1]
+            if wrong:
+                raise DeviceError(f"--{option} {wrong[0]} measures nothing", hint="1 or more")
         if self.duration_s <= 0:
             raise DeviceError(
                 f"--duration {self.duration_s:g} measures nothing", hint="seconds, such as 5"
             )
-        if self.count is not None and self.count < 1:
-            raise DeviceError(f"--count {self.count} measures nothing", hint="1 or more")
-        if self.rounds < 1:
-            raise DeviceError(f"--rounds {self.rounds} measures nothing", hint="1 or more")
-        for precision in self.precisions:
-            if precision not in ("fp32", "fp16", "bf16", "int8"):
-                raise DeviceError(
-                    f"--precision '{precision}' is not known", hint="fp32, fp16, bf16 or int8"
-                )
         if self.host is not None and self.hosts is not None:
             raise DeviceError("--host and --hosts were both given", hint="give one of them")
-        if self.images is not None and (
-            self.images.ndim != 4 or self.images.shape[0] == 0 or self.images.dtype != np.float32
-        ):
-            raise DeviceError(
-                f"images are {self.images.dtype}{list(self.images.shape)}",
-                hint="give f32[N, 3, H, W] with at least one image",
-            )
 
     def settings(self) -> dict[str, Any]:
         """The record of the request in bench.json; images are named, not stored."""
-        kept = {
-            one.name: getattr(self, one.name)
-            for one in fields(self)
-            if one.name not in ("out", "ssh_config", "load_torch")
-        }
+        unrecorded = ("out", "ssh_config", "load_torch")
+        kept = {one.name: getattr(self, one.name) for one in fields(self)}
+        kept = {name: value for name, value in kept.items() if name not in unrecorded}
         if self.images is not None:
-            content = np.ascontiguousarray(self.images).tobytes()
-            kept["images"] = {
-                "shape": self.images.shape,
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
+            sha256 = hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest()
+            kept["images"] = {"shape": self.images.shape, "sha256": sha256}
         return parse_json(json.dumps(kept, default=str))
 
 
@@ -124,11 +114,10 @@ def parse_counts(text: str, *, option: str) -> tuple[int, ...]:
     Raises:
         DeviceError: Not a comma-separated list of whole numbers from 1 up.
     """
-    numbers = [re.fullmatch(r" *(\d{1,9}) *", part, re.ASCII) for part in text.split(",")]
-    counts = tuple(int(number[1]) for number in numbers if number) if all(numbers) else ()
-    if not counts or min(counts) < 1:
+    numbers = [re.fullmatch(r" *0*([1-9]\d{0,8}) *", part, re.ASCII) for part in text.split(",")]
+    if not all(numbers):
         raise DeviceError(
             f"{option} '{text}' is not a list of whole numbers from 1 up",
             hint=f"such as {option} 1,8",
         )
-    return tuple(dict.fromkeys(counts))
+    return tuple(dict.fromkeys(int(number[1]) for number in numbers if number))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, UserError
 from hgkd_edge.parsing import MAX_RECORD_BYTES, brief, parse_json, read_text
 from hgkd_edge.rundir import atomic_write
 
@@ -123,7 +123,7 @@ class Telemetry(Record):
     throughput; `idle_w` is the same total just before, with nothing running.
     """
 
-    source: Literal["tegrastats", "ina3221"]
+    source: Literal["tegrastats", "ina3221"]  # the latter in files of earlier versions
     samples: int
     rejected_lines: int
     interval_ms: float
@@ -193,6 +193,11 @@ class Measurement(Record):
     commands: list[list[str]] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 
+    @property
+    def computed_wrong(self) -> bool:
+        """Whether its outputs were found to differ from those of its ONNX file."""
+        return self.verification is not None and not self.verification.passed
+
 
 class Refusal(Record):
     """A runner that cannot run here, or a host that could not be measured, and why."""
@@ -200,6 +205,11 @@ class Refusal(Record):
     name: str
     reason: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: UserError) -> Refusal:
+        """The refusal that an error explains."""
+        return cls(name=name, reason=error.message, hint=error.hint)
 
 
 class Session(Record):
@@ -214,6 +224,11 @@ class Session(Record):
     measurements: list[Measurement]
     refusals: list[Refusal] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a device was measured by its own tools, a Jetson or another box."""
+        return "is_jetson" in self.environment
 
 
 class BenchFile(Record):

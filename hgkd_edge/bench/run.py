@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hgkd_edge.bench.inputs import fit, load_images
+from hgkd_edge.bench.inputs import load_images, make_inputs
 from hgkd_edge.bench.local import measure_here
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
-from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session, save_session
 from hgkd_edge.bench.runners import file_of, runners_for
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.run_files import RunFiles, require_recorded
 
 __all__ = ["BenchResult", "result_file", "run_bench"]
-
-Progress = Callable[[str, float], None]
 
 # Written by export next to the ONNX files: held-out images as the network sees them.
 KEPT_IMAGES = Path("export") / "images.npy"
@@ -41,23 +39,15 @@ def run_bench(
     `--host` and `--hosts` measure on those hosts, whatever the device; `--device jetson` without
     them measures this machine, which then must be a Jetson.
 
-    Args:
-        options: What to measure and how.
-        progress: Called with the current step and its completed fraction.
-
     Raises:
         RunError: No model to measure, or a bench.json that cannot be read.
         DeviceError: The device cannot be reached or used.
     """
-    away = options.host is not None or options.hosts is not None
-    if away or options.device == "jetson":
+    if options.host is not None or options.hosts is not None or options.device == "jetson":
         return _run_on_edge(options, progress)
     runners, refusals = runners_for(options.device, options.runners)
-    models = resolve_models(
-        options.models,
-        precisions=options.precisions,
-        kinds={file_of(runner) for runner in runners},
-    )
+    kinds = {file_of(runner) for runner in runners}
+    models = resolve_models(options.models, precisions=options.precisions, kinds=kinds)
     options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
     session = measure_here(models, runners, refusals, options, progress=progress)
@@ -80,22 +70,21 @@ def result_file(options: BenchOptions, name: str) -> Path:
 def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> BenchOptions:
     """The options with the real images that `export` kept in the run folder, if their size fits."""
     run = run_folder_of(options.models[0] if options.models else None)
-    kept = run / KEPT_IMAGES if run is not None else None
-    if options.images is not None or kept is None or not kept.exists():
+    if options.images is not None or run is None or not (run / KEPT_IMAGES).exists():
         return options
-    assert run is not None, "else there is no path to its images"
-    require_recorded(RunFiles(run).own(kept))
-    images = load_images(kept)
-    return replace(options, images=images) if fit(images, models) else options
+    require_recorded(RunFiles(run).own(run / KEPT_IMAGES))
+    images = load_images(run / KEPT_IMAGES)
+    try:
+        for model in models:
+            make_inputs(model, batch=model.fixed_batch() or 1, images=images)
+    except DeviceError:  # images of another size
+        return options
+    return replace(options, images=images)
 
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
-    from hgkd_edge.bench.edge.measure import (
-        is_jetson_here,
-        load_fleet,
-        measure_fleet,
-        measure_on,
-    )
+    from hgkd_edge.bench.edge.facts import is_jetson_here
+    from hgkd_edge.bench.edge.measure import load_fleet, measure_hosts
     from hgkd_edge.bench.edge.ssh import Host
 
     if options.runners:
@@ -103,9 +92,13 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
             "--runner chooses among the runners of this machine; a device has its own",
             hint="remove --runner, or remove --host and --device jetson",
         )
-    host = Host.parse(options.host) if options.host is not None else None
-    fleet = load_fleet(options.hosts) if options.hosts is not None else None
-    if host is None and fleet is None and not is_jetson_here():
+    if options.hosts is not None:
+        hosts = load_fleet(options.hosts)
+    elif options.host is not None:
+        hosts = {options.host: Host.parse(options.host)}
+    elif is_jetson_here():
+        hosts = {"jetson": None}
+    else:
         raise DeviceError(
             "this machine is not a Jetson, and no --host was given",
             hint="over SSH: hgkd-edge bench --device jetson --host user@jetson; "
@@ -114,12 +107,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
     models = resolve_models(options.models)
     options = _with_kept_images(options, models)
     file = result_file(options, "bench.json")
-    refusals: list[Refusal] = []
-    if fleet is not None:
-        sessions, refusals = measure_fleet(
-            fleet, models, options, keep=lambda one: save_session(file, one), progress=progress
-        )
-    else:
-        sessions = [measure_on(host, models, options, progress=progress)]
-        save_session(file, sessions[0])
+    sessions, refusals = measure_hosts(
+        hosts, models, options, keep=lambda one: save_session(file, one), progress=progress
+    )
     return BenchResult(sessions, file, refusals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,17 +27,14 @@ _OF_DEVICE = {
 _MODULE = ".safetensors"  # the file of a runner that measures a PyTorch module
 
 
-def list_runners() -> list[tuple[str, Refusal | None]]:
+def list_runners(names: Iterable[str] = ()) -> list[tuple[str, Refusal | None]]:
     """(name, None) for a runner that works here, (name, why not) for one that does not."""
-    return [(name, _refusal(runner)) for name, runner in RUNTIMES.items()]
+    missing = {name: RUNTIMES[name].missing() for name in names or RUNTIMES}
+    return [(name, Refusal.of(name, error) if error else None) for name, error in missing.items()]
 
 
 def runners_for(device: str, names: tuple[str, ...]) -> tuple[list[Runtime], list[Refusal]]:
-    """The runners to measure with, and the ones of this device that cannot run here.
-
-    Args:
-        device: cpu, cuda or openvino.
-        names: Requested runners; empty uses the device's defaults.
+    """The runners to measure with (by default those of the device), and those that cannot run here.
 
     Raises:
         DeviceError: An unknown name, a named runner that cannot run, or none left for the device.
@@ -44,15 +42,11 @@ def runners_for(device: str, names: tuple[str, ...]) -> tuple[list[Runtime], lis
     for name in names:
         if name not in RUNTIMES:
             raise DeviceError(f"runner '{name}' is not known", hint=f"one of {', '.join(RUNTIMES)}")
-    able, refused = [], []
-    for name in names or _OF_DEVICE[device]:
-        refusal = _refusal(RUNTIMES[name])
-        if refusal is None:
-            able.append(RUNTIMES[name])
-        elif names:
-            raise DeviceError(f"runner '{name}': {refusal.reason}", hint=refusal.hint)
-        else:
-            refused.append(refusal)
+    found = list_runners(names or _OF_DEVICE[device])
+    able = [RUNTIMES[name] for name, refusal in found if refusal is None]
+    refused = [refusal for _name, refusal in found if refusal is not None]
+    if names and refused:
+        raise DeviceError(f"runner '{refused[0].name}': {refused[0].reason}", hint=refused[0].hint)
     if not able:
         reasons = "; ".join(f"{one.name}: {one.reason}" for one in refused)
         hints = next((one.hint for one in refused if one.hint), "")
@@ -76,13 +70,9 @@ def open_case(
 ) -> tuple[Session, float | None]:
     """A session for exactly these shapes, and the ms spent building an engine.
 
-    Args:
-        runner: The runtime.
-        model: The file. TensorRT builds an engine from an ONNX file without an exported engine.
-        feeds: Input name -> array.
-        threads: Threads inside an operator; None leaves it to the runtime.
-        module: The PyTorch module to measure instead of the file, for runners of modules.
-        trust_engine: Load an engine although it was not built on this machine: it is machine code.
+    TensorRT builds an engine from an ONNX file without an exported engine. Runners of modules open
+    `module` instead of the file. An engine is machine code: one that was not built on this machine
+    is loaded only with `trust_engine`.
 
     Raises:
         DeviceError: The runtime refuses the model.
@@ -108,13 +98,6 @@ def open_case(
         return runner.open(model.path, options), None
     except UserError as error:
         raise DeviceError(error.message, hint=error.hint) from error
-
-
-def _refusal(runner: Runtime) -> Refusal | None:
-    error = runner.missing()
-    return (
-        None if error is None else Refusal(name=runner.name, reason=error.message, hint=error.hint)
-    )
 
 
 def _build(runner: Runtime, model: ModelFile, folder: Path, batch: int) -> tuple[Path, float]:

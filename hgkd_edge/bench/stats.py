@@ -23,14 +23,9 @@ _WIDEN = 2.093 / 1.960 * (20 / 19) ** 0.5
 
 
 def summarize(times_ms: np.ndarray) -> Latency:
-    """Describe single-inference times.
+    """Describe single-inference times: f64[n] in ms, in the order in which they were measured.
 
-    Args:
-        times_ms: f64[n], n >= 1, in the order in which they were measured.
-
-    Returns:
-        Count, mean with 95 % interval, standard deviation, min, p50/p90/p95/p99, max (ms).
-        Percentiles interpolate linearly between samples.
+    Percentiles interpolate linearly between samples.
 
     Raises:
         ValueError: No samples.
@@ -62,13 +57,8 @@ def mean_interval(
     give too narrow an interval; whole blocks are resampled instead (Carlstein 1986, non-overlapping
     blocks). The interval covers this run only; conditions may differ in another run.
 
-    Args:
-        times_ms: f64[n] in measured order.
-        resamples: Bootstrap resamples.
-        seed: The interval is the same each time it is computed from the same samples.
-
-    Returns:
-        (low, high) in ms; (mean, mean) for fewer than 2 samples.
+    The same samples, f64[n] in measured order, give the same (low, high) each time; fewer than two
+    give (mean, mean).
     """
     times = np.asarray(times_ms, dtype=np.float64)
     if times.size < 2:
@@ -84,11 +74,7 @@ def mean_interval(
 
 
 def noise_of(rounds: Sequence[np.ndarray]) -> Noise:
-    """Spread of the times within the run and drift between its rounds.
-
-    Args:
-        rounds: One f64[n_i] array of times per interleaved round.
-    """
+    """Spread of the times within the run, and drift between its interleaved rounds: f64[n_i]."""
     everything = np.concatenate(list(rounds))
     q25, median, q75 = np.percentile(everything, [25, 50, 75])
     medians = np.array([np.median(part) for part in rounds])
@@ -97,11 +83,11 @@ def noise_of(rounds: Sequence[np.ndarray]) -> Noise:
     return Noise(spread=spread, drift=drift, noisy=spread > _WIDE_SPREAD or drift > _WIDE_DRIFT)
 
 
-def ratio_of(case: Sequence[np.ndarray], base: Sequence[np.ndarray], *, name: str) -> Ratio:
-    """Time of `case` over that of `base`, paired round by round.
+def ratio_of(case: Sequence[float], base: Sequence[float], *, name: str) -> Ratio:
+    """Time of `case` over that of `base`, from the medians of each round, paired round by round.
 
     Machines drift. Two cases of the same round run under the same conditions, so their ratio is
     valid where the ratio of two separate runs may not be.
     """
-    pairs = [float(np.median(one) / np.median(two)) for one, two in zip(case, base, strict=True)]
+    pairs = [one / two for one, two in zip(case, base, strict=True)]
     return Ratio(to=name, median=float(np.median(pairs)), low=min(pairs), high=max(pairs))

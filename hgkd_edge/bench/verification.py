@@ -37,27 +37,14 @@ class WrongOutputs(UserError):
 
 @dataclass(frozen=True)
 class Probe:
-    """The inputs and the expected outputs.
-
-    Args:
-        feeds: Input name -> array, one entry per call; the first is also used for timing.
-        inputs: The record of an entry.
-        wanted: Output name -> array, one entry per call; None when nothing can be compared, and
-            then `reason` says why.
-        onnx: Name of the file that computed it.
-        reason: See `wanted`.
-    """
+    """The inputs of each call (the first is also used for timing), their record, and the outputs
+    that the file `onnx` computes: None when nothing can be compared, for this `reason`."""
 
     feeds: list[dict[str, np.ndarray]] = field(repr=False)
     inputs: list[InputInfo]
     wanted: list[Outputs] | None = field(repr=False)
     onnx: str
     reason: str = ""
-
-    @property
-    def images(self) -> int:
-        """Number of compared images."""
-        return len(self.feeds) * self.inputs[0].shape[0] if self.inputs else len(self.feeds)
 
 
 def make_probe(
@@ -71,20 +58,14 @@ def make_probe(
     """Inputs of one model at one batch size, and ONNX Runtime's outputs for them on this machine.
 
     Args:
-        model: The file; its ONNX file is the reference.
-        batch: B.
-        images: f32[N, 3, H, W], normalized; None feeds the fixed-seed tensor.
-        most_images: Maximum number of these that are fed.
+        images: f32[N, 3, H, W], normalized, of which `most_images` are fed; None feeds the
+            fixed-seed tensor.
         most_values: Maximum output values of all calls to compare; None: no limit.
     """
     calls = 1 if images is None else -(-min(most_images, len(images)) // batch)
-    feeds: list[dict[str, np.ndarray]] = []
-    inputs: list[InputInfo] = []
-    onnx = model.reference.name
-    for call in range(calls):
-        shown = None if images is None else np.roll(images, -call * batch, axis=0)
-        arrays, inputs = make_inputs(model, batch=batch, images=shown)
-        feeds.append(arrays)
+    shown = [None if images is None else np.roll(images, -n * batch, axis=0) for n in range(calls)]
+    made = [make_inputs(model, batch=batch, images=part) for part in shown]
+    feeds, inputs, onnx = [one for one, _info in made], made[0][1], model.reference.name
     try:
         session = runtimes.open(model.reference)
         wanted = [
@@ -113,8 +94,6 @@ def judge(
     """Compare the outputs of a case, or say why they cannot be compared.
 
     Args:
-        name: The case.
-        probe: The inputs and expected outputs.
         got: The outputs, one entry per call.
         bound: Row of exporters' table of tolerances.
         where: Where ONNX Runtime computed the reference outputs, for the record.
@@ -124,59 +103,41 @@ def judge(
     Raises:
         WrongOutputs: They disagree.
     """
-    if probe.wanted is None:
+    wanted, limits, seen = probe.wanted, TOLERANCES[bound], None
+    if wanted is None:
         return probe.reason
-    verification, reported = _compare(probe, probe.wanted, got, bound=bound, where=where, few=few)
-    if not verification.passed and not unverified:
-        raise WrongOutputs(
-            f"{name}: its outputs differ from those of '{probe.onnx}': {reported}",
-            hint="do not deploy it; export it again or try another precision, or --unverified to "
-            "measure it all the same",
-        )
-    return verification
-
-
-def _compare(
-    probe: Probe,
-    wanted: Sequence[Outputs],
-    got: Sequence[Outputs],
-    *,
-    bound: str,
-    where: str,
-    few: bool,
-) -> tuple[Verification, str]:
-    """The record, and the figures as text."""
-    limits = TOLERANCES[bound]
-    relative = cosine = top1 = None
+    source = probe.inputs[0].source if probe.inputs else "synthetic"
     try:
-        agreement = verify(
+        seen = verify(
             lambda call: wanted[int(call[0])],
             lambda call: got[int(call[0])],
             np.arange(len(wanted)),
             precision=bound,
             batch_size=1,
-            tolerance=_for(probe, limits, few=few),
+            tolerance=_for(source, limits, few=few),
         )
-        passed, reported = agreement.passed, agreement.describe().partition(": ")[2]
-        relative, cosine, top1 = (
-            agreement.relative_error,
-            agreement.cosine,
-            agreement.top1_agreement,
-        )
+        figures = seen.describe().partition(": ")[2]
     except (ExportError, ValueError, LookupError) as error:  # an output or a call is missing
-        passed, reported = False, f"the outputs cannot be compared ({error})"
+        figures = f"the outputs cannot be compared ({error})"
+    passed = seen is not None and seen.passed
+    if not passed and not unverified:
+        raise WrongOutputs(
+            f"{name}: its outputs differ from those of '{probe.onnx}': {figures}",
+            hint="do not deploy it; export it again, try another precision, or measure it anyway "
+            "with --unverified",
+        )
     return Verification(
-        images=probe.images,
-        source=probe.inputs[0].source,
+        images=len(probe.feeds) * (probe.inputs[0].shape[0] if probe.inputs else 1),
+        source=source,
         reference=f"onnxruntime {onnxruntime.__version__} {where}",
         bound=bound,
         most_relative_error=limits.relative,
         least_cosine=limits.cosine,
-        relative_error=relative if relative is not None and np.isfinite(relative) else None,
-        cosine=cosine if cosine is not None and np.isfinite(cosine) else None,
-        top1=top1,
+        relative_error=_finite(seen.relative_error) if seen else None,
+        cosine=_finite(seen.cosine) if seen else None,
+        top1=seen.top1_agreement if seen else None,
         passed=passed,
-    ), reported
+    )
 
 
 def loosest(*precisions: str) -> str:
@@ -184,9 +145,13 @@ def loosest(*precisions: str) -> str:
     return max((_ROW_OF.get(one, one) for one in precisions), key=_ROWS.index)
 
 
-def _for(probe: Probe, limits: Tolerance, *, few: bool) -> Tolerance:
+def _for(source: str, limits: Tolerance, *, few: bool) -> Tolerance:
     if few:
         return replace(limits, noise=None, worst=None, tie=0.0)
-    if probe.inputs[0].source == "synthetic":  # noise has no class: every decision is a tie
+    if source == "synthetic":  # noise has no class: every decision is a tie
         return replace(limits, noise=None, worst=None, top1=0.0, iou=0.0)
     return limits
+
+
+def _finite(figure: float | None) -> float | None:
+    return figure if figure is not None and np.isfinite(figure) else None

@@ -24,6 +24,7 @@ from exporters.onnx_info import exposed, onnx_info, read_onnx
 from exporters.runtimes import Outputs
 from exporters.verify import require, verify
 from hgkd_edge.bundles.source import Bundle, BundleSource, require_plain_names, write_labels
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.tasks.answers import SUPPRESSION, decide
 
 __all__ = ["BUNDLE", "config_text", "read_as_nvinfer"]
@@ -49,7 +50,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
         mean=taken.mean, std=taken.std, geometry=taken.geometry, frame=frame, planes=True
     )
     model = folder / "model.onnx"
-    bake(source.plain, model, preprocessing=pre, postprocessing=post[task])
+    bake(source.plain, model, preprocessing=pre, postprocessing=post[task], prefix=PREFIX)
     _prove(source, model, placed)
     # A classifier's line lists the classes of one of its outputs, a detector's is one class.
     separator = ";" if task == "classify" else "\n"

@@ -29,10 +29,10 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help panels would double the time that --help takes
-    help="Distill a Vision Transformer into a small dense CNN, export it with proof, measure it.",
+    help="Distill a Vision Transformer into a small dense CNN; export, verify and measure it.",
     epilog="Start with: hgkd-edge demo",
 )
 # In the order of --help.
@@ -70,7 +70,7 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
 ) -> None:
@@ -79,4 +79,4 @@ def options(
 
 def main() -> NoReturn:
     """Entry point."""
-    run_app(app)
+    run_app(lambda: app(standalone_mode=False))  # usage errors too are printed as ours

@@ -19,15 +19,16 @@ Models = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, openvino or jetson.")]
 Host = Annotated[
-    str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure there, over SSH.")
+    str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure on this device, over SSH.")
 ]
 Hosts = Annotated[
-    Path | None, typer.Option(metavar="FLEET.yaml", help="Measure all of these over SSH.")
+    Path | None,
+    typer.Option(metavar="FLEET.yaml", help="Measure on all devices of a file, over SSH."),
 ]
 Batches = Annotated[str, typer.Option(help="Batch sizes to sweep, such as 1,8.")]
 Threads = Annotated[str, typer.Option(help="CPU threads to sweep, such as 1,2.")]
-Precisions = Annotated[str, typer.Option(help="Only these, such as fp16,int8.")]
-Runners = Annotated[str, typer.Option(help="Runners of this machine (see: devices).")]
+Precisions = Annotated[str, typer.Option(help="Precisions to measure, such as fp16,int8.")]
+Runners = Annotated[str, typer.Option(help="Runners to use (hgkd-edge devices lists them).")]
 Copies = Annotated[str, typer.Option(help="Input and output copies: in or out of the time.")]
 Duration = Annotated[float, typer.Option(help="Measured seconds per case.")]
 Rounds = Annotated[int, typer.Option(help="Interleaved visits per case.")]
@@ -35,7 +36,7 @@ Inputs = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npy", help="Real input, f32[N,3,H,W]; default: what export kept."),
 ]
-Count = Annotated[int | None, typer.Option(help="Measured runs per case, in place of --duration.")]
+Count = Annotated[int | None, typer.Option(help="Measured runs per case, instead of --duration.")]
 Unverified = Annotated[
     bool, typer.Option("--unverified", help="Measure even if the outputs are wrong.")
 ]
@@ -45,17 +46,18 @@ Resume = Annotated[
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="Roofline estimate for devices that are not available.")
 ]
-On = Annotated[str, typer.Option(help="With --estimate: devices, such as orin-nano-8.")]
+On = Annotated[str, typer.Option(help="With --estimate: devices, such as orin-nano.")]
 Compare = Annotated[
-    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Ratios of two bench.json.")
+    tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare two bench.json files.")
 ]
 Pipeline = Annotated[
     Path | None,
-    typer.Option(metavar="IMAGES", help="Time decoding and the other stages of predict as well."),
+    typer.Option(metavar="IMAGES", help="Also time decoding and the other stages of predict."),
 ]
-SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration instead of yours.")]
+SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration file to use.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Write here; default: bench.json in the run folder.")
+    Path | None,
+    typer.Option("--out", "-o", help="Result file; default: bench.json in the run folder."),
 ]
 
 
@@ -84,7 +86,7 @@ def bench(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency and throughput: here, on a Jetson, or over SSH.
+    """Measure latency and throughput, locally or on a device over SSH.
 
     Example: hgkd-edge bench model.onnx --batch 1,8 --threads 1,2
 
@@ -136,9 +138,9 @@ def _load_torch(run: Path) -> Any:
 
 
 def _measure(options: BenchOptions, *, as_json: bool) -> None:
-    from hgkd_edge.bench.progress import live_progress
     from hgkd_edge.bench.run import run_bench
     from hgkd_edge.bench.tables import fleet_view, session_view
+    from hgkd_edge.console import live_progress
 
     with live_progress() as tell:
         result = run_bench(options, progress=tell)

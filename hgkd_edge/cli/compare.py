@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hgkd_edge.cli.options import AsJson
+from hgkd_edge.cli.options import AsJson, Runs
 from hgkd_edge.cli.output import show
 
 if TYPE_CHECKING:
     from hgkd_edge.rundir import RunDir
 
-Runs = Annotated[
-    list[Path] | None, typer.Argument(metavar="[RUN]...", help="Default: the latest run.")
-]
 Measure = Annotated[
-    bool, typer.Option("--measure", help="Measure what has no times on this machine, as bench.")
+    bool, typer.Option("--measure", help="Measure files that have no latency on this machine.")
 ]
 MaxDrop = Annotated[
-    float, typer.Option(min=0, help="Points below fp32 that a file may score without a warning.")
+    float, typer.Option(min=0, help="Loss against fp32, in points, that needs no warning.")
 ]
 
 
 def compare(
     runs: Runs = None, measure: Measure = False, max_drop: MaxDrop = 1.0, as_json: AsJson = False
 ) -> None:
-    """Show which exported file to deploy: score, agreement, latency and size by device.
+    """Compare exported files by score, latency and size.
+
+    It shows which file to deploy on which device.
 
     Times are those that bench has recorded. Scores that no command has recorded are taken on the
     run's held-out images and kept in scores.json.
@@ -48,8 +46,8 @@ def compare(
 
 
 def _measure(folders: list[RunDir]) -> list[str]:
-    from hgkd_edge.bench.progress import live_progress
     from hgkd_edge.comparison.measuring import measure_missing
+    from hgkd_edge.console import live_progress
 
     with live_progress() as tell:
         return [line for folder in folders for line in measure_missing(folder, tell)]

@@ -24,10 +24,12 @@ def data(
     draw: Annotated[
         int, typer.Option(min=0, help="Draw this many annotated images as PNG files.")
     ] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("data-pictures"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path(
+        "data-pictures"
+    ),
     as_json: AsJson = False,
 ) -> None:
-    """Show what a data set holds: format, images, objects per class, what is skipped and why.
+    """Check a data set: format, classes, and what is skipped and why.
 
     Example: hgkd-edge data photos --draw 20
     """
@@ -63,7 +65,7 @@ def _table(found: Survey) -> Any:
     from rich.text import Text
 
     table = Table()
-    table.add_column("class" if found.classes else "")
+    table.add_column("class" if found.classes else "count")
     for split in found.splits:
         table.add_column(split, justify="right")
     parts = list(found.splits.values())

@@ -7,7 +7,7 @@ from hgkd_edge.cli.output import show
 
 
 def devices(as_json: AsJson = False) -> None:
-    """List the known edge devices, and what can be measured on this machine.
+    """List known edge devices, and the runners of this machine.
 
     Example: hgkd-edge devices
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
-from hgkd_edge.cli.output import at_work, next_line, say, show
+from hgkd_edge.cli.output import announce, at_work, next_line, say, show
 from hgkd_edge.processes import on_main
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def distill(
     check_updates: Annotated[int, typer.Option(min=1, help="Updates of --check.")] = 300,
     as_json: AsJson = False,
 ) -> None:
-    """Train a sparse CNN student to predict what a Transformer infers; leave a dense CNN.
+    """Distill a Vision Transformer into a dense CNN.
+
+    A sparse CNN sees the visible patches and learns to predict the Transformer's features.
 
     Example: hgkd-edge distill recipe.yaml --set student.name=resnet50
     """
@@ -63,7 +65,8 @@ def distill(
         from hgkd_edge import distill as verb
 
         until = check_updates if check else None
-        with at_work(folder, folder.why_this_folder()):
+        announce(folder, folder.why_this_folder())
+        with at_work(folder):
             made = verb.distill(loaded, folder, parts=parts, resume=resume, until=until)
             result = {"run": str(folder.path), **made}
     show(result, as_json, lambda: distilled_lines(result))

@@ -21,7 +21,7 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this machine can do, and what to install for the rest.
+    """Show what this machine can do, and what to install for the rest.
 
     Example: hgkd-edge doctor
     """
@@ -43,11 +43,11 @@ def _table(capabilities: Sequence[Capability]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", "for", "found, or how to get it")
+    table = Table("ready", "feature", "found, or how to get it")
     for capability in capabilities:
         there = capability.available
         sign = Text("yes", style="green") if there else Text("no", style="yellow")
-        table.add_row(sign, capability.name, capability.found if there else capability.fix)
+        table.add_row(sign, capability.name, capability.found if there else capability.hint)
     return table
 
 

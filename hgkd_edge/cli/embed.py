@@ -14,15 +14,17 @@ from hgkd_edge.cli.output import show
 def embed(
     model: Annotated[Path, typer.Argument(help="Run folder or name, or a backbone's .onnx.")],
     images: Images,
-    out: Annotated[Path, typer.Option(help="File for the features: .npz or .parquet.")] = Path(
-        "features.npz"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File for the features: .npz or .parquet.")
+    ] = Path("features.npz"),
     neighbors: Annotated[
         bool, typer.Option("--neighbors", help="Draw images with their nearest neighbors.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a backbone's features of images, for search, deduplication and active learning.
+    """Save a backbone's features of images.
+
+    For search, deduplication and active learning.
 
     Example: hgkd-edge embed runs/demo photos/ --out features.npz --neighbors
     """

@@ -19,7 +19,7 @@ def evaluate(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, val, test or holdout; default: what training never saw."),
+        typer.Option(help="train, val, test or holdout; default: the held-out one."),
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Score the frozen backbone: k-NN, linear probe.")
@@ -27,7 +27,7 @@ def evaluate(
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score the fine-tuned model, or, before there is one, the frozen backbone's features.
+    """Score the fine-tuned model, or the backbone, on held-out images.
 
     Example: hgkd-edge evaluate runs/demo --model runs/demo/export/demo.fp32.onnx
     """

@@ -13,18 +13,24 @@ from hgkd_edge.cli.output import say, say_error, show
 if TYPE_CHECKING:
     from hgkd_edge.export_options import ExportOptions
 
-Onnx = Annotated[bool, typer.Option("--onnx", help="ONNX, verified on real images (always made).")]
+Onnx = Annotated[
+    bool, typer.Option("--onnx", help="Write an ONNX model (always made).", show_default=False)
+]
 Trt = Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")]
 OpenVino = Annotated[bool, typer.Option("--openvino", help="Also write an OpenVINO model.")]
-Precision = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
+Precision = Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16 or int8.")]
 Backbone = Annotated[
     bool, typer.Option("--backbone", help="The bare backbone, not the fine-tuned model.")
 ]
 FixedBatch = Annotated[
-    bool, typer.Option("--fixed-batch/--dynamic-batch", help="Fix the batch to 1.")
+    bool,
+    typer.Option("--fixed-batch/--dynamic-batch", help="Fix the batch to 1.", show_default=False),
 ]
 DynamicSize = Annotated[
-    bool, typer.Option("--dynamic-size/--fixed-size", help="Leave height and width free.")
+    bool,
+    typer.Option(
+        "--dynamic-size/--fixed-size", help="Leave height and width free.", show_default=False
+    ),
 ]
 Calibration = Annotated[int | None, typer.Option(help="INT8: calibration images [default: 512].")]
 CalibrationData = Annotated[
@@ -36,7 +42,7 @@ CalibrationMethod = Annotated[
 Flavors = Annotated[list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")]
 Flavours = Annotated[list[str] | None, typer.Option("--flavour", hidden=True)]
 Sensitivity = Annotated[
-    bool, typer.Option("--sensitivity", help="INT8: rank layers by the damage they do.")
+    bool, typer.Option("--sensitivity", help="INT8: rank layers by their effect on the score.")
 ]
 MaxDrop = Annotated[
     float | None,
@@ -50,7 +56,7 @@ Targets = Annotated[
     typer.Option(metavar="8.6", help="TensorRT-RTX: compute capability. Repeatable."),
 ]
 Dla = Annotated[
-    int | None, typer.Option(metavar="CORE", help="TensorRT on a Jetson: use this DLA.")
+    int | None, typer.Option(metavar="CORE", help="TensorRT on a Jetson: use this DLA core.")
 ]
 BakePreprocessing = Annotated[
     bool, typer.Option("--bake-preprocessing", help="Take uint8 frames [B, H, W, 3].")
@@ -63,7 +69,7 @@ Bundles = Annotated[
     typer.Option(help="Folder to deploy: triton, deepstream, timm, predict, jetson. Repeatable."),
 ]
 BakePostprocessing = Annotated[
-    bool, typer.Option("--bake-postprocessing", help="Give probabilities, class maps or boxes.")
+    bool, typer.Option("--bake-postprocessing", help="Output probabilities, class maps or boxes.")
 ]
 
 
@@ -94,7 +100,9 @@ def export(
     bundle: Bundles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a run to ONNX, OpenVINO and TensorRT, each file verified on real images.
+    """Export to ONNX, OpenVINO and TensorRT, and verify every file.
+
+    Files are compared with the network on real images that training did not see.
 
     Example: hgkd-edge export runs/demo --onnx --trt
 

@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 import typer
 
-from hgkd_edge.errors import DataError, MissingPackageError, UserError
+from hgkd_edge.errors import DataError, MissingPackageError, UserError, is_out_of_memory
 from hgkd_edge.processes import end, is_main, rank
 
 __all__ = ["run_app"]
 
+# click's, which some releases of typer bring under another name.
+UsageError: Any = typer.BadParameter.__base__
 STOPPED = 130  # exit code after Ctrl-C
 # What an OSError says when a file could not be written.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -32,12 +34,14 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        code = app()
     except SystemExit as done:  # how typer ends, also well
         end(done.code if isinstance(done.code, int) else 0)
     except KeyboardInterrupt:
         _fail("stopped", "", STOPPED)
     except Exception as error:
+        if isinstance(error, UsageError):
+            _fail_usage(error)
         if debug:
             _show_traceback()
         if isinstance(error, ModuleNotFoundError) and error.name:
@@ -48,11 +52,23 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
             _fail(error.message, error.hint, error.exit_code)
         if isinstance(error, OSError) and error.filename:
             _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
+        if is_out_of_memory(error):
+            _fail("out of memory", "close other programs, or use smaller images or batches", 1)
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
         _fail(f"{type(error).__name__}: {error}", bug, 1)
-    end(0)
+    end(code if isinstance(code, int) else 0)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """A command line that cannot be parsed; without any arguments, the help text."""
+    message = error.format_message().rstrip(".")
+    if message.startswith("Usage: "):
+        typer.echo(message, err=True)
+        end(2)
+    hint = f"{error.ctx.command_path} --help" if error.ctx else ""
+    _fail(message[:1].lower() + message[1:], hint, 2)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, Run
-from hgkd_edge.cli.output import at_work, next_line, say, show
+from hgkd_edge.cli.output import announce, at_work, next_line, say, show
 from hgkd_edge.processes import on_main
 
 if TYPE_CHECKING:
@@ -19,25 +19,31 @@ if TYPE_CHECKING:
 def finetune(
     run: Run = None,
     task: Annotated[
-        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+        str | None,
+        typer.Option("--task", "-t", help="classify, segment or detect [default: classify]."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Labeled images; default: those of the run.")
+        Path | None, typer.Option("--data", "-d", help="Labeled images; default: those of the run.")
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="distilled (default); or timm, scratch: to compare with."),
+        typer.Option(help="distilled [default], timm or scratch: the initial weights."),
     ] = None,
+    qat: Annotated[
+        bool,
+        typer.Option("--qat", help="Continue the run's fine-tuning with INT8 simulated."),
+    ] = False,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume where it stopped, with its own settings.")
+        bool, typer.Option("--resume", help="Resume a stopped fine-tuning with its settings.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the run's backbone for a task; leave model.safetensors and a model card.
+    """Fine-tune a run's backbone to classify, segment or detect.
 
     A run keeps one fine-tuned model: a second one, and one not initialized from the run's weights,
-    gets a separate run next to it, RUN-TASK or RUN-INIT.
+    gets a separate run next to it, RUN-TASK or RUN-INIT. --qat trains a fine-tuned model further so
+    that it loses less in INT8, and leaves RUN-qat.
 
     Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
     """
@@ -46,9 +52,11 @@ def finetune(
 
     def prepare() -> tuple[FinetuneConfig, RunDir, str]:
         folder = RunDir.resolve(run)
+        named = {"task": task, "init": init, "data.path": data}
+        asked = [f"{key}={value}" for key, value in named.items() if value is not None]
+        if qat:
+            return *_quantization_aware(folder, [*asked, *(overrides or ())], resume), ""
         if resume:
-            named = {"task": task, "init": init, "data.path": data}
-            asked = [f"{key}={value}" for key, value in named.items() if value is not None]
             return settings.resume(folder, [*asked, *(overrides or ())]), folder, ""
         chosen = settings.resolve(
             folder, task or "classify", data, init or "distilled", overrides or ()
@@ -69,9 +77,31 @@ def finetune(
     else:
         from hgkd_edge import finetune as verb
 
-        with at_work(folder, because):
-            result = verb.finetune(chosen, folder, resume=resume)
+        with at_work(folder):
+            result = verb.finetune(
+                chosen, folder, resume=resume, opened=lambda: announce(folder, because)
+            )
     show(result, as_json, lambda: finetuned_lines(result, folder))
+
+
+def _quantization_aware(
+    folder: RunDir, overrides: list[str], resume: bool
+) -> tuple[FinetuneConfig, RunDir]:
+    """Settings and folder of `--qat`; what cannot work leaves no folder behind."""
+    from hgkd_edge.errors import RunError
+    from hgkd_edge.models.quantized import require_modelopt
+    from hgkd_edge.tasks import config as settings
+
+    require_modelopt()
+    if not resume:
+        return settings.quantization_aware(folder, overrides), folder.branch("qat")
+    begun = settings.resume(folder, overrides)
+    if begun.qat is None:
+        raise RunError(
+            f"the fine-tuning in '{folder.path}' is not quantization-aware",
+            hint=f"hgkd-edge finetune {folder.path} --resume",
+        )
+    return begun, folder
 
 
 def finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
@@ -81,5 +111,11 @@ def finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
     lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
     if "scores" in result:
         lines.insert(0, task_table(result))
-    commands = ("export {run} --onnx --trt", "predict {run} IMAGES", "bench")
+    if "int8_score" in result:
+        metric, score = result["metric"], result["int8_score"]
+        lines.append(f"with INT8 simulated: {metric} {score:.4f}")
+    export = (
+        "export {run} --precision int8" if "int8_score" in result else "export {run} --onnx --trt"
+    )
+    commands = (export, "predict {run} IMAGES", "bench")
     return [*lines, *warning_lines(result), next_line(str(run.path), *commands)]

@@ -16,7 +16,7 @@ from hgkd_edge.processes import is_main
 if TYPE_CHECKING:
     from hgkd_edge.rundir import RunDir
 
-__all__ = ["at_work", "next_line", "say", "say_error", "show"]
+__all__ = ["announce", "at_work", "next_line", "say", "say_error", "show"]
 
 
 def show(result: Any, as_json: bool, lines: Callable[[], Iterable[Any]]) -> None:
@@ -57,13 +57,17 @@ def next_line(run: str, *commands: str) -> str:
     return "next: " + ", ".join(f"hgkd-edge {command}" for command in named)
 
 
+def announce(folder: RunDir, because: str = "") -> None:
+    """Name the run folder, and why it is this one."""
+    say(f"run folder: {folder.path}" + (f" ({because})" if because else ""))
+
+
 @contextlib.contextmanager
-def at_work(folder: RunDir, because: str = "") -> Iterator[None]:
-    """Announce a folder and train in it, as `RunDir.at_work`; the main process sees to it.
+def at_work(folder: RunDir) -> Iterator[None]:
+    """Train in a folder, as `RunDir.at_work`; the main process sees to it.
 
     SIGTERM, as schedulers and torchrun send it, cleans up as Ctrl-C does.
     """
-    say(f"run folder: {folder.path}" + (f" ({because})" if because else ""))
 
     def terminate(number: int, frame: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -33,7 +33,9 @@ def predict(
         Path, typer.Argument(help="Run folder or name, model.safetensors, .onnx, .xml or .plan.")
     ],
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and JSON.")] = Path(
+        "predictions"
+    ),
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -48,10 +50,10 @@ def predict(
         bool, typer.Option("--watch", help="Predict images as they appear in a folder.")
     ] = False,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Of a video or with --watch: stop after this many.")
+        int | None, typer.Option(min=1, help="Videos and --watch: stop after this many.")
     ] = None,
     video: Annotated[
-        bool, typer.Option("--video/--no-video", help="Write an annotated video of a video.")
+        bool, typer.Option("--video/--no-video", help="Write an annotated copy of a video.")
     ] = True,
     reconnect: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for a stream that broke.")
@@ -59,7 +61,7 @@ def predict(
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:
-    """Label, segment or find objects in photos and videos with a fine-tuned model.
+    """Classify, segment or detect in images, videos and streams.
 
     Example: hgkd-edge predict runs/demo/export/demo.fp32.onnx photos/
 
@@ -132,7 +134,7 @@ def _video_lines(made: Summary) -> Iterator[Any]:
     if made.damaged:
         yield f"damaged: {made.damaged} packets that could not be decoded"
     if made.reconnects:
-        yield f"reconnected: {made.reconnects} times"
+        yield f"reconnects: {made.reconnects}"
     if made.errors:
         yield f"errors: {made.errors} frames without a prediction"
     yield f"predictions, one JSON record per line: {made.answers}"

@@ -11,9 +11,11 @@ def pretrain(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train only a recipe's teacher, without labels; `distill` does it by itself.
+    """Pre-train only a recipe's teacher, without labels.
 
-    If it is stopped, the same command resumes it. Example: hgkd-edge pretrain demo-teacher
+    `distill` does it too. If it is stopped, the same command resumes it.
+
+    Example: hgkd-edge pretrain demo-teacher
     """
     from hgkd_edge.errors import RecipeError
     from hgkd_edge.recipe import find_recipe, load_recipe

@@ -11,13 +11,16 @@ from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import show
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Recipes that come with the package."
+    no_args_is_help=True, rich_markup_mode=None, help="List, show and validate recipes."
 )
 
 
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
-    """List the built-in recipes. Example: hgkd-edge recipes list"""
+    """List the built-in recipes.
+
+    Example: hgkd-edge recipes list
+    """
     from hgkd_edge.recipe import builtin_recipes, recipe_summary
 
     found = {name: recipe_summary(path) for name, path in builtin_recipes().items()}
@@ -26,7 +29,7 @@ def list_recipes(as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="Name of a built-in recipe.")]) -> None:
-    """Print a recipe, comments and all: a start for your own.
+    """Print a built-in recipe to start your own from.
 
     Example: hgkd-edge recipes show demo > my-recipe.yaml
     """
@@ -44,7 +47,9 @@ def validate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a recipe, its two networks included, without training or downloading anything.
+    """Check a recipe and its networks, without training.
+
+    Nothing is downloaded.
 
     Example: hgkd-edge recipes validate my-recipe.yaml
     """

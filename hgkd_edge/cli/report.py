@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from hgkd_edge.cli.options import AsJson, Run
+from hgkd_edge.cli.options import AsJson, Runs
 from hgkd_edge.cli.output import show
 
 
-def report(run: Run = None, as_json: AsJson = False) -> None:
-    """Write one HTML page about a run: curves, scores, pictures, proofs, speed, origin.
+def report(runs: Runs = None, as_json: AsJson = False) -> None:
+    """Write an HTML page about a run, or compare runs.
+
+    It shows curves, pictures of features, scores, verification, latency and provenance. It is one
+    file, and needs no network.
 
     Example: hgkd-edge report runs/demo
     """
-    from hgkd_edge import report as verb
+    from hgkd_edge.report import report as write_report
     from hgkd_edge.rundir import RunDir
 
-    page = verb.report(RunDir.resolve(run))
+    folders = [RunDir.resolve(run) for run in runs] if runs else [RunDir.resolve()]
+    page = write_report(*folders)
     show({"report": str(page)}, as_json, lambda: [f"report: {page}"])

@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import onnx_info
-from hgkd_edge.errors import RunError
-from hgkd_edge.export_record import is_unchanged, read_exports
+from hgkd_edge.export_record import ExportedFile, Proof, exported_files, is_unchanged
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["RUNTIMES", "Artifact", "Exports", "FileRecord", "artifacts_of"]
+__all__ = ["RUNTIMES", "Artifact", "Exports", "artifacts_of"]
 
 # Suffix of a file -> runner of `bench` that it is deployed with.
 RUNTIMES = {
@@ -24,33 +21,6 @@ RUNTIMES = {
     ".xml": "openvino",
     ".plan": "tensorrt",
 }
-
-
-class _Part(BaseModel):
-    """The fields read from a record; other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Proof(_Part):
-    """How the outputs of a file agreed with those of the file that it was made from."""
-
-    passed: bool = True
-    cosine: float | None = None
-    top1_agreement: float | None = None
-
-
-class FileRecord(_Part):
-    """A file's entry in `export.json`."""
-
-    path: str
-    precision: str
-    made_from: str
-    verification: Proof | None = None
-
-    @property
-    def name(self) -> str:
-        return Path(self.path).name
 
 
 @dataclass(frozen=True)
@@ -78,6 +48,7 @@ class Artifact:
 
     @property
     def runtime(self) -> str:
+        """The runner of `bench` that it is deployed with."""
         return RUNTIMES[self.file.suffix]
 
 
@@ -96,10 +67,12 @@ class Exports:
 
     @property
     def weights(self) -> Artifact:
+        """The network before export."""
         return self.artifacts[0]
 
     @property
     def reference(self) -> Artifact:
+        """The plain fp32 ONNX file."""
         return self.artifacts[1]
 
 
@@ -112,7 +85,8 @@ def artifacts_of(run: RunDir) -> Exports:
     weights = run.model_file if run.model_file.is_file() else run.backbone_file
     if not run.own(weights).is_file():
         return Exports([], [f"{run.path}: has no weights yet"])
-    digest, records = network_digest(weights), _records(run)
+    digest, files = network_digest(weights), exported_files(run)
+    records = {one.name: one for one in files if Path(one.name).suffix in RUNTIMES}
     found, remarks = [], []
     for name, record in records.items():
         if why := _unfit(run, name, records, weights, digest):
@@ -137,19 +111,7 @@ def _place(artifact: Artifact) -> tuple[int, int, int, str]:
     return int(artifact.baked), precision, runtime, artifact.file.name
 
 
-def _records(run: RunDir) -> dict[str, FileRecord]:
-    """Entries of `export.json` by file name, of files with a known suffix."""
-    try:
-        entries = [FileRecord.model_validate(e) for e in read_exports(run).get("files", [])]
-    except (ValidationError, TypeError) as error:
-        raise RunError(
-            f"{run.export_file}: is damaged: an entry of 'files' is none of a file",
-            hint=f"export again: hgkd-edge export {run.quoted}",
-        ) from error
-    return {e.name: e for e in entries if Path(e.name).suffix in RUNTIMES}
-
-
-def _origins(name: str, records: Mapping[str, FileRecord]) -> list[str]:
+def _origins(name: str, records: Mapping[str, ExportedFile]) -> list[str]:
     """A file and its sources, down to the weights."""
     chain = [name]
     while chain[-1] in records and (source := records[chain[-1]].made_from) not in chain:
@@ -158,7 +120,7 @@ def _origins(name: str, records: Mapping[str, FileRecord]) -> list[str]:
 
 
 def _unfit(
-    run: RunDir, name: str, records: Mapping[str, FileRecord], weights: Path, digest: str
+    run: RunDir, name: str, records: Mapping[str, ExportedFile], weights: Path, digest: str
 ) -> str:
     """Why a file is skipped; '' if it is not."""
     chain = _origins(name, records)
@@ -179,7 +141,7 @@ def _unfit(
 
 
 def _artifact(
-    run: RunDir, record: FileRecord, weights: Path, records: Mapping[str, FileRecord]
+    run: RunDir, record: ExportedFile, weights: Path, records: Mapping[str, ExportedFile]
 ) -> Artifact:
     file = run.export_dir / record.name
     source = records.get(record.made_from)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from hgkd_edge.bench import BenchOptions, list_runners, run_bench
+from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.run import run_bench
+from hgkd_edge.bench.runners import list_runners
 from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import sessions_of, timed_here
 from hgkd_edge.errors import DeviceError

@@ -115,6 +115,7 @@ class Comparison:
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for `--json`."""
         return asdict(self)
 
 
@@ -160,7 +161,7 @@ def _require(run: RunDir, exports: Exports) -> Exports:
 
 def timed_here(session: Session) -> bool:
     """Whether a session was measured on this machine."""
-    return _machine(session) == environment()["cpu"] and not _is_remote(session)
+    return _machine(session) == environment()["cpu"] and not session.is_remote
 
 
 def _judged(run: RunDir, exports: Exports, *, score: bool) -> Judged:
@@ -226,7 +227,7 @@ def _not_a_row(one: Measurement, artifact: Artifact | None) -> str:
         return "PyTorch was timed on the bare backbone, not on an exported file"
     if artifact is None:
         return "its file has changed since, or is gone; measure again: hgkd-edge bench"
-    if one.verification is not None and not one.verification.passed:
+    if one.computed_wrong:
         return "it computed wrong outputs"
     return ""
 
@@ -234,16 +235,12 @@ def _not_a_row(one: Measurement, artifact: Artifact | None) -> str:
 def _device(session: Session, one: Measurement) -> str:
     """The machine and its compute device, with the settings that decide its speed."""
     facts = session.environment
-    if _is_remote(session):
+    if session.is_remote:
         parts = [session.target, facts.get("device"), facts.get("power_mode")]
         return ", ".join(str(part) for part in parts if part)
     unit = "GPU of" if one.runner.startswith(("tensorrt", "ort-cuda", "ort-tensorrt")) else "CPU"
     cores = f", {facts['usable_cores']} cores" if facts.get("usable_cores") else ""
     return f"{unit} {_machine(session)}{cores}"
-
-
-def _is_remote(session: Session) -> bool:
-    return "is_jetson" in session.environment
 
 
 def _machine(session: Session) -> str:
@@ -318,7 +315,7 @@ def _score_of(
     """
     own = scores.get((artifact.sha256, _runtime(one.runner)))
     machines = ("", _machine(session))
-    if own is not None and not _is_remote(session) and own.machine in machines:
+    if own is not None and not session.is_remote and own.machine in machines:
         return own, False
     any_score = own or scores.get((artifact.sha256, artifact.runtime))
     if one.precision == artifact.precision and _is_own(artifact, one):

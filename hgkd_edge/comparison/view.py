@@ -16,7 +16,7 @@ from hgkd_edge.comparison.table import Comparison, Group, Row
 from hgkd_edge.console import printable
 from hgkd_edge.rundir import atomic_write
 
-__all__ = ["comparison_lines", "write_plot"]
+__all__ = ["comparison_lines", "group_heading", "legend_lines", "row_label", "write_plot"]
 
 _WIDTH, _HEIGHT, _MARGIN = 720, 300, 56  # of a panel of the plot, at least, in pixels
 _LINE = 14  # between two labels
@@ -25,9 +25,9 @@ _LINE = 14  # between two labels
 def comparison_lines(found: Comparison, plot: Path | None = None) -> Iterator[RenderableType]:
     """A heading and a table for each device, then notes."""
     for group in found.groups:
-        yield Text(_heading(group), style="bold")
+        yield Text(group_heading(group), style="bold")
         yield _table(group, found)
-    yield from (Text(line, style="dim") for line in _legend(found))
+    yield from (Text(line, style="dim") for line in legend_lines(found))
     yield from (Text(f"warning: {line}", style="yellow") for line in found.warnings)
     yield from (Text(f"skipped: {line}", style="dim") for line in found.remarks)
     untimed = [row for group in found.groups if not group.on.device for row in group.rows]
@@ -37,7 +37,8 @@ def comparison_lines(found: Comparison, plot: Path | None = None) -> Iterator[Re
         yield f"plot: {plot}"
 
 
-def _heading(group: Group) -> str:
+def group_heading(group: Group) -> str:
+    """Device, batch and dates of a group, in one line."""
     on = group.on
     if not on.device:
         return "no times on this machine"
@@ -58,20 +59,22 @@ def _table(group: Group, found: Comparison) -> Table:
                 _milliseconds(row.p99_ms),
                 rate(row.throughput_ips or 0),
             ]
-        front = ["front"] if row.front else [""] if _front_title(group) else []
-        table.add_row(Name(_label(row, found)), row.runtime, *cells, f"{row.size_mb:.1f}", *front)
+        front = ["yes" if row.front else ""] if _front_title(group) else []
+        table.add_row(
+            Name(row_label(row, found)), row.runtime, *cells, f"{row.size_mb:.1f}", *front
+        )
     return table
 
 
 def _front_title(group: Group) -> list[str]:
-    return [""] if any(row.front for row in group.rows) else []
+    return ["front"] if any(row.front for row in group.rows) else []
 
 
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else milliseconds(value)
 
 
-def _label(row: Row, found: Comparison) -> str:
+def row_label(row: Row, found: Comparison) -> str:
     """A file's name: without its run's name if there is one run, with its folder if needed.
 
     Exported files are named after their run.
@@ -84,7 +87,8 @@ def _label(row: Row, found: Comparison) -> str:
     return row.file if unique else f"{row.run}/{row.file}"
 
 
-def _legend(found: Comparison) -> Iterator[str]:
+def legend_lines(found: Comparison) -> Iterator[str]:
+    """What the columns and signs of the tables mean."""
     rows = [row for group in found.groups for row in group.rows]
     judged = {
         f"{on.metric} in points on {on.images} images of the {on.split} split"
@@ -94,7 +98,7 @@ def _legend(found: Comparison) -> Iterator[str]:
     yield f"score: {'; '.join(sorted(judged)) or 'not taken'}"
     sources = sorted({row.scored_by.split(" ")[0] for row in rows if row.scored_by})
     if sources:
-        yield f"scores recorded by {', '.join(sources)}; --json has each row's"
+        yield f"scores recorded by {', '.join(sources)}"
     yield "agree: least cosine of the outputs with those of fp32"
     if any(row.front for row in rows):
         yield "front: no other row of the device is as good and faster, or as fast and better"
@@ -177,7 +181,7 @@ def _panel(group: Group, rows: Sequence[Row], found: Comparison, *, top: int) ->
     for row in sorted(rows, key=lambda row: (-(row.score or 0.0), row.p50_ms)):
         x, y = place(row.p50_ms or 0.0, row.score or 0.0)
         under = points[-1].label_y + _LINE if points else 0.0
-        label = printable(f"{_label(row, found)} {row.runtime}")
+        label = printable(f"{row_label(row, found)} {row.runtime}")
         points.append(_Point(x, y, label, max(y + _LINE, under), row.front))
     front = sorted((point for point in points if point.front), key=lambda point: point.x)
     return _Panel(

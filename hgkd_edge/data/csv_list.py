@@ -11,7 +11,7 @@ import numpy as np
 
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
-from hgkd_edge.data.photos import UNLABELED, Listing, Photos, with_holdout
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos, outside, with_holdout
 from hgkd_edge.data.table_labels import labels_of_columns, several_labels
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import cut, read_text
@@ -69,7 +69,8 @@ def table_photos(config: DataConfig) -> Listing:
         files = _Files(table.parent, [row.file for row in own])
         numbers = classes.numbers((row.label for row in own), unknown=UNLABELED)
         photos[split] = Photos(files.names, np.array(numbers, np.int64), files.read, files.size)
-    remarks = [line for line in (remark, *classes.remarks) if line]
+    away = outside(table.parent, (table.parent / row.file for row in rows))
+    remarks = [line for line in (remark, away, *classes.remarks) if line]
     held = with_holdout(photos, config.holdout)
     return Listing(held, classes.names, remarks=remarks, several=several)
 

@@ -39,7 +39,8 @@ MAX_PIXELS = 2**27  # of one image: about 1 GB of memory while it is decoded, 2 
 MAX_PASSES = 2**31  # pixels times scans of a progressive JPEG: each scan goes over the whole image
 LARGE = 2**26  # pixels of an image above which a process decodes one at a time
 
-warnings.filterwarnings("ignore", "Corrupt EXIF data", module="PIL")  # reported by file instead
+# Damaged tags, of EXIF data too: reported by file instead.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is `MAX_PIXELS`
 ORIENTATION = 0x0112  # the EXIF tag
 _ONE_AT_A_TIME = threading.RLock()  # one thread may open an image again while it holds it

@@ -19,7 +19,7 @@ from hgkd_edge.parsing import brief, parse_json
 
 __all__ = ["InputSpec"]
 
-PREFIX = "hgkd_edge."
+PREFIX = "hgkd_edge."  # of all our keys in a model file's metadata
 MAX_VALUES = 2**27  # values of one input: 6,688 px a side
 _COVER = """\
     w, h = max(WIDTH, w * HEIGHT // h), max(HEIGHT, h * WIDTH // w)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ __all__ = [
     "find_images",
     "held_out",
     "is_image",
+    "outside",
     "why_not_an_image",
     "with_holdout",
 ]
@@ -198,6 +199,18 @@ def why_not_an_image(name: str) -> str:
     if suffix not in OTHER_IMAGE_SUFFIXES or base.startswith("."):
         return ""
     return f"{suffix} files cannot be read"
+
+
+def outside(root: Path, files: Iterable[Path]) -> str:
+    """A remark about files that a list or annotations name outside of their folder; '' if none.
+
+    Such a data set may come from someone else and name private images of its user.
+    """
+    inside = os.path.join(os.path.abspath(root), "")
+    away = [file for file in files if not os.path.abspath(file).startswith(inside)]
+    if not away:
+        return ""
+    return f"warning: {len(away)} images lie outside {root}, such as {readable(str(away[0]))}"
 
 
 def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:

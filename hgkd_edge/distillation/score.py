@@ -19,8 +19,9 @@ from hgkd_edge.distillation.views import draw_visible, on_tokens, teacher_views
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import DataError
 from hgkd_edge.probe import BetweenImages
+from hgkd_edge.recipe import Recipe
 
-__all__ = ["held_out_cosine", "held_out_if_readable", "not_better_than_the_mean"]
+__all__ = ["held_out_cosine", "held_out_if_readable", "judged_sites", "not_better_than_the_mean"]
 
 SAMPLE = 4096  # enough images of a split to evaluate predictions
 
@@ -53,7 +54,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
     mean_token = means[:places]  # [N, D]
     only_visible = recipe.teacher.view == "visible"
     ratio = recipe.mask.highest_ratio
-    sites = "visible" if only_visible else "masked" if ratio else "all"
+    sites = judged_sites(recipe)
     ours, trivial, gains, between = [], [], [], BetweenImages()
     for images in _sample(setup.splits[held_out]):
         view = center_view(images.to(device), size=recipe.data.size)
@@ -76,6 +77,13 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
         "sites": sites,
         "photos": min(SAMPLE, len(setup.splits[held_out])),
     }
+
+
+def judged_sites(recipe: Recipe) -> str:
+    """The tokens that a student is scored on: `masked`, `visible` or `all`."""
+    if recipe.teacher.view == "visible":
+        return "visible"
+    return "masked" if recipe.mask.highest_ratio else "all"
 
 
 def held_out_if_readable(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:

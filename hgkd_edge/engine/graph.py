@@ -56,11 +56,13 @@ class CudaGraphs:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Work, inputs: Inputs) -> Outputs:
+        """Do the work once without capturing it: CUDA libraries allocate at first use."""
         # On the capture's stream: autograd records the stream on which a gradient was created.
         with self._aside():
             return work(inputs)
 
     def capture(self, work: Work, inputs: Inputs) -> Callable[[], Outputs]:
+        """Record the work on `inputs`; the result repeats it on what they hold by then."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that reads images ahead may pin memory in the meantime.
         capture = torch.cuda.graph(

@@ -21,6 +21,7 @@ from hgkd_edge.engine.exchange import average_gradients, same_start
 from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
+from hgkd_edge.engine.memory import naming_batch_size
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.training import Draws, Inputs, Training, Workplace
@@ -63,13 +64,15 @@ def train(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
-        TrainingError: The loss is not finite, or a checkpoint or the log cannot be written.
+        TrainingError: The loss is not finite, memory is full, or a checkpoint or the log cannot be
+            written.
         RunError: The checkpoint cannot be resumed.
         RecipeError: The batch does not divide among processes and accumulation steps.
     """
-    loop = _Loop(training, source, config, seed=seed, place=place, label=label)
-    loop.last_step = loop.total_steps if until is None else min(until, loop.total_steps)
-    return loop.run(resume=resume)
+    with naming_batch_size(config.batch_size, place.batch_key):
+        loop = _Loop(training, source, config, seed=seed, place=place, label=label)
+        loop.last_step = loop.total_steps if until is None else min(until, loop.total_steps)
+        return loop.run(resume=resume)
 
 
 class _Loop:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
-from hgkd_edge.models.untrusted import bounded, check_args, check_name
+from hgkd_edge.models.untrusted import bounded, check_args, check_name, not_finite
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
@@ -303,6 +303,8 @@ def _require_complete(state: dict[str, Tensor], spec: BackboneSpec, path: Path) 
                 f"in the file and {sides[1]} in the network",
                 hint="distill it again",
             )
+    if damaged := not_finite(state):
+        raise RunError(f"{path}: '{damaged}' holds NaN or infinity", hint="distill it again")
 
 
 def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, BackboneSpec]:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hgkd_edge.errors import RecipeError, reason_of
-from hgkd_edge.models.untrusted import is_array, require_stored
+from hgkd_edge.models.untrusted import is_array, not_finite, require_stored
 from hgkd_edge.parsing import require_file
 
 __all__ = ["fitting_weights"]
@@ -251,6 +251,11 @@ def _problem(
             f"{where}: {len(left)} weights of the file are left over, such as '{left[0]}' "
             f"{list(state[left[0]].shape)}",
             hint=_describe(key),
+        )
+    if damaged := not_finite({k: state[k] for k in own}):
+        return RecipeError(
+            f"{key} = '{path}': weight '{damaged}' holds NaN or infinity",
+            hint=f"name another {key}: this training diverged, or the file is damaged",
         )
     return None
 

@@ -1,7 +1,7 @@
 """iBOT: pre-trains a teacher from images by self-distillation.
 
 Zhou et al. 2021, arXiv 2111.07832: a student sees two views of an image, each partly masked or
-whole. It predicts the output of its own moving average, the teacher: the class token of the other
+whole. It predicts its own moving average's output, the teacher: the class token of the other
 view, and the masked patch tokens of the same view. Losses and projection heads are from the library
 `lightly`.
 

@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hgkd_edge.errors import RecipeError
 
-__all__ = ["bounded", "check_args", "check_name", "is_array", "require_stored"]
+__all__ = ["bounded", "check_args", "check_name", "is_array", "not_finite", "require_stored"]
 
 LARGEST_NUMBER = 16_384  # limit on a width, depth or side
 LARGEST_NETWORK = 4_000_000_000  # limit on the number of weights
@@ -153,6 +153,11 @@ def is_array(value: Any) -> bool:
         and value.layout == torch.strided
         and not (value.is_meta or value.is_complex() or value.is_quantized)
     )
+
+
+def not_finite(state: dict[str, torch.Tensor]) -> str:
+    """Name of the first tensor that holds NaN or infinity; '' if there is none."""
+    return next((name for name, value in state.items() if not torch.isfinite(value).all()), "")
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ def conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> SiteTensor:
+    """Convolution of visible sites only, on the engine of the map."""
     if not isinstance(x, SiteTensor) or isinstance(weight, SiteTensor) or x.channels_last:
         raise unsupported("conv2d", "needs a masked map, channels first, and ordinary weights")
     if x.dim() != 4:
@@ -245,6 +246,7 @@ def layer_norm(func: Any, x: SiteTensor, normalized_shape: Any, *args: Any, **kw
 
 @rule("linear")
 def linear(func: Any, x: SiteTensor, weight: Tensor, bias: Tensor | None = None) -> SiteTensor:
+    """A linear layer over the channels of each site; channels last."""
     if not x.channels_last:
         raise unsupported("linear", "needs channels last")
     out = x.like(F.linear(_plain(x), weight, bias))
@@ -300,6 +302,7 @@ def interpolate(
 
 @rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(func: Any, x: SiteTensor, factor: int) -> SiteTensor:
+    """Moves channels to sites or back within a tile."""
     if func.__name__ == "pixel_unshuffle" and x.side % factor:
         raise unsupported("pixel_unshuffle", f"by {factor} splits tiles of {x.side} sites")
     return x.like(func(_plain(x), factor))

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from hgkd_edge.sparse.gather import padding_of
 from hgkd_edge.sparse.shape import ConvShape
-from hgkd_edge.sparse.sites import Convolution, Pair, Pooling, SiteTensor
+from hgkd_edge.sparse.sites import Convolution, Engine, Pair, Pooling, SiteTensor
 from hgkd_edge.sparse.strided import safe_layout
 from hgkd_edge.sparse.visible import Visible
 
 
-class MaskedEngine:
+class MaskedEngine(Engine):
     """One forward pass on dense maps whose masked sites are kept at zero."""
 
     masks_after = True

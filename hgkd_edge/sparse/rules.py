@@ -113,16 +113,19 @@ def about(func: Any, x: SiteTensor, *args: Any) -> Any:
 
 @rule(".requires_grad", ".is_leaf", ".grad_fn")
 def about_gradient(func: Any, x: SiteTensor) -> Any:
+    """The payload's place in the autograd graph."""
     return func(x.payload)
 
 
 @rule("is_contiguous")
 def is_contiguous(func: Any, x: SiteTensor, **_: Any) -> bool:
+    """Always true: networks that ask must not copy."""
     return True  # the backend decides the memory layout
 
 
 @rule("__len__")
 def length(func: Any, x: SiteTensor) -> int:
+    """Number of images."""
     return int(x.shape[0])
 
 
@@ -145,6 +148,7 @@ def axis_of(x: SiteTensor, axis: int) -> int:
 
 @rule("cat", "concat", "concatenate")
 def cat(func: Any, maps: Sequence[SiteTensor], dim: int = 0, **_: Any) -> SiteTensor:
+    """Joins masked maps along channels."""
     x = _first(maps, {})
     if not all(isinstance(m, SiteTensor) for m in maps):
         raise unsupported("cat", "of masked maps with ordinary tensors has no rule")
@@ -153,6 +157,7 @@ def cat(func: Any, maps: Sequence[SiteTensor], dim: int = 0, **_: Any) -> SiteTe
 
 @rule("stack")
 def stack(func: Any, maps: Sequence[SiteTensor], dim: int = 0) -> SiteTensor:
+    """Joins masked maps along a new channel axis."""
     x = _first(maps, {})
     if x.channels_last or dim % (x.dim() + 1) not in range(1, x.dim() - 1):
         raise unsupported("stack", f"along axis {dim} has no rule")
@@ -161,6 +166,7 @@ def stack(func: Any, maps: Sequence[SiteTensor], dim: int = 0) -> SiteTensor:
 
 @rule("chunk", "split", "tensor_split", "split_with_sizes", "unbind")
 def split(func: Any, x: SiteTensor, *args: Any, dim: int = 0, **kwargs: Any) -> tuple[Any, ...]:
+    """Parts of a map along channels."""
     if len(args) == 2:
         *args, dim = args  # type: ignore[assignment]
     elif func.__name__ == "unbind" and args:
@@ -171,6 +177,7 @@ def split(func: Any, x: SiteTensor, *args: Any, dim: int = 0, **kwargs: Any) -> 
 
 @rule("narrow")
 def narrow(func: Any, x: SiteTensor, dim: int, start: int, length: int) -> SiteTensor:
+    """A range of channels."""
     return x.like(_plain(x).narrow(axis_of(x, dim), start, length))
 
 
@@ -209,12 +216,14 @@ def view(func: Any, x: SiteTensor, *shape: Any) -> SiteTensor:
 
 @rule("flatten")
 def flatten(func: Any, x: SiteTensor, start_dim: int = 0, end_dim: int = -1) -> SiteTensor:
+    """Merges channel axes."""
     start, end = axis_of(x, start_dim), axis_of(x, end_dim)
     return x.like(_plain(x).flatten(start, end))
 
 
 @rule("unsqueeze")
 def unsqueeze(func: Any, x: SiteTensor, dim: int) -> SiteTensor:
+    """Adds a channel axis of size 1."""
     if x.channels_last or dim % (x.dim() + 1) not in range(1, x.dim() - 1):
         raise unsupported("unsqueeze", f"at axis {dim} has no rule")
     return x.like(_plain(x).unsqueeze(dim))
@@ -222,6 +231,7 @@ def unsqueeze(func: Any, x: SiteTensor, dim: int) -> SiteTensor:
 
 @rule("squeeze")
 def squeeze(func: Any, x: SiteTensor, dim: int) -> SiteTensor:
+    """Removes a channel axis of size 1."""
     return x.like(_plain(x).squeeze(axis_of(x, dim)))
 
 

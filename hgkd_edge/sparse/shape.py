@@ -28,6 +28,7 @@ class ConvShape(NamedTuple):
 
     @property
     def pointwise(self) -> bool:
+        """Whether each output reads one site: kernel 1 x 1, no padding."""
         return self.kernel == (1, 1) and self.before == (0, 0)
 
     @property

@@ -17,11 +17,11 @@ from hgkd_edge.sparse.choice import pools_by
 from hgkd_edge.sparse.direct import MaxPool
 from hgkd_edge.sparse.gather import near_tiles, put_back, rows_of, tiles_of
 from hgkd_edge.sparse.shape import ConvShape
-from hgkd_edge.sparse.sites import Convolution, Pooling, SiteTensor
+from hgkd_edge.sparse.sites import Convolution, Engine, Pooling, SiteTensor
 from hgkd_edge.sparse.visible import Visible, Window
 
 
-class TileEngine:
+class TileEngine(Engine):
     """One forward pass on tiles."""
 
     masks_after = False

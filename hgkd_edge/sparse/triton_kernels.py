@@ -14,7 +14,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _site(near, tile, y, x, T: tl.constexpr, R: tl.constexpr):
+def _site(near: tl.tensor, tile: tl.tensor, y: tl.tensor, x: tl.tensor, T: tl.constexpr,
+          R: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Row of the site (y, x), counted from the tile's first site; -1 masked, -2 outside."""
     side: tl.constexpr = 2 * R + 1
     ty = (y + R * T) // T
@@ -25,9 +26,10 @@ def _site(near, tile, y, x, T: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
-def _reader(near, tile, y, x, ky, kx, T: tl.constexpr, R: tl.constexpr, SY: tl.constexpr,
-            SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
-            DX: tl.constexpr):  # fmt: skip
+def _reader(near: tl.tensor, tile: tl.tensor, y: tl.tensor, x: tl.tensor, ky: tl.tensor,
+            kx: tl.tensor, T: tl.constexpr, R: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+            BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
+            DX: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Output row that reads the site (y, x) through the tap (ky, kx); -1 if none does."""
     side: tl.constexpr = 2 * R + 1
     a = y + BY - ky * DY + R * T
@@ -42,7 +44,8 @@ def _reader(near, tile, y, x, ky, kx, T: tl.constexpr, R: tl.constexpr, SY: tl.c
 
 
 @triton.jit
-def _block(total, ROWS: tl.constexpr, C: tl.constexpr, BC: tl.constexpr):
+def _block(total: tl.tensor, ROWS: tl.constexpr, C: tl.constexpr,
+           BC: tl.constexpr) -> tuple:  # fmt: skip
     """This program's rows and channels, and masks for those that exist."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -50,16 +53,17 @@ def _block(total, ROWS: tl.constexpr, C: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def _at(pointer, row, c, C: tl.constexpr):
+def _at(pointer: tl.tensor, row: tl.tensor, c: tl.tensor,
+        C: tl.constexpr) -> tl.tensor:  # fmt: skip
     return pointer + row[:, None].to(tl.int64) * C + c[None, :]
 
 
 @triton.jit(do_not_specialize=["total"])
-def window(x, near, out, total, outside, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
-           OH: tl.constexpr, OW: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
-           SY: tl.constexpr, SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
-           DY: tl.constexpr, DX: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr,
-           BC: tl.constexpr):  # fmt: skip
+def window(x: tl.tensor, near: tl.tensor, out: tl.tensor, total: tl.tensor, outside: tl.tensor,
+           C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+           KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+           BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
+           FLIP: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr) -> None:  # fmt: skip
     """The kernel's inputs at every output site: `[n * OH * OW * KY * KX, C]`."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tap = r % (KY * KX)
@@ -77,9 +81,10 @@ def window(x, near, out, total, outside, C: tl.constexpr, T: tl.constexpr, R: tl
 
 
 @triton.jit(do_not_specialize=["total"])
-def fold_window(g, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
-                OH: tl.constexpr, OW: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
-                ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+def fold_window(g: tl.tensor, near: tl.tensor, out: tl.tensor, total: tl.tensor, C: tl.constexpr,
+                T: tl.constexpr, R: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+                BY: tl.constexpr, BX: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
+                BC: tl.constexpr) -> None:  # fmt: skip
     """Each site sums its copies in the windows `[n, OH, OW, C]` of the surrounding tiles."""
     side: tl.constexpr = 2 * R + 1
     r, c, live, real = _block(total, ROWS, C, BC)
@@ -98,10 +103,11 @@ def fold_window(g, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.con
 
 
 @triton.jit(do_not_specialize=["total"])
-def fold_taps(g, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
-              KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
-              BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
-              ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+def fold_taps(g: tl.tensor, near: tl.tensor, out: tl.tensor, total: tl.tensor, C: tl.constexpr,
+              T: tl.constexpr, R: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
+              SY: tl.constexpr, SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
+              DY: tl.constexpr, DX: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
+              BC: tl.constexpr) -> None:  # fmt: skip
     """Each site sums the values of the taps that read it, from `[output rows, KY * KX, C]`."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tile = tl.where(live, r // (T * T), 0)
@@ -116,9 +122,10 @@ def fold_taps(g, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.const
 
 
 @triton.jit(do_not_specialize=["total"])
-def to_grid(x, tile_at, out, total, GH: tl.constexpr, GW: tl.constexpr, LEFT: tl.constexpr,
-            TOP: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr, C: tl.constexpr,
-            T: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+def to_grid(x: tl.tensor, tile_at: tl.tensor, out: tl.tensor, total: tl.tensor, GH: tl.constexpr,
+            GW: tl.constexpr, LEFT: tl.constexpr, TOP: tl.constexpr, HP: tl.constexpr,
+            WP: tl.constexpr, C: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr,
+            BC: tl.constexpr) -> None:  # fmt: skip
     """Tiles on the grid of GH x GW patches, padded to HP x WP sites; zero elsewhere."""
     r, c, live, real = _block(total, ROWS, C, BC)
     y = r // WP % HP - TOP
@@ -133,8 +140,9 @@ def to_grid(x, tile_at, out, total, GH: tl.constexpr, GW: tl.constexpr, LEFT: tl
 
 
 @triton.jit(do_not_specialize=["total"])
-def from_grid(dense, tiles, out, total, GH: tl.constexpr, GW: tl.constexpr, C: tl.constexpr,
-              T: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+def from_grid(dense: tl.tensor, tiles: tl.tensor, out: tl.tensor, total: tl.tensor,
+              GH: tl.constexpr, GW: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
+              ROWS: tl.constexpr, BC: tl.constexpr) -> None:  # fmt: skip
     """The visible tiles of a dense map `[B, GH * T, GW * T, C]`."""
     r, c, live, real = _block(total, ROWS, C, BC)
     patch = tl.load(tiles + tl.where(live, r // (T * T), 0)).to(tl.int32)
@@ -145,11 +153,11 @@ def from_grid(dense, tiles, out, total, GH: tl.constexpr, GW: tl.constexpr, C: t
 
 
 @triton.jit(do_not_specialize=["total"])
-def max_pool(x, near, out, chosen, total, outside, C: tl.constexpr, T: tl.constexpr,
-             R: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr,
-             SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
-             DX: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
-             BC: tl.constexpr):  # fmt: skip
+def max_pool(x: tl.tensor, near: tl.tensor, out: tl.tensor, chosen: tl.tensor, total: tl.tensor,
+             outside: tl.tensor, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
+             KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+             BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
+             ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr) -> None:  # fmt: skip
     """Maximum over the kernel, and the tap it came from: the first one, as in torch."""
     r, c, live, real = _block(total, ROWS, C, BC)
     q = tl.where(live, r, 0)
@@ -173,11 +181,12 @@ def max_pool(x, near, out, chosen, total, outside, C: tl.constexpr, T: tl.conste
 
 
 @triton.jit(do_not_specialize=["total"])
-def max_pool_backward(g, chosen, near, out, total, C: tl.constexpr, T: tl.constexpr,
-                      R: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr,
-                      SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
-                      DX: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
-                      BC: tl.constexpr):  # fmt: skip
+def max_pool_backward(g: tl.tensor, chosen: tl.tensor, near: tl.tensor, out: tl.tensor,
+                      total: tl.tensor, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
+                      KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+                      BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
+                      ACC: tl.constexpr, ROWS: tl.constexpr,
+                      BC: tl.constexpr) -> None:  # fmt: skip
     """Each site sums the gradients of the outputs that chose it."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tile = tl.where(live, r // (T * T), 0)
@@ -192,10 +201,11 @@ def max_pool_backward(g, chosen, near, out, total, C: tl.constexpr, T: tl.conste
 
 
 @triton.jit(do_not_specialize=["total"])
-def depthwise(x, weight, near, out, total, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
-              KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
-              BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
-              ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+def depthwise(x: tl.tensor, weight: tl.tensor, near: tl.tensor, out: tl.tensor, total: tl.tensor,
+              C: tl.constexpr, T: tl.constexpr, R: tl.constexpr, KY: tl.constexpr,
+              KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, BY: tl.constexpr,
+              BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr, ACC: tl.constexpr,
+              ROWS: tl.constexpr, BC: tl.constexpr) -> None:  # fmt: skip
     """Depthwise convolution; weight `[KY * KX, C]`."""
     r, c, live, real = _block(total, ROWS, C, BC)
     q = tl.where(live, r, 0)
@@ -213,11 +223,11 @@ def depthwise(x, weight, near, out, total, C: tl.constexpr, T: tl.constexpr, R: 
 
 
 @triton.jit(do_not_specialize=["total"])
-def depthwise_input(g, weight, near, out, total, C: tl.constexpr, T: tl.constexpr,
-                    R: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr,
-                    SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
-                    DX: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr,
-                    BC: tl.constexpr):  # fmt: skip
+def depthwise_input(g: tl.tensor, weight: tl.tensor, near: tl.tensor, out: tl.tensor,
+                    total: tl.tensor, C: tl.constexpr, T: tl.constexpr, R: tl.constexpr,
+                    KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+                    BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
+                    ACC: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr) -> None:  # fmt: skip
     """The input's gradient: each site reads the outputs that depend on it."""
     r, c, live, real = _block(total, ROWS, C, BC)
     tile = tl.where(live, r // (T * T), 0)
@@ -232,11 +242,12 @@ def depthwise_input(g, weight, near, out, total, C: tl.constexpr, T: tl.constexp
 
 
 @triton.jit(do_not_specialize=["total", "blocks"])
-def depthwise_weight(x, g, near, part, total, blocks, C: tl.constexpr, T: tl.constexpr,
+def depthwise_weight(x: tl.tensor, g: tl.tensor, near: tl.tensor, part: tl.tensor,
+                     total: tl.tensor, blocks: tl.tensor, C: tl.constexpr, T: tl.constexpr,
                      R: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr,
                      SX: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, DY: tl.constexpr,
                      DX: tl.constexpr, ACC: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-                     BC: tl.constexpr):  # fmt: skip
+                     BC: tl.constexpr) -> None:  # fmt: skip
     """First stage of the weight's gradient: `part` `[chunks, KY, KX, C]`, to be summed.
 
     A program takes one row of the kernel and `blocks` blocks of ROWS output sites.

@@ -79,6 +79,7 @@ class Visible:
 
     @property
     def device(self) -> torch.device:
+        """Where the mask and the tables made from it are."""
         return self.tiles.device
 
     def neighbors(self, up_to: int) -> Tensor:

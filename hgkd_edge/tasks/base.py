@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Training
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.models.backbone import BackboneSpec
+from hgkd_edge.models.untrusted import not_finite
 from hgkd_edge.parsing import brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
@@ -35,11 +37,14 @@ class ModelCard:
         task: `classify`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
         backbone: Architecture, image size and normalization.
+        input_ranges: Of a quantization-aware network: the largest magnitude of each INT8 layer's
+            input, by the layer's name. The weights are rounded to INT8. Empty for other networks.
     """
 
     task: str
     classes: tuple[str, ...]
     backbone: BackboneSpec
+    input_ranges: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def input(self) -> InputSpec:
@@ -135,7 +140,10 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     try:
         with safe_open(path, framework="pt") as stored:
             card = _from_json((stored.metadata() or {})["hgkd_edge.model"])
-            return {key: stored.get_tensor(key) for key in stored.keys()}, card  # noqa: SIM118
+            state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        if damaged := not_finite(state):
+            raise ValueError(f"'{damaged}' holds NaN or infinity")
+        return state, card
     except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
         raise RunError(
             f"{path} is not a fine-tuned model of hgkd-edge: {reason_of(error)}",
@@ -153,4 +161,7 @@ def _from_json(text: str) -> ModelCard:
     if task not in GEOMETRY or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"its metadata gives no usable task ({brief(task)}) or classes")
     backbone = BackboneSpec.from_metadata({"hgkd_edge.backbone": json.dumps(fields["backbone"])})
-    return ModelCard(task, tuple(classes), backbone)
+    ranges = {str(name): float(size) for name, size in fields.get("input_ranges", {}).items()}
+    if not all(math.isfinite(size) and size >= 0 for size in ranges.values()):
+        raise ValueError("its metadata gives no usable ranges of its layers' inputs")
+    return ModelCard(task, tuple(classes), backbone, ranges)

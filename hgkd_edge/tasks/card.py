@@ -37,6 +37,8 @@ def model_card(
         "timm": "timm's pre-trained weights",
         "scratch": "untrained weights",
     }[config.init]
+    if config.qat is not None:
+        begun = "the fine-tuned model, with INT8 simulated (quantization-aware)"
     lines = [
         f"# {spec.name}, {card.task}",
         "",

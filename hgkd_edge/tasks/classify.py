@@ -18,14 +18,14 @@ from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
 from hgkd_edge.probe import linear_probe
-from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 
 __all__ = ["Classification"]
 
 
-class Classification:
+class Classification(VisionTask):
     """The task, for `finetune`, `evaluate` and `export`."""
 
     name = "classify"

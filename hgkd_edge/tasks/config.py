@@ -19,9 +19,11 @@ __all__ = [
     "DetectConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",
+    "QatConfig",
     "SegmentConfig",
     "ViewConfig",
-    "begun_with",
+    "quantization_aware",
+    "recorded_settings",
     "resolve",
     "resume",
     "settled",
@@ -99,12 +101,24 @@ class DetectConfig(ViewConfig):
     """Views of detection."""
 
 
+class QatConfig(Section):
+    """Quantization-aware fine-tuning: the network is trained as its INT8 file will compute.
+
+    `model` is the fine-tuned network that it starts from. `calibration` is the number of training
+    images that set the ranges of activations.
+    """
+
+    model: Path
+    calibration: Annotated[int, Field(gt=0)] = 512
+
+
 class FinetuneConfig(Section):
     """A complete fine-tuning, fully resolved; stored next to the model as `finetune.yaml`.
 
     `backbone` is a run's `backbone.safetensors`: the architecture. `init`: `distilled` starts from
     its weights, `timm` from the hub's for the same architecture, `scratch` from none. `label_share`
     trains on that share of every class's images (classify) or of all images.
+    `qat` continues from a fine-tuned model instead.
     """
 
     task: Literal["classify", "segment", "detect"]
@@ -116,6 +130,7 @@ class FinetuneConfig(Section):
     classify: ClassifyConfig = ClassifyConfig()
     segment: SegmentConfig = SegmentConfig()
     detect: DetectConfig = DetectConfig()
+    qat: QatConfig | None = None
     train: FinetuneTrainConfig = FinetuneTrainConfig()
 
 
@@ -145,7 +160,40 @@ def resolve(
     return parse_settings(FinetuneConfig, raw, overrides, name="finetune")
 
 
-def begun_with(run: RunDir) -> FinetuneConfig:
+def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """Settings that continue a run's fine-tuning with INT8 simulated: a fifth as long, gently.
+
+    Raises:
+        RecipeError: One line, all problems together.
+        RunError: The run has no fine-tuned model, or one that is quantization-aware already.
+    """
+    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}")
+    recorded = recorded_settings(run)
+    if recorded.qat is not None:
+        raise RunError(
+            f"the model of run '{run.path}' is quantization-aware already",
+            hint=f"hgkd-edge export {run.path} --precision int8",
+        )
+    raw = recorded.model_dump(mode="json")
+    raw["qat"] = {"model": str(model.resolve())}
+    raw["classify"]["probe_first"] = False
+    raw["train"] |= {
+        "epochs": max(1, recorded.train.epochs // 5),
+        "lr": recorded.train.lr / 10,
+        "warmup_epochs": 0,
+        "ema": 0,  # an average of rounded weights is not rounded
+    }
+    chosen = parse_settings(FinetuneConfig, raw, overrides, name="finetune")
+    if (chosen.task, chosen.init) != (recorded.task, recorded.init):
+        raise RunError(
+            f"the model of run '{run.path}' was fine-tuned with task {recorded.task} and init "
+            f"{recorded.init}, which --qat keeps",
+            hint="remove --task and --init",
+        )
+    return chosen
+
+
+def recorded_settings(run: RunDir) -> FinetuneConfig:
     """Settings of a fine-tuning that was started.
 
     Raises:
@@ -185,9 +233,11 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
     Raises:
         RunError: No fine-tuning was started, or `asked` differs from its settings.
     """
-    begun = begun_with(run)
-    raw = begun.model_dump(mode="json")
-    wanted = parse_settings(FinetuneConfig, begun.model_dump(mode="json"), asked, name="finetune")
+    recorded = recorded_settings(run)
+    raw = recorded.model_dump(mode="json")
+    wanted = parse_settings(
+        FinetuneConfig, recorded.model_dump(mode="json"), asked, name="finetune"
+    )
     changed = sorted(differing_keys(raw, wanted.model_dump(mode="json")))
     if changed:
         raise RunError(
@@ -195,4 +245,4 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
             f"{', '.join(changed)}",
             hint="remove them to resume it, or remove --resume to start a new one",
         )
-    return begun
+    return recorded

@@ -17,7 +17,7 @@ from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Detector
 from hgkd_edge.tasks.answers import THRESHOLD, Detection, box_iou, select_boxes
 from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
-from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
     Extremes,
@@ -34,7 +34,7 @@ __all__ = ["ObjectDetection"]
 LOWEST_SCORE = 0.05  # lowest score in average precision, as in torchvision's references
 
 
-class ObjectDetection(PyramidTask):
+class ObjectDetection(PyramidTask, VisionTask):
     """The task, for `finetune`, `evaluate` and `export`."""
 
     name = "detect"

@@ -17,7 +17,7 @@ from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Segmenter
-from hgkd_edge.tasks.base import Answers, ModelCard
+from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
     Extremes,
@@ -34,7 +34,7 @@ __all__ = ["Segmentation"]
 RESAMPLES = 1000  # bootstrap resamples
 
 
-class Segmentation(PyramidTask):
+class Segmentation(PyramidTask, VisionTask):
     """The task, for `finetune`, `evaluate` and `export`."""
 
     name = "segment"

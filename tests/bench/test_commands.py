@@ -57,6 +57,7 @@ def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
         (["--duration", "0"], "--duration 0 measures nothing"),
         (["--rounds", "0"], "--rounds 0"),
         (["--precision", "fp64"], "--precision 'fp64'"),
+        (["--estimate", "--precision", "bf16"], "--estimate has no figures for bf16"),
         (["--device", "cuda"], "nothing can run on --device cuda"),
         (["--host", "a", "--hosts", "b"], "--host and --hosts"),
         (["--host", "h", "--runner", "ort-cpu"], "--runner chooses among"),

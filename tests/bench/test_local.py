@@ -219,7 +219,7 @@ def test_a_runner_that_cannot_run_says_why(make_model: MakeModel) -> None:
         run_bench(quick(make_model(), runners=("ort-quantum",)))
 
 
-def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_go_on(
+def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_continue(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
@@ -286,7 +286,8 @@ def test_memory_is_that_of_each_model_and_not_of_the_process(make_model: MakeMod
     # The big one first, so that the small one could inherit its peak.
     models = make_model("big", width=512, layers=4, side=4), make_model("small", width=8)
     code = (
-        "import sys, json; from pathlib import Path; from hgkd_edge.bench import *;"
+        "import sys, json; from pathlib import Path;"
+        "from hgkd_edge.bench.run import BenchOptions, run_bench;"
         "r = run_bench(BenchOptions(models=tuple(map(Path, sys.argv[1:])), duration_s=0.05));"
         "print(json.dumps([m.host_memory_mb for m in r.sessions[0].measurements]))"
     )
@@ -431,7 +432,8 @@ def test_milliseconds_keep_about_three_digits(value: float, text: str) -> None:
 def test_measuring_on_onnxruntime_never_imports_torch(make_model: MakeModel) -> None:
     path = make_model()
     code = (
-        "import sys; from hgkd_edge.bench import BenchOptions, run_bench; from pathlib import Path;"
+        "import sys; from pathlib import Path;"
+        "from hgkd_edge.bench.run import BenchOptions, run_bench;"
         f"run_bench(BenchOptions(models=(Path({str(path)!r}),), duration_s=0.05));"
         "assert 'torch' not in sys.modules"
     )

@@ -276,7 +276,7 @@ def test_trtexec_is_given_the_precision_in_each_versions_own_way(
     assert flags("fp16", "100300") == {"--stronglyTyped", "--skipInference"}  # JetPack 6.2
     assert flags("int8", "101600") == {"--stronglyTyped", "--skipInference"}  # JetPack 7.2
     assert flags("fp16", "110000") == {"--skipInference"}
-    with pytest.raises(RuntimeError, match="does not tell its version"):
+    with pytest.raises(RuntimeError, match="does not report its version"):
         build.version_of("command not found")
 
 
@@ -285,7 +285,7 @@ def test_trtexec_is_given_the_precision_in_each_versions_own_way(
 def test_the_device_builds_with_the_flags_that_bench_builds_with(
     version: tuple[int, int], precision: str, jetson: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from hgkd_edge.bench.edge.trtexec import Trtexec, build_arguments
+    from hgkd_edge.bench.edge.trtexec import Engine, Trtexec
 
     jetson("classify")
     build = importlib.import_module("build_engine")
@@ -295,13 +295,8 @@ def test_the_device_builds_with_the_flags_that_bench_builds_with(
         "dynamic_batch": True, "input_name": "images", "size": [64, 64], "precision": precision,
     }  # fmt: skip
 
-    ours = build_arguments(
-        Trtexec((*version, 0), frozenset(known)),
-        shapes={"images": (1, 3, 64, 64)},
-        dynamic=True,
-        model_precision=precision,
-        precision=precision,
-    )
+    tool, shapes = Trtexec((*version, 0), frozenset(known)), {"images": (1, 3, 64, 64)}
+    ours = Engine(tool, "net.onnx", "net.plan", shapes, dynamic=True).build(precision, precision)
 
     theirs = build.arguments(settings, version, tmp_path)
     assert [flag for flag in theirs if not flag.startswith(("--onnx", "--save"))] == [

@@ -16,6 +16,7 @@ from exporters.bake import Preprocessing, bake
 from exporters.onnx_info import onnx_info
 from hgkd_edge.bundles import BundleSource, device, make_bundle
 from hgkd_edge.bundles.triton import model_config
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.export import POSTPROCESSING
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
@@ -70,7 +71,8 @@ def test_the_script_answers_with_processing_inside_the_file_too(
     subject = load_exportable(made.run)
     taken = subject.input
     inside = Preprocessing(mean=taken.mean, std=taken.std, geometry=taken.geometry)
-    bake(plain, baked, preprocessing=inside, postprocessing=POSTPROCESSING[task])
+    post = POSTPROCESSING[task]
+    bake(plain, baked, preprocessing=inside, postprocessing=post, prefix=PREFIX)
     source = BundleSource(made.run, subject, plain, baked, "fp32", ExportOptions())
     make_bundle("predict", source, folder)
     images = real_images(task, photos)[:2]

@@ -63,5 +63,5 @@ def write_coco(
     return file
 
 
-def faults_of(splits: dict[str, ImageSource]) -> list[tuple[str, str]]:
+def skipped_in(splits: dict[str, ImageSource]) -> list[tuple[str, str]]:
     return [fault for source in splits.values() for fault in source.skipped]

@@ -229,10 +229,10 @@ def test_ids_written_as_text_are_sorted_as_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [
-        ({"image_id": 777, "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id 777 is no image's"),
-        ({"image_id": [1], "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id [1] is no image's"),
-        ({"category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id None is no image's"),
-        ("nonsense", "'nonsense' is no annotation"),
+        ({"image_id": 777, "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id 777 does not exist"),
+        ({"image_id": [1], "category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id [1] does not exist"),
+        ({"category_id": 7, "bbox": [1, 1, 9, 9]}, "image_id None does not exist"),
+        ("nonsense", "'nonsense' is not an annotation"),
         ({"image_id": 0, "category_id": [7], "bbox": [1, 1, 9, 9]}, "no category_id"),
     ],
 )
@@ -292,7 +292,7 @@ def test_an_absolute_file_name_may_lead_anywhere(tmp_path: Path, inside: bool) -
     assert source.names[0] == ("images/train0.png" if inside else "../elsewhere/train0.png")
 
 
-def test_voc_for_images_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+def test_voc_for_images_of_another_size_skips_them(tmp_path: Path) -> None:
     size = "<size><width>{}</width><height>{}</height><depth>3</depth></size>"
     cell = OBJECT.format("cell", CORNERS.format(10, 10, 30, 30))
     sizes = {"right": (100, 50), "wrong": (200, 100), "turned": (50, 100), "none": (0, 0)}

@@ -264,7 +264,7 @@ def test_a_bad_yolo_line_costs_itself_and_is_named(tmp_path: Path, line: str, re
         ("train: images/train\nnames: [a, a, b]", "'a' is listed more than once"),
         ("train: images/train\nnames: []", "must list the classes"),
         ("val: images/valid\nnames: [a]", "does not describe a YOLO data set"),
-        ("train: [", "cannot be read as YAML"),
+        ("train: [", "not valid YAML at line"),
     ],
 )
 def test_a_bad_data_yaml_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -415,7 +415,7 @@ def test_labelme_files_none_of_which_can_be_read_are_refused_with_the_reason(
     for file in tmp_path.glob("*.json"):
         file.write_text(text)
 
-    with pytest.raises(DataError, match="not one image can be used; the first fault, .*json"):
+    with pytest.raises(DataError, match="not one image can be used; the first problem, .*json"):
         survey(DataConfig(path=tmp_path, holdout=0))
     assert draw_survey(DataConfig(path=tmp_path, holdout=0), 1, tmp_path / "pictures") == []
 

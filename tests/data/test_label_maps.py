@@ -15,11 +15,11 @@ from hgkd_edge.data.annotations.outlines import Shape, paint
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
-from tests.data.annotated import NUCLEI, boxes, faults_of, masks, save_image, write_coco
+from tests.data.annotated import NUCLEI, boxes, masks, save_image, skipped_in, write_coco
 
 
 @pytest.mark.parametrize("annotations", [None, []])
-def test_a_test_split_without_annotations_is_left_out_and_reported(
+def test_a_test_split_without_annotations_is_skipped_and_reported(
     tmp_path: Path, annotations: list[Any] | None
 ) -> None:
     def change(content: dict[str, Any]) -> None:
@@ -33,10 +33,10 @@ def test_a_test_split_without_annotations_is_left_out_and_reported(
 
     for splits in (boxes(tmp_path), masks(tmp_path)):
         assert splits.keys() == {"train", "val"}
-        assert faults_of(splits) == [(str(file), "has no annotations; split 'test' skipped")]
+        assert skipped_in(splits) == [(str(file), "has no annotations; split 'test' skipped")]
 
 
-def test_coco_for_images_of_another_size_leaves_them_out(tmp_path: Path) -> None:
+def test_coco_for_images_of_another_size_skips_them(tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["images"][1] |= {"width": 200, "height": 100}
         content["images"][2] |= {"width": 0, "height": None}
@@ -112,7 +112,7 @@ def test_where_only_a_training_split_is_there_a_share_is_held_out(
     assert len(parted["train"]) + len(parted["holdout"]) == 30
     assert set(parted["holdout"].names) < set(whole["train"].names), "names stay the same"
     assert "holdout" not in whole
-    assert len(faults_of(parted)) == (layout == "lists")
+    assert len(skipped_in(parted)) == (layout == "lists")
 
 
 def test_outlines_of_every_kind_are_painted_small_over_large() -> None:
@@ -318,7 +318,7 @@ def test_names_of_classes_come_from_classes_txt(tmp_path: Path) -> None:
     assert "mask holds class 3, classes.txt names 3" in source.skipped[0][1]
 
 
-def test_masks_that_are_none_are_reported_and_their_images_left_out(tmp_path: Path) -> None:
+def test_masks_that_are_none_are_reported_and_their_images_skipped(tmp_path: Path) -> None:
     label_maps(tmp_path, "images", "masks", [1, 2, 3, 4, 5])
     save_image(tmp_path / "masks" / "2.png", np.zeros((64, 96, 3), np.uint8))
     save_image(tmp_path / "masks" / "3.png", np.zeros((32, 96), np.uint8))

@@ -152,7 +152,7 @@ def test_where_all_shards_are_of_one_split_a_share_is_held_out(
     assert len(splits["train"]) + len(splits["holdout"]) == 48
 
 
-def test_a_shard_is_indexed_once_and_anew_when_it_has_changed(
+def test_a_shard_is_indexed_once_and_again_when_it_has_changed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))

@@ -75,6 +75,17 @@ def test_every_page_of_docs_is_in_the_navigation() -> None:
     assert missing == []
 
 
+def test_every_extra_is_explained() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = text[text.index("[project.optional-dependencies]") : text.index("[project.scripts]")]
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+    extras = set(re.findall(r"^([\w-]+) = \[", table, flags=re.MULTILINE)) - {"dev"}
+
+    assert len(extras) > 7
+    assert [extra for extra in sorted(extras) if f"`{extra}`" not in page] == []
+
+
 def test_every_command_and_option_is_in_the_reference() -> None:
     page = cli.page()
 
@@ -108,7 +119,7 @@ def test_the_reference_lists_exactly_the_metadata_that_export_writes(tmp_path: P
 
     # What baking adds is written by `exporters.bake`.
     source = (ROOT / "exporters" / "bake.py").read_text(encoding="utf-8")
-    baked = set(re.findall(r'metadata\["hgkd_edge\.(\w+)"\]', source))
+    baked = set(re.findall(r'metadata\[f"{prefix}(\w+)"\]', source))
     keys = {key.removeprefix("hgkd_edge.") for key in written}
     assert keys | baked == {*tables.METADATA, *tables.INPUT}
 

@@ -166,7 +166,7 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before_and_one_line_says_why(
     assert same(saved(tmp_path / "asks"), saved(tmp_path / "eager"))
 
 
-def test_every_form_of_inputs_is_recorded_in_memory_of_its_own() -> None:
+def test_every_form_of_inputs_is_recorded_in_separate_memory() -> None:
     class Recorder:
         def __init__(self) -> None:
             made.append(0)

@@ -31,7 +31,7 @@ def test_training_learns_and_logs_every_step(source: ImageSource, tmp_path: Path
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
 
 
-def test_other_images_than_those_begun_with_are_refused(
+def test_other_images_than_those_at_the_start_are_refused(
     source: ImageSource, tmp_path: Path
 ) -> None:
     run(Classify(), source, tmp_path)
@@ -40,7 +40,7 @@ def test_other_images_than_those_begun_with_are_refused(
         run(Classify(), replace(source, fingerprint="other"), tmp_path, resume=True)
 
 
-def test_a_new_training_leaves_no_checkpoint_of_an_old_one_to_go_on_from(
+def test_a_new_training_leaves_no_checkpoint_of_an_old_one_to_resume_from(
     source: ImageSource, tmp_path: Path
 ) -> None:
     run(Classify(), source, tmp_path)
@@ -96,7 +96,7 @@ def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: 
     [
         (1000, 3, "mine.batch_size = 256: 256 does not divide among 3 processes.*use 255"),
         (5, 2, "mine.batch_size = 256: there are only 5 images, which do not.*use 4"),
-        (1, 2, "there are only 1 photos.*use at most 1 processes and accumulation steps"),
+        (1, 2, "there are only 1 images.*use at most 1 processes and accumulation steps"),
     ],
 )
 def test_the_batch_error_names_the_setting_and_what_fits(
@@ -106,7 +106,7 @@ def test_the_batch_error_names_the_setting_and_what_fits(
         _batch_size(config(batch_size=256), photos, world, key="mine.batch_size")
 
 
-def test_lamb_clips_no_gradient_of_its_own(source: ImageSource, tmp_path: Path) -> None:
+def test_lamb_itself_clips_no_gradient(source: ImageSource, tmp_path: Path) -> None:
     limits: list[float | None] = []
     hook = register_optimizer_step_pre_hook(
         lambda optimizer, *_: limits.append(optimizer.defaults["max_grad_norm"])
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+def test_a_stopped_run_resumes_as_if_nothing_had_happened(
     source: ImageSource, tmp_path: Path
 ) -> None:
     run(Classify(), source, tmp_path / "whole")

@@ -128,7 +128,7 @@ def test_streamed_from_shards_and_killed_the_run_is_still_the_same(
     assert_same_run(tmp_path / "killed", whole)
 
 
-def test_ctrl_c_saves_progress_says_how_to_go_on_and_the_run_resumes_exactly(
+def test_ctrl_c_saves_progress_says_how_to_resume_and_the_run_resumes_exactly(
     tiny_recipe_file: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "stopped"

@@ -143,7 +143,11 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
     preprocessing = Preprocessing(**PLAIN, frame=(90, 120))
 
     written = bake(
-        exported("resnet18").path, path, preprocessing=preprocessing, postprocessing="softmax"
+        exported("resnet18").path,
+        path,
+        preprocessing=preprocessing,
+        postprocessing="softmax",
+        prefix="our.",
     )
 
     assert [(i.name, i.shape, i.dtype) for i in written.inputs] == [
@@ -152,8 +156,8 @@ def test_both_ends_at_once_and_the_metadata_stays(exported, tmp_path):
     assert [output.name for output in written.outputs] == ["probabilities"]
     assert onnx_info(path).metadata == {
         "classes": '["a", "b"]',
-        "hgkd_edge.baked": '["preprocessing", "postprocessing"]',
-        "hgkd_edge.frame": "[90, 120]",
+        "our.baked": '["preprocessing", "postprocessing"]',
+        "our.frame": "[90, 120]",
     }
     onnx.checker.check_model(onnx.load(path), full_check=True)
 

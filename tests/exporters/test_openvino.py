@@ -23,7 +23,7 @@ def test_weights_are_halved_and_what_the_file_says_goes_along(exported, images, 
 
     assert written.precision == "fp16"
     assert written.size_bytes < 0.55 * source.stat().st_size
-    assert runtimes.open(written.path).metadata == {"hgkd_edge.classes": '["a", "b"]'}
+    assert runtimes.open(written.path).metadata == {"classes": '["a", "b"]'}
     runner = runtimes.open(written.path).run
     for batch in (1, 5):
         assert runner(images[:batch])["logits"].shape == (batch, 10)
@@ -42,7 +42,7 @@ def test_a_wrong_ir_is_put_aside_whole_and_its_layer_is_named(
     wrong.unlink()
 
     result = verify(runtimes.open(original).run, runtimes.open(written.path).run, images)
-    with pytest.raises(VerificationFailed, match=f"departs is '{module}'"):
+    with pytest.raises(VerificationFailed, match=f"differs is '{module}'"):
         require(result, written.path, reference=original, images=images)
 
     aside = [f"net.failed-verification.{suffix}" for suffix in ("bin", "xml")]

@@ -305,7 +305,7 @@ def test_a_sidecar_that_never_ends_is_not_waited_for(tmp_path):
     sidecar_path(engine).unlink()
     os.mkfifo(sidecar_path(engine))
 
-    with pytest.raises(ExportError, match="is not an engine's sidecar: it is no file"):
+    with pytest.raises(ExportError, match="is not an engine's sidecar: it is not a file"):
         read_sidecar(engine)
 
 
@@ -472,7 +472,7 @@ def test_a_release_is_asked_only_for_what_it_knows(monkeypatch, tmp_path, versio
         ("fp16", 1e-1, False),
     ],
 )
-def test_an_engine_is_judged_by_the_bounds_of_its_own_precision(
+def test_an_engine_is_judged_by_its_own_precisions_bounds(
     monkeypatch, tmp_path, exported, images, precision, error, passes
 ):
     source, path = exported("resnet18").path, tmp_path / "net.plan"

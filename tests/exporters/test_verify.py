@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -204,6 +205,28 @@ def test_what_ends_otherwise_leaves_the_older_file(tmp_path):
 
     assert names_in(tmp_path) == ["net.onnx"]
     assert path.read_text() == "older"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
+    path = tmp_path / "net.onnx"
+    killed = (
+        "import os, signal, sys; from exporters.files import until_proven\n"
+        "with until_proven(sys.argv[1]) as lent:\n"
+        "    lent.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", killed, path])
+    left = names_in(tmp_path)
+
+    with until_proven(path) as one, until_proven(path) as other:
+        one.write_text("first")
+        other.write_text("second")
+        siblings = names_in(tmp_path)
+
+    assert ended.returncode == -signal.SIGKILL
+    assert len(left) == 1
+    assert left[0].startswith(".unproven-")
+    assert siblings == sorted([one.parent.name, other.parent.name])
+    assert names_in(tmp_path) == ["net.onnx"]
 
 
 def test_a_network_with_other_outputs_is_put_aside_too(exported, images, tmp_path, monkeypatch):

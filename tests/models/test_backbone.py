@@ -69,7 +69,7 @@ def test_the_file_alone_makes_the_same_network_again(tmp_path: Path) -> None:
         assert torch.equal(network(images), features(images)[-1].mean((2, 3)))
 
 
-def test_maps_finer_than_needed_are_left_out() -> None:
+def test_maps_finer_than_needed_are_dropped() -> None:
     assert create_features("resnet18", min_stride=16).feature_info.reduction() == [16, 32]
 
 

@@ -12,11 +12,17 @@ from safetensors.torch import load_file, save_file
 
 from hgkd_edge.distill import distill
 from hgkd_edge.distillation.parts import build
-from hgkd_edge.errors import RecipeError
-from hgkd_edge.models.backbone import BackboneSpec, create_features, save_backbone
+from hgkd_edge.errors import RecipeError, RunError
+from hgkd_edge.models.backbone import (
+    BackboneSpec,
+    create_features,
+    read_backbone,
+    save_backbone,
+)
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify
+from hgkd_edge.tasks.base import ModelCard, read_model, save_model
 
 CHANNELS = {"channels": [8, 16, 24, 32]}
 
@@ -72,6 +78,29 @@ def test_weights_of_another_network_are_refused_in_one_line(
         build(recipe_of(tiny_recipe, tmp_path / "absent"))
     with pytest.raises(ValueError, match="student.path belongs to weights 'path'"):
         recipe_of(tiny_recipe, file, weights="none")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_wherever_they_come_from(
+    tiny_recipe: dict[str, Any], tmp_path: Path, value: float
+) -> None:
+    student, model = tmp_path / "student.safetensors", tmp_path / "model.safetensors"
+    state = timm.create_model("resnet18", num_classes=0, **CHANNELS).state_dict()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    save_file(state, student)
+    backbone = tmp_path / "backbone.safetensors"
+    features = create_features("resnet18", stem_stride=2, args=CHANNELS)
+    features.load_state_dict(state)
+    spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, CHANNELS)
+    save_backbone(features, spec, backbone)
+    save_model(features, ModelCard("classify", ("a", "b"), spec), model)
+
+    with pytest.raises(RecipeError, match=r"student.path = .*'layer1.0.conv1.weight' holds NaN or"):
+        build(recipe_of(tiny_recipe, student))
+    with pytest.raises(RunError, match=r"layer1.0.conv1.weight' holds NaN or infinity"):
+        read_backbone(backbone)
+    with pytest.raises(RunError, match=r"layer1.0.conv1.weight' holds NaN or infinity"):
+        read_model(model)
 
 
 def test_a_run_records_what_its_student_started_from(

@@ -13,12 +13,17 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify
 
 
+def untrained(path: Path) -> RunDir:
+    """A run of the demo's recipe at 32 px, with an untrained backbone."""
+    recipe = load_recipe(find_recipe("demo"), ["data.image_size=32"])
+    made = RunDir.create(recipe, path)
+    parts = build(recipe)
+    save_backbone(densify(parts.encoder), parts.spec, made.backbone_file)
+    return made
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """`runs/demo` of the demo's recipe at 32 px, with an untrained backbone."""
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe(find_recipe("demo"), ["data.image_size=32"])
-    made = RunDir.create(recipe)
-    parts = build(recipe)
-    save_backbone(densify(parts.encoder), parts.spec, made.backbone_file)
-    return made
+    return untrained(Path("runs/demo"))

@@ -231,7 +231,7 @@ def test_classes_that_training_never_saw_are_named_with_the_score(run: RunDir) -
     assert weigh(result, train, test)["warnings"] == []
 
 
-def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_left_out() -> None:
+def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_skipped() -> None:
     logits = -np.arange(7.0)[None].repeat(3, 0)
     card = replace(CARD, classes=tuple("abcdefg"))
     batch = Answers(torch.empty(0), torch.tensor([0, 4, 5]), {"logits": logits})
@@ -254,9 +254,13 @@ def test_the_confusion_of_a_thousand_classes_is_a_picture_that_fits(tmp_path: Pa
 
 def test_images_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "plain.png")
+    plain = configure(run, f"data={{source: folder, path: {tmp_path}, holdout: 0}}")
+    announced: list[str] = []
 
     with pytest.raises(DataError, match="needs labeled images"):
-        finetune(configure(run, f"data={{source: folder, path: {tmp_path}, holdout: 0}}"), run)
+        finetune(plain, run, opened=lambda: announced.append("run folder"))
+
+    assert announced == [], "a folder is named before it is known whether it is needed"
 
 
 def test_wrong_settings_are_named(run: RunDir) -> None:
@@ -321,7 +325,7 @@ def test_a_second_fine_tuning_leaves_the_first_alone(run: RunDir) -> None:
     ("changes", "expected"),
     [({"init": "distilled"}, ""), ({"init": "scratch", "train.epochs": 3}, "init, train.epochs")],
 )
-def test_a_fine_tuning_goes_on_with_its_own_settings_only(
+def test_a_fine_tuning_resumes_with_its_own_settings_only(
     run: RunDir, changes: dict[str, Any], expected: str
 ) -> None:
     config = configure(run, "train.epochs=1")

@@ -69,7 +69,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_weights(
     check_resume_is_exact(run, config, DetectLoss, monkeypatch)
 
 
-def test_it_begins_from_the_runs_backbone(run: RunDir) -> None:
+def test_it_starts_from_the_runs_backbone(run: RunDir) -> None:
     check_start(run, cells(run))
 
 

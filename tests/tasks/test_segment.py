@@ -93,7 +93,7 @@ def test_broken_off_and_resumed_it_ends_with_the_same_weights(
     check_resume_is_exact(run, config, SegmentLoss, monkeypatch)
 
 
-def test_it_begins_from_the_runs_backbone(run: RunDir) -> None:
+def test_it_starts_from_the_runs_backbone(run: RunDir) -> None:
     check_start(run, nuclei(run))
 
 
@@ -202,7 +202,7 @@ def test_codes_of_the_training_masks_hold_for_resume_and_evaluation(
     config = settings.resolve(run, "segment", data, "distilled", [*QUICK, *options])
 
     finetune(config, run)
-    begun = settings.begun_with(run)
+    begun = settings.recorded_settings(run)
     printed = capfd.readouterr().err
     for file in (data / "train" / "masks").iterdir():  # other label maps, by the same tool
         file.unlink()
@@ -224,7 +224,7 @@ def test_a_fine_tuning_of_before_codes_were_recorded_keeps_its_classes(run: RunD
     del config["segment"]["codes"], config["segment"]["ignore"], config["data"]["bits"]
     run.finetune_file.write_text(yaml.safe_dump(config))
 
-    begun = settings.begun_with(run)
+    begun = settings.recorded_settings(run)
     assert begun.segment.codes == "numbers"
     assert begun.data.bits == 16
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from exporters.bake import Preprocessing, bake
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DataError
 from hgkd_edge.predict import predict
 from hgkd_edge.video.decoding import Frame, open_source
@@ -199,7 +200,7 @@ def test_a_model_for_frames_of_another_size_says_so_at_the_first_frame(
     networks: dict[str, Path], clip: Path, tmp_path: Path
 ) -> None:
     fixed = Preprocessing((0.5,) * 3, (0.25,) * 3, frame=(90, 120))
-    bake(networks["classify"], tmp_path / "baked.onnx", preprocessing=fixed)
+    bake(networks["classify"], tmp_path / "baked.onnx", preprocessing=fixed, prefix=PREFIX)
 
     with pytest.raises(DataError, match="the model takes frames of 120 x 90"):
         predict_videos(tmp_path / "baked.onnx", [source_of(clip)], tmp_path / "o", Options())

@@ -157,7 +157,7 @@ def test_frames_have_the_times_of_their_source_unless_its_clock_jumps(
     assert found == pytest.approx(wanted)
 
 
-def test_after_a_break_times_go_on_from_the_arrival() -> None:
+def test_after_a_break_times_continue_from_the_arrival() -> None:
     clock = LiveClock()
     assert [clock.time(9.0, 50.0), clock.time(9.1, 50.1)] == pytest.approx([0, 0.1])
 

@@ -1,9 +1,10 @@
 # Runs on the device that is measured: POSIX sh with coreutils, util-linux, tar and gzip.
 #
-# It says what the device is, receives one archive of files, and does the steps that the file
-# `steps` lists. All judging is done at the other end, which sets `mark`, `silence`, `patience` and
-# `idle` in front of this text. Requests come as lines on standard input; an empty line says that
-# the other end is still there. The end of standard input, or silence, ends everything here.
+# It says what the device is, receives one archive of files, does the steps that the file `steps`
+# lists, and reports each. All judging is done at the other end, which sets `mark`, `silence`,
+# `patience` and `idle` in front of this text. Requests come as lines on standard input; an empty
+# line says that the other end is still there. The end of standard input, or silence, ends
+# everything here.
 
 root=${HGKD_EDGE_SYSROOT:-/} # in a container the device's own files are often mounted elsewhere
 jobs=${XDG_CACHE_HOME:-$HOME/.cache}/hgkd-edge/jobs
@@ -16,10 +17,6 @@ send() { # NAME: standard input, packed
         while IFS= read -r piece; do printf '%s%s %s\n' "$mark" "$1" "$piece"; done
         printf '%s%s .\n' "$mark" "$1"
     }
-}
-
-progress() { # standard input, a few words
-    printf '%sprogress %s\n' "$mark" "$(cut -c 1-200 | base64 -w 0)"
 }
 
 # --- what the device is: raw texts, empty where there is none
@@ -79,6 +76,7 @@ facts() {
     else
         fact onnxruntime && ask python3 -c 'import onnxruntime, numpy; print(onnxruntime.__version__)'
     fi
+    fact free && df -Pk "$jobs" # which does not count what an earlier session left
 }
 
 # --- the connection
@@ -111,9 +109,9 @@ leave() { # [keep]: end what runs; remove the folder, unless `keep` and it holds
 }
 
 serve() {
-    facts </dev/null | send facts
     mkdir -p "$jobs"
     find "$jobs" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf {} +
+    facts </dev/null | send facts
     until [ -n "$reply" ]; do heard "$silence" || exit 0; done
     [ "$reply" != bye ] || exit 0
     set -- $reply # ID yes|no: the folder's name, and whether what is in it counts
@@ -121,16 +119,16 @@ serve() {
     waited=0
     until flock -n 9; do
         [ "$waited" -lt "$patience" ] || { : | send taken && exit 0; }
+        [ "$waited" -gt 0 ] || : | send waiting
         waited=$((waited + 1))
-        echo 'an earlier session is still at work on this device' | progress
         heard 1 || [ $? -eq 124 ] || exit 0
     done
     home=$jobs/$1
     trap 'leave keep' HUP TERM
     [ "$2" = yes ] || rm -rf "$home"
     mkdir -p "$home" && cd "$home" || exit 1
-    rm -f go
-    df -Pk . | send free
+    rm -f go power
+    : | send ready
     reply=
     until [ -n "$reply" ]; do heard "$silence" || leave keep; done
     receive "$reply" | tar -xf - || leave keep
@@ -154,10 +152,9 @@ stamp() { # each line with the seconds since the board started, which no clock c
     done
 }
 
-watch() { # NAME: its last line, and the peak memory of its process; ends all when nobody listens
+watch() { # NAME: the peak memory of its process; ends all when nobody listens
     while sleep 2; do
-        kill -0 "$PPID" 2>/dev/null || kill -KILL 0
-        tail -n 1 "$1.log" | cut -d ' ' -f 2- | progress
+        kill -0 "$PPID" || kill -KILL 0
         sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$(cat "$1.pid")/status" >"$1.peak"
     done 2>/dev/null
 }
@@ -178,88 +175,54 @@ run() { # NAME: the program and arguments in NAME.args, one a line
     kill "$watcher"
 }
 
-report() { # NAME
-    send log <"$1.log"
+report() { # NAME RESULT: exit code, peak memory, lines of the log; the log; the file RESULT
     read -r code <"$1.code"
     read -r peak <"$1.peak"
-    echo "$code ${peak:-0}" | send ended
+    {
+        echo "$code ${peak:-0} $(wc -l <"$1.log")"
+        cat "$1.log" "$2" 2>/dev/null
+    } | send done
     [ "$code" -eq 0 ] || exit 1
 }
 
 build() { # NAME ENGINE: unless a finished one of the same arguments is there
-    if sha256sum -c --status "$1.done" 2>/dev/null; then
-        echo yes | send reused
-    else
-        echo no | send reused
+    reused=yes
+    if ! sha256sum -c --status "$1.done" 2>/dev/null; then
+        reused=no
         run "$1"
         # Written last and renamed: an engine without it is half built and is built again.
         sha256sum "$2" "$1.args" >"$1.tmp" && mv "$1.tmp" "$1.done"
     fi
-    report "$1"
-    wc -c <"$2" | send result
+    echo "$reused $(wc -c <"$2")" >"$1.result"
+    report "$1" "$1.result"
 }
 
-rails() { # NAME <mW>mW of each supply rail: INA3221 sensors of JetPack 5 and later, then of 4
-    for label in "$root"/sys/bus/i2c/devices/*/hwmon/hwmon*/in*_label; do
-        [ "$(cat "${label%/*}/name" 2>/dev/null)" = ina3221 ] || continue
-        number=${label##*/in}
-        number=${number%_label}
-        rail "$(cat "$label")" "$(cat "${label%_label}_input")" \
-            "$(cat "${label%/*}/curr${number}_input")" 1000
-    done 2>/dev/null
-    for label in "$root"/sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*; do
-        rail "$(cat "$label")" "$(cat "${label%/*}/in_power${label##*_}_input")" 1 1
-    done 2>/dev/null
-}
-
-rail() { # NAME mV mA 1000, or NAME mW 1 1; not a sum of others, and connected
-    case $1 in
-        '' | *[Ss][Uu][Mm]* | [Nn][Cc] | [Nn][Cc][_0-9]*) return ;;
-    esac
-    case $2$3 in
-        *[!0-9-]*) return ;;
-    esac
-    printf '%s %smW ' "$(echo "$1" | tr ' ' _)" $(($2 * $3 / $4))
-}
-
-sensors() {
-    while sleep 0.1; do echo "$(rails)"; done
-}
-
-telemetry() { # its source, then a stamped line ten times a second until the work ends
+telemetry() { # into `power`: a line ten times a second until the work ends
     if command -v tegrastats >/dev/null; then
-        echo tegrastats | send source
-        tegrastats --interval 100 2>/dev/null | stamp >power &
-    elif [ -n "$(rails)" ]; then
-        echo ina3221 | send source
-        sensors | stamp >power &
-    else
-        : | send source
-        return
+        tegrastats --interval 100 2>/dev/null &
+        sleep "$idle"
     fi
-    sleep "$idle"
+    overcurrent
+    echo started
 }
 
 work() {
-    : >power
     while IFS=' ' read -r kind name result; do
         case $kind in
             build) build "$name" "$result" ;;
-            wait) until [ -e go ]; do sleep 0.1 && kill -0 "$PPID" || exit 1; done ;;
-            idle)
-                telemetry
-                overcurrent | send overcurrent
-                send started </proc/uptime
-                ;;
             run)
                 rm -f "$result"
                 run "$name"
-                report "$name"
-                cat "$result" 2>/dev/null | send result
+                report "$name" "$result"
+                ;;
+            idle)
+                until [ -e go ]; do sleep 0.1 && kill -0 "$PPID" || exit 1; done
+                telemetry | stamp >>power &
+                until grep -q ' started$' power 2>/dev/null; do sleep 0.1; done
                 ;;
         esac
     done <steps
-    overcurrent | send overcurrent
+    overcurrent | stamp >>power
     send power <power
 }
 
@@ -268,6 +231,5 @@ for tool in base64 flock gzip setsid sha256sum tar timeout; do
 done
 case $1 in
     work) work ;;
-    rails) rails ;;
     *) serve ;;
 esac

@@ -3,17 +3,22 @@ result. Tolerant by design: an unknown L4T or a missing tool leaves a gap, not a
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from hgkd_edge.bench.devices import Device, JetPack, Mode, load_devices, load_jetpacks
+from hgkd_edge.bench.devices import Device, Mode, load_devices, load_jetpacks
+from hgkd_edge.bench.environment import cpu_name
 
 __all__ = [
     "Board",
     "board_from_facts",
+    "is_jetson_here",
     "parse_jetson_clocks",
     "parse_nvpmodel",
     "parse_release",
@@ -28,8 +33,6 @@ _TEGRA = {
     "tegra234": "Orin",
     "tegra264": "Thor",
 }
-
-
 _MOST_TEXT = 1 << 18  # characters of one fact, such as the help of trtexec
 
 
@@ -54,7 +57,9 @@ class Board:
         """The machine's record in bench.json."""
         entry = asdict(self)
         entry["device_id"] = self.device.id if self.device else None
-        entry["device"] = self.model or _cpu(facts)
+        entry["device"] = (
+            self.model or cpu_name(facts.get("cpuinfo", "")) or facts.get("machine") or None
+        )
         for key in ("machine", "system", "governor", "loadavg", "python"):
             entry[key] = facts.get(key) or None
         for key in ("cores", "usable_cores"):
@@ -71,10 +76,10 @@ class Board:
             notes.append(
                 "the power mode is unknown (nvpmodel -q printed nothing): clocks may be capped"
             )
-        elif not self.power_mode.startswith("MAXN") and not self._is_fastest():
+        elif (cap := self._cap()) is not None:
             notes.append(
-                f"power mode {self.power_mode} caps the clocks{self._mode_cap()}: faster modes "
-                "exist; list them with nvpmodel -p, set one with sudo nvpmodel -m ID"
+                f"power mode {self.power_mode} caps the clocks{cap}: faster modes exist; list them "
+                "with nvpmodel -p, set one with sudo nvpmodel -m ID"
             )
         if self.clocks_locked is False:
             notes.append(
@@ -87,63 +92,61 @@ class Board:
             notes.append(f"{hottest:.0f} C already: thermal throttling is near")
         return notes
 
+    def _cap(self) -> str | None:
+        """By how much the power mode caps the GPU, where known; None for the fastest mode."""
+        name = self.power_mode or ""
+        if name.startswith("MAXN"):
+            return None
+        modes = self._modes()
+        fastest = max((mode.gpu_mhz for mode in modes), default=0)
+        plain = name.removeprefix("MODE_")
+        mode = next((one for one in modes if one.name.removeprefix("MODE_") == plain), None)
+        if mode is None:
+            return ""
+        if mode.gpu_mhz < fastest:
+            return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
+        no_maxn = self.power_modes and not any(one.startswith("MAXN") for one in self.power_modes)
+        return None if no_maxn else ""
+
     def _modes(self) -> list[Mode]:
         """The table's modes of the configuration that this board is flashed with."""
-        if self.device is None:
-            return []
         raised = any("SUPER" in name for name in [*self.power_modes, self.power_mode or ""])
-        return [mode for mode in self.device.modes if mode.super_ == raised]
+        return [mode for mode in self.device.modes if mode.super_ == raised] if self.device else []
 
-    def _mode(self) -> Mode | None:
-        plain = (self.power_mode or "").removeprefix("MODE_")
-        hits = [mode for mode in self._modes() if mode.name.removeprefix("MODE_") == plain]
-        return hits[0] if hits else None
 
-    def _is_fastest(self) -> bool:
-        """Whether no mode of this board has a faster GPU or is called MAXN."""
-        mode = self._mode()
-        return (
-            mode is not None
-            and bool(self.power_modes)
-            and not any(name.startswith("MAXN") for name in self.power_modes)
-            and mode.gpu_mhz >= max(one.gpu_mhz for one in self._modes())
-        )
-
-    def _mode_cap(self) -> str:
-        mode = self._mode()
-        fastest = max((one.gpu_mhz for one in self._modes()), default=0)
-        if mode is None or mode.gpu_mhz >= fastest:
-            return ""
-        return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
+def is_jetson_here() -> bool:
+    """Whether this machine is a Jetson, by its device tree and L4T release file."""
+    facts = {}
+    for name in ("etc/nv_tegra_release", "sys/firmware/devicetree/base/compatible"):
+        with suppress(OSError):
+            root = Path(os.environ.get("HGKD_EDGE_SYSROOT", "/"))
+            facts[Path(name).name] = (root / name).read_text(errors="replace")
+    return board_from_facts(facts).is_jetson
 
 
 def board_from_facts(facts: Mapping[str, str]) -> Board:
     """Parse the facts gathered by the script."""
-    text = {name: value[:_MOST_TEXT] for name, value in facts.items()}
-    facts = defaultdict(str, text)
+    facts = defaultdict(str, {name: value[:_MOST_TEXT] for name, value in facts.items()})
     release = parse_release(facts["nv_tegra_release"], facts["packages"])
     compatible = facts["compatible"].lower()
+    family = next((name for word, name in _TEGRA.items() if word in compatible), None)
     temperatures = _temperatures(facts["temperatures"])
-    is_jetson = release is not None or any(name in compatible for name in _TEGRA)
-    if not is_jetson:
+    if release is None and family is None:
         return Board(is_jetson=False, temperatures_c=temperatures)
     mode, mode_id = parse_nvpmodel(facts["nvpmodel"])
-    shown = parse_jetson_clocks(facts["jetson_clocks"])
-    gpu = shown or _devfreq_clocks(facts["devfreq"])
+    gpu = parse_jetson_clocks(facts["jetson_clocks"]) or _devfreq_clocks(facts["devfreq"])
+    mode_line = r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>"
+    tensorrt = re.search(r"^libnvinfer\S* (\d\S*)", facts["packages"], re.MULTILINE)
     return Board(
         is_jetson=True,
-        model=facts["model"] or _family(compatible),
+        model=facts["model"] or (f"Jetson ({family})" if family else None),
         device=_recognize(compatible, facts["model"].lower()),
         l4t=release,
-        jetpack=_jetpack(release),
-        tensorrt_package=_package(facts["packages"], "libnvinfer"),
+        jetpack=_jetpack(release) if release else None,
+        tensorrt_package=tensorrt[1] if tensorrt else None,
         power_mode=mode,
         power_mode_id=mode_id,
-        power_modes=re.findall(
-            r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>",
-            facts["nvpmodel_conf"],
-            re.MULTILINE,
-        ),
+        power_modes=re.findall(mode_line, facts["nvpmodel_conf"], re.MULTILINE),
         clocks_locked=gpu["min"] == gpu["max"] if gpu else None,
         gpu_mhz=gpu,
         temperatures_c=temperatures,
@@ -173,10 +176,7 @@ def parse_jetson_clocks(text: str) -> dict[str, float] | None:
         text,
         re.MULTILINE | re.IGNORECASE,
     )
-    if match is None:
-        return None
-    low, high, now = (int(part) / 1e6 for part in match.groups())
-    return {"min": low, "max": high, "now": now}
+    return _clocks(match.groups()) if match else None
 
 
 def _devfreq_clocks(table: str) -> dict[str, float] | None:
@@ -185,55 +185,37 @@ def _devfreq_clocks(table: str) -> dict[str, float] | None:
         path, *fields = [field.strip() for field in line.split("\t")]
         name = (fields[0] if fields and fields[0] else path).lower()
         known = name in _GPU_NODES or any(name.endswith(f".{node}") for node in _GPU_NODES)
-        clocks = [int(one) for one in fields[1:] if re.fullmatch("[1-9][0-9]{0,14}", one)]
+        clocks = tuple(one for one in fields[1:] if re.fullmatch("[1-9][0-9]{0,14}", one))
         if known and len(clocks) == 3:
-            return {key: hz / 1e6 for key, hz in zip(("min", "max", "now"), clocks, strict=True)}
+            return _clocks(clocks)
     return None
+
+
+def _clocks(hertz: tuple[str, ...]) -> dict[str, float]:
+    return {key: int(hz) / 1e6 for key, hz in zip(("min", "max", "now"), hertz, strict=True)}
 
 
 def _temperatures(table: str) -> dict[str, float]:
     """Temperatures in degrees from lines with a zone's path, its name, and millidegrees."""
-    return {
-        name: int(value) / 1000
-        for name, value in re.findall(r"^[^\t\n]*\t([^\t\n]+)\t(-?[0-9]{1,7})\s*$", table, re.M)
-    }
+    zone = r"^[^\t\n]*\t([^\t\n]+)\t(-?[0-9]{1,7})\s*$"
+    return {name: int(value) / 1000 for name, value in re.findall(zone, table, re.MULTILINE)}
 
 
 def _recognize(compatible: str, model: str) -> Device | None:
     """Identify by part number first; by the model's name where a kit hides the number."""
-    for device in load_devices():
+    devices = load_devices()
+    for device in devices:
         if any(word in compatible for word in device.match.compatible):
             return device
-    hits = [
-        (len(word), device)
-        for device in load_devices()
-        for word in device.match.model
-        if word in model
-    ]
-    return max(hits, key=lambda hit: hit[0])[1] if hits else None
+    hits = [(word, device) for device in devices for word in device.match.model if word in model]
+    return max(hits, key=lambda hit: len(hit[0]))[1] if hits else None
 
 
-def _family(compatible: str) -> str | None:
-    return next((f"Jetson ({name})" for word, name in _TEGRA.items() if word in compatible), None)
-
-
-def _jetpack(release: str | None) -> str | None:
+def _jetpack(release: str) -> str | None:
     """The JetPack of an L4T release; an unknown point release names its nearest known one."""
-    if release is None:
-        return None
-    known: list[JetPack] = load_jetpacks()
+    known = load_jetpacks()
     for entry in known:
         if release == entry.l4t or release.startswith(entry.l4t + "."):
             return entry.jetpack
     family = [entry for entry in known if entry.l4t.split(".")[0] == release.split(".")[0]]
     return f"about {family[-1].jetpack} (L4T {release} is not in the table)" if family else None
-
-
-def _package(packages: str, prefix: str) -> str | None:
-    match = re.search(rf"^{prefix}\S* (\d\S*)", packages, re.MULTILINE)
-    return match[1] if match else None
-
-
-def _cpu(facts: Mapping[str, str]) -> str | None:
-    match = re.search(r"^(?:model name|Hardware|Model)\s*:\s*(.+)$", facts.get("cpuinfo", ""), re.M)
-    return match[1].strip() if match else facts.get("machine") or None

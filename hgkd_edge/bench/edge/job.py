@@ -1,317 +1,199 @@
-"""Models and options -> a job: the files sent to the device, and the steps it runs.
-
-Models are measured by trtexec if present, else by onnxruntime on the device's CPU.
-"""
+"""What is measured on a device, whatever measures it there: cases, files, outputs, power."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from exporters.files import file_sha256
 from exporters.network_files import renamed_files
-from hgkd_edge.bench import method
-from hgkd_edge.bench.edge import ort_device
-from hgkd_edge.bench.edge.trtexec import (
-    Trtexec,
-    build_arguments,
-    inputs_argument,
-    loadable_names,
-    measure_arguments,
-    output_arguments,
-)
-from hgkd_edge.bench.method import Plan, visiting_order
-from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.edge.link import Files, Lines, Link, stamped
+from hgkd_edge.bench.edge.tegrastats import telemetry_of
+from hgkd_edge.bench.edge.trtexec import outputs_of, parse_outputs
+from hgkd_edge.bench.method import Trace
+from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import InputInfo
-from hgkd_edge.bench.verification import Probe, loosest, make_probe
-from hgkd_edge.errors import DeviceError, RunError
+from hgkd_edge.bench.records import Measurement, Telemetry, Verification
+from hgkd_edge.bench.session import Case, measurement_of
+from hgkd_edge.bench.verification import Probe, judge, loosest, make_probe
 
-__all__ = ["EdgeCase", "EdgeJob", "make_job"]
+__all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
 
-# trtexec's own 200 ms is over before a Jetson's clocks have risen.
-WARMUP_MS = 2000
 # Each compared image starts trtexec on the device (batch 1), a second or two.
 IMAGES = 4
 # Compared output values: about 10 bytes each in trtexec's JSON.
 MOST_VALUES = 1_000_000
+# Ten per second; a board's power varies from one sample to the next.
+_FEW_SAMPLES = 10
+
+Calls = list[list[dict[str, Any]]]  # of each call, each input: name, shape, dtype, file
+Spans = list[tuple[float, float]]  # seconds of the device's clock
 
 
 @dataclass(frozen=True)
-class EdgeCase:
-    """One case.
+class EdgeCase(Case):
+    """One case; `file` and those of `calls` are names on the device."""
 
-    Args:
-        model: The model.
-        file: Its name on the device.
-        precision: Precision of the build.
-        batch: B.
-        threads: Threads of ONNX Runtime.
-        probe: The inputs and the expected outputs.
-        calls: For each call, each input with the name of its file on the device.
-        inputs: The inputs, for the record.
-        build: Command that builds the engine; empty where there is no trtexec.
-        check: For each call, the command that computes its outputs.
-        measure: Command of one visit.
-    """
-
-    model: ModelFile
     file: str
-    precision: str
-    batch: int
-    threads: int | None
     probe: Probe = field(repr=False)
-    calls: list[list[dict[str, Any]]] = field(repr=False)
-    inputs: list[InputInfo]
-    build: list[str] = field(default_factory=list)
-    check: list[list[str]] = field(default_factory=list)
-    measure: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The case in bench.json."""
-        threads = f" t{self.threads}" if self.threads else ""
-        runner = "trtexec" if self.build else "ort"
-        return f"{self.model.label} {runner} {self.precision} b{self.batch}{threads}"
-
-    @property
-    def bound(self) -> str:
-        """Row of exporters' table of tolerances: TensorRT may compute fp32 in TF32."""
-        return loosest(self.precision, "tf32" if self.build else self.precision)
+    calls: Calls = field(repr=False)
 
 
-@dataclass(frozen=True)
-class EdgeJob:
-    """A job: `id` names its folder on the device, `order` lists the cases as they are visited."""
-
-    id: str
-    trtexec: Trtexec | None
-    cases: list[EdgeCase]
-    order: list[int]
-    files: dict[str, bytes | Path] = field(repr=False)
-
-
-def make_job(
-    models: Sequence[ModelFile], options: BenchOptions, facts: Mapping[str, str], *, where: str
-) -> EdgeJob:
-    """Plan the measurement for a device from its facts.
-
-    Args:
-        models: Files to measure.
-        options: Batches, precisions, copies, duration, ...
-        facts: The device's facts.
-        where: Name of the device for messages.
+def make_cases(
+    models: Sequence[ModelFile], options: BenchOptions, runner: str
+) -> tuple[list[EdgeCase], Files]:
+    """The cases, and the files of their models and inputs.
 
     Raises:
-        DeviceError: The device has neither trtexec nor onnxruntime, or cannot run the request.
         RunError: No model of the wanted precision.
     """
-    tool = Trtexec.from_help(facts.get("trtexec_help", "")) if facts.get("trtexec") else None
-    if tool is None and not facts.get("onnxruntime", "")[:1].isdigit():
-        raise DeviceError(
-            f"{where} has neither trtexec nor a Python with numpy and onnxruntime",
-            hint="on a Jetson: sudo apt install libnvinfer-bin; elsewhere: pip install onnxruntime",
-        )
-    # trtexec measures whole seconds, so the number of rounds is limited to the seconds.
-    rounds = options.rounds
-    if tool and not options.count:
-        rounds = max(1, min(rounds, int(options.duration_s)))
-    files: dict[str, bytes | Path] = {}
+    files: Files = {}
     cases: list[EdgeCase] = []
-    for model, precision in _wanted(models, options, may_build=tool is not None):
+    limits = {"most_images": IMAGES, "most_values": MOST_VALUES}
+    by_trtexec = runner == "trtexec"
+    for model, precision in of_precisions(models, options.precisions, may_build=by_trtexec):
         index = models.index(model)
-        files |= renamed_files(model.path, f"model-{index}.onnx")
+        file = f"model-{index}.onnx"
+        files |= renamed_files(model.path, file)
         for batch in options.batches:
-            probe = make_probe(
-                model,
-                batch=batch,
-                images=options.images,
-                most_images=IMAGES,
-                most_values=MOST_VALUES,
-            )
+            probe = make_probe(model, batch=batch, images=options.images, **limits)
             calls = _calls(probe, f"input-{index}-{batch}")
-            files |= {
-                entry["file"]: feeds[entry["name"]].tobytes()
-                for feeds, call in zip(probe.feeds, calls, strict=True)
-                for entry in call
-            }
-            for threads in (None,) if tool else options.threads:
-                case = EdgeCase(
-                    model,
-                    f"model-{index}.onnx",
-                    precision,
-                    batch,
-                    threads,
-                    probe,
-                    calls,
-                    inputs=probe.inputs,
-                )
-                if tool:
-                    case = _for_trtexec(
-                        case, tool, facts["trtexec"], options, number=len(cases), rounds=rounds
-                    )
-                cases.append(case)
-    order = [index for turn in visiting_order(len(cases), rounds) for index in turn]
-    identity = hashlib.sha256(repr([case.build for case in cases]).encode())
-    identity.update((tool.name if tool else "").encode())
-    for name, item in sorted(files.items()):
-        content = file_sha256(item) if isinstance(item, Path) else hashlib.sha256(item).hexdigest()
-        identity.update(f"{name} {content}".encode())
-    if tool:
-        files |= _trtexec_steps(cases, order)
-    else:
-        plan = Plan(duration_s=options.duration_s, count=options.count, rounds=rounds)
-        files |= _onnxruntime_steps(cases, plan, options)
-    return EdgeJob(identity.hexdigest()[:32], tool, cases, order, files)
+            for feeds, call in zip(probe.feeds, calls, strict=True):
+                files |= {one["file"]: feeds[one["name"]].tobytes() for one in call}
+            for threads in (None,) if by_trtexec else options.threads:
+                case = model, runner, precision, batch, threads
+                cases.append(EdgeCase(*case, file, probe, calls))
+    return cases, files
 
 
-def _wanted(
-    models: Sequence[ModelFile], options: BenchOptions, *, may_build: bool
-) -> list[tuple[ModelFile, str]]:
-    """(model, precision to build) pairs; an FP32 file is used for FP16 if there is no FP16 file."""
-    if not options.precisions:
-        return [(model, model.precision) for model in models]
-    pairs: list[tuple[ModelFile, str]] = []
-    missing = []
-    for precision in options.precisions:
-        exact = [model for model in models if model.precision == precision]
-        stand_in = [model for model in models if model.precision == "fp32"]
-        if exact:
-            pairs += [(model, precision) for model in exact]
-        elif may_build and precision == "fp16" and stand_in:
-            pairs += [(model, precision) for model in stand_in]
-        else:
-            missing.append(precision)
-    if missing:
-        found = ", ".join(f"{model.label} ({model.precision})" for model in models)
-        raise RunError(
-            f"no model of precision {' or '.join(missing)}; found {found}",
-            hint=f"hgkd-edge export --onnx --precision {missing[0]}",
-        )
-    return pairs
-
-
-def _calls(probe: Probe, stem: str) -> list[list[dict[str, Any]]]:
+def _calls(probe: Probe, stem: str) -> Calls:
+    inputs = [one.model_dump(include={"name", "shape", "dtype"}) for one in probe.inputs]
     return [
-        [
-            {
-                **record.model_dump(include={"name", "shape", "dtype"}),
-                "file": f"{stem}-{call}-{n}.bin",
-            }
-            for n, record in enumerate(probe.inputs)
-        ]
+        [{**one, "file": f"{stem}-{call}-{n}.bin"} for n, one in enumerate(inputs)]
         for call in range(len(probe.feeds))
     ]
 
 
-def _for_trtexec(
-    case: EdgeCase,
-    tool: Trtexec,
-    program: str,
-    options: BenchOptions,
-    *,
-    number: int,
-    rounds: int,
-) -> EdgeCase:
-    """The case with the commands that build, verify and measure it."""
-    shapes = {record.name: record.shape for record in case.inputs}
-    dynamic = any(
-        not isinstance(axis, int) or axis < 1
-        for one in case.model.info.inputs
-        for axis in one.shape
-    )
-    names = {
-        "{onnx}": case.file,
-        "{engine}": f"engine-{number}.plan",
-        "{times}": f"times-{number}.json",
-        "{outputs}": f"outputs-{number}.json",
-        "{cache}": "timing.cache",
-    }
+class Job(ABC):
+    """Cases that one program measures on the device.
 
-    def filled(arguments: list[str], call: list[dict[str, Any]] | None = None) -> list[str]:
-        values = inputs_argument({one["name"]: one["file"] for one in call}) if call else []
-        for name, file in names.items():
-            arguments = [argument.replace(name, file) for argument in arguments]
-        return [program, *arguments, *values]
+    Args:
+        files: Everything that is sent; subclasses add `steps`, which lists what to do.
+        builder: What decides a build besides the models and inputs.
+    """
 
-    loadable = loadable_names(shapes)
-    probe, inputs = case.probe, case.inputs
-    if not loadable:  # trtexec then draws random values
-        reason = "trtexec cannot be given values for inputs of these names"
-        probe = replace(probe, wanted=None, reason=probe.reason or reason)
-        inputs = [one.model_copy(update={"seed": None, "source": "synthetic"}) for one in inputs]
-    build = build_arguments(
-        tool,
-        shapes=shapes,
-        dynamic=dynamic,
-        model_precision=case.model.precision,
-        precision=case.precision,
-    )
-    check = output_arguments(tool, shapes=shapes, dynamic=dynamic)
-    measure = measure_arguments(
-        tool,
-        shapes=shapes,
-        dynamic=dynamic,
-        copies=options.copies,
-        warmup_ms=WARMUP_MS,
-        duration_s=options.duration_s / rounds,
-        count=-(-options.count // rounds) if options.count else None,
-    )
-    return replace(
-        case,
-        probe=probe,
-        inputs=inputs,
-        build=filled(build),
-        check=[filled(check, call) for call in case.calls] if probe.wanted else [],
-        measure=filled(measure, case.calls[0] if loadable else None),
-    )
+    computes: str  # row of tolerances for fp32 arithmetic
 
+    def __init__(
+        self, cases: list[EdgeCase], files: Files, options: BenchOptions, builder: object = None
+    ) -> None:
+        self.cases, self.files, self.options = cases, dict(files), options
+        identity = hashlib.sha256(repr(builder).encode())
+        for name, item in sorted(files.items()):
+            if isinstance(item, Path):
+                sha256 = file_sha256(item)
+            else:
+                sha256 = hashlib.sha256(item).hexdigest()
+            identity.update(f"{name} {sha256}".encode())
+        # Name of its folder on the device: the same for the same work.
+        self.id = identity.hexdigest()[:32]
 
-def _trtexec_steps(cases: Sequence[EdgeCase], order: Sequence[int]) -> dict[str, bytes | Path]:
-    """Steps: build all, verify all, then visit the cases in turn."""
-    steps, files = [], {}
-    for number, case in enumerate(cases):
-        steps.append(f"build build-{number} engine-{number}.plan")
-        files[f"build-{number}.args"] = _lines(case.build)
-        files[f"measure-{number}.args"] = _lines(case.measure)
-    for number, case in enumerate(cases):
-        for call, check in enumerate(case.check):
-            steps.append(f"run check-{number}-{call} outputs-{number}.json")
-            files[f"check-{number}-{call}.args"] = _lines(check)
-    steps += ["wait", "idle", *(f"run measure-{number} times-{number}.json" for number in order)]
-    return {**files, "steps": _lines(steps)}
+    @abstractmethod
+    def follow(self, link: Link) -> list[Measurement]:
+        """Follow the steps on the device.
+
+        Raises:
+            WorkFailed: A step failed, or the connection broke.
+            WrongOutputs: A case's outputs differ from its ONNX file's.
+            DeviceError, ValueError: A result that cannot be read.
+        """
+
+    def judged(self, case: EdgeCase, calls: Sequence[Any]) -> Verification | str:
+        """Compare outputs; for each call trtexec's export, as text or plain data."""
+        try:
+            got = [parse_outputs(one) if isinstance(one, str) else outputs_of(one) for one in calls]
+        except ValueError:
+            got = []
+        return judge(
+            case.name,
+            case.probe,
+            got,
+            bound=loosest(case.precision, self.computes),
+            where="on the measuring machine",
+            few=True,
+            unverified=self.options.unverified,
+        )
+
+    def record(
+        self,
+        case: EdgeCase,
+        trace: Trace,
+        telemetry: Telemetry | None,
+        warnings: Sequence[str] = (),
+        **fields: Any,
+    ) -> Measurement:
+        """The record of a case, with the fields that every device has."""
+        notes = list(warnings)
+        if telemetry is not None and telemetry.samples < _FEW_SAMPLES:
+            notes.append(f"power rests on {telemetry.samples} samples only; a longer --duration")
+        return measurement_of(
+            case,
+            trace,
+            self.options,
+            warnings=notes,
+            where=" on the device",
+            inputs=case.probe.inputs,
+            telemetry=telemetry,
+            **fields,
+        )
 
 
-def _onnxruntime_steps(
-    cases: Sequence[EdgeCase], plan: Plan, options: BenchOptions
-) -> dict[str, bytes | Path]:
-    """Steps: verify all, then measure all, with the script that is sent along with its imports."""
-    wire = [
-        {
-            "model": case.file,
-            "inputs": case.calls[0],
-            "copies": options.copies,
-            "threads": case.threads,
-            "check": case.calls if case.probe.wanted else [],
-        }
-        for case in cases
-    ]
-    return {
-        "ort_device.py": Path(ort_device.__file__),
-        "hgkd_edge/__init__.py": b"",
-        "hgkd_edge/bench/__init__.py": b"",
-        "hgkd_edge/bench/method.py": Path(method.__file__),
-        "hgkd_edge/bench/records.py": b"Warmup = dict\n",
-        "job.json": json.dumps({"cases": wire, "plan": asdict(plan)}).encode(),
-        "verify.args": _lines(["python3", "ort_device.py", "verify", "outputs.json"]),
-        "measure.args": _lines(["python3", "ort_device.py", "measure", "times.json"]),
-        "steps": _lines(["run verify outputs.json", "wait", "idle", "run measure times.json"]),
-    }
+@dataclass(frozen=True)
+class Power:
+    """What the board did while it worked.
+
+    Args:
+        lines: What tegrastats printed, where there is one.
+        started: When the board had been idle long enough.
+        overcurrent: Over-current events during the work, by counter.
+    """
+
+    lines: Lines
+    started: float
+    overcurrent: dict[str, int]
+
+    @classmethod
+    def parse(cls, text: str) -> Power:
+        """From the script's file `power`.
+
+        Raises:
+            ValueError: It is none.
+        """
+        lines = stamped(text.splitlines())
+        [started] = [second for second, line in lines if line == "started"]
+        counts: dict[str, list[int]] = defaultdict(list)
+        for _second, line in lines:
+            if match := re.fullmatch(r"(oc\w+_event_cnt) (\d{1,9})", line):
+                counts[match[1]].append(int(match[2]))
+        events = {name: seen[-1] - seen[0] for name, seen in counts.items()}
+        return cls(lines, started, events)
+
+    def telemetry(self, spans: Spans, throughput: float) -> Telemetry | None:
+        """Telemetry within these spans."""
+        return telemetry_of(
+            [one for one in self.lines if any(begin <= one[0] <= end for begin, end in spans)],
+            throughput_ips=throughput,
+            idle=[one for one in self.lines if one[0] < self.started],
+            overcurrent=self.overcurrent,
+        )
 
 
-def _lines(lines: Sequence[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
+def one_a_line(texts: Sequence[str]) -> bytes:
+    """A file of steps or arguments."""
+    return "".join(f"{text}\n" for text in texts).encode()

@@ -1,40 +1,40 @@
 """The conversation with a device: start its script, read its messages, stop it.
 
 The same script runs on a local Jetson (as a child process) and on one behind SSH, so both are
-measured by the same code. A device may be broken or hostile: everything it sends is bounded by the
-limits below.
+measured by the same code. ssh's keepalive notices a dead network, our heartbeat tells the device,
+and a watchdog that kills ssh bounds the time of a device that does not answer.
 """
 
 from __future__ import annotations
 
 import base64
-import errno
 import io
 import os
 import secrets
-import select
 import signal
 import subprocess
 import tarfile
 import tempfile
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from hgkd_edge.bench.edge.messages import MessageStream, StreamFault, stamped
+from hgkd_edge.bench.edge.messages import MessageStream, StreamFault
 from hgkd_edge.bench.edge.ssh import BOOTSTRAP, Host, explain, ssh_command
+from hgkd_edge.bench.options import Progress
 from hgkd_edge.errors import DeviceError, UserError
 
-__all__ = ["Finished", "Link", "WorkFailed", "open_link"]
+__all__ = ["Files", "Finished", "Lines", "Link", "WorkFailed", "open_link", "stamped"]
+
+Files = dict[str, bytes | Path]  # by their names on the device
+Lines = list[tuple[float, str]]  # each with the device's second in which it was printed
 
 MOST_CASE_S = 4 * 3600.0  # one case, all steps: a Nano may build a large engine for an hour
 MOST_SHOWN = 400  # characters of a device's text in a message
-MOST_ERRORS = 64 << 10  # bytes of standard error that are kept
 
 # After this much silence the device assumes a dead network; see also `Link._beat`.
 SILENCE_S = 60.0
@@ -42,14 +42,11 @@ SILENCE_S = 60.0
 PATIENCE_S = 70
 # trtexec's power is compared with that of an idle board.
 IDLE_S = 2.0
-# The device sends a message every two seconds while it works; this outlasts ssh's keepalive.
-_SILENCE_S = 90.0
 _FACTS_S = 150.0
 # How long ssh may take to exit: after its output ended, and after our last message.
 _END_S = 10.0
 _GRACE_S = 10.0
 _CHUNK = 1 << 18
-_NOT_OURS = "log in there and check what runs; do not trust its numbers"
 
 
 class WorkFailed(UserError):
@@ -60,25 +57,18 @@ class WorkFailed(UserError):
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that succeeded on the device: its lines with times, peak memory and output file."""
+    """A program that succeeded on the device: its log, peak memory and output file."""
 
-    log: list[tuple[float, str]]
+    log: Lines
     peak_kb: int
     result: str
 
-    def second_of(self, text: str) -> float | None:
-        """When a line with this text arrived."""
-        return next((second for second, line in self.log if text in line), None)
-
 
 class Link:
-    """A running script.
+    """A script that runs on `host` (None: on this machine), which messages call `where`.
 
     Args:
         command: How to start it: an ssh command, or this machine's sh.
-        where: Name of the machine for messages.
-        host: The SSH host, or None for this machine.
-        tell: Called with the current step and its completed fraction.
         case_s: Maximum seconds of a case, from its build to its last visit.
     """
 
@@ -88,38 +78,27 @@ class Link:
         *,
         where: str,
         host: Host | None,
-        tell: Callable[[str, float], None] = lambda _what, _part: None,
+        tell: Progress = lambda _what, _part: None,
         case_s: float = MOST_CASE_S,
     ) -> None:
-        self.where = where
-        self.host = host
-        self.broken = False
-        self._doing = "connecting"
-        self._tell = tell
-        self._case_s = case_s
-        self._deadline = float("inf")
+        self.where, self.host, self.broken = where, host, False
+        self._tell, self._case_s = tell, case_s
         # In a separate session: Ctrl-C in the terminal must not end ssh before we send `bye`.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        stdin, stdout, stderr = self.process.stdin, self.process.stdout, self.process.stderr
-        assert stdin is not None
-        assert stdout is not None
-        assert stderr is not None
-        os.set_blocking(stdin.fileno(), False)  # see `_write`
-        self._stdin, self._stdout = stdin, stdout
-        self._pipes: list[IO[bytes]] = [stdout, stderr]
+        pipe: Any = {"bufsize": 0, **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)}
+        self.process = subprocess.Popen(command, start_new_session=True, **pipe)
+        self._stdin = cast(IO[bytes], self.process.stdin)
+        self._stdout = cast(IO[bytes], self.process.stdout)
         self._mark = f"@hgkd-edge {secrets.token_hex(16)} "
         self._stream = MessageStream(self._mark.encode())
         self._arrived: deque[tuple[str, str]] = deque()
         self._fault = ""
-        self._errors = b""
+        self._errors: deque[bytes] = deque(maxlen=16)  # the last ones that ssh printed
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._writing = threading.RLock()
         self._closed = threading.Event()
+        self._watchdog = threading.Timer(0, self._kill)
+        self._allow(_FACTS_S)
 
     def facts(self) -> dict[str, str]:
         """Send the script, return the device's facts: raw text by name.
@@ -134,8 +113,9 @@ class Link:
         )
         with suppress(OSError):  # a refused connection is reported below, with ssh's reason
             self._write(base64.b64encode(script.encode()) + b"\n")
-        message = self._next(_FACTS_S)
+        message = self._next()
         if message is not None and message[0] == "facts":
+            self._watchdog.cancel()  # planning the job may take longer
             threading.Thread(target=self._beat, daemon=True).start()
             parts = [part.partition("\n") for part in message[1].split(self._mark)[1:]]
             return {name: text.strip() for name, _end, text in parts}
@@ -143,133 +123,98 @@ class Link:
             self._fault = f"it sent '{message[0]}' instead of its facts"
         if self._fault:
             raise self._broken()
-        finding = self._errors.decode("utf-8", "replace")
         if self.host is None:
-            raise DeviceError(f"the measuring process did not start: {finding.strip()[-300:]}")
+            raise DeviceError(f"the measuring process did not start: {self._reported()[-300:]}")
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_END_S)
-        raise explain(self.host, self.process.returncode or -1, finding)
+        raise explain(self.host, self.process.returncode or -1, self._reported())
 
-    def open(
-        self, job: str, files: Mapping[str, bytes | Path], *, resume: bool, cases: int
-    ) -> None:
+    def open(self, job: str, files: Files, *, resume: bool, cases: int) -> None:
         """Lock the folder of a job, and send its files.
 
-        Args:
-            job: Name of the folder: the same for the same work by the same builder.
-            files: What the steps need, by name.
-            resume: Keep what an earlier session finished there.
-            cases: Number of cases, for the overall time limit.
+        With `resume`, what an earlier session finished there is kept. The number of cases sets the
+        time limit of the whole job.
 
         Raises:
-            WorkFailed: The folder is in use, the disk is full, or the connection broke.
+            WorkFailed: Another session is measuring, or the connection broke.
         """
-        self._deadline = time.monotonic() + self._case_s * cases
-        self.request(f"{job} {'yes' if resume else 'no'}")
-        free = self.receive("free", or_="taken").split()
-        if not free:
+        hours = f"{self._case_s / 3600:.2g} h per case"
+        self._allow(self._case_s * cases, f"no end of the work within {hours}")
+        self.request(f"{job} {'yes' if resume else 'no'}\n".encode())
+        answer, _text = self.receive("ready", "waiting", "taken")
+        if answer == "waiting":
+            self._tell(f"{self.where}: an earlier session is still at work on this device", 0.0)
+            answer, _text = self.receive("ready", "taken")
+        if answer == "taken":
             raise WorkFailed(
                 f"on {self.where}: another session is measuring on this device",
                 hint="wait for it to end",
             )
-        size = sum(
-            len(one) if isinstance(one, bytes) else one.stat().st_size for one in files.values()
-        )
-        kilobytes = int(free[-3])  # of `df -P`: ... available, used in percent, mounted on
-        if kilobytes << 10 < 4 * size:
-            raise WorkFailed(
-                f"on {self.where}: {kilobytes >> 10} MB free on the device, about "
-                f"{(4 * size) >> 20} MB needed",
-                hint="free some space in the home folder there",
-            )
-        with tempfile.TemporaryFile() as archive:
+        with tempfile.TemporaryFile() as archive, self._writing:
             pack(files, archive)
-            self._upload(archive)
+            total = archive.tell()
+            archive.seek(0)
+            self.request(f"{total}\n".encode())
+            while chunk := archive.read(_CHUNK):
+                self._tell(f"{self.where}: upload", archive.tell() / total)
+                self.request(chunk)
 
-    def request(self, line: str) -> None:
-        """Send a line.
-
-        Raises:
-            WorkFailed: The connection broke.
-        """
+    def request(self, content: bytes) -> None:
+        """Send a line, or a part of the archive; a broken connection is `WorkFailed`."""
         try:
-            self._write(f"{line}\n".encode())
+            self._write(content)
         except OSError as error:
             raise self._broken() from error
 
-    def receive(self, name: str, *, or_: str = "") -> str:
-        """The content of the next message, which must have this name (or that of `or_`).
-
-        Raises:
-            WorkFailed: The message has another name, or the connection broke.
-        """
-        while True:
-            message = self._next(min(_SILENCE_S, max(0.0, self._deadline - time.monotonic())))
-            if time.monotonic() > self._deadline:
-                self._fault = f"no end of the work within {self._case_s / 3600:.2g} h per case"
-                raise self._broken()
-            if message is None:
-                raise self._broken()
-            found, text = message
-            if found in (name, or_):
-                return text
-            if found != "progress":
-                self._fault = f"it sent '{found}' in place of '{name}'"
-                raise self._broken()
-            self._tell(f"{self.where}: {self._doing}: {text.strip()[-60:]}", 0.0)
+    def receive(self, *names: str) -> tuple[str, str]:
+        """Name and content of the next message; one of another name is `WorkFailed`."""
+        message = self._next()
+        if message is not None and message[0] not in names:
+            self._fault = f"it sent '{message[0]}' instead of '{names[0]}'"
+        if message is None or self._fault:
+            raise self._broken()
+        return message
 
     def finished(self, doing: str, program: str, part: float = 0.0) -> Finished:
         """The result of the program that the device is running.
 
-        Args:
-            doing: The current step, for messages.
-            program: The program's name, for messages.
-            part: The completed fraction of the step.
-
         Raises:
             WorkFailed: It failed; the message ends with its last lines.
         """
-        self._doing = doing
         self._tell(f"{self.where}: {doing}", part)
-        log = stamped(self.receive("log"))
-        code, peak_kb = (int(number) for number in self.receive("ended").split())
+        figures, _end, rest = self.receive("done")[1].partition("\n")
+        code, peak_kb, count = map(int, figures.split())
+        *lines, result = rest.split("\n", count)
+        log = stamped(lines)
         if code:
-            raise self._failure([line for _second, line in log], program, code)
-        return Finished(log, peak_kb, self.receive("result"))
+            raise _failure(self.where, [line for _second, line in log], program, code)
+        return Finished(log, peak_kb, result)
 
     def close(self, *, forget: bool = True) -> None:
-        """End the connection and everything that runs on the device.
-
-        Args:
-            forget: Also remove a finished build.
-        """
+        """End the connection and everything that runs on the device, finished builds included
+        unless they are not to be forgotten."""
         self._closed.set()
-        with suppress(OSError, ValueError):
+        self._allow(_GRACE_S)
+        with suppress(OSError):
             if forget:
                 self._write(b"bye\n")
-            self._stdin.close()
-        until = time.monotonic() + _GRACE_S
-        while self._pipes and self._read(until - time.monotonic()):
-            self._arrived.clear()
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                with suppress(OSError):
-                    os.killpg(self.process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(_GRACE_S)
-                return
+        self._stdin.close()
+        while self._stdout.read(_CHUNK):  # the device ends its work before it ends the connection
+            pass
+        self.process.wait()
+        self._watchdog.cancel()
 
-    def _upload(self, archive: Any) -> None:
-        total = archive.tell()
-        archive.seek(0)
-        try:
-            with self._writing:  # no beat between the parts of the archive
-                self._write(f"{total}\n".encode())
-                while chunk := archive.read(_CHUNK):
-                    self._write(chunk)
-                    self._tell(f"{self.where}: upload", archive.tell() / total)
-        except OSError as error:
-            raise self._broken() from error
+    def _allow(self, seconds: float, fault: str = "") -> None:
+        """Kill the connection after this time, and give this reason."""
+        self._watchdog.cancel()
+        self._watchdog = threading.Timer(seconds, self._kill, [fault])
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def _kill(self, fault: str) -> None:
+        self._fault = self._fault or fault
+        with suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _beat(self) -> None:
         """Send a heartbeat; the device treats silence as a dead network."""
@@ -278,95 +223,83 @@ class Link:
                 self._write(b"\n")
 
     def _write(self, content: bytes) -> None:
-        """Send all bytes.
-
-        Raises:
-            OSError: The connection is dead, or the device does not read for `_SILENCE_S`.
-        """
         left = memoryview(content)
         with self._writing:
-            while left:  # bypass Python's buffer: closing must never wait for a dead connection
-                pipe = self._stdin.fileno()
-                if not select.select([], [pipe], [], _SILENCE_S)[1]:
-                    self._fault = "it does not read what it is sent"
-                    raise TimeoutError(errno.ETIMEDOUT, self._fault)
-                left = left[os.write(pipe, left) :]
+            while left:
+                left = left[self._stdin.write(left) :]
 
-    def _next(self, patience_s: float) -> tuple[str, str] | None:
-        """The next message; None when the connection ended or stayed silent too long."""
-        until = time.monotonic() + patience_s
+    def _listen(self) -> None:
+        while chunk := cast(IO[bytes], self.process.stderr).read(1 << 12):
+            self._errors.append(chunk)
+
+    def _reported(self) -> str:
+        """The end of what ssh printed."""
+        self._listener.join(2)  # it may give its reason a moment after its output ended
+        return b"".join(list(self._errors)).decode("utf-8", "replace")
+
+    def _next(self) -> tuple[str, str] | None:
+        """The next message; None when the connection ended."""
         while not self._arrived:
-            if self._stdout not in self._pipes:  # ssh reports the reason a moment later
-                until = min(until, time.monotonic() + 2)
-            if not self._pipes or not self._read(until - time.monotonic()):
+            chunk = self._stdout.read(_CHUNK)
+            try:
+                self._arrived.extend(self._stream.feed(chunk))
+            except StreamFault as fault:
+                self._fault = f"it sent {fault}"
+            if self._fault or not chunk:
                 return None
         return self._arrived.popleft()
 
-    def _read(self, patience_s: float) -> bool:
-        """Read available data; False if there is none."""
-        able = select.select(self._pipes, [], [], patience_s)[0] if patience_s > 0 else []
-        for pipe in able:
-            chunk = os.read(pipe.fileno(), _CHUNK)
-            if not chunk:
-                self._pipes.remove(pipe)
-            elif pipe is not self._stdout:
-                self._errors = (self._errors + chunk)[-MOST_ERRORS:]
-            else:
-                try:
-                    self._arrived.extend(self._stream.feed(chunk))
-                except StreamFault as fault:
-                    self._fault = f"it sent {fault}"
-                    self._pipes = []
-                    break
-        return bool(able)
-
-    def _failure(self, lines: list[str], program: str, code: int) -> WorkFailed:
-        """The lines of a program that explain its failure, and the usual fix."""
-        errors = [line for line in lines if "[E]" in line or "error" in line.lower()]
-        how = f"was ended by signal {code - 128}" if code > 128 else f"ended with code {code}"
-        reason = f"{program} {how}: {' | '.join((errors or lines)[-8:])}"
-        low = reason.lower()
-        hint = f"the lines are {program}'s own"
-        if "unknown option" in low:
-            hint = f"this {program} does not know a flag; please report its version"
-        elif "out of memory" in low or "cuda error" in low or "signal 9" in low:
-            hint = "close other programs there, or give a smaller --batch"
-        return WorkFailed(f"on {self.where}: {reason[:MOST_SHOWN]}", hint=hint)
-
     def _broken(self) -> WorkFailed:
         self.broken = True
-        self._closed.set()
         if self._fault:
-            return WorkFailed(f"{self.where} cannot be measured: {self._fault}", hint=_NOT_OURS)
-        finding = self._errors.decode("utf-8", "replace").split("\n")
-        finding = [line.strip() for line in finding if line.strip()]
+            return WorkFailed(
+                f"{self.where} cannot be measured: {self._fault}",
+                hint="log in there and check what runs; do not trust its numbers",
+            )
+        lines = [line.strip() for line in self._reported().splitlines() if line.strip()]
         return WorkFailed(
-            f"the connection to {self.where} broke" + (f": {finding[-1][:300]}" if finding else ""),
+            f"the connection to {self.where} broke" + (f": {lines[-1][:300]}" if lines else ""),
             hint="the same command with --resume picks up a finished build",
         )
 
 
+def _failure(where: str, lines: list[str], program: str, code: int) -> WorkFailed:
+    """The lines of a program that explain its failure, and the usual fix."""
+    errors = [line for line in lines if "[E]" in line or "error" in line.lower()]
+    how = f"was ended by signal {code - 128}" if code > 128 else f"ended with code {code}"
+    reason = f"{program} {how}: {' | '.join((errors or lines)[-8:])}"
+    low = reason.lower()
+    hint = f"the lines are {program}'s own"
+    if "unknown option" in low:
+        hint = f"this {program} does not know a flag; please report its version"
+    elif any(sign in low for sign in ("out of memory", "cuda error", "signal 9")):
+        hint = "close other programs there, or give a smaller --batch"
+    return WorkFailed(f"on {where}: {reason[:MOST_SHOWN]}", hint=hint)
+
+
 @contextmanager
-def open_link(
-    host: Host | None, *, tell: Callable[[str, float], None], config: Path | None = None
-) -> Iterator[Link]:
+def open_link(host: Host | None, *, tell: Progress, config: Path | None = None) -> Iterator[Link]:
     """The script on `host`, or on this machine when None. Builds are kept for `--resume` only when
     the connection broke."""
-    if host is None:
-        link = Link(["sh", "-c", BOOTSTRAP], where="this machine", host=None, tell=tell)
-    else:
-        link = Link(ssh_command(host, config), where=str(host), host=host, tell=tell)
+    command = ssh_command(host, config) if host else ["sh", "-c", BOOTSTRAP]
+    link = Link(command, where=str(host or "this machine"), host=host, tell=tell)
     try:
         yield link
     finally:
         link.close(forget=not link.broken)
 
 
-def pack(files: Mapping[str, bytes | Path], archive: Any) -> None:
+def pack(files: Mapping[str, bytes | Path], archive: IO[bytes]) -> None:
     """Write files to an archive under the names given; links are followed."""
-    with tarfile.open(fileobj=archive, mode="w", dereference=True) as tar:
+    with tarfile.open(fileobj=archive, mode="w") as tar:
         for name, item in files.items():
             with io.BytesIO(item) if isinstance(item, bytes) else item.open("rb") as stream:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(item) if isinstance(item, bytes) else item.stat().st_size
                 tar.addfile(entry, stream)
+
+
+def stamped(lines: list[str]) -> Lines:
+    """Lines with their times in seconds, as the script's `stamp` writes them."""
+    parts = (line.partition(" ") for line in lines)
+    return [(float(second), line) for second, _space, line in parts]

@@ -13,49 +13,71 @@ the rest.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hgkd_edge.bench.edge.by_onnxruntime import OnnxRuntimeJob
+from hgkd_edge.bench.edge.by_trtexec import TrtexecJob
 from hgkd_edge.bench.edge.facts import board_from_facts
-from hgkd_edge.bench.edge.job import make_job
+from hgkd_edge.bench.edge.job import Job, make_cases
 from hgkd_edge.bench.edge.link import WorkFailed, open_link
-from hgkd_edge.bench.edge.results import measured_by_onnxruntime, measured_by_trtexec
 from hgkd_edge.bench.edge.ssh import Host
+from hgkd_edge.bench.edge.trtexec import Trtexec
 from hgkd_edge.bench.models import ModelFile
-from hgkd_edge.bench.options import BenchOptions
+from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.bench.session import session_of
 from hgkd_edge.errors import DeviceError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
 
-__all__ = ["is_jetson_here", "load_fleet", "measure_fleet", "measure_on"]
-
-Progress = Callable[[str, float], None]
+__all__ = ["load_fleet", "make_job", "measure_hosts"]
 
 
-def is_jetson_here() -> bool:
-    """Whether this machine is a Jetson, by its device tree and L4T release file."""
-    facts = {}
-    for name in ("etc/nv_tegra_release", "sys/firmware/devicetree/base/compatible"):
-        with suppress(OSError):
-            root = Path(os.environ.get("HGKD_EDGE_SYSROOT", "/"))
-            facts[Path(name).name] = (root / name).read_text(errors="replace")
-    return board_from_facts(facts).is_jetson
-
-
-def measure_on(
-    host: Host | None,
+def measure_hosts(
+    hosts: Mapping[str, Host | None],
     models: Sequence[ModelFile],
     options: BenchOptions,
     *,
+    keep: Callable[[Session], object],
+    progress: Progress,
+) -> tuple[list[Session], list[Refusal]]:
+    """A session for each device that could be measured, a refusal for each that could not.
+
+    Args:
+        hosts: By their names in the table; None is this machine.
+        keep: Called with each session when it is done, so that an interruption loses one device
+            only.
+
+    Raises:
+        UserError: The only one, or none of several, could be measured.
+    """
+    sessions, refusals = [], []
+    for name, host in hosts.items():
+        try:
+            sessions.append(_measure_on(name, host, models, options, progress))
+            keep(sessions[-1])
+        except UserError as error:
+            if len(hosts) == 1:
+                raise
+            refusals.append(Refusal.of(name, error))
+    if not sessions:
+        reasons = "; ".join(f"{one.name}: {one.reason}" for one in refusals)
+        raise DeviceError(f"no device could be measured: {reasons}", hint=refusals[0].hint)
+    return sessions, refusals
+
+
+def _measure_on(
+    name: str,
+    host: Host | None,
+    models: Sequence[ModelFile],
+    options: BenchOptions,
     progress: Progress,
 ) -> Session:
-    """Build and measure on `host`, or on this machine when None.
+    """Build and measure on one device.
 
     Raises:
         DeviceError: The device cannot be reached or cannot run the request.
@@ -68,22 +90,50 @@ def measure_on(
         facts = link.facts()
         board = board_from_facts(facts)
         job = make_job(models, options, facts, where=link.where)
+        _require_room(facts, job, link.where)
         link.open(job.id, job.files, resume=options.resume, cases=len(job.cases))
         environment, warnings = board.environment(facts), board.warnings()
-        if job.trtexec:
-            measured = measured_by_trtexec(link, job, options)
-            environment["trtexec"] = job.trtexec.name
+        measured = job.follow(link)
+        if isinstance(job, TrtexecJob):
+            environment["trtexec"] = measured[0].runner_version
             if any(options.threads):
                 warnings.append("--threads has no effect with trtexec")
-        else:
-            measured = measured_by_onnxruntime(link, job, options, facts["onnxruntime"])
         return session_of(
-            str(host) if host else "jetson",
-            options,
-            measured,
-            models=models,
-            environment=environment,
-            warnings=warnings,
+            name, options, measured, models=models, environment=environment, warnings=warnings
+        )
+
+
+def make_job(
+    models: Sequence[ModelFile], options: BenchOptions, facts: Mapping[str, str], *, where: str
+) -> Job:
+    """Plan the measurement for a device from its facts: by trtexec if present, else by onnxruntime.
+
+    Raises:
+        DeviceError: The device has neither, or cannot run the request.
+        RunError: No model of the wanted precision.
+    """
+    if program := facts.get("trtexec"):
+        tool = Trtexec.from_help(facts.get("trtexec_help", ""))
+        cases, files = make_cases(models, options, "trtexec")
+        return TrtexecJob(cases, files, options, tool, program)
+    version = facts.get("onnxruntime", "")
+    if not version[:1].isdigit():
+        raise DeviceError(
+            f"{where} has neither trtexec nor a Python with numpy and onnxruntime",
+            hint="on a Jetson: sudo apt install libnvinfer-bin; elsewhere: pip install onnxruntime",
+        )
+    cases, files = make_cases(models, options, "ort-cpu")
+    return OnnxRuntimeJob(cases, files, options, version)
+
+
+def _require_room(facts: Mapping[str, str], job: Job, where: str) -> None:
+    items = job.files.values()
+    size = sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in items)
+    free = int(facts["free"].split()[-3]) << 10  # of `df -P`: ... available, percent, mounted on
+    if free < 4 * size:
+        raise WorkFailed(
+            f"on {where}: {free >> 20} MB free on the device, about {4 * size >> 20} MB needed",
+            hint="free some space in the home folder there",
         )
 
 
@@ -107,70 +157,34 @@ def _understood(where: str) -> Iterator[None]:
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
     host: str
-    name: str | None = None
+    name: str = ""
 
 
 class _Fleet(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    hosts: list[_Entry]
+    hosts: list[_Entry] = Field(min_length=1)
 
 
-def load_fleet(path: Path) -> list[tuple[str, Host]]:
-    """(name, host) pairs of a fleet file.
+def load_fleet(path: Path) -> dict[str, Host | None]:
+    """Hosts of a fleet file, by their names in the table.
 
     Raises:
         DeviceError: The file is missing, not of this form, empty, or names a host twice.
     """
-    hint = "a fleet file holds 'hosts:', a list of entries with 'host: user@machine'"
     try:
-        fleet = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES)))
-    except OSError as error:
-        raise DeviceError(f"{path}: {error.strerror}", hint="check --hosts") from error
-    except yaml.YAMLError as error:
-        raise DeviceError(f"{path} is not YAML: {reason_of(error)}", hint=hint) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DeviceError(f"{path}: {where}: {first['msg']}", hint=hint) from error
-    except ValueError as error:
-        raise DeviceError(f"{path}: {reason_of(error)}", hint=hint) from error
-    pairs = [(entry.name or entry.host, Host.parse(entry.host)) for entry in fleet.hosts]
-    names = [name for name, _host in pairs]
-    if not pairs:
-        raise DeviceError(f"{path} names no host", hint=hint)
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DeviceError(f"{path} names '{twice}' twice", hint="give each entry its own name")
-    return pairs
-
-
-def measure_fleet(
-    fleet: Sequence[tuple[str, Host]],
-    models: Sequence[ModelFile],
-    options: BenchOptions,
-    *,
-    keep: Callable[[Session], object],
-    progress: Progress,
-) -> tuple[list[Session], list[Refusal]]:
-    """A session for each device that could be measured, a refusal for each that could not.
-
-    Each session is passed to `keep` when done, so that an interruption loses one device only.
-
-    Raises:
-        DeviceError: None could be measured.
-    """
-    sessions, refusals = [], []
-    for name, host in fleet:
-        try:
-            session = measure_on(host, models, options, progress=progress)
-            sessions.append(session.model_copy(update={"target": name}))
-            keep(sessions[-1])
-        except UserError as error:
-            refusals.append(Refusal(name=name, reason=error.message, hint=error.hint))
-    if not sessions:
+        entries = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES))).hosts
+        fleet: dict[str, Host | None] = {
+            one.name or one.host: Host.parse(one.host) for one in entries
+        }
+        if len(fleet) < len(entries):
+            raise ValueError("two hosts have the same name")
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = reason_of(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
         raise DeviceError(
-            "no device of the fleet could be measured: "
-            + "; ".join(f"{one.name}: {one.reason}" for one in refusals),
-            hint=refusals[0].hint,
-        )
-    return sessions, refusals
+            f"{path}: {reason}",
+            hint="a fleet file holds 'hosts:', a list of entries with 'host: user@machine'",
+        ) from error
+    return fleet

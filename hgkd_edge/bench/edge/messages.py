@@ -9,13 +9,11 @@ import base64
 import zlib
 from collections.abc import Iterator
 
-__all__ = ["MessageStream", "StreamFault", "stamped"]
+__all__ = ["MessageStream", "StreamFault"]
 
 MOST_LINE = 4096  # bytes; the script writes lines of about 3,100, so that each goes out at once
-MOST_PACKED = 32 << 20  # bytes of one message as it is sent
+MOST_PACKED = 256 << 20  # bytes of all messages as they are sent
 MOST_UNPACKED = 128 << 20  # of one message unpacked: trtexec's times of 400,000 inferences
-MOST_MESSAGES = 1_000_000  # of one connection: one line of progress every two seconds for days
-MOST_TOTAL = 1 << 30  # bytes of all messages
 
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -38,7 +36,7 @@ class MessageStream:
         self._mark = mark
         self._rest = b""
         self._pieces: list[bytes] = []
-        self._size = self._total = self._messages = 0
+        self._packed = 0
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
         """Messages that end in this chunk.
@@ -54,50 +52,32 @@ class MessageStream:
                 return
             self._rest = found + after
             line, ended, rest = after.partition(b"\n")
-            if len(line) > MOST_LINE:
-                raise StreamFault(f"a line longer than {MOST_LINE} bytes")
+            _require(len(line) <= MOST_LINE, f"a line longer than {MOST_LINE} bytes")
             if not ended:
                 return
             self._rest = rest
             name, _space, piece = line.partition(b" ")
-            if (content := self._take(name, piece)) is not None:
-                yield name[:40].decode("ascii", "replace"), content
-
-    def _take(self, name: bytes, piece: bytes) -> str | None:
-        """The content of the message that ends with this piece, if any."""
-        self._total += len(piece)
-        if self._total > MOST_TOTAL:
-            raise StreamFault(f"more than {MOST_TOTAL >> 20} MiB of messages")
-        if name != b"progress" and piece != b".":
-            self._size += len(piece)
-            if self._size > MOST_PACKED:
-                raise StreamFault(f"a message longer than {MOST_PACKED >> 20} MiB")
-            self._pieces.append(piece)
-            return None
-        self._messages += 1
-        if self._messages > MOST_MESSAGES:
-            raise StreamFault(f"more than {MOST_MESSAGES} messages")
-        try:
-            if name == b"progress":  # one line, which may come between those of another message
-                content = base64.b64decode(piece)
+            self._packed += len(line)
+            _require(self._packed <= MOST_PACKED, f"more than {MOST_PACKED >> 20} MiB of messages")
+            if piece == b".":
+                yield name[:40].decode("ascii", "replace"), self._content()
             else:
-                content = _unpacked(base64.b64decode(b"".join(self._pieces)))
-                self._pieces, self._size = [], 0
+                self._pieces.append(piece)
+
+    def _content(self) -> str:
+        """The content of the message that these pieces make."""
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            packed = base64.b64decode(b"".join(self._pieces))
+            content = unpacker.decompress(packed, MOST_UNPACKED)
         except (ValueError, zlib.error) as error:
             raise StreamFault(f"a message that cannot be unpacked ({error})"[:200]) from error
+        _require(unpacker.eof, f"a message of more than {MOST_UNPACKED >> 20} MiB, or a broken one")
+        self._pieces = []
         text = content.decode("utf-8", "replace")
         return text if text.isprintable() else text.translate(_CONTROLS)
 
 
-def _unpacked(packed: bytes) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
-    content = unpacker.decompress(packed, MOST_UNPACKED)
-    if unpacker.unconsumed_tail or not unpacker.eof:
-        raise StreamFault(f"a message of more than {MOST_UNPACKED >> 20} MiB, or a broken one")
-    return content
-
-
-def stamped(text: str) -> list[tuple[float, str]]:
-    """Lines with their times in seconds, as the script's `stamp` writes them."""
-    parts = (line.partition(" ") for line in text.splitlines())
-    return [(float(second), line) for second, _space, line in parts]
+def _require(holds: bool, fault: str) -> None:
+    if not holds:
+        raise StreamFault(fault)

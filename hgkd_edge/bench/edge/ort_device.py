@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable  # noqa: UP035
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -55,32 +55,46 @@ def measure_all(cases: list[dict[str, Any]], plan: dict[str, Any]) -> list[dict[
     spans: list[list[list[float]]] = [[] for _ in cases]
     last = [0.0]
 
-    def after_visit(what: str, part: float) -> None:
+    def after_visit(what: str, _part: float) -> None:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)  # the clock of /proc/uptime
         if what == "measure":
             spans[next(order)].append([last[0] + REST_S, now])
-        print(f"{what} {part:.0%}", flush=True)
         last[0] = now
 
-    traces = measure([one["run"] for one in opened], Plan(**plan), progress=after_visit)
+    traces = measure([one.pop("run") for one in opened], Plan(**plan), progress=after_visit)
     return [
         {
             "warmup": dict(trace.warmup),
             "rounds": [part.tolist() for part in trace.rounds],
             "spans": seen,
-            **{key: one[key] for key in ("load_ms", "first_ms", "memory_mb")},
+            **one,
         }
         for trace, seen, one in zip(traces, spans, opened)
     ]
 
 
 def open_case(case: dict[str, Any]) -> dict[str, Any]:
-    """A function that runs a case once, the cost of loading it, and its first run."""
+    """`run`, which runs a case once, the cost of loading it, and its first run."""
     before, start = resident_mb(), time.monotonic()
     session = open_session(case)
     load_ms = (time.monotonic() - start) * 1000
     feeds = load_feeds(case["inputs"])
-    run = bound(session, feeds) if case["copies"] == "out" else plain(session, feeds)
+    names = [output.name for output in session.get_outputs()]
+    if case["copies"] == "in":
+
+        def run() -> object:
+            return session.run(names, feeds)
+
+    else:
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in names:
+            binding.bind_output(name, "cpu")
+
+        def run() -> object:
+            return session.run_with_iobinding(binding)
+
     first_ms = timed(run)
     memory_mb = max(0.0, resident_mb() - before)
     return {"run": run, "load_ms": load_ms, "first_ms": first_ms, "memory_mb": memory_mb}
@@ -100,22 +114,6 @@ def load_feeds(inputs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         entry["name"]: np.fromfile(entry["file"], entry["dtype"]).reshape(entry["shape"])
         for entry in inputs
     }
-
-
-def plain(session: Any, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
-    """numpy in, numpy out."""
-    names = [output.name for output in session.get_outputs()]
-    return lambda: session.run(names, feeds)
-
-
-def bound(session: Any, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
-    """Inputs and outputs bound once."""
-    binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_cpu_input(name, array)
-    for output in session.get_outputs():
-        binding.bind_output(output.name, "cpu")
-    return lambda: session.run_with_iobinding(binding)
 
 
 def resident_mb() -> float:

@@ -64,7 +64,7 @@ class Sample:
 
 
 def parse_line(line: str) -> Sample | None:
-    """One line of tegrastats (or of our INA3221 reader); None when it holds nothing known."""
+    """One line of tegrastats; None when it holds nothing known."""
     rails = {name: int(now) for name, now, _average in _RAIL.findall(line)}
     rails |= {name: int(now) for name, now in _LONE_RAIL.findall(line) if name not in rails}
     rails = {name: mw for name, mw in rails.items() if not _NO_RAILS.fullmatch(name)}
@@ -92,21 +92,17 @@ def parse_line(line: str) -> Sample | None:
 def telemetry_of(
     lines: Sequence[tuple[float, str]],
     *,
-    source: str,
     throughput_ips: float,
     idle: Sequence[tuple[float, str]] = (),
     overcurrent: dict[str, int] | None = None,
-    interval_ms: float = 100.0,
 ) -> Telemetry | None:
     """The board's telemetry during the measured runs.
 
     Args:
         lines: (seconds, line) within the measured part only.
-        source: "tegrastats" or "ina3221".
         throughput_ips: Images per second over the same part, for the energy per image.
         idle: Lines from just before, with nothing running.
         overcurrent: Over-current throttling events during the run, by counter.
-        interval_ms: Asked sampling interval.
 
     Returns:
         None if there is no usable line.
@@ -119,10 +115,10 @@ def telemetry_of(
     mean_w = _mean(totals_w)
     reasons = _throttling(samples, overcurrent or {})
     return Telemetry(
-        source="tegrastats" if source == "tegrastats" else "ina3221",
+        source="tegrastats",
         samples=len(samples),
         rejected_lines=len(parsed) - len(samples),
-        interval_ms=interval_ms,
+        interval_ms=100.0,  # as the script asks for
         rails=_rails(samples),
         total_rail=total_rail,
         total_mean_w=mean_w,

@@ -13,7 +13,7 @@ So every flag that matters is set, and the settings that trtexec prints are read
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,10 @@ from hgkd_edge.errors import DeviceError
 from hgkd_edge.parsing import parse_json
 
 __all__ = [
+    "Engine",
+    "Log",
+    "Times",
     "Trtexec",
-    "build_arguments",
-    "inputs_argument",
-    "loadable_names",
-    "measure_arguments",
-    "output_arguments",
     "outputs_of",
     "parse_log",
     "parse_outputs",
@@ -41,7 +39,7 @@ _SUMMARY = re.compile(r"\] (Latency|GPU Compute Time): .*?median = ([\d.e+-]+) m
 _SETTING = re.compile(r"\] (Data transfers|Spin-wait|CUDA Graph): (\w+)")
 _BUILT = re.compile(r"Engine built in ([\d.]+) sec")
 _LOADED = re.compile(r"Engine deserialized in ([\d.]+) sec")
-_SEPARATOR = re.compile(r"[:,'\"\s{}]")
+_SEPARATOR = re.compile(r"[:,'\"\s]")
 _WARMED = re.compile(r"Warmup completed (\d+) queries over ([\d.]+) ms")
 
 
@@ -85,160 +83,118 @@ class Trtexec:
         """`10.3.0`."""
         return ".".join(map(str, self.version))
 
-    def has(self, flag: str) -> bool:
-        """Whether its help names this flag."""
-        return flag in self.flags
-
     def supported(self, *flags: str) -> list[str]:
         """The given flags (`--x` or `--x=value`) that its help names."""
-        return [flag for flag in flags if self.has(flag.split("=")[0])]
+        return [flag for flag in flags if flag.split("=")[0] in self.flags]
 
 
-def build_arguments(
-    tool: Trtexec,
-    *,
-    shapes: Mapping[str, Sequence[int]],
-    dynamic: bool,
-    model_precision: str,
-    precision: str,
-) -> list[str]:
-    """Arguments that build an engine; `{onnx}`, `{engine}`, `{cache}` are filled in by `job`.
+@dataclass(frozen=True)
+class Engine:
+    """An engine on the device, and the arguments with which trtexec builds and runs it.
 
     Args:
-        tool: Version and flags.
-        shapes: Input name -> shape to build for; min = opt = max.
+        onnx, plan: Files of the network and of the engine.
+        shapes: Input name -> shape; min = opt = max.
         dynamic: Whether the graph has free axes; a fixed graph takes no shapes.
-        model_precision: What the ONNX holds: fp32, fp16 or int8 (Q/DQ).
-        precision: Precision to build; differs from the model's only as fp16 from fp32.
 
     Raises:
-        DeviceError: This version cannot build the precision from this ONNX file.
+        DeviceError: The name of an input contains a separator; trtexec would parse another name.
     """
-    arguments = ["--onnx={onnx}", "--saveEngine={engine}"]
-    if dynamic:
-        text = shapes_text(shapes)
-        arguments += [f"--minShapes={text}", f"--optShapes={text}", f"--maxShapes={text}"]
-    arguments += _precision_flags(tool, model_precision, precision)
-    arguments += tool.supported("--timingCacheFile={cache}")
-    # 8.5 called it --buildOnly, 8.6 renamed it; older ones also measure briefly, which is harmless.
-    return arguments + (tool.supported("--skipInference") or tool.supported("--buildOnly"))
+
+    tool: Trtexec
+    onnx: str
+    plan: str
+    shapes: Mapping[str, Sequence[int]]
+    dynamic: bool
+
+    def __post_init__(self) -> None:
+        for name in self.shapes:
+            if _SEPARATOR.search(name):
+                raise DeviceError(
+                    f"trtexec cannot take an input named '{name}'",
+                    hint="export the model with a plain input name",
+                )
+
+    def build(self, held: str, wanted: str) -> list[str]:
+        """Build it in the wanted precision from a file that holds fp32, fp16 or int8 (Q/DQ).
+
+        Raises:
+            DeviceError: This version cannot build the precision from this ONNX file.
+        """
+        kinds = ("min", "opt", "max") if self.dynamic else ()
+        return [
+            f"--onnx={self.onnx}",
+            f"--saveEngine={self.plan}",
+            *(f"--{kind}Shapes={self._shapes}" for kind in kinds),
+            *_precision_flags(self.tool, held, wanted),
+            *self.tool.supported("--timingCacheFile=timing.cache"),
+            # 8.5 called it --buildOnly, 8.6 renamed it; older ones also measure briefly, which is
+            # harmless.
+            *(self.tool.supported("--skipInference") or self.tool.supported("--buildOnly")),
+        ]
+
+    def compute(self, inputs: Mapping[str, str], outputs: str) -> list[str]:
+        """Run it once, as it will be measured, on these files of inputs; export its outputs."""
+        once = ["--warmUp=0", "--duration=0", "--iterations=1", f"--exportOutput={outputs}"]
+        return [*self._run(inputs, "in"), *once]
+
+    def measure(
+        self,
+        inputs: Mapping[str, str],
+        times: str,
+        *,
+        copies: str,
+        warmup_ms: int,
+        duration_s: float,
+        count: int | None,
+    ) -> list[str]:
+        """Measure it on these files of inputs; export the times of each run.
+
+        With copies "in" a run is H2D + compute + D2H, with "out" it is compute. trtexec takes whole
+        seconds, or a count of runs instead.
+        """
+        seconds, runs = (0, count) if count else (max(1, round(duration_s)), 10)
+        length = [f"--duration={seconds}", f"--iterations={runs}"]
+        return [
+            *self._run(inputs, copies), f"--warmUp={warmup_ms}", *length, f"--exportTimes={times}"
+        ]  # fmt: skip
+
+    @property
+    def _shapes(self) -> str:
+        """`name:1x3x224x224,...` as trtexec reads it."""
+        sizes = {name: "x".join(map(str, shape)) for name, shape in self.shapes.items()}
+        return ",".join(f"{name}:{size}" for name, size in sizes.items())
+
+    def _run(self, inputs: Mapping[str, str], copies: str) -> list[str]:
+        """Inputs, CUDA graph, spin-wait and copies: every default that differs by version, set."""
+        files = ",".join(f"{name}:{file}" for name, file in inputs.items())
+        arguments = [f"--loadEngine={self.plan}", f"--loadInputs={files}"]
+        if self.dynamic:
+            arguments.append(f"--shapes={self._shapes}")
+        if self.tool.version >= (11,):
+            # CUDA graph and spin-wait are on by default; copies are not.
+            return arguments + (["--includeDataTransfers"] if copies == "in" else [])
+        arguments += ["--useCudaGraph", "--useSpinWait"]
+        return arguments + (["--noDataTransfers"] if copies == "out" else [])
 
 
-def measure_arguments(
-    tool: Trtexec,
-    *,
-    shapes: Mapping[str, Sequence[int]],
-    dynamic: bool,
-    copies: str,
-    warmup_ms: int,
-    duration_s: float,
-    count: int | None,
-) -> list[str]:
-    """Arguments that measure a built engine, with every default that differs by version set.
-
-    Args:
-        tool: Version and flags.
-        shapes: Input name -> shape.
-        dynamic: Whether the engine has a free axis.
-        copies: "in" (H2D + compute + D2H) or "out" (compute).
-        warmup_ms: Warm-up in ms.
-        duration_s: Measured seconds; trtexec takes whole ones.
-        count: Runs instead of a duration.
-    """
-    length = (
-        ["--duration=0", f"--iterations={count}"]
-        if count
-        else [f"--duration={max(1, round(duration_s))}", "--iterations=10"]
-    )
-    return [
-        "--loadEngine={engine}",
-        f"--warmUp={warmup_ms}",
-        "--exportTimes={times}",
-        *length,
-        *_mode(tool, shapes=shapes, dynamic=dynamic, copies=copies),
-    ]
-
-
-def output_arguments(
-    tool: Trtexec, *, shapes: Mapping[str, Sequence[int]], dynamic: bool
-) -> list[str]:
-    """Arguments that run a built engine once, as it will be measured, and export its outputs."""
-    return [
-        "--loadEngine={engine}",
-        "--warmUp=0",
-        "--duration=0",
-        "--iterations=1",
-        "--exportOutput={outputs}",
-        *_mode(tool, shapes=shapes, dynamic=dynamic, copies="in"),
-    ]
-
-
-def _mode(
-    tool: Trtexec, *, shapes: Mapping[str, Sequence[int]], dynamic: bool, copies: str
-) -> list[str]:
-    """Shapes, CUDA graph, spin-wait and copies: every default that differs by version, set."""
-    arguments = []
-    if dynamic:
-        arguments.append(f"--shapes={shapes_text(shapes)}")
-    if tool.version >= (11,):
-        # CUDA graph and spin-wait are on by default; copies are not.
-        return arguments + (["--includeDataTransfers"] if copies == "in" else [])
-    return [
-        *arguments,
-        "--useCudaGraph",
-        "--useSpinWait",
-        *(["--noDataTransfers"] if copies == "out" else []),
-    ]
-
-
-def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
-    """`name:1x3x224x224,...` as trtexec reads it.
-
-    Raises:
-        DeviceError: A name contains a separator; trtexec would parse another name.
-    """
-    _check_names(shapes)
-    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
-
-
-def inputs_argument(files: dict[str, str]) -> list[str]:
-    """`--loadInputs=name:file,...` for inputs with given values; empty without any."""
-    _check_names(files)
-    pairs = ",".join(f"{name}:{file}" for name, file in files.items())
-    return [f"--loadInputs={pairs}"] if pairs else []
-
-
-def loadable_names(names: Iterable[str]) -> bool:
-    """Whether trtexec accepts shapes and values for inputs with these names."""
-    return not any(_SEPARATOR.search(name) for name in names)
-
-
-def _check_names(names: Iterable[str]) -> None:
-    for name in names:
-        if _SEPARATOR.search(name):
-            raise DeviceError(
-                f"trtexec cannot take an input named '{name}'",
-                hint="export the model with a plain input name",
-            )
-
-
-def _precision_flags(tool: Trtexec, model_precision: str, precision: str) -> list[str]:
-    if precision == "int8" and model_precision != "int8":
+def _precision_flags(tool: Trtexec, held: str, wanted: str) -> list[str]:
+    if wanted == "int8" and held != "int8":
         raise DeviceError(
             "int8 needs a quantized ONNX: without calibration images trtexec would invent ranges",
             hint="hgkd-edge export --onnx --precision int8",
         )
     if tool.version >= (11,):
-        if precision != model_precision:
+        if wanted != held:
             raise DeviceError(
-                f"TensorRT {tool.name} takes the precision from the ONNX, which is "
-                f"{model_precision}, not {precision}",
-                hint=f"hgkd-edge export --onnx --precision {precision}",
+                f"TensorRT {tool.name} takes the precision from the ONNX, which is {held}, not "
+                f"{wanted}",
+                hint=f"hgkd-edge export --onnx --precision {wanted}",
             )
         return []
-    if precision == model_precision != "fp32" and tool.version >= (10,):
+    if wanted == held != "fp32" and tool.version >= (10,):
         return tool.supported("--stronglyTyped")
-    return {"fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}.get(precision, [])
+    return {"fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}.get(wanted, [])
 
 
 @dataclass(frozen=True)
@@ -281,11 +237,6 @@ def parse_times(text: str | None, *, copies: str, warmup_ms: float) -> Times:
     TensorRT before 8.6 exports its warm-up runs too; as trtexec does itself, runs whose computation
     started before the end of the warm-up are skipped. Early ones (7, 8.0) call H2D and D2H "in" and
     "out".
-
-    Args:
-        text: The JSON file's content.
-        copies: "in" takes `latencyMs` (H2D + compute + D2H), "out" takes `computeMs`.
-        warmup_ms: As given to trtexec.
 
     Raises:
         DeviceError: No file, not JSON (a truncated log), or no run after the warm-up.

@@ -45,6 +45,7 @@ def arguments(settings: Dict[str, Any], version: Tuple[int, int], folder: Path) 
 
 
 def main() -> int:
+    """Build the engine with trtexec; returns the exit code."""
     trtexec = shutil.which("trtexec") or shutil.which(INSTALLED)
     if trtexec is None:
         print("error: trtexec is not installed: sudo apt install libnvinfer-bin", file=sys.stderr)

@@ -83,6 +83,7 @@ def watch(
 
 
 def main(given: Optional[List[str]] = None) -> int:
+    """Predict frames of a camera until it ends; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", help="csi:0, 0, /dev/video0, a video file, rtsp://...")
     parser.add_argument("--via", choices=("gstreamer", "opencv"), default="gstreamer")

@@ -38,6 +38,7 @@ def open_server(url: str, model: str, input_name: str) -> Any:
 
 
 def main() -> int:
+    """Send images to the server and print the answers; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--url", default="localhost:8001", help="host:port of the server")

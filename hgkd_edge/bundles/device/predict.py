@@ -335,6 +335,7 @@ def threshold_of(settings: Settings, asked: float) -> float:
 
 
 def main() -> int:
+    """Predict the images named on the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--model", type=Path, default=HERE / "model.onnx")

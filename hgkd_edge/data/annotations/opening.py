@@ -33,6 +33,7 @@ from hgkd_edge.data.annotations.turns import upright_boxes
 from hgkd_edge.data.boxes import MAX_BOXES
 from hgkd_edge.data.geometry import IGNORED, place
 from hgkd_edge.data.images import Turn
+from hgkd_edge.data.photos import outside
 from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig
@@ -72,7 +73,7 @@ def open_boxes(config: DataConfig) -> dict[str, ImageSource]:
     for split, photos in listing.splits.items():
         sources[split] = annotated.read(split, FilledBoxes(len(photos), read))
     _ready(sources, root)
-    sources["train"].remarks += [*listing.remarks, *annotated.remarks()]
+    sources["train"].remarks += [*listing.remarks, *annotated.remarks(), *_outside(listing, root)]
     if not any(len(boxes) for boxes in sources["train"].labels):
         raise _no_object(sources["train"], root, "box")
     return sources
@@ -128,7 +129,7 @@ def open_masks(
         source.decided |= coding.settings() if coding else {}
         any_object |= split == "train" and labels.objects
     _ready(sources, root)
-    decided = [maps.remark] if maps.remark else []
+    decided = [*([maps.remark] if maps.remark else []), *_outside(photos.listing, root)]
     sources["train"].remarks += [*photos.listing.remarks, *decided, *photos.remarks()]
     if not any_object:
         raise _no_object(sources["train"], root, "pixel of an object")
@@ -237,6 +238,11 @@ def _place(config: DataConfig) -> Place:
             f"data.path '{found.root}' is not a folder", hint="name a folder: --data DIR"
         )
     return found
+
+
+def _outside(listing: Listing[Any], root: Path) -> list[str]:
+    files = (photo.file for photos in listing.splits.values() for photo in photos)
+    return [line] if (line := outside(root, files)) else []
 
 
 def _require_classes(listing: Listing[Any], root: Path) -> None:

@@ -28,6 +28,7 @@ from hgkd_edge.parsing import (
     cut,
     parse_yaml,
     read_text,
+    yaml_fault,
 )
 
 __all__ = ["YoloFiles", "yolo_boxes", "yolo_files", "yolo_shapes"]
@@ -229,7 +230,9 @@ def _from_yaml(file: Path) -> YoloFiles:
     try:
         text = read_text(file, MAX_SETTINGS_BYTES)
         content = parse_yaml(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise DataError(f"{file}: {yaml_fault(error)}") from error
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as YAML: {cut(str(error))}") from error
     if not isinstance(content, dict) or "train" not in content:
         raise DataError(

@@ -226,8 +226,7 @@ def measure(board: Board, *models: Path, **changes: object) -> BenchResult:
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the seconds of warm-up, idling and verification in tests about other things."""
-    for module in ("job", "results"):
-        monkeypatch.setattr(f"hgkd_edge.bench.edge.{module}.WARMUP_MS", 100)
+    monkeypatch.setattr("hgkd_edge.bench.edge.by_trtexec.WARMUP_MS", 100)
     monkeypatch.setattr("hgkd_edge.bench.edge.link.IDLE_S", 0.1)
     monkeypatch.setattr(job, "MOST_VALUES", 0)
 

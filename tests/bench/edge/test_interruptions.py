@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.bench.edge import link as link_module
+from hgkd_edge.bench.edge import ssh
 from hgkd_edge.errors import UserError
 
 from .conftest import Board, measure, processes, wait_until
@@ -62,7 +63,7 @@ def test_a_second_session_waits_for_the_first_and_measures_by_itself(
     wait_until(lambda: not board.leftovers())
 
 
-def test_another_session_that_does_not_end_is_left_alone(
+def test_another_session_that_does_not_end_is_not_touched(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
@@ -90,7 +91,7 @@ def test_ctrl_c_stops_the_work_on_the_device_too(
 ) -> None:
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     code = (
-        "from pathlib import Path; from hgkd_edge.bench import BenchOptions, run_bench;"
+        "from pathlib import Path; from hgkd_edge.bench.run import BenchOptions, run_bench;"
         f"run_bench(BenchOptions(models=(Path({str(model)!r}),), host={board.address!r},"
         f" ssh_config=Path({str(board.config)!r})))"
     )
@@ -165,6 +166,38 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     assert "connection to" in failures[0].message
 
 
+def test_a_network_that_freezes_is_noticed_at_this_end_too(
+    make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("ServerAliveInterval", "1"), ("ServerAliveCountMax", "2")):
+        monkeypatch.setitem(ssh._OPTIONS, name, value)
+    board, model = start_board(STANDIN_BUILD_S="60"), make_model()
+    failures: list[UserError] = []
+
+    def attempt() -> None:
+        try:
+            measure(board, model)
+        except UserError as error:
+            failures.append(error)
+
+    session = threading.Thread(target=attempt)
+    session.start()
+    wait_until(lambda: board.builds() == 1)
+    connections = _children(board.process.pid)  # of the sshd; the kernel still answers
+    for pid in connections:
+        os.kill(pid, signal.SIGSTOP)
+
+    try:
+        session.join(30)
+        assert "connection to" in failures[0].message
+        assert "--resume" in failures[0].hint
+    finally:
+        for pid in connections:
+            os.kill(pid, signal.SIGKILL)
+        session.join(30)
+    wait_until(lambda: not board.leftovers())
+
+
 def test_work_whose_script_was_killed_ends_too(
     make_model: MakeModel, start_board: StartBoard
 ) -> None:
@@ -204,6 +237,16 @@ def test_a_line_that_breaks_before_anything_is_built_leaves_nothing(
         measure(board, model, progress=fail)
 
     wait_until(lambda: not board.leftovers(), 5)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            about = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(about[1]) == parent:
+                found.append(int(entry.name))
+    return found
 
 
 def _watch_clients(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:

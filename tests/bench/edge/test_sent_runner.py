@@ -11,7 +11,7 @@ import pytest
 
 from hgkd_edge.bench import method
 from hgkd_edge.bench.edge import ort_device
-from hgkd_edge.bench.edge.job import make_job
+from hgkd_edge.bench.edge.measure import make_job
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 

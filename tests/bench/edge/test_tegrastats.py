@@ -9,15 +9,10 @@ from a user's notes on running ResNet-50 on that board.
 
 from __future__ import annotations
 
-import os
-import subprocess
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hgkd_edge.bench.edge import ssh
 from hgkd_edge.bench.edge.tegrastats import parse_line, telemetry_of
 
 # fmt: off
@@ -102,9 +97,7 @@ def test_a_line_cut_anywhere_never_invents_power(line: str, data: st.DataObject)
 def test_a_run_is_summed_up_and_bad_lines_are_counted() -> None:
     lines = [(0.0, ORIN_NANO), (0.1, "garbage"), (0.2, ORIN_NANO.replace("12479mW/", "14479mW/"))]
 
-    seen = telemetry_of(
-        lines, source="tegrastats", throughput_ips=100.0, idle=[(0, ORIN_NANO_USER)]
-    )
+    seen = telemetry_of(lines, throughput_ips=100.0, idle=[(0, ORIN_NANO_USER)])
 
     assert seen is not None
     assert (seen.samples, seen.rejected_lines) == (2, 1)
@@ -118,9 +111,7 @@ def test_a_run_is_summed_up_and_bad_lines_are_counted() -> None:
 def test_a_line_cut_before_the_total_does_not_bend_it() -> None:
     cut = THOR[: THOR.index(" VIN 1")]
 
-    seen = telemetry_of(
-        [(0, THOR), (1, cut), (2, THOR)], source="tegrastats", throughput_ips=1, idle=[(0, cut)]
-    )
+    seen = telemetry_of([(0, THOR), (1, cut), (2, THOR)], throughput_ips=1, idle=[(0, cut)])
 
     assert seen is not None
     assert (seen.total_rail, seen.total_mean_w) == ("VIN", pytest.approx(124.486))
@@ -132,7 +123,6 @@ def test_throttling_is_seen_in_clocks_under_load_and_in_event_counters() -> None
 
     seen = telemetry_of(
         [(0, fast), (1, slow)],
-        source="tegrastats",
         throughput_ips=1,
         overcurrent={"oc3_event_cnt": 2},
     )
@@ -148,7 +138,7 @@ def test_an_idle_gpu_that_clocks_down_is_not_throttled() -> None:
     clocks = ("0%@[306]", "99%@[621]")
     lines = [(0.0, ORIN_NANO.replace("63%@[621]", clock)) for clock in clocks]
 
-    seen = telemetry_of(lines, source="tegrastats", throughput_ips=1)
+    seen = telemetry_of(lines, throughput_ips=1)
 
     assert seen is not None
     assert not seen.throttled
@@ -163,7 +153,7 @@ def test_an_idle_gpu_that_clocks_down_is_not_throttled() -> None:
     ],
 )
 def test_a_channel_that_is_not_connected_is_no_rail_and_in_no_total(line: str) -> None:
-    seen = telemetry_of([(0, line)], source="tegrastats", throughput_ips=1)
+    seen = telemetry_of([(0, line)], throughput_ips=1)
 
     assert seen is not None
     assert sorted(seen.rails) == ["VDD_CPU", "VDD_GPU"]
@@ -171,35 +161,4 @@ def test_a_channel_that_is_not_connected_is_no_rail_and_in_no_total(line: str) -
 
 
 def test_a_log_without_a_usable_line_gives_no_telemetry() -> None:
-    assert telemetry_of([(0, "")], source="tegrastats", throughput_ips=1) is None
-
-
-def test_rails_are_read_from_the_sensors_where_there_is_no_tegrastats(
-    tmp_path: Path,
-) -> None:
-    new = tmp_path / "sys/bus/i2c/devices/1-0040/hwmon/hwmon3"
-    old = tmp_path / "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    for folder, files in (
-        (new, {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200",
-               "in2_label": "NC", "in2_input": "5000", "curr2_input": "80",
-               "in3_label": "nc_3", "in3_input": "5000", "curr3_input": "80"}),
-        (tmp_path / "sys/bus/i2c/devices/2-0020/hwmon/hwmon4",
-         {"name": "pmbus", "in1_label": "vin", "in1_input": "12000", "curr1_input": "9000"}),
-        (old, {"rail_name_0": "POM_5V_IN", "in_power0_input": "1750",
-               "rail_name_1": "NC", "in_power1_input": "900"}),
-    ):  # fmt: skip
-        folder.mkdir(parents=True)
-        for name, text in files.items():
-            (folder / name).write_text(text + "\n")
-    script = Path(ssh.__file__).with_name("device.sh")
-
-    done = subprocess.run(
-        ["sh", str(script), "rails"],
-        env={**os.environ, "HGKD_EDGE_SYSROOT": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert done.stdout.split() == ["VDD_IN", "6000mW", "POM_5V_IN", "1750mW"]
-    assert parse_line("VDD_IN 6000mW").total_mw() == ("VDD_IN", 6000)
+    assert telemetry_of([(0, "")], throughput_ips=1) is None

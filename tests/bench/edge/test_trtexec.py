@@ -13,9 +13,8 @@ import json
 import pytest
 
 from hgkd_edge.bench.edge.trtexec import (
+    Engine,
     Trtexec,
-    build_arguments,
-    measure_arguments,
     parse_log,
     parse_times,
     settings_warnings,
@@ -64,8 +63,10 @@ def test_a_trtexec_that_cannot_start_is_an_error_with_its_own_words() -> None:
         Trtexec.from_help("trtexec: error while loading libnvinfer.so.8: cannot open shared object")
 
 
-def _tool(version: tuple[int, int, int], flags: str = "") -> Trtexec:
-    return Trtexec(version, frozenset(flags.split()))
+def _engine(version: tuple[int, int, int], flags: str = "", *, batch: int = 1) -> Engine:
+    shapes = {"images": [batch, 3, 224, 224]}
+    tool = Trtexec(version, frozenset(flags.split()))
+    return Engine(tool, "net.onnx", "net.plan", shapes, dynamic=batch > 1)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +80,8 @@ def _tool(version: tuple[int, int, int], flags: str = "") -> Trtexec:
     ],
 )
 def test_what_is_measured_is_the_same_in_every_version(version, copies, has, lacks) -> None:
-    arguments = measure_arguments(
-        _tool(version),
-        shapes={"images": [8, 3, 224, 224]},
-        dynamic=True,
-        copies=copies,
-        warmup_ms=2000,
-        duration_s=5,
-        count=None,
+    arguments = _engine(version, batch=8).measure(
+        {"images": "a.bin"}, "times.json", copies=copies, warmup_ms=2000, duration_s=5, count=None
     )
 
     assert {"--shapes=images:8x3x224x224", "--warmUp=2000", "--duration=5", *has} <= set(arguments)
@@ -106,13 +101,8 @@ def test_what_is_measured_is_the_same_in_every_version(version, copies, has, lac
     ],
 )
 def test_precision_flags_by_version(version, holds, wanted, flags) -> None:
-    arguments = build_arguments(
-        _tool(version, "--stronglyTyped --skipInference --timingCacheFile"),
-        shapes={"images": [1, 3, 8, 8]},
-        dynamic=False,
-        model_precision=holds,
-        precision=wanted,
-    )
+    engine = _engine(version, "--stronglyTyped --skipInference --timingCacheFile")
+    arguments = engine.build(holds, wanted)
 
     assert [flag for flag in arguments if flag in ("--fp16", "--int8", "--stronglyTyped")] == flags
     assert arguments[-1] == "--skipInference"
@@ -121,9 +111,7 @@ def test_precision_flags_by_version(version, holds, wanted, flags) -> None:
 @pytest.mark.parametrize("version", [(8, 6, 2), (10, 3, 0), (11, 0, 0)])
 def test_int8_is_never_built_with_invented_ranges(version: tuple[int, int, int]) -> None:
     with pytest.raises(DeviceError, match="quantized ONNX"):
-        build_arguments(
-            _tool(version), shapes={}, dynamic=False, model_precision="fp32", precision="int8"
-        )
+        _engine(version).build("fp32", "int8")
 
 
 def test_published_logs_are_read() -> None:

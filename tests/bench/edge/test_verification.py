@@ -58,7 +58,7 @@ def test_an_engine_that_computes_something_else_is_not_measured(
 ) -> None:
     board, model = start_board(STANDIN_WRONG=factor), make_model()
 
-    with pytest.raises(UserError, match="is not what 'net.onnx' says") as failure:
+    with pytest.raises(UserError, match="its outputs differ from those of 'net.onnx'") as failure:
         measure(board, model, images=IMAGES)
 
     assert failure.value.exit_code == 1
@@ -69,7 +69,7 @@ def test_an_engine_that_computes_something_else_is_not_measured(
 
 
 @pytest.mark.parametrize(("precision", "refused"), [("fp32", True), ("fp16", False)])
-def test_an_engine_is_judged_by_the_bound_of_its_own_precision(
+def test_an_engine_is_judged_by_its_own_precisions_bound(
     make_model: MakeModel, start_board: StartBoard, precision: str, refused: bool
 ) -> None:
     board, model = start_board(STANDIN_WRONG="1.01"), make_model()

@@ -1,0 +1,141 @@
+"""Quantization-aware training: a network that computes as its INT8 file will.
+
+NVIDIA's ModelOpt puts a fake quantizer in front of every convolution and linear layer and on its
+weights: symmetric int8, one scale per tensor of activations and one per output channel of weights.
+These are the places and the grid of the INT8 flavor `tensorrt`. Afterwards the rounded weights go
+back into the plain network, so that nothing but training needs ModelOpt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hgkd_edge.errors import ConversionError, MissingPackageError
+
+__all__ = [
+    "input_ranges",
+    "require_modelopt",
+    "simulate_int8",
+    "take_rounded_weights",
+]
+
+_LAYERS: dict[type[nn.Module], str] = {
+    nn.Conv2d: "nn.Conv2d",
+    nn.ConvTranspose2d: "nn.ConvTranspose2d",
+    nn.Linear: "nn.Linear",
+}
+_QUANTIZER = "_quantizer."  # in the names of everything that ModelOpt adds to a state dict
+
+
+def require_modelopt() -> Any:
+    """`modelopt.torch.quantization`.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    try:
+        with _quiet():
+            import modelopt.torch.quantization as quantization
+    except ImportError as error:
+        raise MissingPackageError("finetune --qat", extra="qat", package="modelopt") from error
+    return quantization
+
+
+def simulate_int8(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Make a network round as INT8 does; gradients pass the rounding unchanged.
+
+    The ranges of activations are the largest values seen and stay fixed; the scales of weights
+    follow the weights. A classifier's last layer stays in float, as in the exported file.
+
+    Args:
+        network: A trained network, changed in place.
+        batches: Calibration images as the network sees them, f[B, 3, H, W].
+
+    Raises:
+        ConversionError: A layer of the network cannot be simulated.
+    """
+    head = _last_layer(network)
+    _require_plain_layers(network, except_for=head)
+    quantization = require_modelopt()
+
+    def calibrate(simulated: nn.Module) -> None:
+        for images in batches:
+            simulated(images)
+
+    network.eval()
+    with _quiet(), torch.no_grad():
+        simulated: nn.Module = quantization.quantize(network, _settings(head), calibrate)
+    return simulated
+
+
+def input_ranges(simulated: nn.Module) -> dict[str, float]:
+    """The largest magnitude that every INT8 layer's input can have, by the layer's name."""
+    found = {}
+    for name, module in simulated.named_modules():
+        largest = getattr(getattr(module, "input_quantizer", None), "amax", None)
+        if largest is not None:  # None: a layer in float, or one that never ran
+            found[name] = float(largest)
+    return found
+
+
+def take_rounded_weights(simulated: nn.Module, plain: nn.Module) -> None:
+    """Load weights into a network without quantizers, rounded as INT8 rounds them.
+
+    They lie on the grid: quantizing them again per channel changes nothing.
+
+    Args:
+        simulated: As `simulate_int8` made it; its weights are rounded too.
+        plain: The same architecture.
+    """
+    require_modelopt().fold_weight(simulated)
+    state = simulated.state_dict()
+    plain.load_state_dict({key: value for key, value in state.items() if _QUANTIZER not in key})
+
+
+def _require_plain_layers(network: nn.Module, *, except_for: str | None) -> None:
+    """Refuse layers that compute otherwise than PyTorch's: ModelOpt would leave them in float."""
+    for name, module in network.named_modules():
+        kind = next((kind for kind in _LAYERS if isinstance(module, kind)), None)
+        if kind is not None and name != except_for and type(module).forward is not kind.forward:
+            raise ConversionError(
+                f"INT8 of layer '{name}' ({type(module).__name__}) cannot be simulated in training",
+                hint="export with --precision int8 --max-drop instead of finetune --qat",
+            )
+
+
+def _settings(head: str | None) -> dict[str, Any]:
+    """ModelOpt's configuration: later entries overrule earlier ones."""
+    entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for kind in _LAYERS.values():
+        weights = {"num_bits": 8, "axis": 0, "type": "dynamic"}
+        inputs = {"num_bits": 8, "axis": None}
+        entries += [
+            {"quantizer_name": "*weight_quantizer", "parent_class": kind, "cfg": weights},
+            {"quantizer_name": "*input_quantizer", "parent_class": kind, "cfg": inputs},
+        ]
+    if head is not None:
+        entries.append({"quantizer_name": f"{head}.*", "enable": False})
+    return {"quant_cfg": entries, "algorithm": "max"}
+
+
+def _last_layer(network: nn.Module) -> str | None:
+    """A timm classifier's linear layer; None for networks that end otherwise."""
+    name = (getattr(network, "pretrained_cfg", None) or {}).get("classifier")
+    if not isinstance(name, str) or not isinstance(network.get_submodule(name), nn.Linear):
+        return None
+    return name
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """ModelOpt counts its quantizers on stdout, which may carry a caller's JSON."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

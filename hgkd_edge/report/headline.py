@@ -1,0 +1,77 @@
+"""The top of the page: what a run achieved, in a few figures, and what to watch out for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hgkd_edge.comparison.table import Comparison
+from hgkd_edge.distillation.license import license_notes, license_terms
+from hgkd_edge.report.exports import proof_tile
+from hgkd_edge.report.scores import METRICS, evaluation_of, finetuning_of, trained_on
+from hgkd_edge.report.speed import fastest_tile
+from hgkd_edge.report.view import Note, Tile, Tone
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.tables import percent
+
+__all__ = ["headline", "warnings_of"]
+
+
+def headline(run: RunDir, choice: Comparison | None) -> list[Tile]:
+    """The figures that exist, the most important first.
+
+    Args:
+        run: The run.
+        choice: Its files compared, where there are any.
+    """
+    manifest = run.manifest()
+    tiles = [
+        _task_tile(finetuning_of(run)),
+        _feature_tile(evaluation_of(run)),
+        _cosine_tile(manifest.get("result", {}).get("held_out") or {}),
+        fastest_tile(choice),
+        proof_tile(run),
+        _teacher_tile(manifest),
+    ]
+    return [tile for tile in tiles if tile is not None]
+
+
+def warnings_of(run: RunDir) -> list[Note]:
+    """Licenses with conditions, and warnings of the distillation."""
+    manifest = run.manifest()
+    warnings = manifest.get("result", {}).get("warnings", [])
+    return [Note(*lines) for lines in (license_notes(manifest), warnings) if lines]
+
+
+def _cosine_tile(held_out: dict[str, Any]) -> Tile | None:
+    if not held_out:
+        return None
+    about = f"to the teacher, held-out images; mean token {held_out['mean_token']:.2f}"
+    return Tile("Cosine", f"{held_out['student']:.2f}", about)
+
+
+def _feature_tile(evaluated: dict[str, Any]) -> Tile | None:
+    if "distilled" not in evaluated:
+        return None
+    distilled, untrained = (evaluated[name]["knn"] for name in ("distilled", "untrained"))
+    about = f"{trained_on(evaluated)}; untrained {percent(untrained)}"
+    return Tile(METRICS["knn"], percent(distilled), about)
+
+
+def _task_tile(finetuned: dict[str, Any]) -> Tile | None:
+    metric = finetuned.get("metric")
+    if metric is None:
+        return None
+    baseline = finetuned.get("baseline")
+    against = f"; {baseline['name']} {percent(baseline['score'])}" if baseline else ""
+    about = f"{trained_on(finetuned)}{against}"
+    return Tile(METRICS.get(metric, metric), percent(finetuned["scores"][metric]), about)
+
+
+def _teacher_tile(manifest: dict[str, Any]) -> Tile | None:
+    teacher = manifest.get("teacher", {})
+    if not teacher:
+        return None
+    license = teacher.get("license")
+    about = f"license {license}" if license else f"weights: {teacher.get('weights', '?')}"
+    tone: Tone = "warn" if license and license_terms(license) else ""
+    return Tile("Teacher", str(teacher.get("name", "?")), about, tone)

@@ -1,0 +1,153 @@
+"""Every screen at 80 columns, compared with the text under `tests/screens`.
+
+After a change on purpose: `HGKD_EDGE_UPDATE_SCREENS=1 pytest tests/test_screens.py`, then read the
+difference in git.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.text import Text
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from hgkd_edge.bench import records
+from hgkd_edge.bench.compare import Comparison, Row
+from hgkd_edge.bench.tables import comparison_view, fleet_view, session_view
+from hgkd_edge.cli import app
+from hgkd_edge.console import make_console
+from hgkd_edge.video.predict import Summary
+from tests import screen_records as record
+
+SCREENS = Path(__file__).parent / "screens"
+WIDTH = 80
+CLI = get_command(app)
+
+
+def commands() -> list[str]:
+    """Every command with a help text, "" for the program itself."""
+    groups = {name: getattr(node, "commands", {}) for name, node in CLI.commands.items()}  # type: ignore[attr-defined]
+    return ["", *groups, *(f"{name} {sub}" for name, subs in groups.items() for sub in subs)]
+
+
+def run(*arguments: str) -> str:
+    """What a command prints on a terminal of 80 columns, without colors."""
+    environment = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
+    done = CliRunner(env=environment).invoke(app, arguments, prog_name="hgkd-edge")
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def printed(lines: Iterable[Any]) -> str:
+    """Lines and tables as `cli.output.show` prints them."""
+    stream = io.StringIO()
+    console = make_console(file=stream, width=WIDTH)
+    for line in lines:
+        console.print(line, soft_wrap=isinstance(line, (str, Text)))
+    return stream.getvalue()
+
+
+def tables() -> dict[str, Callable[[], Iterable[Any]]]:
+    """Screens of results, from records as the commands leave them."""
+    from hgkd_edge import tables as shared
+    from hgkd_edge.cli import demo, distill, predict
+    from hgkd_edge.comparison.view import comparison_lines
+    from hgkd_edge.embed import lines as embed_lines
+
+    session = records.Session.model_validate(record.SESSION)
+    compared = Comparison("a.json", "b.json", [Row(**row) for row in record.RATIOS], [], [], [])
+    return {
+        "distill": lambda: distill.distilled_lines(record.DISTILLED),
+        "distill-check": lambda: distill.distilled_lines(record.CHECKED),
+        "demo": lambda: [demo._table(record.DEMO)],
+        "evaluate-features": lambda: [shared.score_table(record.FEATURES)],
+        "evaluate-model": lambda: [shared.task_table(record.SCORES)],
+        "export": lambda: shared.export_lines(record.EXPORT),
+        "predict": lambda: map(predict._answer_line, record.PREDICTIONS),
+        "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
+        "embed": lambda: embed_lines(record.FEATURES_FILE),
+        "bench": lambda: [session_view(session, failed={"shop.int8-cpu.onnx"})],
+        "bench-fleet": lambda: [fleet_view([session], record.REFUSALS)],
+        "bench-compare": lambda: [comparison_view(compared)],
+        "compare": lambda: comparison_lines(record.comparison(), Path("runs/shop/comparison.svg")),
+    }
+
+
+def check(name: str, shown: str) -> None:
+    """Compare a screen with its file, or write it."""
+    shown = "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
+    file = SCREENS / f"{name}.txt"
+    if os.environ.get("HGKD_EDGE_UPDATE_SCREENS"):
+        file.write_text(shown, encoding="utf-8")
+    assert file.is_file(), "a new screen: read it, and run with HGKD_EDGE_UPDATE_SCREENS=1"
+    assert shown == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help(command: str) -> None:
+    shown = run(*command.split(), "--help")
+
+    check(f"help-{command or 'hgkd-edge'}".replace(" ", "-"), shown)
+    assert all(len(line) <= WIDTH for line in shown.splitlines())
+    assert not re.search(r"^  .*\.\.\.$", shown, re.MULTILINE), "a summary is cut"
+
+
+@pytest.mark.parametrize("name", tables())
+def test_results(name: str) -> None:
+    shown = printed(tables()[name]())
+
+    check(name, shown)
+    assert not re.search(r"\[/?[a-z ]*\]", re.sub(r"\[(yes|no)\]", "", shown)), "literal markup"
+    drawn = [line for line in shown.splitlines() if line[:1] in "┏┃┡│└├"]
+    assert all(len(line) <= WIDTH for line in drawn)
+    heads = [line for line in drawn if line.startswith("┃")]
+    assert all(cell.strip() for cell in heads[0].strip("┃").split("┃")) if heads else True
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgkd_edge import doctor
+
+    missing = {"tensorrt", "tensorrt_rtx", "av"}
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in missing else "1.2.3")
+    monkeypatch.setattr(doctor, "_gpu", lambda: doctor.Capability("NVIDIA GPU", True, "driver"))
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.12.1")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+    check("doctor", run("doctor"))
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgkd_edge.bench import runners
+    from hgkd_edge.bench.records import Refusal
+
+    listed = [("ort-cpu", None), ("tensorrt", Refusal(name="tensorrt", reason="no NVIDIA GPU"))]
+    monkeypatch.setattr(runners, "list_runners", lambda: listed)
+
+    check("devices", run("devices"))
+
+
+@pytest.mark.parametrize("arguments", [["recipes", "list"], ["doctor", "--kernels"]], ids=" ".join)
+def test_lists(arguments: list[str]) -> None:
+    check("-".join(arguments).replace("--", ""), run(*arguments))
+
+
+def test_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+
+    check("data", run("data", "samples/bccd"))
+
+
+def test_no_screen_is_left_that_nothing_shows() -> None:
+    helps = {f"help-{command or 'hgkd-edge'}".replace(" ", "-") for command in commands()}
+    lists = {"doctor", "doctor-kernels", "devices", "recipes-list", "data"}
+
+    assert {file.stem for file in SCREENS.iterdir()} == helps | lists | set(tables())
