@@ -63,7 +63,7 @@ def main() -> int:
         if not python.exists():
             subprocess.run([asked.python, "-m", "venv", folder], check=True)
             pip = [python, "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, "--upgrade", *wanted, *TOOLS], check=True)
+            subprocess.run([*pip, "--only-binary", ":all:", *wanted, *TOOLS], check=True)
             subprocess.run([*pip, "--no-deps", "-e", ROOT], check=True)
         subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True)
         options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", "auto"]
