@@ -86,6 +86,17 @@ def test_every_extra_is_explained() -> None:
     assert [extra for extra in sorted(extras) if f"`{extra}`" not in page] == []
 
 
+def test_the_lowest_versions_are_those_of_the_package() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+
+    stated = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, flags=re.MULTILINE)
+
+    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
+    assert {name for name, _ in stated} >= set(re.findall(r'"([\w-]+)>=', base))
+    assert [f"{name}>={low}" for name, low in stated if f'"{name}>={low}"' not in text] == []
+
+
 def test_every_command_and_option_is_in_the_reference() -> None:
     page = cli.page()
 
