@@ -15,6 +15,7 @@ import pytest
 from exporters.errors import MissingPackageError
 from hgkd_edge.bench import records
 from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.recipe import load_recipe
 from reference import bench_json, cli, errors, tables
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +134,17 @@ def test_the_reference_lists_exactly_the_metadata_that_export_writes(tmp_path: P
     baked = set(re.findall(r'metadata\[f"{prefix}(\w+)"\]', source))
     keys = {key.removeprefix("hgkd_edge.") for key in written}
     assert keys | baked == {*tables.METADATA, *tables.INPUT}
+
+
+def test_the_recipe_of_the_tutorial_is_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tutorial-photos.md").read_text(encoding="utf-8")
+    written = page[page.index("```yaml\n") + len("```yaml\n") :]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(written[: written.index("```")], encoding="utf-8")
+
+    recipe = load_recipe(path)
+
+    assert (recipe.teacher.cache, recipe.train.epochs, recipe.data.image_size) == (4, 32, 128)
 
 
 def test_every_error_that_the_docs_quote_is_one_that_the_source_raises() -> None:
