@@ -87,7 +87,7 @@ def distilled_lines(result: dict[str, Any]) -> list[Any]:
             "images: cosine "
             f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
         )
-    lines += warning_lines(result)
+    lines += warning_lines(result.get("warnings", ()))
     return [*lines, next_line(run, "evaluate", "export {run} --onnx --trt", "bench")]
 
 

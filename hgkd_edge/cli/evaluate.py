@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run, TrustEngine
 from hgkd_edge.cli.output import next_line, show
+
+if TYPE_CHECKING:
+    from hgkd_edge.score_records import ScoreRecord
 
 
 def evaluate(
@@ -37,17 +40,14 @@ def evaluate(
     from hgkd_edge import evaluate as verb  # torch comes here
     from hgkd_edge.tables import score_table, task_table, warning_lines
 
+    result: ScoreRecord
     if features or not (model or folder.model_file.is_file()):
         following = ("finetune {run} --task classify", "export {run} --onnx --trt")
-        result, table = verb.evaluate_features(folder, split=split), score_table
+        result = verb.evaluate_features(folder, split=split)
+        table = score_table(result)
     else:
         following = ("export {run} --onnx --trt", "predict {run} IMAGES")
-        result, table = (
-            verb.evaluate_model(folder, model=model, split=split, trust_engine=trust_engine),
-            task_table,
-        )
-    show(
-        result,
-        as_json,
-        lambda: [table(result), *warning_lines(result), next_line(str(folder.path), *following)],
-    )
+        result = verb.evaluate_model(folder, model=model, split=split, trust_engine=trust_engine)
+        table = task_table(result)
+    next_step = next_line(str(folder.path), *following)
+    show(result.to_dict(), as_json, lambda: [table, *warning_lines(result.warnings), next_step])

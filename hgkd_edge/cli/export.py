@@ -150,8 +150,8 @@ def _export(run: Path | None, options: ExportOptions, *, as_json: bool) -> None:
         result = export_run(folder, options)
     except ExportIncomplete as incomplete:
         made = incomplete.result
-        show(made, as_json, lambda: export_lines(made))
-        for error, failed in zip(incomplete.failures, made["failed"], strict=True):
-            say_error(f"{failed['file']}: {error.message}", error.hint)
+        show(made.to_dict(), as_json, lambda: export_lines(made))
+        for failed in made.failed:
+            say_error(f"{failed.file}: {failed.reason}", failed.hint)
         raise typer.Exit(incomplete.exit_code) from incomplete
-    show(result, as_json, lambda: export_lines(result))
+    show(result.to_dict(), as_json, lambda: export_lines(result))

@@ -13,6 +13,7 @@ from hgkd_edge.processes import on_main
 
 if TYPE_CHECKING:
     from hgkd_edge.rundir import RunDir
+    from hgkd_edge.score_records import FinetuneRecord
     from hgkd_edge.tasks.config import FinetuneConfig
 
 
@@ -81,7 +82,8 @@ def finetune(
             result = verb.finetune(
                 chosen, folder, resume=resume, opened=lambda: announce(folder, because)
             )
-    show(result, as_json, lambda: finetuned_lines(result, folder))
+    if result is not None:  # the main process
+        show(result.to_dict(), as_json, lambda: finetuned_lines(result, folder))
 
 
 def _quantization_aware(
@@ -104,18 +106,16 @@ def _quantization_aware(
     return begun, folder
 
 
-def finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
+def finetuned_lines(result: FinetuneRecord, run: RunDir) -> list[Any]:
     """What `finetune` left in a run, after its scores."""
     from hgkd_edge.tables import task_table, warning_lines
 
-    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
-    if "scores" in result:
+    lines: list[Any] = [f"model: {result.model}", f"model card: {result.card}"]
+    if result.scores:
         lines.insert(0, task_table(result))
-    if "int8_score" in result:
-        metric, score = result["metric"], result["int8_score"]
-        lines.append(f"with INT8 simulated: {metric} {score:.4f}")
-    export = (
-        "export {run} --precision int8" if "int8_score" in result else "export {run} --onnx --trt"
-    )
+    export = "export {run} --onnx --trt"
+    if result.int8_score is not None:
+        lines.append(f"with INT8 simulated: {result.metric} {result.int8_score:.4f}")
+        export = "export {run} --precision int8"
     commands = (export, "predict {run} IMAGES", "bench")
-    return [*lines, *warning_lines(result), next_line(str(run.path), *commands)]
+    return [*lines, *warning_lines(result.warnings), next_line(str(run.path), *commands)]
