@@ -77,7 +77,12 @@ EXPORT: dict[str, Any] = {
             "version": "1.7", "device": "compute capability 8.9",
         },
     ],
-    "bundles": [{"bundle": "jetson", "path": f"{RUN}/export/jetson"}],
+    "bundles": [
+        {
+            "bundle": "jetson", "path": f"{RUN}/export/jetson", "files": ["README.md"],
+            "made_from": f"{RUN}/export/shop.fp32.onnx",
+        },
+    ],
     "sensitivity": {"cpu": [{"damage": 0.21, "module": "layer4.1.conv2"}]},
 }  # fmt: skip
 DEMO: dict[str, Any] = {

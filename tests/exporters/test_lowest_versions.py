@@ -1,6 +1,6 @@
 """The base install: its lowest versions, on JetPack 6, and its files on JetPack 5.
 
-Packages are installed into a folder of their own, in front of the path.
+Packages are installed into a separate folder, in front of the path.
 """
 
 from __future__ import annotations
