@@ -45,7 +45,8 @@ from hgkd_edge.exportable import EMBED, Exportable, load_exportable, photos_in
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, atomic_write, cache_dir, file_sha256
-from hgkd_edge.tasks.answers import SUPPRESSION, decide
+from hgkd_edge.tasks.answers import decide
+from hgkd_edge.tasks.suppression import SUPPRESSION
 
 __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 

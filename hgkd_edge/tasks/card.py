@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from hgkd_edge.console import printable
-from hgkd_edge.data.geometry import Geometry
+from hgkd_edge.data.resize import Geometry
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 
