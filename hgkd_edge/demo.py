@@ -27,8 +27,8 @@ __all__ = ["demo"]
 
 # Each step, and its usual seconds on two idle CPU cores.
 STEPS = {
-    "distill": ("distill the bundled teacher into a small ResNet-18", 100),
-    "evaluate": ("score the frozen backbone on held-out photos", 15),
+    "distill": ("distill the bundled teacher into a small ResNet-18", 250),
+    "evaluate": ("score the frozen backbone on held-out photos", 10),
     "export": ("export, and compare every file with the network", 20),
     "bench": ("measure the latency on this CPU", 10),
 }

@@ -129,6 +129,20 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     check("doctor", run("doctor"))
 
 
+def test_doctor_names_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgkd_edge import doctor
+
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+
+    hints = " ".join(capability.hint for capability in doctor.examine())
+
+    for extra in {*re.findall(r"^([a-z-]+) = \[", extras, re.MULTILINE)} - {"dev"}:
+        assert f'"hgkd-edge[{extra}]"' in hints
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     from hgkd_edge.bench import runners
     from hgkd_edge.bench.records import Refusal

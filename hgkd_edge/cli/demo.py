@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on bundled photos, without a network.
 
-    It takes about two and a half minutes on two idle CPU cores.
+    It takes about five minutes on two idle CPU cores.
 
     Example: hgkd-edge demo
     """

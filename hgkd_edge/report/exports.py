@@ -24,7 +24,7 @@ def exports_section(run: RunDir) -> Section | None:
     if not rows:
         return None
     text = (
-        "Each file was compared, as it lies on disk, with the file that it was made from, on "
+        "Each file was compared, as stored on disk, with the file that it was made from, on "
         "images that no network has seen."
     )
     warnings = [f"{name}: FAILED verification, do not deploy it" for name in sorted(failed)]
