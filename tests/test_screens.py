@@ -23,6 +23,8 @@ from hgkd_edge.bench.compare import Comparison, Row
 from hgkd_edge.bench.tables import comparison_view, fleet_view, session_view
 from hgkd_edge.cli import app
 from hgkd_edge.console import make_console
+from hgkd_edge.export_record import ExportRecord
+from hgkd_edge.score_records import FeatureRecord, TaskRecord
 from hgkd_edge.video.predict import Summary
 from tests import screen_records as record
 
@@ -76,9 +78,11 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
             distill.next_step(record.CHECKED),
         ],
         "demo": lambda: [demo._table(record.DEMO)],
-        "evaluate-features": lambda: [shared.score_table(record.FEATURES)],
-        "evaluate-model": lambda: [shared.task_table(record.SCORES)],
-        "export": lambda: shared.export_lines(record.EXPORT),
+        "evaluate-features": lambda: [
+            shared.score_table(FeatureRecord.model_validate(record.FEATURES))
+        ],
+        "evaluate-model": lambda: [shared.task_table(TaskRecord.model_validate(record.SCORES))],
+        "export": lambda: shared.export_lines(ExportRecord.model_validate(record.EXPORT)),
         "predict": lambda: (str(Prediction(each["photo"], each)) for each in record.PREDICTIONS),
         "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
         "embed": lambda: embed_lines(record.FEATURES_FILE),
