@@ -26,7 +26,7 @@ from hgkd_edge.recipe import builtin_recipes, load_recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.settings import parse_settings
-from hgkd_edge.tasks.config import FinetuneConfig, begun_with
+from hgkd_edge.tasks.config import FinetuneConfig, recorded_settings
 from tests.damage import TEXT, VALUES, damaged
 from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
 from tests.test_comparison import fine_tuned, keep, measure
@@ -140,7 +140,11 @@ READERS: dict[str, Callable[[RunDir], object]] = {
     "bench": lambda run: resolve_models([run.path]),
     "bench --compare": lambda run: compare_files(run.path / "bench.json", run.path / "bench.json"),
     "bench.json": lambda run: load_bench(run.path / "bench.json"),
-    "resume": lambda run: (begun_with(run), run.is_distilled, run.recorded_sha256(run.model_file)),
+    "resume": lambda run: (
+        recorded_settings(run),
+        run.is_distilled,
+        run.recorded_sha256(run.model_file),
+    ),
     "export": lambda run: write_exports(run, {"files": []}),
     "record": lambda run: run.enter(run.model_file, [run.recipe_file]),
 }
