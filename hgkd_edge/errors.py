@@ -72,12 +72,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     phrases = (
         *("can't allocate memory", "cannot allocate memory", "failed to allocate memory"),
-        *(
-            "cublas_status_alloc_failed",
-            "bad_alloc",
-            "failed to map segment",
-            "can't start new thread",
-        ),
+        *("cublas_status_alloc_failed", "bad_alloc", "failed to map segment"),
+        "can't start new thread",
     )
     kinds = (RuntimeError, OSError, ImportError)
     return isinstance(error, kinds) and any(each in str(error).lower() for each in phrases)

@@ -133,8 +133,8 @@ class MadeBundle(Record):
 
     bundle: str
     path: str
-    files: list[str]
-    made_from: str
+    files: list[str] = Field(default_factory=list)
+    made_from: str = ""
 
 
 class ExportRecord(RunRecord):

@@ -113,7 +113,7 @@ def test_a_record_of_before_schema_versions_loads_and_is_kept_as_it_was(run: Run
     assert int8.verification.cosine == before["files"][1]["verification"]["cosine"]
     assert int8.accuracy.on.images == 18
     assert found.sensitivity["cpu"][0].module == before["sensitivity"]["cpu"][0]["module"]
-    renamed = {"flavor": before["files"][1].pop("flavour")} | before["files"][1]
+    renamed = {key.replace("our", "or"): value for key, value in before["files"][1].items()}
     assert int8.to_dict() == renamed | {"weights": before["weights"]}
 
 

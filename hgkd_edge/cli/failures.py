@@ -55,7 +55,8 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
         if is_out_of_memory(error):
             _fail("out of memory", "close other programs, or use smaller images or batches", 1)
         if isinstance(error, OSError) and error.filename:
-            _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
+            code = 2 if error.errno == errno.ENAMETOOLONG else 1
+            _fail(f"{error.filename}: {error.strerror}", _hint_for(error), code)
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
