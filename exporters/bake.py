@@ -67,6 +67,7 @@ class BakedExport:
     outputs: tuple[TensorInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 

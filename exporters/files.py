@@ -22,6 +22,7 @@ __all__ = [
     "file_sha256",
     "flush",
     "new_artifact",
+    "remove_leftovers",
     "require_writable_folder",
     "set_aside",
     "until_proven",
@@ -31,6 +32,7 @@ __all__ = [
 
 SET_ASIDE = "failed-verification"
 _UNPROVEN = ".unproven-"  # prefix of a folder of files that are not verified yet
+_TEMPORARY = re.compile(rf"{re.escape(_UNPROVEN)}.+|\..+\.[0-9a-f]{{16}}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -43,11 +45,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: It cannot be written; names `path`.
     """
     temporary: Path | None = None
+    held: int | None = None  # keeps the temporary file locked
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unused = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        os.close(os.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        temporary = unused
+        temporary, held = _new_temporary(path)
         mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask and the folder say
         yield temporary
         temporary.chmod(mode)  # a library may have put a private file in its place
@@ -64,8 +65,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
     finally:
-        if temporary is not None:
+        if temporary is not None and held is not None:
             temporary.unlink(missing_ok=True)
+            os.close(held)
 
 
 @contextlib.contextmanager
@@ -140,37 +142,64 @@ def until_proven(path: str | Path) -> Iterator[Path]:
             raise _unwritable(path, error) from error
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes left directly in a folder.
+
+    Those of living processes are locked. On a file system without locks, nothing is removed.
+    """
+    with contextlib.suppress(OSError):  # not a folder, or one that cannot be changed
+        for left in folder.iterdir():
+            if _TEMPORARY.fullmatch(left.name):
+                with _opened(left) as descriptor:
+                    if _lock(descriptor) is True:
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed; False if it is taken, None without locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of a file or folder, never reached through a link at `path`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _hidden_folder(parent: Path) -> Iterator[Path]:
-    """A folder for files that are not verified yet; those that killed processes left are removed.
-
-    Every process locks its own. On a file system without locks, nothing is removed.
-    """
+    """A locked folder for files that are not verified yet."""
+    remove_leftovers(parent)
     with contextlib.ExitStack() as held:
-        with _locked(parent, wait=True):  # a folder must not be found before it is locked
-            for left in parent.glob(f"{_UNPROVEN}*"):
-                with _locked(left) as nobodys:
-                    if nobodys:
-                        shutil.rmtree(left, ignore_errors=True)
-            made = tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=parent)
-            folder = Path(held.enter_context(made))
-            held.enter_context(_locked(folder))
-        yield folder
+        name = ""
+        while not os.path.isdir(name):  # taken for a leftover before it was locked
+            name = held.enter_context(tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=parent))
+            with contextlib.suppress(FileNotFoundError):
+                if _lock(held.enter_context(_opened(Path(name)))) is False:
+                    name = ""
+        yield Path(name)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Lock a folder against other processes, which ends with the process; yields whether it did."""
-    with contextlib.ExitStack() as held:
-        locked = False
-        with contextlib.suppress(ImportError, OSError):  # no such locks here, or it is taken
-            import fcntl
-
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            held.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            locked = True
-        yield locked
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """A new, locked file next to `path`, and the descriptor that holds the lock."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock(held) is not False and temporary.exists():
+            return temporary, held
+        os.close(held)  # taken for a leftover before it was locked
 
 
 def set_aside(path: str | Path, reason: str) -> Path:

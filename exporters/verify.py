@@ -110,6 +110,7 @@ class Verification:
         return max(self.outputs, key=lambda output: output.relative_error or 0.0).worst_image
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {
             **asdict(self),
             "passed": self.passed,

@@ -16,12 +16,13 @@ The command line prints one line (`error: ...`, then `hint: ...`) and ends with 
 
 from __future__ import annotations
 
-from exporters.errors import MissingPackageError, UserError, reason_of
+from exporters.errors import ExportError, MissingPackageError, UserError, reason_of
 
 __all__ = [
     "ConversionError",
     "DataError",
     "DeviceError",
+    "ExportError",
     "Interrupted",
     "MissingPackageError",
     "RecipeError",
@@ -69,5 +70,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch (CPU or GPU), or ONNX Runtime could not allocate memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    phrases = ("can't allocate memory", "failed to allocate memory", "cublas_status_alloc_failed")
-    return isinstance(error, RuntimeError) and any(each in str(error).lower() for each in phrases)
+    phrases = (
+        *("can't allocate memory", "cannot allocate memory", "failed to allocate memory"),
+        *(
+            "cublas_status_alloc_failed",
+            "bad_alloc",
+            "failed to map segment",
+            "can't start new thread",
+        ),
+    )
+    kinds = (RuntimeError, OSError, ImportError)
+    return isinstance(error, kinds) and any(each in str(error).lower() for each in phrases)

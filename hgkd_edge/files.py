@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from exporters.files import atomic_write, file_sha256
+from exporters.files import atomic_write, file_sha256, remove_leftovers
 from hgkd_edge.errors import RunError
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "locked",
     "open_regular",
     "read_regular",
+    "remove_leftovers",
     "reserve",
     "write_json",
 ]
@@ -90,6 +91,7 @@ def locked(folder: Path, on_wait: Callable[[int], None]) -> Iterator[None]:
             except OSError:  # a file system without locks
                 pass
             break
+        remove_leftovers(folder)
         yield
 
 

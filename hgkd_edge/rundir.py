@@ -14,9 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hgkd_edge.errors import RecipeError, RunError, UserError
-from hgkd_edge.files import atomic_write, cache_dir, file_sha256, open_regular, write_json
+from hgkd_edge.files import (
+    atomic_write,
+    cache_dir,
+    file_sha256,
+    open_regular,
+    remove_leftovers,
+    write_json,
+)
 from hgkd_edge.recipe import Recipe
-from hgkd_edge.run_files import RunFiles
+from hgkd_edge.run_files import FOLDERS, RunFiles
 from hgkd_edge.settings import differing_keys
 
 __all__ = [
@@ -81,6 +88,8 @@ class RunDir(RunFiles):
         if not run.recipe_file.is_file():
             raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
         run.require_own_files()
+        for folder in ("", *FOLDERS):
+            remove_leftovers(run.path / folder)
         return run
 
     @classmethod
@@ -168,7 +177,7 @@ class RunDir(RunFiles):
             yield
             return
         self.require_own_files()
-        with open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT) as lock:
+        with open_regular(self.lock_file, os.O_RDWR | os.O_CREAT) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -179,7 +188,9 @@ class RunDir(RunFiles):
             except OSError:  # a file system without locks
                 yield
                 return
-            for half in self._unfinished_files():
+            # Checkpoints that a killed process did not finish: no other process can be writing
+            # them.
+            for half in self.checkpoint_file.parent.glob(".*.tmp"):
                 half.unlink()
             yield
 
@@ -248,12 +259,6 @@ class RunDir(RunFiles):
                 hint="choose a folder you can write to with --run",
             ) from error
         return run
-
-    def _unfinished_files(self) -> Iterator[Path]:
-        """What a killed training left: only the process that holds the lock writes these."""
-        yield from self.checkpoint_file.parent.glob(".*.tmp")
-        for file in (self.recipe_file, self.backbone_file, self.model_file):
-            yield from self.path.glob(f".{file.name}.*.tmp")
 
     def _names(self) -> frozenset[str]:
         return frozenset(entry.name for entry in self.path.iterdir())

@@ -117,8 +117,9 @@ def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
+    shown = cut(override)
     if not equals or not key:
-        raise RecipeError(f"--set {override}: must be KEY=VALUE, such as train.epochs=10")
+        raise RecipeError(f"--set {shown}: must be KEY=VALUE, such as train.epochs=10")
     *parents, leaf = key.strip().split(".")
     node = raw
     for parent in parents:
@@ -126,12 +127,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise RecipeError(f"--set {override}: '{parent}' is a value, not a section")
+            raise RecipeError(f"--set {shown}: '{cut(parent)}' is a value, not a section")
         node = child
     try:
         node[leaf] = parse_yaml(value)
     except (yaml.YAMLError, ValueError) as error:
-        shown = cut(override)
         raise RecipeError(
             f"--set {shown}: the value is not valid YAML: {reason_of(error)}"
         ) from error

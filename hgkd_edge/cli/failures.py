@@ -44,16 +44,18 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
             _fail_usage(error)
         if debug:
             _show_traceback()
+        if _was_interrupted(error):
+            _fail("stopped", "", STOPPED)
         if isinstance(error, ModuleNotFoundError) and error.name:
             error = _missing_package(error.name)
         if isinstance(error, UserError):
             if not is_main() and not isinstance(error, DataError):
                 end(error.exit_code)  # every process meets it, and the main one reports it
             _fail(error.message, error.hint, error.exit_code)
-        if isinstance(error, OSError) and error.filename:
-            _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
         if is_out_of_memory(error):
             _fail("out of memory", "close other programs, or use smaller images or batches", 1)
+        if isinstance(error, OSError) and error.filename:
+            _fail(f"{error.filename}: {error.strerror}", _hint_for(error), 1)
         if debug:
             _fail(f"{type(error).__name__}: {error}", "", 1)
         bug = "this is a bug in hgkd-edge; rerun with --debug for the traceback"
@@ -69,6 +71,15 @@ def _fail_usage(error: Any) -> NoReturn:
         end(2)
     hint = f"{error.ctx.command_path} --help" if error.ctx else ""
     _fail(message[:1].lower() + message[1:], hint, 2)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a library turned Ctrl-C into an error of its own, as a module being imported does."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:

@@ -75,7 +75,7 @@ def test_labels_are_listed_as_nvinfer_reads_them(
 
     # NVIDIA's reader cuts every line at each `;`: a line is an output of a classifier, or a class.
     names = [line.split(";") for line in lines]
-    classes = deployed(task).run.finetune_result()["scores"].get("per_class", {})
+    classes = deployed(task).run.finetune_result().per_class
     if task == "classify":
         assert len(names) == 1
         assert set(classes) <= set(names[0])
@@ -91,7 +91,7 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
     made = deployed(task)
     folder = made.folder("deepstream")
     keys = configuration(folder)["property"]
-    plain = runtimes.open(Path(made.result["onnx"]["path"])).run
+    plain = runtimes.open(Path(made.result.onnx.path)).run
     predict_settings = made.folder("predict")
     for file in real_images(task, photos)[:3]:
         frame = Image.open(file).convert("RGB").resize((FRAME[1], FRAME[0]))

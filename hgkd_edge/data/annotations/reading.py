@@ -54,7 +54,7 @@ class Labels(Protocol):
         """`ImageSource.labels` of the images at `indices`, which rise."""
 
 
-class FilledBoxes:
+class FilledBoxes(Labels):
     """Boxes, which are kept whether images are streamed or not.
 
     Args:
@@ -79,7 +79,7 @@ class FilledBoxes:
         return BoxLabels([self.boxes[i] for i in indices])
 
 
-class FilledMaps:
+class FilledMaps(Labels):
     """Label maps, kept or streamed.
 
     Args:

@@ -1,0 +1,1 @@
+"""Real faults while every command works: `python -m benchmarks.faults`."""

@@ -1,0 +1,283 @@
+"""The faults. Each is tried on one job, and returns what is wrong afterwards, one line each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.faults import child, whole
+from benchmarks.faults.child import Ended
+from benchmarks.faults.jobs import Stage
+
+__all__ = ["FAULTS", "Trial"]
+
+
+class Trial:
+    """One fault during one job.
+
+    Args:
+        stage: The job, and what it began with.
+        folder: Where it runs.
+        chance: Chooses the moment.
+    """
+
+    def __init__(self, stage: Stage, folder: Path, chance: random.Random) -> None:
+        self.stage, self.job, self.chance = stage, stage.job, chance
+        self.folder = stage.reset(folder)
+        self.log = stage.before.parent / "log.txt"
+        self.moment = chance.uniform(0.0, stage.seconds)
+        self.wrong: list[str] = []
+
+    def start(self, before: Callable[[], object] | None = None) -> child.Child:
+        return child.start(self.job.command(), self.folder, self.log, before)
+
+    def interrupted(self, number: int) -> Ended:
+        """Run the job and send it a signal at the chosen moment."""
+        process = self.start()
+        process.signal_after(self.moment, number)
+        return process.wait()
+
+    def check(self, condition: bool, otherwise: str) -> None:
+        if not condition:
+            self.wrong.append(otherwise)
+
+    def check_whole(self) -> None:
+        self.wrong += whole.problems(self.folder)
+
+    def check_message(self, ended: Ended, *codes: int) -> None:
+        """The command ended with one of the codes, with one line instead of a traceback."""
+        last = ended.printed[-1500:]
+        self.check(ended.code in codes, f"ended with {ended.code}: {last}")
+        self.check("Traceback" not in ended.printed, f"shows a traceback: {last}")
+        self.check("bug in hgkd-edge" not in ended.printed, f"calls itself a bug: {last}")
+
+    def recover(self) -> list[str]:
+        """Continue the job and run the next command; both must work as if nothing had happened."""
+        ended = child.run(self.job.command(self.folder), self.folder, self.log)
+        self.check_message(ended, 0)
+        found = whole.results(self.folder, self.job.results or "-")
+        self.check(found == self.stage.wanted, f"other results: {found} {self.stage.wanted}")
+        self.check_whole()
+        left = whole.leftovers(self.folder)
+        self.check(not left, f"left behind: {left}")
+        if self.job.name != "pretrain":
+            report = child.run(["report", "runs/tiny"], self.folder, self.log)
+            self.check_message(report, 0)
+        return self.wrong
+
+
+def kill(trial: Trial) -> list[str]:
+    """kill -9."""
+    trial.interrupted(signal.SIGKILL)
+    trial.check_whole()
+    return trial.recover()
+
+
+def terminate(trial: Trial) -> list[str]:
+    """SIGTERM, as schedulers send it."""
+    trial.check_message(trial.interrupted(signal.SIGTERM), 0, 130, 143, -signal.SIGTERM)
+    trial.check_whole()
+    return trial.recover()
+
+
+def ctrl_c(trial: Trial) -> list[str]:
+    """Ctrl-C."""
+    trial.check_message(trial.interrupted(signal.SIGINT), 0, 130)
+    trial.check_whole()
+    return trial.recover()
+
+
+def full_disk(trial: Trial) -> list[str]:
+    """A disk that is full at some write: a tmpfs, else a limit on the size of every file."""
+    process: Ended
+    with contextlib.ExitStack() as mounted:
+        small = mounted.enter_context(_small_disk(trial.folder, trial.stage, trial.chance))
+        if small:
+            process = trial.start().wait()
+        else:
+            limit = int(10 ** trial.chance.uniform(2, 6))
+            process = trial.start(lambda: _limit_files(limit)).wait()
+        trial.check_message(process, 0, 1, 2)
+        trial.check_whole()
+        if small:
+            subprocess.run(["mount", "-o", "remount,size=1g", trial.folder], check=True)
+        return trial.recover()
+
+
+def read_only(trial: Trial) -> list[str]:
+    """Folders that lose their write permission midway; the command runs as an ordinary user."""
+    _give_away(trial.folder)
+    process = trial.start(_become_nobody)
+    ended = False
+    while time.monotonic() - process.began < trial.moment and not ended:
+        ended = process.ended_already()
+        time.sleep(0.002)
+    _set_modes(trial.folder, 0o555)
+    trial.check_message(process.wait(), 0, 1, 2)
+    _set_modes(trial.folder, 0o777)
+    trial.check_whole()
+    return trial.recover()
+
+
+def no_locks(trial: Trial) -> list[str]:
+    """A file system without flock, and a reader that keeps every file open."""
+    stop, opened = threading.Event(), dict[Path, int]()
+
+    def hold_open() -> None:
+        while not stop.wait(0.01):
+            for file in trial.folder.rglob("*"):
+                with contextlib.suppress(OSError):
+                    if file not in opened and file.is_file() and len(opened) < 500:
+                        opened[file] = os.open(file, os.O_RDONLY)
+
+    process = trial.start(_refuse_locks)  # forked before there is a second thread
+    reader = threading.Thread(target=hold_open)
+    reader.start()
+    try:
+        trial.check_message(process.wait(), 0)
+    finally:
+        stop.set()
+        reader.join()
+        for descriptor in opened.values():
+            os.close(descriptor)
+    trial.check_whole()
+    return trial.recover()
+
+
+def two_at_once(trial: Trial) -> list[str]:
+    """Two processes that do the same in one folder: one may be refused, none breaks anything."""
+    first = trial.start()
+    time.sleep(trial.moment / 4)
+    log = trial.log.with_name("second.txt")
+    second = child.start(trial.job.command(trial.folder), trial.folder, log)
+    endings = [first.wait(), second.wait()]
+    for ended in endings:
+        trial.check_message(ended, 0, 2)
+    trial.check(any(e.code == 0 for e in endings), "neither of the two came to an end")
+    trial.check_whole()
+    return trial.recover()
+
+
+def stale_lock(trial: Trial) -> list[str]:
+    """Locks and process numbers in files of a machine that was switched off."""
+    for folder in (trial.folder / "runs" / "tiny", trial.folder / "cache"):
+        if folder.is_dir():
+            (folder / ".lock").write_text("1\n")
+    trial.check_message(trial.start().wait(), 0)
+    return trial.recover()
+
+
+def clock_jumps(trial: Trial) -> list[str]:
+    """A clock that jumps by up to a day, forwards and backwards, at every look."""
+    trial.check_message(trial.start(lambda: _spoil_clock(trial.chance.random())).wait(), 0)
+    trial.check_whole()
+    return trial.recover()
+
+
+def lost_decoder(trial: Trial) -> list[str]:
+    """Decoding threads in which every tenth image raises: such images are skipped, or named."""
+    trial.check_message(trial.start(_break_decoding).wait(), 0, 1, 2)
+    trial.check_whole()
+    trial.stage.reset(trial.folder)  # other images were trained on: nothing to compare
+    return trial.recover()
+
+
+def no_memory(trial: Trial) -> list[str]:
+    """Memory that runs out: an address space little larger than what is in use."""
+    megabytes = int(10 ** trial.chance.uniform(0.5, 2.5))
+    ended = trial.start(lambda: _limit_memory(megabytes)).wait()
+    # A library may abort the process where it cannot report the failure.
+    aborted = {-signal.SIGABRT, -signal.SIGSEGV, 134, 139}
+    if ended.code not in aborted:
+        trial.check_message(ended, 0, 1, 2)
+    trial.check_whole()
+    return trial.recover()
+
+
+FAULTS = (
+    *(kill, terminate, ctrl_c, full_disk, read_only, no_locks),
+    *(two_at_once, stale_lock, clock_jumps, lost_decoder, no_memory),
+)
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path, stage: Stage, chance: random.Random) -> Iterator[bool]:
+    """Put a small file system below the folder and fill it again; yields whether that worked."""
+    used = sum(f.stat().st_size for f in stage.before.rglob("*") if f.is_file())
+    kibibytes = int(used * 1.1 / 1024 + 10 ** chance.uniform(1, 3.5)) + 400
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        yield False
+        return
+    try:
+        stage.reset(folder)
+        yield True
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def _limit_files(limit: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def _limit_memory(megabytes: int) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _become_nobody() -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def _give_away(folder: Path) -> None:
+    if os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+
+
+def _set_modes(folder: Path, mode: int) -> None:
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(mode)
+
+
+def _refuse_locks() -> None:
+    import fcntl
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl.flock = flock
+
+
+def _spoil_clock(seed: float) -> None:
+    real, chance = time.time, random.Random(seed)
+    time.time = lambda: real() + chance.uniform(-86_400, 86_400)
+
+
+def _break_decoding() -> None:
+    from hgkd_edge.data import decode
+
+    real, calls = decode.decode_into, iter(range(10**9))
+
+    def decode_into(*arguments: object, **options: object) -> str:
+        if next(calls) % 10 == 9:
+            raise MemoryError("a decoding thread died")
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    decode.decode_into = decode_into

@@ -1,0 +1,234 @@
+"""Wrong settings, records and options: valid, or one line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.main import get_command
+
+from hgkd_edge.bench.compare import compare_files
+from hgkd_edge.bench.devices import find_device
+from hgkd_edge.bench.edge.measure import load_fleet
+from hgkd_edge.bench.models import resolve_models
+from hgkd_edge.bench.records import load_bench
+from hgkd_edge.cli import app, main
+from hgkd_edge.comparison.table import compare_runs
+from hgkd_edge.export_record import write_exports
+from hgkd_edge.recipe import builtin_recipes, load_recipe
+from hgkd_edge.report import report
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.settings import parse_settings
+from hgkd_edge.tasks.config import FinetuneConfig, begun_with
+from tests.damage import TEXT, VALUES, damaged
+from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
+from tests.test_comparison import fine_tuned, keep, measure
+
+RECIPES = {name: load_recipe(file) for name, file in builtin_recipes().items()}
+WHOLE = RECIPES["demo"].model_dump(mode="json")
+FINETUNE = FinetuneConfig(
+    task="segment", backbone=Path("backbone.safetensors"), data=RECIPES["demo"].data
+).model_dump(mode="json")
+FLEET = {"hosts": [{"host": "me@orin", "name": "a"}, {"host": "me@nano:22"}]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("settings")
+
+
+def in_file(folder: Path, content: Any, name: str = "file.yaml") -> Path:
+    """Any value as YAML, or as bytes."""
+    file = folder / name
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        file.write_text(yaml.safe_dump(content), encoding="utf-8", errors="surrogatepass")
+    return file
+
+
+@given(content=changed(WHOLE))
+@fuzz(40)
+def test_a_recipe_with_one_wrong_part_is_valid_or_refused(folder: Path, content: Any) -> None:
+    file = in_file(folder, content)
+
+    refused = refused_or_read(lambda: load_recipe(file))
+
+    assert refused is None or refused.exit_code == 2
+
+
+@pytest.mark.parametrize("recipe", builtin_recipes())
+def test_a_damaged_recipe_file_is_valid_or_refused(folder: Path, recipe: str) -> None:
+    whole = builtin_recipes()[recipe].read_bytes()
+
+    for seed in range(8):
+        file = in_file(folder, damaged(whole, TEXT, seed))
+        refused_or_read(lambda file=file: load_recipe(file))  # type: ignore[misc]
+
+
+KEYS = [
+    f"{section}.{key}" for section, keys in WHOLE.items() if isinstance(keys, dict) for key in keys
+]
+
+
+@given(
+    key=st.sampled_from(KEYS) | st.text(max_size=20),
+    value=st.sampled_from(VALUES) | st.text(max_size=30) | ANYTHING.map(repr),
+)
+@fuzz(60)
+def test_any_override_is_valid_or_refused(key: str, value: str) -> None:
+    demo = builtin_recipes()["demo"]
+
+    refused_or_read(lambda: load_recipe(demo, [f"{key}={value}"]))
+
+
+@given(content=changed(FINETUNE), override=st.text(max_size=20))
+@fuzz(40)
+def test_finetuning_settings_are_valid_or_refused(content: Any, override: str) -> None:
+    raw = content if isinstance(content, dict) else {"task": content}
+
+    refused_or_read(lambda: parse_settings(FinetuneConfig, raw, [override], name="finetune"))
+
+
+@given(content=changed(FLEET))
+@fuzz(40)
+def test_a_fleet_file_is_valid_or_refused(folder: Path, content: Any) -> None:
+    file = in_file(folder, content)
+
+    refused_or_read(lambda: load_fleet(file))
+
+
+@given(name=st.text() | st.sampled_from(VALUES))
+@fuzz(30)
+def test_a_device_is_known_or_refused(name: str) -> None:
+    refused_or_read(lambda: find_device(name))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run with all records, as the commands write them."""
+    data = {"source": "bundled", "image_size": 64}
+    made = fine_tuned({**WHOLE, "data": data}, tmp_path_factory.mktemp("runs") / "tiny")
+    made.finetune_file.write_text(yaml.safe_dump(FINETUNE))
+    result = {"task": "classify", "photos": 16, "split": "test", "scores": {"top1": 0.5}}
+    made.finetune_result_file.write_text(json.dumps(result))
+    made.update_manifest(
+        seed=0,
+        teacher={"name": "vit", "license": "mit"},
+        data={"train": {"photos": 48, "fingerprint": "f" * 64, "skipped": ["broken.jpg"]}},
+        result={"run": "runs/tiny", "held_out": None},
+    )
+    measure(made, fp32=2.0, fp16=1.0)
+    keep(made, fp32=80.0, fp16=79.0)
+    return made
+
+
+RECORDS = (
+    *("manifest.json", "export.json", "bench.json", "scores.json", "finetune.json"),
+    *("finetune.yaml", "recipe.yaml"),
+)
+READERS: dict[str, Callable[[RunDir], object]] = {
+    "report": report,
+    "compare": lambda run: compare_runs([run], score=False),
+    "bench": lambda run: resolve_models([run.path]),
+    "bench --compare": lambda run: compare_files(run.path / "bench.json", run.path / "bench.json"),
+    "bench.json": lambda run: load_bench(run.path / "bench.json"),
+    "resume": lambda run: (begun_with(run), run.is_distilled, run.recorded_sha256(run.model_file)),
+    "export": lambda run: write_exports(run, {"files": []}),
+    "record": lambda run: run.enter(run.model_file, [run.recipe_file]),
+}
+
+
+def test_the_records_are_read_by_every_reader(run: RunDir) -> None:
+    for read in READERS.values():
+        read(run)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@given(data=st.data())
+@fuzz(10)
+def test_a_changed_record_of_a_run_is_read_or_refused(
+    run: RunDir, record: str, data: st.DataObject
+) -> None:
+    file = run.path / record
+    kept = {each: each.read_bytes() for each in run.path.iterdir() if each.is_file()}
+    is_json = file.suffix == ".json"
+    whole = json.loads(kept[file]) if is_json else yaml.safe_load(kept[file])
+    content = data.draw(changed(whole))
+    file.write_text(json.dumps(content) if is_json else yaml.safe_dump(content))
+    changed_to = file.read_bytes()
+
+    try:
+        for name, read in READERS.items():
+            file.write_bytes(changed_to)
+            error = refused_or_read(lambda read=read: read(run))  # type: ignore[misc]
+            assert error is None or error.exit_code == 2, name
+    finally:
+        for each, content in kept.items():
+            each.write_bytes(content)
+
+
+def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that name it."""
+    if hasattr(group, "commands"):
+        for name, command in group.commands.items():
+            yield from commands(command, *names, name)
+    else:
+        yield names, group
+
+
+COMMANDS = {" ".join(names): command for names, command in commands(get_command(app))}
+
+
+def wrong_values(option: Any) -> Iterator[str]:
+    """Values of an option that no command can use, and some that it may."""
+    kind = getattr(getattr(option, "type", None), "name", "")
+    if "integer" in kind or "float" in kind:
+        yield from ("x", "", "nan", "-1", "1e400", "9" * 400)
+    else:
+        yield from ("", "\x1b[2J", "\u202e", "a\nb", "../" * 50, "x" * 5000, "/dev/zero", "0")
+
+
+def command_lines(command: Any) -> Iterator[list[str]]:
+    """A command with no file that exists, and each option with each wrong value."""
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    needed = ["no/such/file.onnx" for p in arguments if p.required]
+    yield needed
+    for option in command.params:
+        if option in arguments:
+            yield from ([value] * max(1, len(needed)) for value in wrong_values(option))
+        elif getattr(option, "is_flag", False):
+            yield [*needed, option.opts[0]]
+        else:
+            for value in wrong_values(option):
+                yield [*needed, option.opts[0], *[value] * max(1, option.nargs)]
+    yield [*needed, "--no-such-option"]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"demo", "doctor"}))
+def test_every_option_of_every_command_takes_or_refuses_any_value(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = name in ("devices", "recipes list")  # they work without any file
+
+    for arguments in command_lines(COMMANDS[name]):
+        monkeypatch.setattr(sys, "argv", ["hgkd-edge", *name.split(), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 or (ended.value.code == 0 and alone), (arguments, printed)
+        assert "Traceback" not in printed, arguments
+        assert "bug" not in printed, (arguments, printed)
+        lines = [line for line in printed.splitlines() if line.lower().startswith("error: ")]
+        assert len(lines) == (0 if ended.value.code == 0 else 1), (arguments, printed)

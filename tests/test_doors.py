@@ -1,0 +1,310 @@
+"""The threat model of docs/security.md, door by door: what a stranger or a device sends is fuzzed.
+
+Each parser gets valid content with generated damage. It reads it or raises its documented error,
+within 2 seconds of processor time and 1 GB. Images, annotations, tables and shards:
+`tests/data/test_corruptions.py`; recipes, records and options: `tests/test_bad_settings.py`; links,
+pipes and swapped files in a run: `tests/test_hostile_run.py`; whole sessions with a hostile device:
+`tests/bench/edge/test_hostile_device.py`; sockets that nobody asked for: `tests/test_faults.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import random
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from exporters.network_files import network_digest
+from exporters.onnx_info import onnx_info
+from exporters.sidecar import Sidecar, read_sidecar
+from hgkd_edge.bench.edge.facts import board_from_facts
+from hgkd_edge.bench.edge.tegrastats import parse_line
+from hgkd_edge.bench.edge.trtexec import parse_log, parse_outputs, parse_times
+from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.errors import DataError
+from hgkd_edge.models.backbone import BackboneSpec, create_features, read_backbone, save_backbone
+from hgkd_edge.models.checkpoint import fitting_weights
+from hgkd_edge.parsing import parse_json, parse_yaml
+from hgkd_edge.task_model import open_task_model
+from hgkd_edge.tasks.answers import load_photo
+from hgkd_edge.tasks.base import ModelCard, read_model, save_model
+from tests.bench.conftest import build_convnet
+from tests.damage import BINARY, TEXT, VALUES, damaged
+from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
+
+LINES = st.text(max_size=120) | st.sampled_from(VALUES)
+TEGRASTATS = (
+    "RAM 2448/7471MB (lfb 2x4MB) SWAP 0/3735MB CPU [12%@1190,off,3%@1190] EMC_FREQ 1%@2133 "
+    "GR3D_FREQ 99%@624 GPU@46C CPU@48.5C VDD_IN 4960mW/4960mW VDD_CPU_GPU_CV 1003mW/990mW"
+)
+TIMES = [
+    {
+        "startH2dMs": s,
+        "startComputeMs": s + 1,
+        "endD2hMs": s + 8,
+        "computeMs": 5.0,
+        "latencyMs": 8.0,
+    }
+    for s in (0.0, 10.0, 200.0, 210.0)
+]
+OUTPUTS = [{"name": "y", "dimensions": "1x3", "values": [0.1, 0.2, 0.7]}]
+
+
+@given(seed=st.integers(0, 2**32), text=LINES)
+@fuzz(100)
+def test_telemetry_of_a_device(seed: int, text: str) -> None:
+    for line in (text, damaged(TEGRASTATS.encode(), TEXT, seed).decode(errors="replace")):
+        refused_or_read(lambda line=line: parse_line(line))  # type: ignore[misc]
+        refused_or_read(lambda line=line: parse_log([line]))  # type: ignore[misc]
+
+
+@given(content=changed(TIMES), outputs=changed(OUTPUTS))
+@fuzz(100)
+def test_times_and_outputs_of_a_device(content: Any, outputs: Any) -> None:
+    refused_or_read(lambda: parse_times(json.dumps(content), copies="in", warmup_ms=100))
+    refused_or_read(lambda: _outputs(json.dumps(outputs)))
+
+
+def _outputs(text: str) -> None:
+    """As `bench` calls it: a value error is that device's."""
+    try:
+        parse_outputs(text)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"unusable: {type(error).__name__}") from error
+
+
+NAMES = ("model", "compatible", "nvpmodel", "packages", "release", "machine", "clocks", "cpu")
+
+
+@given(facts=st.dictionaries(st.sampled_from(NAMES), LINES))
+@fuzz(50)
+def test_facts_of_a_device(facts: dict[str, str]) -> None:
+    refused_or_read(lambda: board_from_facts(facts))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("doors")
+
+
+def described(**more: Any) -> bytes:
+    """An ONNX model as `export` describes it."""
+    stated = {
+        **{"task": "classify", "classes": ["a", "b"], "input_size": [3, 8, 8]},
+        **{"mean": [0.5] * 3, "std": [0.5] * 3, **more},
+    }
+    metadata = {f"hgkd_edge.{key}": json.dumps(value) for key, value in stated.items()}
+    return build_convnet(layers=1, side=8, metadata=metadata).SerializeToString()
+
+
+def test_the_model_that_is_damaged_below_is_whole(folder: Path) -> None:
+    (folder / "whole.onnx").write_bytes(described())
+
+    assert open_task_model(folder / "whole.onnx").classes == ("a", "b")
+
+
+@given(seed=st.integers(0, 2**32))
+@fuzz(60)
+def test_a_damaged_onnx_file(folder: Path, seed: int) -> None:
+    file = folder / "net.onnx"
+    file.write_bytes(damaged(described(), BINARY, seed))
+
+    refused_or_read(lambda: onnx_info(file))
+    refused_or_read(lambda: network_digest(file))
+    refused_or_read(lambda: open_task_model(file))
+
+
+@given(data=st.data())
+@fuzz(40)
+def test_metadata_of_an_onnx_file(folder: Path, data: st.DataObject) -> None:
+    key = data.draw(
+        st.sampled_from(("task", "classes", "input_size", "mean", "std", "baked", "frame"))
+    )
+    file = folder / "net.onnx"
+    file.write_bytes(described(**{key: data.draw(ANYTHING)}))
+
+    refused_or_read(lambda: open_task_model(file))
+
+
+SPEC = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, {"channels": [8, 8, 8, 8]})
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> tuple[Path, Path]:
+    features = create_features(SPEC.name, stem_stride=2, args=SPEC.args)
+    save_backbone(features, SPEC, folder / "whole.safetensors")
+    save_model(features, ModelCard("classify", ("a", "b"), SPEC), folder / "model.safetensors")
+    return folder / "whole.safetensors", folder / "model.safetensors"
+
+
+@given(data=st.data())
+@fuzz(25)
+def test_weights_and_their_metadata(
+    folder: Path, weights: tuple[Path, Path], data: st.DataObject
+) -> None:
+    """The header of a safetensors file is JSON: sizes, offsets and our metadata."""
+    for file, read in zip(weights, (read_backbone, read_model), strict=True):
+        content = file.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        (key,) = [key for key in header["__metadata__"] if key.startswith("hgkd_edge")]
+        if data.draw(st.booleans()):
+            stated = data.draw(changed(json.loads(header["__metadata__"][key])))
+            header["__metadata__"][key] = json.dumps(stated)
+        else:
+            header = data.draw(changed(header))
+        text = json.dumps(header).encode()
+        bad = folder / "bad.safetensors"
+        bad.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+        refused_or_read(partial(read, bad), seconds=10)
+
+
+def test_damaged_weights(folder: Path, weights: tuple[Path, Path]) -> None:
+    import torch
+
+    network = create_features(SPEC.name, stem_stride=2, args=SPEC.args)
+    torch.save(network.state_dict(), folder / "whole.pth")
+
+    for whole in (weights[0], folder / "whole.pth"):
+        content = whole.read_bytes()
+        bad = folder / f"bad{whole.suffix}"
+        for seed in range(20):
+            bad.write_bytes(damaged(content, BINARY, seed))
+            refused_or_read(lambda bad=bad: fitting_weights(network, bad, key="student.path"))  # type: ignore[misc]
+
+
+SIDECAR = Sidecar(
+    **{
+        "engine_sha256": "0" * 64,
+        "onnx_sha256": "1" * 64,
+        "backend": "tensorrt",
+        "version": "10.3",
+    },
+    **{"gpu": "Orin", "targets": ["8.7"], "precision": "fp16"},
+    profile={"min": [1, 3, 8, 8], "opt": [1, 3, 8, 8], "max": [4, 3, 8, 8]},
+)
+
+
+@given(content=changed(vars(SIDECAR)))
+@fuzz(60)
+def test_the_sidecar_of_an_engine(folder: Path, content: Any) -> None:
+    engine = folder / "net.plan"
+    engine.write_bytes(b"engine")
+    (folder / "net.plan.json").write_text(json.dumps(content))
+
+    refused_or_read(lambda: read_sidecar(engine))
+
+
+@given(seed=st.integers(0, 2**32), tags=st.binary(max_size=200))
+@fuzz(60)
+def test_exif_data(folder: Path, seed: int, tags: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x0110] = 6, "a text", "model"
+    lies = damaged(exif.tobytes(), BINARY, seed)[:60_000]
+    for content in (lies, b"Exif\0\0" + tags):
+        out = io.BytesIO()
+        Image.new("RGB", (8, 12)).save(out, "JPEG", exif=content)
+        (folder / "a.jpg").write_bytes(out.getvalue())
+
+        refused_or_read(lambda: load_photo(folder / "a.jpg"))
+        with open_image(out.getvalue()) as image:
+            assert 1 <= turn_of(image).orientation <= 8
+
+
+@given(text=st.text(max_size=300), content=ANYTHING)
+@fuzz(100)
+def test_yaml_and_json(text: str, content: Any) -> None:
+    for parse in (parse_yaml, parse_json):
+        for each in (text, yaml.safe_dump(content), json.dumps(content)):
+            with contextlib.suppress(ValueError, yaml.YAMLError):
+                parse(each)
+
+
+@given(metadata=st.dictionaries(st.text(max_size=20), LINES))
+@fuzz(30)
+def test_metadata_of_a_network_never_gives_a_wrong_input(metadata: dict[str, str]) -> None:
+    try:
+        spec = InputSpec.from_metadata(metadata, geometry="cover")
+    except (KeyError, ValueError, TypeError):
+        return
+    assert min(spec.size) > 0
+    assert np.isfinite(spec.array(Image.new("RGB", (9, 9)))).all()
+
+
+# Each file of a run, replaced by every kind of thing that may lie there.
+PLACES = (
+    *("recipe.yaml", "manifest.json", "export.json", "bench.json", "finetune.yaml"),
+    *("finetune.json", "evaluation.json", "scores.json", "log.jsonl", "model.safetensors"),
+    *("backbone.safetensors", "checkpoints", "checkpoints/last.pt", "export", "pictures"),
+)
+THINGS = ("nothing", "garbage", "a folder", "a file", "vast", "a pipe", "a link out", "a loop")
+
+
+def put(thing: str, place: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    match thing:
+        case "garbage":
+            place.write_bytes(random.Random(0).randbytes(500))
+        case "a folder":
+            place.mkdir()
+        case "a file":
+            place.write_text("{}")
+        case "vast":
+            with place.open("wb") as file:
+                file.truncate(2**36)
+        case "a pipe":
+            os.mkfifo(place)
+        case "a link out":
+            place.symlink_to("/etc/passwd")
+        case "a loop":
+            place.symlink_to(place.name)
+
+
+COMMANDS = ("bench", "evaluate", "export", "finetune", "compare")  # each meets every place
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_made_hostile_file_by_file(
+    tiny_recipe: dict[str, Any],
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hgkd_edge.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    turns = itertools.count(PLACES.index(place))
+    for thing in THINGS:
+        run = tmp_path / "runs" / thing.replace(" ", "-")
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe))
+        (run / "manifest.json").write_text('{"artifacts": {}, "seed": 0}')
+        target = run / place
+        target.unlink(missing_ok=True)
+        put(thing, target)
+
+        turn = next(turns)
+        for command in ("report", COMMANDS[turn % len(COMMANDS)]):
+            monkeypatch.setattr(sys, "argv", ["hgkd-edge", command, str(run)])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            printed = capsys.readouterr().err
+            assert ended.value.code in (0, 2), (thing, command, printed)
+            assert "bug" not in printed, (thing, command, printed)
+            assert "Traceback" not in printed, (thing, command, printed)
