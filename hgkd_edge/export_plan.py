@@ -28,7 +28,8 @@ from hgkd_edge.export_record import ExportRecord
 from hgkd_edge.exportable import EMBED, Exportable
 from hgkd_edge.files import cache_dir, engines_dir, file_sha256
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tasks.answers import SUPPRESSION, decide
+from hgkd_edge.tasks.answers import decide
+from hgkd_edge.tasks.suppression import SUPPRESSION
 
 __all__ = ["POSTPROCESSING", "VERIFICATION_PHOTOS", "Artifact", "Plan"]
 

@@ -21,6 +21,7 @@ from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
+from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["answer_file", "image_files", "predict"]
 
@@ -30,7 +31,7 @@ def predict(
     photos: Sequence[Path],
     folder: Path,
     *,
-    threshold: float = answers.THRESHOLD,
+    threshold: float = THRESHOLD,
     trust_engine: bool = False,
     save_as: str = "",
 ) -> list[dict[str, Any]]:

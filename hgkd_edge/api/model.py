@@ -23,7 +23,8 @@ from hgkd_edge.predict import image_files, predict
 from hgkd_edge.stages import Stages
 from hgkd_edge.tables import percent
 from hgkd_edge.task_model import TaskModel, open_task_model
-from hgkd_edge.tasks.answers import THRESHOLD, Detection, Label, load_photo
+from hgkd_edge.tasks.answers import Detection, Label, load_photo
+from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["AnyImage", "AnyImages", "Model", "Prediction", "Predictions", "load_model"]
 

@@ -23,6 +23,7 @@ from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.memory import naming_batch_size
+from hgkd_edge.engine.schedule import learning_rate
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.training import Draws, Inputs, Training, Watch, Workplace
@@ -229,7 +230,7 @@ class _Loop:
 
     def _update(self, inputs: Inputs) -> Update:
         """One optimizer step on one global batch."""
-        lr = self._lr(self.step)
+        lr = learning_rate(self.config, self.step, self.steps_per_epoch, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         totals = self._gradients(inputs)
@@ -330,16 +331,6 @@ class _Loop:
             seconds=batch.seconds,
             waited=batch.waited,
         )
-
-    def _lr(self, step: int) -> float:
-        """Linear warm-up, then cosine to zero (or constant)."""
-        warmup = self.config.warmup_epochs * self.steps_per_epoch
-        if step < warmup:
-            return self.config.lr * (step + 1) / (warmup + 1)
-        if self.config.schedule == "constant":
-            return self.config.lr
-        progress = (step - warmup) / max(1.0, self.total_steps - warmup)
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def _save_checkpoint(self) -> None:
         self._settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hgkd_edge.console import printable
-from hgkd_edge.data.geometry import Geometry
+from hgkd_edge.data.resize import Geometry
 from hgkd_edge.score_records import FinetuneRecord
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig

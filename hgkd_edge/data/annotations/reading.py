@@ -18,9 +18,10 @@ from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of
 from hgkd_edge.data.boxes import BoxLabels
 from hgkd_edge.data.decode import Canvas, StreamedPixels, allocate, decode_into
 from hgkd_edge.data.depth import settled_bits
-from hgkd_edge.data.geometry import IGNORED, letterbox
-from hgkd_edge.data.images import Turn, open_image, read_image_file, turn_of
+from hgkd_edge.data.images import open_image, read_image_file
+from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.photos import UNLABELED, Photos
+from hgkd_edge.data.resize import IGNORED, letterbox
 from hgkd_edge.data.sources import ImageSource, decoding_threads, streams
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.recipe import DataConfig
