@@ -20,15 +20,18 @@ __all__ = [
 ]
 
 
-@torch.inference_mode()
 def embed(network: EmbeddingNet, source: ImageSource) -> tuple[Tensor, Tensor]:
-    """Embeddings float32 [n, C] of a source's images, unmasked, and their labels int64 [n]."""
+    """Embeddings float32 [n, C] of a source's images, unmasked, and their labels int64 [n].
+
+    Both may be trained on: tensors that are made in inference mode could not be.
+    """
     spec = network.spec
     device = next(network.parameters()).device
     parts, labels = [], []
     for images, truth in source.batches(128):
         view = center_view(images.to(device), size=spec.size)
-        parts.append(network(normalize(view, spec.mean, spec.std)).float().cpu())
+        with torch.inference_mode():
+            parts.append(network(normalize(view, spec.mean, spec.std)).float().cpu())
         labels.append(truth)
     return torch.cat(parts), torch.cat(labels)
 

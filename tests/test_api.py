@@ -148,6 +148,13 @@ def test_a_run_goes_from_images_to_scores_files_and_predictions(
     assert "cosine" in str(run.distilled)
 
 
+def test_frozen_features_are_scored_although_there_is_a_model(run: hgkd_edge.Run) -> None:
+    scores = run.evaluate(features=True)
+
+    assert 0 <= scores["distilled"]["linear_probe"] <= 1
+    assert "linear probe" in str(scores)
+
+
 def test_a_finished_distillation_is_returned_as_it_is(run: hgkd_edge.Run) -> None:
     again = hgkd_edge.distill(run.recipe, run=run.path, resume=True)
 
