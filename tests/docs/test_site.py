@@ -118,13 +118,13 @@ def test_every_field_of_bench_json_is_in_the_reference() -> None:
 
 def test_the_reference_lists_exactly_the_metadata_that_export_writes(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from hgkd_edge.export import EMBED, _metadata
+    from hgkd_edge.export_plan import _metadata
 
     weights = tmp_path / "backbone.safetensors"
     weights.write_bytes(b"weights")
     spec = InputSpec((64, 64), (0.5,) * 3, (0.5,) * 3, "cover")
     subject = SimpleNamespace(
-        task=EMBED, spec=SimpleNamespace(name="resnet18"), input=spec, classes=[], weights=weights
+        task="embed", spec=SimpleNamespace(name="resnet18"), input=spec, classes=[], weights=weights
     )
 
     written = _metadata(SimpleNamespace(path=tmp_path), subject)  # type: ignore[arg-type]
