@@ -36,7 +36,7 @@ from torch import Tensor
 
 from hgkd_edge.data.decode import Canvas, decode_into
 from hgkd_edge.data.folder import BUNDLED
-from hgkd_edge.data.geometry import cover
+from hgkd_edge.data.resize import cover
 from hgkd_edge.data.sources import canvas_of
 
 SIZES = ((500, 375, 16), (1280, 960, 8), (4000, 3000, 3))  # width, height, files

@@ -5,7 +5,8 @@
 RUN is a folder with a fine-tuned classifier. Each tool quantizes its fp32 ONNX file with the same
 512 training images. Every file is scored on the whole held-out split in ONNX Runtime and OpenVINO,
 timed with one image and one thread, and built as a TensorRT engine if a release is installed.
-Latency is relative to the fp32 file in the same runtime; the files take turns.
+Latency is relative to the fp32 file in the same runtime; the files take turns. The time taken is
+CPU time.
 
 NNCF and ModelOpt's ONNX tools are not part of an extra: `pip install nncf` or
 `pip install "nvidia-modelopt[onnx]"`, which replaces onnx and onnxruntime by older releases.
@@ -175,7 +176,7 @@ def main() -> None:
         return
     for row in rows:
         print(
-            f"{row['case']:44} {row['seconds']:6.0f} s  top-1 {row['top1']:6.2%} "
+            f"{row['case']:44} {row['seconds']:6.0f} s CPU  top-1 {row['top1']:6.2%} "
             f"(OpenVINO {row['openvino_top1']:6.2%})  unchanged {row['agreement']:.1%}  "
             f"time / fp32 {row['latency']:.2f} (OpenVINO {row['openvino_latency']:.2f})  "
             f"engine: {row['engine']}"
@@ -188,11 +189,11 @@ def measure(folder: Path, tools: list[str], max_drop: float, scratch: Path) -> l
     fp32 = scratch / "fp32.onnx"
     export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
     job = Job(subject, fp32, subject.images("train", CALIBRATION_PHOTOS), max_drop)
-    cases, start = [("fp32", fp32, 0.0)], time.perf_counter()
+    cases, start = [("fp32", fp32, 0.0)], time.process_time()
     for tool in tools:
         for name, path in TOOLS[tool](job):
-            cases.append((name, path, time.perf_counter() - start))
-            start = time.perf_counter()
+            cases.append((name, path, time.process_time() - start))
+            start = time.process_time()
     photos = subject.images(subject.unseen, len(subject.splits[subject.unseen]))
     truth = subject.splits[subject.unseen].labels.numpy()
     files = [path for _, path, _ in cases]

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import ExportError
 from .onnx_info import TensorInfo
-from .resize import cover, letterbox, resize_matrix
+from .resize_matrix import cover, letterbox, resize_matrix
 
 __all__ = [
     "FRAMES",
@@ -220,7 +220,7 @@ def postprocessing_constants(
 
 
 # For frames of any size: where each pixel of the input lies in the frame, and the triangle filter
-# around that place. `exporters.resize` computes the same from sizes known in advance.
+# around that place. `exporters.resize_matrix` computes the same from sizes known in advance.
 _SCALED = """
     {axis}_across = Mul (pre_int_{axis}, pre_int_{other}_target)
     {axis}_scaled = Div ({axis}_across, pre_int_{other})

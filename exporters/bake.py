@@ -5,7 +5,7 @@
 Processing is added after the precision is chosen, so it stays in fp32 around an fp16 or INT8
 network.
 
-Resizing is bilinear and antialiased, as matrix products (`exporters.resize`). It is not rounded to
+Resizing is bilinear and antialiased, as matrix products (`resize_matrix.py`). It is not rounded to
 whole gray levels in between, so pixels differ from Pillow's by up to one gray level (of 255).
 """
 
@@ -67,6 +67,7 @@ class BakedExport:
     outputs: tuple[TensorInfo, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 

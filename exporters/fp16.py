@@ -43,6 +43,7 @@ class HalfExport:
     kept_fp32: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 

@@ -52,6 +52,7 @@ class OnnxExport:
     dynamic_size: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 

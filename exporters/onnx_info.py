@@ -58,6 +58,7 @@ class OnnxInfo:
     metadata: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return asdict(self)
 
 

@@ -36,6 +36,7 @@ class OpenVinoExport:
     precision: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path), "weights": str(self.weights)}
 
 

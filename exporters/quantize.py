@@ -63,6 +63,7 @@ class Int8Export:
     kept_float: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 

@@ -61,6 +61,7 @@ class BoundedInt8:
         return self.float_score - self.score
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         entries = {**asdict(self), "drop": self.drop}
         del entries["exported"]
         return entries

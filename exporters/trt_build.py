@@ -49,6 +49,7 @@ class EngineBuild:
     profile: dict[str, list[int]]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {**asdict(self), "path": str(self.path), "sidecar": str(self.sidecar)}
 
 
@@ -97,8 +98,7 @@ def build_engine(
     source = onnx_info(onnx_path)
     typing_for(flavor, source.precision, dla=dla is not None)  # rejects bad combinations
     _require_gpu(flavor)
-    if hardware_compatible or version_compatible:
-        _require_compatible_engines(flavor)
+    _require_engines_of_kind(flavor, compatible=hardware_compatible or version_compatible)
     request = {
         "backend": flavor.name,
         "version": flavor.version,
@@ -173,8 +173,8 @@ def _require_gpu(flavor: Flavor) -> None:
         )
 
 
-def _require_compatible_engines(flavor: Flavor) -> None:
-    if flavor.name == "tensorrt_rtx":
+def _require_engines_of_kind(flavor: Flavor, *, compatible: bool) -> None:
+    if compatible and flavor.name == "tensorrt_rtx":
         raise ExportError(
             "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
             hint="a TensorRT-RTX engine runs on every compute capability it was built for; "

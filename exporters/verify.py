@@ -16,12 +16,13 @@ import numpy as np
 
 from . import runtimes
 from ._trt_compat import gpu_name
-from .agreement import TOLERANCES, Comparison, OutputAgreement, Tolerance
+from .agreement import Comparison, OutputAgreement
 from .errors import ExportError, VerificationFailed
 from .files import SET_ASIDE, set_aside, until_proven
 from .onnx_info import onnx_info
 from .runtimes import Runner
 from .sidecar import read_sidecar
+from .tolerances import TOLERANCES, Tolerance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,6 +111,7 @@ class Verification:
         return max(self.outputs, key=lambda output: output.relative_error or 0.0).worst_image
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
         return {
             **asdict(self),
             "passed": self.passed,

@@ -17,6 +17,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel
 from hgkd_edge.tasks import answers, pictures
+from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["Answer", "answer_image", "require_threshold"]
 
@@ -58,9 +59,9 @@ def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages
 def require_threshold(opened: TaskModel, threshold: float) -> None:
     """Reject a threshold below the one built into the file's suppression."""
     inside = opened.task == "detect" and "postprocessing" in opened.baked
-    if inside and threshold < answers.THRESHOLD:
+    if inside and threshold < THRESHOLD:
         raise DataError(
-            f"--threshold {threshold:g}: the file keeps boxes of at least {answers.THRESHOLD:g}",
+            f"--threshold {threshold:g}: the file keeps boxes of at least {THRESHOLD:g}",
             hint="name the file without baked postprocessing of the same export",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -16,7 +17,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.segment import Segment
 from rich.text import Text
@@ -108,7 +108,7 @@ def track_steps(
     Yields:
         A function of (steps done, figures to show next to the bar).
     """
-    if not console.is_terminal:
+    if not _shows_bars():
         yield _line_printer(label, total, done)
         return
     columns = (
@@ -117,12 +117,38 @@ def track_steps(
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console, speed_estimate_period=60) as progress:
-        task = progress.add_task(label, total=total, completed=done, figures="")
-        yield lambda step, figures: progress.update(task, completed=step, figures=figures)
+    left = _time_left(total, done)
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=total, completed=done, figures="", left="")
+        yield lambda step, figures: progress.update(
+            task, completed=step, figures=figures, left=left(step)
+        )
+
+
+def _shows_bars() -> bool:
+    """Whether the output can redraw a line: a terminal, or a notebook with ipywidgets."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
+def _time_left(total: int | None, done: int) -> Callable[[int], str]:
+    """Steps done -> `0:12:00 left`, from the mean of all steps so far; '' if unknown.
+
+    Rare long steps count, such as evaluation and checkpoints. An estimate from the last steps would
+    rise and fall with them.
+    """
+    begun = time.monotonic()
+
+    def left(step: int) -> str:
+        if total is None or not done < step < total:
+            return ""
+        seconds = (time.monotonic() - begun) / (step - done) * (total - step)
+        return f"{timedelta(seconds=round(seconds))} left"
+
+    return left
 
 
 @contextlib.contextmanager
@@ -150,16 +176,13 @@ def live_progress() -> Iterator[Callable[[str, float], None]]:
 
 
 def _line_printer(label: str, total: int | None, done: int) -> Callable[[int, str], None]:
-    begun = last = time.monotonic()
+    last, left = time.monotonic(), _time_left(total, done)
 
     def show(step: int, figures: str) -> None:
         nonlocal last
         if step == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             line = f"{label} {step}{'' if total is None else f'/{total}'}  {figures}"
-            if total is not None and done < step < total:
-                seconds = (last - begun) / (step - done) * (total - step)
-                line += f"  {timedelta(seconds=round(seconds))} left"
-            console.print(line, soft_wrap=True)
+            console.print(f"{line}  {left(step)}".rstrip(), soft_wrap=True)
 
     return show

@@ -14,7 +14,7 @@ from exporters.trt_build import available
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.console import console
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.export import export_run, verification_images
 from hgkd_edge.export_options import ExportOptions
@@ -27,8 +27,8 @@ __all__ = ["demo"]
 
 # Each step, and its usual seconds on two idle CPU cores.
 STEPS = {
-    "distill": ("distill the bundled teacher into a small ResNet-18", 100),
-    "evaluate": ("score the frozen backbone on held-out photos", 15),
+    "distill": ("distill the bundled teacher into a small ResNet-18", 250),
+    "evaluate": ("score the frozen backbone on held-out photos", 10),
     "export": ("export, and compare every file with the network", 20),
     "bench": ("measure the latency on this CPU", 10),
 }
@@ -54,17 +54,17 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     with _step("distill", seconds):
         result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
     with _step("evaluate", seconds):
-        result["evaluation"] = evaluate_features(run)
+        result["evaluation"] = evaluate_features(run).to_dict()
     with _step("export", seconds):
         result["sparse_to_dense"] = sparse_to_dense_error(run)
         flavors = available()
-        result["export"] = export_run(run, ExportOptions(trt=bool(flavors)))
+        result["export"] = export_run(run, ExportOptions(trt=bool(flavors))).to_dict()
         if not flavors:
             result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
     with _step("bench", seconds):
         result["latency"] = _latency(run)
     result |= {"seconds": sum(seconds.values()), "seconds_by_step": seconds}
-    write_json(run.path / "demo.json", result)
+    write_json(run.demo_file, result)
     return result
 
 

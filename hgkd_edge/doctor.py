@@ -10,6 +10,8 @@ from importlib import metadata, util
 
 __all__ = ["Capability", "examine"]
 
+DISTRIBUTIONS = {"modelopt": "nvidia-modelopt"}  # import name -> name to install, where they differ
+
 
 @dataclass(frozen=True)
 class Capability:
@@ -44,6 +46,8 @@ def examine() -> list[Capability]:
         _tensorrt(),
         _packages("OpenVINO", ["openvino"], extra="openvino"),
         _packages("predict on videos, cameras and streams", ["av"], extra="video"),
+        _packages("charts in reports", ["matplotlib"], extra="report"),
+        _packages("quantization-aware fine-tuning", ["modelopt"], extra="qat"),
         _packages("Hugging Face datasets", ["datasets"], extra="hf"),
         _packages("teacher pre-training with iBOT", ["lightly"], extra="ibot"),
         _spconv(),
@@ -86,6 +90,6 @@ def _version(package: str) -> str | None:
     if util.find_spec(package) is None:
         return None
     try:
-        return metadata.version(package.replace("_", "-"))
+        return metadata.version(DISTRIBUTIONS.get(package, package.replace("_", "-")))
     except metadata.PackageNotFoundError:
         return "(version unknown)"

@@ -16,12 +16,13 @@ The command line prints one line (`error: ...`, then `hint: ...`) and ends with 
 
 from __future__ import annotations
 
-from exporters.errors import MissingPackageError, UserError, reason_of
+from exporters.errors import ExportError, MissingPackageError, UserError, reason_of
 
 __all__ = [
     "ConversionError",
     "DataError",
     "DeviceError",
+    "ExportError",
     "Interrupted",
     "MissingPackageError",
     "RecipeError",

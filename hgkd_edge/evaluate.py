@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +28,14 @@ from hgkd_edge.models.backbone import (
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
+from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir, write_json
+from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, FeatureScores
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks.base import ModelCard, read_model
 from hgkd_edge.tasks.config import recorded_settings
 
-__all__ = ["FeatureScores", "evaluate_features", "evaluate_model", "score_features"]
-
-
-@dataclass(frozen=True)
-class FeatureScores:
-    """Top-1 accuracies in [0, 1] of one network's frozen features."""
-
-    knn: float
-    linear_probe: float
+__all__ = ["evaluate_features", "evaluate_model", "score_features"]
 
 
 def evaluate_model(
@@ -52,7 +44,7 @@ def evaluate_model(
     model: Path | None = None,
     split: str | None = None,
     trust_engine: bool = False,
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     """Score a fine-tuned model: the run's own file, or one exported from it.
 
     Args:
@@ -84,23 +76,22 @@ def evaluate_model(
         )
     report_photos({"train": splits["train"], name: splits[name]})
     batches, unseen = answers(opened.session.run, task, card, splits[name]), held_out_split(splits)
-    result: dict[str, Any] = {
-        "task": config.task,
-        "model": str(path),
-        "sha256": network_digest(path) if path.is_file() else None,
-        "runtime": opened.session.runtime,
-        "split": name,
-        "photos": len(splits[name]),
-        "fingerprint": splits[name].fingerprint,
-        "metric": task.metric,
-        # Pictures of held-out images come first; others go to a separate folder.
-        "scores": task.judge(
-            batches, card, run.path / "pictures" / ("" if name == unseen else name)
-        )
-        | unscored(splits[name]),
-    }
-    result |= weigh(result, splits["train"], splits[name])
-    write_json(run.path / "evaluation.json", result)
+    # Pictures of held-out images come first; others go to a separate folder.
+    scores = task.judge(batches, card, run.pictures_dir / ("" if name == unseen else name))
+    result = EvaluationRecord(
+        schema_version=SCHEMA_VERSION,
+        task=config.task,
+        model=str(path),
+        sha256=network_digest(path) if path.is_file() else None,
+        runtime=opened.session.runtime,
+        split=name,
+        photos=len(splits[name]),
+        fingerprint=splits[name].fingerprint,
+        metric=task.metric,
+        scores=scores | unscored(splits[name]),
+    )
+    weigh(result, splits["train"], splits[name])
+    write_json(run.evaluation_file, result.to_dict())
     return result
 
 
@@ -126,7 +117,7 @@ def _require_same_model(
         )
 
 
-def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any]:
+def evaluate_features(run: RunDir, *, split: str | None = None) -> FeatureRecord:
     """Score a run's dense backbone next to the same network untrained and the majority class.
 
     Args:
@@ -156,40 +147,41 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> dict[str, Any
     untrained = EmbeddingNet(fresh, spec).eval()
     # As for the distilled network: BatchNorm statistics of whole images.
     recalibrate_batchnorm(untrained, train, spec)
-    result: dict[str, Any] = {
-        "split": name,
-        "photos": {"train": len(train), name: len(test)},
-        "distilled": asdict(score_features(trained, train, test)),
-        "untrained": asdict(score_features(untrained, train, test)),
-        "majority": majority_top1(train.labels, test.labels),
-    }
-    result |= _weigh_features(result, len(test), unlearned_classes(train, test))
-    write_json(run.path / "evaluation.json", result)
+    result = FeatureRecord(
+        schema_version=SCHEMA_VERSION,
+        split=name,
+        photos={"train": len(train), name: len(test)},
+        distilled=score_features(trained, train, test),
+        untrained=score_features(untrained, train, test),
+        majority=majority_top1(train.labels, test.labels),
+    )
+    _weigh_features(result, unlearned_classes(train, test))
+    write_json(run.evaluation_file, result.to_dict())
     return result
 
 
-def _weigh_features(result: Mapping[str, Any], count: int, unlearned: str) -> dict[str, Any]:
-    """Intervals of feature scores, and warnings: no gain over a baseline, parts not trained."""
+def _weigh_features(result: FeatureRecord, unlearned: str) -> None:
+    """Add intervals of the scores, and warnings: no gain over a baseline, parts not trained."""
+    count, majority = result.count, result.majority
+    distilled, untrained = result.distilled.to_dict(), result.untrained.to_dict()
     intervals: dict[str, Any] = {
-        network: {name: wilson(share, count) for name, share in result[network].items()}
-        for network in ("distilled", "untrained")
+        network: {name: wilson(share, count) for name, share in scores.items()}
+        for network, scores in (("distilled", distilled), ("untrained", untrained))
     }
     warnings = []
     for name, title in (("knn", "k-NN"), ("linear_probe", "linear probe")):
-        baselines = {"untrained": result["untrained"][name], "majority class": result["majority"]}
+        baselines = {"untrained": untrained[name], "majority class": majority}
         line = not_better(
             title,
-            result["distilled"][name],
+            distilled[name],
             max(baselines.items(), key=lambda item: item[1]),
             interval=intervals["distilled"][name],
             count=count,
         )
         warnings += [line] if line else []
-    return {
-        "intervals": {**intervals, "majority": wilson(result["majority"], count)},
-        "interval_method": METHOD,
-        "warnings": [text for text in ("; ".join(warnings), unlearned) if text],
-    }
+    result.intervals = {**intervals, "majority": wilson(majority, count)}
+    result.interval_method = METHOD
+    result.warnings = [text for text in ("; ".join(warnings), unlearned) if text]
 
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:

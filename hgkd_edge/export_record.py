@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, model_validator
 
 from exporters.errors import ExportError
 from exporters.network_files import network_files
 from hgkd_edge.console import warn
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256, write_json
+from hgkd_edge.records import Images, Record, RunRecord
 from hgkd_edge.rundir import RunDir
 
 __all__ = [
     "MOST_SCORED",
+    "Accuracy",
+    "ExportRecord",
     "ExportedFile",
+    "FailedFile",
+    "LayerRank",
+    "MadeBundle",
     "Proof",
-    "exported_files",
+    "VerifiedOn",
     "is_unchanged",
     "read_exports",
     "write_exports",
@@ -27,106 +33,180 @@ __all__ = [
 MOST_SCORED = 1000  # held-out images that an exported file is scored on, spread over the split
 
 
-class _Part(BaseModel):
-    """The fields read from a record; other fields are ignored."""
+class VerifiedOn(Record):
+    """The images that files were compared on."""
 
-    model_config = ConfigDict(extra="ignore")
+    split: str
+    photos: int = 0
 
 
-class Proof(_Part):
-    """How the outputs of a file agreed with those of the file that it was made from."""
+class OutputProof(Record):
+    """The agreement of one output; None where the output has no such figure."""
+
+    name: str
+    max_abs_error: float | None = None
+
+
+class Proof(Record):
+    """How the outputs of a file agree with those of the file it was made from."""
 
     passed: bool = True
+    precision: str = ""
+    max_abs_error: float | None = None
     cosine: float | None = None
     top1_agreement: float | None = None
+    iou: float | None = None
+    noise: float | None = None
+    outputs: list[OutputProof] = Field(default_factory=list)
 
 
-class ExportedFile(_Part):
-    """A file's entry in `export.json`."""
+class Accuracy(Record):
+    """The score of an INT8 file in points, next to that of its fp32 file.
 
-    path: str
+    `on` is None if no images were held out.
+    """
+
+    metric: str
+    score: float
+    float_score: float
+    drop: float = 0.0
+    max_drop: float = 0.0
+    kept_float: list[str] = Field(default_factory=list)
+    on: Images | None = None
+
+
+class ExportedFile(Record):
+    """One file. `verification` is None for an engine that does not run on this machine.
+
+    `flavor` is set for INT8 files; `backend`, `version` and `device` for engines.
+    """
+
+    kind: str
     precision: str
-    made_from: str
+    path: str
+    made_from: str = ""
+    size_bytes: int = 0
     verification: Proof | None = None
+    verified_on: VerifiedOn | None = None
+    flavor: str | None = None
+    accuracy: Accuracy | None = None
+    backend: str = ""
+    version: str = ""
+    device: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, entry: Any) -> Any:
+        """Earlier versions wrote `flavour`."""
+        if not isinstance(entry, dict):
+            return entry
+        return {"flavor" if key == "flavour" else key: value for key, value in entry.items()}
 
     @property
     def name(self) -> str:
+        """The file's name: its folder is the run's `export/`, wherever the run is now."""
         return Path(self.path).name
 
+    @property
+    def passed(self) -> bool:
+        """Whether it may be deployed."""
+        return self.verification is None or self.verification.passed
 
-def write_exports(run: RunDir, result: dict[str, Any]) -> None:
+
+class FailedFile(Record):
+    """A file that was not made, and why."""
+
+    file: str
+    reason: str
+    hint: str = ""
+
+
+class LayerRank(Record):
+    """The error that a layer alone adds in INT8, relative to the size of the outputs."""
+
+    module: str
+    damage: float
+
+
+class MadeBundle(Record):
+    """A folder to deploy; `files` are relative to it."""
+
+    bundle: str
+    path: str
+    files: list[str] = Field(default_factory=list)
+    made_from: str = ""
+
+
+class ExportRecord(RunRecord):
+    """The files of a run's exports; the other fields are of the last export.
+
+    `onnx` and `verification` are the fp32 file's, `engine` the engine's if one was built.
+    `sensitivity` ranks layers by INT8 flavor, most damaging first.
+    """
+
+    run: str = ""
+    task: str = ""
+    weights: str = ""
+    precision: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    verified_on: VerifiedOn | None = None
+    calibration: dict[str, Any] = Field(default_factory=dict)
+    files: list[ExportedFile] = Field(default_factory=list)
+    failed: list[FailedFile] = Field(default_factory=list)
+    onnx: ExportedFile | None = None
+    verification: Proof | None = None
+    engine: ExportedFile | None = None
+    sensitivity: dict[str, list[LayerRank]] = Field(default_factory=dict)
+    bundles: list[MadeBundle] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """Earlier versions stated the images and weights once for all files, and part of `onnx`."""
+        if not isinstance(content, dict) or not isinstance(content.get("files"), list):
+            return content
+        shared = {key: content[key] for key in ("verified_on", "weights") if key in content}
+        files = [{**shared, **e} if isinstance(e, dict) else e for e in content["files"]]
+        parts = {
+            key: {"kind": kind, "precision": "fp32", **content[key]}
+            for key, kind in (("onnx", "onnx"), ("engine", "engine"))
+            if isinstance(content.get(key), dict)
+        }
+        return {**content, **parts, "files": files}
+
+
+def write_exports(run: RunDir, made: ExportRecord) -> None:
     """Write `export.json`: this export, and every unchanged file of earlier ones.
 
     Args:
         run: The run; its manifest holds each file's sha256 at the time of recording.
-        result: As `export_run` returns it, with the `files` made so far.
+        made: The files made so far.
     """
-    made = {_file(run, entry) for entry in result["files"]}
+    names = {file.name for file in made.files}
     kept = [
-        entry
-        for entry in _earlier(run)
-        if _file(run, entry) not in made and is_unchanged(run, _file(run, entry))
+        file
+        for file in _earlier(run)
+        if file.name not in names and is_unchanged(run, run.export_dir / file.name)
     ]
-    write_json(run.export_file, {**result, "files": [*kept, *result["files"]]})
+    files = [file.to_dict() for file in (*kept, *made.files)]
+    write_json(run.export_file, {**made.to_dict(), "files": files})
 
 
-def read_exports(run: RunDir) -> dict[str, Any]:
-    """The content of `export.json`; empty if nothing was exported.
-
-    Each entry of `files` records the images it was `verified_on`.
-
-    Raises:
-        RunError: It is damaged.
-    """
-    if not run.export_file.is_file():
-        return {}
-    record = run.read_json(run.export_file)
-    about = {key: record[key] for key in ("verified_on", "weights") if key in record}
-    entries = record.get("files", [])
-    if not (isinstance(entries, list) and all(map(_is_entry, entries))):
-        raise RunError(
-            f"{run.export_file}: is damaged: 'files' is not a list of exported files",
-            hint=f"export again: hgkd-edge export {run.quoted}",
-        )
-    files = [{**about, **_renamed(entry)} for entry in entries]
-    return {**record, "files": files}
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("path"), str)
-
-
-def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry with today's keys: earlier versions wrote `flavour`."""
-    return {"flavor" if key == "flavour" else key: value for key, value in entry.items()}
-
-
-def exported_files(run: RunDir) -> list[ExportedFile]:
-    """The entries of `files` in `export.json`.
+def read_exports(run: RunDir) -> ExportRecord:
+    """The content of `export.json`; without files if nothing was exported.
 
     Raises:
-        RunError: It is damaged.
+        RunError: It is damaged, or a later version wrote it.
     """
-    try:
-        return [ExportedFile.model_validate(one) for one in read_exports(run).get("files", [])]
-    except (ValidationError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{run.export_file}: is damaged: an entry of 'files' is none of a file",
-            hint=f"export again: hgkd-edge export {run.quoted}",
-        ) from error
+    return run.read_record(ExportRecord, run.export_file) or ExportRecord()
 
 
-def _earlier(run: RunDir) -> list[dict[str, Any]]:
+def _earlier(run: RunDir) -> list[ExportedFile]:
     try:
-        return list(read_exports(run).get("files", []))
+        return read_exports(run).files
     except RunError as error:
         warn(f"{error.message}; the proofs of earlier exports are lost, export those files again")
         return []
-
-
-def _file(run: RunDir, entry: dict[str, Any]) -> Path:
-    """The path of an entry's file, whatever the working folder of the export."""
-    return run.export_dir / Path(entry["path"]).name
 
 
 def is_unchanged(run: RunDir, file: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.finetune import TASKS, answers, evenly, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
+from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY, load_photo
 from hgkd_edge.tasks.config import recorded_settings
@@ -96,14 +96,14 @@ class Exportable:
         return held_out_split(self.splits) or "train"
 
     @property
-    def scored_on(self) -> dict[str, Any] | None:
-        """The images that `score` uses: split, number, fingerprint; None if none are held out."""
+    def scored_on(self) -> Images | None:
+        """The images that `score` uses; None if none are held out."""
         name = held_out_split(self.splits)
         if name is None:
             return None
         source = self.splits[name]
         images = min(MOST_SCORED, len(source))
-        return {"split": name, "images": images, "fingerprint": source.fingerprint}
+        return Images(split=name, images=images, fingerprint=source.fingerprint)
 
 
 def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,9 @@ from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded
 from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
+from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir, atomic_write, file_sha256, write_json
+from hgkd_edge.score_records import Baseline, FinetuneRecord, TaskRecord
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
@@ -55,7 +57,7 @@ def finetune(
     *,
     resume: bool = False,
     opened: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> FinetuneRecord | None:
     """Fine-tune a backbone into a run folder.
 
     Args:
@@ -65,7 +67,7 @@ def finetune(
         opened: Called once the images are open and have the task's labels.
 
     Returns:
-        Scores on the held-out split, with its name and size; also written to `finetune.json`. Empty
+        Scores on the held-out split, with its name and size; also written to `finetune.json`. None
         on processes other than the main one: their part ends with the training.
 
     Raises:
@@ -111,7 +113,7 @@ def finetune(
         resume=resume,
     )
     if not is_main():
-        return {}
+        return None
     return _leave(trained.get_submodule("network"), card, config, splits, run)
 
 
@@ -121,7 +123,7 @@ def _leave(
     config: FinetuneConfig,
     splits: dict[str, ImageSource],
     run: RunDir,
-) -> dict[str, Any]:
+) -> FinetuneRecord:
     """Write the model, score it on the held-out split, and record both."""
     task, trained = TASKS[config.task], network
     if config.qat is not None:
@@ -131,13 +133,14 @@ def _leave(
     save_model(network, card, run.model_file)
     start = config.backbone if config.qat is None else config.qat.model
     run.add_artifact(run.model_file, made_from=[start])
-    result: dict[str, Any] = {
-        "task": config.task,
-        "init": config.init,
-        "model": str(run.model_file),
-        "card": str(run.card_file),
-        "metric": task.metric,
-    }
+    result = FinetuneRecord(
+        schema_version=SCHEMA_VERSION,
+        task=config.task,
+        init=config.init,
+        model=str(run.model_file),
+        card=str(run.card_file),
+        metric=task.metric,
+    )
     if (held_out := held_out_split(splits, labeled=True)) is not None:
         source = splits[held_out]
 
@@ -145,13 +148,13 @@ def _leave(
             runner = runtimes.open(scored, names=task.output_names).run
             return answers(runner, task, card, source)
 
-        result |= {"split": held_out, "photos": len(source)}
-        result["scores"] = task.judge(batches(network), card, run.path / "pictures")
-        result["scores"] |= unscored(source)
+        result.split, result.photos = held_out, len(source)
+        scores = task.judge(batches(network), card, run.pictures_dir)
+        result.scores = scores | unscored(source)
         if config.qat is not None:
-            result["int8_score"] = task.judge(batches(trained), card)[task.metric]
-        result |= weigh(result, splits["train"], source)
-    write_json(run.finetune_result_file, result)
+            result.int8_score = task.judge(batches(trained), card)[task.metric]
+        weigh(result, splits["train"], source)
+    write_json(run.finetune_result_file, result.to_dict())
     with atomic_write(run.card_file) as temporary:
         text = model_card(card, config, result, photos=len(splits["train"]))
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -190,32 +193,29 @@ def evenly(available: int, count: int) -> Tensor:
     return torch.linspace(0, available - 1, min(count, available)).long()
 
 
-def weigh(result: Mapping[str, Any], train: ImageSource, test: ImageSource) -> dict[str, Any]:
-    """How certain a model's scores are: their intervals, the baseline, and a warning where needed.
+def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:
+    """Add how certain the scores are: intervals, the baseline, and a warning where needed.
 
     Args:
         result: Task, metric, scores and number of images.
         train: The training images.
         test: The images that were scored.
     """
-    task, scores, count, metric = (result[k] for k in ("task", "scores", "photos", "metric"))
+    task, scores, metric = result.task, result.scores, result.metric
     majority = majority_top1(train.labels, test.labels) if task == "classify" else None
     unlearned = unlearned_classes(train, test) if task == "classify" else ""
-    baseline = task_baseline(task, scores, majority)
+    baseline = Baseline.model_validate(task_baseline(task, scores, majority))
     intervals = score_intervals(scores, train.classes)
     line = not_better(
         metric,
         scores[metric],
-        (baseline["name"], baseline["score"]),
+        (baseline.name, baseline.score),
         interval=intervals.get(metric),
-        count=count,
+        count=result.count,
     )
-    return {
-        "baseline": baseline,
-        "intervals": intervals,
-        "interval_method": (METHOD if task == "classify" else BOOTSTRAP) if intervals else None,
-        "warnings": [text for text in (line, unlearned) if text],
-    }
+    result.baseline, result.intervals = baseline, intervals
+    result.interval_method = (METHOD if task == "classify" else BOOTSTRAP) if intervals else None
+    result.warnings = [text for text in (line, unlearned) if text]
 
 
 def answers(

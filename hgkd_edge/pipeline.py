@@ -17,6 +17,7 @@ from hgkd_edge.predict import image_files
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks import answers
+from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["measure_pipeline"]
 
@@ -57,7 +58,7 @@ def measure_pipeline(
     def answer(file: Path, stages: Stages) -> None:
         with stages.measure("decode"):
             photo = answers.load_photo(file, bits=opened.input.bits)
-        answer_image(opened, photo, answers.THRESHOLD, stages)
+        answer_image(opened, photo, THRESHOLD, stages)
 
     for file in itertools.islice(itertools.cycle(files), WARM_UP):
         answer(file, Stages())

@@ -21,23 +21,24 @@ from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
+from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["answer_file", "image_files", "predict"]
 
 
 def predict(
-    model: Path,
+    model: Path | TaskModel,
     photos: Sequence[Path],
     folder: Path,
     *,
-    threshold: float = answers.THRESHOLD,
+    threshold: float = THRESHOLD,
     trust_engine: bool = False,
     save_as: str = "",
 ) -> list[dict[str, Any]]:
     """Predict image by image; write pictures and `predictions.json` to a folder.
 
     Args:
-        model: What `open_task_model` takes.
+        model: An open model, or what `open_task_model` takes.
         photos: Image files, or folders of them.
         folder: Output folder for pictures and JSON.
         threshold: Lowest score of a box.
@@ -57,7 +58,9 @@ def predict(
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
     files = list(image_files(photos, but=folder))
-    opened = open_task_model(model, trust_engine=trust_engine)
+    opened = model
+    if isinstance(opened, Path):
+        opened = open_task_model(opened, trust_engine=trust_engine)
     require_threshold(opened, threshold)
     if save_as:
         require_format(save_as, opened.task)
@@ -110,7 +113,7 @@ def answer_file(
     return record
 
 
-def image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
+def image_files(photos: Sequence[Path], *, but: Path | None = None) -> Iterator[Path]:
     """The named files and the image files in the named folders, except those in `but`.
 
     Raises:
@@ -123,7 +126,8 @@ def image_files(photos: Sequence[Path], *, but: Path) -> Iterator[Path]:
             if remark := images.remark(path):
                 console.print(remark, soft_wrap=True, markup=False)
             inside = [path / name for name in images.names]
-            inside = [file for file in inside if but.resolve() not in file.resolve().parents]
+            if but is not None:
+                inside = [file for file in inside if but.resolve() not in file.resolve().parents]
         elif path.is_file():
             inside = [path]
         else:

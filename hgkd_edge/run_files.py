@@ -16,6 +16,8 @@ from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.files import file_sha256, read_regular, write_json
 from hgkd_edge.parsing import MAX_RECORD_BYTES, decode_text, parse_json
 from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.records import RecordType, parse_record
+from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, FinetuneRecord
 
 __all__ = ["RunFiles", "require_recorded"]
 
@@ -47,8 +49,15 @@ class RunFiles:
         self.finetune_result_file = path / "finetune.json"
         self.export_file = path / "export.json"
         self.export_dir = path / "export"
+        self.bench_images_file = self.export_dir / "images.npy"
+        self.evaluation_file = path / "evaluation.json"
         self.scores_file = path / "scores.json"
-        self.previews_dir = path / "pictures" / "distillation"
+        self.bench_file = path / "bench.json"
+        self.demo_file = path / "demo.json"
+        self.report_file = path / "report.html"
+        self.pictures_dir = path / "pictures"
+        self.previews_dir = self.pictures_dir / "distillation"
+        self.lock_file = path / ".lock"
 
     def recipe(self) -> Recipe:
         """The fully resolved recipe this run was made from.
@@ -126,13 +135,26 @@ class RunFiles:
         """Whether there is a fine-tuned model, or one to resume, that another would overwrite."""
         return self.model_file.is_file() or self.finetune_checkpoint_file.is_file()
 
-    def finetune_result(self) -> dict[str, Any]:
-        """The content of `finetune.json`.
+    def finetune_result(self) -> FinetuneRecord | None:
+        """The content of `finetune.json`; None before the end of a fine-tuning.
 
         Raises:
-            RunError: It is damaged.
+            RunError: It is damaged, or a later version wrote it.
         """
-        return self.read_json(self.finetune_result_file)
+        return self.read_record(FinetuneRecord, self.finetune_result_file)
+
+    def evaluation(self) -> FeatureRecord | EvaluationRecord | None:
+        """The content of `evaluation.json`, of features or of a model; None where there is none.
+
+        Raises:
+            RunError: It is damaged, or a later version wrote it.
+        """
+        if not self.evaluation_file.is_file():
+            return None
+        content = self.read_json(self.evaluation_file)
+        if "distilled" in content:
+            return parse_record(FeatureRecord, content, self.evaluation_file)
+        return parse_record(EvaluationRecord, content, self.evaluation_file)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest so far, with today's names of its entries; empty for a new run.
@@ -177,6 +199,14 @@ class RunFiles:
                 hint="fix it, or move it away: the rest of the run is whole",
             ) from error
         return content
+
+    def read_record(self, kind: type[RecordType], file: Path) -> RecordType | None:
+        """A JSON file of this run as a record; None where there is no such file.
+
+        Raises:
+            RunError: It is damaged, or a later version wrote it.
+        """
+        return parse_record(kind, self.read_json(file), file) if file.is_file() else None
 
     def update_manifest(self, **entries: Any) -> None:
         """Set top-level entries of the manifest."""

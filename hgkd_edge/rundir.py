@@ -177,7 +177,7 @@ class RunDir(RunFiles):
             yield
             return
         self.require_own_files()
-        with open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT) as lock:
+        with open_regular(self.lock_file, os.O_RDWR | os.O_CREAT) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -25,7 +25,8 @@ from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders
 from hgkd_edge.data.annotations.outlines import paint
 from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of, upright_boxes
 from hgkd_edge.data.csv_list import is_table
-from hgkd_edge.data.images import Turn, open_image, turn_of
+from hgkd_edge.data.images import open_image
+from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.sources import list_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import cut

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
+
+from hgkd_edge.export_record import Accuracy, ExportedFile, ExportRecord, Proof
+from hgkd_edge.score_records import FeatureRecord, ScoreRecord, TaskRecord
 
 __all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
 
 _WORST_LAYERS = 10
 
 
-def score_table(result: dict[str, Any]) -> Table:
+def score_table(result: FeatureRecord) -> Table:
     """k-NN and linear probe of the distilled backbone next to its baselines."""
-    photos = result["photos"][result["split"]]
-    intervals = result.get("intervals", {})
-    title = f"top-1 accuracy on {photos} images of the {result['split']} split"
+    intervals = result.intervals
+    title = f"top-1 accuracy on {result.count} images of the {result.split} split"
     table = Table(title=title, caption=_caption(result), min_width=len(title))
     for column in ("features", "k-NN", "linear probe"):
         table.add_column(column, justify="left" if column == "features" else "right")
-    for name in ("distilled", "untrained"):
-        scores, ranges = result[name], intervals.get(name, {})
-        table.add_row(
-            name, *(percent(scores[key], ranges.get(key)) for key in ("knn", "linear_probe"))
-        )
-    majority = percent(result["majority"], intervals.get("majority"))
+    for name, scores in (("distilled", result.distilled), ("untrained", result.untrained)):
+        ranges = intervals.get(name, {})
+        probed = percent(scores.linear_probe, ranges.get("linear_probe"))
+        table.add_row(name, percent(scores.knn, ranges.get("knn")), probed)
+    majority = percent(result.majority, intervals.get("majority"))
     table.add_row("majority class", majority, majority)
     return table
 
 
-def task_table(result: dict[str, Any]) -> Table:
+def task_table(result: TaskRecord) -> Table:
     """Scores of a fine-tuned model on held-out images."""
-    title = f"{result['task']} on {result['photos']} images of the {result['split']} split"
-    scores, intervals = result["scores"], result.get("intervals", {})
+    title = f"{result.task} on {result.count} images of the {result.split} split"
+    intervals = result.intervals
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
     table.add_column("value", justify="right")
-    for name, value in scores.items():
-        if isinstance(value, float):
-            table.add_row(name, percent(value, intervals.get(name)))
-    if baseline := result.get("baseline"):
-        table.add_row(f"baseline: {baseline['name']}", percent(baseline["score"]))
+    for name, value in result.single.items():
+        table.add_row(name, percent(value, intervals.get(name)))
+    if baseline := result.baseline:
+        table.add_row(f"baseline: {baseline.name}", percent(baseline.score))
     per_class = intervals.get("per_class", {})
-    for name, value in scores.get("per_class", {}).items():
+    for name, value in result.per_class.items():
         table.add_row(f"  {name}", percent(value, per_class.get(name)))
     return table
 
@@ -58,9 +57,9 @@ def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def warning_lines(result: dict[str, Any]) -> list[Text]:
+def warning_lines(warnings: Iterable[str]) -> list[Text]:
     """The warnings of a result."""
-    return [Text(f"warning: {line}", style="yellow") for line in result.get("warnings", ())]
+    return [Text(f"warning: {line}", style="yellow") for line in warnings]
 
 
 def percent(share: float, interval: Sequence[float] | None = None) -> str:
@@ -72,53 +71,55 @@ def percent(share: float, interval: Sequence[float] | None = None) -> str:
     return f"{shown} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _caption(result: dict[str, Any]) -> str | None:
-    method = result.get("interval_method")
-    return f"in brackets: {method}" if method else None
+def _caption(result: ScoreRecord) -> str | None:
+    return f"in brackets: {result.interval_method}" if result.interval_method else None
 
 
-def export_lines(result: dict[str, Any]) -> Iterator[str]:
+def export_lines(result: ExportRecord) -> Iterator[str]:
     """Every file with its verification, and the layers that INT8 keeps in float."""
-    proven_on = result["verified_on"]
-    yield f"verified on {proven_on['photos']} images of the {proven_on['split']} split"
-    for file in result["files"]:
-        flavor = f" {file['flavor']}" if "flavor" in file else ""
-        size = file["size_bytes"] / 2**20
-        yield f"{file['kind']} {file['precision']}{flavor}: {file['path']} ({size:.1f} MiB)"
-        if file["verification"]:
-            yield f"  {_proof(file['verification'])}"
-        if accuracy := file.get("accuracy"):
-            yield from _accuracy_lines(accuracy)
-        if file["kind"] == "engine":
-            yield f"  {file['backend']} {file['version']}, {file['device']}"
-            if file["backend"] == "tensorrt_rtx":
-                yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
-    for bundle in result.get("bundles", ()):
-        yield f"bundle {bundle['bundle']}: {bundle['path']} (start with its README.md)"
-    for flavor, layers in result.get("sensitivity", {}).items():
+    if on := result.verified_on:
+        yield f"verified on {on.photos} images of the {on.split} split"
+    for file in result.files:
+        yield from _file_lines(file)
+    for bundle in result.bundles:
+        yield f"bundle {bundle.bundle}: {bundle.path} (start with its README.md)"
+    for flavor, layers in result.sensitivity.items():
         yield f"most damaging layers in INT8 ({flavor}):"
         for layer in layers[:_WORST_LAYERS]:
-            yield f"  {layer['damage']:.3f} {layer['module']}"
+            yield f"  {layer.damage:.3f} {layer.module}"
 
 
-def _proof(verification: dict[str, Any]) -> str:
+def _file_lines(file: ExportedFile) -> Iterator[str]:
+    flavor = f" {file.flavor}" if file.flavor else ""
+    size = file.size_bytes / 2**20
+    yield f"{file.kind} {file.precision}{flavor}: {file.path} ({size:.1f} MiB)"
+    if file.verification:
+        yield f"  {_proof(file.verification)}"
+    if file.accuracy:
+        yield from _accuracy_lines(file.accuracy)
+    if file.kind == "engine":
+        yield f"  {file.backend} {file.version}, {file.device}"
+        if file.backend == "tensorrt_rtx":
+            yield "  for RTX desktop GPUs, not for a Jetson: --bundle jetson builds there"
+
+
+def _proof(proof: Proof) -> str:
     parts = []
-    if verification["max_abs_error"] is not None:
-        parts.append(f"max error {verification['max_abs_error']:.1e}")
-        parts.append(f"cosine {verification['cosine']:.6f}")
-    if verification.get("noise") is not None and verification["precision"] == "int8":
-        parts.append(f"error {verification['noise']:.3f} of the spread")
-    if verification["top1_agreement"] is not None:
-        parts.append(f"same class {percent(verification['top1_agreement'])}")
-    if verification["iou"] is not None:
-        parts.append(f"IoU {verification['iou']:.3f}")
+    if proof.max_abs_error is not None:
+        parts.append(f"max error {proof.max_abs_error:.1e}")
+        parts.append(f"cosine {proof.cosine:.6f}")
+    if proof.noise is not None and proof.precision == "int8":
+        parts.append(f"error {proof.noise:.3f} of the spread")
+    if proof.top1_agreement is not None:
+        parts.append(f"same class {percent(proof.top1_agreement)}")
+    if proof.iou is not None:
+        parts.append(f"IoU {proof.iou:.3f}")
     return "agrees: " + ", ".join(parts)
 
 
-def _accuracy_lines(accuracy: dict[str, Any]) -> Iterator[str]:
+def _accuracy_lines(accuracy: Accuracy) -> Iterator[str]:
     yield (
-        f"  {accuracy['metric']} {accuracy['score']:.2f}, in float {accuracy['float_score']:.2f}: "
-        f"a drop of {accuracy['drop']:.2f} points (at most {accuracy['max_drop']:g})"
+        f"  {accuracy.metric} {accuracy.score:.2f}, in float {accuracy.float_score:.2f}: "
+        f"a drop of {accuracy.drop:.2f} points (at most {accuracy.max_drop:g})"
     )
-    kept = ", ".join(accuracy["kept_float"])
-    yield f"  kept in float: {kept or 'nothing'}"
+    yield f"  kept in float: {', '.join(accuracy.kept_float) or 'nothing'}"

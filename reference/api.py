@@ -1,9 +1,21 @@
-"""The reference of the two packages that can be used alone, from their docstrings."""
+"""The Python reference, from docstrings."""
 
 from __future__ import annotations
 
 # Name -> what mkdocstrings shows of it.
 SECTIONS = {
+    "Distillations, runs and models": (
+        "hgkd_edge.api.distilling.distill",
+        "hgkd_edge.api.distilling.check",
+        "hgkd_edge.api.distilling.dry_run",
+        "hgkd_edge.api.run.load",
+        "hgkd_edge.api.run.Run",
+        "hgkd_edge.api.model.load_model",
+        "hgkd_edge.api.model.Model",
+        "hgkd_edge.api.model.Predictions",
+        "hgkd_edge.api.model.Prediction",
+        "hgkd_edge.api.result.Result",
+    ),
     "Sparse convolution": ("hgkd_edge.sparse.sparsify", "hgkd_edge.sparse.densify"),
     "Export and verification": (
         "exporters.onnx_export.export_onnx",
@@ -15,7 +27,9 @@ SECTIONS = {
     ),
     "Errors": ("exporters.errors", "hgkd_edge.errors"),
 }
-INTRODUCTION = """# Sparse convolution and exporters
+INTRODUCTION = """# Python reference
+
+The first section's names are those of `import hgkd_edge`: see [Use it from Python](../python.md).
 
 `hgkd_edge.sparse` and `exporters` do not depend on recipes or runs and can be used alone. See also
 [The sparse engine](../sparse.md) and [Export](../export.md).

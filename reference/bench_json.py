@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -42,10 +42,18 @@ def _reached(record: type[BaseModel], found: list[type[BaseModel]]) -> list[type
 
 
 def _records_in(annotation: Any) -> list[type[BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+    if _is_record(annotation):
         return [annotation]
-    parts = getattr(annotation, "__args__", ())
-    return [record for part in parts for record in _records_in(part)]
+    return [record for part in get_args(annotation) for record in _records_in(part)]
+
+
+def _is_record(annotation: Any) -> bool:
+    # In Python 3.10, `list[int]` counts as a class.
+    return (
+        inspect.isclass(annotation)
+        and not get_args(annotation)
+        and issubclass(annotation, BaseModel)
+    )
 
 
 def _section(record: type[BaseModel]) -> str:
@@ -64,20 +72,18 @@ def _default(field: Any) -> str:
 
 def _type(annotation: Any) -> str:
     """A type with links to the records in it."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
-    inside = _records_in(annotation)
-    text = (
-        annotation.__name__
-        if inspect.isclass(annotation) and not getattr(annotation, "__args__", ())
-        else str(annotation)
-    )
-    text = re.sub(r"\b(typing|builtins|hgkd_edge\.bench\.records)\.", "", text)
-    text = text.replace("None", "null").replace("NoneType", "null")
-    if not inside:
+    if get_args(annotation):
+        text = str(annotation)
+    else:
+        text = getattr(annotation, "__name__", str(annotation))
+    text = re.sub(r"\b(typing|hgkd_edge\.bench\.records)\.", "", text).replace("NoneType", "null")
+    text = re.sub(r"\bNone\b", "null", text)
+    records = _records_in(annotation)
+    if not records:
         return code(text)
     # Markdown has no links inside code: the record's name is linked, the rest is plain.
-    for record in inside:
+    text = text.replace("[", "\\[").replace("]", "\\]")
+    for record in records:
         name = record.__name__
         text = re.sub(rf"\b{name}\b", f"[{name}](#{name.lower()})", text, count=1)
-    return text.replace("[[", "\\[[").replace(")]", ")\\]")
+    return text

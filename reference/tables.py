@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from exporters.agreement import TOLERANCES
+from exporters.tolerances import TOLERANCES
 from hgkd_edge.bench.devices import Device, load_devices, load_jetpacks, load_sources
 from hgkd_edge.data.input_spec import InputSpec
 from reference.markdown import code, table
@@ -45,12 +45,12 @@ def tolerances() -> str:
     ]
     return f"""# Tolerances
 
-The bounds that an exported file must keep (`exporters.agreement.TOLERANCES`), by precision. `-`
+The bounds that an exported file must keep (`exporters.tolerances.TOLERANCES`), by precision. `-`
 means that the figure
 is not checked. Why these bounds: [Proof](../proof.md).
 
 {table(("precision", *map(code, keys)), rows)}
-::: exporters.agreement.Tolerance
+::: exporters.tolerances.Tolerance
 """
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,3 +172,49 @@ def test_what_starts_fast_or_runs_on_the_edge_never_loads_torch(module: str) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["False", "False"]
+
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+TREES = {file: ast.parse(file.read_text()) for file in FILES}
+CLASSES = [
+    node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+]
+# Methods that PyTorch documents.
+OF_TORCH = ("forward", "backward", "train", "extra_repr")
+
+
+def definitions(node: ast.AST, owner: ast.ClassDef | None = None) -> Iterator[Any]:
+    """Classes, functions and methods of a file with their class; not those inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Definition):
+            yield child, owner
+        if isinstance(child, ast.ClassDef):
+            yield from definitions(child, child)
+        elif isinstance(child, (ast.If, ast.Try)):
+            yield from definitions(child, owner)
+
+
+def is_explained(name: str, owner: ast.ClassDef) -> bool:
+    """Whether a class, or a base class, documents its method of this name."""
+    named = {ast.unparse(base).partition("[")[0] for base in owner.bases}
+    own = (one for one in owner.body if isinstance(one, Definition) and one.name == name)
+    return any(map(ast.get_docstring, own)) or any(
+        is_explained(name, base) for base in CLASSES if base.name in named and base is not owner
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_public_names_have_a_docstring_and_all_parameters_a_type(file: Path) -> None:
+    documented = "bench" not in file.relative_to(ROOT).parts
+    for node, owner in definitions(TREES[file]):
+        private = node.name.startswith("_") or (owner is not None and owner.name.startswith("_"))
+        if documented and not private and node.name not in OF_TORCH:
+            explained = ast.get_docstring(node) or (owner and is_explained(node.name, owner))
+            assert explained, f"{node.name} has no docstring"
+    for node in ast.walk(TREES[file]):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            every += [one for one in (node.args.vararg, node.args.kwarg) if one is not None]
+            bare = [one.arg for one in every if one.annotation is None]
+            assert set(bare) <= {"self", "cls"}, f"{node.name}: {bare}"
+            assert node.returns is not None, f"{node.name} states no result"

@@ -23,6 +23,7 @@ from hgkd_edge.comparison.view import comparison_lines, write_plot
 from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError
 from hgkd_edge.recipe import Recipe
+from hgkd_edge.records import Images
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
 from tests.bench.conftest import build_convnet
@@ -386,7 +387,7 @@ def test_files_without_a_score_are_scored_once_in_their_own_runtime(
             metric="top1",
             score=points,
             unseen="test",
-            scored_on=IMAGES,
+            scored_on=Images(**IMAGES),
             images=lambda _split, _count: np.random.rand(8, 3, 8, 8).astype(np.float32),
         )
 

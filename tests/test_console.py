@@ -98,17 +98,28 @@ def test_an_error_about_a_hostile_file_name_is_one_line(tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
 
 
+def test_in_a_notebook_progress_is_a_bar_only_where_widgets_can_draw_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "console", make_console(file=io.StringIO(), force_jupyter=True))
+
+    for spec, bar in ((None, False), (object(), True)):
+        monkeypatch.setattr(console.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        assert console._shows_bars() is bar
+
+
 @pytest.mark.parametrize(
     ("done", "step", "left"), [(0, 25, "0:05:00 left"), (50, 75, "0:01:40 left"), (0, 100, "")]
 )
 def test_without_a_terminal_progress_says_how_long_it_takes(
     monkeypatch: pytest.MonkeyPatch, done: int, step: int, left: str
 ) -> None:
-    out, now = io.StringIO(), iter([0.0, 100.0, 100.0])
+    out, now = io.StringIO(), [0.0]
     monkeypatch.setattr(console, "console", make_console(file=out, width=200))
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
 
     with track_steps("indexing", total=100, done=done) as show:
+        now[0] = 100.0
         show(step, "")
 
     assert out.getvalue().strip() == f"indexing {step}/100    {left}".strip()

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+from hgkd_edge.api.distilling import checked_lines
 from hgkd_edge.cli import app
-from hgkd_edge.cli.distill import distilled_lines
 from hgkd_edge.data.augment import normalize, random_view
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import distill
 from hgkd_edge.distillation import parts, pretrain
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.loss import DistillationLoss
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.score import held_out_cosine, not_better_than_the_mean
@@ -217,7 +217,7 @@ def test_the_command_builds_both_networks_once(
         raise TrainingError("far enough")
 
     monkeypatch.setattr(parts, "sparsify", counted)
-    monkeypatch.setattr("hgkd_edge.distill.train", trained)
+    monkeypatch.setattr("hgkd_edge.distillation.distill.train", trained)
 
     CliRunner().invoke(app, arguments)
 
@@ -628,7 +628,7 @@ def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
     rates = [record["images_per_s"] for record in _records(checked.log_file)]
     assert min(rates) <= report["images_per_s"] <= max(rates)
     assert report["hours"] == pytest.approx(2 * 48 / report["images_per_s"] / 3600)
-    shown = distilled_lines({"run": str(checked.path), **report})
+    shown = checked_lines({"run": str(checked.path), **report})
     assert any(line.startswith("  the whole run takes 0.0 h at") for line in shown)
     distill(recipe, checked, resume=True)
     ends = [load_file(run.backbone_file) for run in (whole, checked)]

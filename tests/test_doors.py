@@ -33,8 +33,9 @@ from exporters.sidecar import Sidecar, read_sidecar
 from hgkd_edge.bench.edge.facts import board_from_facts
 from hgkd_edge.bench.edge.tegrastats import parse_line
 from hgkd_edge.bench.edge.trtexec import parse_log, parse_outputs, parse_times
-from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.images import open_image
 from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.data.orientation import turn_of
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import BackboneSpec, create_features, read_backbone, save_backbone
 from hgkd_edge.models.checkpoint import fitting_weights

@@ -22,12 +22,13 @@ from exporters import ExportError, VerificationFailed, _trt_compat, quantize, ru
 from exporters.onnx_info import onnx_info
 from exporters.runtimes.ort import OrtSession
 from exporters.trt_build import available
-from hgkd_edge import export
+from hgkd_edge import export_plan
 from hgkd_edge.cli import app
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError
 from hgkd_edge.export import ExportIncomplete, export_run, verification_images
 from hgkd_edge.export_options import ExportOptions, parse_frame
+from hgkd_edge.export_record import ExportedFile, ExportRecord, VerifiedOn, read_exports
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (
     BackboneSpec,
@@ -102,8 +103,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Callable[[s
     return make
 
 
-def files(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {Path(file["path"]).name: file for file in result["files"]}
+def files(result: ExportRecord) -> dict[str, ExportedFile]:
+    return {file.name: file for file in result.files}
 
 
 def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_from(
@@ -113,7 +114,7 @@ def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_f
 
     network = load_embedding_net(run.backbone_file)
     images = verification_images(run, network.spec)
-    path = Path(result["onnx"]["path"])
+    path = Path(result.onnx.path)
     session = OrtSession(path)
     for batch in (1, 3, 18):
         (got,) = session.infer({"images": images[:batch]}).values()
@@ -124,8 +125,8 @@ def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_f
     assert metadata["hgkd_edge.task"] == "embed"
     assert metadata["hgkd_edge.input_size"] == [3, 64, 64]
     assert metadata["hgkd_edge.weights_sha256"] == file_sha256(run.backbone_file)
-    assert result["verification"]["passed"]
-    assert result["verified_on"] == {"split": "test", "photos": 18}
+    assert result.verification.passed
+    assert result.verified_on == VerifiedOn(split="test", photos=18)
     artifact = run.manifest()["artifacts"][f"export/{path.name}"]
     assert artifact["made_from"] == ["backbone.safetensors"]
     np.testing.assert_array_equal(np.load(run.export_dir / "images.npy"), images[:16])
@@ -144,19 +145,19 @@ def test_a_fine_tuned_model_goes_to_every_runtime(
         made, ExportOptions(precision=precision, openvino=True, trt=trt, calibration=calibration)
     )
 
-    assert result["task"] == task
-    assert all(f["verification"]["passed"] for f in result["files"] if f["kind"] != "engine")
+    assert result.task == task
+    assert all(f.verification.passed for f in result.files if f.kind != "engine")
     artifacts = made.manifest()["artifacts"]
     for name, file in files(result).items():
-        assert artifacts[f"export/{name}"]["sha256"] == file["sha256"]
-        assert Path(artifacts[f"export/{name}"]["made_from"][0]).name == file["made_from"]
+        assert artifacts[f"export/{name}"]["sha256"] == file.sha256
+        assert Path(artifacts[f"export/{name}"]["made_from"][0]).name == file.made_from
     for name in files(result):
         if name.endswith(".onnx"):
             assert open_task_model(made.export_dir / name).task == task
         elif name.endswith(".xml"):
             stated = runtimes.open(made.export_dir / name).metadata
             assert stated == onnx_info(made.export_dir / "run.fp32.onnx").metadata
-    assert ("engine" in result) == trt
+    assert (result.engine is not None) == trt
 
 
 @pytest.mark.parametrize("task", ["classify", "segment", "detect"])
@@ -168,11 +169,11 @@ def test_processing_at_both_ends_is_baked_in(tuned: Callable[[str], RunDir], tas
     )
 
     baked = files(result)["run.fp32.baked.onnx"]
-    assert baked["verification"]["passed"]
-    assert files(result)["run.fp32.xml"]["verification"]["passed"]
-    assert files(result)["run.fp32.xml"]["made_from"] == "run.fp32.baked.onnx"
+    assert baked.verification.passed
+    assert files(result)["run.fp32.xml"].verification.passed
+    assert files(result)["run.fp32.xml"].made_from == "run.fp32.baked.onnx"
     frame = np.zeros((2, 75, 131, 3), np.uint8)
-    outputs = OrtSession(baked["path"]).infer({"frames": frame})
+    outputs = OrtSession(baked.path).infer({"frames": frame})
     assert list(outputs) == [POSTPROCESSED[task]]
     assert np.isfinite(outputs[POSTPROCESSED[task]]).all()
 
@@ -194,10 +195,10 @@ def test_a_baked_file_is_proven_as_it_lies_on_disk(
     result = export_run(tuned(task), ExportOptions(**ends))
 
     baked = files(result)["run.fp32.baked.onnx"]
-    outputs = {output.name for output in onnx_info(baked["path"]).outputs}
-    proven = {output["name"] for output in baked["verification"]["outputs"]}
-    assert baked["sha256"] == file_sha256(Path(baked["path"]))
-    assert baked["verification"]["passed"]
+    outputs = {output.name for output in onnx_info(baked.path).outputs}
+    proven = {output.name for output in baked.verification.outputs}
+    assert baked.sha256 == file_sha256(Path(baked.path))
+    assert baked.verification.passed
     assert outputs <= proven
 
 
@@ -206,7 +207,7 @@ def test_wrong_processing_inside_a_file_is_found(
     tuned: Callable[[str], RunDir], monkeypatch: pytest.MonkeyPatch, ends: dict[str, bool]
 ) -> None:
     made = tuned("segment")
-    whole = export.bake
+    whole = export_plan.bake
 
     def wrong(plain: Path, path: Path, **given: Any) -> Any:
         if given["preprocessing"]:
@@ -219,7 +220,7 @@ def test_wrong_processing_inside_a_file_is_found(
         onnx.save(model, path)
         return whole(plain, path.with_name("right.onnx"), **given)
 
-    monkeypatch.setattr(export, "bake", wrong)
+    monkeypatch.setattr(export_plan, "bake", wrong)
 
     with pytest.raises(VerificationFailed, match=r"run\.fp32\.baked\.onnx"):
         export_run(made, ExportOptions(**ends))
@@ -245,12 +246,12 @@ def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
         run, ExportOptions(precision="int8", calibration=16, max_drop=100.0, flavors=("cpu",))
     )
 
-    (int8,) = (file for file in result["files"] if file["precision"] == "int8")
-    accuracy = int8["accuracy"]
-    assert accuracy["metric"] == "k-NN top-1"
-    assert accuracy["drop"] == accuracy["float_score"] - accuracy["score"] <= 100
-    assert result["calibration"] == {"method": "percentile", "photos": 16, "from": "train"}
-    assert len(result["sensitivity"]["cpu"]) == 21
+    (int8,) = (file for file in result.files if file.precision == "int8")
+    accuracy = int8.accuracy
+    assert accuracy.metric == "k-NN top-1"
+    assert accuracy.drop == accuracy.float_score - accuracy.score <= 100
+    assert result.calibration == {"method": "percentile", "photos": 16, "from": "train"}
+    assert len(result.sensitivity["cpu"]) == 21
 
 
 def test_a_failed_conversion_is_put_aside_and_the_layer_named(
@@ -277,21 +278,21 @@ def test_a_flavor_that_fails_does_not_stop_the_other_files(
     with pytest.raises(ExportIncomplete) as caught:
         export_run(run, options)
 
-    record = json.loads((run.path / "export.json").read_text())
+    record = read_exports(run)
     assert caught.value.exit_code == 1
-    assert record["failed"] == caught.value.result["failed"]
-    failed = [entry["file"] for entry in record["failed"]]
+    assert record.failed == caught.value.result.failed
+    failed = [entry.file for entry in record.failed]
     made = {"run.fp32.onnx", f"run.int8-{other}.onnx"}
     if broken == "tensorrt":
         assert failed == ["run.int8-tensorrt.onnx"]
         made.add("run.int8.xml")
     else:  # OpenVINO's file is made from it
         assert failed == ["run.int8-cpu.onnx", "run.int8.xml"]
-        assert "'run.int8-cpu.onnx' failed" in record["failed"][1]["reason"]
+        assert "'run.int8-cpu.onnx' failed" in record.failed[1].reason
     assert files(record).keys() == made
-    assert f"run.int8-{broken}.failed-verification.onnx" in record["failed"][0]["hint"]
+    assert f"run.int8-{broken}.failed-verification.onnx" in record.failed[0].hint
     assert not (run.export_dir / f"run.int8-{broken}.onnx").exists()
-    assert record["sensitivity"].keys() == {"tensorrt", "cpu"}
+    assert record.sensitivity.keys() == {"tensorrt", "cpu"}
 
 
 def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavor: str) -> None:
@@ -418,7 +419,8 @@ def test_an_engine_for_desktop_gpus_is_reported_not_to_be_for_a_jetson(
         "kind": "engine", "precision": "fp16", "path": "net.plan", "size_bytes": 1,
         "verification": None, "backend": backend, "version": "1.0", "device": "a GPU",
     }  # fmt: skip
-    result = {"verified_on": {"photos": 1, "split": "test"}, "files": [engine]}
+    on = {"photos": 1, "split": "test"}
+    result = ExportRecord.model_validate({"verified_on": on, "files": [engine]})
 
     lines = "\n".join(export_lines(result))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hgkd_edge.export_record import read_exports, write_exports
+from hgkd_edge.errors import RunError
+from hgkd_edge.export_record import ExportRecord, VerifiedOn, read_exports, write_exports
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 
@@ -24,19 +25,21 @@ def run(tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def export(run: RunDir, **files: str) -> None:
-    """An export of files by name and content; each file's verification is its content."""
+    """An export of files by name and content; the precision of each proof is the content."""
     entries = []
     for name, content in files.items():
         file = run.export_dir / f"{name}.plan"
         file.write_text(content)
         run.add_artifact(file)
-        entries.append({"path": str(file), "verification": content, "verified_on": ON})
-    write_exports(run, {"verified_on": ON, "weights": "w", "precision": "x", "files": entries})
+        about = {"kind": "engine", "precision": "fp16", "made_from": "a.onnx", "verified_on": ON}
+        entries.append({**about, "path": str(file), "verification": {"precision": content}})
+    made = {"verified_on": ON, "weights": "w", "precision": "x", "files": entries}
+    write_exports(run, ExportRecord.model_validate(made))
 
 
 def proofs(run: RunDir) -> dict[str, str]:
-    entries = read_exports(run)["files"]
-    return {Path(entry["path"]).stem: entry["verification"] for entry in entries}
+    files = read_exports(run).files
+    return {Path(file.name).stem: file.verification.precision for file in files}
 
 
 def test_a_second_export_keeps_the_files_of_the_first(run: RunDir) -> None:
@@ -78,9 +81,9 @@ def test_a_record_of_the_format_before_says_where_its_proofs_come_from(run: RunD
 
     export(run, fp32="a")
 
-    kept, new = read_exports(run)["files"]
-    assert kept["verified_on"] == {"split": "val"}
-    assert new["verified_on"] == ON
+    kept, new = read_exports(run).files
+    assert kept.verified_on == VerifiedOn(split="val")
+    assert new.verified_on == VerifiedOn(**ON)
 
 
 def test_a_damaged_record_costs_the_earlier_proofs_and_says_so(
@@ -93,3 +96,39 @@ def test_a_damaged_record_costs_the_earlier_proofs_and_says_so(
 
     assert proofs(run) == {"fp32": "a"}
     assert "warning: runs/tiny/export.json: is damaged" in capsys.readouterr().err
+
+
+STORED = Path(__file__).parent / "records" / "export_before_schema_versions.json"
+
+
+def test_a_record_of_before_schema_versions_loads_and_is_kept_as_it_was(run: RunDir) -> None:
+    before = json.loads(STORED.read_text())
+    run.export_file.write_text(STORED.read_text())
+
+    found = read_exports(run)
+
+    assert [file.name for file in found.files] == [Path(f["path"]).name for f in before["files"]]
+    int8 = found.files[1]
+    assert (int8.flavor, int8.made_from) == ("cpu", "tiny.fp32.onnx")
+    assert int8.verification.cosine == before["files"][1]["verification"]["cosine"]
+    assert int8.accuracy.on.images == 18
+    assert found.sensitivity["cpu"][0].module == before["sensitivity"]["cpu"][0]["module"]
+    renamed = {key.replace("our", "or"): value for key, value in before["files"][1].items()}
+    assert int8.to_dict() == renamed | {"weights": before["weights"]}
+
+
+def test_a_record_of_a_later_version_is_refused_in_one_line(run: RunDir) -> None:
+    run.export_file.write_text(json.dumps({"schema_version": 2, "files": "elsewhere"}))
+
+    with pytest.raises(RunError, match="schema version 2; this hgkd-edge reads up to 1") as caught:
+        read_exports(run)
+
+    assert "\n" not in caught.value.message
+    assert caught.value.hint == "update hgkd-edge: pip install --upgrade hgkd-edge"
+
+
+def test_a_damaged_entry_is_named(run: RunDir) -> None:
+    run.export_file.write_text(json.dumps({"files": [{"kind": "onnx", "precision": "fp32"}]}))
+
+    with pytest.raises(RunError, match=r"export\.json: is damaged: files\.0\.path: Field required"):
+        read_exports(run)

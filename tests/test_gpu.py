@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hgkd_edge.data import augment
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.engine import graph, loop
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.models.backbone import load_embedding_net

@@ -19,7 +19,7 @@ from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
 from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.export import POSTPROCESSING
+from hgkd_edge.export_plan import POSTPROCESSING
 from hgkd_edge.files import engines_dir
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict

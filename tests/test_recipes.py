@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.license import published_license
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.transformer import create_vit

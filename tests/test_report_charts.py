@@ -29,7 +29,7 @@ def labels(svg: str) -> dict[str, tuple[float, float]]:
 def test_every_color_of_a_chart_is_in_the_style_sheet_and_no_other_color_is_drawn() -> None:
     every = [Line([0, 1], [0, i], color=i) for i in range(SERIES + 1)]
     svg = lines(*every) + points(Point(1, 2, "1", 3, front=True), Point(2, 1, "2", 4))
-    sheet = (files("hgkd_edge") / "templates" / "report.css").read_text(encoding="utf-8")
+    sheet = (files("hgkd_edge.report") / "templates" / "report.css").read_text(encoding="utf-8")
 
     used = {name for group in re.findall(r'class="([^"]*)"', svg) for name in group.split()}
     assert used >= {f"stroke-series{i}" for i in range(SERIES)}

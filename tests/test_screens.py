@@ -23,6 +23,8 @@ from hgkd_edge.bench.compare import Comparison, Row
 from hgkd_edge.bench.tables import comparison_view, fleet_view, session_view
 from hgkd_edge.cli import app
 from hgkd_edge.console import make_console
+from hgkd_edge.export_record import ExportRecord
+from hgkd_edge.score_records import FeatureRecord, TaskRecord
 from hgkd_edge.video.predict import Summary
 from tests import screen_records as record
 
@@ -57,6 +59,9 @@ def printed(lines: Iterable[Any]) -> str:
 def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     """Screens of results, from records as the commands leave them."""
     from hgkd_edge import tables as shared
+    from hgkd_edge.api.distilling import checked_lines
+    from hgkd_edge.api.model import Prediction
+    from hgkd_edge.api.run import distilled_lines
     from hgkd_edge.cli import demo, distill, predict
     from hgkd_edge.comparison.view import comparison_lines
     from hgkd_edge.embed import lines as embed_lines
@@ -64,13 +69,21 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     session = records.Session.model_validate(record.SESSION)
     compared = Comparison("a.json", "b.json", [Row(**row) for row in record.RATIOS], [], [], [])
     return {
-        "distill": lambda: distill.distilled_lines(record.DISTILLED),
-        "distill-check": lambda: distill.distilled_lines(record.CHECKED),
+        "distill": lambda: [
+            *distilled_lines(record.DISTILLED),
+            distill.next_step(record.DISTILLED),
+        ],
+        "distill-check": lambda: [
+            *checked_lines(record.CHECKED),
+            distill.next_step(record.CHECKED),
+        ],
         "demo": lambda: [demo._table(record.DEMO)],
-        "evaluate-features": lambda: [shared.score_table(record.FEATURES)],
-        "evaluate-model": lambda: [shared.task_table(record.SCORES)],
-        "export": lambda: shared.export_lines(record.EXPORT),
-        "predict": lambda: map(predict._answer_line, record.PREDICTIONS),
+        "evaluate-features": lambda: [
+            shared.score_table(FeatureRecord.model_validate(record.FEATURES))
+        ],
+        "evaluate-model": lambda: [shared.task_table(TaskRecord.model_validate(record.SCORES))],
+        "export": lambda: shared.export_lines(ExportRecord.model_validate(record.EXPORT)),
+        "predict": lambda: (str(Prediction(each["photo"], each)) for each in record.PREDICTIONS),
         "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
         "embed": lambda: embed_lines(record.FEATURES_FILE),
         "bench": lambda: [session_view(session, failed={"shop.int8-cpu.onnx"})],
@@ -123,6 +136,20 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
 
     check("doctor", run("doctor"))
+
+
+def test_doctor_names_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgkd_edge import doctor
+
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+
+    hints = " ".join(capability.hint for capability in doctor.examine())
+
+    for extra in {*re.findall(r"^([a-z-]+) = \[", extras, re.MULTILINE)} - {"dev"}:
+        assert f'"hgkd-edge[{extra}]"' in hints
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.distill import distill
 from hgkd_edge.distillation import target_cache
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
 from hgkd_edge.distillation.target_cache import cached_targets

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.study.protocols import PROTOCOLS
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.distillation.weights import load_vit_weights
 from hgkd_edge.evaluate import score_features
-from hgkd_edge.finetune import TASKS, finetune
+from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (
     BackboneSpec,
     EmbeddingNet,
@@ -64,9 +63,9 @@ def score_cell(
         cell["seconds_distilled"] = round(time.monotonic() - begin)
     if protocol.task == "classify":
         network = load_embedding_net(run.backbone_file)
-        cell["val"] = asdict(score_features(network, splits["train"], splits["val"]))
+        cell["val"] = score_features(network, splits["train"], splits["val"]).to_dict()
         if finetuned:
-            cell |= asdict(score_features(network, splits["train"], splits["test"]))
+            cell |= score_features(network, splits["train"], splits["test"]).to_dict()
     draws = {
         share: finetuned_scores(recipe, run, annotated, share)
         for share in (protocol.epochs if finetuned else {})
@@ -103,7 +102,7 @@ def score_teacher(recipe: Recipe) -> dict[str, Any]:
     teacher = Teacher(parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size)
     network = _TeacherFeatures(teacher.eval(), recipe.data.size)
     scores = {
-        split: asdict(score_features(network, splits["train"], splits[split]))
+        split: score_features(network, splits["train"], splits[split]).to_dict()
         for split in ("val", "test")
     }
     return {"finetune": {}, "val": scores["val"], **scores["test"]}
@@ -133,4 +132,4 @@ def finetuned_scores(recipe: Recipe, run: RunDir, annotated: Path, share: float)
     )
     seeds = [recipe.seed + 1000 * draw for draw in range(protocol.draws.get(share, 1))]
     results = [finetune(config.model_copy(update={"seed": seed}), run) for seed in seeds]
-    return [float(result["scores"][TASKS[protocol.task].metric]) for result in results]
+    return [float(result.scores[result.metric]) for result in results if result is not None]

@@ -12,7 +12,7 @@ from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
 from hgkd_edge.errors import RunError
-from hgkd_edge.export_record import exported_files
+from hgkd_edge.export_record import read_exports
 from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
@@ -171,7 +171,7 @@ def _artifacts(onnx: ModelFile) -> list[ModelFile]:
     run = run_folder_of(onnx.path)
     if run is None:
         return []
-    files = exported_files(RunDir(run))
+    files = read_exports(RunDir(run)).files
     made = {
         onnx.path.parent / one.name: one.precision
         for one in files

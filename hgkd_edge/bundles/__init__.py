@@ -10,11 +10,11 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from exporters import ExportError
 from hgkd_edge.bundles import deepstream, jetson, script, timm_folder, triton
 from hgkd_edge.bundles.source import Bundle, BundleSource
+from hgkd_edge.export_record import MadeBundle
 from hgkd_edge.exportable import Exportable
 
 __all__ = ["BUNDLES", "BundleSource", "flavor_of", "make_bundle", "require_bundle"]
@@ -56,7 +56,7 @@ def require_bundle(name: str, subject: Exportable) -> None:
     bundle.check(subject)
 
 
-def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]:
+def make_bundle(name: str, source: BundleSource, folder: Path) -> MadeBundle:
     """Write a bundle's folder atomically.
 
     Args:
@@ -65,7 +65,7 @@ def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]
         folder: Replaced if it exists.
 
     Returns:
-        `bundle`, `path`, `files` (relative to the folder), and `made_from`.
+        The folder, and what is in it.
 
     Raises:
         ExportError: It cannot be made from this model; the hint says how to fix that.
@@ -82,9 +82,9 @@ def make_bundle(name: str, source: BundleSource, folder: Path) -> dict[str, Any]
             os.replace(folder, old)
         os.replace(new, folder)
         shutil.rmtree(old, ignore_errors=True)
-    return {
-        "bundle": name,
-        "path": str(folder),
-        "files": [file.as_posix() for file in files],
-        "made_from": made_from.name,
-    }
+    return MadeBundle(
+        bundle=name,
+        path=str(folder),
+        files=[file.as_posix() for file in files],
+        made_from=made_from.name,
+    )

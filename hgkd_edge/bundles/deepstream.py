@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from exporters import resize, runtimes
+from exporters import resize_matrix, runtimes
 from exporters.bake import Candidates, Preprocessing, bake
 from exporters.onnx_info import exposed, onnx_info, read_onnx
 from exporters.runtimes import Outputs
 from exporters.verify import require, verify
 from hgkd_edge.bundles.source import Bundle, BundleSource, require_plain_names, write_labels
 from hgkd_edge.data.input_spec import PREFIX
-from hgkd_edge.tasks.answers import SUPPRESSION, decide
+from hgkd_edge.tasks.answers import decide
+from hgkd_edge.tasks.suppression import SUPPRESSION
 
 __all__ = ["BUNDLE", "config_text", "read_as_nvinfer"]
 
@@ -128,7 +129,7 @@ def _placed(source: BundleSource, frame: tuple[int, int]) -> tuple[int, int]:
     """Height and width that a frame takes on the network's input."""
     if source.subject.input.geometry == "cover":
         return source.subject.input.size
-    rows, columns = resize.letterbox(frame, source.subject.input.size)
+    rows, columns = resize_matrix.letterbox(frame, source.subject.input.size)
     return rows.placed, columns.placed
 
 

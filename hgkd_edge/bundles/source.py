@@ -25,7 +25,7 @@ from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
 from hgkd_edge.parsing import parse_json
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tasks.answers import SUPPRESSION
+from hgkd_edge.tasks.suppression import SUPPRESSION
 
 __all__ = [
     "Bundle",

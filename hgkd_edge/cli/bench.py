@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hgkd_edge.cli.options import AsJson, TrustEngine
-from hgkd_edge.cli.output import say, show
+from hgkd_edge.cli.output import say, show, show_result
 
 if TYPE_CHECKING:
     from hgkd_edge.bench.options import BenchOptions
@@ -121,7 +121,6 @@ def bench(
         trust_engine=trust_engine,
         resume=resume,
         ssh_config=ssh_config,
-        load_torch=_load_torch,
     )
     if estimate:
         _estimate(options, _names(on), as_json=as_json)
@@ -129,33 +128,14 @@ def bench(
         _measure(options, as_json=as_json)
 
 
-def _load_torch(run: Path) -> Any:
-    """A run's dense backbone as a PyTorch module; `bench/` itself knows nothing of models."""
-    from hgkd_edge.models.backbone import load_embedding_net
-    from hgkd_edge.rundir import RunDir
-
-    return load_embedding_net(RunDir.resolve(run).backbone_file)
-
-
 def _measure(options: BenchOptions, *, as_json: bool) -> None:
-    from hgkd_edge.bench.run import run_bench
-    from hgkd_edge.bench.tables import fleet_view, session_view
-    from hgkd_edge.console import live_progress
+    from hgkd_edge.api.measuring import measure
 
-    with live_progress() as tell:
-        result = run_bench(options, progress=tell)
-    record = {
-        "file": str(result.file),
-        "sessions": [one.model_dump(mode="json") for one in result.sessions],
-        "refusals": [one.model_dump() for one in result.refusals],
-    }
-    if options.hosts is not None:
-        show(record, as_json, lambda: [fleet_view(result.sessions, result.refusals)])
-    else:
-        show(record, as_json, lambda: [session_view(result.sessions[0])])
+    result = measure(options)
+    show_result(result, as_json)
     if not as_json:
-        say(f"written to {result.file}")
-    if result.refusals:
+        say(f"written to {result['file']}")
+    if result["refusals"]:
         raise typer.Exit(1)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run, TrustEngine
-from hgkd_edge.cli.output import next_line, show
+from hgkd_edge.cli.output import next_line, show_result
 
 
 def evaluate(
@@ -31,23 +31,11 @@ def evaluate(
 
     Example: hgkd-edge evaluate runs/demo --model runs/demo/export/demo.fp32.onnx
     """
-    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.api.run import load
 
-    folder = RunDir.resolve(run)
-    from hgkd_edge import evaluate as verb  # torch comes here
-    from hgkd_edge.tables import score_table, task_table, warning_lines
-
-    if features or not (model or folder.model_file.is_file()):
+    chosen = load(run)
+    result = chosen.evaluate(model, split=split, features=features, trust_engine=trust_engine)
+    following = ("export {run} --onnx --trt", "predict {run} IMAGES")
+    if "distilled" in result:
         following = ("finetune {run} --task classify", "export {run} --onnx --trt")
-        result, table = verb.evaluate_features(folder, split=split), score_table
-    else:
-        following = ("export {run} --onnx --trt", "predict {run} IMAGES")
-        result, table = (
-            verb.evaluate_model(folder, model=model, split=split, trust_engine=trust_engine),
-            task_table,
-        )
-    show(
-        result,
-        as_json,
-        lambda: [table(result), *warning_lines(result), next_line(str(folder.path), *following)],
-    )
+    show_result(result, as_json, next_line(str(chosen.path), *following))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run
-from hgkd_edge.cli.output import say, say_error, show
+from hgkd_edge.cli.output import say, say_error, show, show_result
 
 if TYPE_CHECKING:
     from hgkd_edge.export_options import ExportOptions
@@ -140,18 +140,19 @@ def export(
 
 
 def _export(run: Path | None, options: ExportOptions, *, as_json: bool) -> None:
-    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.api.run import load
 
-    folder = RunDir.resolve(run)
-    from hgkd_edge.export import ExportIncomplete, export_run  # torch comes here
+    chosen = load(run)
+    from hgkd_edge.api.exporting import export as verb
+    from hgkd_edge.export import ExportIncomplete  # torch is imported here
     from hgkd_edge.tables import export_lines
 
     try:
-        result = export_run(folder, options)
+        result = verb(chosen.folder, options)
     except ExportIncomplete as incomplete:
         made = incomplete.result
-        show(made, as_json, lambda: export_lines(made))
-        for error, failed in zip(incomplete.failures, made["failed"], strict=True):
-            say_error(f"{failed['file']}: {error.message}", error.hint)
+        show(made.to_dict(), as_json, lambda: export_lines(made))
+        for failed in made.failed:
+            say_error(f"{failed.file}: {failed.reason}", failed.hint)
         raise typer.Exit(incomplete.exit_code) from incomplete
-    show(result, as_json, lambda: export_lines(result))
+    show_result(result, as_json)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, Run
-from hgkd_edge.cli.output import announce, at_work, next_line, say, show
-from hgkd_edge.processes import on_main
-
-if TYPE_CHECKING:
-    from hgkd_edge.rundir import RunDir
-    from hgkd_edge.tasks.config import FinetuneConfig
+from hgkd_edge.cli.output import next_line, show_result
+from hgkd_edge.processes import is_main
 
 
 def finetune(
@@ -47,75 +44,17 @@ def finetune(
 
     Example: hgkd-edge finetune runs/demo --task classify --data photos --set train.epochs=30
     """
-    from hgkd_edge.rundir import RunDir
-    from hgkd_edge.tasks import config as settings
+    from hgkd_edge.api.run import load
 
-    def prepare() -> tuple[FinetuneConfig, RunDir, str]:
-        folder = RunDir.resolve(run)
-        named = {"task": task, "init": init, "data.path": data}
-        asked = [f"{key}={value}" for key, value in named.items() if value is not None]
-        if qat:
-            return *_quantization_aware(folder, [*asked, *(overrides or ())], resume), ""
-        if resume:
-            return settings.resume(folder, [*asked, *(overrides or ())]), folder, ""
-        chosen = settings.resolve(
-            folder, task or "classify", data, init or "distilled", overrides or ()
-        )
-        if chosen.init == "distilled" and not folder.holds_finetuning:
-            return chosen, folder, ""
-        from hgkd_edge.finetune import starting_weights
-
-        starting_weights(chosen)  # weights that are not available leave no folder behind
-        if chosen.init == "distilled":
-            return chosen, folder.branch(chosen.task), f"{folder.path} keeps its own model"
-        return chosen, folder.branch(chosen.init), f"weights: {chosen.init}"
-
-    chosen, folder, because = on_main(prepare)
-    if resume and on_main(lambda: folder.is_finetuned):
-        say(f"the fine-tuning in '{folder.path}' is finished: nothing to resume")
-        result = folder.finetune_result()
-    else:
-        from hgkd_edge import finetune as verb
-
-        with at_work(folder):
-            result = verb.finetune(
-                chosen, folder, resume=resume, opened=lambda: announce(folder, because)
-            )
-    show(result, as_json, lambda: finetuned_lines(result, folder))
-
-
-def _quantization_aware(
-    folder: RunDir, overrides: list[str], resume: bool
-) -> tuple[FinetuneConfig, RunDir]:
-    """Settings and folder of `--qat`; what cannot work leaves no folder behind."""
-    from hgkd_edge.errors import RunError
-    from hgkd_edge.models.quantized import require_modelopt
-    from hgkd_edge.tasks import config as settings
-
-    require_modelopt()
-    if not resume:
-        return settings.quantization_aware(folder, overrides), folder.branch("qat")
-    begun = settings.resume(folder, overrides)
-    if begun.qat is None:
-        raise RunError(
-            f"the fine-tuning in '{folder.path}' is not quantization-aware",
-            hint=f"hgkd-edge finetune {folder.path} --resume",
-        )
-    return begun, folder
-
-
-def finetuned_lines(result: dict[str, Any], run: RunDir) -> list[Any]:
-    """What `finetune` left in a run, after its scores."""
-    from hgkd_edge.tables import task_table, warning_lines
-
-    lines: list[Any] = [f"model: {result['model']}", f"model card: {result['card']}"]
-    if "scores" in result:
-        lines.insert(0, task_table(result))
-    if "int8_score" in result:
-        metric, score = result["metric"], result["int8_score"]
-        lines.append(f"with INT8 simulated: {metric} {score:.4f}")
-    export = (
-        "export {run} --precision int8" if "int8_score" in result else "export {run} --onnx --trt"
+    tuned = load(run).finetune(
+        task, data, init=init, overrides=overrides or (), resume=resume, qat=qat
     )
-    commands = (export, "predict {run} IMAGES", "bench")
-    return [*lines, *warning_lines(result), next_line(str(run.path), *commands)]
+    if is_main():
+        result = tuned.finetuned
+        show_result(result, as_json, next_step(result, str(tuned.path)))
+
+
+def next_step(result: Mapping[str, Any], run: str) -> str:
+    """What follows a fine-tuning."""
+    export = "--precision int8" if "int8_score" in result else "--onnx --trt"
+    return next_line(run, f"export {{run}} {export}", "predict {run} IMAGES", "bench")

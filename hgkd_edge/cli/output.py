@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hgkd_edge.processes import is_main
 
 if TYPE_CHECKING:
-    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.api.result import Result
 
-__all__ = ["announce", "at_work", "next_line", "say", "say_error", "show"]
+__all__ = ["next_line", "say", "say_error", "show", "show_result"]
 
 
 def show(result: Any, as_json: bool, lines: Callable[[], Iterable[Any]]) -> None:
@@ -33,6 +31,11 @@ def show(result: Any, as_json: bool, lines: Callable[[], Iterable[Any]]) -> None
     out = make_console()
     for line in lines():
         out.print(line, soft_wrap=isinstance(line, (str, Text)))
+
+
+def show_result(result: Result, as_json: bool, *following: str) -> None:
+    """A result of the Python API on stdout; without `--json`, further lines follow it."""
+    show(result.to_dict(), as_json, lambda: [*result.lines(), *following])
 
 
 def say(line: str) -> None:
@@ -55,27 +58,3 @@ def next_line(run: str, *commands: str) -> str:
     quoted = shlex.quote(run)
     named = [c.format(run=quoted) if "{run}" in c else f"{c} {quoted}" for c in commands]
     return "next: " + ", ".join(f"hgkd-edge {command}" for command in named)
-
-
-def announce(folder: RunDir, because: str = "") -> None:
-    """Name the run folder, and why it is this one."""
-    say(f"run folder: {folder.path}" + (f" ({because})" if because else ""))
-
-
-@contextlib.contextmanager
-def at_work(folder: RunDir) -> Iterator[None]:
-    """Train in a folder, as `RunDir.at_work`; the main process sees to it.
-
-    SIGTERM, as schedulers and torchrun send it, cleans up as Ctrl-C does.
-    """
-
-    def terminate(number: int, frame: Any) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        with folder.at_work() if is_main() else contextlib.nullcontext():
-            yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

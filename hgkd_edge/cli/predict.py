@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -73,11 +72,12 @@ def predict(
     chosen: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     videos = [source for text in sources if (source := find_source(text)) is not None]
     if not (watch or videos):
-        from hgkd_edge import predict as verb
+        from hgkd_edge.api.model import load_model
 
-        chosen |= {"trust_engine": trust_engine, "save_as": save_labels}
-        records = verb.predict(model, [Path(text) for text in sources], out, **chosen)
-        show(records, as_json, lambda: [*map(_answer_line, records), f"pictures and JSON: {out}"])
+        opened = load_model(model, trust_engine=trust_engine)
+        found = opened.predict(sources, out=out, save_labels=save_labels, **chosen)
+        lines = [*map(str, found), f"pictures and JSON: {out}"]
+        show(found.records(), as_json, lambda: lines)
         return
     if save_labels:
         raise DataError(
@@ -140,20 +140,3 @@ def _video_lines(made: Summary) -> Iterator[Any]:
     yield f"predictions, one JSON record per line: {made.answers}"
     if made.video:
         yield f"annotated video ({made.codec}): {made.video}"
-
-
-def _answer_line(record: dict[str, Any]) -> str:
-    """One photo's answer in one line."""
-    from hgkd_edge.tables import percent
-
-    if "error" in record:
-        return f"{record['photo']}: {record['error']}"
-    if "labels" in record:
-        best = record["labels"][0]
-        return f"{record['photo']}: {best['name']} {percent(best['probability'])}"
-    if "shares" in record:
-        shares = [f"{name} {percent(share)}" for name, share in record["shares"].items() if share]
-        return f"{record['photo']}: {', '.join(shares)}"
-    counts = Counter(box["name"] for box in record["boxes"])
-    found = [f"{count} {name}" for name, count in counts.items()]
-    return f"{record['photo']}: {', '.join(found) or 'nothing found'}"

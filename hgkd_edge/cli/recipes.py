@@ -1,8 +1,12 @@
-"""The commands `recipes list`, `recipes show` and `recipes validate`."""
+"""The commands `recipes list`, `show`, `validate`, `new` and `schema`."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +15,7 @@ from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import show
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List, show and validate recipes."
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, write and validate recipes."
 )
 
 
@@ -71,6 +75,108 @@ def validate(
         "teacher_size": parts.teacher_size,
     }
     show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+
+
+@app.command("schema")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors.
+
+    Example: hgkd-edge recipes schema > recipe.schema.json
+    """
+    from hgkd_edge.recipe_schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command("new")
+def new_recipe(
+    images: Annotated[
+        str | None, typer.Option(help="Folder of images, or what data.path takes.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of images [default: counted in a folder].")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="none; one or few per class; or many [default: none].")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A timm name, or own: trained on your images [default: by device]."),
+    ] = None,
+    hidden: Annotated[
+        bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
+    ] = None,
+    source: Annotated[str, typer.Option(help="folder, webdataset or hf.")] = "folder",
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe for your images and device.
+
+    On a terminal it asks for what no option gives.
+
+    Example: hgkd-edge recipes new --images photos --labels few
+    """
+    from hgkd_edge.recommend import Wish, write_recipe
+
+    ask = sys.stdin.isatty() and not as_json
+    given: dict[str, Any] = {
+        "task": task,
+        "labels": labels,
+        "device": device,
+        "teacher": teacher,
+        "hidden": hidden,
+    }
+    path, counted = _images_and_count(images, count, source, ask=ask)
+    if ask:
+        given |= {key: _ask(key) for key, value in given.items() if value is None}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    wish = Wish(path, *counted, source=source, **chosen)
+    schema = write_recipe(wish, out)
+    result = {"recipe": str(out), "schema": str(schema)}
+    line = f"next: hgkd-edge recipes validate {shlex.quote(str(out))}"
+    show(result, as_json, lambda: [f"recipe: {out}", f"JSON schema for editors: {schema}", line])
+
+
+QUESTIONS: dict[str, tuple[str, Any]] = {
+    "task": ("Task: classify, segment or detect", "classify"),
+    "labels": ("Labels: none, one or few per class, or many", "none"),
+    "device": ("Device: a name of 'hgkd-edge devices', cpu or phone", "orin-nano-8"),
+    "teacher": ("Teacher: default, own (trained on the images), or a timm name", "default"),
+    "hidden": ("Are the objects often partly hidden?", False),
+}
+
+
+def _ask(key: str) -> Any:
+    question, default = QUESTIONS[key]
+    if default is False:
+        return typer.confirm(question, default=default, err=True)
+    return typer.prompt(question, default=default, err=True)
+
+
+def _images_and_count(
+    images: str | None, count: int | None, source: str, *, ask: bool
+) -> tuple[str, tuple[int, int]]:
+    """`data.path`, and number and size of the images, asked for if nothing else gives them."""
+    from hgkd_edge.errors import DataError
+    from hgkd_edge.recommend import count_images
+
+    if images is None:
+        if not ask:
+            raise DataError("--images is required without a terminal", hint="--images FOLDER")
+        images = str(typer.prompt("Folder of images (or what data.path takes)", err=True))
+    if source == "folder" and Path(images).is_dir():
+        found, side = count_images(Path(images))
+        return images, (count or found, side)
+    if count is None and not ask:
+        raise DataError(f"{images}: its images cannot be counted", hint="--count NUMBER")
+    return images, (count or typer.prompt("Number of images", type=int, err=True), 0)
 
 
 def _table(found: dict[str, str]) -> Any:

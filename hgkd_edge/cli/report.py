@@ -14,9 +14,8 @@ def report(runs: Runs = None, as_json: AsJson = False) -> None:
 
     Example: hgkd-edge report runs/demo
     """
-    from hgkd_edge.report import report as write_report
-    from hgkd_edge.rundir import RunDir
+    from hgkd_edge.api.run import load
 
-    folders = [RunDir.resolve(run) for run in runs] if runs else [RunDir.resolve()]
-    page = write_report(*folders)
+    first, *others = [load(run) for run in runs] if runs else [load()]
+    page = first.report(*others)
     show({"report": str(page)}, as_json, lambda: [f"report: {page}"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import onnx_info
-from hgkd_edge.export_record import ExportedFile, Proof, exported_files, is_unchanged
+from hgkd_edge.export_record import ExportedFile, Proof, is_unchanged, read_exports
 from hgkd_edge.rundir import RunDir
 
 __all__ = ["RUNTIMES", "Artifact", "Exports", "artifacts_of"]
@@ -85,7 +85,7 @@ def artifacts_of(run: RunDir) -> Exports:
     weights = run.model_file if run.model_file.is_file() else run.backbone_file
     if not run.own(weights).is_file():
         return Exports([], [f"{run.path}: has no weights yet"])
-    digest, files = network_digest(weights), exported_files(run)
+    digest, files = network_digest(weights), read_exports(run).files
     records = {one.name: one for one in files if Path(one.name).suffix in RUNTIMES}
     found, remarks = [], []
     for name, record in records.items():
@@ -127,8 +127,8 @@ def _unfit(
     if chain[-1] != weights.name:
         return f"was exported from {chain[-1]}, the others from {weights.name}"
     for made in chain[:-1]:
-        file, proof = run.own(run.export_dir / made), records[made].verification
-        if proof is not None and not proof.passed:
+        file = run.own(run.export_dir / made)
+        if not records[made].passed:
             return "failed verification, do not deploy it"
         if not file.is_file():
             return "is missing" if made == name else f"is made from {made}, which is missing"

@@ -60,7 +60,7 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
         return Judged(known, [f"{run.path}: files without a score: {error.message}"])
     if subject.scored_on is None:
         return Judged(known, [f"{run.path}: no images were held out to score on (data.holdout)"])
-    images, remarks = Images(**subject.scored_on), []
+    images, remarks = subject.scored_on, []
     if on is not None and images != on:
         remarks = [f"{run.path}: its images have changed, so every file is scored again"]
     known = [one for one in recorded if one.on == images]

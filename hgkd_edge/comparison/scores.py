@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hgkd_edge.comparison.artifacts import Artifact, Exports
 from hgkd_edge.errors import RunError
-from hgkd_edge.export_record import MOST_SCORED, read_exports
+from hgkd_edge.export_record import MOST_SCORED, Accuracy, read_exports
 from hgkd_edge.files import write_json
+from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import EvaluationRecord, TaskRecord
 
 __all__ = ["Images", "Score", "keep_scores", "most_used", "recorded_scores"]
 
@@ -22,16 +24,6 @@ _RUNTIMES = {
     "OpenVINO": "openvino",
     "TensorRT": "tensorrt",
 }
-
-
-class Images(BaseModel):
-    """Which images were scored: scores on others cannot be compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    split: str
-    images: int
-    fingerprint: str
 
 
 class Score(BaseModel):
@@ -97,26 +89,25 @@ def most_used(scores: Sequence[Score]) -> Images | None:
 
 def _finetuned(run: RunDir, exports: Exports) -> Iterator[Score]:
     weights = exports.weights
-    if not run.finetune_result_file.is_file() or weights.file != run.model_file:
-        return
     result, recorded = run.finetune_result(), run.recorded_sha256(run.model_file)
-    if "scores" not in result or recorded != weights.sha256 or result["photos"] > MOST_SCORED:
+    if result is None or not result.scores or weights.file != run.model_file:
         return
-    data = run.manifest().get("finetune", {}).get("data", {}).get(result["split"], {})
+    if recorded != weights.sha256 or result.photos > MOST_SCORED:
+        return
+    data = run.manifest().get("finetune", {}).get("data", {}).get(result.split, {})
     if "fingerprint" in data:
         yield _score(result, weights, "torch", data["fingerprint"], "finetune")
 
 
 def _evaluated(run: RunDir) -> Iterator[Score]:
-    file = run.path / "evaluation.json"
-    result = run.read_json(file) if file.is_file() else {}
-    if result.get("sha256") and result["photos"] <= MOST_SCORED:
-        runtime = _RUNTIMES.get(result["runtime"], result["runtime"])
-        yield _score(result, result["sha256"], runtime, result["fingerprint"], "evaluate")
+    result = run.evaluation()
+    if isinstance(result, EvaluationRecord) and result.sha256 and result.photos <= MOST_SCORED:
+        runtime = _RUNTIMES.get(result.runtime, result.runtime)
+        yield _score(result, result.sha256, runtime, result.fingerprint, "evaluate")
 
 
 def _score(
-    result: dict[str, Any],
+    result: TaskRecord,
     network: Artifact | str,
     runtime: str,
     fingerprint: str,
@@ -125,9 +116,9 @@ def _score(
     return Score(
         sha256=network if isinstance(network, str) else network.sha256,
         runtime=runtime,
-        metric=result["metric"],
-        points=100 * result["scores"][result["metric"]],
-        on=Images(split=result["split"], images=result["photos"], fingerprint=fingerprint),
+        metric=result.metric,
+        points=100 * result.scores[result.metric],
+        on=Images(split=result.split, images=result.photos, fingerprint=fingerprint),
         by=by,
     )
 
@@ -135,20 +126,24 @@ def _score(
 def _exported(run: RunDir, exports: Exports) -> Iterator[Score]:
     """Scores from `export --max-drop`: of each INT8 file, and of its fp32 file."""
     by_name = {artifact.file.name: artifact for artifact in exports.artifacts}
-    for entry in read_exports(run).get("files", []):
-        accuracy = entry.get("accuracy") or {}
-        artifact = by_name.get(entry["path"].rsplit("/", 1)[-1])
-        if artifact is None or not accuracy.get("on"):
+    for file in read_exports(run).files:
+        artifact, accuracy = by_name.get(file.name), file.accuracy
+        if artifact is None or accuracy is None or accuracy.on is None:
             continue
-        about = {
-            "runtime": "ort-cpu",
-            "metric": accuracy["metric"],
-            "on": accuracy["on"],
-            "by": "export",
-        }
-        yield Score(sha256=artifact.sha256, points=accuracy["score"], **about)
-        if entry["made_from"] == exports.reference.file.name:
-            yield Score(sha256=exports.reference.sha256, points=accuracy["float_score"], **about)
+        yield _of_export(artifact, accuracy, accuracy.score, accuracy.on)
+        if file.made_from == exports.reference.file.name:
+            yield _of_export(exports.reference, accuracy, accuracy.float_score, accuracy.on)
+
+
+def _of_export(artifact: Artifact, accuracy: Accuracy, points: float, on: Images) -> Score:
+    return Score(
+        sha256=artifact.sha256,
+        runtime="ort-cpu",
+        metric=accuracy.metric,
+        points=points,
+        on=on,
+        by="export",
+    )
 
 
 def _compared(run: RunDir) -> Iterator[Score]:

@@ -217,7 +217,7 @@ def sessions_of(run: RunDir) -> list[Session]:
     Raises:
         RunError: It is damaged.
     """
-    bench = run.own(run.path / "bench.json")
+    bench = run.own(run.bench_file)
     return load_bench(bench).sessions if bench.is_file() else []
 
 

@@ -152,7 +152,7 @@ def write_plot(found: Comparison, path: Path) -> Path | None:
         top = panels[-1].top + panels[-1].height if panels else 0
         panels.append(_panel(group, rows, found, top=top))
     environment = Environment(
-        loader=PackageLoader("hgkd_edge"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("hgkd_edge.comparison"), autoescape=True, undefined=StrictUndefined
     )
     picture = environment.get_template("comparison.svg.j2").render(
         panels=panels,

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
-from hgkd_edge.data.photos import UNLABELED, Listing, Photos, outside, with_holdout
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos, outside
 from hgkd_edge.data.table_labels import labels_of_columns, several_labels
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import cut, read_text

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from hgkd_edge.console import warn
 from hgkd_edge.data.depth import decode_rgb
-from hgkd_edge.data.geometry import Geometry, cover, letterbox
-from hgkd_edge.data.images import Turn, open_image, turn_of
+from hgkd_edge.data.images import open_image
+from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.photos import Photos
+from hgkd_edge.data.resize import Geometry, cover, letterbox
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.files import reserve
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from hgkd_edge.data.geometry import row_blocks, scale_to_8, to_rgb
-from hgkd_edge.data.images import MAX_PIXELS, Turn, open_image, turn_of
+from hgkd_edge.data.color import row_blocks, scale_to_8, to_rgb
+from hgkd_edge.data.images import MAX_PIXELS, open_image
+from hgkd_edge.data.orientation import Turn, turn_of
 
 __all__ = ["Depth", "decode_rgb", "depth_of", "settle_bits", "settled_bits"]
 

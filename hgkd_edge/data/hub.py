@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.names import a_few, clean, splits_by_name
-from hgkd_edge.data.photos import UNLABELED, Listing, Photos, with_holdout
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.errors import DataError, MissingPackageError, reason_of
 from hgkd_edge.recipe import DataConfig
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
-from hgkd_edge.data.geometry import PAD, Geometry, Placement, cover, letterbox, place
+from hgkd_edge.data.resize import PAD, Geometry, Placement, cover, letterbox, place
 from hgkd_edge.parsing import brief, parse_json
 
 __all__ = ["InputSpec"]

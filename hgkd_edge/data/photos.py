@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +21,9 @@ __all__ = [
     "Listing",
     "Photos",
     "find_images",
-    "held_out",
     "is_image",
     "outside",
     "why_not_an_image",
-    "with_holdout",
 ]
 
 # File suffixes that are tried, matching `images.FORMATS`; the content decides.
@@ -211,28 +208,6 @@ def outside(root: Path, files: Iterable[Path]) -> str:
     if not away:
         return ""
     return f"warning: {len(away)} images lie outside {root}, such as {readable(str(away[0]))}"
-
-
-def with_holdout(splits: dict[str, Photos], share: float) -> dict[str, Photos]:
-    """The same splits; if only `train` holds images, a fixed share of them is held out.
-
-    The choice depends on a hash of the name, so adding images never moves existing ones.
-    """
-    if any(len(photos) for split, photos in splits.items() if split != "train"):
-        return splits
-    photos = splits["train"]
-    held = [held_out(name, share) for name in photos.names]
-    parts = {
-        "train": [i for i, out in enumerate(held) if not out],
-        "holdout": [i for i, out in enumerate(held) if out],
-    }
-    return {split: photos.select(indices) for split, indices in parts.items() if indices}
-
-
-def held_out(name: str, share: float) -> bool:
-    """Whether an image belongs to the held-out share."""
-    draw = int.from_bytes(hashlib.sha256(readable(name).encode()).digest()[:8], "big") / 2**64
-    return draw < share
 
 
 def _at(column: Callable[[int], T], indices: Sequence[int], i: int) -> T:

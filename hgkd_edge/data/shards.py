@@ -21,6 +21,7 @@ import numpy as np
 
 from hgkd_edge import processes
 from hgkd_edge.console import track_steps
+from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
 from hgkd_edge.data.names import ClassNames, name_classes, readable, split_in
 from hgkd_edge.data.photos import (
@@ -30,7 +31,6 @@ from hgkd_edge.data.photos import (
     Photos,
     is_image,
     why_not_an_image,
-    with_holdout,
 )
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import MAX_LABEL_BYTES, cut, parse_json, read_text

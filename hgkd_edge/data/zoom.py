@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hgkd_edge.data.geometry import IGNORED, PAD
+from hgkd_edge.data.resize import IGNORED, PAD
 
 __all__ = ["Zoom", "jitter", "random_zoom"]
 

@@ -35,7 +35,7 @@ from hgkd_edge.processes import count, on_main
 from hgkd_edge.recipe import Recipe, TrainConfig
 from hgkd_edge.rundir import atomic_write, cache_dir, write_json
 
-__all__ = ["pretrain_teacher"]
+__all__ = ["pretrain_teacher", "pretraining"]
 
 
 class MaskedAutoencoding(Training):
@@ -140,11 +140,9 @@ def pretrain_teacher(
         console.print(f"teacher: found pre-trained in {folder}")
         return weights
     torch.manual_seed(recipe.seed)
-    schedule = _schedule(config, recipe.train, epochs=config.epochs, lr=config.lr)
-    if config.objective == "ibot":  # the model holds its own average; clipping as in the paper
-        schedule = schedule.model_copy(update={"ema": 0.0, "clip_grad": 3.0})
+    task, schedule = pretraining(vit, recipe, size)
     trained = train(
-        _task(require_plain_vit(vit, recipe.teacher.name), recipe, size),
+        task,
         source,
         schedule,
         seed=recipe.seed,
@@ -159,6 +157,17 @@ def pretrain_teacher(
         encoder = _tune_with_labels(encoder, source, recipe, size, place)
     on_main(lambda: _save(encoder, weights, recipe, source, size))
     return weights
+
+
+def pretraining(
+    vit: nn.Module, recipe: Recipe, size: tuple[int, int]
+) -> tuple[Training, TrainConfig]:
+    """The training without labels, and its settings; changes the ViT in place."""
+    config = recipe.teacher.pretrain
+    schedule = _schedule(config, recipe.train, epochs=config.epochs, lr=config.lr)
+    if config.objective == "ibot":  # the model holds its own average; clipping as in the paper
+        schedule = schedule.model_copy(update={"ema": 0.0, "clip_grad": 3.0})
+    return _task(require_plain_vit(vit, recipe.teacher.name), recipe, size), schedule
 
 
 def _require_several(config: PretrainConfig, photos: int) -> None:

@@ -29,14 +29,13 @@ from hgkd_edge.files import write_json
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.rundir import atomic_write
 
-__all__ = ["save_previews"]
+__all__ = ["preview_panels", "save_previews"]
 
 IMAGES = 6
 LONGEST_SIDE = 256  # of a panel in pixels
 HIDDEN = 0.5  # gray of masked patches and of tokens without a target
 
 
-@torch.inference_mode()
 def save_previews(model: StudentWithLoss, setup: Setup, folder: Path) -> None:
     """Write the panels of a few images, and `previews.json`, which describes them.
 
@@ -50,9 +49,28 @@ def save_previews(model: StudentWithLoss, setup: Setup, folder: Path) -> None:
     Raises:
         DataError: Images that are decoded on demand cannot be read.
     """
-    recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
-    if not recipe.loss.feature_weight:
+    if not setup.recipe.loss.feature_weight:
         return
+    panels, cosines, split = preview_panels(model, setup)
+    _write(panels, folder, setup.recipe.data.size)
+    ratio, sites = setup.recipe.mask.highest_ratio, judged_sites(setup.recipe)
+    about = {"split": split, "mask_ratio": ratio, "sites": sites}
+    write_json(folder / "previews.json", {**about, "cosine": cosines})
+
+
+@torch.inference_mode()
+def preview_panels(
+    model: StudentWithLoss, setup: Setup
+) -> tuple[dict[str, Tensor], list[float], str]:
+    """The panels of a few images by name, float [B, 3, rows, columns] in [0, 1].
+
+    Returns:
+        The panels, each image's mean cosine at the sites that are scored, and the images' split.
+
+    Raises:
+        DataError: Images that are decoded on demand cannot be read.
+    """
+    recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
     split = held_out_split(setup.splits) or "train"
     source, ratio = setup.splits[split], recipe.mask.highest_ratio
     chosen = torch.linspace(0, len(source) - 1, min(IMAGES, len(source))).round().long()
@@ -80,12 +98,9 @@ def save_previews(model: StudentWithLoss, setup: Setup, folder: Path) -> None:
             for name, each in maps.items()
         },
     }
-    _write(panels, folder, recipe.data.size)
-    sites = judged_sites(recipe)
-    judged = ~tokens if sites == "masked" else tokens  # [B, N]
+    judged = ~tokens if judged_sites(recipe) == "masked" else tokens  # [B, N]
     means = (cosine * judged).sum(dim=1) / judged.sum(dim=1)
-    about = {"split": split, "mask_ratio": ratio, "sites": sites}
-    write_json(folder / "previews.json", {**about, "cosine": means.tolist()})
+    return panels, means.tolist(), split
 
 
 def _as_colors(wanted: Tensor, found: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

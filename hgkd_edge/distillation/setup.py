@@ -27,7 +27,15 @@ from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["Setup", "make_model", "make_teacher", "set_up"]
+__all__ = [
+    "Setup",
+    "load_teacher",
+    "make_model",
+    "make_teacher",
+    "print_licenses",
+    "ready_teacher",
+    "set_up",
+]
 
 ALIKE = 0.2  # of `Teacher.between_images`; ordinary images give .9 or more
 STATISTICS, REPEATS = 1024, 8  # views used to standardize targets; max. views per image
@@ -65,7 +73,7 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
         run: The run folder.
         parts: The recipe's networks.
     """
-    _print_licenses(recipe, parts)
+    print_licenses(recipe, parts)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
@@ -73,20 +81,25 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
         run.update_manifest(
             **circumstances(seed=recipe.seed, precision=recipe.train.precision, splits=splits)
         )
-    origin = _load_teacher(recipe, parts, source, resume_command=run.resume_command)
+    origin = load_teacher(recipe, parts, source, resume_command=run.resume_command)
     if is_main():
         run.update_manifest(teacher=origin, student=_student_origin(recipe, parts))
-    teacher = make_teacher(recipe, parts)
-    if recipe.train.compile and recipe.loss.feature_weight:
-        teacher.compile()  # the sparse student is not compiled: it gathers by mask
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher.to(device)
-    if recipe.teacher.standardize and recipe.loss.feature_weight:
-        standardize(teacher, source, parts, recipe)
+    teacher = ready_teacher(recipe, parts, source)
     cache = cached_targets(teacher, source, recipe) if recipe.teacher.cache else None
     if cache is not None:
         teacher.cpu()  # until the student is evaluated
     return Setup(recipe, parts, teacher, splits, cache)
+
+
+def ready_teacher(recipe: Recipe, parts: Parts, source: ImageSource) -> Teacher:
+    """The teacher with the weights in `parts`, on its device, standardized if asked for."""
+    teacher = make_teacher(recipe, parts)
+    if recipe.train.compile and recipe.loss.feature_weight:
+        teacher.compile()  # the sparse student is not compiled: it gathers by mask
+    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.teacher.standardize and recipe.loss.feature_weight:
+        standardize(teacher, source, parts, recipe)
+    return teacher
 
 
 def make_teacher(recipe: Recipe, parts: Parts) -> Teacher:
@@ -134,7 +147,7 @@ def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Rec
         )
 
 
-def _load_teacher(
+def load_teacher(
     recipe: Recipe, parts: Parts, source: ImageSource, *, resume_command: str
 ) -> dict[str, Any]:
     """Load the teacher's weights; returns their manifest entry.
@@ -170,7 +183,7 @@ def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
     return origin
 
 
-def _print_licenses(recipe: Recipe, parts: Parts) -> None:
+def print_licenses(recipe: Recipe, parts: Parts) -> None:
     """Print both licenses first: reading the images can take long."""
     teacher, student = recipe.teacher, recipe.student
     license = _teacher_license(recipe, parts)

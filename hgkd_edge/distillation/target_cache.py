@@ -37,7 +37,7 @@ from hgkd_edge.parsing import parse_json, read_text
 from hgkd_edge.processes import is_first_elsewhere, on_main_for_long, rank
 from hgkd_edge.recipe import Recipe
 
-__all__ = ["TargetCache", "cached_targets"]
+__all__ = ["BATCH", "TargetCache", "cached_targets", "target_pass"]
 
 BATCH = 64  # images of one teacher pass
 REMIND_EVERY = 600  # seconds
@@ -187,7 +187,7 @@ def _fill(
             each.unlink(missing_ok=True)
         _make_room(file, shape)
     targets = np.load(file, mmap_mode="r+")
-    compute = _compute(teacher, recipe)
+    compute = target_pass(teacher, recipe)
     with track_steps("computing teacher targets", total=total, done=done) as show:
         for step in range(done, total):
             view, photos = step // len(parts), parts[step % len(parts)]
@@ -204,7 +204,8 @@ def _fill(
     marker.unlink(missing_ok=True)
 
 
-def _compute(teacher: Teacher, recipe: Recipe) -> Callable[[Tensor], Tensor]:
+def target_pass(teacher: Teacher, recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """From views float32 [B, 3, H, W] to their targets as stored, float16 [B, R, D]."""
     precision = resolve_precision(recipe.train.precision)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     kind = teacher.center.device.type

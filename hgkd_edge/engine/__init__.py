@@ -8,6 +8,17 @@ of the step. A checkpoint holds the weights, optimizer moments, EMA and the step
 
 from hgkd_edge.engine.loop import train
 from hgkd_edge.engine.setup import resolve_precision
-from hgkd_edge.engine.training import Draws, Inputs, Training, Workplace
+from hgkd_edge.engine.training import Draws, Inputs, Observation, Training, Watch, Workplace
+from hgkd_edge.engine.watching import epochs_between_looks
 
-__all__ = ["Draws", "Inputs", "Training", "Workplace", "resolve_precision", "train"]
+__all__ = [
+    "Draws",
+    "Inputs",
+    "Observation",
+    "Training",
+    "Watch",
+    "Workplace",
+    "epochs_between_looks",
+    "resolve_precision",
+    "train",
+]

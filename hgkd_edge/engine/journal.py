@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from hgkd_edge.console import track_steps, warn
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.checkpoint import fix_for
-from hgkd_edge.engine.training import Workplace
+from hgkd_edge.engine.training import Observation, Workplace
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.files import atomic_write, open_regular
 from hgkd_edge.parsing import MAX_LOG_BYTES, parse_json, read_file
@@ -45,6 +46,8 @@ class Journal:
         self.show, self.source = show, source
         self.recent: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self.warned = False
+        self.begun, self.photos = time.perf_counter(), 0
+        self.observed = ""
 
     def record(
         self,
@@ -80,10 +83,27 @@ class Journal:
             self.stream.flush()
             self.accelerator.log(figures, step=step)
         share = self._share_waiting(seconds, waited)
-        line = f"loss {scalars['loss']:.4f}  {photos / seconds:.0f} img/s"
+        self.photos += photos
+        # Of all the time since the start: evaluation, checkpoints and waiting are in it.
+        rate = self.photos / (time.perf_counter() - self.begun)
+        line = f"loss {scalars['loss']:.4f}  {rate:.0f} img/s"
+        if self.observed:
+            line += f"  {self.observed}"
         if share > WORTH_SHOWING:
             line += f"  waiting for images {share:.0%}"
         self.show(step, line)
+
+    def observe(self, step: int, observation: Observation) -> None:
+        """Record the held-out scores of a model after `step` updates."""
+        self.observed = observation.text
+        with _writing(self.log_file):
+            self.stream.write(json.dumps({"step": step, **observation.scores}) + "\n")
+            self.stream.flush()
+            self.accelerator.log(dict(observation.scores), step=step)
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    pictures = {name: each.cpu() for name, each in observation.pictures.items()}
+                    tracker.log_images(pictures, step=step)
 
     def _share_waiting(self, seconds: float, waited: float) -> float:
         """Share of time spent waiting in the last batches; warns once if it is too high."""
@@ -169,8 +189,9 @@ def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
 
 
 def rate_in(log_file: Path) -> float:
-    """Images per second in a training's log: the median of its later half."""
-    rates = [parse_json(line)["images_per_s"] for line in _lines_up_to(log_file, sys.maxsize)]
+    """Images per second in a training's log, evaluation excluded: the median of its later half."""
+    records = [parse_json(line) for line in _lines_up_to(log_file, sys.maxsize)]
+    rates = [record["images_per_s"] for record in records if "images_per_s" in record]
     return statistics.median(rates[len(rates) // 2 :])
 
 

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from hgkd_edge.console import console
 from hgkd_edge.data.decode import read_ahead
 from hgkd_edge.data.sources import ImageSource
+from hgkd_edge.engine.batches import channels_last, chunks, global_batch
 from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
 from hgkd_edge.engine.exchange import average_gradients, same_start
 from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.memory import naming_batch_size
+from hgkd_edge.engine.schedule import learning_rate
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
-from hgkd_edge.engine.training import Draws, Inputs, Training, Workplace
-from hgkd_edge.errors import Interrupted, RecipeError, RunError, TrainingError
+from hgkd_edge.engine.training import Draws, Inputs, Training, Watch, Workplace
+from hgkd_edge.engine.watching import Watching, epochs_between_looks
+from hgkd_edge.errors import Interrupted, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe import TrainConfig
 from hgkd_edge.stopping import StopFlag, stop_on_signal
@@ -45,6 +48,7 @@ def train(
     label: str,
     resume: bool = False,
     until: int | None = None,
+    watch: Watch | None = None,
 ) -> nn.Module:
     """Train `training.model` on the images of a source, in one or several processes.
 
@@ -58,6 +62,8 @@ def train(
         resume: Resume from the checkpoint, if there is one.
         until: Stop after the batch in which this many updates are reached, with a checkpoint to
             resume from; None trains to the end.
+        watch: Scores the (averaged) model every `config.evaluate_every` epochs, on the main
+            process; must not change it.
 
     Returns:
         The averaged (EMA) model, or the model itself when `config.ema` is 0, on the device.
@@ -72,6 +78,8 @@ def train(
     with naming_batch_size(config.batch_size, place.batch_key):
         loop = _Loop(training, source, config, seed=seed, place=place, label=label)
         loop.last_step = loop.total_steps if until is None else min(until, loop.total_steps)
+        epochs = epochs_between_looks(config, images=len(source))
+        loop.watching = Watching(watch, every=epochs * loop.steps_per_epoch)
         return loop.run(resume=resume)
 
 
@@ -93,7 +101,7 @@ class _Loop:
         self.accelerator = make_accelerator(config, place)
         self.rank = self.accelerator.process_index
         self.world = self.accelerator.num_processes
-        self.batch_size = _batch_size(config, len(source), self.world, key=place.batch_key)
+        self.batch_size = global_batch(config, len(source), self.world, key=place.batch_key)
         self.batches_per_epoch = len(source) // self.batch_size
         self.steps_per_epoch = self.batches_per_epoch * training.updates_per_batch
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -103,6 +111,7 @@ class _Loop:
         self.unsettled: Update | None = None  # its metrics are not read yet
         self.journal: Journal | None = None
         self.unlogged: Batch | None = None
+        self.watching = Watching(None, every=1)
 
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -147,13 +156,19 @@ class _Loop:
             self.accelerator,
             self.source,
             label=self.label,
-            total=self.total_steps,
+            total=self.last_step,
             done=self.step,
         )
         with stop_on_signal() as self.stop, journal as self.journal, heeding_others():
             self._run_batches()
             self._save_checkpoint()
+        return self._averaged()
+
+    def _averaged(self) -> nn.Module:
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
+
+    def _look(self) -> None:
+        self.watching.look(self._averaged(), self.step, self.journal)
 
     def _run_batches(self) -> None:
         order = self._order(first=self.step // self.training.updates_per_batch)
@@ -174,6 +189,9 @@ class _Loop:
                     )
                 if self.step >= self.last_step:
                     break
+                if self.watching.is_due(self.step):
+                    self._settle()
+                    on_main(self._look)
                 if self.step % (self.config.checkpoint_every * self.steps_per_epoch) == 0:
                     self._save_checkpoint()
                 begin = time.perf_counter()
@@ -205,14 +223,14 @@ class _Loop:
         draws = Draws(generator, self.rank, self.world, device, progress, photos)
         with self.accelerator.autocast():
             updates = [
-                tuple(_channels_last(each) for each in inputs)
+                tuple(channels_last(each) for each in inputs)
                 for inputs in self.training.inputs(images, labels, draws)
             ]
         return [self._update(inputs) for inputs in updates][-1]
 
     def _update(self, inputs: Inputs) -> Update:
         """One optimizer step on one global batch."""
-        lr = self._lr(self.step)
+        lr = learning_rate(self.config, self.step, self.steps_per_epoch, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         totals = self._gradients(inputs)
@@ -241,7 +259,7 @@ class _Loop:
         """Gradients of one batch, summed over accumulation chunks, and the scalars' means."""
         parts = self.config.accumulate
         totals: dict[str, Tensor] = {}
-        for i, chunk in enumerate(_chunks(inputs, parts)):
+        for i, chunk in enumerate(chunks(inputs, parts)):
             last = i == parts - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 outputs = self.graphed(chunk, adds=i > 0) if self.graphed else self._pass(chunk)
@@ -314,16 +332,6 @@ class _Loop:
             waited=batch.waited,
         )
 
-    def _lr(self, step: int) -> float:
-        """Linear warm-up, then cosine to zero (or constant)."""
-        warmup = self.config.warmup_epochs * self.steps_per_epoch
-        if step < warmup:
-            return self.config.lr * (step + 1) / (warmup + 1)
-        if self.config.schedule == "constant":
-            return self.config.lr
-        progress = (step - warmup) / max(1.0, self.total_steps - warmup)
-        return self.config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
     def _save_checkpoint(self) -> None:
         self._settle()
         on_main(self._write_checkpoint)  # a failure is raised in all processes
@@ -360,37 +368,6 @@ class _Loop:
 
         read_checkpoint(self.place.checkpoint_file, device=self.accelerator.device, load=load)
         console.print(f"{self.label}: resuming from step {self.step} of {self.total_steps}")
-
-
-def _channels_last(each: Tensor | float) -> Tensor | float:
-    """Images [B, C, H, W] in the memory format of the fastest convolutions; others unchanged."""
-    if not isinstance(each, Tensor) or each.dim() != 4:
-        return each
-    return each.contiguous(memory_format=torch.channels_last)
-
-
-def _chunks(inputs: Inputs, parts: int) -> Iterator[Inputs]:
-    """The inputs of every accumulation step; values that are not tensors are shared by all."""
-    columns = [x.chunk(parts) if isinstance(x, Tensor) else (x,) * parts for x in inputs]
-    return zip(*columns, strict=True)
-
-
-def _batch_size(config: TrainConfig, photos: int, world: int, *, key: str) -> int:
-    """Images per batch: as configured, or all if there are fewer; split equally among processes.
-
-    Raises:
-        RecipeError: The batch does not divide among processes and accumulation steps.
-    """
-    size, parts = min(config.batch_size, photos), world * config.accumulate
-    if size % parts == 0:
-        return size
-    what = f"there are only {photos} images, which do" if size == photos else f"{size} does"
-    fits = size // parts * parts
-    raise RecipeError(
-        f"{key} = {config.batch_size}: {what} not divide among {world} processes x "
-        f"{config.accumulate} accumulation steps",
-        hint=f"use {fits}" if fits else f"use at most {size} processes and accumulation steps",
-    )
 
 
 def _generator(seed: int, purpose: str, index: int) -> torch.Generator:

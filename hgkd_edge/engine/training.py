@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.data.transfer import to_device
 
-__all__ = ["Draws", "Inputs", "Training", "Workplace"]
+__all__ = ["Draws", "Inputs", "Observation", "Training", "Watch", "Workplace"]
 
 Inputs = tuple[Tensor | float, ...]
 
@@ -70,6 +70,24 @@ class Draws:
         """Like `uniform`, but for host computations: reading from a GPU would wait for it."""
         draws = torch.rand(count * self.world, width, generator=self.generator)
         return draws[self.rank * count : (self.rank + 1) * count]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a model in training scores on held-out images.
+
+    Attributes:
+        scores: By name, for the log and the trackers.
+        text: The scores for the progress line.
+        pictures: Name -> float [B, 3, H, W] in [0, 1], for TensorBoard.
+    """
+
+    scores: Mapping[str, float]
+    text: str = ""
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Watch = Callable[[nn.Module], Observation]
 
 
 @dataclass(frozen=True)

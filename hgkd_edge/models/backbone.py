@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hgkd_edge.data.geometry import Geometry
 from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.data.resize import Geometry
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.models.untrusted import bounded, check_args, check_name, not_finite
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, parse_json

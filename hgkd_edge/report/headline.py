@@ -7,10 +7,11 @@ from typing import Any
 from hgkd_edge.comparison.table import Comparison
 from hgkd_edge.distillation.license import license_notes, license_terms
 from hgkd_edge.report.exports import proof_tile
-from hgkd_edge.report.scores import METRICS, evaluation_of, finetuning_of, trained_on
+from hgkd_edge.report.scores import METRICS, finetuning_of, trained_on
 from hgkd_edge.report.speed import fastest_tile
 from hgkd_edge.report.view import Note, Tile, Tone
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import FeatureRecord, FinetuneRecord, ScoreRecord
 from hgkd_edge.tables import percent
 
 __all__ = ["headline", "warnings_of"]
@@ -26,7 +27,7 @@ def headline(run: RunDir, choice: Comparison | None) -> list[Tile]:
     manifest = run.manifest()
     tiles = [
         _task_tile(finetuning_of(run)),
-        _feature_tile(evaluation_of(run)),
+        _feature_tile(run.evaluation()),
         _cosine_tile(manifest.get("result", {}).get("held_out") or {}),
         fastest_tile(choice),
         proof_tile(run),
@@ -49,22 +50,20 @@ def _cosine_tile(held_out: dict[str, Any]) -> Tile | None:
     return Tile("Cosine", f"{held_out['student']:.2f}", about)
 
 
-def _feature_tile(evaluated: dict[str, Any]) -> Tile | None:
-    if "distilled" not in evaluated:
+def _feature_tile(evaluated: ScoreRecord | None) -> Tile | None:
+    if not isinstance(evaluated, FeatureRecord):
         return None
-    distilled, untrained = (evaluated[name]["knn"] for name in ("distilled", "untrained"))
-    about = f"{trained_on(evaluated)}; untrained {percent(untrained)}"
-    return Tile(METRICS["knn"], percent(distilled), about)
+    about = f"{trained_on(evaluated)}; untrained {percent(evaluated.untrained.knn)}"
+    return Tile(METRICS["knn"], percent(evaluated.distilled.knn), about)
 
 
-def _task_tile(finetuned: dict[str, Any]) -> Tile | None:
-    metric = finetuned.get("metric")
-    if metric is None:
+def _task_tile(finetuned: FinetuneRecord | None) -> Tile | None:
+    if finetuned is None or not finetuned.metric:
         return None
-    baseline = finetuned.get("baseline")
-    against = f"; {baseline['name']} {percent(baseline['score'])}" if baseline else ""
+    metric, baseline = finetuned.metric, finetuned.baseline
+    against = f"; {baseline.name} {percent(baseline.score)}" if baseline else ""
     about = f"{trained_on(finetuned)}{against}"
-    return Tile(METRICS.get(metric, metric), percent(finetuned["scores"][metric]), about)
+    return Tile(METRICS.get(metric, metric), percent(finetuned.scores[metric]), about)
 
 
 def _teacher_tile(manifest: dict[str, Any]) -> Tile | None:

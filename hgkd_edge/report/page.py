@@ -117,7 +117,7 @@ def _recipe_section(run: RunDir) -> Section:
 def _write(
     path: Path, title: str, tiles: Sequence[Tile], notes: Sequence[Note], sections: list[Section]
 ) -> Path:
-    style = (files("hgkd_edge") / "templates" / "report.css").read_text(encoding="utf-8")
+    style = (files("hgkd_edge.report") / "templates" / "report.css").read_text(encoding="utf-8")
     missing = [] if can_draw() else [Note(MISSING, tone="")]
     page = _template().render(
         title=title,
@@ -135,7 +135,7 @@ def _write(
 
 def _template() -> Any:
     environment = Environment(
-        loader=PackageLoader("hgkd_edge"),
+        loader=PackageLoader("hgkd_edge.report"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown,

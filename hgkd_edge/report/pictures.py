@@ -99,7 +99,7 @@ def task_pictures(run: RunDir) -> Iterator[Pictures]:
     The confusion matrix is part of the page, so its picture is skipped.
     """
     room, figures = _Room(), []
-    for file in sorted((run.path / "pictures").glob("*.png")):
+    for file in sorted(run.pictures_dir.glob("*.png")):
         if not file.is_file() or file.stem == "confusion":
             continue
         if (figure := _figure(run, file, room, file.stem.replace("-", " "))) is not None:

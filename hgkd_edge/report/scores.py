@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from hgkd_edge.report.pictures import task_pictures
 from hgkd_edge.report.view import MOST_ROWS, Bar, Bars, Block, Cell, Matrix, Note, Section, Table
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import (
+    EvaluationRecord,
+    FeatureRecord,
+    FinetuneRecord,
+    ScoreRecord,
+    TaskRecord,
+)
 from hgkd_edge.tables import percent
 
-__all__ = ["METRICS", "evaluation_of", "finetuning_of", "scores_section", "trained_on"]
+__all__ = ["METRICS", "finetuning_of", "scores_section", "trained_on"]
 
 METRICS = {
     "top1": "Top-1 accuracy",
@@ -31,107 +37,97 @@ _MOST_CLASSES = 24  # of a confusion matrix that is shown whole
 _MOST_CONFUSED = 20  # pairs that are listed instead
 
 
-def finetuning_of(run: RunDir) -> dict[str, Any]:
-    """The record of a fine-tuning with scores; empty where there is none."""
-    file = run.finetune_result_file
-    found = run.read_json(file) if file.is_file() else {}
-    return found if "scores" in found else {}
-
-
-def evaluation_of(run: RunDir) -> dict[str, Any]:
-    """The record of `evaluate`; empty where there is none."""
-    file = run.path / "evaluation.json"
-    return run.read_json(file) if file.is_file() else {}
+def finetuning_of(run: RunDir) -> FinetuneRecord | None:
+    """The record of a fine-tuning with scores; None where there is none."""
+    found = run.finetune_result()
+    return found if found is not None and found.scores else None
 
 
 def scores_section(run: RunDir) -> Section | None:
     """Every score of a run, with intervals and baselines; each once."""
     blocks: list[Block] = []
-    finetuned, evaluated = finetuning_of(run), evaluation_of(run)
+    finetuned, evaluated = finetuning_of(run), run.evaluation()
     training = run.manifest().get("finetune", {}).get("data", {}).get("train", {})
     classes = training.get("classes", ())
-    if "distilled" in evaluated:
+    if isinstance(evaluated, FeatureRecord):
         blocks += _feature_scores(evaluated)
     if finetuned:
         blocks += _task_scores(finetuned, "the fine-tuned model in PyTorch", classes)
-    if "scores" in evaluated and not _is_same(evaluated, finetuned):
-        model = f"{evaluated['model']} in {evaluated['runtime']}"
+    if isinstance(evaluated, EvaluationRecord) and not _is_same(evaluated, finetuned):
+        model = f"{evaluated.model} in {evaluated.runtime}"
         blocks += _task_scores(evaluated, model, classes)
     blocks += task_pictures(run)
     return Section("Scores", blocks) if blocks else None
 
 
-def _is_same(evaluated: Mapping[str, Any], finetuned: Mapping[str, Any]) -> bool:
+def _is_same(evaluated: TaskRecord, finetuned: TaskRecord | None) -> bool:
     """Whether `evaluate` repeats the scores of `finetune`, apart from the paths of pictures."""
-    keys = ("split", "photos", "baseline", "intervals")
-    scores = [
-        {name: value for name, value in each.get("scores", {}).items() if name != "pictures"}
+    if finetuned is None:
+        return False
+    one, other = (
+        (
+            {name: value for name, value in each.scores.items() if name != "pictures"},
+            (each.split, each.photos, each.baseline, each.intervals),
+        )
         for each in (evaluated, finetuned)
-    ]
-    return scores[0] == scores[1] and all(evaluated.get(k) == finetuned.get(k) for k in keys)
+    )
+    return one == other
 
 
-def trained_on(result: Mapping[str, Any]) -> str:
+def trained_on(result: ScoreRecord) -> str:
     """The scored images."""
-    photos = result["photos"]
-    count = photos[result["split"]] if isinstance(photos, dict) else photos
-    return f"{count:,} images of the {result['split']} split"
+    return f"{result.count:,} images of the {result.split} split"
 
 
-def _feature_scores(result: Mapping[str, Any]) -> Iterator[Block]:
-    intervals = result.get("intervals", {})
+def _feature_scores(result: FeatureRecord) -> Iterator[Block]:
+    intervals = result.intervals
+    networks = {"distilled": result.distilled, "untrained": result.untrained}
     on = f"frozen features, {trained_on(result)}"
     for key in ("knn", "linear_probe"):
         rows = [
-            _bar(
-                name, result[name][key], intervals.get(name, {}).get(key), main=name == "distilled"
-            )
-            for name in ("distilled", "untrained")
+            _bar(name, scores.to_dict()[key], intervals.get(name, {}).get(key), main=not index)
+            for index, (name, scores) in enumerate(networks.items())
         ]
-        rows.append(
-            _bar("majority class", result["majority"], intervals.get("majority"), main=False)
-        )
+        rows.append(_bar("majority class", result.majority, intervals.get("majority"), main=False))
         yield Bars(METRICS[key], rows, _about(on, result))
     yield from _warnings(result)
 
 
-def _task_scores(result: Mapping[str, Any], model: str, classes: Sequence[str]) -> Iterator[Block]:
-    scores, intervals = result["scores"], result.get("intervals", {})
+def _task_scores(result: TaskRecord, model: str, classes: Sequence[str]) -> Iterator[Block]:
+    intervals = result.intervals
     about = _about(f"{model}, {trained_on(result)}", result)
-    single = {name: value for name, value in scores.items() if isinstance(value, float)}
     rows = [
         _bar(METRICS.get(name, name), value, intervals.get(name))
-        for name, value in list(single.items())[:MOST_ROWS]
+        for name, value in list(result.single.items())[:MOST_ROWS]
     ]
-    if baseline := result.get("baseline"):
-        name = f"baseline: {baseline['name']}"
-        rows.append(_bar(name, baseline["score"], None, main=False))
-    yield Bars(_TASKS.get(result["task"], result["task"]), rows, about)
+    if baseline := result.baseline:
+        rows.append(_bar(f"baseline: {baseline.name}", baseline.score, None, main=False))
+    yield Bars(_TASKS.get(result.task, result.task), rows, about)
     yield from _warnings(result)
-    if per_class := scores.get("per_class", {}):
+    if per_class := result.per_class:
         spread = intervals.get("per_class", {})
         rows = [_bar(name, value, spread.get(name)) for name, value in per_class.items()]
-        unit = _OF_A_CLASS.get(result["task"], "")
+        unit = _OF_A_CLASS.get(result.task, "")
         if len(rows) > _MOST_BARS:
             unit += f"; the {_MOST_BARS} lowest of {len(rows):,} classes"
             rows = sorted(rows, key=lambda bar: bar.share)[:_MOST_BARS]
         yield Bars("By class", rows, unit)
-    if confusion := scores.get("confusion"):
-        yield _confusion(confusion, classes, pixels=result["task"] == "segment")
+    if confusion := result.scores.get("confusion"):
+        yield _confusion(confusion, classes, pixels=result.task == "segment")
 
 
 def _bar(name: str, share: float, interval: Sequence[float] | None, *, main: bool = True) -> Bar:
     return Bar(name, min(1.0, max(0.0, float(share))), percent(share, interval), interval, main)
 
 
-def _about(on: str, result: Mapping[str, Any]) -> str:
-    method = result.get("interval_method")
+def _about(on: str, result: ScoreRecord) -> str:
+    method = result.interval_method
     return f"{on}; line: {method}" if method else on
 
 
-def _warnings(result: Mapping[str, Any]) -> Iterator[Note]:
-    if warnings := result.get("warnings"):
-        yield Note(*warnings[:MOST_ROWS])
+def _warnings(result: ScoreRecord) -> Iterator[Note]:
+    if result.warnings:
+        yield Note(*result.warnings[:MOST_ROWS])
 
 
 def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, pixels: bool) -> Block:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hgkd_edge.report.scores import METRICS, evaluation_of, finetuning_of, trained_on
+from hgkd_edge.report.scores import METRICS, finetuning_of, trained_on
 from hgkd_edge.report.speed import choice_blocks, choice_of
 from hgkd_edge.report.training import PANELS, panel_chart, read_log
 from hgkd_edge.report.view import Bar, Bars, Block, Cell, Charts, Legend, Section, Table, capped
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import FeatureRecord
 from hgkd_edge.tables import percent
 
 __all__ = ["sections_of_several"]
@@ -57,14 +58,15 @@ def _summary(runs: Sequence[RunDir], names: Sequence[str]) -> Table:
 
 
 def _knn(run: RunDir) -> str:
-    evaluated = evaluation_of(run)
-    return percent(evaluated["distilled"]["knn"]) if "distilled" in evaluated else "-"
+    evaluated = run.evaluation()
+    return percent(evaluated.distilled.knn) if isinstance(evaluated, FeatureRecord) else "-"
 
 
 def _task_score(run: RunDir) -> str:
     found = finetuning_of(run)
-    metric = found.get("metric")
-    return f"{METRICS.get(metric, metric)} {percent(found['scores'][metric])}" if metric else "-"
+    if found is None or not found.metric:
+        return "-"
+    return f"{METRICS.get(found.metric, found.metric)} {percent(found.scores[found.metric])}"
 
 
 def _scores(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block]:
@@ -81,17 +83,15 @@ def _scores(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block]:
 
 def _shares(run: RunDir) -> Iterator[tuple[str, str, float, Sequence[float] | None]]:
     """Metric, scored images, score and its interval."""
-    evaluated, finetuned = evaluation_of(run), finetuning_of(run)
-    if "distilled" in evaluated:
-        intervals = evaluated.get("intervals", {}).get("distilled", {})
-        for key, share in evaluated["distilled"].items():
+    evaluated, finetuned = run.evaluation(), finetuning_of(run)
+    if isinstance(evaluated, FeatureRecord):
+        intervals = evaluated.intervals.get("distilled", {})
+        for key, share in evaluated.distilled.to_dict().items():
             yield key, f"frozen features, {trained_on(evaluated)}", share, intervals.get(key)
     if finetuned:
         on = f"fine-tuned, {trained_on(finetuned)}"
-        intervals = finetuned.get("intervals", {})
-        for key, share in finetuned["scores"].items():
-            if isinstance(share, float):
-                yield key, on, share, intervals.get(key)
+        for key, share in finetuned.single.items():
+            yield key, on, share, finetuned.intervals.get(key)
 
 
 def _curves(

@@ -159,7 +159,7 @@ def speed_section(run: RunDir) -> Section | None:
     Raises:
         RunError: `bench.json` is damaged.
     """
-    bench = run.own(run.path / "bench.json")
+    bench = run.own(run.bench_file)
     if not bench.is_file():
         return None
     failed = failed_files(run)

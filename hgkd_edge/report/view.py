@@ -207,6 +207,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
+        """The `id` of the section in the page, which the table of contents links to."""
         return self.title.lower().replace(" ", "-")
 
 

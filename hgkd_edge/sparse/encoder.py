@@ -184,7 +184,7 @@ def sparsify(model: nn.Module, backend: str = "tiles", *, check: bool = True) ->
         ConversionError: An unknown backend, a model that is not a feature network, or a module
             that cannot run on visible sites only, named by its path.
 
-    Example:
+    Examples:
         >>> import timm, torch
         >>> model = timm.create_model("resnet18", features_only=True)
         >>> encoder = sparsify(model)

@@ -13,19 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from exporters.bake import Suppression
 from hgkd_edge.data.depth import decode_rgb
-from hgkd_edge.data.geometry import Geometry, Placement
-from hgkd_edge.data.images import open_image, read_image_file, turn_of
+from hgkd_edge.data.images import open_image, read_image_file
+from hgkd_edge.data.orientation import turn_of
+from hgkd_edge.data.resize import Geometry, Placement
 from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.tasks.suppression import THRESHOLD, select_boxes
 
 __all__ = [
     "GEOMETRY",
-    "SUPPRESSION",
-    "THRESHOLD",
     "Detection",
     "Label",
-    "box_iou",
     "decide",
     "load_photo",
     "rank_classes",
@@ -34,7 +32,6 @@ __all__ = [
     "read_detect",
     "read_detections",
     "read_segment",
-    "select_boxes",
 ]
 
 GEOMETRY: dict[str, Geometry] = {
@@ -42,10 +39,7 @@ GEOMETRY: dict[str, Geometry] = {
     "segment": "letterbox",
     "detect": "letterbox",
 }
-SUPPRESSION = Suppression(threshold=0.4, overlap=0.6, candidates=1000, limit=100)
 """What counts as an object: the rule of `predict` and of suppression inside an exported file."""
-
-THRESHOLD = SUPPRESSION.threshold
 
 
 class Label(NamedTuple):
@@ -187,48 +181,3 @@ def read_detections(
         Detection(classes[int(row[6])], float(row[5]), tuple(box.tolist()))
         for row, box in zip(rows, placement.to_original(rows[:, 1:5]), strict=True)
     ]
-
-
-def select_boxes(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    *,
-    threshold: float = THRESHOLD,
-    limit: int = SUPPRESSION.limit,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Non-maximum suppression, class by class, with the parameters of `SUPPRESSION`.
-
-    Args:
-        boxes: float [A, 4], x1, y1, x2, y2.
-        scores: float [A, K].
-        threshold: Lowest score to consider.
-        limit: Largest number of boxes returned.
-
-    Returns:
-        Boxes [m, 4], their classes int [m] and scores [m], best first.
-    """
-    rows, labels = np.nonzero(scores > threshold)
-    order = np.argsort(-scores[rows, labels], kind="stable")[: SUPPRESSION.candidates]
-    rows, labels = rows[order], labels[order]
-    candidates, alive = boxes[rows], np.ones(len(rows), bool)
-    kept: list[int] = []
-    for i in range(len(rows)):
-        if not alive[i]:
-            continue
-        kept.append(i)
-        if len(kept) == limit:
-            break
-        rivals = labels == labels[i]
-        alive[rivals] &= (
-            box_iou(candidates[i : i + 1], candidates[rivals])[0] <= SUPPRESSION.overlap
-        )
-    return candidates[kept], labels[kept], scores[rows, labels][kept]
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes [m, 4] and [n, 4], float [m, n]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = np.clip(high - low, 0, None).prod(axis=2)  # [m, n]
-    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b))
-    return common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-9)

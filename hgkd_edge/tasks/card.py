@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from hgkd_edge.console import printable
-from hgkd_edge.data.geometry import Geometry
+from hgkd_edge.data.resize import Geometry
+from hgkd_edge.score_records import FinetuneRecord
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 
@@ -20,7 +20,7 @@ GEOMETRIES: dict[Geometry, str] = {
 
 
 def model_card(
-    card: ModelCard, config: FinetuneConfig, result: dict[str, Any], *, photos: int
+    card: ModelCard, config: FinetuneConfig, result: FinetuneRecord, *, photos: int
 ) -> str:
     """Markdown: task, classes, preprocessing, training, scores.
 
@@ -57,18 +57,15 @@ def model_card(
     return "\n".join(lines)
 
 
-def _scores(result: dict[str, Any]) -> list[str]:
-    scores = result.get("scores")
-    if scores is None:
+def _scores(result: FinetuneRecord) -> list[str]:
+    if not result.scores:
         return ["No images were held out, so there are no scores."]
-    lines = [f"## Scores on the {result['photos']} images of the `{result['split']}` split", ""]
-    intervals = result.get("intervals", {})
+    lines = [f"## Scores on the {result.photos} images of the `{result.split}` split", ""]
     lines += [
-        f"- {name}: {value:.4f}" + _interval(intervals.get(name))
-        for name, value in scores.items()
-        if isinstance(value, float)
+        f"- {name}: {value:.4f}" + _interval(result.intervals.get(name))
+        for name, value in result.single.items()
     ]
-    if classes := scores.get("per_class"):
+    if classes := result.per_class:
         lines += ["", "| class | score |", "|---|---:|"]
         lines += [f"| {_plain(name)} | {value:.4f} |" for name, value in classes.items()]
     return lines

@@ -181,7 +181,7 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
         "epochs": max(1, recorded.train.epochs // 5),
         "lr": recorded.train.lr / 10,
         "warmup_epochs": 0,
-        "ema": 0,  # an average of rounded weights is not rounded
+        "ema": 0,
     }
     chosen = parse_settings(FinetuneConfig, raw, overrides, name="finetune")
     if (chosen.task, chosen.init) != (recorded.task, recorded.init):

@@ -15,7 +15,7 @@ from hgkd_edge.data.annotations import open_boxes
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Detector
-from hgkd_edge.tasks.answers import THRESHOLD, Detection, box_iou, select_boxes
+from hgkd_edge.tasks.answers import Detection
 from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import FinetuneConfig
@@ -28,6 +28,7 @@ from hgkd_edge.tasks.dense import (
     to_photo,
 )
 from hgkd_edge.tasks.pictures import draw_boxes, side_by_side
+from hgkd_edge.tasks.suppression import THRESHOLD, box_iou, select_boxes
 
 __all__ = ["ObjectDetection"]
 

@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import yaml
 
-from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.images import open_image
 from hgkd_edge.data.names import readable
+from hgkd_edge.data.orientation import turn_of
 from hgkd_edge.errors import DataError
 from hgkd_edge.files import atomic_write
 from hgkd_edge.parsing import brief

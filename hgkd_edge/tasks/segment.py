@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgkd_edge.data.annotations import open_masks
-from hgkd_edge.data.geometry import IGNORED
+from hgkd_edge.data.resize import IGNORED
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Segmenter

@@ -20,7 +20,8 @@ from hgkd_edge.rundir import write_json
 from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
 from hgkd_edge.task_model import TaskModel, open_task_model
-from hgkd_edge.tasks import answers, pictures
+from hgkd_edge.tasks import pictures
+from hgkd_edge.tasks.suppression import THRESHOLD
 from hgkd_edge.video.decoding import Frame, Opened, open_source
 from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
 from hgkd_edge.video.queue import ReadAhead
@@ -43,7 +44,7 @@ class Options:
         patience: Seconds to wait for a broken live source.
     """
 
-    threshold: float = answers.THRESHOLD
+    threshold: float = THRESHOLD
     trust_engine: bool = False
     limit: int | None = None
     annotate: bool = True

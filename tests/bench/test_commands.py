@@ -187,7 +187,7 @@ def test_the_torch_runner_measures_the_runs_module_next_to_its_export(
         asked.append(folder)
         return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU())
 
-    monkeypatch.setattr("hgkd_edge.cli.bench._load_torch", load)
+    monkeypatch.setattr("hgkd_edge.api.measuring._load_torch", load)
 
     invoke(
         bench, str(run), "--runner", "ort-cpu,torch", "--duration", "0.1",

@@ -14,6 +14,7 @@ import pytest
 
 from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_record import ExportRecord
 from hgkd_edge.finetune import finetune
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.config import resolve
@@ -33,7 +34,7 @@ class Deployed(NamedTuple):
     """A run and the record of its export."""
 
     run: RunDir
-    result: dict[str, Any]
+    result: ExportRecord
 
     def folder(self, bundle: str) -> Path:
         return self.run.export_dir / bundle

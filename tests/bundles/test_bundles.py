@@ -32,7 +32,7 @@ NOT_RUN = {
 
 
 def source_of(made: Deployed) -> BundleSource:
-    onnx = Path(made.result["onnx"]["path"])
+    onnx = Path(made.result.onnx.path)
     subject = load_exportable(made.run)
     return BundleSource(made.run, subject, onnx, onnx, "fp32", ExportOptions(frame=(96, 128)))
 
@@ -54,7 +54,7 @@ def test_every_file_of_a_bundle_is_in_the_manifest(
     artifacts = made.run.manifest()["artifacts"]
 
     record = json.loads(made.run.export_file.read_text())
-    assert record["bundles"] == made.result["bundles"]
+    assert record["bundles"] == [bundle.to_dict() for bundle in made.result.bundles]
     for bundle in record["bundles"]:
         folder = Path(bundle["path"])
         found = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
@@ -68,13 +68,13 @@ def test_every_file_of_a_bundle_is_in_the_manifest(
 def test_every_readme_has_three_commands_the_license_and_what_was_not_run(
     task: str, deployed: Callable[[str], Deployed]
 ) -> None:
-    for bundle in deployed(task).result["bundles"]:
-        text = (Path(bundle["path"]) / "README.md").read_text()
+    for bundle in deployed(task).result.bundles:
+        text = (Path(bundle.path) / "README.md").read_text()
 
         commands = text.partition("```bash\n")[2].partition("```")[0].strip().splitlines()
-        assert len(commands) == 3, bundle["bundle"]
+        assert len(commands) == 3, bundle.bundle
         assert "cc-by-nc-4.0, which forbids commercial use" in text
-        assert NOT_RUN[bundle["bundle"]] in text
+        assert NOT_RUN[bundle.bundle] in text
         assert "{" + "{" not in text
         assert "\n\n\n\n" not in text
 

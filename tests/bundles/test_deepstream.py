@@ -17,7 +17,8 @@ from hgkd_edge.bundles import require_bundle
 from hgkd_edge.bundles.deepstream import _within_frame, read_as_nvinfer
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
-from hgkd_edge.tasks.answers import box_iou, decide
+from hgkd_edge.tasks.answers import decide
+from hgkd_edge.tasks.suppression import box_iou
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import FRAME, TASKS, real_images
 
@@ -75,7 +76,7 @@ def test_labels_are_listed_as_nvinfer_reads_them(
 
     # NVIDIA's reader cuts every line at each `;`: a line is an output of a classifier, or a class.
     names = [line.split(";") for line in lines]
-    classes = deployed(task).run.finetune_result()["scores"].get("per_class", {})
+    classes = deployed(task).run.finetune_result().per_class
     if task == "classify":
         assert len(names) == 1
         assert set(classes) <= set(names[0])
@@ -91,7 +92,7 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
     made = deployed(task)
     folder = made.folder("deepstream")
     keys = configuration(folder)["property"]
-    plain = runtimes.open(Path(made.result["onnx"]["path"])).run
+    plain = runtimes.open(Path(made.result.onnx.path)).run
     predict_settings = made.folder("predict")
     for file in real_images(task, photos)[:3]:
         frame = Image.open(file).convert("RGB").resize((FRAME[1], FRAME[0]))
@@ -114,7 +115,7 @@ def test_a_frame_given_and_read_as_nvinfer_does_has_the_answers_of_the_plain_net
 
 def _ours(folder: Path, frame: Image.Image) -> tuple[np.ndarray, tuple[int, int], int]:
     """The plain network's input, the frame's area on it, and how many classes there are."""
-    from hgkd_edge.data.geometry import place
+    from hgkd_edge.data.resize import place
     from hgkd_edge.task_model import open_task_model
 
     served = open_task_model(folder / "model.onnx")

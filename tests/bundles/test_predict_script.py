@@ -17,8 +17,8 @@ from exporters.onnx_info import onnx_info
 from hgkd_edge.bundles import BundleSource, device, make_bundle
 from hgkd_edge.bundles.triton import model_config
 from hgkd_edge.data.input_spec import PREFIX
-from hgkd_edge.export import POSTPROCESSING
 from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_plan import POSTPROCESSING
 from hgkd_edge.exportable import load_exportable
 from hgkd_edge.predict import predict
 from hgkd_edge.tasks.answers import load_photo
@@ -67,7 +67,7 @@ def test_the_script_answers_with_processing_inside_the_file_too(
     tmp_path: Path,
 ) -> None:
     made, folder = deployed(task), tmp_path / "predict"
-    plain, baked = Path(made.result["onnx"]["path"]), tmp_path / "net.baked.onnx"
+    plain, baked = Path(made.result.onnx.path), tmp_path / "net.baked.onnx"
     subject = load_exportable(made.run)
     taken = subject.input
     inside = Preprocessing(mean=taken.mean, std=taken.std, geometry=taken.geometry)

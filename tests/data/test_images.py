@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hgkd_edge.data.geometry import cover
-from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.images import open_image
+from hgkd_edge.data.orientation import turn_of
+from hgkd_edge.data.resize import cover
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.recipe import DataConfig

@@ -21,8 +21,8 @@ from exporters.onnx_export import export_onnx
 from exporters.runtimes.ort import OrtSession
 from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.augment import center_view, normalize
-from hgkd_edge.data.geometry import Geometry, cover
 from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.data.resize import Geometry, cover
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.tasks.answers import load_photo

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hgkd_edge.data.decode import memory_bytes, read_ahead
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgkd_edge.data.geometry import cover, letterbox
-from hgkd_edge.data.images import Turn
+from hgkd_edge.data.orientation import Turn
+from hgkd_edge.data.resize import cover, letterbox
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.recipe import DataConfig
 from hgkd_edge.survey import draw_survey, survey

@@ -15,6 +15,7 @@ import pytest
 from exporters.errors import MissingPackageError
 from hgkd_edge.bench import records
 from hgkd_edge.data.input_spec import InputSpec
+from hgkd_edge.recipe import load_recipe
 from reference import bench_json, cli, errors, tables
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,28 @@ def test_every_page_of_docs_is_in_the_navigation() -> None:
     assert missing == []
 
 
+def test_every_extra_is_explained() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = text[text.index("[project.optional-dependencies]") : text.index("[project.scripts]")]
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+    extras = set(re.findall(r"^([\w-]+) = \[", table, flags=re.MULTILINE)) - {"dev"}
+
+    assert len(extras) > 7
+    assert [extra for extra in sorted(extras) if f"`{extra}`" not in page] == []
+
+
+def test_the_lowest_versions_are_those_of_the_package() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+
+    stated = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, flags=re.MULTILINE)
+
+    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
+    assert {name for name, _ in stated} >= set(re.findall(r'"([\w-]+)>=', base))
+    assert [f"{name}>={low}" for name, low in stated if f'"{name}>={low}"' not in text] == []
+
+
 def test_every_command_and_option_is_in_the_reference() -> None:
     page = cli.page()
 
@@ -111,6 +134,17 @@ def test_the_reference_lists_exactly_the_metadata_that_export_writes(tmp_path: P
     baked = set(re.findall(r'metadata\[f"{prefix}(\w+)"\]', source))
     keys = {key.removeprefix("hgkd_edge.") for key in written}
     assert keys | baked == {*tables.METADATA, *tables.INPUT}
+
+
+def test_the_recipe_of_the_tutorial_is_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tutorial-photos.md").read_text(encoding="utf-8")
+    written = page[page.index("```yaml\n") + len("```yaml\n") :]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(written[: written.index("```")], encoding="utf-8")
+
+    recipe = load_recipe(path)
+
+    assert (recipe.teacher.cache, recipe.train.epochs, recipe.data.image_size) == (4, 32, 128)
 
 
 def test_every_error_that_the_docs_quote_is_one_that_the_source_raises() -> None:

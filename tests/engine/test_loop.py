@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
-from hgkd_edge.engine.loop import _batch_size
+from hgkd_edge.engine.batches import global_batch
 from hgkd_edge.errors import RecipeError, RunError, TrainingError
 from tests.engine.helpers import Classify, config, losses, place, run, tiny_source
 
@@ -103,7 +103,7 @@ def test_the_batch_error_names_the_setting_and_what_fits(
     photos: int, world: int, expected: str
 ) -> None:
     with pytest.raises(RecipeError, match=expected):
-        _batch_size(config(batch_size=256), photos, world, key="mine.batch_size")
+        global_batch(config(batch_size=256), photos, world, key="mine.batch_size")
 
 
 def test_lamb_itself_clips_no_gradient(source: ImageSource, tmp_path: Path) -> None:

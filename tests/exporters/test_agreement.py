@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from exporters.agreement import TOLERANCES, Comparison
+from exporters.agreement import Comparison
+from exporters.tolerances import TOLERANCES
 
 
 def compare(wanted, got, precision="int8"):

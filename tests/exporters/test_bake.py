@@ -13,7 +13,7 @@ from exporters.onnx_info import onnx_info
 from exporters.runtimes.ort import OrtSession
 from exporters.runtimes.session import in_batches
 from exporters.trt_build import available, build_engine
-from hgkd_edge.tasks.answers import SUPPRESSION, select_boxes
+from hgkd_edge.tasks.suppression import SUPPRESSION, select_boxes
 
 from .conftest import SIZE
 

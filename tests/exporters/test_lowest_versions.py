@@ -1,4 +1,7 @@
-"""The ONNX tests again, with the lowest versions of onnx and onnxruntime that pip may install."""
+"""The base install: its lowest versions, on JetPack 6, and its files on JetPack 5.
+
+Packages are installed into a folder of their own, in front of the path.
+"""
 
 from __future__ import annotations
 
@@ -7,63 +10,156 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
+from .conftest import Exported, photo_like
+
 ROOT = Path(__file__).parents[2]
-AGAIN = ("tests/exporters/test_network_files.py", "tests/exporters/test_foreign_onnx.py")
+# Fast tests of what the base install does: none of them needs torch.
+AGAIN = (
+    *(f"tests/exporters/test_{part}.py" for part in ("network_files", "foreign_onnx", "agreement")),
+    "tests/bench/test_commands.py::test_wrong_options_are_refused_in_one_line",
+    "tests/bench/test_commands.py::test_devices_lists_boards_and_what_runs_here",
+    *(f"tests/test_{part}.py" for part in ("recipe", "console")),
+)
 # onnxruntime of that time was compiled for numpy 1.
 OF_THEIR_TIME = "numpy<2"
 UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolution|ConnectTimeout|Network is unreachable|dns error|tcp connect"
 )
+# JetPack 6 is Ubuntu 22.04: Python 3.10, glibc 2.35.
+JETPACK6_GLIBC = range(17, 36)
+# JetPack 5's Python 3.8 gets no onnxruntime for a GPU later than this one.
+JETPACK5 = "onnxruntime==1.15.*"
+RUN = """
+import sys, numpy, onnxruntime
+images = numpy.load(sys.argv[1])
+for file in sys.argv[2:]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: images})
+    numpy.save(file + ".npy", outputs[0])
+print(onnxruntime.__version__)
+"""
 
 
-def lowest(package: str) -> str:
-    """The lowest version that `pyproject.toml` allows."""
-    found = re.search(rf'"{package}>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-    assert found, f"pyproject.toml states no lowest {package}"
-    return found[1]
+def base_requirements() -> dict[str, str]:
+    """Package of the base install -> the lowest version that `pyproject.toml` allows."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', base))
 
 
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both packages in their lowest version, to put in front of the path."""
-    folder = tmp_path_factory.mktemp("lowest")
-    wanted = [f"{package}=={lowest(package)}.*" for package in ("onnx", "onnxruntime")]
+def installed(folder: Path, *wanted: str) -> Path:
+    """Put packages into a folder; skips where there is no network or no wheel for this Python."""
     pip = ["uv", "pip"] if shutil.which("uv") else [sys.executable, "-m", "pip"]
     options = ["--quiet", "--only-binary", ":all:", "--target", str(folder)]
-    done = subprocess.run(
-        [*pip, "install", *options, *wanted, OF_THEIR_TIME], capture_output=True, text=True
-    )
-    if done.returncode and UNREACHABLE.search(done.stderr):
-        pytest.skip("no network to install the lowest onnx and onnxruntime from")
-    if done.returncode and sys.version_info >= (3, 13) and "No matching" in done.stderr:
-        pytest.skip("the lowest onnx and onnxruntime have no wheels for this Python")
-    assert done.returncode == 0, done.stderr
+    require([*pip, "install", *options, *wanted])
     return folder
 
 
-@pytest.mark.slow
-def test_the_onnx_tests_pass_with_the_lowest_allowed_versions(packages: Path) -> None:
-    path = os.pathsep.join([str(packages), str(ROOT)])
-    version = "import onnx, onnxruntime as r; print(onnx.__version__, r.__version__)"
-    commands = (["-c", version], ["-m", "pytest", "-q", "-p", "no:cacheprovider", *AGAIN])
+def require(command: list[str]) -> None:
+    """Run an installer; skips where it cannot work."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode and UNREACHABLE.search(done.stderr):
+        pytest.skip("no network to install packages from")
+    if done.returncode and sys.version_info >= (3, 12) and "No matching" in done.stderr:
+        pytest.skip("these versions have no wheels for this Python")
+    assert done.returncode == 0, done.stderr
 
-    found, tests = (
-        subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
-        for command in commands
+
+def run_with(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the packages of a folder in front of all others."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
 
-    for version, package in zip(found.stdout.split(), ("onnx", "onnxruntime"), strict=True):
-        assert version.startswith(lowest(package))
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_base_install_works_with_the_lowest_allowed_versions(tmp_path: Path) -> None:
+    lowest = base_requirements()
+    packages = installed(tmp_path, *(f"{name}=={version}.*" for name, version in lowest.items()))
+
+    names = (
+        "from importlib.metadata import version; print(*map(version, __import__('sys').argv[1:]))"
+    )
+    found = run_with(packages, "-c", names, *lowest)
+    tests = run_with(packages, "-m", "pytest", "-q", "-p", "no:cacheprovider", *AGAIN)
+
+    assert len(lowest) > 8
+    for version, wanted in zip(found.stdout.split(), lowest.values(), strict=True):
+        assert f"{version}.".startswith(f"{wanted}.")
     assert tests.returncode == 0, tests.stdout[-3000:]
     assert " passed" in tests.stdout
-    assert "skipped" not in tests.stdout
+
+
+def test_the_base_install_resolves_to_wheels_for_jetpack_6(tmp_path: Path) -> None:
+    python = ["--python-version", "3.10", "--only-binary", ":all:", "--quiet"]
+    if shutil.which("uv"):
+        platform = ["--python-platform", "aarch64-manylinux_2_35"]
+        command = ["uv", "pip", "compile", "pyproject.toml", *platform, *python]
+    else:
+        glibc = (f"--platform=manylinux_2_{minor}_aarch64" for minor in JETPACK6_GLIBC)
+        wanted = (f"{name}>={version}" for name, version in base_requirements().items())
+        into = ["--dry-run", "--ignore-installed", "--target", str(tmp_path)]
+        command = [sys.executable, "-m", "pip", "install", *into, *glibc, *python, *wanted]
+
+    require(command)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_exported_files_run_on_the_onnxruntime_of_jetpack_5(
+    exported: Callable[[str], Exported], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    packages = installed(tmp_path_factory.mktemp("jetpack5"), JETPACK5, OF_THEIR_TIME)
+    folder = tmp_path_factory.mktemp("files")
+    images = photo_like(8, seed=3)
+    np.save(folder / "images.npy", images)
+    files = _files(exported("mobilenetv3_small_100").path, folder)
+
+    done = run_with(packages, "-c", RUN, str(folder / "images.npy"), *map(str, files))
+
+    assert done.stdout.startswith("1.15"), done.stderr[-2000:]
+    assert len(files) == 5
+    for file in files:
+        model = onnx.load(file)
+        assert model.ir_version <= 8
+        assert {entry.domain: entry.version for entry in model.opset_import}[""] <= 17
+        _agree(file, images, np.load(f"{file}.npy"))
+
+
+def _files(source: Path, folder: Path) -> list[Path]:
+    """The fp32 file, and those that export makes from it."""
+    from exporters.bake import bake
+    from exporters.fp16 import convert_fp16
+    from exporters.quantize import FLAVORS, quantize_int8
+
+    calibration = photo_like(16, seed=7)
+    half, baked = (folder / f"{source.stem}.{kind}.onnx" for kind in ("fp16", "baked"))
+    convert_fp16(source, half, images=calibration)
+    bake(source, baked, postprocessing="softmax")
+    small = [folder / f"{source.stem}.int8-{flavor}.onnx" for flavor in FLAVORS]
+    for flavor, path in zip(FLAVORS, small, strict=True):
+        quantize_int8(source, path, images=calibration, flavor=flavor)
+    return [source, half, baked, *small]
+
+
+def _agree(file: Path, images: np.ndarray, got: np.ndarray) -> None:
+    """The old runtime's outputs point where the installed one's do."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    wanted = session.run(None, {session.get_inputs()[0].name: images})[0]
+    cosines = (wanted * got).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(got, axis=1)
+    assert cosines.min() > 0.99, f"{file.name}: {cosines.min()}"

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from hgkd_edge.distill import distill
+from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import RecipeError, RunError
 from hgkd_edge.models.backbone import (

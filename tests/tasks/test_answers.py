@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
-from hgkd_edge.data.geometry import PAD, letterbox, place
+from hgkd_edge.data.resize import PAD, letterbox, place
 from hgkd_edge.errors import DataError
-from hgkd_edge.tasks import answers
+from hgkd_edge.tasks import answers, suppression
 from hgkd_edge.tasks.pictures import draw_boxes, draw_labels, draw_segments, side_by_side
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -88,7 +88,7 @@ def test_suppression_keeps_the_same_boxes_as_torchvision(seed: int) -> None:
     boxes = np.concatenate([corner, corner + random.uniform(5, 40, (300, 2))], 1).astype(np.float32)
     scores = random.uniform(0, 1, (300, 3)).astype(np.float32)
 
-    found, labels, kept = answers.select_boxes(boxes, scores, threshold=0.7, limit=1000)
+    found, labels, kept = suppression.select_boxes(boxes, scores, threshold=0.7, limit=1000)
 
     rows, columns = np.nonzero(scores > 0.7)
     flat = torch.from_numpy(scores[rows, columns])
@@ -100,7 +100,7 @@ def test_suppression_keeps_the_same_boxes_as_torchvision(seed: int) -> None:
     np.testing.assert_array_equal(found, boxes[rows][expected.numpy()])
     np.testing.assert_array_equal(labels, columns[expected.numpy()])
     torch.testing.assert_close(
-        torch.from_numpy(answers.box_iou(found, boxes)),
+        torch.from_numpy(suppression.box_iou(found, boxes)),
         box_iou(torch.from_numpy(found), torch.from_numpy(boxes)),
     )
 

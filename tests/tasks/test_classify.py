@@ -27,6 +27,7 @@ from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, 
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.rundir import RunDir, file_sha256
+from hgkd_edge.score_records import TaskRecord
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification, ClassifyTraining
@@ -55,7 +56,7 @@ def test_a_few_epochs_beat_the_majority_class_and_the_loss_falls(run: RunDir) ->
 
     losses = [json.loads(line)["loss"] for line in (run.path / "finetune.jsonl").open()]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
-    assert result["scores"]["top1"] > 0.25, "the majority class is 14 %"
+    assert result.scores["top1"] > 0.25, "the majority class is 14 %"
 
 
 def test_the_model_file_is_a_plain_timm_classifier(run: RunDir) -> None:
@@ -68,7 +69,7 @@ def test_the_model_file_is_a_plain_timm_classifier(run: RunDir) -> None:
 def test_a_loaded_model_scores_what_was_reported(run: RunDir) -> None:
 
     config = configure(run, "train.epochs=1", "label_share=0.2")
-    reported = finetune(config, run)["scores"]
+    reported = finetune(config, run).scores
 
     network, card = load_model(run.model_file)
     task = Classification()
@@ -86,8 +87,8 @@ def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
     card = run.card_file.read_text()
     assert "dress, hat, longsleeve" in card
     assert "32 x 32 px" in card
-    low, high = result["intervals"]["top1"]
-    assert f"top1: {result['scores']['top1']:.4f} (95 % interval {low:.4f} to {high:.4f})" in card
+    low, high = result.intervals["top1"]
+    assert f"top1: {result.scores['top1']:.4f} (95 % interval {low:.4f} to {high:.4f})" in card
     with Image.open(run.path / "pictures" / "confusion.png") as picture:
         assert min(picture.size) > 300
 
@@ -203,14 +204,15 @@ def test_scores_carry_intervals_and_a_baseline(run: RunDir) -> None:
     scores = Classification().judge(
         [Answers(torch.empty(0), test.labels, {"logits": always})], card
     )
-    result = {"task": "classify", "metric": "top1", "photos": len(test), "scores": scores}
+    found = TaskRecord(task="classify", metric="top1", photos=len(test), scores=scores)
 
-    found = weigh(result, splits["train"], test)
+    weigh(found, splits["train"], test)
 
-    assert found["baseline"] == {"name": "majority class", "score": pytest.approx(scores["top1"])}
-    assert found["intervals"]["top1"] == wilson(scores["top1"], 372)
-    assert len(found["intervals"]["per_class"]) == 10
-    (warning,) = found["warnings"]
+    assert found.baseline.name == "majority class"
+    assert found.baseline.score == pytest.approx(scores["top1"])
+    assert found.intervals["top1"] == wilson(scores["top1"], 372)
+    assert len(found.intervals["per_class"]) == 10
+    (warning,) = found.warnings
     assert "is not better than the baseline: majority class, 14.0 %" in warning
 
 
@@ -221,14 +223,16 @@ def test_classes_that_training_never_saw_are_named_with_the_score(run: RunDir) -
     lacking = train.subset((train.labels != 1).nonzero().flatten())
     right = np.eye(10, dtype=np.float32)[test.labels.numpy()]
     scores = Classification().judge([Answers(torch.empty(0), test.labels, {"logits": right})], card)
-    result = {"task": "classify", "metric": "top1", "photos": len(test), "scores": scores}
+    result = TaskRecord(task="classify", metric="top1", photos=len(test), scores=scores)
 
-    (warning,) = weigh(result, lacking, test)["warnings"]
+    weigh(result, lacking, test)
 
+    (warning,) = result.warnings
     count = int((test.labels == 1).sum())
     assert f"{count} of 372 images are of classes without a training image" in warning
     assert test.classes[1] in warning
-    assert weigh(result, train, test)["warnings"] == []
+    weigh(result, train, test)
+    assert result.warnings == []
 
 
 def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_skipped() -> None:
@@ -369,14 +373,14 @@ def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos:
 
     result = finetune(config, run)
 
-    assert "scores" not in result  # images without labels are no held-out split
+    assert not result.scores  # images without labels are no held-out split
     with pytest.raises(DataError, match="no labeled images were kept from training"):
         evaluate_model(run)
     with pytest.raises(DataError, match="split 'test' cannot be scored"):
         evaluate_model(run, split="test")
     with pytest.raises(DataError, match="split 'val' holds no images"):
         evaluate_model(run, split="val")
-    assert evaluate_model(run, split="train")["photos"] == 48
+    assert evaluate_model(run, split="train").photos == 48
 
 
 def test_a_model_of_another_input_is_not_scored(run: RunDir, tmp_path: Path) -> None:
@@ -402,7 +406,7 @@ def test_evaluate_gives_the_same_scores_whichever_runtime_serves(
     ours = evaluate_model(run)
     theirs = evaluate_model(run, model=onnx_file)
 
-    assert (ours["runtime"], theirs["runtime"]) == ("PyTorch", "ONNX Runtime")
-    assert ours["scores"]["confusion"] == theirs["scores"]["confusion"]
+    assert (ours.runtime, theirs.runtime) == ("PyTorch", "ONNX Runtime")
+    assert ours.scores["confusion"] == theirs.scores["confusion"]
     with pytest.raises(DataError, match="no split 'val'"):
         evaluate_model(run, split="val")

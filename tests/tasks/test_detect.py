@@ -50,7 +50,7 @@ def test_a_few_dozen_steps_find_cells_and_onnx_scores_the_same(run: RunDir) -> N
 
     result = finetune(config, run)
 
-    losses, scores = logged(run), result["scores"]
+    losses, scores = logged(run), result.scores
     assert len(losses) == 40
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
     assert scores["map50"] > 0.1, "without boxes it is 0"

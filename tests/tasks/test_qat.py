@@ -57,13 +57,13 @@ def test_a_quantization_aware_run_exports_int8_files_of_the_score_that_training_
     origin = made.manifest()["quantization_aware"]
     assert origin["model_sha256"] == file_sha256(tuned.model_file)
     assert origin["library"].startswith("nvidia-modelopt ")
-    assert len(card.input_ranges) == exported["calibration"]["learned_inputs"] > 0
+    assert len(card.input_ranges) == exported.calibration["learned_inputs"] > 0
     assert weights(made).keys() == weights(tuned).keys(), "a plain timm classifier"
     score = load_exportable(made).score
-    files = [file["path"] for file in exported["files"] if file["precision"] == "int8"]
+    files = [file.path for file in exported.files if file.precision == "int8"]
     assert [Path(file).suffix for file in files] == [".onnx", ".onnx", ".xml"]
     for file in files:
-        assert score(runtimes.open(file).run) == pytest.approx(100 * result["int8_score"], abs=3)
+        assert score(runtimes.open(file).run) == pytest.approx(100 * result.int8_score, abs=3)
 
 
 @needs_modelopt

@@ -69,14 +69,14 @@ def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: Run
 
     result = finetune(config, run)
 
-    losses, scores = logged(run), result["scores"]
+    losses, scores = logged(run), result.scores
     assert len(losses) == 48
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
     confusion = np.array(scores["confusion"])
     all_background = confusion[0].sum() / confusion.sum() / 2
     assert scores["miou"] > all_background + 0.1
     assert scores["per_class"]["foreground"] > 0.2
-    assert result["photos"] == 8
+    assert result.photos == 8
     check_onnx_scores_the_same(run, config, scores)
     assert len(scores["pictures"]) == 8
     with Image.open(run.path / "pictures" / "segment-worst-1.png") as picture:
@@ -215,8 +215,8 @@ def test_codes_of_the_training_masks_hold_for_resume_and_evaluation(
     assert "255 is a class: the codes are evenly spaced gray levels" in printed
     classes = ["background", "class 128", "class 255"]
     assert run.manifest()["finetune"]["data"]["train"]["classes"] == classes
-    assert result["scores"]["per_class"].keys() >= {"background", "class 255"}
-    assert result["scores"]["ignored_pixels"] == 0
+    assert result.scores["per_class"].keys() >= {"background", "class 255"}
+    assert result.scores["ignored_pixels"] == 0
 
 
 def test_a_fine_tuning_of_before_codes_were_recorded_keeps_its_classes(run: RunDir) -> None:
@@ -236,10 +236,10 @@ def test_the_share_of_ignored_pixels_is_in_the_scores(run: RunDir, tmp_path: Pat
     options = ["data.image_size=64", "train.epochs=1", "train.batch_size=4"]
     config = settings.resolve(run, "segment", data, "distilled", [*QUICK, *options])
 
-    scores = finetune(config, run)["scores"]
+    scores = finetune(config, run).scores
 
     assert scores["ignored_pixels"] == pytest.approx(1 / 8)
-    assert evaluate_model(run)["scores"]["ignored_pixels"] == pytest.approx(1 / 8)
+    assert evaluate_model(run).scores["ignored_pixels"] == pytest.approx(1 / 8)
     assert "ignored_pixels: 0.125" in run.card_file.read_text()
 
 

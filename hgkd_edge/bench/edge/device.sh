@@ -127,7 +127,7 @@ serve() {
     trap 'leave keep' HUP TERM
     [ "$2" = yes ] || rm -rf "$home"
     mkdir -p "$home" && cd "$home" || exit 1
-    rm -f go power
+    rm -f go power ended
     : | send ready
     reply=
     until [ -n "$reply" ]; do heard "$silence" || leave keep; done
@@ -139,6 +139,8 @@ serve() {
             go) : >go ;;
             bye) leave ;;
         esac
+        # A work that was killed reports nothing.
+        kill -0 "$work" 2>/dev/null || [ -e ended ] || leave keep
     done
     leave keep
 }
@@ -199,14 +201,14 @@ build() { # NAME ENGINE: unless a finished one of the same arguments is there
 
 telemetry() { # into `power`: a line ten times a second until the work ends
     if command -v tegrastats >/dev/null; then
-        tegrastats --interval 100 2>/dev/null &
+        tegrastats --interval 100 2>/dev/null | stamp >>power &
         sleep "$idle"
     fi
-    overcurrent
-    echo started
+    { overcurrent; echo started; } | stamp >>power
 }
 
 work() {
+    trap ': >ended' EXIT
     while IFS=' ' read -r kind name result; do
         case $kind in
             build) build "$name" "$result" ;;
@@ -217,8 +219,7 @@ work() {
                 ;;
             idle)
                 until [ -e go ]; do sleep 0.1 && kill -0 "$PPID" || exit 1; done
-                telemetry | stamp >>power &
-                until grep -q ' started$' power 2>/dev/null; do sleep 0.1; done
+                telemetry
                 ;;
         esac
     done <steps

@@ -19,8 +19,8 @@ from hgkd_edge.data.annotations.listing import (
     stated_size,
 )
 from hgkd_edge.data.annotations.outlines import Shape
-from hgkd_edge.data.geometry import IGNORED
 from hgkd_edge.data.names import FileFinder, a_few, clean, readable, split_in, split_named
+from hgkd_edge.data.resize import IGNORED
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import brief, cut, parse_json, read_text
 

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hgkd_edge.data.geometry import IGNORED, row_blocks
+from hgkd_edge.data.color import row_blocks
+from hgkd_edge.data.resize import IGNORED
 from hgkd_edge.errors import DataError
 
 __all__ = ["Codes", "Coding", "Ignore", "Tally", "binary_labels", "fixed_coding", "settle_coding"]

@@ -18,8 +18,9 @@ from hgkd_edge.data.annotations.listing import (
     split_lists,
     unread_images,
 )
-from hgkd_edge.data.images import open_image, turn_of
+from hgkd_edge.data.images import open_image
 from hgkd_edge.data.names import readable, splits_by_name
+from hgkd_edge.data.orientation import turn_of
 
 __all__ = ["all_mask_folders", "mask_folders", "mask_size", "read_mask"]
 

@@ -31,9 +31,9 @@ from hgkd_edge.data.annotations.outlines import outlined_size, paint
 from hgkd_edge.data.annotations.reading import AnnotatedPhotos, FilledBoxes, FilledMaps, Reader
 from hgkd_edge.data.annotations.turns import upright_boxes
 from hgkd_edge.data.boxes import MAX_BOXES
-from hgkd_edge.data.geometry import IGNORED, place
-from hgkd_edge.data.images import Turn
+from hgkd_edge.data.orientation import Turn
 from hgkd_edge.data.photos import outside
+from hgkd_edge.data.resize import IGNORED, place
 from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe import DataConfig

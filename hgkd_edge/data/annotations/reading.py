@@ -18,9 +18,10 @@ from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of
 from hgkd_edge.data.boxes import BoxLabels
 from hgkd_edge.data.decode import Canvas, StreamedPixels, allocate, decode_into
 from hgkd_edge.data.depth import settled_bits
-from hgkd_edge.data.geometry import IGNORED, letterbox
-from hgkd_edge.data.images import Turn, open_image, read_image_file, turn_of
+from hgkd_edge.data.images import open_image, read_image_file
+from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.photos import UNLABELED, Photos
+from hgkd_edge.data.resize import IGNORED, letterbox
 from hgkd_edge.data.sources import ImageSource, decoding_threads, streams
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.recipe import DataConfig
@@ -54,7 +55,7 @@ class Labels(Protocol):
         """`ImageSource.labels` of the images at `indices`, which rise."""
 
 
-class FilledBoxes:
+class FilledBoxes(Labels):
     """Boxes, which are kept whether images are streamed or not.
 
     Args:
@@ -79,7 +80,7 @@ class FilledBoxes:
         return BoxLabels([self.boxes[i] for i in indices])
 
 
-class FilledMaps:
+class FilledMaps(Labels):
     """Label maps, kept or streamed.
 
     Args:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hgkd_edge.data.annotations.listing import Box, Fault, checked_boxes, in_pixels
-from hgkd_edge.data.images import Turn
+from hgkd_edge.data.orientation import Turn
 
 __all__ = ["Turns", "meant_upright", "size_of", "upright_boxes"]
 

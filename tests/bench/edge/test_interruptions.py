@@ -198,9 +198,16 @@ def test_a_network_that_freezes_is_noticed_at_this_end_too(
     wait_until(lambda: not board.leftovers())
 
 
+@pytest.mark.parametrize(
+    "command", [b"sh\0-c\0read -r script", b"sh\0-c\0mark="], ids=["serving", "working"]
+)
 def test_work_whose_script_was_killed_ends_too(
-    make_model: MakeModel, start_board: StartBoard
+    make_model: MakeModel,
+    start_board: StartBoard,
+    monkeypatch: pytest.MonkeyPatch,
+    command: bytes,
 ) -> None:
+    monkeypatch.setattr("hgkd_edge.bench.edge.link.SILENCE_S", 8.0)
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     failures: list[UserError] = []
 
@@ -216,7 +223,7 @@ def test_work_whose_script_was_killed_ends_too(
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = str(board.folder).encode() in (entry / "environ").read_bytes()
-            if ours and (entry / "cmdline").read_bytes().startswith(b"sh\0-c\0read -r script"):
+            if ours and (entry / "cmdline").read_bytes().startswith(command):
                 os.kill(int(entry.name), signal.SIGKILL)
 
     wait_until(lambda: not processes())

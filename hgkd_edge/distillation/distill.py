@@ -20,6 +20,7 @@ from hgkd_edge.distillation.previews import save_previews
 from hgkd_edge.distillation.score import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, set_up
 from hgkd_edge.distillation.training import Distilling
+from hgkd_edge.distillation.watching import Onlooker
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.engine.journal import rate_in
 from hgkd_edge.errors import DataError
@@ -101,6 +102,7 @@ def _train(setup: Setup, run: RunDir, *, resume: bool, until: int | None) -> Stu
         label="distilling",
         resume=resume,
         until=until,
+        watch=Onlooker(setup),
     )
     assert isinstance(trained, StudentWithLoss)
     return trained

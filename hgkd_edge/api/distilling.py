@@ -1,0 +1,247 @@
+"""`distill` and `check`: from a recipe to a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgkd_edge.api.result import Result
+from hgkd_edge.api.run import Run
+from hgkd_edge.api.work import (
+    Overrides,
+    announce,
+    as_assignments,
+    at_work,
+    require_training_packages,
+)
+from hgkd_edge.console import console
+from hgkd_edge.processes import on_main
+from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
+from hgkd_edge.rundir import RunDir
+from hgkd_edge.settings import parse_settings
+
+if TYPE_CHECKING:
+    from hgkd_edge.distillation.parts import Parts
+
+__all__ = ["check", "checked_lines", "distill", "dry_run", "dry_run_lines", "resolve_recipe"]
+
+AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+
+
+def distill(
+    recipe: AnyRecipe,
+    overrides: Overrides = (),
+    *,
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a sparse CNN student to predict what a Transformer infers; leave a dense CNN.
+
+    Args:
+        recipe: A recipe file, the name of a built-in recipe, a mapping, or a `Recipe`.
+        overrides: Keys to change: `{"train.epochs": 10}` or `["train.epochs=10"]`.
+        run: Run folder; None is `runs/NAME`, or the first free `runs/NAME-2`, `-3`, ...
+        resume: Resume a stopped run; a finished one is returned as it is.
+
+    Returns:
+        The run, with its dense backbone in `run.path / "backbone.safetensors"`.
+
+    Raises:
+        RecipeError: The recipe cannot work; lists all problems.
+        DataError: The images cannot be read.
+        RunError: The folder is in use, or cannot be resumed.
+        TrainingError: The loss is not finite, or a file cannot be written.
+        Interrupted: Stopped by Ctrl-C; the error's hint resumes it.
+
+    Example:
+        `hgkd_edge.distill("demo", {"train.epochs": 5}).evaluate()`
+    """
+    return _distill(recipe, overrides, run=run, resume=resume)[0]
+
+
+def check(
+    recipe: AnyRecipe,
+    overrides: Overrides = (),
+    *,
+    updates: int = 300,
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Result:
+    """Make the first updates of a distillation and report whether it works so far.
+
+    `distill(..., resume=True)` continues it.
+
+    Args:
+        recipe: As for `distill`.
+        overrides: As for `distill`.
+        updates: Number of updates.
+        run: As for `distill`.
+        resume: Add the updates to a stopped run.
+
+    Returns:
+        `run`, `signs` that it works, `doubts`, the held-out scores behind them, `images_per_s`, and
+        the `hours` of the whole run at this rate. For a finished run: its `Run.distilled`.
+
+    Raises:
+        UserError: As for `distill`.
+    """
+    found, made = _distill(recipe, overrides, run=run, resume=resume, until=updates)
+    if made is None:
+        return found.distilled
+    return Result({"run": str(found.path), **made}, checked_lines)
+
+
+def dry_run(recipe: AnyRecipe, overrides: Overrides = ()) -> Result:
+    """Build everything, time a few updates, and estimate the run; nothing of it is kept.
+
+    Args:
+        recipe: As for `distill`.
+        overrides: As for `distill`.
+
+    Returns:
+        `total_seconds` and `seconds` by part, `images_per_s`, `memory_bytes`, `gpu_memory_bytes`,
+        `run_bytes` and `cache_bytes` on disk, `free_bytes`.
+
+    Raises:
+        UserError: As for `distill`.
+    """
+    loaded = resolve_recipe(recipe, overrides)
+    require_training_packages("distill")
+    from hgkd_edge.data.sources import require_data
+    from hgkd_edge.distillation.dry_run import dry_run as estimate
+    from hgkd_edge.distillation.parts import build
+
+    require_data(loaded.data)
+    return Result(estimate(loaded, parts=build(loaded)), dry_run_lines)
+
+
+def resolve_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
+    """The recipe that a file, a built-in name, a mapping or a `Recipe` stands for.
+
+    Raises:
+        RecipeError: Lists all problems.
+    """
+    changes = as_assignments(overrides)
+    if isinstance(recipe, Recipe):
+        recipe = recipe.model_dump(mode="json", exclude_unset=True)
+    if isinstance(recipe, Mapping):
+        return parse_settings(Recipe, _copy(recipe), changes, name="recipe")
+    return load_recipe(find_recipe(os.fspath(recipe)), changes)
+
+
+def _distill(
+    recipe: AnyRecipe,
+    overrides: Overrides,
+    *,
+    run: str | os.PathLike[str] | None,
+    resume: bool,
+    until: int | None = None,
+) -> tuple[Run, dict[str, Any] | None]:
+    """The run, and what the distillation returned; None if it was finished before."""
+    parts: Parts | None = None  # of the main process alone: networks are not sent to others
+
+    def prepare() -> _Job:
+        nonlocal parts
+        loaded = resolve_recipe(recipe, overrides)
+        if resume:
+            return _resumed(loaded, run)
+        require_training_packages("distill")
+        # torch is imported here: a mistyped name need not wait for it
+        from hgkd_edge.data.sources import require_data
+        from hgkd_edge.distillation.parts import build
+
+        require_data(loaded.data)  # before any weights are downloaded
+        parts = build(loaded)  # a recipe that cannot work leaves no folder behind
+        return _Job(loaded, RunDir.create(loaded, None if run is None else Path(run)))
+
+    job = on_main(prepare)
+    if job.finished:
+        console.print(f"run '{job.folder.path}' is finished: nothing to resume", soft_wrap=True)
+        return Run(job.folder), None
+    require_training_packages("distill")
+    from hgkd_edge.distillation.distill import distill as train
+
+    announce(job.folder, job.folder.why_this_folder())
+    with at_work(job.folder):
+        made = train(job.recipe, job.folder, parts=parts, resume=resume, until=until)
+    return Run(job.folder), made
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A distillation to run: its settings and its folder."""
+
+    recipe: Recipe
+    folder: RunDir
+    finished: bool = False
+
+
+def _resumed(recipe: Recipe, run: str | os.PathLike[str] | None) -> _Job:
+    folder = RunDir.unfinished(recipe) if run is None else RunDir.resolve(Path(run))
+    folder.require_same_recipe(recipe)
+    if not folder.is_distilled:
+        folder.require_resumable()
+    return _Job(recipe, folder, folder.is_distilled)
+
+
+def _copy(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested copy: overrides are written into it."""
+    return {
+        key: _copy(value) if isinstance(value, Mapping) else value for key, value in recipe.items()
+    }
+
+
+def checked_lines(result: Mapping[str, Any]) -> list[str]:
+    """Whether a distillation works so far."""
+    signs, doubts = result["signs"], result["doubts"]
+    if not signs and not doubts:
+        verdict = "nothing to judge by: no image is held out (data.holdout)"
+    elif doubts:
+        verdict = "no clear sign that distillation works yet" if not signs else "mixed signs so far"
+    else:
+        verdict = "distillation works so far"
+    return [
+        verdict,
+        *(f"  yes: {line}" for line in signs),
+        *(f"  no: {line}" for line in doubts),
+        f"  the whole run takes {result['hours']:.1f} h at {result['images_per_s']:.0f} images/s",
+    ]
+
+
+PARTS = {
+    "set_up": "images and teacher",
+    "pretraining": "pre-training the teacher",
+    "targets": "the teacher's targets",
+    "training": "training",
+    "checkpoints": "checkpoints",
+    "evaluation": "held-out scores",
+}
+
+
+def dry_run_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Time, memory and disk that a distillation will take."""
+    images = f"{result['images']:,} images at {result['images_per_s']:.0f} images/s"
+    yield f"dry run of '{result['run']}': {images}"
+    for part, seconds in result["seconds"].items():
+        yield f"  {PARTS[part]:<26}{_duration(seconds):>12}"
+    yield f"  {'total, before final scores':<26}{_duration(result['total_seconds']):>12}"
+    memory = f"memory: {result['memory_bytes'] / 1e9:.1f} GB"
+    if result["gpu_memory_bytes"] is not None:
+        memory += f", GPU {result['gpu_memory_bytes'] / 1e9:.1f} GB"
+    yield memory
+    yield _disk("run folder", result["run_bytes"], result["free_bytes"]["run"])
+    if result["cache_bytes"]:
+        yield _disk("teacher.cache", result["cache_bytes"], result["free_bytes"]["cache"])
+
+
+def _disk(name: str, size: int, free: int) -> str:
+    enough = "" if size < free else ": not enough"
+    return f"disk: {name} {size / 1e9:.2f} GB of {free / 1e9:.0f} GB free{enough}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

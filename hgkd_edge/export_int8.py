@@ -1,0 +1,118 @@
+"""The INT8 files of an export: calibrated once, quantized by flavor, within a bound if asked."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters import quantize, runtimes, sensitivity, verify
+from exporters.calibrate import Calibration, calibrate
+from exporters.onnx_info import read_onnx
+from exporters.runtimes import Runner
+from hgkd_edge.console import console, track_steps
+from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_record import ExportRecord, LayerRank
+from hgkd_edge.exportable import Exportable, photos_in
+
+__all__ = ["Int8Files"]
+
+CALIBRATION_PHOTOS = 512
+RANKING_PHOTOS = 32
+
+
+class Int8Files:
+    """Makes INT8 files from an fp32 file.
+
+    Args:
+        fp32: The ONNX file; read when the first file is made.
+        subject: Its network, with images to calibrate and to score on.
+        options: The INT8 options.
+        images: Images that a file is compared on, f[N, 3, H, W].
+        record: Gets the calibration and the damage of layers.
+    """
+
+    def __init__(
+        self,
+        fp32: Path,
+        subject: Exportable,
+        options: ExportOptions,
+        images: np.ndarray,
+        record: ExportRecord,
+    ) -> None:
+        self._fp32, self._subject, self._options = fp32, subject, options
+        self._images, self._record = images, record
+
+    def make(self, path: Path, flavor: str) -> dict[str, Any]:
+        """Quantize; with `max_drop` or `sensitivity`, rank the layers one by one first."""
+        options, calibration = self._options, self._calibration
+        ranked = options.sensitivity or options.max_drop is not None
+        ranking = self._rank(flavor) if ranked else []
+        if options.max_drop is None:
+            return quantize.quantize_int8(
+                self._fp32, path, calibration=calibration, flavor=flavor
+            ).to_dict()
+        bounded = sensitivity.quantize_within(
+            self._fp32,
+            path,
+            calibration=calibration,
+            ranking=ranking,
+            score=self._subject.score,
+            proof=self._proof,
+            max_drop=options.max_drop,
+            flavor=flavor,
+            progress=lambda kept, drop, agrees: console.print(
+                f"INT8 ({flavor}): {kept} layers in float lose {drop:.2f} points"
+                + ("" if agrees else ", and the outputs do not agree")
+            ),
+        )
+        judged = {"metric": self._subject.metric, "on": self._subject.scored_on}
+        return {**bounded.exported.to_dict(), "accuracy": {**bounded.to_dict(), **judged}}
+
+    def _proof(self, runner: Runner) -> verify.Verification:
+        return verify.verify(runtimes.open(self._fp32).run, runner, self._images, precision="int8")
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        """Ranges of activations, learned ones of a quantization-aware network among them.
+
+        Raises:
+            DataError: The calibration images cannot be read.
+        """
+        options, subject = self._options, self._subject
+        count, method = options.calibration or CALIBRATION_PHOTOS, options.calibration_method
+        if options.calibration_data is not None:
+            images = photos_in(options.calibration_data, subject, count)
+        else:
+            images = subject.images("train", count)
+        with track_steps("calibrating", total=len(images)) as show:
+            calibration = calibrate(
+                read_onnx(self._fp32),
+                images,
+                method=method or "percentile",
+                progress=lambda done, total: show(done, "photos"),
+            )
+        self._record.calibration = {
+            "method": calibration.method,
+            "photos": calibration.images,
+            "from": str(options.calibration_data or "train"),
+        }
+        if subject.input_ranges:
+            self._record.calibration["learned_inputs"] = len(subject.input_ranges)
+        return calibration.with_inputs(read_onnx(self._fp32), subject.input_ranges)
+
+    def _rank(self, flavor: str) -> list[sensitivity.LayerDamage]:
+        layers = len(quantize.quantizable_nodes(read_onnx(self._fp32)))
+        with track_steps(f"ranking layers ({flavor})", total=layers) as show:
+            ranking = sensitivity.rank_layers(
+                self._fp32,
+                self._calibration,
+                self._subject.images("train", RANKING_PHOTOS),
+                flavor=flavor,
+                progress=lambda done, total: show(done, "layers"),
+            )
+        found = [LayerRank(module=one.module, damage=one.damage) for one in ranking]
+        self._record.sensitivity = {**self._record.sensitivity, flavor: found}
+        return ranking

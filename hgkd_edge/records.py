@@ -1,0 +1,71 @@
+"""What the JSON files of a run have in common: typed fields, a schema version, one way to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hgkd_edge.errors import RunError
+from hgkd_edge.parsing import cut
+
+__all__ = ["SCHEMA_VERSION", "Images", "Record", "RecordType", "RunRecord", "parse_record"]
+
+SCHEMA_VERSION = 1
+
+
+class Images(BaseModel):
+    """Which images were scored: scores on others cannot be compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str
+    images: int
+    fingerprint: str
+
+
+class Record(BaseModel):
+    """Part of a run's JSON file.
+
+    Fields that no code reads are kept as they are, so a file is written back as it was read.
+    """
+
+    # An interval of one image is unbounded: JSON keeps Infinity.
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), ser_json_inf_nan="constants")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that were set, as plain data."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class RunRecord(Record):
+    """A whole JSON file of a run. Files of earlier versions state no schema version."""
+
+    schema_version: int = SCHEMA_VERSION
+
+
+RecordType = TypeVar("RecordType", bound=RunRecord)
+
+
+def parse_record(kind: type[RecordType], content: Any, file: Path) -> RecordType:
+    """The content of a JSON file as a record.
+
+    Raises:
+        RunError: A later version wrote it, or a field is missing or has a different type.
+    """
+    stated = content.get("schema_version", SCHEMA_VERSION)
+    if type(stated) is int and stated > SCHEMA_VERSION:
+        raise RunError(
+            f"{file}: has schema version {stated}; this hgkd-edge reads up to {SCHEMA_VERSION}",
+            hint="update hgkd-edge: pip install --upgrade hgkd-edge",
+        )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(cut(str(part)) for part in first["loc"])
+        raise RunError(
+            f"{file}: is damaged: {where}: {first['msg']}",
+            hint="make it again, or move it away: the rest of the run is whole",
+        ) from error
