@@ -144,7 +144,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         if damaged := not_finite(state):
             raise ValueError(f"'{damaged}' holds NaN or infinity")
         return state, card
-    except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path} is not a fine-tuned model of hgkd-edge: {reason_of(error)}",
             hint="make one: hgkd-edge finetune",
