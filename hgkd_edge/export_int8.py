@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from exporters import quantize, runtimes, sensitivity, verify
 from exporters.calibrate import Calibration, calibrate
@@ -16,6 +17,7 @@ from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import ExportRecord, LayerRank
 from hgkd_edge.exportable import Exportable, photos_in
+from hgkd_edge.models.quantized import rounding_inputs
 
 __all__ = ["Int8Files"]
 
@@ -71,8 +73,19 @@ class Int8Files:
         judged = {"metric": self._subject.metric, "on": self._subject.scored_on}
         return {**bounded.exported.to_dict(), "accuracy": {**bounded.to_dict(), **judged}}
 
+    @cached_property
+    def reference(self) -> nn.Module | Path:
+        """What an INT8 file must agree with.
+
+        The fp32 file; of a quantization-aware network, that network as it was trained. Its clipped
+        inputs are part of what it learned, and the fp32 file does not clip.
+        """
+        ranges = self._subject.input_ranges
+        return rounding_inputs(self._subject.network, ranges) if ranges else self._fp32
+
     def _proof(self, runner: Runner) -> verify.Verification:
-        return verify.verify(runtimes.open(self._fp32).run, runner, self._images, precision="int8")
+        reference = runtimes.open(self.reference, names=self._subject.output_names)
+        return verify.verify(reference.run, runner, self._images, precision="int8")
 
     @cached_property
     def _calibration(self) -> Calibration:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from exporters import runtimes, trt_build, verify
 from exporters.bake import Preprocessing, Suppression, bake
@@ -142,9 +143,7 @@ class Plan:
             ).to_dict()
 
         def prove(path: Path) -> Verification:
-            proof = verify.verify_onnx(subject.network, path, self.images)
-            verify.require(proof, path, reference=subject.network, images=self.images)
-            return proof
+            return _proven(subject.network, path, self.images, "fp32")
 
         return Artifact(self.fp32, "onnx", "fp32", subject.weights, make, prove)
 
@@ -152,21 +151,19 @@ class Plan:
         def make(path: Path) -> dict[str, Any]:
             return convert_fp16(self.fp32, path, images=self.images).to_dict()
 
-        path = self.path("fp16.onnx")
-        return Artifact(path, "onnx", "fp16", self.fp32, make, self._prove_plain("fp16"))
+        def prove(path: Path) -> Verification:
+            return _proven(self.fp32, path, self.images, "fp16")
+
+        return Artifact(self.path("fp16.onnx"), "onnx", "fp16", self.fp32, make, prove)
 
     def _quantized(self, flavor: str) -> Artifact:
         def make(path: Path) -> dict[str, Any]:
             return self._int8.make(path, flavor)
 
-        path = self.plain(flavor)
-        return Artifact(path, "onnx", "int8", self.fp32, make, self._prove_plain("int8"))
-
-    def _prove_plain(self, precision: str) -> Callable[[Path], Verification]:
         def prove(path: Path) -> Verification:
-            proof = verify.verify_onnx(self.fp32, path, self.images, precision=precision)
-            verify.require(proof, path, reference=self.fp32, images=self.images)
-            return proof
+            return _proven(self._int8.reference, path, self.images, "int8")
+
+        return Artifact(self.plain(flavor), "onnx", "int8", self.fp32, make, prove)
 
         return prove
 
@@ -255,6 +252,14 @@ class Plan:
 
         path = source.with_suffix(".plan")
         return Artifact(path, "engine", options.precision, source, make, prove)
+
+
+def _proven(
+    reference: nn.Module | Path, path: Path, images: np.ndarray, precision: str
+) -> Verification:
+    proof = verify.verify_onnx(reference, path, images, precision=precision)
+    verify.require(proof, path, reference=reference, images=images)
+    return proof
 
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:

@@ -9,9 +9,11 @@ back into the plain network, so that nothing but training needs ModelOpt.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from hgkd_edge.errors import ConversionError, MissingPackageError
 __all__ = [
     "input_ranges",
     "require_modelopt",
+    "rounding_inputs",
     "simulate_int8",
     "take_rounded_weights",
 ]
@@ -97,6 +100,27 @@ def take_rounded_weights(simulated: nn.Module, plain: nn.Module) -> None:
     require_modelopt().fold_weight(simulated)
     state = simulated.state_dict()
     plain.load_state_dict({key: value for key, value in state.items() if _QUANTIZER not in key})
+
+
+def rounding_inputs(network: nn.Module, ranges: Mapping[str, float]) -> nn.Module:
+    """A copy of a network whose layers round their inputs to int8, as in training; no ModelOpt.
+
+    Args:
+        network: With the weights of `take_rounded_weights`.
+        ranges: As `input_ranges` returned them.
+    """
+    rounding = copy.deepcopy(network)
+    for name, largest in ranges.items():
+        rounded = partial(_round_input, scale=max(largest, 1e-12) / 127)
+        rounding.get_submodule(name).register_forward_pre_hook(rounded)
+    return rounding
+
+
+def _round_input(
+    module: nn.Module, inputs: tuple[Tensor, ...], *, scale: float
+) -> tuple[Tensor, ...]:
+    first, *others = inputs
+    return torch.fake_quantize_per_tensor_affine(first, scale, 0, -127, 127), *others
 
 
 def _calibrate(simulated: nn.Module, batches: Iterable[Tensor]) -> None:

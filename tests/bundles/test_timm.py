@@ -94,7 +94,7 @@ def test_a_bare_backbone_has_no_answers_to_deploy(
 ) -> None:
     run = new_run(photos, tmp_path / "run")
 
-    with pytest.raises(ExportError, match="a bare backbone has no place in it") as caught:
+    with pytest.raises(ExportError, match="a bare backbone is not supported") as caught:
         require_bundle(bundle, load_exportable(run))
 
     assert "hgkd-edge finetune" in caught.value.hint

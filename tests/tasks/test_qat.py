@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from exporters import runtimes
+from exporters.verify import verify_onnx
 from hgkd_edge.cli import app
 from hgkd_edge.errors import RunError
 from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
-from hgkd_edge.finetune import finetune
+from hgkd_edge.finetune import finetune, load_model
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir, file_sha256
 from hgkd_edge.tasks import config as settings
@@ -28,6 +31,7 @@ from tests.tasks.helpers import check_resume_is_exact
 
 needs_modelopt = pytest.mark.skipif(find_spec("modelopt") is None, reason="needs the extra qat")
 QUICK = ["train.precision=fp32", "train.layer_decay=1", "classify.augment=none"]
+INNER_LAYERS = [f"layer{i}.{j}.conv2" for i in (1, 2, 3, 4) for j in (0, 1)]  # no skip branch
 SPEC = BackboneSpec("resnet18", 4, (32, 32), (0.5,) * 3, (0.25,) * 3)
 
 
@@ -139,3 +143,32 @@ def test_ranges_that_are_no_sizes_are_refused(tmp_path: Path, size: float) -> No
 
     with pytest.raises(RunError):
         read_model(tmp_path / "model.safetensors")
+
+
+def test_int8_files_are_proven_against_the_network_that_clips_not_against_the_float_one(
+    tuned: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(Path(shutil.copytree(tuned.path, tmp_path / "clips")))
+    network, card = load_model(run.model_file)
+    subject = load_exportable(run)
+    images = subject.images("train", 64)
+    ranges = dict.fromkeys(INNER_LAYERS, 0.0)
+    for name in ranges:
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: ranges.update(
+                {name: max(ranges[name], inputs[0].abs().max().item())}
+            )
+        )
+    with torch.no_grad():
+        network(torch.from_numpy(images))
+    clipping = {name: 0.01 * largest for name, largest in ranges.items()}
+    save_model(load_model(run.model_file)[0], replace(card, input_ranges=clipping), run.model_file)
+    run.add_artifact(run.model_file)
+
+    exported = export_run(run, ExportOptions(precision="int8", flavors=("tensorrt",)))
+
+    quantized = next(file for file in exported.files if file.precision == "int8")
+    assert quantized.verification is not None
+    assert quantized.verification.passed
+    fp32 = run.export_dir / quantized.made_from
+    assert not verify_onnx(fp32, quantized.path, images, precision="int8").passed
