@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 @dataclass
 class Child:
-    """A command that runs in a process of its own."""
+    """A command that runs in a separate process."""
 
     pid: int
     log: Path

@@ -75,7 +75,7 @@ def _fail_usage(error: Any) -> NoReturn:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether a library turned Ctrl-C into an error of its own, as a module being imported does."""
+    """Whether a library raised another error for Ctrl-C, as a module being imported does."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
