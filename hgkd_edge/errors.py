@@ -73,7 +73,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     phrases = (
         *("can't allocate memory", "cannot allocate memory", "failed to allocate memory"),
         *("cublas_status_alloc_failed", "bad_alloc", "failed to map segment"),
-        "can't start new thread",
+        *("can't start new thread", "could not create a primitive"),
     )
     kinds = (RuntimeError, OSError, ImportError)
     return isinstance(error, kinds) and any(each in str(error).lower() for each in phrases)

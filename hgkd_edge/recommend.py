@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from hgkd_edge.bench.devices import find_devices
 from hgkd_edge.console import printable
+from hgkd_edge.data.images import open_image
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.files import atomic_write
@@ -104,7 +104,7 @@ def count_images(folder: Path) -> tuple[int, int]:
     sides = []
     for name in names[:: max(1, len(names) // SAMPLE)]:
         try:
-            with Image.open(folder / name) as image:
+            with open_image(folder / name) as image:
                 sides.append(min(image.size))
         except Exception:  # a damaged file may raise anything; training skips and lists it
             continue

@@ -59,7 +59,7 @@ def changed(draw: st.DrawFn, whole: Any) -> Any:
     copy: Any = whole.copy()
     keys = list(whole) if isinstance(whole, dict) else range(len(whole))
     key = draw(st.sampled_from(keys))
-    match draw(st.sampled_from(["continue", "continue", "continue", "remove", "add"])):
+    match draw(st.sampled_from(["inside", "inside", "inside", "remove", "add"])):
         case "remove":
             del copy[key]
         case "add" if isinstance(copy, dict):

@@ -267,7 +267,7 @@ def put(thing: str, place: Path) -> None:
             place.write_text("{}")
         case "vast":
             with place.open("wb") as file:
-                file.truncate(2**36)
+                file.truncate(2**30 + 1)
         case "a pipe":
             os.mkfifo(place)
         case "a link out":
