@@ -18,6 +18,7 @@ import argparse
 import functools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -81,16 +82,20 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
             images=job.subject.images(job.subject.unseen, PROOF_PHOTOS),
             precision="int8",
         )
-        found = quantize_within(
-            job.fp32,
-            bounded,
-            calibration=calibration,
-            ranking=rank_layers(job.fp32, calibration, few, flavor=flavor),
-            score=job.subject.score,
-            proof=proof,
-            max_drop=job.max_drop,
-            flavor=flavor,
-        )
+        try:
+            found = quantize_within(
+                job.fp32,
+                bounded,
+                calibration=calibration,
+                ranking=rank_layers(job.fp32, calibration, few, flavor=flavor),
+                score=job.subject.score,
+                proof=proof,
+                max_drop=job.max_drop,
+                flavor=flavor,
+            )
+        except UserError as error:
+            print(f"ours, {flavor}, --max-drop: {error.message}", file=sys.stderr)
+            continue
         yield f"ours, {flavor}, --max-drop: {len(found.kept_float)} layers in float", bounded
 
 
