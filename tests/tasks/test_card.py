@@ -9,6 +9,7 @@ import pytest
 
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.recipe import DataConfig
+from hgkd_edge.score_records import FinetuneRecord
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.config import FinetuneConfig
@@ -31,7 +32,8 @@ def written(name: str) -> str:
     config = FinetuneConfig(
         backbone=Path("b"), task="classify", data=DataConfig(path=Path("p"), image_size=64)
     )
-    result = {"photos": 1, "split": "test", "scores": {"top1": 0.5, "per_class": {name: 0.5}}}
+    scores = {"top1": 0.5, "per_class": {name: 0.5}}
+    result = FinetuneRecord(photos=1, split="test", scores=scores)
     return model_card(ModelCard("classify", (name, "dog"), spec), config, result, photos=1)
 
 
