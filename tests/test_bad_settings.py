@@ -21,7 +21,7 @@ from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.cli import app, main
 from hgkd_edge.comparison.table import compare_runs
-from hgkd_edge.export_record import write_exports
+from hgkd_edge.export_record import ExportRecord, write_exports
 from hgkd_edge.recipe import builtin_recipes, load_recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
@@ -145,7 +145,7 @@ READERS: dict[str, Callable[[RunDir], object]] = {
         run.is_distilled,
         run.recorded_sha256(run.model_file),
     ),
-    "export": lambda run: write_exports(run, {"files": []}),
+    "export": lambda run: write_exports(run, ExportRecord(files=[])),
     "record": lambda run: run.enter(run.model_file, [run.recipe_file]),
 }
 
