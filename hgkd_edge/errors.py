@@ -16,6 +16,8 @@ The command line prints one line (`error: ...`, then `hint: ...`) and ends with 
 
 from __future__ import annotations
 
+import sys
+
 from exporters.errors import ExportError, MissingPackageError, UserError, reason_of
 
 __all__ = [
@@ -68,7 +70,9 @@ class Interrupted(TrainingError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch (CPU or GPU), or ONNX Runtime could not allocate memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # An error of torch exists only where torch is imported; this module never does that.
+    of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, (MemoryError, of_torch)):
         return True
     phrases = (
         *("can't allocate memory", "cannot allocate memory", "failed to allocate memory"),
