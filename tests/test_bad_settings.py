@@ -55,7 +55,7 @@ def in_file(folder: Path, content: Any, name: str = "file.yaml") -> Path:
 
 
 @given(content=changed(WHOLE))
-@fuzz(40)
+@fuzz(20)
 def test_a_recipe_with_one_wrong_part_is_valid_or_refused(folder: Path, content: Any) -> None:
     file = in_file(folder, content)
 
@@ -82,7 +82,7 @@ KEYS = [
     key=st.sampled_from(KEYS) | st.text(max_size=20),
     value=st.sampled_from(VALUES) | st.text(max_size=30) | ANYTHING.map(repr),
 )
-@fuzz(60)
+@fuzz(30)
 def test_any_override_is_valid_or_refused(key: str, value: str) -> None:
     demo = builtin_recipes()["demo"]
 
@@ -90,7 +90,7 @@ def test_any_override_is_valid_or_refused(key: str, value: str) -> None:
 
 
 @given(content=changed(FINETUNE), override=st.text(max_size=20))
-@fuzz(40)
+@fuzz(20)
 def test_finetuning_settings_are_valid_or_refused(content: Any, override: str) -> None:
     raw = content if isinstance(content, dict) else {"task": content}
 
@@ -98,7 +98,7 @@ def test_finetuning_settings_are_valid_or_refused(content: Any, override: str) -
 
 
 @given(content=changed(FLEET))
-@fuzz(40)
+@fuzz(20)
 def test_a_fleet_file_is_valid_or_refused(folder: Path, content: Any) -> None:
     file = in_file(folder, content)
 
@@ -106,7 +106,7 @@ def test_a_fleet_file_is_valid_or_refused(folder: Path, content: Any) -> None:
 
 
 @given(name=st.text() | st.sampled_from(VALUES))
-@fuzz(30)
+@fuzz(15)
 def test_a_device_is_known_or_refused(name: str) -> None:
     refused_or_read(lambda: find_device(name))
 
@@ -157,7 +157,7 @@ def test_the_records_are_read_by_every_reader(run: RunDir) -> None:
 
 @pytest.mark.parametrize("record", RECORDS)
 @given(data=st.data())
-@fuzz(10)
+@fuzz(5)
 def test_a_changed_record_of_a_run_is_read_or_refused(
     run: RunDir, record: str, data: st.DataObject
 ) -> None:

@@ -66,7 +66,7 @@ OUTPUTS = [{"name": "y", "dimensions": "1x3", "values": [0.1, 0.2, 0.7]}]
 
 
 @given(seed=st.integers(0, 2**32), text=LINES)
-@fuzz(100)
+@fuzz(50)
 def test_telemetry_of_a_device(seed: int, text: str) -> None:
     for line in (text, damaged(TEGRASTATS.encode(), TEXT, seed).decode(errors="replace")):
         refused_or_read(lambda line=line: parse_line(line))  # type: ignore[misc]
@@ -74,7 +74,7 @@ def test_telemetry_of_a_device(seed: int, text: str) -> None:
 
 
 @given(content=changed(TIMES), outputs=changed(OUTPUTS))
-@fuzz(100)
+@fuzz(50)
 def test_times_and_outputs_of_a_device(content: Any, outputs: Any) -> None:
     refused_or_read(lambda: parse_times(json.dumps(content), copies="in", warmup_ms=100))
     refused_or_read(lambda: _outputs(json.dumps(outputs)))
@@ -92,7 +92,7 @@ NAMES = ("model", "compatible", "nvpmodel", "packages", "release", "machine", "c
 
 
 @given(facts=st.dictionaries(st.sampled_from(NAMES), LINES))
-@fuzz(50)
+@fuzz(25)
 def test_facts_of_a_device(facts: dict[str, str]) -> None:
     refused_or_read(lambda: board_from_facts(facts))
 
@@ -119,7 +119,7 @@ def test_the_model_that_is_damaged_below_is_whole(folder: Path) -> None:
 
 
 @given(seed=st.integers(0, 2**32))
-@fuzz(60)
+@fuzz(30)
 def test_a_damaged_onnx_file(folder: Path, seed: int) -> None:
     file = folder / "net.onnx"
     file.write_bytes(damaged(described(), BINARY, seed))
@@ -130,7 +130,7 @@ def test_a_damaged_onnx_file(folder: Path, seed: int) -> None:
 
 
 @given(data=st.data())
-@fuzz(40)
+@fuzz(20)
 def test_metadata_of_an_onnx_file(folder: Path, data: st.DataObject) -> None:
     key = data.draw(
         st.sampled_from(("task", "classes", "input_size", "mean", "std", "baked", "frame"))
@@ -153,7 +153,7 @@ def weights(folder: Path) -> tuple[Path, Path]:
 
 
 @given(data=st.data())
-@fuzz(25)
+@fuzz(12)
 def test_weights_and_their_metadata(
     folder: Path, weights: tuple[Path, Path], data: st.DataObject
 ) -> None:
@@ -202,7 +202,7 @@ SIDECAR = Sidecar(
 
 
 @given(content=changed(vars(SIDECAR)))
-@fuzz(60)
+@fuzz(30)
 def test_the_sidecar_of_an_engine(folder: Path, content: Any) -> None:
     engine = folder / "net.plan"
     engine.write_bytes(b"engine")
@@ -212,7 +212,7 @@ def test_the_sidecar_of_an_engine(folder: Path, content: Any) -> None:
 
 
 @given(seed=st.integers(0, 2**32), tags=st.binary(max_size=200))
-@fuzz(60)
+@fuzz(30)
 def test_exif_data(folder: Path, seed: int, tags: bytes) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x0110] = 6, "a text", "model"
@@ -228,7 +228,7 @@ def test_exif_data(folder: Path, seed: int, tags: bytes) -> None:
 
 
 @given(text=st.text(max_size=300), content=ANYTHING)
-@fuzz(100)
+@fuzz(50)
 def test_yaml_and_json(text: str, content: Any) -> None:
     for parse in (parse_yaml, parse_json):
         for each in (text, yaml.safe_dump(content), json.dumps(content)):
@@ -237,7 +237,7 @@ def test_yaml_and_json(text: str, content: Any) -> None:
 
 
 @given(metadata=st.dictionaries(st.text(max_size=20), LINES))
-@fuzz(30)
+@fuzz(15)
 def test_metadata_of_a_network_never_gives_a_wrong_input(metadata: dict[str, str]) -> None:
     try:
         spec = InputSpec.from_metadata(metadata, geometry="cover")
