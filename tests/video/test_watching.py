@@ -137,7 +137,7 @@ def counting(looks: int) -> Callable[[], bool]:
 
 
 def test_what_is_no_folder_is_refused(networks: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         predict_folder(networks["classify"], tmp_path / "gone", tmp_path / "out", Options())
 
 
