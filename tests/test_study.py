@@ -130,16 +130,16 @@ def test_students_of_equal_time_are_trained_and_scored(
         equal_time.run(arguments)  # type: ignore[arg-type]
 
     out.mkdir()
-    fill("pixels", minutes=[0.005], choose=False)
-    fill("masked half the time, embedding", minutes=[0.002, 0.005], choose=True)
+    fill("pixels", minutes=[0.001], choose=False)
+    fill("masked half the time, embedding", minutes=[0.0005, 0.001], choose=True)
 
     cells = read_cells(out)
     scored = {cell["arm"]: cell["finetune"] for cell in cells if cell["kind"] == "equal"}
     assert scored.keys() == {"pixels"}
     assert all(0 <= scores["1.0"] <= 1 for scores in scored.values())
     printed = report(out)
-    assert "### imagenette: 0.005 minutes of the student\n" in printed
-    assert "### imagenette: 0.002 minutes of the student, scored on `val`\n" in printed
+    assert "### imagenette: 0.001 minutes of the student\n" in printed
+    assert "### imagenette: 0.0005 minutes of the student, scored on `val`\n" in printed
     assert all(f"| {cell['arm']} | 1 |" in printed for cell in cells)
     equal_time.plot(out, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
