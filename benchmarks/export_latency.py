@@ -32,7 +32,7 @@ from exporters.openvino_export import export_openvino
 from exporters.quantize import quantize_int8
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, center_view, normalize
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 CALIBRATION_PHOTOS = 32
 REST_S = 0.05  # until the other thread pools are idle

@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from hgkd_edge.data.sources import list_photos
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 FOLDERS = 1000
 

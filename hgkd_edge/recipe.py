@@ -20,7 +20,6 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe_sections import (
     AugmentConfig,
     DataConfig,
-    Fraction,
     LossConfig,
     MaskConfig,
     StudentConfig,
@@ -30,15 +29,7 @@ from hgkd_edge.recipe_sections import (
 from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
 
 __all__ = [
-    "AugmentConfig",
-    "DataConfig",
-    "Fraction",
-    "LossConfig",
-    "MaskConfig",
     "Recipe",
-    "StudentConfig",
-    "TeacherConfig",
-    "TrainConfig",
     "builtin_recipes",
     "find_recipe",
     "load_recipe",

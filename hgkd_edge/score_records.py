@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from pydantic import Field
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 
-class ScoreRecord(RunRecord):
+class ScoreRecord(RunRecord, ABC):
     """Scores on a split.
 
     Attributes:
@@ -35,9 +36,9 @@ class ScoreRecord(RunRecord):
     warnings: list[str] = Field(default_factory=list)
 
     @property
+    @abstractmethod
     def count(self) -> int:
         """Number of images that were scored."""
-        raise NotImplementedError
 
 
 class FeatureScores(Record):

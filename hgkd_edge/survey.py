@@ -30,7 +30,7 @@ from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.sources import list_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import cut
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import Detection
 from hgkd_edge.tasks.pictures import draw_boxes, draw_segments, picture_name, save_picture
 

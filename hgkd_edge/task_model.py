@@ -75,15 +75,7 @@ class TaskModel:
 def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
     """Open a fine-tuned model.
 
-    Args:
-        path: `model.safetensors` (PyTorch), `.onnx` (ONNX Runtime), `.xml` (OpenVINO), `.plan` or
-            `.engine` (TensorRT; its ONNX file must lie next to it), or a run's folder or name.
-        trust_engine: Load an engine although it was not built on this machine: it is machine code.
-
-    Raises:
-        RunError: There is no such file, it is not a fine-tuned model of hgkd-edge, or differs from
-            the run's record.
-        MissingPackageError: Its runtime is not installed.
+    Arguments and errors: see `hgkd_edge.load_model`.
     """
     if not path.suffix or path.is_dir():
         path = _model_of(RunDir.resolve(path))

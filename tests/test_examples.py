@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from hgkd_edge.distillation.transformer import create_vit
-from hgkd_edge.recipe import TeacherConfig
+from hgkd_edge.recipe_sections import TeacherConfig
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

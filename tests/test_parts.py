@@ -10,7 +10,8 @@ import torch
 from hgkd_edge.data.sources import require_data
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import ConversionError, DataError, RecipeError
-from hgkd_edge.recipe import DataConfig, Recipe, load_recipe
+from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.recipe_sections import DataConfig
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def data(
 
     Example: hgkd-edge data photos --draw 20
     """
-    from hgkd_edge.recipe import DataConfig
+    from hgkd_edge.recipe_sections import DataConfig
     from hgkd_edge.survey import draw_survey, survey
 
     config = DataConfig(path=path)

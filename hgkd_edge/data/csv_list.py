@@ -16,7 +16,7 @@ from hgkd_edge.data.photos import UNLABELED, Listing, Photos, outside
 from hgkd_edge.data.table_labels import labels_of_columns, several_labels
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.parsing import cut, read_text
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["is_table", "table_photos"]
 

@@ -14,7 +14,7 @@ from hgkd_edge.data.layout import read_layout
 from hgkd_edge.data.names import ClassNames, name_classes, readable
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos, find_images
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["bundled_photos", "folder_photos", "read_file", "size_of_file"]
 

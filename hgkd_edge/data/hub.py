@@ -15,7 +15,7 @@ from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.names import a_few, clean, splits_by_name
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.errors import DataError, MissingPackageError, reason_of
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["hub_photos"]
 

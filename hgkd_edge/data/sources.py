@@ -32,7 +32,7 @@ from hgkd_edge.data.names import a_few
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.data.shards import shard_files, shard_photos
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = [
     "ImageSource",

@@ -40,7 +40,8 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import cache_dir
 from hgkd_edge.processes import count
 from hgkd_edge.provenance import report_photos
-from hgkd_edge.recipe import Recipe, TrainConfig
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe_sections import TrainConfig
 
 __all__ = ["dry_run"]
 

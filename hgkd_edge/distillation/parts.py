@@ -23,7 +23,8 @@ from hgkd_edge.models.backbone import (
 from hgkd_edge.models.ibot import require_lightly
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.student_weights import initial_weights, published_student
-from hgkd_edge.recipe import Recipe, StudentConfig
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe_sections import StudentConfig
 from hgkd_edge.sparse import SparseEncoder, sparsify
 
 __all__ = ["Parts", "build"]

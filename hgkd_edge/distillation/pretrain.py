@@ -32,7 +32,8 @@ from hgkd_edge.models.ibot import OnlineTokenizer
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
 from hgkd_edge.pretrain_settings import IbotConfig, PretrainConfig
 from hgkd_edge.processes import count, on_main
-from hgkd_edge.recipe import Recipe, TrainConfig
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe_sections import TrainConfig
 from hgkd_edge.rundir import atomic_write, cache_dir, write_json
 
 __all__ = ["pretrain_teacher", "pretraining"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import create_published, create_timm_model
-from hgkd_edge.recipe import TeacherConfig
+from hgkd_edge.recipe_sections import TeacherConfig
 
 __all__ = [
     "block_indices",

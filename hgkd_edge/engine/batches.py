@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hgkd_edge.engine.training import Inputs
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 
 __all__ = ["channels_last", "chunks", "global_batch"]
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 
 __all__ = ["Batch", "Figures", "Snapshot", "Update", "reads_late"]
 

@@ -30,7 +30,7 @@ from hgkd_edge.engine.training import Draws, Inputs, Training, Watch, Workplace
 from hgkd_edge.engine.watching import Watching, epochs_between_looks
 from hgkd_edge.errors import Interrupted, RunError, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 from hgkd_edge.stopping import StopFlag, stop_on_signal
 
 __all__ = ["train"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 
 __all__ = ["learning_rate"]
 

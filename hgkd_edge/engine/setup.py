@@ -15,7 +15,7 @@ from accelerate.utils import ProjectConfiguration
 
 from hgkd_edge.engine.training import Workplace
 from hgkd_edge.errors import RecipeError, reason_of
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 
 __all__ = ["check_machine", "keep_freed_memory", "make_accelerator", "resolve_precision"]
 

@@ -10,7 +10,7 @@ from hgkd_edge.console import warn
 from hgkd_edge.engine.journal import Journal
 from hgkd_edge.engine.training import Watch
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 
 __all__ = ["Watching", "epochs_between_looks"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.recipe import DataConfig, Fraction, TrainConfig
+from hgkd_edge.recipe_sections import DataConfig, Fraction, TrainConfig
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.settings import Section, differing_keys, parse_settings, read_settings
 

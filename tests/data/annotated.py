@@ -12,7 +12,7 @@ from PIL import Image
 
 from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 

@@ -9,7 +9,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 
 def data_config(path: Path | str, **more: Any) -> DataConfig:

@@ -19,7 +19,7 @@ from hgkd_edge.data.masks import (
 )
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 
 @given(

@@ -23,7 +23,7 @@ from PIL import Image
 from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
 from tests.damage import BINARY, TEXT, bounded, damaged
 from tests.data.annotated import save_image, write_coco

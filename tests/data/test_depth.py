@@ -11,7 +11,7 @@ from PIL import Image
 
 from hgkd_edge.data.depth import Depth, settle_bits
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
 from tests.data.annotated import masks
 from tests.data.image_files import png, tiff

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import draw_survey, survey
 from tests.data.annotated import BCCD, boxes, masks, save_image
 

@@ -29,7 +29,7 @@ from hgkd_edge.data.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, open_imag
 from hgkd_edge.data.shards import Member, _Shards
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
 from tests.data.annotated import boxes, masks, write_coco
 from tests.data.image_files import png

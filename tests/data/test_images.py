@@ -14,7 +14,7 @@ from hgkd_edge.data.orientation import turn_of
 from hgkd_edge.data.resize import cover
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.provenance import report_photos
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
 from tests.data.annotated import masks
 from tests.data.image_files import damaged_exif

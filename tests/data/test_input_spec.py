@@ -24,7 +24,7 @@ from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.resize import Geometry, cover
 from hgkd_edge.data.sources import open_splits
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
 
 from ..conftest import BUNDLED

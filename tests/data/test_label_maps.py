@@ -14,7 +14,7 @@ from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.annotations.outlines import Shape, paint
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from tests.data.annotated import NUCLEI, boxes, masks, save_image, skipped_in, write_coco
 
 

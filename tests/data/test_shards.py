@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from tests.data.helpers import data_config, write_shards
 
 

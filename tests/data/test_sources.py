@@ -15,7 +15,7 @@ from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.resize import cover
 from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabeled
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 
 def folder(path: Path, **more: object) -> DataConfig:

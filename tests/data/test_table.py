@@ -9,7 +9,7 @@ import pytest
 
 from hgkd_edge.data.sources import how_to_label, open_splits, why_unlabeled
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
 from tests.data.annotated import save_image
 

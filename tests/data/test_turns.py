@@ -14,7 +14,7 @@ from PIL import Image
 from hgkd_edge.data.orientation import Turn
 from hgkd_edge.data.resize import cover, letterbox
 from hgkd_edge.data.sources import ImageSource, open_splits
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import draw_survey, survey
 from hgkd_edge.tasks.answers import load_photo
 from tests.data.annotated import boxes, masks

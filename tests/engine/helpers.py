@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Inputs, Workplace, train
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 
 exact_on_a_cpu = pytest.mark.skipif(
     torch.cuda.is_available(),

@@ -22,7 +22,7 @@ from torch import Tensor
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Inputs, graph
 from hgkd_edge.errors import Interrupted, TrainingError
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 from tests.engine.helpers import Masks, log_lines, losses, place, run, same, saved, tiny_source
 from tests.tracing import Tracing, record
 

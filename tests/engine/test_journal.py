@@ -14,7 +14,7 @@ from hgkd_edge.engine.journal import open_journal
 from hgkd_edge.engine.setup import check_machine, make_accelerator
 from hgkd_edge.engine.training import Workplace
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.recipe import TrainConfig
+from hgkd_edge.recipe_sections import TrainConfig
 from tests.data.helpers import data_config
 from tests.engine.helpers import Classify, config, run, tiny_source
 

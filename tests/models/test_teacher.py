@@ -20,7 +20,8 @@ from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.mae import MaskedAutoencoder
 from hgkd_edge.models.vit import encode_visible, patches_of
-from hgkd_edge.recipe import Recipe, TeacherConfig
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe_sections import TeacherConfig
 
 SMALL: dict[str, Any] = {"patch_size": 8, "depth": 3, "embed_dim": 48, "num_classes": 0}
 
@@ -331,7 +332,7 @@ def test_a_network_without_patch_tokens_is_no_teacher(name: str) -> None:
 def test_the_masked_autoencoder_sees_a_quarter_and_learns(photos: Path) -> None:
     from hgkd_edge.data.augment import center_view, normalize
     from hgkd_edge.data.sources import open_splits
-    from hgkd_edge.recipe import DataConfig
+    from hgkd_edge.recipe_sections import DataConfig
 
     images = open_splits(DataConfig(path=photos, image_size=64))["train"].images[:16]
     view = normalize(center_view(images, size=(64, 64)), (0.5,) * 3, (0.25,) * 3)

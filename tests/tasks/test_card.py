@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.score_records import FinetuneRecord
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.card import model_card

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
 from tests.data.annotated import boxes, save_image

@@ -36,7 +36,7 @@ from hgkd_edge.data.photos import outside
 from hgkd_edge.data.resize import IGNORED, place
 from hgkd_edge.data.sources import ImageSource, decoding_threads
 from hgkd_edge.errors import DataError
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["open_boxes", "open_masks"]
 

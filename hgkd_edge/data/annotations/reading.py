@@ -24,7 +24,7 @@ from hgkd_edge.data.photos import UNLABELED, Photos
 from hgkd_edge.data.resize import IGNORED, letterbox
 from hgkd_edge.data.sources import ImageSource, decoding_threads, streams
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.recipe import DataConfig
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["AnnotatedPhotos", "FilledBoxes", "FilledMaps", "Labels", "Reader", "StreamedMaps"]
 

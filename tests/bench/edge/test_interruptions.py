@@ -24,6 +24,21 @@ MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
 
 
+def in_background(board: Board, model: Path) -> tuple[threading.Thread, list[UserError]]:
+    """A session that is running, and the error that it ends with."""
+    failures: list[UserError] = []
+
+    def attempt() -> None:
+        try:
+            measure(board, model)
+        except UserError as error:
+            failures.append(error)
+
+    session = threading.Thread(target=attempt)
+    session.start()
+    return session, failures
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_broken_connection_ends_all_work_and_resume_finds_the_finished_build(
     make_model: MakeModel, start_board: StartBoard, monkeypatch: pytest.MonkeyPatch, resume: bool
@@ -145,16 +160,7 @@ def test_a_network_that_freezes_without_a_word_is_noticed_on_the_device(
     monkeypatch.setattr("hgkd_edge.bench.edge.link.SILENCE_S", 1.0)
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     clients = _watch_clients(monkeypatch)
-    failures: list[UserError] = []
-
-    def attempt() -> None:
-        try:
-            measure(board, model)
-        except UserError as error:
-            failures.append(error)
-
-    session = threading.Thread(target=attempt)
-    session.start()
+    session, failures = in_background(board, model)
     wait_until(lambda: board.builds() == 1)
     os.kill(clients[0].pid, signal.SIGSTOP)  # the connection stays open and silent
 
@@ -172,16 +178,7 @@ def test_a_network_that_freezes_is_noticed_at_this_end_too(
     for name, value in (("ServerAliveInterval", "1"), ("ServerAliveCountMax", "2")):
         monkeypatch.setitem(ssh._OPTIONS, name, value)
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
-    failures: list[UserError] = []
-
-    def attempt() -> None:
-        try:
-            measure(board, model)
-        except UserError as error:
-            failures.append(error)
-
-    session = threading.Thread(target=attempt)
-    session.start()
+    session, failures = in_background(board, model)
     wait_until(lambda: board.builds() == 1)
     connections = _children(board.process.pid)  # of the sshd; the kernel still answers
     for pid in connections:
@@ -209,16 +206,7 @@ def test_work_whose_script_was_killed_ends_too(
 ) -> None:
     monkeypatch.setattr("hgkd_edge.bench.edge.link.SILENCE_S", 8.0)
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
-    failures: list[UserError] = []
-
-    def attempt() -> None:
-        try:
-            measure(board, model)
-        except UserError as error:
-            failures.append(error)
-
-    session = threading.Thread(target=attempt)
-    session.start()
+    session, failures = in_background(board, model)
     wait_until(lambda: board.builds() == 1)
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
