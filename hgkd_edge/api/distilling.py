@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def resolve_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json", exclude_unset=True)
     if isinstance(recipe, Mapping):
-        return parse_settings(Recipe, _copy(recipe), changes, name="recipe")
+        return parse_settings(Recipe, copy.deepcopy(dict(recipe)), changes, name="recipe")
     return load_recipe(find_recipe(os.fspath(recipe)), changes)
 
 
@@ -186,13 +187,6 @@ def _resumed(recipe: Recipe, run: str | os.PathLike[str] | None) -> _Job:
     if not folder.is_distilled:
         folder.require_resumable()
     return _Job(recipe, folder, folder.is_distilled)
-
-
-def _copy(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested copy: overrides are written into it."""
-    return {
-        key: _copy(value) if isinstance(value, Mapping) else value for key, value in recipe.items()
-    }
 
 
 def checked_lines(result: Mapping[str, Any]) -> list[str]:

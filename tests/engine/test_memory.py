@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hgkd_edge.cli.failures import run_app
-from hgkd_edge.errors import TrainingError
+from hgkd_edge.errors import TrainingError, is_out_of_memory
 from tests.engine.helpers import Classify, Net, run, tiny_source
 
 EVERYTHING = 1 << 50  # bytes: more than any machine has
@@ -24,6 +24,11 @@ class Huge(Net):
         if self.calls:
             torch.empty(EVERYTHING, dtype=torch.uint8, device=images.device)
         return super().forward(images, labels)
+
+
+def test_a_gpu_out_of_memory_is_known_by_its_type_whatever_it_says() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("words of a later version"))
+    assert not is_out_of_memory(RuntimeError("words of a later version"))
 
 
 @pytest.mark.parametrize(
