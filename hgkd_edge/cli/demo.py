@@ -12,7 +12,9 @@ from hgkd_edge.cli.output import next_line, show
 
 
 def demo(
-    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/demo.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/demo.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
