@@ -62,7 +62,7 @@ def _fill(arguments: argparse.Namespace, arm: str, changes: list[str], seed: int
     changes = [f"data.path={photos}", *spelled(changes, epochs)]
     recipe = load_recipe(base, [*changes, *_teacher(load_recipe(base, changes)), f"seed={seed}"])
     if arm in TEACHERS:
-        cell = score_teacher(recipe)
+        cell = score_teacher(recipe, photos)
     else:
         cell = score_cell(
             recipe,

@@ -110,6 +110,7 @@ class Arm(NamedTuple):
 _NO_EMBEDDING = ["loss.embedding_weight=0"]
 # At equal student time, unless stated otherwise.
 EQUAL_TIME = {
+    "teacher": Arm([]),  # scored by itself
     "scratch": Arm([]),
     "pixels": Arm(SPARK, ratio=0.6, share=1.0),
     "dense": Arm(_NO_EMBEDDING),

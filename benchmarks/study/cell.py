@@ -94,9 +94,10 @@ class _TeacherFeatures(EmbeddingNet):
         return self.features(images).mean(dim=1)  # [B, N, D] -> [B, D]
 
 
-def score_teacher(recipe: Recipe) -> dict[str, Any]:
+def score_teacher(recipe: Recipe, annotated: Path) -> dict[str, Any]:
     """`knn` and `linear_probe` top-1 of the teacher itself, and the same two in `val`."""
-    parts, splits = build(recipe, download=False), open_splits(recipe.data)
+    parts = build(recipe, download=False)
+    splits = open_splits(recipe.data.model_copy(update={"path": annotated}))
     assert recipe.teacher.path is not None
     load_vit_weights(parts.vit, recipe.teacher.path)
     teacher = Teacher(parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size)

@@ -23,8 +23,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from benchmarks.study.arms import EQUAL_TIME, SCRATCH, SPARK, Arm
-from benchmarks.study.cell import score_cell
+from benchmarks.study.arms import EQUAL_TIME, SCRATCH, SPARK, TEACHERS, Arm
+from benchmarks.study.cell import score_cell, score_teacher
 from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import read_cells, report
 from hgkd_edge.bench.environment import environment
@@ -145,9 +145,11 @@ def run(arguments: argparse.Namespace) -> None:
     base = load_recipe(HERE / f"{arguments.base}.yaml", changes)
     costs = Costs(arguments.out / f"{arguments.base}.costs.json", base)
     count = len(open_splits(base.data)["train"])
+    features = PROTOCOLS[arguments.base].task == "classify"  # what a teacher can be scored by
+    arms = [name for name in arguments.arms if features or name not in TEACHERS]
     for seed in arguments.seeds:
         for minutes in arguments.minutes:
-            for name in arguments.arms:
+            for name in arms:
                 recipe = recipe_of(name, base, seed, minutes, count, costs)
                 _fill(arguments, recipe, arguments.data if listed else photos, name, minutes)
 
@@ -160,13 +162,16 @@ def _fill(
     file = arguments.out / f"{arguments.base}.{kind}.{slug}.{recipe.seed}-{minutes:g}min.json"
     if file.is_file():
         return
-    scores = score_cell(
-        recipe,
-        fresh(arguments.out / "runs" / file.stem),
-        annotated,
-        scratch=name in SCRATCH,
-        finetuned=not arguments.choose,
-    )
+    if name in TEACHERS:
+        scores = score_teacher(recipe, annotated)
+    else:
+        scores = score_cell(
+            recipe,
+            fresh(arguments.out / "runs" / file.stem),
+            annotated,
+            scratch=name in SCRATCH,
+            finetuned=not arguments.choose,
+        )
     if arguments.choose:
         scores |= scores.pop("val")
     cell = {
@@ -175,7 +180,7 @@ def _fill(
         "arm": name,
         "seed": recipe.seed,
         "minutes": minutes,
-        "epochs": 0 if name in SCRATCH else recipe.train.epochs,
+        "epochs": 0 if name in {*SCRATCH, *TEACHERS} else recipe.train.epochs,
         "ratio": recipe.model_dump(mode="json")["mask"]["ratio"],
         **scores,
         "machine": environment()["cpu"],

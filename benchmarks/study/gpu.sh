@@ -34,7 +34,7 @@ both=("dense, embedding" "masked half the time, embedding")
 if [ "$dry" = --dry ]; then
   study --base imagenette-300 --choose --minutes 0.02 --arms pixels "${both[@]}"
 else
-  study --minutes 1 --seeds 0 --arms scratch pixels dense "${both[@]}" "${both[1]}, equal updates"
+  study --minutes 1 --seeds 0 --arms teacher scratch pixels dense "${both[@]}" "${both[1]}, equal updates"
   study --minutes 1 --seeds 1 2 --arms "${both[@]}"
   study --choose --minutes 0.25 0.5 2 --arms "${both[@]}"
   study --base imagenette-300 --choose --minutes 0.5 2 --arms "${both[@]}"
