@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -113,8 +113,15 @@ def bench(
         _compare(*compare, as_json=as_json)
         return
     if pipeline is not None:
-        timing = {"duration_s": duration, "count": count, "trust_engine": trust_engine}
-        _measure_pipeline(models or [], pipeline, out, as_json=as_json, **timing)
+        _measure_pipeline(
+            models or [],
+            pipeline,
+            out,
+            as_json=as_json,
+            duration=duration,
+            count=count,
+            trust_engine=trust_engine,
+        )
         return
     options = BenchOptions(
         models=tuple(models or ()),
@@ -154,7 +161,14 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
 
 
 def _measure_pipeline(
-    models: list[Path], images: Path, out: Path | None, *, as_json: bool, **timing: Any
+    models: list[Path],
+    images: Path,
+    out: Path | None,
+    *,
+    as_json: bool,
+    duration: float,
+    count: int | None,
+    trust_engine: bool,
 ) -> None:
     from hgkd_edge.errors import DataError
     from hgkd_edge.pipeline import measure_pipeline
@@ -164,19 +178,22 @@ def _measure_pipeline(
     if len(models) > 1:
         raise DataError("--pipeline: measures one model", hint="name one run or model file")
     model = models[0] if models else RunDir.resolve(None).path
-    found = measure_pipeline(model, [images], **timing)
+    found = measure_pipeline(
+        model, [images], duration_s=duration, count=count, trust_engine=trust_engine
+    )
     if out is not None:
-        write_json(out, found)
-    rate = f"{found['frames_per_s']:.1f} frames/s from file to prediction"
-    alone = f"{found['infer_frames_per_s']:.1f} by the network alone"
-    show(found, as_json, lambda: [stage_table(found["stages"]), f"{rate}, {alone}"])
+        write_json(out, found.to_dict())
+    rate = f"{found.frames_per_s:.1f} frames/s from file to prediction"
+    alone = f"{found.infer_frames_per_s:.1f} by the network alone"
+    show(found.to_dict(), as_json, lambda: [stage_table(found.stages), f"{rate}, {alone}"])
 
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
-    from hgkd_edge.bench.estimate import estimate_record, estimate_to_file, estimate_view
+    from hgkd_edge.bench.estimate import estimate_to_file, estimate_view
 
-    file, found = estimate_to_file(options, names)
-    show({"file": str(file), **estimate_record(found)}, as_json, lambda: [estimate_view(found)])
+    file, content = estimate_to_file(options, names)
+    record = {"file": str(file), **content.model_dump(mode="json", by_alias=True)}
+    show(record, as_json, lambda: [estimate_view(content.estimates)])
     if not as_json:
         say(f"written to {file}")
 
@@ -186,7 +203,7 @@ def _compare(a: Path, b: Path, *, as_json: bool) -> None:
     from hgkd_edge.bench.tables import comparison_view
 
     comparison = compare_files(a, b)
-    show(comparison.to_dict(), as_json, lambda: [comparison_view(comparison)])
+    show(comparison.model_dump(mode="json"), as_json, lambda: [comparison_view(comparison)])
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hgkd_edge.bench.tables import milliseconds
+from hgkd_edge.cells import milliseconds
 from hgkd_edge.rundir import file_sha256
 
 

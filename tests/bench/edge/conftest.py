@@ -112,7 +112,7 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
     def start(
         name: str = "orin",
         *,
-        tools: tuple[str, ...] = ("trtexec", "tegrastats", "nvpmodel", "jetson_clocks"),
+        tools: tuple[str, ...] = ("trtexec", "tegrastats", "nvpmodel"),
         jetson: bool = True,
         python: bool = True,
         login: str = "",
