@@ -40,7 +40,7 @@ def compare(
     found.remarks.extend(failed)
     plot = write_plot(found, folders[0].path / "comparison.svg")
     record = {**found.to_dict(), "plot": plot and str(plot)}
-    return Result(record, lambda _: comparison_lines(found, plot))
+    return Result(record, lambda: comparison_lines(found, plot))
 
 
 def _measure(folders: Sequence[RunDir]) -> list[str]:

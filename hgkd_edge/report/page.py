@@ -83,8 +83,7 @@ def _sections(run: RunDir, choice: Comparison | None) -> Iterator[Section]:
 
 
 def _distillation(run: RunDir) -> Section | None:
-    held_out = run.manifest().get("result", {}).get("held_out")
-    log = with_held_out(read_log(run, run.log_file), held_out)
+    log = with_held_out(read_log(run, run.log_file), run.manifest().held_out)
     return training_section("Distillation", log)
 
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from exporters.files import file_sha256
 from exporters.network_files import renamed_files
@@ -23,7 +23,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Telemetry, Verification
 from hgkd_edge.bench.session import Case, measurement_of
 
-__all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
+__all__ = ["Calls", "EdgeCase", "FedFile", "Job", "Power", "Spans", "make_cases", "one_a_line"]
 
 # Each compared image starts trtexec on the device (batch 1), a second or two.
 IMAGES = 4
@@ -32,7 +32,17 @@ MOST_VALUES = 1_000_000
 # Ten per second; a board's power varies from one sample to the next.
 _FEW_SAMPLES = 10
 
-Calls = list[list[dict[str, Any]]]  # of each call, each input: name, shape, dtype, file
+
+class FedFile(TypedDict):
+    """One input of a call, in a file on the device."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    file: str
+
+
+Calls = list[list[FedFile]]  # of each call, each input
 Spans = list[tuple[float, float]]  # seconds of the device's clock
 
 
@@ -73,9 +83,11 @@ def make_cases(
 
 
 def _calls(probe: Probe, stem: str) -> Calls:
-    inputs = [one.model_dump(include={"name", "shape", "dtype"}) for one in probe.inputs]
     return [
-        [{**one, "file": f"{stem}-{call}-{n}.bin"} for n, one in enumerate(inputs)]
+        [
+            FedFile(name=one.name, shape=one.shape, dtype=one.dtype, file=f"{stem}-{call}-{n}.bin")
+            for n, one in enumerate(probe.inputs)
+        ]
         for call in range(len(probe.feeds))
     ]
 
