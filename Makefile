@@ -14,10 +14,10 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (5 minutes)
 	$(BIN)/hgkd-edge demo
 
-# What measures runs after the rest, and alone.
+# What measures runs after the rest. Most of its time is waiting.
 test: $(VENV)/.installed  ## Run the tests
 	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench -q
+	$(BIN)/python -m pytest tests/bench -q -n 4
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -161,7 +161,7 @@ def _clip(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _endless_stream(clip: Path) -> Iterator[str]:
-    """URL of a clip that is repeated in real time, with times that go on."""
+    """URL of a clip that is repeated in real time, with increasing timestamps."""
     command = ["ffmpeg", "-loglevel", "error", "-re", "-stream_loop", "-1", "-i", str(clip)]
     command += ["-c", "copy", "-f", "mpegts", "-"]
 

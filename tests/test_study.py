@@ -130,13 +130,15 @@ def test_students_of_equal_time_are_trained_and_scored(
         equal_time.run(arguments)  # type: ignore[arg-type]
 
     out.mkdir()
-    fill("pixels", minutes=[0.001], choose=False)
+    fill("teacher", "pixels", minutes=[0.001], choose=False)
     fill("masked half the time, embedding", minutes=[0.0005, 0.001], choose=True)
 
     cells = read_cells(out)
-    scored = {cell["arm"]: cell["finetune"] for cell in cells if cell["kind"] == "equal"}
-    assert scored.keys() == {"pixels"}
-    assert all(0 <= scores["1.0"] <= 1 for scores in scored.values())
+    scored = {cell["arm"]: cell for cell in cells if cell["kind"] == "equal"}
+    assert scored.keys() == {"pixels", "teacher"}
+    assert 0 <= scored["pixels"]["finetune"]["1.0"] <= 1
+    assert all(0 <= cell["knn"] <= 1 for cell in scored.values())
+    assert scored["teacher"]["finetune"] == {}  # a teacher is not fine-tuned
     printed = report(out)
     assert "### imagenette: 0.001 minutes of the student\n" in printed
     assert "### imagenette: 0.0005 minutes of the student, scored on `val`\n" in printed

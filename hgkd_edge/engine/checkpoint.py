@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 
 from hgkd_edge.console import note
 from hgkd_edge.errors import RunError, TrainingError, reason_of
@@ -21,7 +24,56 @@ from hgkd_edge.files import atomic_write, file_sha256, hint_for_write
 from hgkd_edge.models.untrusted import require_stored
 from hgkd_edge.parsing import MAX_LABEL_BYTES, read_text
 
-__all__ = ["fix_for", "read_checkpoint", "write_checkpoint"]
+__all__ = ["TrainingState", "fix_for", "read_checkpoint", "write_checkpoint"]
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that a checkpoint holds, except the step.
+
+    Attributes:
+        average: The averaged (EMA) model, if there is one.
+        scaler: Of fp16's loss, if there is one.
+        images: Fingerprint of the training images, which must not change.
+    """
+
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    average: nn.Module | None
+    scaler: Any  # torch.amp.GradScaler
+    images: str
+
+    def saved(self, step: int) -> dict[str, Any]:
+        """What `torch.save` writes."""
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.average.state_dict() if self.average else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "photos": self.images,
+        }
+
+    def restore(self, saved: Any) -> int:
+        """Load what `saved` returned; the step.
+
+        Raises:
+            RunError: The training images changed.
+        """
+        if saved.get("photos", self.images) != self.images:
+            raise RunError(
+                "the training images, or how they are decoded, changed since the training started",
+                hint="restore both, or start a new run",
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average and saved["ema"]:
+            self.average.load_state_dict(saved["ema"])
+        if self.scaler and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        return int(saved["step"])
 
 
 def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) -> None:
@@ -43,8 +95,8 @@ def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) 
         ) from error
 
 
-def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], None]) -> None:
-    """Read a checkpoint and `load` its state.
+def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], Loaded]) -> Loaded:
+    """Read a checkpoint and `load` what was saved; returns what `load` returns.
 
     Raises:
         RunError: The file is damaged, not the recorded one, or of a different model.
@@ -53,7 +105,7 @@ def read_checkpoint(file: Path, *, device: torch.device, load: Callable[[Any], N
     try:
         state = torch.load(file, map_location=device, weights_only=True)
         require_stored(state)
-        load(state)
+        return load(state)
     except (
         RecursionError,
         OSError,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -17,18 +16,19 @@ from hgkd_edge.console import console
 from hgkd_edge.data.decode import read_ahead
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.batches import channels_last, chunks, global_batch
-from hgkd_edge.engine.checkpoint import read_checkpoint, write_checkpoint
+from hgkd_edge.engine.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from hgkd_edge.engine.exchange import average_gradients, same_start
 from hgkd_edge.engine.graph import graphed_pass
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.memory import naming_batch_size
+from hgkd_edge.engine.optimizer import make_optimizer
 from hgkd_edge.engine.schedule import learning_rate
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.training import Draws, Inputs, Training, Watch, Workplace
 from hgkd_edge.engine.watching import Watching, epochs_between_looks
-from hgkd_edge.errors import Interrupted, RunError, TrainingError
+from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.processes import heeding_others, on_main
 from hgkd_edge.recipe_sections import TrainConfig
 from hgkd_edge.stopping import StopFlag, stop_on_signal
@@ -116,19 +116,7 @@ class _Loop:
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         model = training.model.to(self.accelerator.device)
-        options: dict[str, Any] = {"betas": (0.9, 0.95)}
-        if config.optimizer == "adamw":  # one fused pass; LAMB has no such form
-            options["fused"] = True
-        else:  # gradients are clipped only by `clip_grad`
-            options["max_grad_norm"] = None
-        optimizer = create_optimizer_v2(
-            model,
-            config.optimizer,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=training.layer_decay,
-            **options,
-        )
+        optimizer = make_optimizer(model, config, layer_decay=training.layer_decay)
         self.ema = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
         self.after = Snapshot(model) if self.late else model  # what the average is taken from
         self.synced = config.sync_batchnorm and self.world > 1
@@ -337,37 +325,26 @@ class _Loop:
         on_main(self._write_checkpoint)  # a failure is raised in all processes
 
     def _write_checkpoint(self) -> None:
-        scaler = self.accelerator.scaler
-        state = {
-            "step": self.step,
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "scaler": scaler.state_dict() if scaler else None,
-            "photos": self.source.fingerprint,
-        }
         write_checkpoint(
-            self.place.checkpoint_file, state, resume_command=self.place.resume_command
+            self.place.checkpoint_file,
+            self._state.saved(self.step),
+            resume_command=self.place.resume_command,
         )
 
     def _load_checkpoint(self) -> None:
-        def load(state: Any) -> None:
-            if state.get("photos", self.source.fingerprint) != self.source.fingerprint:
-                raise RunError(
-                    f"{self.place.checkpoint_file}: the training images, or how they are decoded, "
-                    f"changed since it started (now {len(self.source)} images)",
-                    hint="restore both, or start a new run",
-                )
-            self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema and state["ema"]:
-                self.ema.module.load_state_dict(state["ema"])
-            if self.accelerator.scaler and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step = state["step"]
-
-        read_checkpoint(self.place.checkpoint_file, device=self.accelerator.device, load=load)
+        file, device = self.place.checkpoint_file, self.accelerator.device
+        self.step = read_checkpoint(file, device=device, load=self._state.restore)
         console.print(f"{self.label}: resuming from step {self.step} of {self.total_steps}")
+
+    @property
+    def _state(self) -> TrainingState:
+        return TrainingState(
+            model=self.accelerator.unwrap_model(self.model),
+            optimizer=self.optimizer,
+            average=self.ema.module if self.ema else None,
+            scaler=self.accelerator.scaler,
+            images=self.source.fingerprint,
+        )
 
 
 def _generator(seed: int, purpose: str, index: int) -> torch.Generator:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hgkd_edge.errors import ConversionError
-from hgkd_edge.sparse import layers, proof, rules, sync  # noqa: F401  (rules register themselves)
+from hgkd_edge.sparse import layers, proof, sync, within_site  # noqa: F401  (rules register themselves)
 from hgkd_edge.sparse.features import feature_list, plain_maps
 from hgkd_edge.sparse.masked import MaskedEngine
 from hgkd_edge.sparse.sites import Engine

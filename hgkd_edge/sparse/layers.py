@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgkd_edge.sparse.rules import _plain, visible_sites
 from hgkd_edge.sparse.sites import Convolution, Padding, Pooling, SiteTensor, rule, unsupported
+from hgkd_edge.sparse.within_site import _plain, visible_sites
 
 NO_PADDING = Padding(0, 0, 0, 0, 0.0)
 
