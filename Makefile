@@ -11,7 +11,7 @@ EXTRAS := train,openvino,trt-rtx,dev,ibot,video,qat
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (5 minutes)
+demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2.5 minutes)
 	$(BIN)/hgkd-edge demo
 
 # What measures runs after the rest. Most of its time is waiting.

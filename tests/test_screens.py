@@ -64,7 +64,7 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     from hgkd_edge.api.run import distilled_lines
     from hgkd_edge.cli import demo, distill, predict
     from hgkd_edge.comparison.view import comparison_lines
-    from hgkd_edge.embed import lines as embed_lines
+    from hgkd_edge.embedding import lines as embed_lines
 
     session = records.Session.model_validate(record.SESSION)
     compared = Comparison(
@@ -116,6 +116,7 @@ def test_help(command: str) -> None:
     check(f"help-{command or 'hgkd-edge'}".replace(" ", "-"), shown)
     assert all(len(line) <= WIDTH for line in shown.splitlines())
     assert not re.search(r"^  .*\.\.\.$", shown, re.MULTILINE), "a summary is cut"
+    assert not re.search(r"<\w|[{}]", shown), "a type of Python instead of a word"
 
 
 @pytest.mark.parametrize("name", tables())

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[RUN|MODEL.onnx]...", help="Default: the latest run."),
+    typer.Argument(metavar="RUN|MODEL.onnx", help="Default: the latest run."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, openvino or jetson.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, openvino or jetson.")]
 Host = Annotated[
     str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure on this device, over SSH.")
 ]
@@ -25,18 +25,26 @@ Hosts = Annotated[
     Path | None,
     typer.Option(metavar="FLEET.yaml", help="Measure on all devices of a file, over SSH."),
 ]
-Batches = Annotated[str, typer.Option(help="Batch sizes to sweep, such as 1,8.")]
-Threads = Annotated[str, typer.Option(help="CPU threads to sweep, such as 1,2.")]
-Precisions = Annotated[str, typer.Option(help="Precisions to measure, such as fp16,int8.")]
-Runners = Annotated[str, typer.Option(help="Runners to use (hgkd-edge devices lists them).")]
-Copies = Annotated[str, typer.Option(help="Input and output copies: in or out of the time.")]
-Duration = Annotated[float, typer.Option(help="Measured seconds per case.")]
-Rounds = Annotated[int, typer.Option(help="Interleaved visits per case.")]
+Batches = Annotated[str, typer.Option(metavar="N,...", help="Batch sizes to sweep, such as 1,8.")]
+Threads = Annotated[str, typer.Option(metavar="N,...", help="CPU threads to sweep, such as 1,2.")]
+Precisions = Annotated[
+    str, typer.Option(metavar="NAME,...", help="Precisions to measure, such as fp16,int8.")
+]
+Runners = Annotated[
+    str, typer.Option(metavar="NAME,...", help="Runners to use (hgkd-edge devices lists them).")
+]
+Copies = Annotated[
+    str, typer.Option(metavar="in|out", help="Input and output copies: in or out of the time.")
+]
+Duration = Annotated[float, typer.Option(metavar="SECONDS", help="Measured time per case.")]
+Rounds = Annotated[int, typer.Option(metavar="N", help="Interleaved visits per case.")]
 Inputs = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npy", help="Real input, f32[N,3,H,W]; default: what export kept."),
 ]
-Count = Annotated[int | None, typer.Option(help="Measured runs per case, instead of --duration.")]
+Count = Annotated[
+    int | None, typer.Option(metavar="N", help="Measured runs per case, instead of --duration.")
+]
 Unverified = Annotated[
     bool, typer.Option("--unverified", help="Measure even if the outputs are wrong.")
 ]
@@ -46,7 +54,9 @@ Resume = Annotated[
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="Roofline estimate for devices that are not available.")
 ]
-On = Annotated[str, typer.Option(help="With --estimate: devices, such as orin-nano.")]
+On = Annotated[
+    str, typer.Option(metavar="NAME,...", help="With --estimate: devices, such as orin-nano.")
+]
 Compare = Annotated[
     tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare two bench.json files.")
 ]
@@ -54,10 +64,14 @@ Pipeline = Annotated[
     Path | None,
     typer.Option(metavar="IMAGES", help="Also time decoding and the other stages of predict."),
 ]
-SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration file to use.")]
+SshConfig = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="OpenSSH configuration file to use.")
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Result file; default: bench.json in the run folder."),
+    typer.Option(
+        "--out", "-o", metavar="FILE", help="Result file; default: bench.json in the run folder."
+    ),
 ]
 
 
