@@ -7,6 +7,7 @@ The documentation's page of `bench.json` is made from these classes.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -340,6 +341,8 @@ def load_bench(path: Path) -> BenchFile:
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"{path}: {reason}", hint="measure first: hgkd-edge bench") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is not JSON: {error}", hint="measure again") from error
     except ValueError as error:
         reason = str(error)
         if isinstance(error, ValidationError):
