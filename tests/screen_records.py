@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hgkd_edge.bench.records import Refusal
-from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
+from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
 
 RUN = "runs/shop"
