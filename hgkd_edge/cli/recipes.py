@@ -104,7 +104,9 @@ Task = Annotated[
 ]
 Labels = Annotated[
     str | None,
-    typer.Option(metavar="AMOUNT", help="none; one or few per class; or many [default: none]."),
+    typer.Option(
+        metavar="AMOUNT", help="Labels per class: none, one, few (ten) or many [default: none]."
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -167,7 +169,7 @@ def new_recipe(
 
 QUESTIONS: dict[str, tuple[str, Any]] = {
     "task": ("Task: classify, segment or detect", "classify"),
-    "labels": ("Labels: none, one or few per class, or many", "none"),
+    "labels": ("Labels per class: none, one, few (about ten) or many", "none"),
     "device": ("Device: a name of 'hgkd-edge devices', cpu or phone", "orin-nano-8"),
     "teacher": ("Teacher: default, own (trained on the images), or a timm name", "default"),
     "hidden": ("Are the objects often partly hidden?", False),
