@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hgkd_edge.bench.records import Refusal
-from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
+from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
 
 RUN = "runs/shop"
@@ -150,6 +150,7 @@ def _measurement(model: str, precision: str, ms: float, *, noisy: bool) -> dict[
 
 
 MODELS = {"shop.fp32.onnx": ("fp32", 4.56), "shop.int8-cpu.onnx": ("int8", 1.9)}
+FILES = {"shop.int8-cpu.onnx": "shop.int8-cpu.failed-verification.onnx"}
 SESSION: dict[str, Any] = {
     "target": "cpu",
     "created": "2026-01-05T10:00:00",
@@ -157,7 +158,10 @@ SESSION: dict[str, Any] = {
     "settings": {"batches": [1], "threads": [2]},
     "environment": {"cpu": "AMD EPYC", "usable_cores": 2},
     "models": [
-        {"label": name, "path": name, "sha256": "0" * 64, "size_mb": 2.8, "precision": precision}
+        {
+            "label": name, "path": FILES.get(name, name), "sha256": "0" * 64, "size_mb": 2.8,
+            "precision": precision,
+        }
         for name, (precision, _) in MODELS.items()
     ],
     "measurements": [
@@ -166,7 +170,7 @@ SESSION: dict[str, Any] = {
     ],
     "warnings": ["CPU governor is 'powersave': clocks may be low"],
     "refusals": [{"name": "tensorrt", "reason": "this machine has no NVIDIA GPU"}],
-}
+}  # fmt: skip
 REFUSALS = [Refusal(name="nano", reason="nano@10.0.0.7 cannot be reached: timed out")]
 RATIOS: list[dict[str, Any]] = [
     {

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
+from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import Distilled, HeldOut, ManifestRecord, NetworkOrigin, SplitRecord

@@ -95,7 +95,7 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
         "predict": lambda: map(str, map(Prediction, record.PREDICTIONS)),
         "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
         "embed": Embedded(**record.FEATURES_FILE).lines,
-        "bench": lambda: [session_view(session, failed={"shop.int8-cpu.onnx"})],
+        "bench": lambda: [session_view(session)],
         "bench-fleet": lambda: [fleet_view([session], record.REFUSALS)],
         "bench-compare": lambda: [comparison_view(compared)],
         "compare": lambda: comparison_lines(record.comparison(), Path("runs/shop/comparison.svg")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hgkd_edge.comparison.table import Comparison
+from hgkd_edge.comparison.rows import Comparison
 from hgkd_edge.distillation.license import license_notes, license_terms
 from hgkd_edge.manifest_record import HeldOut, NetworkOrigin
 from hgkd_edge.report.exports import proof_tile

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hgkd_edge import __version__
-from hgkd_edge.comparison.table import Comparison
+from hgkd_edge.comparison.rows import Comparison
 from hgkd_edge.console import printable
 from hgkd_edge.errors import RunError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES
