@@ -90,14 +90,7 @@ def finetune(
         network = _simulated(config.qat, card, source)
     report_photos(splits)
     if is_main():
-        origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
-        entries = ManifestRecord(finetune=origin)
-        if config.qat is not None:
-            entries.quantization_aware = _origin(config.qat)
-        run.update_manifest(entries)
-        with atomic_write(run.finetune_file) as temporary:
-            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            temporary.write_text(settings, encoding="utf-8")
+        _record_start(run, config, splits)
     trained = train(
         task.learner(network, card, source, config),
         source,
@@ -115,6 +108,18 @@ def finetune(
     if not is_main():
         return None
     return _leave(trained.get_submodule("network"), card, config, splits, run)
+
+
+def _record_start(run: RunDir, config: FinetuneConfig, splits: dict[str, ImageSource]) -> None:
+    """Write what is trained, on what, to the manifest and to `finetune.yaml`."""
+    origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
+    entries = ManifestRecord(finetune=origin)
+    if config.qat is not None:
+        entries.quantization_aware = _origin(config.qat)
+    run.update_manifest(entries)
+    with atomic_write(run.finetune_file) as temporary:
+        settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        temporary.write_text(settings, encoding="utf-8")
 
 
 def _leave(
@@ -193,7 +198,7 @@ def evenly(available: int, count: int) -> Tensor:
 
 
 def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:
-    """Add what limits the scores: intervals, the baseline, ignored pixels, warnings where needed.
+    """Add intervals, the baseline, the share of ignored pixels, and warnings where needed.
 
     Args:
         result: Task, metric, scores and number of images.

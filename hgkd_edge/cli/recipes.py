@@ -7,13 +7,16 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hgkd_edge.cli.help import Command
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import show
+
+if TYPE_CHECKING:
+    from hgkd_edge.distillation.parts import Parts
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, show, write and validate recipes."
@@ -77,7 +80,7 @@ def validate(
         "token_grid": parts.token_grid,
         "teacher_size": parts.teacher_size,
     }
-    show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+    show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(parts)])
 
 
 @app.command("schema", cls=Command)
@@ -91,44 +94,53 @@ def schema() -> None:
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
+ImagesPath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Folder of images, or what data.path takes.")
+]
+Count = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AMOUNT", help="Labels per class: none, one, few (ten) or many [default: none]."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A timm name, or own: trained on your images [default: by device]."
+    ),
+]
+Hidden = Annotated[
+    bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
+]
+Source = Annotated[str, typer.Option(metavar="KIND", help="folder, webdataset or hf.")]
+File = Annotated[Path, typer.Option(metavar="FILE", help="File to write.")]
+
+
 @app.command("new", cls=Command)
 def new_recipe(
-    images: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Folder of images, or what data.path takes.")
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AMOUNT", help="Labels per class: none, one, few (ten) or many [default: none]."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="A timm name, or own: trained on your images [default: by device]."
-        ),
-    ] = None,
-    hidden: Annotated[
-        bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
-    ] = None,
-    source: Annotated[
-        str, typer.Option(metavar="KIND", help="folder, webdataset or hf.")
-    ] = "folder",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path("recipe.yaml"),
+    images: ImagesPath = None,
+    count: Count = None,
+    task: Task = None,
+    labels: Labels = None,
+    device: Device = None,
+    teacher: Teacher = None,
+    hidden: Hidden = None,
+    source: Source = "folder",
+    out: File = Path("recipe.yaml"),
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe for your images and device.
@@ -204,10 +216,10 @@ def _table(found: dict[str, str]) -> Any:
     return table
 
 
-def _grid_lines(result: dict[str, Any]) -> list[str]:
+def _grid_lines(parts: Parts) -> list[str]:
     """The sizes on which student and teacher meet."""
-    mask, tokens = result["mask_grid"], result["token_grid"]
+    mask, tokens = parts.mask_grid, parts.token_grid
     return [
-        f"  mask: {mask[0]}x{mask[1]} patches of {result['mask_patch']} px",
-        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {result['teacher_size']}",
+        f"  mask: {mask[0]}x{mask[1]} patches of {parts.mask_patch} px",
+        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {parts.teacher_size}",
     ]
