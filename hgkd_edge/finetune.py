@@ -90,14 +90,7 @@ def finetune(
         network = _simulated(config.qat, card, source)
     report_photos(splits)
     if is_main():
-        origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
-        entries = ManifestRecord(finetune=origin)
-        if config.qat is not None:
-            entries.quantization_aware = _origin(config.qat)
-        run.update_manifest(entries)
-        with atomic_write(run.finetune_file) as temporary:
-            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            temporary.write_text(settings, encoding="utf-8")
+        _record_start(run, config, splits)
     trained = train(
         task.learner(network, card, source, config),
         source,
@@ -115,6 +108,18 @@ def finetune(
     if not is_main():
         return None
     return _leave(trained.get_submodule("network"), card, config, splits, run)
+
+
+def _record_start(run: RunDir, config: FinetuneConfig, splits: dict[str, ImageSource]) -> None:
+    """Write what is trained, on what, to the manifest and to `finetune.yaml`."""
+    origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
+    entries = ManifestRecord(finetune=origin)
+    if config.qat is not None:
+        entries.quantization_aware = _origin(config.qat)
+    run.update_manifest(entries)
+    with atomic_write(run.finetune_file) as temporary:
+        settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        temporary.write_text(settings, encoding="utf-8")
 
 
 def _leave(
