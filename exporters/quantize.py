@@ -28,7 +28,7 @@ import numpy as np
 from ._cpu_int8 import float_arithmetic, pool_as_operator
 from ._graph import WEIGHTED, sort_nodes
 from ._residual import share_residual_scales
-from .calibrate import Calibration, calibrate
+from .calibrate import METHODS, Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
 from .files import file_sha256, new_artifact
 from .fp16 import nodes_of_modules
@@ -74,7 +74,7 @@ def quantize_int8(
     images: np.ndarray | None = None,
     calibration: Calibration | None = None,
     flavor: str = "tensorrt",
-    method: str = "percentile",
+    method: str = METHODS[0],
     keep_float: Sequence[str] = (),
 ) -> Int8Export:
     """Quantize a network to INT8.

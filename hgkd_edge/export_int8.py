@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from exporters import quantize, runtimes, sensitivity, verify
-from exporters.calibrate import Calibration, calibrate
+from exporters.calibrate import METHODS, Calibration, calibrate
 from exporters.onnx_info import read_onnx
 from exporters.runtimes import Runner
 from hgkd_edge.console import console, track_steps
@@ -104,7 +104,7 @@ class Int8Files:
             calibration = calibrate(
                 read_onnx(self._fp32),
                 images,
-                method=method or "percentile",
+                method=method or METHODS[0],
                 progress=lambda done, total: show(done, "photos"),
             )
         self._record.calibration = {

@@ -37,7 +37,7 @@ CalibrationData = Annotated[
     Path | None, typer.Option(help="INT8: calibrate on this folder of images instead.")
 ]
 CalibrationMethod = Annotated[
-    str | None, typer.Option(help="INT8: percentile [default], minmax or entropy.")
+    str | None, typer.Option(help="INT8: mean [default], percentile, minmax or entropy.")
 ]
 Flavors = Annotated[list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")]
 Flavours = Annotated[list[str] | None, typer.Option("--flavour", hidden=True)]

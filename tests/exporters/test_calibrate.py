@@ -1,0 +1,57 @@
+"""Ranges of activations for INT8."""
+
+import numpy as np
+import pytest
+
+from exporters._intermediates import intermediate_values
+from exporters.calibrate import METHODS, calibrate
+from exporters.errors import ExportError
+from exporters.onnx_info import read_onnx
+
+from .conftest import photo_like
+
+
+def test_by_default_a_range_is_the_mean_of_each_images_extremes(exported):
+    model, photos = read_onnx(exported("resnet18").path), photo_like(5)
+
+    calibration = calibrate(model, photos)
+
+    each = [intermediate_values(model, photo[None]) for photo in photos]
+    assert calibration.method == "mean"
+    for node in model.graph.node:
+        if node.op_type == "Add":
+            seen = [values[node.output[0]] for values in each]
+            low = np.mean([values.min() for values in seen])
+            high = np.mean([values.max() for values in seen])
+            found = [side.item() for side in calibration.ranges[node.output[0]].range_value]
+            assert found == pytest.approx([low, high], rel=1e-4)
+
+
+def test_one_loud_image_does_not_decide_the_ranges(exported):
+    model, photos = read_onnx(exported("resnet18").path), photo_like(32)
+    first = next(node.output[0] for node in model.graph.node if node.op_type == "Conv")
+    quiet = calibrate(model, photos).largest(first)
+    photos[7] *= 50
+
+    loud = {m: calibrate(model, photos, method=m).largest(first) for m in ("mean", "minmax")}
+
+    assert loud["minmax"] > 10 * quiet
+    assert loud["mean"] < 4 * quiet
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_makes_a_range_larger_than_what_was_seen(exported, method):
+    model, photos = read_onnx(exported("resnet18").path), photo_like(8)
+
+    calibration = calibrate(model, photos, method=method)
+
+    for name, values in intermediate_values(model, photos).items():
+        if name in calibration and name not in {out.name for out in model.graph.output}:
+            assert calibration.largest(name) <= 1.001 * np.abs(values).max()
+
+
+def test_an_unknown_method_is_refused_with_those_known(exported):
+    with pytest.raises(ExportError, match="'guess'") as caught:
+        calibrate(read_onnx(exported("resnet18").path), photo_like(1), method="guess")
+
+    assert "mean, percentile, minmax" in caught.value.hint
