@@ -11,13 +11,13 @@ EXTRAS := train,openvino,trt-rtx,dev,ibot,video,qat
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (5 minutes)
+demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2.5 minutes)
 	$(BIN)/hgkd-edge demo
 
-# What measures runs after the rest, and alone.
+# What measures runs after the rest. Most of its time is waiting.
 test: $(VENV)/.installed  ## Run the tests
 	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench -q
+	$(BIN)/python -m pytest tests/bench -q -n 4
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

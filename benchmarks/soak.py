@@ -170,10 +170,10 @@ def _endless_stream(clip: Path) -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Type", "video/mp2t")
             self.end_headers()
-            with subprocess.Popen(command, stdout=subprocess.PIPE) as source:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as source:
                 assert source.stdout is not None
                 with contextlib.suppress(ConnectionError):
-                    while block := source.stdout.read1():
+                    while block := source.stdout.read(65536):
                         self.wfile.write(block)
                 source.kill()
 

@@ -7,6 +7,7 @@
     run.export(trt=True)                         # verified ONNX and TensorRT
     run.bench()                                  # latency on this machine
     run.predict("photos/test")                   # labels, maps or boxes, with pictures
+    hgkd_edge.compare(run)                       # which file to deploy
 
     run = hgkd_edge.load("runs/demo")            # an existing run
     model = hgkd_edge.load_model("model.onnx")   # an exported file, on the edge device
@@ -20,7 +21,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgkd_edge.api.distilling import check, distill, dry_run
+    from hgkd_edge.api.comparing import compare
+    from hgkd_edge.api.distilling import check, distill, dry_run, pretrain
+    from hgkd_edge.api.embedding import Embeddings, embed
     from hgkd_edge.api.model import Model, Prediction, Predictions, load_model
     from hgkd_edge.api.result import Result
     from hgkd_edge.api.run import Run, load
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Embeddings": "api.embedding",
     "Model": "api.model",
     "Prediction": "api.model",
     "Predictions": "api.model",
@@ -48,10 +52,13 @@ _HOME = {
     "Result": "api.result",
     "Run": "api.run",
     "check": "api.distilling",
+    "compare": "api.comparing",
     "distill": "api.distilling",
     "dry_run": "api.distilling",
+    "embed": "api.embedding",
     "load": "api.run",
     "load_model": "api.model",
+    "pretrain": "api.distilling",
     "ConversionError": "errors",
     "DataError": "errors",
     "DeviceError": "errors",
@@ -68,6 +75,7 @@ __all__ = [
     "ConversionError",
     "DataError",
     "DeviceError",
+    "Embeddings",
     "ExportError",
     "Interrupted",
     "MissingPackageError",
@@ -82,10 +90,13 @@ __all__ = [
     "TrainingError",
     "UserError",
     "check",
+    "compare",
     "distill",
     "dry_run",
+    "embed",
     "load",
     "load_model",
+    "pretrain",
 ]
 
 

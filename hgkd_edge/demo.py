@@ -1,4 +1,7 @@
-"""The whole pipeline on bundled photos: distill, evaluate, export, build, measure."""
+"""The whole pipeline on bundled photos: distill, evaluate, export, build, measure.
+
+PyTorch is imported by the steps, when the plan is on the screen.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from exporters.trt_build import available
-from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.run import run_bench
 from hgkd_edge.console import console
-from hgkd_edge.distillation.distill import distill
-from hgkd_edge.evaluate import evaluate_features
-from hgkd_edge.export import export_run, verification_images
-from hgkd_edge.export_options import ExportOptions
-from hgkd_edge.models.backbone import load_features
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.sparse import sparsify
 
 __all__ = ["demo"]
 
 # Each step, and its usual seconds on two idle CPU cores.
 STEPS = {
-    "distill": ("distill the bundled teacher into a small ResNet-18", 250),
+    "distill": ("distill the bundled teacher into a small ResNet-18", 95),
     "evaluate": ("score the frozen backbone on held-out photos", 10),
     "export": ("export, and compare every file with the network", 20),
     "bench": ("measure the latency on this CPU", 10),
@@ -52,10 +44,18 @@ def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     _print_plan()
     seconds: dict[str, float] = {}
     with _step("distill", seconds):
+        from hgkd_edge.distillation.distill import distill
+
         result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
     with _step("evaluate", seconds):
+        from hgkd_edge.evaluate import evaluate_features
+
         result["evaluation"] = evaluate_features(run).to_dict()
     with _step("export", seconds):
+        from exporters.trt_build import available
+        from hgkd_edge.export import export_run
+        from hgkd_edge.export_options import ExportOptions
+
         result["sparse_to_dense"] = sparse_to_dense_error(run)
         flavors = available()
         result["export"] = export_run(run, ExportOptions(trt=bool(flavors))).to_dict()
@@ -87,6 +87,12 @@ def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def sparse_to_dense_error(run: RunDir) -> float:
     """Largest difference in any map between sparse (all visible) and dense encoder."""
+    import torch
+
+    from hgkd_edge.export import verification_images
+    from hgkd_edge.models.backbone import load_features
+    from hgkd_edge.sparse import sparsify
+
     dense, spec = load_features(run.backbone_file)
     images = torch.from_numpy(verification_images(run, spec))
     encoder = sparsify(dense, backend="tiles")
@@ -99,6 +105,11 @@ def sparse_to_dense_error(run: RunDir) -> float:
 
 def _latency(run: RunDir) -> dict[str, Any]:
     """p50 and p99 in ms of one image at a time on ONNX Runtime, measured for two seconds."""
+    from hgkd_edge.bench.options import BenchOptions
+    from hgkd_edge.bench.run import run_bench
+    from hgkd_edge.export import verification_images
+    from hgkd_edge.models.backbone import load_features
+
     _, spec = load_features(run.backbone_file)
     images = verification_images(run, spec)
     options = BenchOptions(models=(run.path,), images=images, duration_s=2.0)

@@ -9,19 +9,39 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hgkd_edge.answering import answer_image
 from hgkd_edge.console import console
 from hgkd_edge.predict import image_files
+from hgkd_edge.records import Record
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks import answers
 from hgkd_edge.tasks.suppression import THRESHOLD
 
-__all__ = ["measure_pipeline"]
+__all__ = ["PipelineTimes", "measure_pipeline"]
 
 WARM_UP = 3  # images processed before measuring
+
+
+class PipelineTimes(Record):
+    """How long a pipeline took.
+
+    Attributes:
+        images: Measured images.
+        frames_per_s: From file to prediction.
+        infer_frames_per_s: Of the network alone.
+        stages: Milliseconds by stage, as `Stages.summary`.
+    """
+
+    model: Path
+    task: str
+    runtime: str
+    images: int
+    seconds: float
+    frames_per_s: float
+    infer_frames_per_s: float
+    stages: dict[str, dict[str, float]]
 
 
 def measure_pipeline(
@@ -31,7 +51,7 @@ def measure_pipeline(
     duration_s: float,
     count: int | None = None,
     trust_engine: bool = False,
-) -> dict[str, Any]:
+) -> PipelineTimes:
     """Process image files one by one, as `predict` does, without writing anything.
 
     Args:
@@ -40,10 +60,6 @@ def measure_pipeline(
         duration_s: Seconds to measure.
         count: Images to measure, instead of `duration_s`.
         trust_engine: As for `open_task_model`.
-
-    Returns:
-        `model`, `task`, `runtime`, `images` (measured), `seconds`, `frames_per_s`,
-        `infer_frames_per_s` (of the network alone) and `stages`, as `Stages.summary`.
 
     Raises:
         RunError: The model cannot be opened.
@@ -70,13 +86,13 @@ def measure_pipeline(
         if measured == count or (count is None and seconds >= duration_s):
             break
     summary = stages.summary()
-    return {
-        "model": str(model),
-        "task": opened.task,
-        "runtime": opened.session.runtime,
-        "images": measured,
-        "seconds": seconds,
-        "frames_per_s": measured / seconds,
-        "infer_frames_per_s": 1e3 / summary["infer"]["mean"],
-        "stages": summary,
-    }
+    return PipelineTimes(
+        model=model,
+        task=opened.task,
+        runtime=opened.session.runtime,
+        images=measured,
+        seconds=seconds,
+        frames_per_s=measured / seconds,
+        infer_frames_per_s=1e3 / summary["infer"]["mean"],
+        stages=summary,
+    )

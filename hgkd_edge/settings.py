@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -154,8 +154,11 @@ def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
         in_section = isinstance(model, type) and issubclass(model, BaseModel)
         if in_section or isinstance(part, int):
             kept.append(part)
-        field = model.model_fields.get(part) if in_section else None
-        model = field.annotation if field else None
+        if isinstance(part, int):
+            model = next(iter(get_args(model)), None)
+        else:
+            field = model.model_fields.get(part) if in_section else None
+            model = field.annotation if field else None
     return kept
 
 
@@ -186,7 +189,7 @@ def _describe(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _keys_of(model: Any, section: Sequence[str]) -> Iterator[str]:
-    """Valid keys of a section such as ['train'] of a model (the model's own for [])."""
+    """Valid keys of a section such as ['train'] or ['hosts', '0'] (the model's own for [])."""
     for name in section:
-        model = model.model_fields[name].annotation
+        model = get_args(model)[0] if name.isdigit() else model.model_fields[name].annotation
     yield from model.model_fields

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from hgkd_edge.cli import app
+from hgkd_edge.cli.help import help_rows
 from reference.markdown import code, table
 
 INTRODUCTION = """# Command line
@@ -50,9 +51,7 @@ def _command(command: Any, context: Any) -> str:
     parts = [f"## {context.command_path}\n", f"{command.help or ''}\n"]
     parts.append(f"```\n{' '.join(command.get_usage(context).split())}\n```\n")
     for kind in ("argument", "option"):
-        of_kind = [one for one in command.params if one.param_type_name == kind]
-        records = [one.get_help_record(context) for one in of_kind]
-        rows = [(code(names), text) for names, text in filter(None, records)]
+        rows = [(code(names), text) for names, text in help_rows(command, context, kind)]
         if rows:
             parts.append(table((kind, "meaning"), rows))
     return "\n".join(parts)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from exporters.tolerances import TOLERANCES
-from hgkd_edge.bench.devices import Device, load_devices, load_jetpacks, load_sources
+from hgkd_edge.bench.devices import Device, device_table
 from hgkd_edge.data.input_spec import InputSpec
 from reference.markdown import code, table
 
@@ -56,7 +56,7 @@ is not checked. Why these bounds: [Proof](../proof.md).
 
 def devices() -> str:
     """Known boards, their power modes and JetPack releases."""
-    known = load_devices()
+    known = device_table().devices
     heads = (
         "id",
         "name",
@@ -85,9 +85,9 @@ def devices() -> str:
     ]
     jetpacks = [
         (one.jetpack, one.l4t, *(_doubtful(one, key) for key in ("cuda", "tensorrt", "python")))
-        for one in load_jetpacks()
+        for one in device_table().jetpacks
     ]
-    sources = "\n".join(f"- `{name}`: {text}" for name, text in load_sources().items())
+    sources = "\n".join(f"- `{name}`: {text}" for name, text in device_table().sources.items())
     return f"""# Devices
 
 What `bench` knows about Jetson boards (`hgkd_edge/bench/devices.yaml`). `--estimate` computes with

@@ -155,6 +155,54 @@ def test_frozen_features_are_scored_although_there_is_a_model(run: hgkd_edge.Run
     assert "linear probe" in str(scores)
 
 
+def test_features_of_images_are_a_result_with_arrays(
+    run: hgkd_edge.Run, photos: Path, tmp_path: Path
+) -> None:
+    found = run.embed(photos / "test", tmp_path / "f.npz", neighbors=tmp_path / "f.png")
+    alone = hgkd_edge.embed(run.path, [photos / "test"])
+
+    assert found.features.shape == (len(found.files), found["width"]) == (18, 32)
+    assert np.array_equal(np.load(tmp_path / "f.npz")["features"], found.features)
+    assert (tmp_path / "f.png").is_file()
+    assert np.array_equal(alone.features, found.features)
+    assert alone["features"] is None
+    assert str(alone) == "features: 18 images x 32"
+    nearest = found.nearest(2)
+    assert nearest.shape == (18, 2)
+    assert all(row not in others for row, others in enumerate(nearest.tolist()))
+    assert found.nearest(100).shape == (18, 17)
+
+
+def test_exported_files_are_compared_by_runs_or_by_their_folders(
+    run: hgkd_edge.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.export()
+    run.bench(duration_s=0.05, rounds=1)
+
+    by_run = hgkd_edge.compare(run)
+    by_folder = hgkd_edge.compare(run.path, max_drop=2)
+
+    rows = [row for group in by_run["groups"] for row in group["rows"]]
+    assert any(row["score"] is not None and row["p50_ms"] for row in rows)
+    assert Path(by_run["plot"]).is_file()
+    assert by_folder["groups"] == by_run["groups"]
+    assert by_folder["max_drop"] == 2
+    assert "p50 ms" in str(by_run)
+    with pytest.raises(hgkd_edge.RunError, match="cannot find run 'nothing'"):
+        hgkd_edge.compare("nothing")
+
+
+def test_a_teacher_is_pre_trained_once(tiny_recipe: dict[str, Any]) -> None:
+    weights = hgkd_edge.pretrain(tiny_recipe, {"seed": 7})
+
+    assert weights.name == "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert hgkd_edge.pretrain(tiny_recipe, {"seed": 7}) == weights
+    assert weights.stat().st_mtime_ns == before
+    with pytest.raises(hgkd_edge.RecipeError, match="only 'pretrain' is trained here"):
+        hgkd_edge.pretrain("demo")
+
+
 def test_a_finished_distillation_is_returned_as_it_is(run: hgkd_edge.Run) -> None:
     again = hgkd_edge.distill(run.recipe, run=run.path, resume=True)
 

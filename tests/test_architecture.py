@@ -156,6 +156,7 @@ def test_the_sparse_engine_could_be_lifted_out() -> None:
     "module",
     [
         "hgkd_edge.cli",
+        "hgkd_edge.demo",
         "hgkd_edge.recipe",
         "hgkd_edge.rundir",
         "hgkd_edge.bench",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from hgkd_edge.bench.compare import compare_files
-from hgkd_edge.bench.devices import find_device
+from hgkd_edge.bench.devices import find_devices
 from hgkd_edge.bench.edge.measure import load_fleet
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.records import load_bench
@@ -108,7 +108,7 @@ def test_a_fleet_file_is_valid_or_refused(folder: Path, content: Any) -> None:
 @given(name=st.text() | st.sampled_from(VALUES))
 @fuzz(15)
 def test_a_device_is_known_or_refused(name: str) -> None:
-    refused_or_read(lambda: find_device(name))
+    refused_or_read(lambda: find_devices(name))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
+from benchmarks import soak
 from benchmarks.gpu import table
 from benchmarks.gpu.__main__ import Results
 from benchmarks.gpu.__main__ import test_summary as summary
@@ -121,3 +122,30 @@ def test_the_summary_names_what_failed(tmp_path: Path) -> None:
     assert summary(report) == {
         "tests": 3, "failures": 1, "errors": 0, "skipped": 1, "failed": ["t::bad"]
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("grown", "flat"),
+    [
+        ((0, 0, 0), True),
+        ((7, 0, 0), True),
+        ((30, 0, 0), False),
+        ((0, 1, 0), False),
+        ((0, 0, 1), False),
+    ],
+)
+def test_a_command_that_grows_while_it_runs_is_not_flat(
+    grown: tuple[int, int, int], flat: bool, tmp_path: Path
+) -> None:
+    soaked = soak.Soaked("kept", mock.Mock(), tmp_path / "log")
+    for moment in range(40):
+        share = moment / 40  # a start that is larger than what follows is no matter
+        rise = [amount * (moment >= 25) for amount in grown]
+        soaked.samples.append(
+            soak.Sample(100 + 200 * (share < 0.2) + rise[0], 9 + rise[1], 4 + rise[2])
+        )
+
+    outcome = soaked.outcome(130)
+
+    assert outcome["flat"] == flat
+    assert outcome["samples"] == 40

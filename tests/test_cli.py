@@ -58,6 +58,15 @@ def test_help_never_loads_torch() -> None:
     assert not loaded & {"torch", "timm", "onnxruntime", "numpy", "rich.table"}
 
 
+@pytest.mark.parametrize("module", ["hgkd_edge", "hgkd_edge.cli"])
+def test_the_command_line_is_a_module_too(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True
+    )
+
+    assert done.stdout.startswith("hgkd-edge ")
+
+
 def test_a_bad_recipe_is_one_line_and_exit_2(tiny_recipe_file: Path, tmp_path: Path) -> None:
     done = hgkd("distill", str(tiny_recipe_file), "--set", "train.epoch=1", cwd=tmp_path)
 
@@ -94,7 +103,7 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(
     ("arguments", "expected"),
     [
         (["report", "--jsn"], "error: no such option: --jsn"),
-        (["predict"], "error: missing argument 'model'"),
+        (["predict"], "error: missing argument 'MODEL'"),
         (["nonsense"], "error: no such command 'nonsense'"),
         (["data", "x", "--draw", "-1"], "error: invalid value for '--draw'"),
     ],

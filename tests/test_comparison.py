@@ -15,7 +15,7 @@ import torch
 
 from exporters.network_files import network_digest
 from hgkd_edge.bench.environment import environment
-from hgkd_edge.bench.records import BenchFile, Session, save_session
+from hgkd_edge.bench.records import BenchFile, Session, Settings, save_session
 from hgkd_edge.comparison import measuring
 from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import Comparison, Row, compare_runs
@@ -28,7 +28,7 @@ from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
 from tests.bench.conftest import build_convnet
 
-HERE = {"cpu": environment()["cpu"], "usable_cores": 2}
+HERE = {"cpu": environment().cpu, "usable_cores": 2}
 JETSON = {"cpu": "ARMv8", "device": "Jetson Orin Nano", "is_jetson": True, "power_mode": "15W"}
 IMAGES = {"split": "test", "images": 200, "fingerprint": "f" * 64}
 FILES = {"fp32.onnx": 3, "fp16.onnx": 2, "int8-cpu.onnx": 1}  # name -> layers
@@ -412,7 +412,7 @@ def test_only_devices_with_something_missing_are_measured_and_as_before(
     measure(run, fp32=4, fp16=3)
     record = BenchFile.model_validate_json((run.path / "bench.json").read_text())
     settings = {"batches": [1, 8], "threads": [2], "duration_s": 1.5, "copies": "out"}
-    session = record.sessions[0].model_copy(update={"settings": settings})
+    session = record.sessions[0].model_copy(update={"settings": Settings(**settings)})
     save_session(run.path / "bench.json", session)
 
     measuring.measure_missing(run, lambda _what, _part: None)

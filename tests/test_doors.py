@@ -30,7 +30,7 @@ from PIL import Image
 from exporters.network_files import network_digest
 from exporters.onnx_info import onnx_info
 from exporters.sidecar import Sidecar, read_sidecar
-from hgkd_edge.bench.edge.facts import board_from_facts
+from hgkd_edge.bench.edge.facts import machine_of
 from hgkd_edge.bench.edge.tegrastats import parse_line
 from hgkd_edge.bench.edge.trtexec import parse_log, parse_outputs, parse_times
 from hgkd_edge.data.images import open_image
@@ -94,7 +94,7 @@ NAMES = ("model", "compatible", "nvpmodel", "packages", "release", "machine", "c
 @given(facts=st.dictionaries(st.sampled_from(NAMES), LINES))
 @fuzz(25)
 def test_facts_of_a_device(facts: dict[str, str]) -> None:
-    refused_or_read(lambda: board_from_facts(facts))
+    refused_or_read(lambda: machine_of(facts))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from exporters.onnx_export import export_onnx
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.embed import draw_neighbors, embed, nearest
+from hgkd_edge.embedding import draw_neighbors, embed, nearest
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.rundir import RunDir

@@ -64,10 +64,16 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     from hgkd_edge.api.run import distilled_lines
     from hgkd_edge.cli import demo, distill, predict
     from hgkd_edge.comparison.view import comparison_lines
-    from hgkd_edge.embed import lines as embed_lines
+    from hgkd_edge.embedding import lines as embed_lines
 
     session = records.Session.model_validate(record.SESSION)
-    compared = Comparison("a.json", "b.json", [Row(**row) for row in record.RATIOS], [], [], [])
+    compared = Comparison(
+        a="a.json",
+        b="b.json",
+        rows=[Row(**row) for row in record.RATIOS],
+        only_a=0,
+        only_b=2,
+    )
     return {
         "distill": lambda: [
             *distilled_lines(record.DISTILLED),
@@ -110,6 +116,7 @@ def test_help(command: str) -> None:
     check(f"help-{command or 'hgkd-edge'}".replace(" ", "-"), shown)
     assert all(len(line) <= WIDTH for line in shown.splitlines())
     assert not re.search(r"^  .*\.\.\.$", shown, re.MULTILINE), "a summary is cut"
+    assert not re.search(r"<\w|[{}]", shown), "a type of Python instead of a word"
 
 
 @pytest.mark.parametrize("name", tables())
@@ -153,11 +160,11 @@ def test_doctor_names_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hgkd_edge.bench import runners
+    from hgkd_edge.bench import local
     from hgkd_edge.bench.records import Refusal
 
     listed = [("ort-cpu", None), ("tensorrt", Refusal(name="tensorrt", reason="no NVIDIA GPU"))]
-    monkeypatch.setattr(runners, "list_runners", lambda: listed)
+    monkeypatch.setattr(local, "list_runners", lambda: listed)
 
     check("devices", run("devices"))
 

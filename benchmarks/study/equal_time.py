@@ -183,7 +183,7 @@ def _fill(
         "epochs": 0 if name in {*SCRATCH, *TEACHERS} else recipe.train.epochs,
         "ratio": recipe.model_dump(mode="json")["mask"]["ratio"],
         **scores,
-        "machine": environment()["cpu"],
+        "machine": environment().cpu,
         "torch": torch.__version__,
     }
     write_json(file, cell)

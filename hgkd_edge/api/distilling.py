@@ -1,4 +1,4 @@
-"""`distill` and `check`: from a recipe to a run."""
+"""`distill` and `check`: from a recipe to a run. `pretrain`: only its teacher."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hgkd_edge.api.work import (
     require_training_packages,
 )
 from hgkd_edge.console import console
+from hgkd_edge.errors import RecipeError
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir
@@ -28,7 +29,15 @@ from hgkd_edge.settings import parse_settings
 if TYPE_CHECKING:
     from hgkd_edge.distillation.parts import Parts
 
-__all__ = ["check", "checked_lines", "distill", "dry_run", "dry_run_lines", "resolve_recipe"]
+__all__ = [
+    "check",
+    "checked_lines",
+    "distill",
+    "dry_run",
+    "dry_run_lines",
+    "pretrain",
+    "resolve_recipe",
+]
 
 AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
@@ -118,6 +127,39 @@ def dry_run(recipe: AnyRecipe, overrides: Overrides = ()) -> Result:
 
     require_data(loaded.data)
     return Result(estimate(loaded, parts=build(loaded)), dry_run_lines)
+
+
+def pretrain(recipe: AnyRecipe, overrides: Overrides = ()) -> Path:
+    """Pre-train only a recipe's teacher on its images, without labels; `distill` does it too.
+
+    A stopped training is resumed by the same call. A finished one is found in the cache.
+
+    Args:
+        recipe: As for `distill`, with `teacher.weights: pretrain`.
+        overrides: As for `distill`.
+
+    Returns:
+        The teacher's weights (safetensors), in the cache.
+
+    Raises:
+        RecipeError: The recipe cannot work, or its teacher has other weights.
+        DataError: The images cannot be read.
+        Interrupted: Stopped by Ctrl-C.
+    """
+    loaded = resolve_recipe(recipe, overrides)
+    if loaded.teacher.weights != "pretrain":
+        raise RecipeError(
+            f"teacher.weights = '{loaded.teacher.weights}': only 'pretrain' is trained here",
+            hint="--set teacher.weights=pretrain",
+        )
+    require_training_packages("pretrain")
+    from hgkd_edge.data.sources import open_splits
+    from hgkd_edge.distillation.parts import build
+    from hgkd_edge.distillation.pretrain import pretrain_teacher
+
+    parts = build(loaded)
+    source = open_splits(loaded.data)["train"]
+    return pretrain_teacher(parts.vit, source, loaded, size=parts.teacher_size)
 
 
 def resolve_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:

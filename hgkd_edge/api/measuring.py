@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.bench.options import BenchOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from torch import nn
 
     from hgkd_edge.bench.run import BenchResult
 
@@ -52,9 +53,12 @@ def _view(result: BenchResult, *, fleet: bool) -> RenderableType:
     return session_view(result.sessions[0])
 
 
-def _load_torch(run: Path) -> Any:
-    """A run's dense backbone as a PyTorch module; `bench/` itself knows nothing of models."""
+def _load_torch(run: Path) -> nn.Module:
+    """A run's dense backbone, on the GPU where there is one; `bench/` knows nothing of models."""
+    import torch
+
     from hgkd_edge.models.backbone import load_embedding_net
     from hgkd_edge.rundir import RunDir
 
-    return load_embedding_net(RunDir.resolve(run).backbone_file)
+    module = load_embedding_net(RunDir.resolve(run).backbone_file)
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from hgkd_edge.tables import score_table, task_table, warning_lines
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hgkd_edge.api.embedding import Embeddings
     from hgkd_edge.api.model import AnyImages, Predictions
     from hgkd_edge.score_records import FinetuneRecord, ScoreRecord
     from hgkd_edge.tasks.config import FinetuneConfig
@@ -285,6 +286,27 @@ class Run:
         from hgkd_edge.api.model import load_model
 
         return load_model(self.path).predict(images, out=out, **more)
+
+    def embed(
+        self,
+        images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        out: str | os.PathLike[str] | None = None,
+        **more: Any,
+    ) -> Embeddings:
+        """Compute the backbone's features of images: `hgkd_edge.embed(run.path, images)`.
+
+        Args:
+            images: Image files, or folders of them.
+            out: Write the features to this file, `.npz` or `.parquet`.
+            **more: Further arguments of `hgkd_edge.embed`.
+
+        Raises:
+            RunError: The run has no backbone yet.
+            DataError: There are no images, or none can be read.
+        """
+        from hgkd_edge.api.embedding import embed
+
+        return embed(self.path, images, out, **more)
 
     def report(self, *others: Run) -> Path:
         """Write one HTML page: curves, pictures, scores, proofs, the file to deploy, provenance.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from exporters.errors import ExportError
 from exporters.files import aside_of, was_set_aside
 from exporters.network_files import network_digest
 from hgkd_edge.bench.models import BAKED
-from hgkd_edge.bench.records import BenchFile, Measurement, Session, load_bench
+from hgkd_edge.bench.records import BenchFile, Measurement, Record, Session, load_bench
 from hgkd_edge.bench.session import with_ratios
 from hgkd_edge.errors import RunError
 
@@ -27,10 +25,11 @@ __all__ = [
 
 FAILED_SINCE = "failed verification since it was measured"
 _CHANGED_SINCE = "has changed since it was measured"
+# What decides the speed of a machine.
+_CONDITIONS = ("cpu", "device", "usable_cores", "governor", "power_mode", "clocks_locked")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Record):
     """One case in both files. `ratio` = time in b / time in a; under 1, b is faster.
 
     `beyond_noise` is True when the 95 % intervals of the two means do not meet. Conditions differ
@@ -42,53 +41,33 @@ class Row:
     a_p50_ms: float
     b_p50_ms: float
     ratio: float
-    p99_ratio: float
     beyond_noise: bool
     differs: list[str]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All common cases, the names of cases in only one file, and the outdated files."""
+class Comparison(Record):
+    """All common cases, and the number of cases in only one file."""
 
     a: str
     b: str
     rows: list[Row]
-    only_a: list[str]
-    only_b: list[str]
-    outdated: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    only_a: int
+    only_b: int
 
 
-class _Key(NamedTuple):
-    """What two cases must share to be compared."""
-
-    target: str
-    model: str
-    runner: str
-    precision: str
-    batch: int
-    threads: int | None
-    copies: str
-
-    def __str__(self) -> str:
-        threads = [f"t{self.threads}"] if self.threads else []
-        return " ".join([*self[:4], f"b{self.batch}", *threads, f"copies {self.copies}"])
-
-
+_Key = tuple[str, str, str, str]  # what two cases must share to be compared
 _Found = tuple[Session, Measurement]
 
 
 def compare_files(a: Path, b: Path) -> Comparison:
-    """Match the cases of two files by target, model, runner, precision, batch, threads, copies.
+    """Match the cases of two files by target, name, precision and copies.
+
+    A case is named by model, runner, batch and threads.
 
     Raises:
         RunError: A file cannot be read, or they have no case in common.
     """
-    files = load_bench(a), load_bench(b)
-    first, second = map(_cases, files)
+    first, second = _cases(load_bench(a)), _cases(load_bench(b))
     common = [key for key in first if key in second]
     if not common:
         raise RunError(
@@ -100,14 +79,8 @@ def compare_files(a: Path, b: Path) -> Comparison:
         a=str(a),
         b=str(b),
         rows=[_row(first[key], second[key]) for key in common],
-        outdated=[
-            f"{name}: {label} {what}; measure again: hgkd-edge bench"
-            for name, path, file in zip("ab", (a, b), files, strict=True)
-            for session in file.sessions
-            for label, what in outdated_models(session, path).items()
-        ],
-        only_a=[str(key) for key in first if key not in second],
-        only_b=[str(key) for key in second if key not in first],
+        only_a=len(first) - len(common),
+        only_b=len(second) - len(common),
     )
 
 
@@ -115,12 +88,12 @@ def _first(cases: dict[_Key, _Found]) -> str:
     """A description of a file's first case, and the number of others."""
     if not cases:
         return "none"
-    return str(next(iter(cases))) + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")
+    return " ".join(next(iter(cases))) + (f" and {len(cases) - 1} more" if len(cases) > 1 else "")
 
 
 def _cases(file: BenchFile) -> dict[_Key, _Found]:
     return {
-        _Key(session.target, *(getattr(one, name) for name in _Key._fields[1:])): (session, one)
+        (session.target, one.case, one.precision, f"copies {one.copies}"): (session, one)
         for session in file.sessions
         for one in session.measurements
     }
@@ -134,7 +107,6 @@ def _row(a: _Found, b: _Found) -> Row:
         a_p50_ms=one.p50,
         b_p50_ms=two.p50,
         ratio=two.p50 / one.p50,
-        p99_ratio=two.p99 / one.p99,
         beyond_noise=one.mean_ci95[1] < two.mean_ci95[0] or two.mean_ci95[1] < one.mean_ci95[0],
         differs=list(_differences(a, b)),
     )
@@ -154,18 +126,12 @@ def _differences(a: _Found, b: _Found) -> Iterator[str]:
             yield f"{which} computed wrong outputs"
 
 
-def _conditions(session: Session, one: Measurement) -> dict[str, Any]:
-    facts, details = session.environment, one.details
+def _conditions(session: Session, one: Measurement) -> dict[str, object]:
     return {
         f"{one.runner} version": one.runner_version,
-        "machine": facts.get("device") or facts.get("cpu"),
-        "cores": facts.get("usable_cores"),
-        "governor": facts.get("governor"),
-        "power mode": facts.get("power_mode"),
-        "clocks locked": facts.get("clocks_locked"),
+        **{name: getattr(session.environment, name) for name in _CONDITIONS},
         "input": ", ".join(f"{i.source} {'x'.join(map(str, i.shape))}" for i in one.inputs),
-        "inference precision": details.get("inference_precision"),
-        "settings": details.get("settings"),
+        **{name: one.details.get(name) for name in ("inference_precision", "settings")},
         "sha256": next((m.sha256 for m in session.models if m.label == one.model), None),
     }
 

@@ -15,15 +15,7 @@ from rich.text import Text
 
 from hgkd_edge.errors import DeviceError
 
-__all__ = [
-    "Device",
-    "JetPack",
-    "devices_view",
-    "find_device",
-    "find_devices",
-    "load_devices",
-    "load_jetpacks",
-]
+__all__ = ["Device", "DeviceTable", "JetPack", "device_table", "devices_view", "find_devices"]
 
 
 class _Entry(BaseModel):
@@ -90,47 +82,19 @@ class JetPack(_Entry):
     unconfirmed: list[str] = Field(default_factory=list)
 
 
-class _File(_Entry):
+class DeviceTable(_Entry):
+    """All known devices, smallest first, and JetPack releases; source id -> where it was read."""
+
     sources: dict[str, str]
     jetpacks: list[JetPack]
     devices: list[Device]
 
 
 @cache
-def _load() -> _File:
+def device_table() -> DeviceTable:
+    """The content of devices.yaml."""
     text = resources.files("hgkd_edge.bench").joinpath("devices.yaml").read_text(encoding="utf-8")
-    return _File.model_validate(yaml.safe_load(text))
-
-
-def load_devices() -> list[Device]:
-    """All devices, smallest first."""
-    return list(_load().devices)
-
-
-def load_jetpacks() -> list[JetPack]:
-    """All known JetPack releases."""
-    return list(_load().jetpacks)
-
-
-def load_sources() -> dict[str, str]:
-    """Source id -> where the figure was taken from."""
-    return dict(_load().sources)
-
-
-def find_device(name: str) -> Device:
-    """A device by its id.
-
-    Raises:
-        DeviceError: Unknown; names the nearest ids.
-    """
-    known = {device.id: device for device in load_devices()}
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
-    raise DeviceError(
-        f"device '{name}' is not in the table",
-        hint=f"did you mean {' or '.join(near)}? " * bool(near) + "see: hgkd-edge devices",
-    )
+    return DeviceTable.model_validate(yaml.safe_load(text))
 
 
 def find_devices(name: str) -> list[Device]:
@@ -139,8 +103,14 @@ def find_devices(name: str) -> list[Device]:
     Raises:
         DeviceError: Unknown; names the nearest ids.
     """
-    variants = [device for device in load_devices() if device.id.startswith(f"{name}-")]
-    return variants or [find_device(name)]
+    known = device_table().devices
+    if found := [one for one in known if one.id == name or one.id.startswith(f"{name}-")]:
+        return found
+    near = difflib.get_close_matches(name, [one.id for one in known], n=2, cutoff=0.4)
+    raise DeviceError(
+        f"device '{name}' is not in the table",
+        hint=f"did you mean {' or '.join(near)}? " * bool(near) + "see: hgkd-edge devices",
+    )
 
 
 def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
@@ -148,7 +118,7 @@ def devices_view(runners: Sequence[tuple[str, str | None]]) -> RenderableType:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     for name in ("device", "SMs", "cc", "MHz", "GB/s", "FP16", "INT8", "DLA", "JetPack"):
         table.add_column(name, justify="left" if name in ("device", "JetPack") else "right")
-    for one in load_devices():
+    for one in device_table().devices:
         names = "gpu_mhz", "bandwidth_gbs", "fp16_tflops", "int8_tops", "dla"
         figures = [_figure(one, name) for name in names]
         table.add_row(one.id, str(one.sms), one.compute_capability, *figures, one.jetpack)

@@ -2,9 +2,9 @@
 
 Each layer takes the longer of its computing time (operations / peak) and its memory time (bytes /
 bandwidth) (Williams, Waterman and Patterson, "Roofline", 2009). Pointwise layers and
-normalizations are taken as fused into their producers, as TensorRT does. `EFFICIENCY` and
-`LAYER_US` are set once for all devices; `docs/bench-method.md` states the error against published
-MLPerf latencies of ResNet-50.
+normalizations are taken as fused into their producers, as TensorRT does. The constants are set once
+for all devices; `docs/bench-method.md` states the error against published MLPerf latencies of
+ResNet-50.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import onnx
+from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from hgkd_edge.bench.devices import Device, find_devices, load_devices
+from hgkd_edge.bench.devices import Device, device_table, find_devices
 from hgkd_edge.bench.inputs import make_inputs
 from hgkd_edge.bench.models import ModelFile, resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Record
 from hgkd_edge.bench.run import result_file
-from hgkd_edge.bench.tables import Name, milliseconds, name_table, rate
+from hgkd_edge.cells import Name, milliseconds, name_table, rate
 from hgkd_edge.errors import DeviceError, RunError, reason_of
 from hgkd_edge.rundir import write_json
 
@@ -33,16 +35,16 @@ __all__ = [
     "Layer",
     "estimate_models",
     "estimate_one",
-    "estimate_record",
     "estimate_to_file",
     "estimate_view",
     "layers_of",
 ]
 
-# Shares of peak (with and without tensor cores) and of bandwidth that a well-built engine reaches,
-# and the fixed cost per kernel.
-EFFICIENCY = {"compute": 0.30, "compute_no_tensor_cores": 0.65, "bandwidth": 0.70}
-LAYER_US = 3.5
+# Shares of the peak that a well-built engine reaches. Ordinary cores come closer to their (lower)
+# peak than tensor cores, which wait for data.
+TENSOR_CORES, ORDINARY_CORES = 0.30, 0.65
+BANDWIDTH = 0.70  # share of it
+LAYER_US = 3.5  # fixed cost of a kernel
 
 # Fused into the previous layer: no memory traffic. Views move nothing either.
 # fmt: off
@@ -57,34 +59,41 @@ _BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 
 class Estimate(Record):
-    """A roofline figure. It is arithmetic from a device table, not a measurement."""
+    """A roofline figure, at the device's highest standard clocks (not "super"), without copies.
+
+    It is arithmetic from a device table, not a measurement.
+    """
 
     kind: Literal["estimate"] = "estimate"
     model: str
     device: str
-    mode: str
     precision: str
     batch: int
     estimated_ms: float
     estimated_throughput_ips: float
     compute_bound_percent: float
-    gflops: float
-    traffic_mb: float
-    assumptions: dict[str, Any]
+    peak_tflops: float
+    share_of_peak: float
     unconfirmed: list[str]
+
+
+class EstimateFile(Record):
+    """The content of `bench-estimate.json`."""
+
+    schema_name: Literal["hgkd-edge.bench-estimate"] = Field(alias="schema")
+    version: Literal[1] = 1
+    estimates: list[Estimate]
 
 
 @dataclass(frozen=True)
 class Layer:
     """One layer that costs time: operations (2 per multiply-add) and elements moved."""
 
-    name: str
     operations: float
-    weights: int
-    activations: int
+    elements: int
 
 
-def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path, list[Estimate]]:
+def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path, EstimateFile]:
     """Write estimates to a separate file: they must never be mixed with measurements.
 
     Args:
@@ -95,25 +104,20 @@ def estimate_to_file(options: BenchOptions, names: Sequence[str]) -> tuple[Path,
         DeviceError: A device that is not in the table, or a precision without figures.
         RunError: No model, or one whose shapes cannot be inferred.
     """
-    for precision in options.precisions:
-        if precision not in _BYTES:
-            known = ", ".join(_BYTES)
-            raise DeviceError(f"--estimate has no figures for {precision}", hint=f"one of {known}")
+    if unknown := set(options.precisions) - set(_BYTES):
+        raise DeviceError(
+            f"--estimate has no figures for {min(unknown)}", hint=f"one of {', '.join(_BYTES)}"
+        )
     found = estimate_models(
         resolve_models(options.models),
-        [device for name in names for device in find_devices(name)] or load_devices(),
+        [device for name in names for device in find_devices(name)] or device_table().devices,
         precisions=options.precisions,
         batches=options.batches,
     )
     file = result_file(options, "bench-estimate.json")
-    write_json(file, estimate_record(found))
-    return file, found
-
-
-def estimate_record(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """The content of `bench-estimate.json`."""
-    entries = [one.model_dump(mode="json") for one in estimates]
-    return {"schema": "hgkd-edge.bench-estimate", "version": 1, "estimates": entries}
+    content = EstimateFile(schema="hgkd-edge.bench-estimate", estimates=found)
+    write_json(file, content.model_dump(mode="json", by_alias=True))
+    return file, content
 
 
 def estimate_models(
@@ -137,18 +141,21 @@ def estimate_models(
 def estimate_one(
     label: str, layers: Sequence[Layer], device: Device, *, precision: str, batch: int
 ) -> Estimate:
-    """One estimate, at the device's highest standard clocks (not "super").
+    """One estimate.
 
     A device without INT8 units computes INT8 at its FP16 rate; FP32 runs at half of FP16 (TF32 on
     Orin and Thor, plain FP32 before).
     """
-    full, share = _peak_tflops(device, precision), _share_of_peak(device)
-    peak = full * 1e12 * share
-    bandwidth = device.bandwidth_gbs * 1e9 * EFFICIENCY["bandwidth"]
-    moved = [(layer.weights + layer.activations) * _BYTES[precision] for layer in layers]
+    peaks = {
+        "fp32": device.fp16_tflops / 2,
+        "fp16": device.fp16_tflops,
+        "int8": device.int8_tops or device.fp16_tflops,
+    }
+    share = TENSOR_CORES if float(device.compute_capability) >= 7 else ORDINARY_CORES
+    per_second = peaks[precision] * 1e12 * share
+    elements_per_second = device.bandwidth_gbs * 1e9 * BANDWIDTH / _BYTES[precision]
     times = [
-        (layer.operations / peak, size / bandwidth)
-        for layer, size in zip(layers, moved, strict=True)
+        (layer.operations / per_second, layer.elements / elements_per_second) for layer in layers
     ]
     seconds = sum(max(pair) + LAYER_US * 1e-6 for pair in times)
     bound = sum(computing for computing, moving in times if computing >= moving)
@@ -156,24 +163,13 @@ def estimate_one(
     return Estimate(
         model=label,
         device=device.id,
-        mode="MAXN, standard clocks",
         precision=precision,
         batch=batch,
         estimated_ms=seconds * 1000,
         estimated_throughput_ips=batch / seconds,
         compute_bound_percent=100 * bound / seconds,
-        gflops=sum(layer.operations for layer in layers) / 1e9,
-        traffic_mb=sum(moved) / 2**20,
-        assumptions={
-            "peak_tflops": full,
-            "bandwidth_gbs": device.bandwidth_gbs,
-            "share_of_peak": share,
-            "share_of_bandwidth": EFFICIENCY["bandwidth"],
-            "us_per_layer": LAYER_US,
-            "layers": len(layers),
-            "fused": "pointwise layers have no separate cost",
-            "copies": "not included",
-        },
+        peak_tflops=peaks[precision],
+        share_of_peak=share,
         unconfirmed=[key for key in figures if key in device.unconfirmed],
     )
 
@@ -192,11 +188,10 @@ def estimate_view(estimates: Sequence[Estimate]) -> RenderableType:
             f"{one.compute_bound_percent:.0f}%",
             "estimate",
         )
-    given = estimates[0].assumptions
-    shares = sorted({f"{one.assumptions['share_of_peak']:.0%}" for one in estimates})
+    shares = sorted({f"{one.share_of_peak:.0%}" for one in estimates})
     note = (
         f"Nothing was measured. Roofline per layer: {' or '.join(shares)} of the peak, "
-        f"{given['share_of_bandwidth']:.0%} of the bandwidth, {given['us_per_layer']:g} us per "
+        f"{BANDWIDTH:.0%} of the bandwidth, {LAYER_US:g} us per "
         "layer, full standard clocks, no copies. 'compute' is the share of time bound by "
         "computing. ? = a figure of the device is unconfirmed. Error against published ResNet-50 "
         "latencies: docs/bench-method.md"
@@ -216,17 +211,8 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
     """
     graph = _inferred(model, batch)
     shapes = _shapes(graph)
-    # A quantized copy has the shape of its source, and a copy of a weight is a weight.
-    weights = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Identity", "Cast"):
-            source, copy = node.input[0], node.output[0]
-            if source in weights:
-                weights.add(copy)
-            if source in shapes:
-                shapes[copy] = shapes[source]
     costly = [node for node in graph.node if node.op_type not in _FREE]
-    found = [layer for node in costly if (layer := _layer(node, shapes, weights))]
+    found = [layer for node in costly if (layer := _layer(node, shapes))]
     if not found:
         raise RunError(
             f"'{model.path}' holds no layer that costs time", hint="check that it is the right file"
@@ -234,10 +220,8 @@ def layers_of(model: ModelFile, *, batch: int) -> list[Layer]:
     return found
 
 
-def _inferred(model: ModelFile, batch: int) -> Any:
+def _inferred(model: ModelFile, batch: int) -> onnx.GraphProto:
     """The graph with all shapes that can be inferred."""
-    import onnx
-
     loaded = onnx.load(str(model.path))
     feeds, _records = make_inputs(model, batch=batch)
     for value in loaded.graph.input:
@@ -258,7 +242,7 @@ def _inferred(model: ModelFile, batch: int) -> Any:
         ) from error
 
 
-def _shapes(graph: Any) -> dict[str, list[int]]:
+def _shapes(graph: onnx.GraphProto) -> dict[str, list[int]]:
     """Every tensor whose shape is known."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -268,15 +252,13 @@ def _shapes(graph: Any) -> dict[str, list[int]]:
     return shapes
 
 
-def _layer(node: Any, shapes: dict[str, list[int]], weights: set[str]) -> Layer | None:
+def _layer(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> Layer | None:
     """The cost of a node; None if the shape of its output or of a main input is unknown."""
     inputs = [name for name in node.input if name]
     output = shapes.get(node.output[0])
     if output is None or any(name not in shapes for name in inputs[:2]):
         return None
     sizes = {name: math.prod(shapes[name]) for name in inputs if name in shapes}
-    held = sum(size for name, size in sizes.items() if name in weights)
-    moved = sum(sizes.values()) - held + math.prod(output)
     operations = 0.0
     if node.op_type in ("Conv", "ConvTranspose"):
         points = math.prod(output) if node.op_type == "Conv" else sizes[inputs[0]]
@@ -284,16 +266,4 @@ def _layer(node: Any, shapes: dict[str, list[int]], weights: set[str]) -> Layer 
     elif node.op_type in ("Gemm", "MatMul"):
         transposed = any(one.name == "transA" and one.i for one in node.attribute)
         operations = 2.0 * math.prod(output) * shapes[inputs[0]][0 if transposed else -1]
-    return Layer(node.name or node.output[0], operations, held, moved)
-
-
-def _peak_tflops(device: Device, precision: str) -> float:
-    if precision == "int8":
-        return device.int8_tops or device.fp16_tflops
-    return device.fp16_tflops if precision == "fp16" else device.fp16_tflops / 2
-
-
-def _share_of_peak(device: Device) -> float:
-    """Ordinary cores come closer to their (lower) peak than tensor cores, which wait for data."""
-    tensor_cores = float(device.compute_capability) >= 7
-    return EFFICIENCY["compute" if tensor_cores else "compute_no_tensor_cores"]
+    return Layer(operations, sum(sizes.values()) + math.prod(output))

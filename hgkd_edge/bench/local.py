@@ -1,30 +1,73 @@
-"""Measure models with the runners of this machine, all cases in one interleaved run."""
+"""Measure models with the runtimes of this machine, all cases in one interleaved run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from exporters.runtimes import RUNTIMES, Runtime, Session
+import numpy as np
+
+from exporters.errors import UserError
+from exporters.runtimes import RUNTIMES, Options, Runtime, Session
 from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
-from hgkd_edge.bench.inputs import make_inputs
-from hgkd_edge.bench.method import Plan, Trace, measure, timed
+from hgkd_edge.bench.inputs import Probe, judge, loosest, make_inputs, make_probe
+from hgkd_edge.bench.method import Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Verification
 from hgkd_edge.bench.records import Session as Record
-from hgkd_edge.bench.runners import file_of, open_case
 from hgkd_edge.bench.session import Case, measurement_of, session_of
-from hgkd_edge.bench.verification import Probe, judge, loosest, make_probe
 from hgkd_edge.errors import DeviceError, reason_of
+from hgkd_edge.files import engines_dir
 
-__all__ = ["measure_here"]
+__all__ = ["file_of", "list_runners", "measure_here", "runners_for"]
 
-# All images that `export` keeps in a run.
-IMAGES = 16
+# Default runners of `--device`.
+_OF_DEVICE = {
+    "cpu": ("ort-cpu",),
+    "cuda": ("ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"),
+    "openvino": ("openvino",),
+}
+_MODULE = ".safetensors"  # the file of a runner that measures a PyTorch module
+IMAGES = 16  # to compare: all that `export` keeps in a run
+
+
+def list_runners(names: Iterable[str] = ()) -> list[tuple[str, Refusal | None]]:
+    """(name, None) for a runner that works here, (name, why not) for one that does not."""
+    missing = {name: RUNTIMES[name].missing() for name in names or RUNTIMES}
+    return [(name, Refusal.of(name, error) if error else None) for name, error in missing.items()]
+
+
+def runners_for(device: str, names: tuple[str, ...]) -> tuple[list[Runtime], list[Refusal]]:
+    """The runners to measure with (by default those of the device), and those that cannot run here.
+
+    Raises:
+        DeviceError: An unknown name, a named runner that cannot run, or none left for the device.
+    """
+    for name in names:
+        if name not in RUNTIMES:
+            raise DeviceError(f"runner '{name}' is not known", hint=f"one of {', '.join(RUNTIMES)}")
+    found = list_runners(names or _OF_DEVICE[device])
+    able = [RUNTIMES[name] for name, refusal in found if refusal is None]
+    refused = [refusal for _name, refusal in found if refusal is not None]
+    if names and refused:
+        raise DeviceError(f"runner '{refused[0].name}': {refused[0].reason}", hint=refused[0].hint)
+    if not able:
+        raise _nothing_left(f"nothing can run on --device {device} here", refused)
+    return able, refused
+
+
+def _nothing_left(what: str, refused: Sequence[Refusal]) -> DeviceError:
+    reasons = "; ".join(f"{one.name}: {one.reason}" for one in refused)
+    hint = next((one.hint for one in refused if one.hint), "")
+    return DeviceError(f"{what} ({reasons})", hint=hint)
+
+
+def file_of(runner: Runtime) -> str:
+    """Suffix of the files that it measures; a PyTorch module is measured for its ONNX file."""
+    return ".onnx" if runner.opens == _MODULE else runner.opens
 
 
 @dataclass(frozen=True)
@@ -35,7 +78,6 @@ class _Opened:
     inputs: list[InputInfo]
     session: Session
     run: Callable[[], object]
-    build_ms: float | None
     first_ms: float
     memory_mb: float | None
 
@@ -57,8 +99,7 @@ def measure_here(
         DeviceError: A batch size or a model that cannot be used here.
         WrongOutputs: The outputs to be timed differ from the ONNX file's.
     """
-    facts = environment()
-    plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
+    machine = environment()
     cases = [
         Case(model, runner.name, model.precision, batch, threads)
         for model in models
@@ -70,15 +111,15 @@ def measure_here(
     with ExitStack() as stack:
         opened, unable = _open_all(cases, options, stack, progress)
         found = _verify_all(opened, options, progress)
-        traces = measure([one.run for one in opened], plan, progress=progress)
+        traces = measure([one.run for one in opened], options.plan(), progress=progress)
     return session_of(
         options.device,
         options,
         [_measured(*one, options) for one in zip(opened, traces, found, strict=True)],
         models=list({case.model.path: case.model for case in cases}.values()),
-        environment=facts,
+        machine=machine,
         refusals=[*refusals, *unable],
-        warnings=environment_warnings(facts),
+        warnings=environment_warnings(machine),
     )
 
 
@@ -112,24 +153,18 @@ def _open_all(
             unable.append(Refusal.of(case.name, error))
         progress("load", (index + 1) / len(cases))
     if not opened:
-        reasons = "; ".join(f"{one.name}: {one.reason}" for one in unable)
-        raise DeviceError(f"nothing could be loaded ({reasons})", hint=unable[0].hint)
+        raise _nothing_left("nothing could be loaded", unable)
     return opened, unable
 
 
 def _open(case: Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     """Load a case and run it once before anything else runs, and record the memory of both."""
     feeds, inputs = make_inputs(case.model, batch=case.batch, images=options.images)
-    module = _module(case, options)
     before = resident_mb()
-    session, build_ms = open_case(
-        RUNTIMES[case.runner],
-        case.model,
-        feeds,
-        threads=case.threads,
-        module=module,
-        trust_engine=options.trust_engine,
-    )
+    try:
+        session = _session_of(case, feeds, options)
+    except UserError as error:
+        raise DeviceError(error.message, hint=error.hint) from error
     stack.callback(session.close)
     try:
         run = session.bind(feeds, options.copies)
@@ -142,17 +177,46 @@ def _open(case: Case, options: BenchOptions, stack: ExitStack) -> _Opened:
         ) from error
     after = resident_mb()
     grown = None if before is None or after is None else max(0.0, after - before)
-    return _Opened(case, inputs, session, run, build_ms, first_ms, grown)
+    return _Opened(case, inputs, session, run, first_ms, grown)
 
 
-def _module(case: Case, options: BenchOptions) -> Any:
-    """The module of the file's run, if this runner measures modules."""
-    run = run_folder_of(case.model.path) if _runs_module(case) else None
-    return None if run is None or options.load_torch is None else options.load_torch(run)
+def _session_of(case: Case, feeds: dict[str, np.ndarray], options: BenchOptions) -> Session:
+    """A session for exactly these shapes.
+
+    An engine is machine code: one that was not built on this machine is loaded only with
+    `trust_engine`.
+
+    Raises:
+        UserError: The runtime refuses the model, or there is no file for it.
+    """
+    runtime, model = RUNTIMES[case.runner], case.model
+    shapes = {name: array.shape for name, array in feeds.items()}
+    if _runs_module(case):
+        run = run_folder_of(model.path)
+        if run is None or options.load_torch is None:
+            raise DeviceError(
+                f"runner '{case.runner}' has no PyTorch module for '{model.label}'",
+                hint="give a run folder, whose backbone it can load, or another --runner",
+            )
+        return runtime.open(options.load_torch(run), Options(shapes, case.threads))
+    if runtime.opens == ".plan" and model.source is None:
+        raise DeviceError(
+            f"'{model.path}': no engine for {case.runner} was exported from it",
+            hint="build it: hgkd-edge export --trt, or measure with --runner ort-tensorrt",
+        )
+    as_deployed = Options(
+        shapes,
+        case.threads,
+        exact=False,
+        made_from=model.source,
+        built_here=engines_dir(),
+        trust_engine=options.trust_engine,
+    )
+    return runtime.open(model.path, as_deployed)
 
 
 def _runs_module(case: Case) -> bool:
-    return RUNTIMES[case.runner].packages == ("torch",)
+    return RUNTIMES[case.runner].opens == _MODULE
 
 
 def _verify_all(
@@ -204,7 +268,7 @@ def _measured(
         case,
         trace,
         options,
-        first_ms=one.first_ms,
+        first_inference_ms=one.first_ms,
         found=found,
         warnings=warnings,
         runner_version=runtime.version(),
@@ -212,7 +276,7 @@ def _measured(
         threads=details.threads,
         inputs=one.inputs,
         load_ms=details.load_ms,
-        build_ms=one.build_ms if details.build_ms is None else details.build_ms,
+        build_ms=details.build_ms,
         host_memory_mb=one.memory_mb,
         engine_mb=details.size_mb,
         details=dict(details.settings),

@@ -89,17 +89,11 @@ def resolve_models(
     found = [model for source in wanted for model in _described(source, kinds)]
     found = list({model.path: model for model in found}.values())
     kept = [model for model, _precision in of_precisions(found, precisions)]
-    # The first that is unique: file name, folder and file name, path.
-    names = [
-        (model.label, f"{model.path.resolve().parent.name}/{model.label}", str(model.path))
+    stems = [model.label for model in kept]
+    return [
+        model if stems.count(model.label) == 1 else replace(model, label=str(model.path))
         for model in kept
     ]
-    columns = list(zip(*names, strict=True))
-    labels = [
-        next(name for name, column in zip(own, columns, strict=True) if column.count(name) == 1)
-        for own in names
-    ]
-    return [replace(model, label=label) for label, model in zip(labels, kept, strict=True)]
 
 
 def of_precisions(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from hgkd_edge.bench.method import Plan
+from hgkd_edge.bench.records import FedImages, Settings
 from hgkd_edge.errors import DeviceError
-from hgkd_edge.parsing import parse_json
 
 __all__ = ["DEVICES", "BenchOptions", "Progress", "parse_counts"]
 
@@ -97,15 +97,17 @@ class BenchOptions:
         if self.host is not None and self.hosts is not None:
             raise DeviceError("--host and --hosts were both given", hint="give one of them")
 
-    def settings(self) -> dict[str, Any]:
+    def plan(self) -> Plan:
+        """How long and how to measure."""
+        return Plan(duration_s=self.duration_s, count=self.count, rounds=self.rounds)
+
+    def settings(self) -> Settings:
         """The record of the request in bench.json; images are named, not stored."""
-        unrecorded = ("out", "ssh_config", "load_torch")
-        kept = {one.name: getattr(self, one.name) for one in fields(self)}
-        kept = {name: value for name, value in kept.items() if name not in unrecorded}
+        stated = {name: getattr(self, name) for name in Settings.model_fields}
         if self.images is not None:
             sha256 = hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest()
-            kept["images"] = {"shape": self.images.shape, "sha256": sha256}
-        return parse_json(json.dumps(kept, default=str))
+            stated["images"] = FedImages(shape=list(self.images.shape), sha256=sha256)
+        return Settings(**stated)
 
 
 def parse_counts(text: str, *, option: str) -> tuple[int, ...]:

@@ -8,9 +8,17 @@ The documentation's page of `bench.json` is made from these classes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from hgkd_edge.errors import RunError, UserError
 from hgkd_edge.parsing import MAX_RECORD_BYTES, brief, parse_json, read_text
@@ -20,8 +28,10 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "BenchFile",
+    "FedImages",
     "InputInfo",
     "Latency",
+    "Machine",
     "Measurement",
     "ModelInfo",
     "Noise",
@@ -29,6 +39,7 @@ __all__ = [
     "Record",
     "Refusal",
     "Session",
+    "Settings",
     "Telemetry",
     "Verification",
     "Warmup",
@@ -189,7 +200,7 @@ class Measurement(Record):
     ratio: Ratio | None = None
     telemetry: Telemetry | None = None
     verification: Verification | None = None
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: dict[str, JsonValue] = Field(default_factory=dict)
     commands: list[list[str]] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
 
@@ -212,14 +223,85 @@ class Refusal(Record):
         return cls(name=name, reason=error.message, hint=error.hint)
 
 
+class FedImages(Record):
+    """The images of a request, by their digest."""
+
+    shape: list[int]
+    sha256: str
+
+
+class Settings(Record):
+    """What was asked for: the options of `bench`."""
+
+    # Other versions have other options.
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    models: list[Path] = []
+    device: str = "cpu"
+    runners: list[str] = []
+    host: str | None = None
+    hosts: Path | None = None
+    batches: list[int] = [1]
+    threads: list[int | None] = [None]
+    precisions: list[str] = []
+    copies: Literal["in", "out"] = "in"
+    duration_s: float = 5.0
+    count: int | None = None
+    rounds: int = 5
+    images: FedImages | None = None
+    unverified: bool = False
+    trust_engine: bool = False
+    resume: bool = False
+
+
+class Machine(Record):
+    """The measuring machine; what is not known is not written.
+
+    The second half is known of devices only. `is_jetson` is written for those measured by their own
+    tools, a Jetson or another box.
+    """
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())  # of other versions
+
+    machine: str | None = None
+    cpu: str | None = None
+    cpu_features: list[str] | None = None
+    cores: int | None = None
+    usable_cores: int | None = None
+    cgroup_cpus: float | None = None
+    governor: str | None = None
+    memory_mb: int | None = None
+    load_average_1min: float | None = None
+    os: str | None = None
+    python: str | None = None
+    packages: dict[str, str] | None = None
+
+    is_jetson: bool | None = None
+    device: str | None = None
+    device_id: str | None = None
+    l4t: str | None = None
+    jetpack: str | None = None
+    trtexec: str | None = None
+    power_mode: str | None = None
+    power_mode_id: int | None = None
+    power_modes: list[str] | None = None
+    clocks_locked: bool | None = None
+    gpu_mhz: dict[str, float] | None = None
+    temperatures_c: dict[str, float] | None = None
+
+    @model_serializer(mode="wrap")
+    def _known(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        return {key: value for key, value in serialize(self).items() if value is not None}
+
+
 class Session(Record):
     """All measurements of one target, taken in one go."""
 
     target: str
     created: str
     tool_version: str
-    settings: dict[str, Any]
-    environment: dict[str, Any]
+    settings: Settings
+    environment: Machine
     models: list[ModelInfo]
     measurements: list[Measurement]
     refusals: list[Refusal] = Field(default_factory=list)
@@ -228,7 +310,7 @@ class Session(Record):
     @property
     def is_remote(self) -> bool:
         """Whether a device was measured by its own tools, a Jetson or another box."""
-        return "is_jetson" in self.environment
+        return self.environment.is_jetson is not None
 
 
 class BenchFile(Record):
@@ -239,11 +321,6 @@ class BenchFile(Record):
     sessions: list[Session] = Field(default_factory=list)
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
-
-    def replacing(self, session: Session) -> BenchFile:
-        """This file with `session` in the place of the one with the same target."""
-        kept = [old for old in self.sessions if old.target != session.target]
-        return BenchFile(sessions=[*kept, session])
 
 
 def load_bench(path: Path) -> BenchFile:
@@ -276,12 +353,10 @@ def load_bench(path: Path) -> BenchFile:
         raise RunError(f"{path}: {where}: {first['msg']}", hint="measure again") from error
 
 
-def save_session(path: Path, session: Session) -> BenchFile:
+def save_session(path: Path, session: Session) -> None:
     """Put `session` into the bench.json at `path`, atomically; other targets are kept."""
-    existing = load_bench(path) if path.exists() else BenchFile()
-    merged = existing.replacing(session)
+    earlier = load_bench(path).sessions if path.exists() else []
+    kept = [one for one in earlier if one.target != session.target]
+    text = BenchFile(sessions=[*kept, session]).model_dump_json(indent=2, by_alias=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(
-            merged.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8"
-        )
-    return merged
+        temporary.write_text(f"{text}\n", encoding="utf-8")

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hgkd_edge.bench.inputs import load_images, make_inputs
-from hgkd_edge.bench.local import measure_here
+from hgkd_edge.bench.local import file_of, measure_here, runners_for
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session, save_session
-from hgkd_edge.bench.runners import file_of, runners_for
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.run_files import RunFiles, require_recorded
 

@@ -24,6 +24,7 @@ from hgkd_edge.cli import (
     report,
 )
 from hgkd_edge.cli.failures import run_app
+from hgkd_edge.cli.help import Command
 
 __all__ = ["app", "main"]
 
@@ -52,7 +53,7 @@ for command in (
     compare.compare,
     devices.devices,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(recipes.app, name="recipes")
 
 

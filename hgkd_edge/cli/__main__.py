@@ -1,4 +1,4 @@
-"""`python -m hgkd_edge.cli`, which torchrun and `accelerate launch` start too."""
+"""`python -m hgkd_edge.cli`: the same as `python -m hgkd_edge`."""
 
 from hgkd_edge.cli import main
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[RUN|MODEL.onnx]...", help="Default: the latest run."),
+    typer.Argument(metavar="RUN|MODEL.onnx", help="Default: the latest run."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, openvino or jetson.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, openvino or jetson.")]
 Host = Annotated[
     str | None, typer.Option(metavar="USER@HOST[:PORT]", help="Measure on this device, over SSH.")
 ]
@@ -25,18 +25,26 @@ Hosts = Annotated[
     Path | None,
     typer.Option(metavar="FLEET.yaml", help="Measure on all devices of a file, over SSH."),
 ]
-Batches = Annotated[str, typer.Option(help="Batch sizes to sweep, such as 1,8.")]
-Threads = Annotated[str, typer.Option(help="CPU threads to sweep, such as 1,2.")]
-Precisions = Annotated[str, typer.Option(help="Precisions to measure, such as fp16,int8.")]
-Runners = Annotated[str, typer.Option(help="Runners to use (hgkd-edge devices lists them).")]
-Copies = Annotated[str, typer.Option(help="Input and output copies: in or out of the time.")]
-Duration = Annotated[float, typer.Option(help="Measured seconds per case.")]
-Rounds = Annotated[int, typer.Option(help="Interleaved visits per case.")]
+Batches = Annotated[str, typer.Option(metavar="N,...", help="Batch sizes to sweep, such as 1,8.")]
+Threads = Annotated[str, typer.Option(metavar="N,...", help="CPU threads to sweep, such as 1,2.")]
+Precisions = Annotated[
+    str, typer.Option(metavar="NAME,...", help="Precisions to measure, such as fp16,int8.")
+]
+Runners = Annotated[
+    str, typer.Option(metavar="NAME,...", help="Runners to use (hgkd-edge devices lists them).")
+]
+Copies = Annotated[
+    str, typer.Option(metavar="in|out", help="Input and output copies: in or out of the time.")
+]
+Duration = Annotated[float, typer.Option(metavar="SECONDS", help="Measured time per case.")]
+Rounds = Annotated[int, typer.Option(metavar="N", help="Interleaved visits per case.")]
 Inputs = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npy", help="Real input, f32[N,3,H,W]; default: what export kept."),
 ]
-Count = Annotated[int | None, typer.Option(help="Measured runs per case, instead of --duration.")]
+Count = Annotated[
+    int | None, typer.Option(metavar="N", help="Measured runs per case, instead of --duration.")
+]
 Unverified = Annotated[
     bool, typer.Option("--unverified", help="Measure even if the outputs are wrong.")
 ]
@@ -46,7 +54,9 @@ Resume = Annotated[
 Estimate = Annotated[
     bool, typer.Option("--estimate", help="Roofline estimate for devices that are not available.")
 ]
-On = Annotated[str, typer.Option(help="With --estimate: devices, such as orin-nano.")]
+On = Annotated[
+    str, typer.Option(metavar="NAME,...", help="With --estimate: devices, such as orin-nano.")
+]
 Compare = Annotated[
     tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare two bench.json files.")
 ]
@@ -54,10 +64,14 @@ Pipeline = Annotated[
     Path | None,
     typer.Option(metavar="IMAGES", help="Also time decoding and the other stages of predict."),
 ]
-SshConfig = Annotated[Path | None, typer.Option(help="OpenSSH configuration file to use.")]
+SshConfig = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="OpenSSH configuration file to use.")
+]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Result file; default: bench.json in the run folder."),
+    typer.Option(
+        "--out", "-o", metavar="FILE", help="Result file; default: bench.json in the run folder."
+    ),
 ]
 
 
@@ -99,8 +113,15 @@ def bench(
         _compare(*compare, as_json=as_json)
         return
     if pipeline is not None:
-        timing = {"duration_s": duration, "count": count, "trust_engine": trust_engine}
-        _measure_pipeline(models or [], pipeline, out, as_json=as_json, **timing)
+        _measure_pipeline(
+            models or [],
+            pipeline,
+            out,
+            as_json=as_json,
+            duration=duration,
+            count=count,
+            trust_engine=trust_engine,
+        )
         return
     options = BenchOptions(
         models=tuple(models or ()),
@@ -140,7 +161,14 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
 
 
 def _measure_pipeline(
-    models: list[Path], images: Path, out: Path | None, *, as_json: bool, **timing: Any
+    models: list[Path],
+    images: Path,
+    out: Path | None,
+    *,
+    as_json: bool,
+    duration: float,
+    count: int | None,
+    trust_engine: bool,
 ) -> None:
     from hgkd_edge.errors import DataError
     from hgkd_edge.pipeline import measure_pipeline
@@ -150,19 +178,22 @@ def _measure_pipeline(
     if len(models) > 1:
         raise DataError("--pipeline: measures one model", hint="name one run or model file")
     model = models[0] if models else RunDir.resolve(None).path
-    found = measure_pipeline(model, [images], **timing)
+    found = measure_pipeline(
+        model, [images], duration_s=duration, count=count, trust_engine=trust_engine
+    )
     if out is not None:
-        write_json(out, found)
-    rate = f"{found['frames_per_s']:.1f} frames/s from file to prediction"
-    alone = f"{found['infer_frames_per_s']:.1f} by the network alone"
-    show(found, as_json, lambda: [stage_table(found["stages"]), f"{rate}, {alone}"])
+        write_json(out, found.to_dict())
+    rate = f"{found.frames_per_s:.1f} frames/s from file to prediction"
+    alone = f"{found.infer_frames_per_s:.1f} by the network alone"
+    show(found.to_dict(), as_json, lambda: [stage_table(found.stages), f"{rate}, {alone}"])
 
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
-    from hgkd_edge.bench.estimate import estimate_record, estimate_to_file, estimate_view
+    from hgkd_edge.bench.estimate import estimate_to_file, estimate_view
 
-    file, found = estimate_to_file(options, names)
-    show({"file": str(file), **estimate_record(found)}, as_json, lambda: [estimate_view(found)])
+    file, content = estimate_to_file(options, names)
+    record = {"file": str(file), **content.model_dump(mode="json", by_alias=True)}
+    show(record, as_json, lambda: [estimate_view(content.estimates)])
     if not as_json:
         say(f"written to {file}")
 
@@ -172,7 +203,7 @@ def _compare(a: Path, b: Path, *, as_json: bool) -> None:
     from hgkd_edge.bench.tables import comparison_view
 
     comparison = compare_files(a, b)
-    show(comparison.to_dict(), as_json, lambda: [comparison_view(comparison)])
+    show(comparison.model_dump(mode="json"), as_json, lambda: [comparison_view(comparison)])
 
 
 def _names(text: str) -> tuple[str, ...]:

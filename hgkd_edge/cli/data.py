@@ -20,13 +20,15 @@ _SKIPPED = 5  # reasons shown
 
 
 def data(
-    path: Annotated[Path, typer.Argument(help="Folder of images, data.yaml, or CSV file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder of images, data.yaml, or CSV file.")
+    ],
     draw: Annotated[
-        int, typer.Option(min=0, help="Draw this many annotated images as PNG files.")
+        int, typer.Option(metavar="N", min=0, help="Draw this many annotated images as PNG files.")
     ] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path(
-        "data-pictures"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")
+    ] = Path("data-pictures"),
     as_json: AsJson = False,
 ) -> None:
     """Check a data set: format, classes, and what is skipped and why.

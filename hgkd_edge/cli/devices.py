@@ -11,14 +11,15 @@ def devices(as_json: AsJson = False) -> None:
 
     Example: hgkd-edge devices
     """
-    from hgkd_edge.bench.devices import devices_view, load_devices, load_jetpacks, load_sources
-    from hgkd_edge.bench.runners import list_runners
+    from hgkd_edge.bench.devices import device_table, devices_view
+    from hgkd_edge.bench.local import list_runners
 
     runners = [(name, refusal.reason if refusal else None) for name, refusal in list_runners()]
+    table = device_table()
     result = {
-        "devices": [one.model_dump(by_alias=True) for one in load_devices()],
-        "jetpacks": [one.model_dump() for one in load_jetpacks()],
-        "sources": load_sources(),
+        "devices": [one.model_dump(by_alias=True) for one in table.devices],
+        "jetpacks": [one.model_dump() for one in table.jetpacks],
+        "sources": table.sources,
         "runners": [{"name": name, "refusal": reason} for name, reason in runners],
     }
     show(result, as_json, lambda: [devices_view(runners)])

@@ -17,12 +17,16 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume a stopped run.")] = False,
-    run: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/NAME.")
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Stop after the first updates and report how it goes."),
     ] = False,
-    check_updates: Annotated[int, typer.Option(min=1, help="Updates of --check.")] = 300,
+    check_updates: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Updates of --check.")
+    ] = 300,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only report the time, memory and disk that it will take."),

@@ -8,14 +8,19 @@ from typing import Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Images
-from hgkd_edge.cli.output import show
+from hgkd_edge.cli.output import show_result
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="Run folder or name, or a backbone's .onnx.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Run folder or name, or a backbone's .onnx.")
+    ],
     images: Images,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="File for the features: .npz or .parquet.")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="File for the features: .npz or .parquet."
+        ),
     ] = Path("features.npz"),
     neighbors: Annotated[
         bool, typer.Option("--neighbors", help="Draw images with their nearest neighbors.")
@@ -28,9 +33,7 @@ def embed(
 
     Example: hgkd-edge embed runs/demo photos/ --out features.npz --neighbors
     """
-    from hgkd_edge import embed as verb
+    from hgkd_edge.api.embedding import embed as verb
 
-    found = verb.embed(model, images, out)
-    picture = verb.draw_neighbors(found, out.with_suffix(".png")) if neighbors else None
-    result = verb.summary(found, out, picture)
-    show(result, as_json, lambda: verb.lines(result))
+    picture = out.with_suffix(".png") if neighbors else None
+    show_result(verb(model, images, out, neighbors=picture), as_json)

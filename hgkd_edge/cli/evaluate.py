@@ -15,11 +15,15 @@ def evaluate(
     run: Run = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="A file exported from the run's model: .onnx, .xml or .plan."),
+        typer.Option(
+            metavar="FILE", help="A file exported from the run's model: .onnx, .xml or .plan."
+        ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train, val, test or holdout; default: the held-out one."),
+        typer.Option(
+            metavar="NAME", help="train, val, test or holdout; default: the held-out one."
+        ),
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="Score the frozen backbone: k-NN, linear probe.")

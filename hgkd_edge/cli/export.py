@@ -18,7 +18,9 @@ Onnx = Annotated[
 ]
 Trt = Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")]
 OpenVino = Annotated[bool, typer.Option("--openvino", help="Also write an OpenVINO model.")]
-Precision = Annotated[str, typer.Option("--precision", "-p", help="fp32, fp16 or int8.")]
+Precision = Annotated[
+    str, typer.Option("--precision", "-p", metavar="NAME", help="fp32, fp16 or int8.")
+]
 Backbone = Annotated[
     bool, typer.Option("--backbone", help="The bare backbone, not the fine-tuned model.")
 ]
@@ -32,28 +34,38 @@ DynamicSize = Annotated[
         "--dynamic-size/--fixed-size", help="Leave height and width free.", show_default=False
     ),
 ]
-Calibration = Annotated[int | None, typer.Option(help="INT8: calibration images [default: 512].")]
+Calibration = Annotated[
+    int | None, typer.Option(metavar="N", help="INT8: calibration images [default: 512].")
+]
 CalibrationData = Annotated[
-    Path | None, typer.Option(help="INT8: calibrate on this folder of images instead.")
+    Path | None,
+    typer.Option(metavar="DIR", help="INT8: calibrate on this folder of images instead."),
 ]
 CalibrationMethod = Annotated[
-    str | None, typer.Option(help="INT8: mean [default], percentile, minmax or entropy.")
+    str | None,
+    typer.Option(metavar="NAME", help="INT8: mean [default], percentile, minmax or entropy."),
 ]
-Flavors = Annotated[list[str] | None, typer.Option(help="INT8: tensorrt or cpu [default: both].")]
+Flavors = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="INT8: tensorrt or cpu [default: both].")
+]
 Flavours = Annotated[list[str] | None, typer.Option("--flavour", hidden=True)]
 Sensitivity = Annotated[
     bool, typer.Option("--sensitivity", help="INT8: rank layers by their effect on the score.")
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(help="INT8: largest loss in points; the worst layers stay in float."),
+    typer.Option(metavar="POINTS", help="INT8: largest loss; the worst layers stay in float."),
 ]
-OptBatch = Annotated[int | None, typer.Option(help="TensorRT: batch to tune for [default: 1].")]
-MaxBatch = Annotated[int | None, typer.Option(help="TensorRT: largest batch [default: 16].")]
+OptBatch = Annotated[
+    int | None, typer.Option(metavar="N", help="TensorRT: batch to tune for [default: 1].")
+]
+MaxBatch = Annotated[
+    int | None, typer.Option(metavar="N", help="TensorRT: largest batch [default: 16].")
+]
 Workspace = Annotated[int | None, typer.Option(metavar="MIB", help="TensorRT: scratch memory.")]
 Targets = Annotated[
     list[str] | None,
-    typer.Option(metavar="8.6", help="TensorRT-RTX: compute capability. Repeatable."),
+    typer.Option(metavar="X.Y", help="TensorRT-RTX: compute capability. Repeatable."),
 ]
 Dla = Annotated[
     int | None, typer.Option(metavar="CORE", help="TensorRT on a Jetson: use this DLA core.")
@@ -66,7 +78,10 @@ Frame = Annotated[
 ]
 Bundles = Annotated[
     list[str] | None,
-    typer.Option(help="Folder to deploy: triton, deepstream, timm, predict, jetson. Repeatable."),
+    typer.Option(
+        metavar="NAME",
+        help="Folder to deploy: triton, deepstream, timm, predict, jetson. Repeatable.",
+    ),
 ]
 BakePostprocessing = Annotated[
     bool, typer.Option("--bake-postprocessing", help="Output probabilities, class maps or boxes.")

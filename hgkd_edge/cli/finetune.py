@@ -17,14 +17,21 @@ def finetune(
     run: Run = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="classify, segment or detect [default: classify]."),
+        typer.Option(
+            "--task", "-t", metavar="NAME", help="classify, segment or detect [default: classify]."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="Labeled images; default: those of the run.")
+        Path | None,
+        typer.Option(
+            "--data", "-d", metavar="PATH", help="Labeled images; default: those of the run."
+        ),
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="distilled [default], timm or scratch: the initial weights."),
+        typer.Option(
+            metavar="NAME", help="distilled [default], timm or scratch: the initial weights."
+        ),
     ] = None,
     qat: Annotated[
         bool,

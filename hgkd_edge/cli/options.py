@@ -9,10 +9,16 @@ import typer
 
 __all__ = ["AsJson", "Images", "Overrides", "RecipeName", "Run", "Runs", "TrustEngine"]
 
-Run = Annotated[Path | None, typer.Argument(help="Run folder or name; default: the latest.")]
+Run = Annotated[
+    Path | None, typer.Argument(metavar="RUN", help="Run folder or name; default: the latest.")
+]
 Runs = Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Default: the latest run.")]
-RecipeName = Annotated[str, typer.Argument(help="Recipe file, or name of a built-in one.")]
-Images = Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe file, or name of a built-in one.")
+]
+Images = Annotated[
+    list[Path], typer.Argument(metavar="IMAGES", help="Image files, or folders of them.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Overrides = Annotated[
     list[str] | None,

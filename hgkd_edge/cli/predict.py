@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGES|VIDEO...",
+        metavar="IMAGES|VIDEO",
         help="Image files, folders of them, video files, a camera (0, /dev/video0) or a URL.",
     ),
 ]
@@ -29,33 +29,44 @@ Sources = Annotated[
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="Run folder or name, model.safetensors, .onnx, .xml or .plan.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Run folder or name, model.safetensors, .onnx, .xml or .plan."
+        ),
     ],
     sources: Sources,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures and JSON.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures and JSON.")
+    ] = Path("predictions"),
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Lowest score of a box, or of a saved label [default: 0.4].", min=0, max=1
+            metavar="SCORE",
+            min=0,
+            max=1,
+            help="Lowest score of a box, or of a saved label [default: 0.4].",
         ),
     ] = None,
     save_labels: Annotated[
         str,
-        typer.Option(help="Also save the predictions as a data set: yolo, coco, voc or folders."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Also save the predictions as a data set: yolo, coco, voc or folders.",
+        ),
     ] = "",
     watch: Annotated[
         bool, typer.Option("--watch", help="Predict images as they appear in a folder.")
     ] = False,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Videos and --watch: stop after this many.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Videos and --watch: stop after this many."),
     ] = None,
     video: Annotated[
         bool, typer.Option("--video/--no-video", help="Write an annotated copy of a video.")
     ] = True,
     reconnect: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a stream that broke.")
+        float,
+        typer.Option(metavar="SECONDS", min=0, help="Wait this long for a stream that broke."),
     ] = 60.0,
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,

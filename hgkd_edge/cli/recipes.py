@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hgkd_edge.cli.help import Command
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import show
 
@@ -19,7 +20,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_recipes(as_json: AsJson = False) -> None:
     """List the built-in recipes.
 
@@ -31,8 +32,10 @@ def list_recipes(as_json: AsJson = False) -> None:
     show(found, as_json, lambda: [_table(found)])
 
 
-@app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="Name of a built-in recipe.")]) -> None:
+@app.command("show", cls=Command)
+def show_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a built-in recipe.")],
+) -> None:
     """Print a built-in recipe to start your own from.
 
     Example: hgkd-edge recipes show demo > my-recipe.yaml
@@ -45,7 +48,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a built-in rec
     typer.echo("\n".join(map(printable, lines)), nl=False)
 
 
-@app.command("validate")
+@app.command("validate", cls=Command)
 def validate(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -77,7 +80,7 @@ def validate(
     show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
 
 
-@app.command("schema")
+@app.command("schema", cls=Command)
 def schema() -> None:
     """Print the JSON schema of recipes, for editors.
 
@@ -88,33 +91,42 @@ def schema() -> None:
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
-@app.command("new")
+@app.command("new", cls=Command)
 def new_recipe(
     images: Annotated[
-        str | None, typer.Option(help="Folder of images, or what data.path takes.")
+        str | None, typer.Option(metavar="PATH", help="Folder of images, or what data.path takes.")
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Number of images [default: counted in a folder].")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="classify, segment or detect [default: classify].")
+        str | None,
+        typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="none; one or few per class; or many [default: none].")
+        str | None,
+        typer.Option(metavar="AMOUNT", help="none; one or few per class; or many [default: none]."),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."),
+        typer.Option(
+            metavar="NAME", help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."
+        ),
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A timm name, or own: trained on your images [default: by device]."),
+        typer.Option(
+            metavar="NAME", help="A timm name, or own: trained on your images [default: by device]."
+        ),
     ] = None,
     hidden: Annotated[
         bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
     ] = None,
-    source: Annotated[str, typer.Option(help="folder, webdataset or hf.")] = "folder",
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
+    source: Annotated[
+        str, typer.Option(metavar="KIND", help="folder, webdataset or hf.")
+    ] = "folder",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path("recipe.yaml"),
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe for your images and device.

@@ -83,7 +83,7 @@ def _score_all(
 ) -> tuple[list[Score], list[str]]:
     found, failed = [], []
     probe = subject.images(subject.unseen, _AGREEMENT_IMAGES)
-    machine = str(environment()["cpu"])
+    machine = environment().cpu or "unknown machine"
     with track_steps("scoring", total=len(missing)) as show:
         for step, artifact in enumerate(missing):
             try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from hgkd_edge.bench.local import list_runners
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.bench.runners import list_runners
 from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import sessions_of, timed_here
 from hgkd_edge.errors import DeviceError
@@ -72,13 +72,14 @@ def _missing_devices(run: RunDir) -> Iterator[str]:
 def _like_before(run: RunDir, device: str) -> BenchOptions:
     """The device's earlier settings, else the defaults of `bench`."""
     sessions = [one for one in sessions_of(run) if one.target == device]
-    before = sessions[0].settings if sessions else {}
-    options = BenchOptions()
+    if not sessions:
+        return BenchOptions()
+    before = sessions[0].settings
     return BenchOptions(
-        batches=tuple(before.get("batches") or options.batches),
-        threads=tuple(before.get("threads") or options.threads),
-        copies=before.get("copies") or options.copies,
-        duration_s=before.get("duration_s") or options.duration_s,
-        rounds=before.get("rounds") or options.rounds,
-        count=before.get("count"),
+        batches=tuple(before.batches),
+        threads=tuple(before.threads),
+        copies=before.copies,
+        duration_s=before.duration_s,
+        rounds=before.rounds,
+        count=before.count,
     )

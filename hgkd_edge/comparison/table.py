@@ -161,7 +161,7 @@ def _require(run: RunDir, exports: Exports) -> Exports:
 
 def timed_here(session: Session) -> bool:
     """Whether a session was measured on this machine."""
-    return _machine(session) == environment()["cpu"] and not session.is_remote
+    return _machine(session) == environment().cpu and not session.is_remote
 
 
 def _judged(run: RunDir, exports: Exports, *, score: bool) -> Judged:
@@ -236,15 +236,14 @@ def _device(session: Session, one: Measurement) -> str:
     """The machine and its compute device, with the settings that decide its speed."""
     facts = session.environment
     if session.is_remote:
-        parts = [session.target, facts.get("device"), facts.get("power_mode")]
-        return ", ".join(str(part) for part in parts if part)
+        return ", ".join(filter(None, [session.target, facts.device, facts.power_mode]))
     unit = "GPU of" if one.runner.startswith(("tensorrt", "ort-cuda", "ort-tensorrt")) else "CPU"
-    cores = f", {facts['usable_cores']} cores" if facts.get("usable_cores") else ""
+    cores = f", {facts.usable_cores} cores" if facts.usable_cores else ""
     return f"{unit} {_machine(session)}{cores}"
 
 
 def _machine(session: Session) -> str:
-    return str(session.environment.get("cpu") or "unknown machine")
+    return session.environment.cpu or "unknown machine"
 
 
 def _runtime(runner: str) -> str:
@@ -254,7 +253,7 @@ def _runtime(runner: str) -> str:
 
 def _timed(artifact: Artifact, session: Session, one: Measurement, scores: _Scores) -> Row:
     score, elsewhere = _score_of(artifact, session, one, scores)
-    swept = any(session.settings.get("threads") or ())
+    swept = any(session.settings.threads)
     row = _row(artifact, score, runner=one.runner)
     if one.verification is not None and artifact.precision == "fp32" and not artifact.baked:
         # The device's own outputs were compared with those of the fp32 file.

@@ -11,13 +11,8 @@ from hgkd_edge.bench.compare import (
     with_fp32_baseline,
 )
 from hgkd_edge.bench.records import Session, load_bench
-from hgkd_edge.bench.tables import (
-    milliseconds,
-    rate,
-    session_heading,
-    session_notes,
-    session_warnings,
-)
+from hgkd_edge.bench.tables import session_heading, session_notes, session_warnings
+from hgkd_edge.cells import milliseconds, rate
 from hgkd_edge.comparison.artifacts import artifacts_of
 from hgkd_edge.comparison.table import Comparison, Group, Row, compare_runs
 from hgkd_edge.comparison.view import group_heading, legend_lines, row_label

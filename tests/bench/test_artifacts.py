@@ -25,12 +25,12 @@ from exporters.sidecar import (
     require_built_here,
     write_sidecar,
 )
+from hgkd_edge.bench.inputs import WrongOutputs
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, load_bench
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.bench.tables import session_view
-from hgkd_edge.bench.verification import WrongOutputs
 from hgkd_edge.errors import DeviceError, RunError
 from hgkd_edge.files import engines_dir, file_sha256
 

@@ -19,18 +19,13 @@ import pytest
 from exporters.errors import ExportError
 from exporters.runtimes import RUNTIMES, Options
 from exporters.runtimes.ort import OrtSession
-from hgkd_edge.bench import runners
+from hgkd_edge.bench import local
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.bench.tables import (
-    Name,
-    comparison_view,
-    fleet_view,
-    milliseconds,
-    session_view,
-)
+from hgkd_edge.bench.tables import comparison_view, fleet_view, session_view
+from hgkd_edge.cells import Name, milliseconds
 from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError
 
@@ -57,11 +52,11 @@ def test_bench_json_holds_all_that_is_needed_to_repeat_the_run(make_model: MakeM
     assert result.file == path.parent / "bench.json"
     [session] = load_bench(result.file).sessions
     assert [(m.batch, m.threads) for m in session.measurements] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert session.settings["duration_s"] == 0.1
+    assert session.settings.duration_s == 0.1
     assert session.models[0].sha256
     assert session.models[0].precision == "fp32"
-    assert session.environment["cpu"]
-    assert session.environment["packages"]["onnxruntime"]
+    assert session.environment.cpu
+    assert session.environment.packages["onnxruntime"]
     one = session.measurements[0]
     assert one.latency_ms.count >= 20
     assert one.throughput_ips == pytest.approx(1000 / one.latency_ms.mean, rel=1e-6)
@@ -227,7 +222,7 @@ def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_continue
     def refuse(*_: object) -> None:
         raise ExportError("the driver is too old")
 
-    monkeypatch.setitem(runners._OF_DEVICE, "cpu", ("openvino", "ort-cpu"))
+    monkeypatch.setitem(local._OF_DEVICE, "cpu", ("openvino", "ort-cpu"))
     monkeypatch.setitem(RUNTIMES, "openvino", replace(RUNTIMES["openvino"], open=refuse))
 
     [session] = run_bench(quick(make_model())).sessions
@@ -355,6 +350,26 @@ def test_the_json_written_is_the_json_read(make_model: MakeModel) -> None:
     assert BenchFile.model_validate(raw).sessions == result.sessions
 
 
+def test_a_bench_json_of_earlier_versions_still_loads(make_model: MakeModel) -> None:
+    file = run_bench(quick(make_model())).file
+    data = json.loads(file.read_text())
+    data["sessions"][0]["environment"] = {
+        "is_jetson": True, "model": "Jetson AGX Orin Developer Kit", "device_id": "agx-orin-64",
+        "device": "Jetson AGX Orin Developer Kit", "l4t": "36.4.3", "jetpack": "6.2",
+        "tensorrt_package": "10.3.0.30-1+cuda12.5", "power_mode": "MAXN", "power_mode_id": 0,
+        "power_modes": ["MAXN"], "clocks_locked": None, "gpu_mhz": None, "temperatures_c": {},
+        "machine": "aarch64", "system": "Linux 5.15", "governor": None, "loadavg": "0.1 0.2 0.3",
+        "python": None, "cores": 12, "usable_cores": 12, "trtexec": "10.3.0",
+    }  # fmt: skip
+    data["sessions"][0]["settings"] |= {"an_option_of_then": 1}
+    file.write_text(json.dumps(data))
+
+    [session] = load_bench(file).sessions
+
+    assert (session.is_remote, session.environment.device_id) == (True, "agx-orin-64")
+    assert session.model_dump(mode="json")["settings"]["an_option_of_then"] == 1
+
+
 NAMES = [
     "mobilenetv3_small_100.lamb_in1k-distilled.int8-tensorrt",
     "a_name/of_many-small.parts " * 4,
@@ -368,7 +383,7 @@ def test_long_names_break_at_their_separators_in_every_table(
     make_model: MakeModel, name: str
 ) -> None:
     from hgkd_edge.bench.compare import Comparison, Row
-    from hgkd_edge.bench.devices import find_device
+    from hgkd_edge.bench.devices import find_devices
     from hgkd_edge.bench.estimate import estimate_models, estimate_view
 
     path = make_model("net")
@@ -376,13 +391,22 @@ def test_long_names_break_at_their_separators_in_every_table(
     named = [one.model_copy(update={"model": name}) for one in session.measurements]
     session = session.model_copy(update={"target": name, "measurements": named})
     [model] = resolve_models([path])
-    estimate = estimate_models([model], [find_device("orin-nano-8")])[0]
-    row = Row(name, f"{name} ort-cpu b1", 1.0, 2.0, 2.0, 2.0, True, [])
+    estimate = estimate_models([model], find_devices("orin-nano-8"))[0]
+    row = Row(
+        target=name,
+        case=f"{name} ort-cpu b1",
+        a_p50_ms=1.0,
+        b_p50_ms=2.0,
+        ratio=2.0,
+        beyond_noise=True,
+        differs=[],
+    )
+    comparison = Comparison(a="a", b="b", rows=[row], only_a=0, only_b=0)
     for table in (
         session_view(session).renderables[1],  # type: ignore[attr-defined]
         fleet_view([session], []).renderables[0],  # type: ignore[attr-defined]
         estimate_view([estimate.model_copy(update={"model": name})]).renderables[1],  # type: ignore[attr-defined]
-        comparison_view(Comparison("a", "b", [row], [], [], [])).renderables[2],  # type: ignore[attr-defined]
+        comparison_view(comparison).renderables[2],  # type: ignore[attr-defined]
     ):
         text = rendered(table)
         words = text.split()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hgkd_edge.bench.tables import milliseconds
+from hgkd_edge.cells import milliseconds
 from hgkd_edge.rundir import file_sha256
 
 
@@ -15,7 +15,7 @@ def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
     tmp_path: Path,
 ) -> None:
     # Fewer epochs than the demo's, so that the tests stay fast; the rest is the same.
-    command = [sys.executable, "-m", "hgkd_edge.cli", "demo", "--set", "train.epochs=8"]
+    command = [sys.executable, "-m", "hgkd_edge.cli", "demo", "--set", "train.epochs=5"]
 
     done = subprocess.run(
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=400

@@ -80,7 +80,7 @@ class OnnxRuntimeJob(Job):
             trace,
             power.telemetry([(begin, end) for begin, end in result["spans"]], throughput),
             found=found,
-            first_ms=result["first_ms"],
+            first_inference_ms=result["first_ms"],
             runner_version=self._version,
             backend="CPUExecutionProvider",
             load_ms=result["load_ms"],

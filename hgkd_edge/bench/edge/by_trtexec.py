@@ -138,7 +138,7 @@ class TrtexecJob(Job):
             _warnings(logs, times, copies),
             found=found,
             seconds=seconds,
-            first_ms=None,
+            first_inference_ms=None,
             runner_version=self._tool.name,
             backend="TensorRT",
             load_ms=None if logs[0].load_s is None else logs[0].load_s * 1000,

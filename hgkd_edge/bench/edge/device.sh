@@ -55,11 +55,7 @@ facts() {
     fact cpuinfo && show proc/cpuinfo
     fact loadavg && show proc/loadavg
     fact governor && show sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
-    fact packages && ask dpkg-query -W -f '${Package} ${Version}\n' \
-        nvidia-l4t-core nvidia-jetpack libnvinfer8 libnvinfer10 libnvinfer-bin
     fact nvpmodel && ask nvpmodel -q
-    # jetson_clocks refuses anyone but root; devfreq says the same to everybody.
-    fact jetson_clocks && [ "$(id -u)" -eq 0 ] && ask jetson_clocks --show
     fact devfreq && ls -d "$root"/sys/class/devfreq/* 2>/dev/null |
         tabulate device/of_node/name min_freq max_freq cur_freq
     fact temperatures && ls -d "$root"/sys/class/thermal/thermal_zone* 2>/dev/null |

@@ -8,110 +8,69 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hgkd_edge.bench.devices import Device, Mode, load_devices, load_jetpacks
+from hgkd_edge.bench.devices import device_table
 from hgkd_edge.bench.environment import cpu_name
+from hgkd_edge.bench.records import Machine
 
 __all__ = [
-    "Board",
-    "board_from_facts",
+    "clock_warnings",
+    "gpu_clocks",
     "is_jetson_here",
-    "parse_jetson_clocks",
+    "machine_of",
     "parse_nvpmodel",
     "parse_release",
 ]
 
 # Names of the GPU in the device tree: Xavier, Orin; `gpu` on older ones; gpu-gpc-0 on Thor.
 _GPU_NODES = ("gv11b", "ga10b", "gp10b", "gpu", "gpu-gpc-0")
-_TEGRA = {
-    "tegra210": "Nano or TX1",
-    "tegra186": "TX2",
-    "tegra194": "Xavier",
-    "tegra234": "Orin",
-    "tegra264": "Thor",
-}
 _MOST_TEXT = 1 << 18  # characters of one fact, such as the help of trtexec
 
 
-@dataclass(frozen=True)
-class Board:
-    """A recognized board; `device` is its entry in the table, if any."""
-
-    is_jetson: bool
-    model: str | None = None
-    device: Device | None = None
-    l4t: str | None = None
-    jetpack: str | None = None
-    tensorrt_package: str | None = None
-    power_mode: str | None = None
-    power_mode_id: int | None = None
-    power_modes: list[str] = field(default_factory=list)
-    clocks_locked: bool | None = None
-    gpu_mhz: dict[str, float] | None = None
-    temperatures_c: dict[str, float] = field(default_factory=dict)
-
-    def environment(self, facts: Mapping[str, str]) -> dict[str, Any]:
-        """The machine's record in bench.json."""
-        entry = asdict(self)
-        entry["device_id"] = self.device.id if self.device else None
-        entry["device"] = (
-            self.model or cpu_name(facts.get("cpuinfo", "")) or facts.get("machine") or None
+def clock_warnings(machine: Machine) -> list[str]:
+    """Reasons why a measurement taken on this board now may mislead."""
+    if not machine.is_jetson:
+        return []
+    notes = []
+    if machine.power_mode is None:
+        notes.append(
+            "the power mode is unknown (nvpmodel -q printed nothing): clocks may be capped"
         )
-        for key in ("machine", "system", "governor", "loadavg", "python"):
-            entry[key] = facts.get(key) or None
-        for key in ("cores", "usable_cores"):
-            count = facts.get(key, "")[:9]
-            entry[key] = int(count) if count.isdecimal() else None
-        return entry
+    elif (cap := _cap(machine)) is not None:
+        notes.append(
+            f"power mode {machine.power_mode} caps the clocks{cap}: faster modes exist; list them "
+            "with nvpmodel -p, set one with sudo nvpmodel -m ID"
+        )
+    if machine.clocks_locked is False:
+        notes.append(
+            "clocks are not locked: short runs see low clocks, tails grow; sudo jetson_clocks"
+        )
+    elif machine.clocks_locked is None:
+        notes.append("cannot tell whether the clocks are locked")
+    hottest = max((machine.temperatures_c or {}).values(), default=0.0)
+    if hottest >= 85:
+        notes.append(f"{hottest:.0f} C already: thermal throttling is near")
+    return notes
 
-    def warnings(self) -> list[str]:
-        """Reasons why a measurement taken now may mislead."""
-        if not self.is_jetson:
-            return []
-        notes = []
-        if self.power_mode is None:
-            notes.append(
-                "the power mode is unknown (nvpmodel -q printed nothing): clocks may be capped"
-            )
-        elif (cap := self._cap()) is not None:
-            notes.append(
-                f"power mode {self.power_mode} caps the clocks{cap}: faster modes exist; list them "
-                "with nvpmodel -p, set one with sudo nvpmodel -m ID"
-            )
-        if self.clocks_locked is False:
-            notes.append(
-                "clocks are not locked: short runs see low clocks, tails grow; sudo jetson_clocks"
-            )
-        elif self.clocks_locked is None:
-            notes.append("cannot tell whether the clocks are locked")
-        hottest = max(self.temperatures_c.values(), default=0.0)
-        if hottest >= 85:
-            notes.append(f"{hottest:.0f} C already: thermal throttling is near")
-        return notes
 
-    def _cap(self) -> str | None:
-        """By how much the power mode caps the GPU, where known; None for the fastest mode."""
-        name = self.power_mode or ""
-        if name.startswith("MAXN"):
-            return None
-        modes = self._modes()
-        fastest = max((mode.gpu_mhz for mode in modes), default=0)
-        plain = name.removeprefix("MODE_")
-        mode = next((one for one in modes if one.name.removeprefix("MODE_") == plain), None)
-        if mode is None:
-            return ""
-        if mode.gpu_mhz < fastest:
-            return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
-        no_maxn = self.power_modes and not any(one.startswith("MAXN") for one in self.power_modes)
-        return None if no_maxn else ""
-
-    def _modes(self) -> list[Mode]:
-        """The table's modes of the configuration that this board is flashed with."""
-        raised = any("SUPER" in name for name in [*self.power_modes, self.power_mode or ""])
-        return [mode for mode in self.device.modes if mode.super_ == raised] if self.device else []
+def _cap(machine: Machine) -> str | None:
+    """By how much the power mode caps the GPU, where known; None for the fastest mode."""
+    name, names = machine.power_mode or "", machine.power_modes or []
+    if name.startswith("MAXN"):
+        return None
+    # The table's modes of the configuration that this board is flashed with.
+    raised = any("SUPER" in one for one in [*names, name])
+    known = next((one for one in device_table().devices if one.id == machine.device_id), None)
+    modes = [mode for mode in known.modes if mode.super_ == raised] if known else []
+    fastest = max((mode.gpu_mhz for mode in modes), default=0)
+    plain = name.removeprefix("MODE_")
+    mode = next((one for one in modes if one.name.removeprefix("MODE_") == plain), None)
+    if mode is None:
+        return ""
+    if mode.gpu_mhz < fastest:
+        return f" (GPU {mode.gpu_mhz} of {fastest} MHz)"
+    return None if names and not any(one.startswith("MAXN") for one in names) else ""
 
 
 def is_jetson_here() -> bool:
@@ -121,45 +80,54 @@ def is_jetson_here() -> bool:
         with suppress(OSError):
             root = Path(os.environ.get("HGKD_EDGE_SYSROOT", "/"))
             facts[Path(name).name] = (root / name).read_text(errors="replace")
-    return board_from_facts(facts).is_jetson
+    return bool(machine_of(facts).is_jetson)
 
 
-def board_from_facts(facts: Mapping[str, str]) -> Board:
+def machine_of(facts: Mapping[str, str]) -> Machine:
     """Parse the facts gathered by the script."""
     facts = defaultdict(str, {name: value[:_MOST_TEXT] for name, value in facts.items()})
-    release = parse_release(facts["nv_tegra_release"], facts["packages"])
-    compatible = facts["compatible"].lower()
-    family = next((name for word, name in _TEGRA.items() if word in compatible), None)
-    temperatures = _temperatures(facts["temperatures"])
-    if release is None and family is None:
-        return Board(is_jetson=False, temperatures_c=temperatures)
-    mode, mode_id = parse_nvpmodel(facts["nvpmodel"])
-    gpu = parse_jetson_clocks(facts["jetson_clocks"]) or _devfreq_clocks(facts["devfreq"])
-    mode_line = r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>"
-    tensorrt = re.search(r"^libnvinfer\S* (\d\S*)", facts["packages"], re.MULTILINE)
-    return Board(
-        is_jetson=True,
-        model=facts["model"] or (f"Jetson ({family})" if family else None),
-        device=_recognize(compatible, facts["model"].lower()),
-        l4t=release,
-        jetpack=_jetpack(release) if release else None,
-        tensorrt_package=tensorrt[1] if tensorrt else None,
-        power_mode=mode,
-        power_mode_id=mode_id,
-        power_modes=re.findall(mode_line, facts["nvpmodel_conf"], re.MULTILINE),
-        clocks_locked=gpu["min"] == gpu["max"] if gpu else None,
-        gpu_mhz=gpu,
-        temperatures_c=temperatures,
+    release = parse_release(facts["nv_tegra_release"])
+    compatible, model = facts["compatible"].lower(), facts["model"]
+    load = re.match(r"[0-9]{1,6}\.[0-9]{1,2}", facts["loadavg"])
+    machine = Machine(
+        is_jetson=release is not None or "tegra" in compatible,
+        machine=facts["machine"] or None,
+        device=model or cpu_name(facts["cpuinfo"]) or facts["machine"] or None,
+        governor=facts["governor"] or None,
+        load_average_1min=float(load[0]) if load else None,
+        os=facts["system"] or None,
+        python=facts["python"] or None,
+        temperatures_c=_temperatures(facts["temperatures"]),
+        cores=_count(facts["cores"]),
+        usable_cores=_count(facts["usable_cores"]),
     )
+    if not machine.is_jetson:
+        return machine
+    mode, mode_id = parse_nvpmodel(facts["nvpmodel"])
+    mode_line = r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>"
+    gpu = gpu_clocks(facts["devfreq"])
+    of_jetson = {
+        "device": model or "Jetson",
+        "device_id": _recognize(compatible, model.lower()),
+        "l4t": release,
+        "jetpack": _jetpack(release) if release else None,
+        "power_mode": mode,
+        "power_mode_id": mode_id,
+        "power_modes": re.findall(mode_line, facts["nvpmodel_conf"], re.MULTILINE),
+        "clocks_locked": gpu["min"] == gpu["max"] if gpu else None,
+        "gpu_mhz": gpu,
+    }
+    return machine.model_copy(update=of_jetson)
 
 
-def parse_release(text: str, packages: str = "") -> str | None:
-    """`# R36 (release), REVISION: 4.3, ...` -> 36.4.3; else from the package nvidia-l4t-core."""
+def _count(text: str) -> int | None:
+    return int(text[:9]) if text[:9].isdecimal() else None
+
+
+def parse_release(text: str) -> str | None:
+    """`# R36 (release), REVISION: 4.3, ...` -> 36.4.3."""
     match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
-    if match:
-        return f"{match[1]}.{match[2]}"
-    match = re.search(r"nvidia-l4t-core (\d+\.\d+(?:\.\d+)?)", packages)
-    return match[1] if match else None
+    return f"{match[1]}.{match[2]}" if match else None
 
 
 def parse_nvpmodel(text: str) -> tuple[str | None, int | None]:
@@ -169,30 +137,19 @@ def parse_nvpmodel(text: str) -> tuple[str | None, int | None]:
     return (name[1] if name else None), (int(number[1]) if number else None)
 
 
-def parse_jetson_clocks(text: str) -> dict[str, float] | None:
-    """GPU clocks in MHz from `jetson_clocks --show`; the line is named gpu-gpc-0 on Thor."""
-    match = re.search(
-        r"^(?:GPU|gpu-gpc-0)\s+MinFreq=(\d{1,15})\s+MaxFreq=(\d{1,15})\s+CurrentFreq=(\d{1,15})\b",
-        text,
-        re.MULTILINE | re.IGNORECASE,
-    )
-    return _clocks(match.groups()) if match else None
+def gpu_clocks(devfreq: str) -> dict[str, float] | None:
+    """MHz from lines with a device's path, its name in the device tree, and min, max, current Hz.
 
-
-def _devfreq_clocks(table: str) -> dict[str, float] | None:
-    """Parse lines with a device's path, its name in the device tree, and min, max, current Hz."""
-    for line in table.splitlines():
+    `jetson_clocks --show` prints the same, but to root only.
+    """
+    for line in devfreq.splitlines():
         path, *fields = [field.strip() for field in line.split("\t")]
         name = (fields[0] if fields and fields[0] else path).lower()
         known = name in _GPU_NODES or any(name.endswith(f".{node}") for node in _GPU_NODES)
-        clocks = tuple(one for one in fields[1:] if re.fullmatch("[1-9][0-9]{0,14}", one))
+        clocks = [int(one) / 1e6 for one in fields[1:] if re.fullmatch("[1-9][0-9]{0,14}", one)]
         if known and len(clocks) == 3:
-            return _clocks(clocks)
+            return dict(zip(("min", "max", "now"), clocks, strict=True))
     return None
-
-
-def _clocks(hertz: tuple[str, ...]) -> dict[str, float]:
-    return {key: int(hz) / 1e6 for key, hz in zip(("min", "max", "now"), hertz, strict=True)}
 
 
 def _temperatures(table: str) -> dict[str, float]:
@@ -201,19 +158,19 @@ def _temperatures(table: str) -> dict[str, float]:
     return {name: int(value) / 1000 for name, value in re.findall(zone, table, re.MULTILINE)}
 
 
-def _recognize(compatible: str, model: str) -> Device | None:
+def _recognize(compatible: str, model: str) -> str | None:
     """Identify by part number first; by the model's name where a kit hides the number."""
-    devices = load_devices()
+    devices = device_table().devices
     for device in devices:
         if any(word in compatible for word in device.match.compatible):
-            return device
-    hits = [(word, device) for device in devices for word in device.match.model if word in model]
+            return device.id
+    hits = [(word, device.id) for device in devices for word in device.match.model if word in model]
     return max(hits, key=lambda hit: len(hit[0]))[1] if hits else None
 
 
 def _jetpack(release: str) -> str | None:
     """The JetPack of an L4T release; an unknown point release names its nearest known one."""
-    known = load_jetpacks()
+    known = device_table().jetpacks
     for entry in known:
         if release == entry.l4t or release.startswith(entry.l4t + "."):
             return entry.jetpack

@@ -16,12 +16,12 @@ from exporters.network_files import renamed_files
 from hgkd_edge.bench.edge.link import Files, Lines, Link, stamped
 from hgkd_edge.bench.edge.tegrastats import telemetry_of
 from hgkd_edge.bench.edge.trtexec import outputs_of, parse_outputs
+from hgkd_edge.bench.inputs import Probe, judge, loosest, make_probe
 from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Telemetry, Verification
 from hgkd_edge.bench.session import Case, measurement_of
-from hgkd_edge.bench.verification import Probe, judge, loosest, make_probe
 
 __all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
 
@@ -148,6 +148,7 @@ class Job(ABC):
             self.options,
             warnings=notes,
             where=" on the device",
+            threads=case.threads,
             inputs=case.probe.inputs,
             telemetry=telemetry,
             **fields,

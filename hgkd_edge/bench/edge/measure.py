@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from hgkd_edge.bench.edge.by_onnxruntime import OnnxRuntimeJob
 from hgkd_edge.bench.edge.by_trtexec import TrtexecJob
-from hgkd_edge.bench.edge.facts import board_from_facts
+from hgkd_edge.bench.edge.facts import clock_warnings, machine_of
 from hgkd_edge.bench.edge.job import Job, make_cases
 from hgkd_edge.bench.edge.link import WorkFailed, open_link
 from hgkd_edge.bench.edge.ssh import Host
@@ -32,7 +31,7 @@ from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.bench.session import session_of
 from hgkd_edge.errors import DeviceError, UserError, reason_of
-from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_yaml, read_text
+from hgkd_edge.settings import Section, parse_settings, read_settings
 
 __all__ = ["load_fleet", "make_job", "measure_hosts"]
 
@@ -88,18 +87,17 @@ def _measure_on(
         _understood(link.where),
     ):
         facts = link.facts()
-        board = board_from_facts(facts)
+        machine = machine_of(facts)
         job = make_job(models, options, facts, where=link.where)
         _require_room(facts, job, link.where)
         link.open(job.id, job.files, resume=options.resume, cases=len(job.cases))
-        environment, warnings = board.environment(facts), board.warnings()
-        measured = job.follow(link)
+        measured, warnings = job.follow(link), clock_warnings(machine)
         if isinstance(job, TrtexecJob):
-            environment["trtexec"] = measured[0].runner_version
+            machine.trtexec = measured[0].runner_version
             if any(options.threads):
                 warnings.append("--threads has no effect with trtexec")
         return session_of(
-            name, options, measured, models=models, environment=environment, warnings=warnings
+            name, options, measured, models=models, machine=machine, warnings=warnings
         )
 
 
@@ -154,14 +152,12 @@ def _understood(where: str) -> Iterator[None]:
         ) from error
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Entry(Section):
     host: str
     name: str = ""
 
 
-class _Fleet(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Fleet(Section):
     hosts: list[_Entry] = Field(min_length=1)
 
 
@@ -169,22 +165,11 @@ def load_fleet(path: Path) -> dict[str, Host | None]:
     """Hosts of a fleet file, by their names in the table.
 
     Raises:
-        DeviceError: The file is missing, not of this form, empty, or names a host twice.
+        RecipeError: The file is missing or not of this form.
+        DeviceError: It names a host that is none, or one twice.
     """
-    try:
-        entries = _Fleet.model_validate(parse_yaml(read_text(path, MAX_SETTINGS_BYTES))).hosts
-        fleet: dict[str, Host | None] = {
-            one.name or one.host: Host.parse(one.host) for one in entries
-        }
-        if len(fleet) < len(entries):
-            raise ValueError("two hosts have the same name")
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        reason = reason_of(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-        raise DeviceError(
-            f"{path}: {reason}",
-            hint="a fleet file holds 'hosts:', a list of entries with 'host: user@machine'",
-        ) from error
+    entries = parse_settings(_Fleet, read_settings(path), name=str(path)).hosts
+    fleet: dict[str, Host | None] = {one.name or one.host: Host.parse(one.host) for one in entries}
+    if len(fleet) < len(entries):
+        raise DeviceError(f"{path}: two hosts have the same name", hint="give each a 'name:'")
     return fleet

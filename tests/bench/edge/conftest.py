@@ -61,21 +61,21 @@ class Board:
         """Scratch folders, job folders and processes that should be gone."""
         found = [path.name for path in self.jobs.glob("*")] if self.jobs.exists() else []
         found += [path.name for path in (self.folder / "tmp").glob("hgkd-edge-*")]
-        return found + [line for line in processes() if str(self.folder) in line]
+        return found + self.processes()
 
-
-def processes() -> list[str]:
-    """Command lines of processes whose environment or arguments name a test board."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            environment = (entry / "environ").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if "STANDIN_STATE" in environment and "sshd" not in command:
-            found.append(f"{command} {environment}")
-    return found
+    def processes(self) -> list[str]:
+        """Command lines and environments of the processes that run on this board."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            line = (command + environment).decode(errors="replace")
+            if str(self.folder) in line and "STANDIN_STATE" in line and b"sshd" not in command:
+                found.append(line)
+        return found
 
 
 def wait_until(check: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -112,7 +112,7 @@ def start_board(keys: Path, tmp_path: Path) -> Iterator[Callable[..., Board]]:
     def start(
         name: str = "orin",
         *,
-        tools: tuple[str, ...] = ("trtexec", "tegrastats", "nvpmodel", "jetson_clocks"),
+        tools: tuple[str, ...] = ("trtexec", "tegrastats", "nvpmodel"),
         jetson: bool = True,
         python: bool = True,
         login: str = "",

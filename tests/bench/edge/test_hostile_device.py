@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hgkd_edge.bench.edge.facts import board_from_facts
+from hgkd_edge.bench.edge.facts import clock_warnings, machine_of
 from hgkd_edge.bench.edge.link import Link
+from hgkd_edge.bench.inputs import WrongOutputs
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.bench.verification import WrongOutputs
 from hgkd_edge.errors import UserError
 
 from .conftest import write_python
@@ -116,7 +116,7 @@ ATTACKS = {
     "a code that is no number": "job(); ran('', 'x 0 1')",
     "an endless list of facts": "facts(**{'f%d' % i: 'x' * 10 for i in range(10**4)}, "
     "model='x' * 10**5, compatible='nvidia,tegra234', nvpmodel='(' * 10**5, "
-    "packages='libnvinfer' * 10**4); request(); send('done')",
+    "devfreq='gpu\\t' * 10**4); request(); send('done')",
     "a title and a second screen": "job(); ran('', '1 0 1', "
     "'1 error \\x1b]8;;http://a.example\\x1b\\\\\\u202e\\x9b2J' + 'verified' * 99 + '\\n')",
     "power that never started": "job(); ran('[[]]'); request(); ran('[]'); send('power', '')",
@@ -259,15 +259,14 @@ def test_a_plan_may_take_longer_than_the_facts(attack: Callable[..., None], tmp_
 def test_a_fact_that_cannot_be_read_is_a_gap(wrong: str) -> None:
     names = (
         "nv_tegra_release", "compatible", "model", "packages", "nvpmodel", "nvpmodel_conf", "cores",
-        "usable_cores", "jetson_clocks", "devfreq", "temperatures", "cpuinfo", "python",
+        "usable_cores", "loadavg", "devfreq", "temperatures", "cpuinfo", "python",
     )  # fmt: skip
 
     facts = dict.fromkeys(names, wrong)
     jetson = facts | {"compatible": "nvidia,tegra234"}
 
-    assert not board_from_facts(facts).is_jetson
+    assert not machine_of(facts).is_jetson
     for one in (facts, jetson, {}):
-        board = board_from_facts(one)
-        assert board.environment(one)
-        assert board.temperatures_c == {}
-        assert board.warnings() is not None
+        machine = machine_of(one)
+        assert machine.temperatures_c == {}
+        assert clock_warnings(machine) is not None

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hgkd_edge.bench.edge.measure import load_fleet
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.errors import DeviceError
+from hgkd_edge.errors import DeviceError, RecipeError, UserError
 
 from ..test_local import rendered
 from .conftest import STANDINS, Board, measure, wait_until
@@ -85,7 +86,7 @@ def test_a_jetson_without_python_is_measured(
     [session] = measure(board, make_model()).sessions
 
     assert session.measurements[0].latency_ms.count == 400
-    assert session.environment["python"] is None
+    assert session.environment.python is None
 
 
 @pytest.mark.parametrize("missing", ["flock", "gzip"])
@@ -207,6 +208,14 @@ def test_an_interrupted_fleet_keeps_what_was_measured(
     assert [one.target for one in load_bench(model.parent / "bench.json").sessions] == ["first"]
 
 
+def test_a_misspelled_key_of_a_fleet_file_names_the_nearest(tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("hosts: [{host: a}, {host: b, nam: x}]")
+
+    with pytest.raises(RecipeError, match=r"unknown key 'hosts\.1\.nam' \(did you mean 'name'\?\)"):
+        load_fleet(fleet)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -226,8 +235,11 @@ def test_a_fleet_file_that_is_none_is_refused(
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(text)
 
-    with pytest.raises(DeviceError, match=r"fleet\.yaml"):
+    with pytest.raises(UserError, match=r"fleet\.yaml") as refusal:
         run_bench(BenchOptions(models=(make_model(),), hosts=fleet))
+
+    assert refusal.value.exit_code == 2
+    assert "\n" not in refusal.value.message
 
 
 def _client(board: Board, keys: Path) -> None:

@@ -18,7 +18,7 @@ from hgkd_edge.bench.edge import link as link_module
 from hgkd_edge.bench.edge import ssh
 from hgkd_edge.errors import UserError
 
-from .conftest import Board, measure, processes, wait_until
+from .conftest import Board, measure, wait_until
 
 MakeModel = Callable[..., Path]
 StartBoard = Callable[..., Board]
@@ -50,7 +50,7 @@ def test_a_broken_connection_ends_all_work_and_resume_finds_the_finished_build(
         measure(board, model, batches=(1, 2))
     assert "--resume" in failure.value.hint
     assert failure.value.exit_code == 1
-    wait_until(lambda: not processes(), 5)
+    wait_until(lambda: not board.processes(), 5)
     assert list(board.jobs.glob("*/engine-0.plan"))
 
     [session] = measure(board, model, batches=(1, 2), resume=resume).sessions
@@ -96,7 +96,7 @@ def test_another_session_that_does_not_end_is_not_touched(
     with pytest.raises(UserError, match="another session is measuring on this device"):
         measure(board, model)
 
-    assert len(processes()) > 1
+    assert len(board.processes()) > 1
     os.kill(clients[0].pid, signal.SIGKILL)
     first.join(20)
 
@@ -214,7 +214,7 @@ def test_work_whose_script_was_killed_ends_too(
             if ours and (entry / "cmdline").read_bytes().startswith(command):
                 os.kill(int(entry.name), signal.SIGKILL)
 
-    wait_until(lambda: not processes())
+    wait_until(lambda: not board.processes())
     session.join(20)
     assert "connection to" in failures[0].message
 

@@ -33,9 +33,9 @@ def test_a_jetson_is_measured_by_its_own_tools_and_left_clean(
 
     facts = session.environment
     assert session.target == board.address
-    assert (facts["device_id"], facts["jetpack"], facts["l4t"]) == ("orin-nano-8", "6.2", "36.4.3")
-    assert facts["power_modes"] == ["15W", "25W", "MAXN_SUPER"]
-    assert (facts["power_mode"], facts["power_mode_id"], facts["trtexec"]) == ("15W", 0, "10.3.0")
+    assert (facts.device_id, facts.jetpack, facts.l4t) == ("orin-nano-8", "6.2", "36.4.3")
+    assert facts.power_modes == ["15W", "25W", "MAXN_SUPER"]
+    assert (facts.power_mode, facts.power_mode_id, facts.trtexec) == ("15W", 0, "10.3.0")
     [one] = session.measurements
     assert one.latency_ms.p50 == pytest.approx(0.401947, rel=1e-4)
     assert one.latency_ms.max == pytest.approx(0.417068, rel=1e-4)
@@ -68,7 +68,7 @@ def test_a_jetson_measures_itself_without_ssh(
         BenchOptions(models=(make_model(),), device="jetson", duration_s=1, rounds=1)
     ).sessions
 
-    assert (session.target, session.environment["device_id"]) == ("jetson", "orin-nano-8")
+    assert (session.target, session.environment.device_id) == ("jetson", "orin-nano-8")
     assert session.measurements[0].runner == "trtexec"
     assert session.measurements[0].verification is not None
     assert session.measurements[0].verification.passed

@@ -138,7 +138,8 @@ def test_images_that_export_kept_are_used(make_model: MakeModel, start_board: St
     assert one.inputs[0].source == "images"
     assert one.verification is not None
     assert one.verification.source == "images"
-    assert session.settings["images"]["shape"] == [6, 3, 32, 32]
+    assert session.settings.images is not None
+    assert session.settings.images.shape == [6, 3, 32, 32]
 
 
 def test_trtexecs_outputs_are_read_with_the_values_that_json_has_no_words_for() -> None:

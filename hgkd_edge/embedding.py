@@ -112,8 +112,8 @@ def open_embedder(path: Path) -> Embedder:
     return Embedder(compute, spec)
 
 
-def embed(model: Path, images: Sequence[Path], out: Path) -> Embedded:
-    """Embed images and write the features.
+def embed(model: Path, images: Sequence[Path], out: Path | None = None) -> Embedded:
+    """Embed images, and write the features if there is a file for them.
 
     Args:
         model: What `open_embedder` takes.
@@ -126,7 +126,7 @@ def embed(model: Path, images: Sequence[Path], out: Path) -> Embedded:
         DataError: There are no images, none can be read, or `out` has another suffix.
         MissingPackageError: pyarrow is missing.
     """
-    write = _writer(out)
+    write = _writer(out) if out is not None else None
     embedder = open_embedder(model)
     files = list(image_files(images, but=out))
     kept: list[Path] = []
@@ -143,9 +143,10 @@ def embed(model: Path, images: Sequence[Path], out: Path) -> Embedded:
         first = f"the first, {skipped[0][0]}: {skipped[0][1]}"
         raise DataError(f"none of {len(files)} images could be read; {first}")
     found = Embedded(kept, np.concatenate(rows).astype(np.float32), skipped)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as temporary:
-        write(found, temporary)
+    if out is not None and write is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as temporary:
+            write(found, temporary)
     return found
 
 
@@ -233,11 +234,11 @@ def _parquet_writer() -> Callable[[Embedded, Path], None]:
     return write
 
 
-def summary(embedded: Embedded, out: Path, picture: Path | None) -> dict[str, Any]:
-    """The command's result."""
+def summary(embedded: Embedded, out: Path | None, picture: Path | None) -> dict[str, Any]:
+    """The command's result: the files that it wrote, and what is in them."""
     count, width = embedded.features.shape
     return {
-        "features": str(out),
+        "features": out and str(out),
         "images": count,
         "width": width,
         "skipped": [list(fault) for fault in embedded.skipped],
@@ -247,7 +248,8 @@ def summary(embedded: Embedded, out: Path, picture: Path | None) -> dict[str, An
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """The same as readable text."""
-    yield f"features: {result['images']:,} images x {result['width']} in {result['features']}"
+    where = f" in {result['features']}" if result["features"] else ""
+    yield f"features: {result['images']:,} images x {result['width']}{where}"
     if result["skipped"]:
         where, why = result["skipped"][0]
         yield f"skipped: {len(result['skipped'])} images, such as {where}: {why}"

@@ -1,0 +1,5 @@
+"""`python -m hgkd_edge`: the command line."""
+
+from hgkd_edge.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""Help texts in the same words under every version of Typer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand
+
+__all__ = ["Command", "help_rows"]
+
+
+class Command(TyperCommand):
+    """A command whose help shows arguments by name: Typer adds `<list[Path]>` or braces."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The parts of the usage line."""
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections of arguments and options."""
+        for kind in ("argument", "option"):
+            if rows := help_rows(self, ctx, kind):
+                with formatter.section(f"{kind.title()}s"):
+                    formatter.write_dl(rows)
+
+
+def help_rows(command: Any, ctx: Any, kind: str) -> list[tuple[str, str]]:
+    """Names and meaning of a command's arguments or options.
+
+    Args:
+        command: A command of Typer.
+        ctx: Its context.
+        kind: `argument` or `option`.
+    """
+    params = [one for one in command.get_params(ctx) if one.param_type_name == kind]
+    rows = [row for one in params if (row := one.get_help_record(ctx)) is not None]
+    if kind == "option":
+        return rows
+    return [(re.sub(r" <.*>$", "", names), text) for names, text in rows]
