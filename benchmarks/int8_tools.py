@@ -1,6 +1,6 @@
 """INT8 by `exporters`, NNCF and ModelOpt's ONNX tools: score, latency, time, TensorRT.
 
-    python -m benchmarks.int8_tools RUN [--tools ours nncf modelopt] [--max-drop 1] [--json]
+    python -m benchmarks.int8_tools RUN [--tools ours bounded nncf modelopt] [--max-drop 1] [--json]
 
 RUN is a folder with a fine-tuned classifier. Each tool quantizes its fp32 ONNX file with the same
 512 training images. Every file is scored on the whole held-out split in ONNX Runtime and OpenVINO,
@@ -67,14 +67,18 @@ class Job:
 
 
 def ours(job: Job) -> Iterator[tuple[str, Path]]:
-    """Both flavors with every kind of ranges, and with layers kept in float."""
+    """Both flavors, with every kind of ranges."""
     for method in METHODS:
         for flavor in FLAVORS:
             plain = job.path(f"ours {flavor} {method}")
             quantize_int8(job.fp32, plain, images=job.images, flavor=flavor, method=method)
             yield f"ours, {flavor}, {method}", plain
+
+
+def bounded(job: Job) -> Iterator[tuple[str, Path]]:
+    """Both flavors with as many layers in float as the bound asks for."""
     for flavor in FLAVORS:
-        bounded = job.path(f"ours {flavor} bounded")
+        path = job.path(f"ours {flavor} bounded")
         calibration = calibrate(read_onnx(job.fp32), job.images)
         few = job.images[:: len(job.images) // RANKING_PHOTOS]
         proof = functools.partial(
@@ -86,7 +90,7 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
         try:
             found = quantize_within(
                 job.fp32,
-                bounded,
+                path,
                 calibration=calibration,
                 ranking=rank_layers(job.fp32, calibration, few, flavor=flavor),
                 score=job.subject.score,
@@ -97,7 +101,7 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
         except UserError as error:
             print(f"ours, {flavor}, --max-drop: {error.message}", file=sys.stderr)
             continue
-        yield f"ours, {flavor}, --max-drop: {len(found.kept_float)} layers in float", bounded
+        yield f"ours, {flavor}, --max-drop: {len(found.kept_float)} layers in float", path
 
 
 def nncf(job: Job) -> Iterator[tuple[str, Path]]:
@@ -177,6 +181,7 @@ def modelopt(job: Job) -> Iterator[tuple[str, Path]]:
 
 TOOLS: dict[str, Callable[[Job], Iterator[tuple[str, Path]]]] = {
     "ours": ours,
+    "bounded": bounded,
     "nncf": nncf,
     "modelopt": modelopt,
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Calibration", "calibrate"]
 
-METHODS = ("mean", "percentile", "minmax", "entropy")
+METHODS = ("percentile", "mean", "minmax", "entropy")
 # Tensors at these operators' inputs and outputs are recorded: all that any flavor quantizes.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
 _WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
@@ -88,9 +88,9 @@ def calibrate(
     Args:
         model: fp32 ONNX model.
         images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
-        method: `mean` takes the mean over images of each image's extremes, so that one image does
-            not decide the range. `percentile` (99.999 %) and `entropy` clip rare values, `minmax`
-            covers everything seen.
+        method: `percentile` (99.999 %) and `entropy` clip rare values. `mean` takes the mean over
+            images of each image's extremes, so that a few unusual images do not decide the range.
+            `minmax` covers everything seen. `quantize.choose_ranges` finds the better one.
         batch_size: Images per run of a file with a dynamic batch; `mean` runs one at a time.
         progress: Called with (images done, images in all).
 
@@ -106,8 +106,8 @@ def calibrate(
             f"unknown calibration method '{method}'", hint=f"one of {', '.join(METHODS)}"
         )
     kinds = {
-        "mean": CalibrationMethod.MinMax,
         "percentile": CalibrationMethod.Percentile,
+        "mean": CalibrationMethod.MinMax,
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
     }

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from exporters import quantize, runtimes, sensitivity, verify
-from exporters.calibrate import METHODS, Calibration, calibrate
+from exporters.calibrate import Calibration
 from exporters.onnx_info import read_onnx
 from exporters.runtimes import Runner
 from hgkd_edge.console import console, track_steps
@@ -100,11 +100,13 @@ class Int8Files:
             images = photos_in(options.calibration_data, subject, count)
         else:
             images = subject.images("train", count)
-        with track_steps("calibrating", total=len(images)) as show:
-            calibration = calibrate(
-                read_onnx(self._fp32),
+        model = read_onnx(self._fp32)
+        methods = (method,) if method else quantize.METHODS_COMPARED
+        with track_steps("calibrating", total=len(methods) * len(images)) as show:
+            calibration = quantize.choose_ranges(
+                model,
                 images,
-                method=method or METHODS[0],
+                methods=methods,
                 progress=lambda done, total: show(done, "photos"),
             )
         self._record.calibration = {
@@ -114,7 +116,7 @@ class Int8Files:
         }
         if subject.input_ranges:
             self._record.calibration["learned_inputs"] = len(subject.input_ranges)
-        return calibration.with_inputs(read_onnx(self._fp32), subject.input_ranges)
+        return calibration.with_inputs(model, subject.input_ranges)
 
     def _rank(self, flavor: str) -> list[sensitivity.LayerDamage]:
         layers = len(quantize.quantizable_nodes(read_onnx(self._fp32)))

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from exporters import ExportError, VerificationFailed, _trt_compat, quantize, runtimes, sensitivity
 from exporters.calibrate import METHODS
 from exporters.onnx_info import onnx_info
+from exporters.quantize import METHODS_COMPARED
 from exporters.runtimes.ort import OrtSession
 from exporters.trt_build import available
 from hgkd_edge import export_options, export_plan
@@ -251,7 +252,8 @@ def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
     accuracy = int8.accuracy
     assert accuracy.metric == "k-NN top-1"
     assert accuracy.drop == accuracy.float_score - accuracy.score <= 100
-    assert result.calibration == {"method": "mean", "photos": 16, "from": "train"}
+    assert result.calibration["method"] in METHODS_COMPARED
+    assert {"photos": 16, "from": "train"}.items() <= result.calibration.items()
     assert len(result.sensitivity["cpu"]) == 21
 
 
