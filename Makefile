@@ -16,8 +16,8 @@ demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2
 
 # What measures runs after the rest. Most of its time is waiting.
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench -q -n 4
+	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
+	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -3,14 +3,13 @@
 A separate process for two reasons. TensorRT is native code that prints freely, keeps its memory and
 can crash. Polygraphy chooses between `tensorrt` and `tensorrt_rtx` once per process.
 
-Protocol: one JSON request on stdin; JSON events on stdout, one per line (`progress`, then `done` or
-`error`); everything else the libraries print goes to stderr.
+Protocol: one JSON request on stdin; JSON events on stdout, one per line (`Step`s, then `Built` or
+`Failed`); everything else the libraries print goes to stderr.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -25,43 +24,42 @@ from ._trt_compat import (
     select_for_polygraphy,
     typing_for,
 )
+from ._trt_protocol import BuildRequest, Built, Event, Failed, Step, line_of
 from .errors import ConversionFailed, ExportError, UserError, reason_of
 
-Report = Callable[..., None]
+Report = Callable[[Event], None]
 
 
 def main() -> int:
     """Build what the request on stdin asks for; events go to stdout, one JSON object a line."""
-    request = json.load(sys.stdin)
+    request = BuildRequest.from_json(sys.stdin.read())
     # Native code writes to file descriptor 1 directly; keep the real stdout for events alone.
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def report(event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}), file=events)
+    def report(event: Event) -> None:
+        print(line_of(event), file=events)
 
     try:
-        report("done", **_build(request, report))
+        report(_build(request, report))
     except UserError as error:
-        report("error", message=error.message, hint=error.hint, exit_code=error.exit_code)
+        report(Failed(error.message, error.hint, error.exit_code))
     except Exception as error:  # Polygraphy's and TensorRT's own types
-        report("error", message=reason_of(error), hint="", exit_code=ConversionFailed.exit_code)
+        report(Failed(reason_of(error), "", ConversionFailed.exit_code))
     return 0
 
 
-def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    flavor = Flavor(request["backend"], request["version"])
+def _build(request: BuildRequest, report: Report) -> Built:
+    flavor = request.flavor
     select_for_polygraphy(flavor)
     from polygraphy import mod
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
 
     trt = mod.lazy_import(flavor.name)
-    typing = typing_for(flavor, request["precision"], dla=request["dla"] is not None)
-    targets = _targets(trt, flavor, request)
-    monitor = progress_monitor(
-        trt, lambda phase, step, steps: report("progress", phase=phase, step=step, steps=steps)
-    )
-    network = network_from_onnx_path(request["onnx"], **typing.network_options())
+    typing = typing_for(flavor, request.precision, dla=request.dla is not None)
+    targets = _targets(trt, flavor, request.compute_capabilities)
+    monitor = progress_monitor(trt, lambda phase, step, steps: report(Step(phase, step, steps)))
+    network = network_from_onnx_path(request.onnx, **typing.network_options())
     settings = _common_settings(trt, request, monitor)
     if flavor.name == "tensorrt_rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
@@ -74,19 +72,18 @@ def _build(request: dict[str, Any], report: Report) -> dict[str, Any]:
         config = CreateConfig(
             tf32=False,  # fp32 is fp32: TF32 rounds as fp16 does, and is slower
             **typing.builder_options(),
-            use_dla=request["dla"] is not None,
-            allow_gpu_fallback=request["dla"] is not None,
+            use_dla=request.dla is not None,
+            allow_gpu_fallback=request.dla is not None,
             **settings,
         )
     engine = engine_bytes_from_network(
-        network, _with_dla_core(config, request["dla"]), save_timing_cache=request["timing_cache"]
+        network, _with_dla_core(config, request.dla), save_timing_cache=request.timing_cache
     )
-    Path(request["output"]).write_bytes(bytes(engine))
-    return {"gpu": gpu_name(), "targets": targets}
+    Path(request.output).write_bytes(bytes(engine))
+    return Built(gpu=gpu_name(), targets=targets)
 
 
-def _targets(trt: Any, flavor: Flavor, request: dict[str, Any]) -> list[str]:
-    wanted = request["compute_capabilities"]
+def _targets(trt: Any, flavor: Flavor, wanted: list[str] | None) -> list[str]:
     if flavor.name == "tensorrt_rtx":
         return compute_capabilities(trt, wanted)
     if wanted:
@@ -97,21 +94,22 @@ def _targets(trt: Any, flavor: Flavor, request: dict[str, Any]) -> list[str]:
     return []
 
 
-def _common_settings(trt: Any, request: dict[str, Any], monitor: Any) -> dict[str, Any]:
+def _common_settings(trt: Any, request: BuildRequest, monitor: Any) -> dict[str, Any]:
+    """Arguments of Polygraphy's `CreateConfig`."""
     from polygraphy.backend.trt import Profile
 
-    settings: dict[str, Any] = {"profiles": [Profile().add(*request["profile"])]}
+    settings: dict[str, Any] = {"profiles": [Profile().add(*request.shapes)]}
     if monitor is not None:
         settings["progress_monitor"] = monitor
-    cache = request["timing_cache"]
+    cache = request.timing_cache
     if cache and Path(cache).is_file():
         settings["load_timing_cache"] = cache
-    if request["workspace_mib"]:
+    if request.workspace_mib:
         pool = trt.MemoryPoolType.WORKSPACE
-        settings["memory_pool_limits"] = {pool: request["workspace_mib"] * 2**20}
-    if request["version_compatible"]:
+        settings["memory_pool_limits"] = {pool: request.workspace_mib * 2**20}
+    if request.version_compatible:
         settings["version_compatible"] = True
-    if request["hardware_compatible"]:
+    if request.hardware_compatible:
         settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     return settings
 

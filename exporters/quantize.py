@@ -152,6 +152,10 @@ def choose_ranges(
         images: As for `calibrate`.
         methods: One or more of `calibrate.METHODS`.
         progress: Called with (images done, images in all), all methods together.
+
+    Raises:
+        ExportError: As `calibrate` raises it.
+        ConversionFailed: No method worked.
     """
     found = []
     for index, method in enumerate(methods):
@@ -159,7 +163,11 @@ def choose_ranges(
         def step(done: int, _: int, before: int = index * len(images)) -> None:
             progress(before + done, len(methods) * len(images))
 
-        found.append(calibrate(model, images, method=method, progress=step))
+        try:
+            found.append(calibrate(model, images, method=method, progress=step))
+        except ConversionFailed:  # a histogram has no bins for a tensor that is almost constant
+            if not found and method == methods[-1]:
+                raise
     if len(found) == 1:
         return found[0]
     few = images[:: -(-len(images) // COMPARED_IMAGES)]

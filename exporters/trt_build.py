@@ -8,7 +8,6 @@ strongly typed where the release supports it.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -16,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ._trt_compat import Flavor, available, choose, gpu_name, typing_for
+from ._trt_protocol import BuildRequest, Built, Failed, Shapes, Step, event_of
 from .errors import ConversionFailed, ExportError, MissingPackageError
 from .files import file_sha256, new_artifact, require_writable_folder
 from .onnx_info import OnnxInfo, onnx_info
@@ -99,34 +99,28 @@ def build_engine(
     typing_for(flavor, source.precision, dla=dla is not None)  # rejects bad combinations
     _require_gpu(flavor)
     _require_engines_of_kind(flavor, compatible=hardware_compatible or version_compatible)
-    request = {
-        "backend": flavor.name,
-        "version": flavor.version,
-        "precision": source.precision,
-        "onnx": str(Path(onnx_path).resolve()),
-        "profile": _profile(source, min_batch, opt_batch, max_batch),
-        "workspace_mib": workspace_mib,
-        "timing_cache": _timing_cache(cache_dir, flavor),
-        "compute_capabilities": list(compute_capabilities) if compute_capabilities else None,
-        "hardware_compatible": hardware_compatible,
-        "version_compatible": version_compatible,
-        "dla": dla,
-    }
-    return _build(Path(path), request, source, flavor, progress)
+    request = BuildRequest(
+        flavor=flavor,
+        precision=source.precision,
+        onnx=str(Path(onnx_path).resolve()),
+        output=str(path),
+        shapes=_shapes(source, min_batch, opt_batch, max_batch),
+        workspace_mib=workspace_mib,
+        timing_cache=_timing_cache(cache_dir, flavor),
+        compute_capabilities=list(compute_capabilities) if compute_capabilities else None,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        dla=dla,
+    )
+    return _build(request, source, progress)
 
 
-def _build(
-    path: Path,
-    request: dict[str, Any],
-    source: OnnxInfo,
-    flavor: Flavor,
-    progress: Progress | None,
-) -> EngineBuild:
+def _build(request: BuildRequest, source: OnnxInfo, progress: Progress | None) -> EngineBuild:
     """Build an engine as the worker is asked to, and write it with its sidecar."""
     start = time.perf_counter()
+    path, flavor, shapes = Path(request.output), request.flavor, request.shapes
     with new_artifact(path) as temporary:
-        request = {**request, "output": str(temporary.resolve())}
-        result = _run_worker(request, flavor, progress)
+        built = _run_worker(replace(request, output=str(temporary.resolve())), progress)
         # The old engine's sidecar must not vouch for the new engine.
         sidecar_path(path).unlink(missing_ok=True)
     seconds = time.perf_counter() - start
@@ -135,12 +129,12 @@ def _build(
         onnx_sha256=source.sha256,
         backend=flavor.name,
         version=flavor.version,
-        gpu=None if result["targets"] else result["gpu"],
-        targets=result["targets"],
+        gpu=None if built.targets else built.gpu,
+        targets=built.targets,
         precision=source.precision,
-        profile=dict(zip(("min", "opt", "max"), request["profile"][1:], strict=True)),
-        version_compatible=request["version_compatible"],
-        hardware_compatible=request["hardware_compatible"],
+        profile={"min": shapes.min, "opt": shapes.opt, "max": shapes.max},
+        version_compatible=request.version_compatible,
+        hardware_compatible=request.hardware_compatible,
     )
     return EngineBuild(
         path=path,
@@ -151,7 +145,7 @@ def _build(
         backend=flavor.name,
         version=flavor.version,
         precision=source.precision,
-        device=_device(result),
+        device=_device(built),
         profile=sidecar.profile,
     )
 
@@ -182,8 +176,7 @@ def _require_engines_of_kind(flavor: Flavor, *, compatible: bool) -> None:
         )
 
 
-def _profile(source: OnnxInfo, smallest: int, best: int, largest: int) -> list[Any]:
-    """[input name, min shape, opt shape, max shape]."""
+def _shapes(source: OnnxInfo, smallest: int, best: int, largest: int) -> Shapes:
     if not 1 <= smallest <= best <= largest:
         raise ExportError(
             f"batch sizes must rise: min {smallest}, opt {best}, max {largest}",
@@ -197,7 +190,7 @@ def _profile(source: OnnxInfo, smallest: int, best: int, largest: int) -> list[A
             hint="export with a fixed image size (baked preprocessing: a fixed frame) for TensorRT",
         )
     sizes = (batch,) * 3 if isinstance(batch, int) else (smallest, best, largest)
-    return [image.name, *([size, *rest] for size in sizes)]
+    return Shapes(image.name, *([int(size), *map(int, rest)] for size in sizes))
 
 
 def _timing_cache(folder: str | Path | None, flavor: Flavor) -> str | None:
@@ -208,21 +201,19 @@ def _timing_cache(folder: str | Path | None, flavor: Flavor) -> str | None:
     return str(path)
 
 
-def _device(result: dict[str, Any]) -> str:
-    if not result["targets"]:
-        return str(result["gpu"])
-    where = "" if result["gpu"] else "built without a GPU "
-    return f"{where}for compute capability {', '.join(result['targets'])}"
+def _device(built: Built) -> str:
+    if not built.targets:
+        return str(built.gpu)
+    where = "" if built.gpu else "built without a GPU "
+    return f"{where}for compute capability {', '.join(built.targets)}"
 
 
-def _run_worker(
-    request: dict[str, Any], flavor: Flavor, progress: Progress | None
-) -> dict[str, Any]:
+def _run_worker(request: BuildRequest, progress: Progress | None) -> Built:
     """Run `_trt_worker`, pass its progress on, and return its result."""
     folder = str(Path(__file__).resolve().parent.parent)
     paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    outcome: dict[str, Any] | None = None
+    outcome: Built | Failed | None = None
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}._trt_worker"],
@@ -238,13 +229,13 @@ def _run_worker(
         try:
             # A worker that died at once is reported by its exit code below, not by its closed pipe.
             with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-                json.dump(request, stdin)
+                stdin.write(request.to_json())
             for line in process.stdout:
-                event = json.loads(line)
-                if event["event"] != "progress":
+                event = event_of(line)
+                if not isinstance(event, Step):
                     outcome = event
                 elif progress is not None:
-                    progress(event["phase"], event["step"], event["steps"])
+                    progress(event.phase, event.step, event.steps)
             code = process.wait()
         finally:
             # Reached with the process alive only when the caller was interrupted.
@@ -255,13 +246,11 @@ def _run_worker(
         noise.seek(0)
         lines = noise.read().splitlines()
     for line in lines:
-        log.debug("%s: %s", flavor.name, line)
-    return _outcome(outcome, code, lines, flavor)
+        log.debug("%s: %s", request.flavor.name, line)
+    return _outcome(outcome, code, lines, request.flavor)
 
 
-def _outcome(
-    outcome: dict[str, Any] | None, code: int, lines: list[str], flavor: Flavor
-) -> dict[str, Any]:
+def _outcome(outcome: Built | Failed | None, code: int, lines: list[str], flavor: Flavor) -> Built:
     title = f"{flavor.name} {flavor.version}"
     if outcome is None:
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -270,13 +259,13 @@ def _outcome(
             f"{title} ended by {ending} while building: {last[:300]}",
             hint="out of memory is the usual reason: lower workspace_mib or max_batch",
         )
-    if outcome["event"] == "done":
+    if isinstance(outcome, Built):
         return outcome
-    if outcome["exit_code"] == ExportError.exit_code:
-        raise ExportError(outcome["message"], hint=outcome["hint"])
+    if outcome.exit_code == ExportError.exit_code:
+        raise ExportError(outcome.message, hint=outcome.hint)
     raise ConversionFailed(
-        f"{title} cannot build this network: {_reason(outcome['message'], lines)}",
-        hint=outcome["hint"] or "replace the operation named above, or use another release",
+        f"{title} cannot build this network: {_reason(outcome.message, lines)}",
+        hint=outcome.hint or "replace the operation named above, or use another release",
     )
 
 

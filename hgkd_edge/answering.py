@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel
 from hgkd_edge.tasks import answers, pictures
+from hgkd_edge.tasks.answers import Found
 from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["Answer", "answer_image", "require_threshold"]
@@ -26,12 +27,12 @@ class Answer(NamedTuple):
     """A model's prediction for one image.
 
     Attributes:
-        record: Plain data: `labels`, `shares` of the area by class, or `boxes`.
+        found: What it predicts.
         draw: Makes a copy of the image that shows the answer.
         label_map: Class of every pixel, uint8 [H, W], of a segmentation.
     """
 
-    record: dict[str, Any]
+    found: Found
     draw: Callable[[], Image.Image]
     label_map: np.ndarray | None = None
 
@@ -71,8 +72,7 @@ def _classify(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold
         labels = answers.rank_classes(outputs["probabilities"][0], opened.classes)
     else:
         labels = answers.read_classify(outputs["logits"][0], opened.classes)
-    record = {"labels": [label._asdict() for label in labels]}
-    return Answer(record, partial(pictures.draw_labels, photo, labels[:1]))
+    return Answer(Found(labels=labels), partial(pictures.draw_labels, photo, labels[:1]))
 
 
 def _segment(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
@@ -83,7 +83,7 @@ def _segment(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold:
         found = answers.read_segment(outputs["logits"][0], placement)
     counts = np.bincount(found.ravel(), minlength=len(opened.classes))
     shares = dict(zip(opened.classes, (counts / found.size).tolist(), strict=True))
-    return Answer({"shares": shares}, partial(pictures.draw_segments, photo, found), found)
+    return Answer(Found(shares=shares), partial(pictures.draw_segments, photo, found), found)
 
 
 def _detect(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
@@ -94,8 +94,7 @@ def _detect(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: 
     else:
         boxes, scores = outputs["boxes"][0], outputs["scores"][0]
         found = answers.read_detect(boxes, scores, placement, classes, threshold=threshold)
-    record = {"boxes": [box._asdict() for box in found]}
-    return Answer(record, partial(pictures.draw_boxes, photo, found, classes))
+    return Answer(Found(boxes=found), partial(pictures.draw_boxes, photo, found, classes))
 
 
 _READERS: dict[str, Callable[[TaskModel, Outputs, Image.Image, float], Answer]] = {

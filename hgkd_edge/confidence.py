@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from hgkd_edge.score_records import Baseline, Interval, TaskIntervals, TaskScores
 
 __all__ = [
     "BOOTSTRAP",
@@ -23,10 +24,9 @@ __all__ = [
 METHOD = "Wilson score interval, 95 %"
 BOOTSTRAP = "bootstrap over images, 95 %"
 Z = 1.959964  # two-sided 95 % of a normal distribution
-COUNTED = ("top1", "top5")  # scores that are a share of the images
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson(share: float, count: int) -> Interval:
     """The 95 % interval of a share of `count` images (Wilson 1927); (0, 1) for no images."""
     if not count:
         return 0.0, 1.0
@@ -37,7 +37,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+def mean_interval(values: Sequence[float]) -> Interval:
     """The 95 % interval of a mean over images (normal); unbounded for fewer than two images."""
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -46,32 +46,31 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def score_intervals(scores: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """Intervals of those scores of a task that are shares of images, by name.
+def score_intervals(scores: TaskScores, classes: Sequence[str]) -> TaskIntervals:
+    """Intervals of the scores of a task.
 
-    `per_class` holds the intervals of each class, from its number of images. A task whose scores
-    are not shares may provide `intervals` in its scores.
+    Accuracies are shares of images, those of a class of the images of that class. Other tasks
+    compute their intervals themselves.
 
     Args:
         scores: As a task's `judge` returns them.
         classes: Class names in the order of the confusion's rows.
     """
-    counted = [name for name in COUNTED if name in scores]
-    if not counted:
-        return dict(scores.get("intervals", {}))
-    counts = [sum(row) for row in scores["confusion"]]
-    per_class = scores.get("per_class", {})
-    return {
-        **{name: wilson(scores[name], sum(counts)) for name in counted},
-        "per_class": {
-            name: wilson(per_class[name], count)
-            for name, count in zip(classes, counts, strict=True)
-            if name in per_class
-        },
+    if scores.top1 is None:
+        return scores.intervals
+    counts = [sum(row) for row in scores.confusion]
+    found = TaskIntervals(top1=wilson(scores.top1, sum(counts)))
+    if scores.top5 is not None:
+        found.top5 = wilson(scores.top5, sum(counts))
+    found.per_class = {
+        name: wilson(scores.per_class[name], count)
+        for name, count in zip(classes, counts, strict=True)
+        if name in scores.per_class
     }
+    return found
 
 
-def task_baseline(task: str, scores: Mapping[str, Any], majority: float | None) -> dict[str, Any]:
+def task_baseline(task: str, scores: TaskScores, majority: float) -> Baseline:
     """The score of a model that has learned nothing.
 
     Args:
@@ -80,21 +79,21 @@ def task_baseline(task: str, scores: Mapping[str, Any], majority: float | None) 
         majority: Classification: the share of the training images' most frequent class.
     """
     if task == "classify":
-        return {"name": "majority class", "score": majority}
+        return Baseline(name="majority class", score=majority)
     if task == "segment":
-        truth = [sum(row) for row in scores["confusion"]]
+        truth = [sum(row) for row in scores.confusion]
         present = sum(count > 0 for count in truth)
         iou = max(truth) / max(1, sum(truth)) / max(1, present)
-        return {"name": "most frequent class everywhere", "score": iou}
-    return {"name": "no boxes at all", "score": 0.0}
+        return Baseline(name="most frequent class everywhere", score=iou)
+    return Baseline(name="no boxes at all", score=0.0)
 
 
 def not_better(
     what: str,
     score: float,
-    baseline: tuple[str, float],
+    baseline: Baseline,
     *,
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
     count: int,
 ) -> str:
     """A one-line warning when a score does not beat its baseline; '' when it does.
@@ -102,11 +101,11 @@ def not_better(
     Args:
         what: Display name of the score.
         score: In [0, 1].
-        baseline: Its name and score.
+        baseline: What it is compared with.
         interval: Interval of the score; a baseline inside it may be as good.
         count: Images.
     """
-    name, other = baseline
+    other = baseline.score
     low, high = interval or (score, score)
     if low > other:
         return ""
@@ -114,4 +113,4 @@ def not_better(
     if interval:
         shown += f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     verdict = "is not better than" if score <= other else "is too close to tell from"
-    return f"{what} {shown} {verdict} the baseline: {name}, {100 * other:.1f} %"
+    return f"{what} {shown} {verdict} the baseline: {baseline.name}, {100 * other:.1f} %"

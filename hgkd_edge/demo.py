@@ -9,13 +9,18 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from hgkd_edge.console import console
+from hgkd_edge.export_record import ExportRecord
+from hgkd_edge.manifest_record import HeldOutOrNone
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
+from hgkd_edge.records import Record
 from hgkd_edge.rundir import RunDir, write_json
+from hgkd_edge.score_records import FeatureRecord
 
-__all__ = ["demo"]
+__all__ = ["DemoRecord", "demo"]
 
 # Each step, and its usual seconds on two idle CPU cores.
 STEPS = {
@@ -26,7 +31,35 @@ STEPS = {
 }
 
 
-def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+class DemoLatency(Record):
+    """One image at a time on this CPU: percentiles of its time in ms, and what ran it."""
+
+    p50_ms: float
+    p99_ms: float
+    runner: str = ""
+    threads: int | None = None
+
+
+class DemoRecord(Record):
+    """Every figure of the demo's table.
+
+    `sparse_to_dense` is the largest difference in any map of the two encoders; `engine_missing` the
+    command that installs TensorRT where no engine could be built.
+    """
+
+    run: str
+    held_out: HeldOutOrNone = None
+    warnings: list[str] = Field(default_factory=list)
+    evaluation: FeatureRecord
+    sparse_to_dense: float
+    export: ExportRecord
+    engine_missing: str = ""
+    latency: DemoLatency
+    seconds: float
+    seconds_by_step: dict[str, float]
+
+
+def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> DemoRecord:
     """Run `recipes/demo.yaml` from images to latency.
 
     Returns:
@@ -40,31 +73,42 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, A
         return _all_steps(recipe, run)
 
 
-def _all_steps(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _all_steps(recipe: Recipe, run: RunDir) -> DemoRecord:
     _print_plan()
     seconds: dict[str, float] = {}
     with _step("distill", seconds):
         from hgkd_edge.distillation.distill import distill
 
-        result: dict[str, Any] = {"run": str(run.path), **distill(recipe, run)}
+        distilled = distill(recipe, run)
+        assert distilled is not None, "a demo is one process"
     with _step("evaluate", seconds):
         from hgkd_edge.evaluate import evaluate_features
 
-        result["evaluation"] = evaluate_features(run).to_dict()
+        evaluation = evaluate_features(run)
     with _step("export", seconds):
         from exporters.trt_build import available
         from hgkd_edge.export import export_run
         from hgkd_edge.export_options import ExportOptions
 
-        result["sparse_to_dense"] = sparse_to_dense_error(run)
-        flavors = available()
-        result["export"] = export_run(run, ExportOptions(trt=bool(flavors))).to_dict()
-        if not flavors:
-            result["engine_missing"] = 'pip install "hgkd-edge[trt-rtx]"'
+        error, flavors = sparse_to_dense_error(run), available()
+        export = export_run(run, ExportOptions(trt=bool(flavors)))
     with _step("bench", seconds):
-        result["latency"] = _latency(run)
-    result |= {"seconds": sum(seconds.values()), "seconds_by_step": seconds}
-    write_json(run.demo_file, result)
+        latency = _latency(run)
+    result = DemoRecord(
+        run=str(run.path),
+        held_out=distilled.held_out,
+        evaluation=evaluation,
+        sparse_to_dense=error,
+        export=export,
+        latency=latency,
+        seconds=sum(seconds.values()),
+        seconds_by_step=seconds,
+    )
+    if distilled.warnings:
+        result.warnings = distilled.warnings
+    if not flavors:
+        result.engine_missing = 'pip install "hgkd-edge[trt-rtx]"'
+    write_json(run.demo_file, result.to_dict())
     return result
 
 
@@ -103,7 +147,7 @@ def sparse_to_dense_error(run: RunDir) -> float:
     return max((a - b).abs().max().item() for a, b in zip(wanted, maps, strict=True))
 
 
-def _latency(run: RunDir) -> dict[str, Any]:
+def _latency(run: RunDir) -> DemoLatency:
     """p50 and p99 in ms of one image at a time on ONNX Runtime, measured for two seconds."""
     from hgkd_edge.bench.options import BenchOptions
     from hgkd_edge.bench.run import run_bench
@@ -114,9 +158,9 @@ def _latency(run: RunDir) -> dict[str, Any]:
     images = verification_images(run, spec)
     options = BenchOptions(models=(run.path,), images=images, duration_s=2.0)
     measured = run_bench(options).sessions[0].measurements[0]
-    return {
-        "p50_ms": measured.latency_ms.p50,
-        "p99_ms": measured.latency_ms.p99,
-        "runner": f"{measured.runner} {measured.runner_version}",
-        "threads": measured.threads,
-    }
+    return DemoLatency(
+        p50_ms=measured.latency_ms.p50,
+        p99_ms=measured.latency_ms.p99,
+        runner=f"{measured.runner} {measured.runner_version}",
+        threads=measured.threads,
+    )

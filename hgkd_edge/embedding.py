@@ -6,7 +6,7 @@ Works from the base install for ONNX files.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,11 @@ from hgkd_edge.tasks.pictures import save_picture, side_by_side
 __all__ = [
     "Embedded",
     "Embedder",
+    "Summary",
     "draw_neighbors",
     "embed",
-    "lines",
     "nearest",
     "open_embedder",
-    "summary",
 ]
 
 BATCH = 32
@@ -234,24 +233,42 @@ def _parquet_writer() -> Callable[[Embedded, Path], None]:
     return write
 
 
-def summary(embedded: Embedded, out: Path | None, picture: Path | None) -> dict[str, Any]:
-    """The command's result: the files that it wrote, and what is in them."""
-    count, width = embedded.features.shape
-    return {
-        "features": out and str(out),
-        "images": count,
-        "width": width,
-        "skipped": [list(fault) for fault in embedded.skipped],
-        **({"neighbors": str(picture)} if picture else {}),
-    }
+@dataclass(frozen=True)
+class Summary:
+    """The command's result: the files that it wrote, and what is in them.
 
+    Attributes:
+        features: The file of the features; None if none was written.
+        images: Number of embedded images.
+        width: Of a feature vector.
+        skipped: As in `Embedded`.
+        neighbors: The picture of nearest neighbors; None if none was drawn.
+    """
 
-def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The same as readable text."""
-    where = f" in {result['features']}" if result["features"] else ""
-    yield f"features: {result['images']:,} images x {result['width']}{where}"
-    if result["skipped"]:
-        where, why = result["skipped"][0]
-        yield f"skipped: {len(result['skipped'])} images, such as {where}: {why}"
-    if "neighbors" in result:
-        yield f"nearest neighbors: {result['neighbors']}"
+    features: str | None
+    images: int
+    width: int
+    skipped: list[tuple[str, str]]
+    neighbors: str | None = None
+
+    @classmethod
+    def of(cls, embedded: Embedded, out: Path | None, picture: Path | None) -> Summary:
+        """What was written to `out`, and drawn to `picture`."""
+        count, width = embedded.features.shape
+        written, drawn = (None if file is None else str(file) for file in (out, picture))
+        return cls(written, count, width, embedded.skipped, drawn)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        fields = {**asdict(self), "skipped": [list(fault) for fault in self.skipped]}
+        return {k: v for k, v in fields.items() if k != "neighbors" or v is not None}
+
+    def lines(self) -> Iterator[str]:
+        """The same as readable text."""
+        where = f" in {self.features}" if self.features else ""
+        yield f"features: {self.images:,} images x {self.width}{where}"
+        if self.skipped:
+            where, why = self.skipped[0]
+            yield f"skipped: {len(self.skipped)} images, such as {where}: {why}"
+        if self.neighbors:
+            yield f"nearest neighbors: {self.neighbors}"

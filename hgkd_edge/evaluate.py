@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from hgkd_edge.data.sources import (
     why_unlabeled,
 )
 from hgkd_edge.errors import DataError, RunError
-from hgkd_edge.finetune import TASKS, answers, unscored, weigh
+from hgkd_edge.finetune import TASKS, answers, weigh
 from hgkd_edge.models.backbone import (
     EmbeddingNet,
     create_features,
@@ -30,7 +29,14 @@ from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir, write_json
-from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, FeatureScores
+from hgkd_edge.score_records import (
+    Baseline,
+    EvaluationRecord,
+    FeatureIntervals,
+    FeatureRanges,
+    FeatureRecord,
+    FeatureScores,
+)
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks.base import ModelCard, read_model
 from hgkd_edge.tasks.config import recorded_settings
@@ -88,7 +94,7 @@ def evaluate_model(
         photos=len(splits[name]),
         fingerprint=splits[name].fingerprint,
         metric=task.metric,
-        scores=scores | unscored(splits[name]),
+        scores=scores,
     )
     weigh(result, splits["train"], splits[name])
     write_json(run.evaluation_file, result.to_dict())
@@ -162,26 +168,31 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> FeatureRecord
 
 def _weigh_features(result: FeatureRecord, unlearned: str) -> None:
     """Add intervals of the scores, and warnings: no gain over a baseline, parts not trained."""
-    count, majority = result.count, result.majority
-    distilled, untrained = result.distilled.to_dict(), result.untrained.to_dict()
-    intervals: dict[str, Any] = {
-        network: {name: wilson(share, count) for name, share in scores.items()}
-        for network, scores in (("distilled", distilled), ("untrained", untrained))
-    }
+    count, ours, fresh = result.count, result.distilled, result.untrained
+    majority = Baseline(name="majority class", score=result.majority)
+    ranges = _ranges(ours, count)
     warnings = []
-    for name, title in (("knn", "k-NN"), ("linear_probe", "linear probe")):
-        baselines = {"untrained": untrained[name], "majority class": majority}
-        line = not_better(
-            title,
-            distilled[name],
-            max(baselines.items(), key=lambda item: item[1]),
-            interval=intervals["distilled"][name],
-            count=count,
-        )
+    for title, score, untrained, interval in (
+        ("k-NN", ours.knn, fresh.knn, ranges.knn),
+        ("linear probe", ours.linear_probe, fresh.linear_probe, ranges.linear_probe),
+    ):
+        baselines = (Baseline(name="untrained", score=untrained), majority)
+        best = max(baselines, key=lambda baseline: baseline.score)
+        line = not_better(title, score, best, interval=interval, count=count)
         warnings += [line] if line else []
-    result.intervals = {**intervals, "majority": wilson(majority, count)}
+    result.intervals = FeatureIntervals(
+        distilled=ranges,
+        untrained=_ranges(fresh, count),
+        majority=wilson(result.majority, count),
+    )
     result.interval_method = METHOD
     result.warnings = [text for text in ("; ".join(warnings), unlearned) if text]
+
+
+def _ranges(scores: FeatureScores, count: int) -> FeatureRanges:
+    return FeatureRanges(
+        knn=wilson(scores.knn, count), linear_probe=wilson(scores.linear_probe, count)
+    )
 
 
 def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:

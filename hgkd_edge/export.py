@@ -151,7 +151,7 @@ class _Work:
         """
         self._require(artifact.source)
         with until_proven(artifact.path) as lent:
-            fields = artifact.make(lent)
+            fields = artifact.make(lent).to_dict()
             proof = artifact.prove(lent)
         moved = {
             key: str(artifact.path.parent / Path(fields[key]).name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,30 @@ from torch import nn
 from exporters import quantize, runtimes, sensitivity, verify
 from exporters.calibrate import Calibration
 from exporters.onnx_info import read_onnx
+from exporters.quantize import Int8Export, quantize_int8
 from exporters.runtimes import Runner
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
-from hgkd_edge.export_record import ExportRecord, LayerRank
+from hgkd_edge.export_record import Accuracy, CalibratedOn, ExportRecord, LayerRank
 from hgkd_edge.exportable import Exportable, photos_in
 from hgkd_edge.models.quantized import rounding_inputs
 
-__all__ = ["Int8Files"]
+__all__ = ["Int8Files", "ScoredInt8"]
 
 CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
+
+
+@dataclass(frozen=True)
+class ScoredInt8:
+    """An INT8 file, and its score next to that of the fp32 file."""
+
+    exported: Int8Export
+    accuracy: Accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, as `export.json` records them."""
+        return {**self.exported.to_dict(), "accuracy": self.accuracy.to_dict()}
 
 
 class Int8Files:
@@ -47,15 +61,13 @@ class Int8Files:
         self._fp32, self._subject, self._options = fp32, subject, options
         self._images, self._record = images, record
 
-    def make(self, path: Path, flavor: str) -> dict[str, Any]:
+    def make(self, path: Path, flavor: str) -> Int8Export | ScoredInt8:
         """Quantize; with `max_drop` or `sensitivity`, rank the layers one by one first."""
         options, calibration = self._options, self._calibration
         ranked = options.sensitivity or options.max_drop is not None
         ranking = self._rank(flavor) if ranked else []
         if options.max_drop is None:
-            return quantize.quantize_int8(
-                self._fp32, path, calibration=calibration, flavor=flavor
-            ).to_dict()
+            return quantize_int8(self._fp32, path, calibration=calibration, flavor=flavor)
         bounded = sensitivity.quantize_within(
             self._fp32,
             path,
@@ -70,8 +82,16 @@ class Int8Files:
                 + ("" if agrees else ", and the outputs do not agree")
             ),
         )
-        judged = {"metric": self._subject.metric, "on": self._subject.scored_on}
-        return {**bounded.exported.to_dict(), "accuracy": {**bounded.to_dict(), **judged}}
+        accuracy = Accuracy(
+            float_score=bounded.float_score,
+            score=bounded.score,
+            max_drop=bounded.max_drop,
+            kept_float=list(bounded.kept_float),
+            drop=bounded.drop,
+            metric=self._subject.metric,
+            on=self._subject.scored_on,
+        )
+        return ScoredInt8(bounded.exported, accuracy)
 
     @cached_property
     def reference(self) -> nn.Module | Path:
@@ -109,13 +129,13 @@ class Int8Files:
                 methods=methods,
                 progress=lambda done, total: show(done, "photos"),
             )
-        self._record.calibration = {
-            "method": calibration.method,
-            "photos": calibration.images,
-            "from": str(options.calibration_data or "train"),
-        }
+        self._record.calibration = CalibratedOn(
+            method=calibration.method,
+            photos=calibration.images,
+            source=str(options.calibration_data or "train"),
+        )
         if subject.input_ranges:
-            self._record.calibration["learned_inputs"] = len(subject.input_ranges)
+            self._record.calibration.learned_inputs = len(subject.input_ranges)
         return calibration.with_inputs(model, subject.input_ranges)
 
     def _rank(self, flavor: str) -> list[sensitivity.LayerDamage]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -32,7 +32,7 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import decide
 from hgkd_edge.tasks.suppression import SUPPRESSION
 
-__all__ = ["POSTPROCESSING", "VERIFICATION_PHOTOS", "Artifact", "Plan"]
+__all__ = ["POSTPROCESSING", "VERIFICATION_PHOTOS", "Artifact", "Exported", "Plan"]
 
 VERIFICATION_PHOTOS = 64
 POSTPROCESSING: dict[str, str | Suppression] = {
@@ -40,6 +40,14 @@ POSTPROCESSING: dict[str, str | Suppression] = {
     "segment": "argmax",
     "detect": SUPPRESSION,
 }
+
+
+class Exported(Protocol):
+    """What an exporter reports of the file that it wrote."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, `path` among them, as `export.json` records them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Artifact:
         kind: `onnx`, `openvino` or `engine`.
         precision: `fp32`, `fp16` or `int8`.
         source: The file it is made from.
-        make: Writes it to the given path; returns the fields that its exporter reports.
+        make: Writes it to the given path.
         prove: Compares the file at the given path with its source. Raises VerificationFailed where
             they differ; None: it does not run on this machine.
     """
@@ -60,7 +68,7 @@ class Artifact:
     kind: str
     precision: str
     source: Path
-    make: Callable[[Path], dict[str, Any]]
+    make: Callable[[Path], Exported]
     prove: Callable[[Path], Verification | None]
 
 
@@ -130,7 +138,7 @@ class Plan:
     def _fp32(self) -> Artifact:
         subject, options = self.subject, self.options
 
-        def make(path: Path) -> dict[str, Any]:
+        def make(path: Path) -> Exported:
             _, channels, height, width = self.images.shape
             return export_onnx(
                 subject.network,
@@ -140,7 +148,7 @@ class Plan:
                 dynamic_size=options.dynamic_size,
                 output_names=subject.output_names,
                 metadata=_metadata(self.run, subject),
-            ).to_dict()
+            )
 
         def prove(path: Path) -> Verification:
             return _proven(subject.network, path, self.images, "fp32")
@@ -148,8 +156,8 @@ class Plan:
         return Artifact(self.fp32, "onnx", "fp32", subject.weights, make, prove)
 
     def _fp16(self) -> Artifact:
-        def make(path: Path) -> dict[str, Any]:
-            return convert_fp16(self.fp32, path, images=self.images).to_dict()
+        def make(path: Path) -> Exported:
+            return convert_fp16(self.fp32, path, images=self.images)
 
         def prove(path: Path) -> Verification:
             return _proven(self.fp32, path, self.images, "fp16")
@@ -157,7 +165,7 @@ class Plan:
         return Artifact(self.path("fp16.onnx"), "onnx", "fp16", self.fp32, make, prove)
 
     def _quantized(self, flavor: str) -> Artifact:
-        def make(path: Path) -> dict[str, Any]:
+        def make(path: Path) -> Exported:
             return self._int8.make(path, flavor)
 
         def prove(path: Path) -> Verification:
@@ -171,17 +179,14 @@ class Plan:
         """A copy with processing inside, compared with the same processing outside."""
         options, subject = self.options, self.subject
 
-        def make(path: Path) -> dict[str, Any]:
+        def make(path: Path) -> Exported:
             before, taken = None, subject.input
             if options.bake_preprocessing:
                 before = Preprocessing(
                     mean=taken.mean, std=taken.std, geometry=taken.geometry, frame=options.frame
                 )
             after = POSTPROCESSING[subject.task] if options.bake_postprocessing else None
-            written = bake(
-                plain.path, path, preprocessing=before, postprocessing=after, prefix=PREFIX
-            )
-            return written.to_dict()
+            return bake(plain.path, path, preprocessing=before, postprocessing=after, prefix=PREFIX)
 
         def prove(path: Path) -> Verification:
             return self._prove_baked(plain, path)
@@ -212,8 +217,8 @@ class Plan:
         plain = self.plain("cpu") if precision == "int8" else self.fp32
         source = self.deployed(plain)
 
-        def make(path: Path) -> dict[str, Any]:
-            return export_openvino(source, path, half_weights=precision == "fp16").to_dict()
+        def make(path: Path) -> Exported:
+            return export_openvino(source, path, half_weights=precision == "fp16")
 
         def prove(path: Path) -> Verification:
             images = self._deployed_images
@@ -228,7 +233,7 @@ class Plan:
     def _engine(self) -> Artifact:
         options, source = self.options, self.deployed(self.plain("tensorrt"))
 
-        def make(path: Path) -> dict[str, Any]:
+        def make(path: Path) -> Exported:
             # Phases of a TensorRT build nest and their number is unknown, so steps are shown as
             # they arrive.
             with track_steps("building the engine", total=1) as show:
@@ -245,7 +250,7 @@ class Plan:
                 )
                 show(1, "")
             remember_engine(build.path, engines_dir())
-            return build.to_dict()
+            return build
 
         def prove(path: Path) -> Verification | None:
             return verify.verify_engine(source, path, self._deployed_images)
@@ -265,13 +270,13 @@ def _proven(
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
     """The ONNX file's metadata: task, input and origin; values are JSON."""
     entries = {
-        "task": subject.task,
-        "model": subject.spec.name,
+        "task": json.dumps(subject.task),
+        "model": json.dumps(subject.spec.name),
         **subject.input.metadata(),
-        "classes": subject.classes,
-        "weights_sha256": file_sha256(subject.weights),
-        "run": run.path.resolve().name,
+        "classes": json.dumps(subject.classes),
+        "weights_sha256": json.dumps(file_sha256(subject.weights)),
+        "run": json.dumps(run.path.resolve().name),
     }
     if subject.task == EMBED:
         entries["backbone_sha256"] = entries["weights_sha256"]
-    return {f"{PREFIX}{key}": json.dumps(value) for key, value in entries.items()}
+    return {f"{PREFIX}{key}": value for key, value in entries.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from hgkd_edge.rundir import RunDir
 __all__ = [
     "MOST_SCORED",
     "Accuracy",
+    "CalibratedOn",
     "ExportRecord",
     "ExportedFile",
     "FailedFile",
@@ -81,6 +82,8 @@ class ExportedFile(Record):
     `flavor` is set for INT8 files; `backend`, `version` and `device` for engines.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"flavour": "flavor"}
+
     kind: str
     precision: str
     path: str
@@ -93,14 +96,6 @@ class ExportedFile(Record):
     backend: str = ""
     version: str = ""
     device: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, entry: Any) -> Any:
-        """Earlier versions wrote `flavour`."""
-        if not isinstance(entry, dict):
-            return entry
-        return {"flavor" if key == "flavour" else key: value for key, value in entry.items()}
 
     @property
     def name(self) -> str:
@@ -119,6 +114,15 @@ class FailedFile(Record):
     file: str
     reason: str
     hint: str = ""
+
+
+class CalibratedOn(Record):
+    """The images of a calibration, and how many ranges a quantization-aware network learned."""
+
+    method: str = ""
+    photos: int = 0
+    source: str = Field(default="", validation_alias="from", serialization_alias="from")
+    learned_inputs: int = 0
 
 
 class LayerRank(Record):
@@ -148,9 +152,9 @@ class ExportRecord(RunRecord):
     task: str = ""
     weights: str = ""
     precision: str = ""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     verified_on: VerifiedOn | None = None
-    calibration: dict[str, Any] = Field(default_factory=dict)
+    calibration: CalibratedOn = Field(default_factory=CalibratedOn)
     files: list[ExportedFile] = Field(default_factory=list)
     failed: list[FailedFile] = Field(default_factory=list)
     onnx: ExportedFile | None = None

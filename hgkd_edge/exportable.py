@@ -143,7 +143,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
 
     def score(runner: Runner) -> float:
         judged = task.judge(answers(runner, task, card, _held_out(splits)), card)
-        return 100 * float(judged[task.metric])
+        return 100 * judged.single[task.metric]
 
     return Exportable(
         network=network,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -18,6 +17,7 @@ from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals,
 from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.manifest_record import ManifestRecord, QuantizationAware
 from hgkd_edge.models.backbone import BackboneSpec, create_published, read_backbone
 from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded_weights
 from hgkd_edge.probe import majority_top1
@@ -25,7 +25,7 @@ from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir, atomic_write, file_sha256, write_json
-from hgkd_edge.score_records import Baseline, FinetuneRecord, TaskRecord
+from hgkd_edge.score_records import FinetuneRecord, TaskRecord
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
@@ -40,7 +40,6 @@ __all__ = [
     "finetune",
     "load_model",
     "starting_weights",
-    "unscored",
     "weigh",
 ]
 
@@ -81,7 +80,7 @@ def finetune(
     opened()
     source = splits["train"]
     config = settled(config, source.decided)
-    spec = replace(spec, bits=source.decided.get("data.bits", 0))
+    spec = replace(spec, bits=source.bits)
     card = ModelCard(config.task, tuple(source.classes), spec)
     torch.manual_seed(config.seed)
     network = task.create(card)
@@ -91,13 +90,7 @@ def finetune(
         network = _simulated(config.qat, card, source)
     report_photos(splits)
     if is_main():
-        origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
-        run.update_manifest(finetune=origin)
-        if config.qat is not None:
-            run.update_manifest(quantization_aware=_origin(config.qat))
-        with atomic_write(run.finetune_file) as temporary:
-            settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            temporary.write_text(settings, encoding="utf-8")
+        _record_start(run, config, splits)
     trained = train(
         task.learner(network, card, source, config),
         source,
@@ -115,6 +108,18 @@ def finetune(
     if not is_main():
         return None
     return _leave(trained.get_submodule("network"), card, config, splits, run)
+
+
+def _record_start(run: RunDir, config: FinetuneConfig, splits: dict[str, ImageSource]) -> None:
+    """Write what is trained, on what, to the manifest and to `finetune.yaml`."""
+    origin = circumstances(seed=config.seed, precision=config.train.precision, splits=splits)
+    entries = ManifestRecord(finetune=origin)
+    if config.qat is not None:
+        entries.quantization_aware = _origin(config.qat)
+    run.update_manifest(entries)
+    with atomic_write(run.finetune_file) as temporary:
+        settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        temporary.write_text(settings, encoding="utf-8")
 
 
 def _leave(
@@ -149,10 +154,9 @@ def _leave(
             return answers(runner, task, card, source)
 
         result.split, result.photos = held_out, len(source)
-        scores = task.judge(batches(network), card, run.pictures_dir)
-        result.scores = scores | unscored(source)
+        result.scores = task.judge(batches(network), card, run.pictures_dir)
         if config.qat is not None:
-            result.int8_score = task.judge(batches(trained), card)[task.metric]
+            result.int8_score = task.judge(batches(trained), card).single[task.metric]
         weigh(result, splits["train"], source)
     write_json(run.finetune_result_file, result.to_dict())
     with atomic_write(run.card_file) as temporary:
@@ -179,13 +183,13 @@ def _simulated(qat: QatConfig, card: ModelCard, source: ImageSource) -> nn.Modul
     return simulate_int8(network, views)
 
 
-def _origin(qat: QatConfig) -> dict[str, Any]:
+def _origin(qat: QatConfig) -> QuantizationAware:
     """What the manifest says of a quantization-aware training."""
-    return {
-        "library": f"nvidia-modelopt {version('nvidia-modelopt')}",
-        "model": str(qat.model),
-        "model_sha256": file_sha256(qat.model),
-    }
+    return QuantizationAware(
+        library=f"nvidia-modelopt {version('nvidia-modelopt')}",
+        model=str(qat.model),
+        model_sha256=file_sha256(qat.model),
+    )
 
 
 def evenly(available: int, count: int) -> Tensor:
@@ -194,7 +198,7 @@ def evenly(available: int, count: int) -> Tensor:
 
 
 def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:
-    """Add how certain the scores are: intervals, the baseline, and a warning where needed.
+    """Add what limits the scores: intervals, the baseline, ignored pixels, warnings where needed.
 
     Args:
         result: Task, metric, scores and number of images.
@@ -202,19 +206,23 @@ def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:
         test: The images that were scored.
     """
     task, scores, metric = result.task, result.scores, result.metric
-    majority = majority_top1(train.labels, test.labels) if task == "classify" else None
+    assert scores is not None
+    majority = majority_top1(train.labels, test.labels) if task == "classify" else 0.0
     unlearned = unlearned_classes(train, test) if task == "classify" else ""
-    baseline = Baseline.model_validate(task_baseline(task, scores, majority))
+    baseline = task_baseline(task, scores, majority)
     intervals = score_intervals(scores, train.classes)
     line = not_better(
         metric,
-        scores[metric],
-        (baseline.name, baseline.score),
-        interval=intervals.get(metric),
+        scores.single[metric],
+        baseline,
+        interval=intervals.single.get(metric),
         count=result.count,
     )
+    if test.ignored is not None:
+        scores.ignored_pixels = test.ignored
     result.baseline, result.intervals = baseline, intervals
-    result.interval_method = (METHOD if task == "classify" else BOOTSTRAP) if intervals else None
+    method = METHOD if task == "classify" else BOOTSTRAP
+    result.interval_method = method if intervals.single else None
     result.warnings = [text for text in (line, unlearned) if text]
 
 
@@ -224,11 +232,6 @@ def answers(
     """A network's outputs for every image of a source, batch by batch."""
     for images, labels in source.batches(BATCH):
         yield Answers(images, labels, runner(task.view(images, card).numpy()))
-
-
-def unscored(source: ImageSource) -> dict[str, float]:
-    """Share of the pixels that scores ignore; empty where labels are not label maps."""
-    return {} if source.ignored is None else {"ignored_pixels": source.ignored}
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelCard]:

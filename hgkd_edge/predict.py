@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -20,6 +19,7 @@ from hgkd_edge.rundir import write_json
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
+from hgkd_edge.tasks.answers import FileAnswer
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
 from hgkd_edge.tasks.suppression import THRESHOLD
 
@@ -34,7 +34,7 @@ def predict(
     threshold: float = THRESHOLD,
     trust_engine: bool = False,
     save_as: str = "",
-) -> list[dict[str, Any]]:
+) -> list[FileAnswer]:
     """Predict image by image; write pictures and `predictions.json` to a folder.
 
     Args:
@@ -47,9 +47,7 @@ def predict(
             folder.
 
     Returns:
-        One record per image: `photo`, `picture`, and one of: `labels`; `shares` of the area by
-        class and the `map` file; `boxes` (x1, y1, x2, y2 in pixels of the image). An unreadable
-        image has an `error` instead.
+        One answer per image; that of an unreadable image has an `error`.
 
     Raises:
         RunError: The model cannot be opened.
@@ -66,27 +64,27 @@ def predict(
         require_format(save_as, opened.task)
     remove_leftovers(folder)
     console.print(f"{opened.task} with {opened.session.runtime}, {len(opened.classes)} classes")
-    records, stages = [], Stages()
+    made, stages = list[FileAnswer](), Stages()
     with track_steps("predicting", total=len(files)) as show:
         for i, file in enumerate(files):
             name = pictures.picture_name(i, file).removesuffix(".png")
-            records.append(answer_file(opened, file, folder / name, threshold, stages))
+            made.append(answer_file(opened, file, folder / name, threshold, stages))
             show(i + 1, "")
-    if all("error" in record for record in records):
-        first = f"the first, {records[0]['photo']}: {records[0]['error']}"
-        raise DataError(f"none of {len(records)} images could be processed; {first}")
-    write_json(folder / "predictions.json", records)
+    if all(one.error for one in made):
+        first = f"the first, {made[0].photo}: {made[0].error}"
+        raise DataError(f"none of {len(made)} images could be processed; {first}")
+    write_json(folder / "predictions.json", [one.to_dict() for one in made])
     if save_as:
         target = folder / "labels"
-        count = save_labels(records, opened.classes, target, format=save_as, threshold=threshold)
-        console.print(f"labels of {count} of {len(records)} images: {target}", soft_wrap=True)
-    return records
+        count = save_labels(made, opened.classes, target, format=save_as, threshold=threshold)
+        console.print(f"labels of {count} of {len(made)} images: {target}", soft_wrap=True)
+    return made
 
 
 def answer_file(
     opened: TaskModel, file: Path, target: Path, threshold: float, stages: Stages
-) -> dict[str, Any]:
-    """The record of one image; any problem with the image is its record's `error`.
+) -> FileAnswer:
+    """The answer for one image; any problem with the image is its `error`.
 
     Args:
         opened: The model.
@@ -102,15 +100,15 @@ def answer_file(
         with stages.measure("write"):
             picture = answer.draw()
     except Exception as error:  # a damaged file may raise anything, in any library
-        return {"photo": str(file), "error": reason_of(error).removeprefix(f"{file}: ")}
+        return FileAnswer(str(file), error=reason_of(error).removeprefix(f"{file}: "))
     with stages.measure("write"):
-        saved = pictures.save_picture(picture, target.with_name(f"{target.name}.png"))
-        record = {"photo": str(file), "picture": str(saved), **answer.record}
+        saved = str(pictures.save_picture(picture, target.with_name(f"{target.name}.png")))
+        label_map = ""
         if answer.label_map is not None:
             plain = Image.fromarray(answer.label_map)
             map_file = target.with_name(f"{target.name}-map.png")
-            record["map"] = str(pictures.save_picture(plain, map_file))
-    return record
+            label_map = str(pictures.save_picture(plain, map_file))
+    return FileAnswer(str(file), answer.found, picture=saved, map=label_map)
 
 
 def image_files(photos: Sequence[Path], *, but: Path | None = None) -> Iterator[Path]:

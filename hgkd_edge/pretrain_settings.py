@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -84,7 +84,7 @@ class PretrainConfig(Section):
         return self
 
     @property
-    def effective(self) -> dict[str, Any]:
+    def effective(self) -> dict[str, object]:
         """The settings that change the result."""
         others = {"objective", "ibot"}  # not part of the key of masked autoencoders trained before
         if self.objective == "ibot":

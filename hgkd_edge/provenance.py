@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,12 +13,13 @@ from hgkd_edge import __version__
 from hgkd_edge.console import console, warn
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
+from hgkd_edge.manifest_record import Circumstances, Hardware, SplitRecord
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["circumstances", "record_met", "report_photos"]
+__all__ = ["circumstances", "record_met", "report_photos", "split_record"]
 
 
-def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) -> dict[str, Any]:
+def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) -> Circumstances:
     """Versions, revision, data and hardware, for the manifest.
 
     Args:
@@ -31,35 +32,37 @@ def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) 
     import torchvision
 
     on_gpu = torch.cuda.is_available()
-    return {
-        "versions": {
+    return Circumstances(
+        versions={
             "hgkd_edge": __version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "torchvision": torchvision.__version__,
             "timm": timm.__version__,
             "accelerate": accelerate.__version__,
         },
-        "git_revision": _git_revision(),
-        "seed": seed,
-        "precision": resolve_precision(precision),
-        "hardware": {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        },
-        "data": {
-            name: {
-                "photos": len(source),
-                "fingerprint": source.fingerprint,
-                "skipped": source.skipped,
-                "noted": source.noted,
-                "decided": source.decided,
-                "classes": source.classes,
-            }
-            for name, source in splits.items()
-        },
-    }
+        git_revision=_git_revision(),
+        seed=seed,
+        precision=resolve_precision(precision),
+        hardware=Hardware(
+            machine=platform.machine(),
+            threads=torch.get_num_threads(),
+            gpu=torch.cuda.get_device_name() if on_gpu else None,
+        ),
+        data={name: split_record(source) for name, source in splits.items()},
+    )
+
+
+def split_record(source: ImageSource) -> SplitRecord:
+    """The images of a split, for the manifest; a streamed source lists what it met so far."""
+    return SplitRecord(
+        photos=len(source),
+        fingerprint=source.fingerprint,
+        skipped=source.skipped,
+        noted=source.noted,
+        decided=source.decided,
+        classes=source.classes,
+    )
 
 
 def _git_revision() -> str | None:
@@ -94,18 +97,17 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
             console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
 
 
-def record_met(run: RunDir, met: list[dict[str, list[tuple[str, str]]]]) -> None:
+def record_met(run: RunDir, met: Sequence[SplitRecord]) -> None:
     """Add images that any process skipped or noted in training to the manifest's lists.
 
     Args:
         run: Its folder.
-        met: By process: `skipped` and `noted` images.
+        met: The training images as each process met them.
     """
-    data = run.manifest()["data"]
-    for key in ("skipped", "noted"):
-        known = [tuple(entry) for entry in data["train"].get(key, ())]
-        found = sorted({*known, *(entry for entries in met for entry in entries[key])})
-        if key == "skipped" and len(found) > len(known):
-            warn(f"skipped {len(found)} files; manifest.json lists them")
-        data["train"][key] = found
-    run.update_manifest(data=data)
+    data = run.manifest().data
+    train, known = data["train"], len(data["train"].skipped)
+    train.skipped = sorted({*train.skipped, *(entry for one in met for entry in one.skipped)})
+    train.noted = sorted({*train.noted, *(entry for one in met for entry in one.noted)})
+    if len(train.skipped) > known:
+        warn(f"skipped {len(train.skipped)} files; manifest.json lists them")
+    run.update_manifest(Circumstances(data=data))

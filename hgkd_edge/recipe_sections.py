@@ -92,7 +92,7 @@ class TeacherConfig(Section):
     the same images, and cached. `bundled`: the demo teacher of this package."""
     path: Path | None = None
     """The file for `weights: path`."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, object] = Field(default_factory=dict)
     """Architecture arguments of the timm model, such as `{depth: 6}`. Only numbers and plain words
     are accepted, nothing that loads a file or opens an address."""
     view: Literal["full", "visible"] = "full"
@@ -149,7 +149,7 @@ class StudentConfig(Section):
     backend: Literal["auto", "tiles", "masked", "spconv"] = "auto"
     """`auto`: uses `tiles`. `masked`: the slow reference. `spconv`: training with it needs a GPU.
     """
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, object] = Field(default_factory=dict)
     """Architecture arguments of the timm model, such as `{channels: [32, 64, 128, 256]}`. Arguments
     that hgkd-edge sets are not accepted (`pretrained`, `num_classes`, `in_chans`, `out_indices`,
     `output_stride`, ...)."""

@@ -125,7 +125,7 @@ def recipe_for(wish: Wish) -> str:
         if value not in known:
             raise RecipeError(f"{option} '{value}' is not known", hint=f"one of {', '.join(known)}")
     base = _base(wish)
-    values = read_settings(find_recipe(base))
+    values: dict[str, Any] = read_settings(find_recipe(base))
     reasons: dict[str, str] = {}
     for key, value, why in _changes(wish, values):
         section, _, leaf = key.rpartition(".")

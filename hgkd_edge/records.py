@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from hgkd_edge.errors import RunError
 from hgkd_edge.parsing import cut
 
-__all__ = ["SCHEMA_VERSION", "Images", "Record", "RecordType", "RunRecord", "parse_record"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Images",
+    "Record",
+    "RecordType",
+    "RunRecord",
+    "Text",
+    "parse_record",
+    "writable",
+]
 
 SCHEMA_VERSION = 1
+
+
+def writable(text: Any) -> Any:
+    """A text without lone surrogates: bytes of a file name that are not UTF-8 become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(writable)]  # names and paths, whatever their bytes
 
 
 class Images(BaseModel):
@@ -28,15 +45,31 @@ class Images(BaseModel):
 class Record(BaseModel):
     """Part of a run's JSON file.
 
-    Fields that no code reads are kept as they are, so a file is written back as it was read.
+    Fields that no code reads are kept as they are, so a file is written back as it was read, except
+    for names of earlier versions.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {}  # earlier name -> today's
+
     # An interval of one image is unbounded: JSON keeps Infinity.
-    model_config = ConfigDict(extra="allow", protected_namespaces=(), ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="constants",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not cls.RENAMED.keys() & content.keys():
+            return content
+        today = {cls.RENAMED[key]: value for key, value in content.items() if key in cls.RENAMED}
+        return today | {key: value for key, value in content.items() if key not in cls.RENAMED}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that were set, as plain data."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        return self.model_dump(mode="json", exclude_unset=True, by_alias=True)
 
 
 class RunRecord(Record):

@@ -8,23 +8,21 @@ import shlex
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from exporters.network_files import network_files
 from hgkd_edge.console import note
 from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.files import file_sha256, read_regular, write_json
+from hgkd_edge.manifest_record import Artifact, Circumstances, ManifestRecord
 from hgkd_edge.parsing import MAX_RECORD_BYTES, decode_text, parse_json
 from hgkd_edge.recipe import Recipe, load_recipe
-from hgkd_edge.records import RecordType, parse_record
+from hgkd_edge.records import SCHEMA_VERSION, RecordType, parse_record, writable
 from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, FinetuneRecord
 
 __all__ = ["RunFiles", "require_recorded"]
 
 # Folders of a run whose files are read and written by name; trackers manage their own.
 FOLDERS = ("checkpoints", "export", "pictures")
-# Entries of the manifest that earlier versions wrote under other names.
-RENAMED = {"artefacts": "artifacts", "licence": "license"}
 
 
 class RunFiles:
@@ -122,7 +120,7 @@ class RunFiles:
     @property
     def is_distilled(self) -> bool:
         """Whether its distillation is finished and its result recorded."""
-        return self.backbone_file.is_file() and "result" in self.manifest()
+        return self.backbone_file.is_file() and self.manifest().result is not None
 
     @property
     def is_finetuned(self) -> bool:
@@ -156,18 +154,13 @@ class RunFiles:
             return parse_record(FeatureRecord, content, self.evaluation_file)
         return parse_record(EvaluationRecord, content, self.evaluation_file)
 
-    def manifest(self) -> dict[str, Any]:
-        """The manifest so far, with today's names of its entries; empty for a new run.
+    def manifest(self) -> ManifestRecord:
+        """The manifest so far; empty for a new run.
 
         Raises:
-            RunError: It is damaged.
+            RunError: It is damaged, or a later version wrote it.
         """
-        manifest = self.read_json(self.manifest_file) if self.manifest_file.is_file() else {}
-        for entries in (manifest, manifest.get("teacher"), manifest.get("student")):
-            for before, now in RENAMED.items():
-                if isinstance(entries, dict) and before in entries:
-                    entries.setdefault(now, entries.pop(before))
-        return manifest
+        return self.read_record(ManifestRecord, self.manifest_file) or ManifestRecord()
 
     def read_bytes(self, file: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
         """All bytes of a file of this run.
@@ -183,7 +176,7 @@ class RunFiles:
             )
         return read_regular(real)
 
-    def read_json(self, file: Path) -> dict[str, Any]:
+    def read_json(self, file: Path) -> dict[str, object]:
         """A JSON file of this run.
 
         Raises:
@@ -208,21 +201,22 @@ class RunFiles:
         """
         return parse_record(kind, self.read_json(file), file) if file.is_file() else None
 
-    def update_manifest(self, **entries: Any) -> None:
-        """Set top-level entries of the manifest."""
-        write_json(self.manifest_file, {**self.manifest(), **entries})
+    def update_manifest(self, entries: Circumstances) -> None:
+        """Set top-level entries of the manifest: those that are set in `entries`."""
+        content = self.manifest().to_dict() | entries.to_dict()
+        made = ManifestRecord.model_validate({**content, "schema_version": SCHEMA_VERSION})
+        write_json(self.manifest_file, made.to_dict())
 
     def drop_from_manifest(self, entry: str) -> None:
         """Remove a top-level entry of the manifest, if it is there."""
-        manifest = self.manifest()
-        if manifest.pop(entry, None) is not None:
-            write_json(self.manifest_file, manifest)
+        content = self.manifest().to_dict()
+        if content.pop(entry, None) is not None:
+            write_json(self.manifest_file, content)
 
     def recorded_sha256(self, file: Path) -> str | None:
         """The manifest's record of a file of this run; None if there is none."""
-        artifacts = self.manifest().get("artifacts")
-        entry = artifacts.get(self._name(file)) if isinstance(artifacts, dict) else None
-        return entry.get("sha256") if isinstance(entry, dict) else None
+        artifact = self.manifest().artifacts.get(self._name(file))
+        return artifact.sha256 if artifact is not None else None
 
     def require_recorded(self, file: Path) -> bool:
         """Check a file against the manifest; returns whether the manifest records it.
@@ -237,7 +231,7 @@ class RunFiles:
         if found != recorded:
             raise RunError(
                 f"{file}: is not the file that {self.manifest_file} records "
-                f"(sha256 {found[:12]}, recorded {str(recorded)[:12]})",
+                f"(sha256 {found[:12]}, recorded {recorded[:12]})",
                 hint=f"make it again; or, if you replaced it on purpose, delete the entry "
                 f"'{self._name(file)}' under 'artifacts' in {self.manifest_file}",
             )
@@ -249,17 +243,10 @@ class RunFiles:
         Raises:
             RunError: The manifest is damaged.
         """
-        artifacts = self.manifest().get("artifacts", {})
-        if not isinstance(artifacts, dict):
-            raise RunError(
-                f"{self.manifest_file}: is damaged: 'artifacts' is not a mapping",
-                hint="fix it, or move it away: the rest of the run is whole",
-            )
-        artifacts[self._name(file)] = {
-            "sha256": file_sha256(file),
-            "made_from": [self._name(source) for source in made_from],
-        }
-        self.update_manifest(artifacts=artifacts)
+        sources = [self._name(source) for source in made_from]
+        artifact = Artifact(sha256=file_sha256(file), made_from=sources)
+        artifacts = self.manifest().artifacts | {self._name(file): artifact}
+        self.update_manifest(ManifestRecord(artifacts=artifacts))
 
     @property
     def resume_command(self) -> str:
@@ -287,7 +274,9 @@ class RunFiles:
         file, root = Path(os.path.abspath(file)), Path(os.path.abspath(self.path))
         if not file.is_relative_to(root):  # the folder, or the file, was reached through a link
             file, root = file.parent.resolve() / file.name, root.resolve()
-        return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        return writable(
+            file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        )
 
 
 def require_recorded(file: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from pydantic import Field
 
@@ -12,12 +11,19 @@ from hgkd_edge.records import Record, RunRecord
 __all__ = [
     "Baseline",
     "EvaluationRecord",
+    "FeatureIntervals",
+    "FeatureRanges",
     "FeatureRecord",
     "FeatureScores",
     "FinetuneRecord",
+    "Interval",
     "ScoreRecord",
+    "TaskIntervals",
     "TaskRecord",
+    "TaskScores",
 ]
+
+Interval = tuple[float, float]  # 95 %: low and high
 
 
 class ScoreRecord(RunRecord, ABC):
@@ -25,13 +31,13 @@ class ScoreRecord(RunRecord, ABC):
 
     Attributes:
         split: Name of the split.
-        intervals: 95 % intervals by name, in the shape of the scores.
+        intervals: In the shape of the scores.
         interval_method: How they were computed; None where there are none.
         warnings: No gain over a baseline, classes without training images.
     """
 
     split: str = ""
-    intervals: dict[str, Any] = Field(default_factory=dict)
+    intervals: Record = Field(default_factory=Record)
     interval_method: str | None = None
     warnings: list[str] = Field(default_factory=list)
 
@@ -48,9 +54,25 @@ class FeatureScores(Record):
     linear_probe: float
 
 
+class FeatureRanges(Record):
+    """The intervals of `FeatureScores`."""
+
+    knn: Interval | None = None
+    linear_probe: Interval | None = None
+
+
+class FeatureIntervals(Record):
+    """The intervals of both networks, and that of the majority class."""
+
+    distilled: FeatureRanges = Field(default_factory=FeatureRanges)
+    untrained: FeatureRanges = Field(default_factory=FeatureRanges)
+    majority: Interval | None = None
+
+
 class FeatureRecord(ScoreRecord):
     """Scores of a backbone's features; `photos` are numbers of images by split."""
 
+    intervals: FeatureIntervals = Field(default_factory=FeatureIntervals)
     photos: dict[str, int]
     distilled: FeatureScores
     untrained: FeatureScores
@@ -68,17 +90,70 @@ class Baseline(Record):
     score: float
 
 
-class TaskRecord(ScoreRecord):
-    """Scores of a model for a task; without `scores` where no labeled images were held out.
+class TaskIntervals(Record):
+    """The intervals of `TaskScores`, as far as they are known."""
 
-    `scores` are by name, in [0, 1]; `metric` names the main one. `per_class`, `confusion` and
-    `pictures` are among them where the task has them.
+    top1: Interval | None = None
+    top5: Interval | None = None
+    miou: Interval | None = None
+    map: Interval | None = None
+    map50: Interval | None = None
+    per_class: dict[str, Interval] = Field(default_factory=dict)
+
+    @property
+    def single(self) -> dict[str, Interval]:
+        """The intervals of scores that are one number."""
+        return {name: value for name, value in self if isinstance(value, tuple)}
+
+
+class TaskScores(Record):
+    """Scores in [0, 1] of a model for a task; each task sets its own.
+
+    Attributes:
+        top1: Classification: share of the images whose most probable class is the true one.
+        top5: Classification: share of the images with the true class among the first five.
+        mean_class: Classification: mean accuracy of the classes.
+        miou: Segmentation: mean intersection over union of the classes.
+        pixel_accuracy: Segmentation: share of the pixels with the true class.
+        map: Detection: COCO's mean average precision over IoU .5 to .95.
+        map50: Detection: the same at IoU .5.
+        per_class: By class: accuracy, intersection over union, or average precision.
+        confusion: Numbers of images or pixels, [true, predicted].
+        intervals: Those that the task computes itself.
+        pictures: Image files for visual inspection.
+        ignored_pixels: Segmentation: share of the pixels without a class.
     """
 
+    top1: float | None = None
+    top5: float | None = None
+    mean_class: float | None = None
+    miou: float | None = None
+    pixel_accuracy: float | None = None
+    map: float | None = None
+    map50: float | None = None
+    per_class: dict[str, float] = Field(default_factory=dict)
+    confusion: list[list[int]] = Field(default_factory=list)
+    intervals: TaskIntervals = Field(default_factory=TaskIntervals)
+    pictures: list[str] = Field(default_factory=list)
+    ignored_pixels: float | None = None
+
+    @property
+    def single(self) -> dict[str, float]:
+        """The scores that are one number."""
+        return {name: value for name, value in self if isinstance(value, float)}
+
+
+class TaskRecord(ScoreRecord):
+    """Scores of a model for a task; `scores` is None where no labeled images were held out.
+
+    `metric` names the main score.
+    """
+
+    intervals: TaskIntervals = Field(default_factory=TaskIntervals)
     task: str = ""
     metric: str = ""
     photos: int = 0
-    scores: dict[str, Any] = Field(default_factory=dict)
+    scores: TaskScores | None = None
     baseline: Baseline | None = None
 
     @property
@@ -88,12 +163,12 @@ class TaskRecord(ScoreRecord):
     @property
     def single(self) -> dict[str, float]:
         """The scores that are one number."""
-        return {name: value for name, value in self.scores.items() if isinstance(value, float)}
+        return self.scores.single if self.scores is not None else {}
 
     @property
     def per_class(self) -> dict[str, float]:
         """The score of each class; empty where the task has none."""
-        return self.scores.get("per_class", {})
+        return self.scores.per_class if self.scores is not None else {}
 
 
 class FinetuneRecord(TaskRecord):

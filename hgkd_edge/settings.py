@@ -47,7 +47,7 @@ class Section(BaseModel):
         return raw
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, object]:
     """A YAML file that holds a mapping.
 
     Raises:
@@ -81,7 +81,7 @@ def settings_text(path: Path) -> str:
 
 
 def parse_settings(
-    model: type[SectionType], raw: dict[str, Any], overrides: Sequence[str] = (), *, name: str
+    model: type[SectionType], raw: dict[str, object], overrides: Sequence[str] = (), *, name: str
 ) -> SectionType:
     """Validate nested settings after applying `a.b=c` overrides to them.
 
@@ -115,7 +115,7 @@ def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, object], override: str) -> None:
     key, equals, value = override.partition("=")
     shown = cut(override)
     if not equals or not key:

@@ -22,11 +22,13 @@ def score_table(result: FeatureRecord) -> Table:
     table = Table(title=title, caption=_caption(result), min_width=len(title))
     for column in ("features", "k-NN", "linear probe"):
         table.add_column(column, justify="left" if column == "features" else "right")
-    for name, scores in (("distilled", result.distilled), ("untrained", result.untrained)):
-        ranges = intervals.get(name, {})
-        probed = percent(scores.linear_probe, ranges.get("linear_probe"))
-        table.add_row(name, percent(scores.knn, ranges.get("knn")), probed)
-    majority = percent(result.majority, intervals.get("majority"))
+    for name, scores, ranges in (
+        ("distilled", result.distilled, intervals.distilled),
+        ("untrained", result.untrained, intervals.untrained),
+    ):
+        probed = percent(scores.linear_probe, ranges.linear_probe)
+        table.add_row(name, percent(scores.knn, ranges.knn), probed)
+    majority = percent(result.majority, intervals.majority)
     table.add_row("majority class", majority, majority)
     return table
 
@@ -38,12 +40,11 @@ def task_table(result: TaskRecord) -> Table:
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
     table.add_column("value", justify="right")
     for name, value in result.single.items():
-        table.add_row(name, percent(value, intervals.get(name)))
+        table.add_row(name, percent(value, intervals.single.get(name)))
     if baseline := result.baseline:
         table.add_row(f"baseline: {baseline.name}", percent(baseline.score))
-    per_class = intervals.get("per_class", {})
     for name, value in result.per_class.items():
-        table.add_row(f"  {name}", percent(value, per_class.get(name)))
+        table.add_row(f"  {name}", percent(value, intervals.per_class.get(name)))
     return table
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from hgkd_edge.bench.records import Refusal
-from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
+from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
+from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
 
 RUN = "runs/shop"
 METHOD = "bootstrap over images, 95 %"
 
 DISTILLED: dict[str, Any] = {
-    "run": RUN,
-    "held_out": {"sites": 2048, "photos": 64, "student": 0.612, "mean_token": 0.104},
+    "held_out": {"sites": "masked", "photos": 64, "student": 0.612, "mean_token": 0.104},
     "warnings": ["2 of 640 images could not be read"],
 }
 CHECKED: dict[str, Any] = {
-    "run": RUN,
     "signs": ["predicts teacher features of 64 held-out images with cosine 0.41"],
     "doubts": ["k-NN top-1 31.0 % on 64 val images, 30.5 % before distillation"],
     "hours": 3.2,
@@ -90,20 +89,31 @@ DEMO: dict[str, Any] = {
     "held_out": {"student": 0.612, "mean_token": 0.104, "sites": "masked"},
     "evaluation": FEATURES,
     "export": {
-        "verification": {"outputs": [{"max_abs_error": 4.8e-07}]},
-        "engine": {"size_bytes": 6_100_000, "backend": "tensorrt_rtx", "version": "1.7.1.116"},
+        "verification": {"outputs": [{"name": "logits", "max_abs_error": 4.8e-07}]},
+        "engine": {
+            "kind": "engine",
+            "precision": "fp32",
+            "path": "export/shop.fp32.plan",
+            "size_bytes": 6_100_000,
+            "backend": "tensorrt_rtx",
+            "version": "1.7.1.116",
+        },
     },
     "sparse_to_dense": 1.4e-6,
     "latency": {"p50_ms": 0.71, "p99_ms": 0.93},
     "seconds": 148.0,
     "seconds_by_step": {"distill": 104.0, "evaluate": 14.0, "export": 21.0, "bench": 9.0},
 }
-PREDICTIONS: list[dict[str, Any]] = [
-    {"photo": "photos/1.jpg", "labels": [{"name": "dress", "probability": 0.93}]},
-    {"photo": "photos/2.jpg", "shares": {"nucleus": 0.12, "other": 0.0}},
-    {"photo": "photos/3.jpg", "boxes": [{"name": "RBC"}, {"name": "RBC"}, {"name": "WBC"}]},
-    {"photo": "photos/4.jpg", "boxes": []},
-    {"photo": "photos/5.jpg", "error": "cannot be read as an image: truncated"},
+PLACE = (0.0, 0.0, 8.0, 8.0)
+PREDICTIONS = [
+    FileAnswer("photos/1.jpg", Found(labels=[Label("dress", 0.93)])),
+    FileAnswer("photos/2.jpg", Found(shares={"nucleus": 0.12, "other": 0.0})),
+    FileAnswer(
+        "photos/3.jpg",
+        Found(boxes=[Detection(name, 0.9, PLACE) for name in ("RBC", "RBC", "WBC")]),
+    ),
+    FileAnswer("photos/4.jpg", Found(boxes=[])),
+    FileAnswer("photos/5.jpg", error="cannot be read as an image: truncated"),
 ]
 VIDEO: dict[str, Any] = {
     "source": "rtsp://camera/stream", "live": True, "answers": "predictions/stream.jsonl",
@@ -140,6 +150,7 @@ def _measurement(model: str, precision: str, ms: float, *, noisy: bool) -> dict[
 
 
 MODELS = {"shop.fp32.onnx": ("fp32", 4.56), "shop.int8-cpu.onnx": ("int8", 1.9)}
+FILES = {"shop.int8-cpu.onnx": "shop.int8-cpu.failed-verification.onnx"}
 SESSION: dict[str, Any] = {
     "target": "cpu",
     "created": "2026-01-05T10:00:00",
@@ -147,7 +158,10 @@ SESSION: dict[str, Any] = {
     "settings": {"batches": [1], "threads": [2]},
     "environment": {"cpu": "AMD EPYC", "usable_cores": 2},
     "models": [
-        {"label": name, "path": name, "sha256": "0" * 64, "size_mb": 2.8, "precision": precision}
+        {
+            "label": name, "path": FILES.get(name, name), "sha256": "0" * 64, "size_mb": 2.8,
+            "precision": precision,
+        }
         for name, (precision, _) in MODELS.items()
     ],
     "measurements": [
@@ -156,7 +170,7 @@ SESSION: dict[str, Any] = {
     ],
     "warnings": ["CPU governor is 'powersave': clocks may be low"],
     "refusals": [{"name": "tensorrt", "reason": "this machine has no NVIDIA GPU"}],
-}
+}  # fmt: skip
 REFUSALS = [Refusal(name="nano", reason="nano@10.0.0.7 cannot be reached: timed out")]
 RATIOS: list[dict[str, Any]] = [
     {

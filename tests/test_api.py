@@ -280,7 +280,7 @@ def test_a_notebook_shows_tables_and_pictures(run: hgkd_edge.Run, photos: Path) 
 
 
 def test_a_notebook_shows_names_as_text() -> None:
-    result = Result({"name": "<script>"}, lambda found: [found["name"]])
+    result = Result({"name": "<script>"}, lambda: ["<script>"])
 
     assert "<script>" not in result._repr_html_()
     assert repr(result) == "<script>"

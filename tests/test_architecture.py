@@ -219,3 +219,55 @@ def test_public_names_have_a_docstring_and_all_parameters_a_type(file: Path) -> 
             bare = [one.arg for one in every if one.annotation is None]
             assert set(bare) <= {"self", "cls"}, f"{node.name}: {bare}"
             assert node.returns is not None, f"{node.name} states no result"
+
+
+# A reader cannot see the fields of such a value, and mypy does not check them.
+LOOSE = re.compile(r"\b(dict|Dict|Mapping|MutableMapping)\[str, Any\]")
+# What is left, and why. Records, dataclasses and `Mapping[str, object]` take the place of others.
+ALLOWED_LOOSE = {
+    "hgkd_edge/api/result.py: Result": "a mapping for users: the fields that `--json` prints",
+    "hgkd_edge/api/model.py: Prediction.record": "for users: the fields of `predict --json`",
+    "hgkd_edge/api/model.py: Predictions.records": "for users: as `predict --json` prints them",
+    "hgkd_edge/recipe_schema.py: recipe_schema": "a JSON schema, whose format others chose",
+}
+# Programs that run on a device, without hgkd-edge: no module imports their functions.
+ON_DEVICES = ("bench/edge/ort_device.py", "bundles/device/")
+
+
+def loose_names(node: ast.AST, owner: str = "") -> Iterator[str]:
+    """Public functions, attributes, bases and aliases of a module that hold `dict[str, Any]`.
+
+    `to_dict` is where a record becomes JSON: its fields are those of its class.
+    """
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If | ast.Try):
+            yield from loose_names(child, owner)
+            continue
+        if isinstance(child, ast.AnnAssign | ast.Assign):
+            target = child.target if isinstance(child, ast.AnnAssign) else child.targets[0]
+            name, text = ast.unparse(target), ast.unparse(child)
+        elif isinstance(child, ast.ClassDef):
+            name, text = child.name, " ".join(map(ast.unparse, child.bases))
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            result = ast.unparse(child.returns) if child.returns else ""
+            name, text = child.name, f"{ast.unparse(child.args)} -> {result}"
+        else:
+            continue
+        if name.startswith("_") or name == "to_dict":
+            continue
+        if LOOSE.search(text):
+            yield f"{owner}{name}"
+        if isinstance(child, ast.ClassDef):
+            yield from loose_names(child, f"{owner}{name}.")
+
+
+def test_types_and_not_dictionaries_cross_modules() -> None:
+    found = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file, tree in TREES.items()
+        if not any(program in file.as_posix() for program in ON_DEVICES)
+        for name in loose_names(tree)
+    }
+
+    assert found == ALLOWED_LOOSE.keys()
+    assert len(ALLOWED_LOOSE) <= 5

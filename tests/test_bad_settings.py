@@ -22,6 +22,7 @@ from hgkd_edge.bench.records import load_bench
 from hgkd_edge.cli import app, main
 from hgkd_edge.comparison.table import compare_runs
 from hgkd_edge.export_record import ExportRecord, write_exports
+from hgkd_edge.manifest_record import ManifestRecord
 from hgkd_edge.recipe import builtin_recipes, load_recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
@@ -119,12 +120,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     made.finetune_file.write_text(yaml.safe_dump(FINETUNE))
     result = {"task": "classify", "photos": 16, "split": "test", "scores": {"top1": 0.5}}
     made.finetune_result_file.write_text(json.dumps(result))
-    made.update_manifest(
-        seed=0,
-        teacher={"name": "vit", "license": "mit"},
-        data={"train": {"photos": 48, "fingerprint": "f" * 64, "skipped": ["broken.jpg"]}},
-        result={"run": "runs/tiny", "held_out": None},
-    )
+    train = {"photos": 48, "fingerprint": "f" * 64, "skipped": [["broken.jpg", "is truncated"]]}
+    entries = {
+        "seed": 0,
+        "teacher": {"name": "vit", "license": "mit"},
+        "data": {"train": train},
+        "result": {"run": "runs/tiny", "held_out": None},
+    }
+    made.update_manifest(ManifestRecord.model_validate(entries))
     measure(made, fp32=2.0, fp16=1.0)
     keep(made, fp32=80.0, fp16=79.0)
     return made

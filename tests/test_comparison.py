@@ -18,10 +18,12 @@ from hgkd_edge.bench.environment import environment
 from hgkd_edge.bench.records import BenchFile, Session, Settings, save_session
 from hgkd_edge.comparison import measuring
 from hgkd_edge.comparison.artifacts import artifacts_of
-from hgkd_edge.comparison.table import Comparison, Row, compare_runs
+from hgkd_edge.comparison.rows import Comparison, Row
+from hgkd_edge.comparison.table import compare_runs
 from hgkd_edge.comparison.view import comparison_lines, write_plot
 from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError
+from hgkd_edge.manifest_record import Circumstances, ManifestRecord, SplitRecord
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.records import Images
 from hgkd_edge.report import report
@@ -272,7 +274,8 @@ def test_figures_of_a_file_that_is_another_one_by_now_are_in_no_row(
 def finetuned(run: RunDir, photos: int = 200, fingerprint: str = IMAGES["fingerprint"]) -> None:
     result = {"metric": "top1", "scores": {"top1": 0.9}, "split": "test", "photos": photos}
     run.finetune_result_file.write_text(json.dumps(result))
-    run.update_manifest(finetune={"data": {"test": {"fingerprint": fingerprint}}})
+    test = SplitRecord(photos=photos, fingerprint=fingerprint)
+    run.update_manifest(ManifestRecord(finetune=Circumstances(data={"test": test})))
 
 
 def evaluated(run: RunDir) -> None:
@@ -411,8 +414,8 @@ def test_only_devices_with_something_missing_are_measured_and_as_before(
     monkeypatch.setattr(measuring, "list_runners", lambda: [("ort-cpu", None)])
     measure(run, fp32=4, fp16=3)
     record = BenchFile.model_validate_json((run.path / "bench.json").read_text())
-    settings = {"batches": [1, 8], "threads": [2], "duration_s": 1.5, "copies": "out"}
-    session = record.sessions[0].model_copy(update={"settings": Settings(**settings)})
+    settings = Settings(batches=[1, 8], threads=[2], duration_s=1.5, copies="out")
+    session = record.sessions[0].model_copy(update={"settings": settings})
     save_session(run.path / "bench.json", session)
 
     measuring.measure_missing(run, lambda _what, _part: None)

@@ -11,6 +11,7 @@ from hgkd_edge.confidence import (
     task_baseline,
     wilson,
 )
+from hgkd_edge.score_records import Baseline, TaskIntervals, TaskScores
 
 
 @pytest.mark.parametrize(
@@ -51,21 +52,21 @@ def test_the_interval_of_a_mean_shrinks_with_the_root_of_n() -> None:
 
 
 def test_only_shares_of_images_carry_an_interval_and_classes_count_their_own() -> None:
-    scores = {
-        "top1": 0.5,
-        "mean_class": 0.6,
-        "per_class": {"a": 0.25, "c": 1.0},
-        "confusion": [[1, 3, 0], [0, 0, 0], [0, 0, 2]],
-    }
+    scores = TaskScores(
+        top1=0.5,
+        mean_class=0.6,
+        per_class={"a": 0.25, "c": 1.0},
+        confusion=[[1, 3, 0], [0, 0, 0], [0, 0, 2]],
+    )
 
     found = score_intervals(scores, ("a", "b", "c"))
 
-    assert found["top1"] == wilson(0.5, 6)
-    assert found["per_class"] == {"a": wilson(0.25, 4), "c": wilson(1.0, 2)}
-    assert "mean_class" not in found
-    assert score_intervals({"map": 0.5}, ("a",)) == {}
-    brought = {"miou": (0.4, 0.6)}
-    assert score_intervals({"miou": 0.5, "intervals": brought}, ("a",)) == brought
+    assert found.top1 == wilson(0.5, 6)
+    assert found.per_class == {"a": wilson(0.25, 4), "c": wilson(1.0, 2)}
+    assert found.single.keys() == {"top1"}
+    assert score_intervals(TaskScores(map=0.5), ("a",)) == TaskIntervals()
+    brought = TaskIntervals(miou=(0.4, 0.6))
+    assert score_intervals(TaskScores(miou=0.5, intervals=brought), ("a",)) == brought
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,8 @@ def test_only_shares_of_images_carry_an_interval_and_classes_count_their_own() -
 def test_a_score_that_does_not_beat_its_baseline_says_so(
     score: float, interval: tuple[float, float] | None, expected: str
 ) -> None:
-    line = not_better("linear probe", score, ("untrained", 0.333), interval=interval, count=60)
+    baseline = Baseline(name="untrained", score=0.333)
+    line = not_better("linear probe", score, baseline, interval=interval, count=60)
 
     assert expected in line
     assert bool(line) == bool(expected)
@@ -89,8 +91,9 @@ def test_a_score_that_does_not_beat_its_baseline_says_so(
 
 
 def test_what_has_learned_nothing_still_scores_on_lopsided_data() -> None:
-    background = {"confusion": [[80, 10], [10, 0]]}
+    background = TaskScores(confusion=[[80, 10], [10, 0]])
 
-    assert task_baseline("classify", {}, 0.7) == {"name": "majority class", "score": 0.7}
-    assert task_baseline("segment", background, None)["score"] == pytest.approx(0.45)
-    assert task_baseline("detect", {}, None)["score"] == 0
+    majority = task_baseline("classify", TaskScores(), 0.7)
+    assert majority == Baseline(name="majority class", score=0.7)
+    assert task_baseline("segment", background, 0.0).score == pytest.approx(0.45)
+    assert task_baseline("detect", TaskScores(), 0.0).score == 0

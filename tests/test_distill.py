@@ -21,7 +21,7 @@ from hgkd_edge.data.augment import normalize, random_view
 from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import parts, pretrain
-from hgkd_edge.distillation.distill import distill
+from hgkd_edge.distillation.distill import distill, first_updates
 from hgkd_edge.distillation.loss import DistillationLoss
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.score import held_out_cosine, not_better_than_the_mean
@@ -30,6 +30,7 @@ from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
+from hgkd_edge.manifest_record import HeldOut
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.models.student import Prediction
 from hgkd_edge.recipe import Recipe, load_recipe
@@ -144,8 +145,8 @@ def test_where_only_pixels_are_learned_the_teacher_rests(
 
     # Several processes would wait for a weight that gets no gradient.
     assert all(p.grad is not None for p in task.model.parameters() if p.requires_grad)
-    assert result["held_out"] == {}
-    assert run.manifest()["teacher"]["weights"].startswith("none")
+    assert result.held_out is None
+    assert run.manifest().teacher.weights.startswith("none")
 
 
 def test_visible_targets_come_from_visible_patches_only(tiny_recipe: dict[str, Any]) -> None:
@@ -170,7 +171,7 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     result = distill(recipe, run)
 
     manifest = run.manifest()
-    assert set(result["held_out"]) == {
+    assert result.to_dict()["held_out"].keys() == {
         "student",
         "mean_token",
         "gain_ci95",
@@ -178,11 +179,11 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
         "photos",
         "sites",
     }
-    assert manifest["artifacts"]["backbone.safetensors"]["made_from"] == ["checkpoints/last.pt"]
-    assert manifest["data"]["train"]["photos"] == 48
-    assert manifest["seed"] == 0
-    assert manifest["teacher"]["weights"] == "pretrain"
-    assert manifest["teacher"]["sha256"] == file_sha256(Path(manifest["teacher"]["file"]))
+    assert manifest.artifacts["backbone.safetensors"].made_from == ["checkpoints/last.pt"]
+    assert manifest.data["train"].photos == 48
+    assert manifest.seed == 0
+    assert manifest.teacher.weights == "pretrain"
+    assert manifest.teacher.sha256 == file_sha256(Path(manifest.teacher.file))
     assert list(run.path.glob("tensorboard/events.out.tfevents*"))
     records = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 7))
@@ -268,7 +269,7 @@ def test_with_standardized_targets_the_mean_token_predicts_nothing(
             {**tiny_recipe, "teacher": {**tiny_recipe["teacher"], "standardize": wanted}}
         )
         run = RunDir.create(recipe, tmp_path / str(wanted))
-        cosines[wanted] = distill(recipe, run)["held_out"]["mean_token"]
+        cosines[wanted] = distill(recipe, run).held_out.mean_token
 
     assert cosines[False] > 0.25
     assert abs(cosines[True]) < 0.2
@@ -341,7 +342,8 @@ def test_held_out_images_that_cannot_be_read_cost_their_score_and_not_the_backbo
     result = distill(recipe, run)
 
     assert run.backbone_file.is_file()
-    assert run.manifest()["result"] == result == {"held_out": {}}
+    assert run.manifest().result == result
+    assert result.to_dict() == {"held_out": {}}
     expected = capsys.readouterr().err.replace("\n", " ")
     assert "warning: no held-out score" in expected
     assert "broken.jpg" in expected
@@ -428,8 +430,8 @@ def test_a_student_of_visible_patches_is_judged_on_those(
     setup = Setup(task.recipe, task.parts, task.teacher, splits, cache=None)
     scores = held_out_cosine(task.model, setup)
 
-    assert scores["student"] == pytest.approx(1, abs=1e-4)
-    assert scores["mean_token"] < 0.99
+    assert scores.student == pytest.approx(1, abs=1e-4)
+    assert scores.mean_token < 0.99
 
 
 @pytest.mark.parametrize(
@@ -474,13 +476,12 @@ def test_a_pretraining_stopped_in_a_distillation_says_how_that_resumes(
 def test_a_student_no_better_than_the_mean_token_says_so(
     gain: tuple[float, float], warned: bool
 ) -> None:
-    held_out = {"student": 0.02, "mean_token": 0.01, "photos": 18, "gain_ci95": gain}
+    held_out = HeldOut(student=0.02, mean_token=0.01, photos=18, gain_ci95=gain)
 
     line = not_better_than_the_mean(held_out)
 
     assert bool(line) == warned
     assert not warned or line.endswith("(95 % interval over 18 images)")
-    assert not_better_than_the_mean({}) == ""
 
 
 def batch_of(task: Distilling, count: int = 3) -> tuple[torch.Tensor, ...]:
@@ -566,8 +567,8 @@ def test_a_run_with_every_key_on_is_judged_on_tokens_and_saves_a_plain_backbone(
 
     result = distill(recipe, run)
 
-    assert -1 <= result["held_out"]["student"] <= 1
-    assert result["held_out"]["sites"] == "masked"
+    assert -1 <= result.held_out.student <= 1
+    assert result.held_out.sites == "masked"
     assert "embedding_cosine" in _records(run.log_file)[-1]
     model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
     model.load_state_dict(load_file(run.backbone_file), strict=True)
@@ -617,18 +618,18 @@ def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
     whole, checked = (RunDir.create(recipe, tmp_path / name) for name in ("whole", "checked"))
     distill(recipe, whole)
 
-    report = distill(recipe, checked, until=2)
+    found = first_updates(recipe, checked, 2)
 
     assert checked.checkpoint_file.is_file()
     assert not checked.is_distilled
-    assert {"held_out", "knn", "knn_before", "signs", "doubts"} <= report.keys()
-    assert len(report["signs"]) + len(report["doubts"]) == 2
-    low, high = report["knn_ci95"]
-    assert 0 <= low <= report["knn"] <= high <= 1
+    assert {"held_out", "knn", "knn_before", "signs", "doubts"} <= found.to_dict().keys()
+    assert len(found.signs) + len(found.doubts) == 2
+    low, high = found.knn_ci95
+    assert 0 <= low <= found.knn <= high <= 1
     rates = [record["images_per_s"] for record in _records(checked.log_file)]
-    assert min(rates) <= report["images_per_s"] <= max(rates)
-    assert report["hours"] == pytest.approx(2 * 48 / report["images_per_s"] / 3600)
-    shown = checked_lines({"run": str(checked.path), **report})
+    assert min(rates) <= found.images_per_s <= max(rates)
+    assert found.hours == pytest.approx(2 * 48 / found.images_per_s / 3600)
+    shown = checked_lines(found)
     assert any(line.startswith("  the whole run takes 0.0 h at") for line in shown)
     distill(recipe, checked, resume=True)
     ends = [load_file(run.backbone_file) for run in (whole, checked)]

@@ -74,8 +74,9 @@ def test_the_command_prints_it(tiny_recipe: dict[str, Any], empty: Path) -> None
 
 
 def test_the_lines_name_every_part_and_what_does_not_fit() -> None:
-    lines = list(dry_run_lines(BASE))
-    full = list(dry_run_lines({**BASE, "cache_bytes": 2 * 10**9, "gpu_memory_bytes": 10**10}))
+    lines = list(dry_run_lines(module.DryRun.model_validate(BASE)))
+    more = {"cache_bytes": 2 * 10**9, "gpu_memory_bytes": 10**10}
+    full = list(dry_run_lines(module.DryRun.model_validate(BASE | more)))
 
     assert lines[0] == "dry run of 'tiny': 1,000 images at 100 images/s"
     assert "  training                       1:00:00" in lines

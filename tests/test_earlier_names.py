@@ -15,6 +15,7 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.files import write_json
+from hgkd_edge.manifest_record import NetworkOrigin
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tables import export_lines
@@ -31,12 +32,12 @@ def test_a_manifest_of_an_earlier_version_is_read_and_written_under_todays_names
 ) -> None:
     run.backbone_file.write_bytes(b"weights")
     run.add_artifact(run.backbone_file)
-    entries = run.manifest()["artifacts"]
+    entries = run.read_json(run.manifest_file)["artifacts"]
     earlier = {"artefacts": entries, "teacher": {"name": "vit", "licence": "dinov3-license"}}
     write_json(run.manifest_file, earlier)
 
     assert run.require_recorded(run.backbone_file)
-    assert run.manifest()["teacher"] == {"name": "vit", "license": "dinov3-license"}
+    assert run.manifest().teacher == NetworkOrigin(name="vit", license="dinov3-license")
     run.add_artifact(run.recipe_file)
     stored = run.read_json(run.manifest_file)
     assert set(stored["artifacts"]) == {"backbone.safetensors", "recipe.yaml"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def test_a_run_and_its_onnx_file_give_the_same_features(
     network = load_embedding_net(run.backbone_file).eval()
     spec = InputSpec(network.spec.size, network.spec.mean, network.spec.std, "cover")
     file = tmp_path / "net.onnx"
-    about = {f"hgkd_edge.{key}": json.dumps(value) for key, value in spec.metadata().items()}
+    about = {f"hgkd_edge.{key}": text for key, text in spec.metadata().items()}
     names = ("embedding",)
     export_onnx(network, file, input_size=(3, 64, 64), output_names=names, metadata=about)
 

@@ -129,8 +129,8 @@ def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_f
     assert metadata["hgkd_edge.weights_sha256"] == file_sha256(run.backbone_file)
     assert result.verification.passed
     assert result.verified_on == VerifiedOn(split="test", photos=18)
-    artifact = run.manifest()["artifacts"][f"export/{path.name}"]
-    assert artifact["made_from"] == ["backbone.safetensors"]
+    artifact = run.manifest().artifacts[f"export/{path.name}"]
+    assert artifact.made_from == ["backbone.safetensors"]
     np.testing.assert_array_equal(np.load(run.export_dir / "images.npy"), images[:16])
 
 
@@ -149,10 +149,10 @@ def test_a_fine_tuned_model_goes_to_every_runtime(
 
     assert result.task == task
     assert all(f.verification.passed for f in result.files if f.kind != "engine")
-    artifacts = made.manifest()["artifacts"]
+    artifacts = made.manifest().artifacts
     for name, file in files(result).items():
-        assert artifacts[f"export/{name}"]["sha256"] == file.sha256
-        assert Path(artifacts[f"export/{name}"]["made_from"][0]).name == file.made_from
+        assert artifacts[f"export/{name}"].sha256 == file.sha256
+        assert Path(artifacts[f"export/{name}"].made_from[0]).name == file.made_from
     for name in files(result):
         if name.endswith(".onnx"):
             assert open_task_model(made.export_dir / name).task == task
@@ -252,8 +252,8 @@ def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
     accuracy = int8.accuracy
     assert accuracy.metric == "k-NN top-1"
     assert accuracy.drop == accuracy.float_score - accuracy.score <= 100
-    assert result.calibration["method"] in METHODS_COMPARED
-    assert {"photos": 16, "from": "train"}.items() <= result.calibration.items()
+    assert result.calibration.method in METHODS_COMPARED
+    assert (result.calibration.photos, result.calibration.source) == (16, "train")
     assert len(result.sensitivity["cpu"]) == 21
 
 

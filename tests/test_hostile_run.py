@@ -22,6 +22,7 @@ from hgkd_edge.cli import main
 from hgkd_edge.engine.journal import _open_log, _truncate
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import atomic_write, open_regular, write_json
+from hgkd_edge.manifest_record import Circumstances, ManifestRecord
 from hgkd_edge.models.backbone import read_backbone
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
@@ -147,7 +148,7 @@ def test_a_file_that_is_also_somebodys_is_replaced_and_not_written_to(
             with _open_log(file) as log:
                 log.write("ours\n")
         write_json(run.path / "evaluation.json", {})
-        run.update_manifest(seed=1)
+        run.update_manifest(Circumstances(seed=1))
         report(run)
 
     assert (home / ".bashrc").read_bytes() == b"{}\n"
@@ -291,9 +292,9 @@ def test_the_hint_for_a_file_replaced_on_purpose_works(
     swapped: tuple[RunDir, Path, Any],
 ) -> None:
     run, file, load = swapped
-    artifacts = run.manifest()["artifacts"]
+    artifacts = run.manifest().artifacts
     del artifacts[file.relative_to(run.path).as_posix()]
-    run.update_manifest(artifacts=artifacts)
+    run.update_manifest(ManifestRecord(artifacts=artifacts))
 
     printed = ""
     try:
@@ -400,12 +401,14 @@ def test_a_load_of_what_nobody_recorded_claims_nothing(
 
 
 @pytest.mark.parametrize("artifacts", [3, [], {"backbone.safetensors": 3}, {"x": {"sha256": 3}}])
-def test_a_forged_manifest_is_no_crash(run: RunDir, artifacts: object) -> None:
+def test_a_forged_manifest_is_refused_in_one_line(run: RunDir, artifacts: object) -> None:
     write_json(run.manifest_file, {"artifacts": artifacts})
     write_weights(run.backbone_file, 1.0)
 
-    with pytest.raises(RunError, match="is not a backbone"):
+    with pytest.raises(RunError, match=r"manifest\.json: is damaged: artifacts") as raised:
         read_backbone(run.backbone_file)
+
+    assert "\n" not in raised.value.message
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])

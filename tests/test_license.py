@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from hgkd_edge.distillation import setup
 from hgkd_edge.distillation.license import license_notes, license_terms
 from hgkd_edge.distillation.parts import build
+from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
@@ -45,7 +46,7 @@ def test_a_custom_license_is_shown_first_and_recorded_in_manifest_and_report(
     page = report(run).read_text()
 
     assert "warning: teacher: license dinov3-license has custom terms" in before[0]
-    assert run.manifest()["teacher"]["license"] == "dinov3-license"
+    assert run.manifest().teacher.license == "dinov3-license"
     assert TERMS in page
 
 
@@ -66,10 +67,10 @@ def test_the_terms_of_a_license_are_known_by_its_name(license: str, terms: str) 
 
 
 def test_notes_are_of_the_networks_whose_license_has_conditions() -> None:
-    manifest = {
-        "teacher": {"name": DINOV3, "license": "dinov3-license"},
-        "student": {"name": "resnet18", "license": "apache-2.0"},
-    }
+    manifest = ManifestRecord(
+        teacher=NetworkOrigin(name=DINOV3, license="dinov3-license"),
+        student=NetworkOrigin(name="resnet18", license="apache-2.0"),
+    )
 
     (note,) = license_notes(manifest)
 

@@ -18,9 +18,10 @@ import onnx
 import pytest
 from PIL import Image
 
-from hgkd_edge.comparison.table import Circumstances, Comparison, Group, Row
+from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
 from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256
+from hgkd_edge.manifest_record import Distilled, HeldOut, ManifestRecord, NetworkOrigin, SplitRecord
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.report.speed import choice_blocks
@@ -104,7 +105,8 @@ def test_the_loss_is_drawn_also_when_the_log_ends_in_the_middle_of_a_line(run: R
 def test_the_held_out_cosine_at_the_end_is_drawn_next_to_its_baseline(run: RunDir) -> None:
     lines = [json.dumps({"step": i, "loss": 1.0, "cosine": i / 10}) for i in range(1, 9)]
     run.log_file.write_text("\n".join(lines))
-    run.update_manifest(result={"held_out": {"student": 0.5, "mean_token": 0.125}})
+    result = Distilled(held_out=HeldOut(student=0.5, mean_token=0.125))
+    run.update_manifest(ManifestRecord(result=result))
 
     page = Page(report(run))
 
@@ -123,10 +125,9 @@ def test_scores_pictures_and_origin_are_shown_and_everything_is_inside_the_page(
     scores = {"top1": 0.8125, "per_class": {"<i>hat</i>": 0.25}}
     result = {"task": "classify", "photos": 16, "split": "test", "scores": scores}
     (run.path / "finetune.json").write_text(json.dumps(result))
-    run.update_manifest(
-        teacher={"name": "vit", "license": "cc-by-nc-4.0"},
-        data={"train": {"photos": 48, "fingerprint": "f" * 64, "skipped": ["broken.jpg"]}},
-    )
+    train = SplitRecord(photos=48, fingerprint="f" * 64, skipped=[("broken.jpg", "is truncated")])
+    origin = NetworkOrigin(name="vit", license="cc-by-nc-4.0")
+    run.update_manifest(ManifestRecord(teacher=origin, data={"train": train}))
     run.add_artifact(run.recipe_file)
 
     page = Page(report(run))
@@ -338,11 +339,12 @@ def test_no_name_in_a_run_becomes_part_of_the_page(
         )
     )
     run.export_file.write_text(json.dumps({"files": [entry(text.replace("/", "|"))]}))
-    run.update_manifest(
-        teacher={text: text},
-        git_revision=text,
-        artifacts={text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
-    )
+    entries = {
+        "teacher": {text: text},
+        "git_revision": text,
+        "artifacts": {text.replace("/", "|"): {"sha256": text, "made_from": [text]}},
+    }
+    run.update_manifest(ManifestRecord.model_validate(entries))
     with run.recipe_file.open("a") as recipe:
         recipe.write(f"# {text}\n")
     (run.path / "pictures").mkdir()

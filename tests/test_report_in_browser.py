@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageStat
 
+from hgkd_edge.manifest_record import Circumstances, ManifestRecord, NetworkOrigin, SplitRecord
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
@@ -43,18 +44,15 @@ def fill(run: RunDir, *names: str) -> RunDir:
     files = [entry("x.fp32.onnx"), *(entry(name.replace("/", "|")) for name in names)]
     run.export_file.write_text(json.dumps({"files": files}))
     write_bench(run, measured("x.fp32", 4.0, to="x.fp32 ort-cpu b1", median=1.0))
+    origin = NetworkOrigin(name=names[0], weights="hub", license="cc-by-nc-4.0")
+    train = SplitRecord(photos=9, classes=classes, fingerprint="f" * 64)
     run.update_manifest(
-        teacher={"name": names[0], "weights": "hub", "license": "cc-by-nc-4.0"},
-        finetune={"data": {"train": {"photos": 9, "classes": classes, **_DATA}}},
-        seed=0,
+        ManifestRecord(teacher=origin, finetune=Circumstances(data={"train": train}), seed=0)
     )
     run.add_artifact(run.recipe_file)
     save_previews(run)
     Image.radial_gradient("L").convert("RGB").save(run.path / "pictures" / "segment-best-1.png")
     return run
-
-
-_DATA = {"fingerprint": "f" * 64, "skipped": []}
 
 
 def save_previews(run: RunDir) -> None:

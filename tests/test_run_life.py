@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.errors import DataError, Interrupted, RunError
+from hgkd_edge.manifest_record import Circumstances, Distilled, ManifestRecord
 from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.rundir import RUNS, RunDir
 
@@ -27,7 +28,7 @@ def good(recipe: Recipe) -> RunDir:
     with run.at_work():
         run.log_file.write_text("{}\n")
         run.backbone_file.write_text("weights")
-        run.update_manifest(result={})
+        run.update_manifest(ManifestRecord(result=Distilled()))
         run.add_artifact(run.backbone_file)
     return run
 
@@ -74,7 +75,7 @@ def test_a_finetuning_that_never_trained_leaves_the_run_it_was_for_as_it_was(goo
 
     run = RunDir.resolve(good.path)
     with pytest.raises(DataError), run.at_work():
-        run.update_manifest(finetune={"seed": 0})
+        run.update_manifest(ManifestRecord(finetune=Circumstances(seed=0)))
         run.finetune_file.touch()
         run.finetune_log_file.touch()
         raise DataError("no labels")

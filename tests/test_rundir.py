@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.errors import RunError
+from hgkd_edge.manifest_record import Artifact
 from hgkd_edge.recipe import load_recipe
 from hgkd_edge.rundir import RunDir, atomic_write, file_sha256
 
@@ -183,5 +184,5 @@ def test_the_manifest_says_what_an_artifact_is_and_what_it_was_made_from(
 
     run.add_artifact(made, made_from=[source])
 
-    entry = run.manifest()["artifacts"]["b"]
-    assert entry == {"sha256": file_sha256(made), "made_from": ["a"]}
+    entry = run.manifest().artifacts["b"]
+    assert entry == Artifact(sha256=file_sha256(made), made_from=["a"])

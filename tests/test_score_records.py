@@ -13,7 +13,13 @@ from hgkd_edge.errors import RunError
 from hgkd_edge.files import write_json
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, TaskRecord
+from hgkd_edge.score_records import (
+    EvaluationRecord,
+    FeatureRecord,
+    TaskIntervals,
+    TaskRecord,
+    TaskScores,
+)
 
 STORED = Path(__file__).parent / "records"
 
@@ -46,13 +52,14 @@ def test_a_fine_tuning_of_before_schema_versions_loads(run: RunDir) -> None:
 
 
 def test_an_unbounded_interval_is_written_and_read(run: RunDir) -> None:
-    record = EvaluationRecord(scores={"map": 0.5}, intervals={"map": (-math.inf, math.inf)})
+    intervals = TaskIntervals(map=(-math.inf, math.inf))
+    record = EvaluationRecord(scores=TaskScores(map=0.5), intervals=intervals)
     write_json(run.evaluation_file, record.to_dict())
 
     found = run.evaluation()
 
     assert isinstance(found, TaskRecord)
-    assert found.intervals == {"map": [-math.inf, math.inf]}
+    assert found.intervals.map == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "finetune.json"])

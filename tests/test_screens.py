@@ -24,6 +24,7 @@ from hgkd_edge.bench.tables import comparison_view, fleet_view, session_view
 from hgkd_edge.cli import app
 from hgkd_edge.console import make_console
 from hgkd_edge.export_record import ExportRecord
+from hgkd_edge.manifest_record import Distilled
 from hgkd_edge.score_records import FeatureRecord, TaskRecord
 from hgkd_edge.video.predict import Summary
 from tests import screen_records as record
@@ -64,7 +65,9 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     from hgkd_edge.api.run import distilled_lines
     from hgkd_edge.cli import demo, distill, predict
     from hgkd_edge.comparison.view import comparison_lines
-    from hgkd_edge.embedding import lines as embed_lines
+    from hgkd_edge.demo import DemoRecord
+    from hgkd_edge.distillation.check import Checked
+    from hgkd_edge.embedding import Summary as Embedded
 
     session = records.Session.model_validate(record.SESSION)
     compared = Comparison(
@@ -76,23 +79,23 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     )
     return {
         "distill": lambda: [
-            *distilled_lines(record.DISTILLED),
-            distill.next_step(record.DISTILLED),
+            *distilled_lines(record.RUN, Distilled.model_validate(record.DISTILLED)),
+            distill.next_step(record.RUN, checked=False),
         ],
         "distill-check": lambda: [
-            *checked_lines(record.CHECKED),
-            distill.next_step(record.CHECKED),
+            *checked_lines(Checked.model_validate(record.CHECKED)),
+            distill.next_step(record.RUN, checked=True),
         ],
-        "demo": lambda: [demo._table(record.DEMO)],
+        "demo": lambda: [demo._table(DemoRecord.model_validate(record.DEMO))],
         "evaluate-features": lambda: [
             shared.score_table(FeatureRecord.model_validate(record.FEATURES))
         ],
         "evaluate-model": lambda: [shared.task_table(TaskRecord.model_validate(record.SCORES))],
         "export": lambda: shared.export_lines(ExportRecord.model_validate(record.EXPORT)),
-        "predict": lambda: (str(Prediction(each["photo"], each)) for each in record.PREDICTIONS),
+        "predict": lambda: map(str, map(Prediction, record.PREDICTIONS)),
         "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
-        "embed": lambda: embed_lines(record.FEATURES_FILE),
-        "bench": lambda: [session_view(session, failed={"shop.int8-cpu.onnx"})],
+        "embed": Embedded(**record.FEATURES_FILE).lines,
+        "bench": lambda: [session_view(session)],
         "bench-fleet": lambda: [fleet_view([session], record.REFUSALS)],
         "bench-compare": lambda: [comparison_view(compared)],
         "compare": lambda: comparison_lines(record.comparison(), Path("runs/shop/comparison.svg")),

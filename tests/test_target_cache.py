@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import target_cache
-from hgkd_edge.distillation.distill import distill
+from hgkd_edge.distillation.distill import distill, first_updates
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
 from hgkd_edge.distillation.target_cache import cached_targets
@@ -191,7 +191,7 @@ def test_a_run_with_cached_targets_resumes_exactly(
     whole, stopped = (RunDir.create(recipe, tmp_path / name) for name in ("whole", "stopped"))
     distill(recipe, whole)
 
-    distill(recipe, stopped, until=6)
+    first_updates(recipe, stopped, 6)
     distill(recipe, stopped, resume=True)
 
     one, other = (load_file(run.backbone_file) for run in (whole, stopped))

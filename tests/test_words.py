@@ -45,10 +45,12 @@ ALLOWED = {
     "hgkd_edge/cli/export.py": r"[Ff]lavours?",
     "hgkd_edge/distillation/weights.py": r"hgkd_edge\.normalisation",
     "hgkd_edge/export_record.py": r"flavour",
-    "hgkd_edge/run_files.py": r"artefacts|licence",
+    "hgkd_edge/manifest_record.py": r"artefacts|licence",
     "hgkd_edge/tasks/config.py": r"colour",
     "tests/test_recipe.py": r"optimiser",  # a mistyped key
     "tests/test_export_record.py": r"flavour",
+    "tests/test_manifest_record.py": r"artefacts",
+    "tests/records/manifest_before_schema_versions.json": r"artefacts",
     "tests/test_earlier_names.py": r"flavour|--flavour|artefacts|licence|colour|normalisation",
     "CHANGELOG.md": r"--flavour|segment\.colour|detect\.colour|artefacts|licence|flavour|mend",
 }

@@ -59,7 +59,9 @@ def score_cell(
     if scratch:
         _save_untrained(recipe, splits["train"], run)
     else:
-        cell["held_out"] = distill(recipe, run)["held_out"]
+        distilled = distill(recipe, run)
+        assert distilled is not None, "a cell is one process"
+        cell["held_out"] = distilled.to_dict()["held_out"]
         cell["seconds_distilled"] = round(time.monotonic() - begin)
     if protocol.task == "classify":
         network = load_embedding_net(run.backbone_file)
@@ -133,4 +135,4 @@ def finetuned_scores(recipe: Recipe, run: RunDir, annotated: Path, share: float)
     )
     seeds = [recipe.seed + 1000 * draw for draw in range(protocol.draws.get(share, 1))]
     results = [finetune(config.model_copy(update={"seed": seed}), run) for seed in seeds]
-    return [float(result.scores[result.metric]) for result in results if result is not None]
+    return [result.single[result.metric] for result in results if result is not None]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.api.run import Run, load
-from hgkd_edge.comparison.table import MAX_DROP, compare_runs
+from hgkd_edge.comparison.table import compare_runs
+from hgkd_edge.comparison.verdict import MAX_DROP
 from hgkd_edge.comparison.view import comparison_lines, write_plot
 from hgkd_edge.rundir import RunDir
 
@@ -40,7 +41,7 @@ def compare(
     found.remarks.extend(failed)
     plot = write_plot(found, folders[0].path / "comparison.svg")
     record = {**found.to_dict(), "plot": plot and str(plot)}
-    return Result(record, lambda _: comparison_lines(found, plot))
+    return Result(record, lambda: comparison_lines(found, plot))
 
 
 def _measure(folders: Sequence[RunDir]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.api.run import Run
@@ -27,6 +27,8 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.settings import parse_settings
 
 if TYPE_CHECKING:
+    from hgkd_edge.distillation.check import Checked
+    from hgkd_edge.distillation.dry_run import DryRun
     from hgkd_edge.distillation.parts import Parts
 
 __all__ = [
@@ -39,7 +41,7 @@ __all__ = [
     "resolve_recipe",
 ]
 
-AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+AnyRecipe = str | os.PathLike[str] | Mapping[str, object] | Recipe
 
 
 def distill(
@@ -70,7 +72,13 @@ def distill(
     Example:
         `hgkd_edge.distill("demo", {"train.epochs": 5}).evaluate()`
     """
-    return _distill(recipe, overrides, run=run, resume=resume)[0]
+    job, parts = _prepared(recipe, overrides, run=run, resume=resume)
+    if not job.finished:
+        from hgkd_edge.distillation.distill import distill as train
+
+        with at_work(job.folder):
+            train(job.recipe, job.folder, parts=parts, resume=resume)
+    return Run(job.folder)
 
 
 def check(
@@ -99,10 +107,17 @@ def check(
     Raises:
         UserError: As for `distill`.
     """
-    found, made = _distill(recipe, overrides, run=run, resume=resume, until=updates)
-    if made is None:
-        return found.distilled
-    return Result({"run": str(found.path), **made}, checked_lines)
+    job, parts = _prepared(recipe, overrides, run=run, resume=resume)
+    if job.finished:
+        return Run(job.folder).distilled
+    from hgkd_edge.distillation.distill import first_updates
+
+    with at_work(job.folder):
+        found = first_updates(job.recipe, job.folder, updates, parts=parts, resume=resume)
+    where = {"run": str(job.folder.path)}
+    if found is None:  # the main process has it
+        return Result(where, list)
+    return Result(where | found.to_dict(), lambda: checked_lines(found))
 
 
 def dry_run(recipe: AnyRecipe, overrides: Overrides = ()) -> Result:
@@ -126,7 +141,8 @@ def dry_run(recipe: AnyRecipe, overrides: Overrides = ()) -> Result:
     from hgkd_edge.distillation.parts import build
 
     require_data(loaded.data)
-    return Result(estimate(loaded, parts=build(loaded)), dry_run_lines)
+    found = estimate(loaded, parts=build(loaded))
+    return Result(found.to_dict(), lambda: dry_run_lines(found))
 
 
 def pretrain(recipe: AnyRecipe, overrides: Overrides = ()) -> Path:
@@ -176,15 +192,10 @@ def resolve_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
     return load_recipe(find_recipe(os.fspath(recipe)), changes)
 
 
-def _distill(
-    recipe: AnyRecipe,
-    overrides: Overrides,
-    *,
-    run: str | os.PathLike[str] | None,
-    resume: bool,
-    until: int | None = None,
-) -> tuple[Run, dict[str, Any] | None]:
-    """The run, and what the distillation returned; None if it was finished before."""
+def _prepared(
+    recipe: AnyRecipe, overrides: Overrides, *, run: str | os.PathLike[str] | None, resume: bool
+) -> tuple[_Job, Parts | None]:
+    """A distillation to run, and its networks if they are built."""
     parts: Parts | None = None  # of the main process alone: networks are not sent to others
 
     def prepare() -> _Job:
@@ -204,14 +215,10 @@ def _distill(
     job = on_main(prepare)
     if job.finished:
         console.print(f"run '{job.folder.path}' is finished: nothing to resume", soft_wrap=True)
-        return Run(job.folder), None
-    require_training_packages("distill")
-    from hgkd_edge.distillation.distill import distill as train
-
-    announce(job.folder, job.folder.why_this_folder())
-    with at_work(job.folder):
-        made = train(job.recipe, job.folder, parts=parts, resume=resume, until=until)
-    return Run(job.folder), made
+    else:
+        require_training_packages("distill")
+        announce(job.folder, job.folder.why_this_folder())
+    return job, parts
 
 
 @dataclass(frozen=True)
@@ -231,9 +238,9 @@ def _resumed(recipe: Recipe, run: str | os.PathLike[str] | None) -> _Job:
     return _Job(recipe, folder, folder.is_distilled)
 
 
-def checked_lines(result: Mapping[str, Any]) -> list[str]:
+def checked_lines(found: Checked) -> list[str]:
     """Whether a distillation works so far."""
-    signs, doubts = result["signs"], result["doubts"]
+    signs, doubts = found.signs, found.doubts
     if not signs and not doubts:
         verdict = "nothing to judge by: no image is held out (data.holdout)"
     elif doubts:
@@ -244,7 +251,7 @@ def checked_lines(result: Mapping[str, Any]) -> list[str]:
         verdict,
         *(f"  yes: {line}" for line in signs),
         *(f"  no: {line}" for line in doubts),
-        f"  the whole run takes {result['hours']:.1f} h at {result['images_per_s']:.0f} images/s",
+        f"  the whole run takes {found.hours:.1f} h at {found.images_per_s:.0f} images/s",
     ]
 
 
@@ -258,20 +265,20 @@ PARTS = {
 }
 
 
-def dry_run_lines(result: Mapping[str, Any]) -> Iterator[str]:
+def dry_run_lines(found: DryRun) -> Iterator[str]:
     """Time, memory and disk that a distillation will take."""
-    images = f"{result['images']:,} images at {result['images_per_s']:.0f} images/s"
-    yield f"dry run of '{result['run']}': {images}"
-    for part, seconds in result["seconds"].items():
+    images = f"{found.images:,} images at {found.images_per_s:.0f} images/s"
+    yield f"dry run of '{found.run}': {images}"
+    for part, seconds in found.seconds.items():
         yield f"  {PARTS[part]:<26}{_duration(seconds):>12}"
-    yield f"  {'total, before final scores':<26}{_duration(result['total_seconds']):>12}"
-    memory = f"memory: {result['memory_bytes'] / 1e9:.1f} GB"
-    if result["gpu_memory_bytes"] is not None:
-        memory += f", GPU {result['gpu_memory_bytes'] / 1e9:.1f} GB"
+    yield f"  {'total, before final scores':<26}{_duration(found.total_seconds):>12}"
+    memory = f"memory: {found.memory_bytes / 1e9:.1f} GB"
+    if found.gpu_memory_bytes is not None:
+        memory += f", GPU {found.gpu_memory_bytes / 1e9:.1f} GB"
     yield memory
-    yield _disk("run folder", result["run_bytes"], result["free_bytes"]["run"])
-    if result["cache_bytes"]:
-        yield _disk("teacher.cache", result["cache_bytes"], result["free_bytes"]["cache"])
+    yield _disk("run folder", found.run_bytes, found.free_bytes.run)
+    if found.cache_bytes:
+        yield _disk("teacher.cache", found.cache_bytes, found.free_bytes.cache)
 
 
 def _disk(name: str, size: int, free: int) -> str:

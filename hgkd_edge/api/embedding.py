@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +25,8 @@ class Embeddings(Result):
         skipped: Files that could not be read, each with the reason.
     """
 
-    def __init__(self, found: embedding.Embedded, record: dict[str, Any]) -> None:
-        super().__init__(record, embedding.lines)
+    def __init__(self, found: embedding.Embedded, summary: embedding.Summary) -> None:
+        super().__init__(summary.to_dict(), summary.lines)
         self.files, self.features, self.skipped = found.files, found.features, found.skipped
 
     def nearest(self, count: int = embedding.NEIGHBORS) -> np.ndarray:
@@ -70,4 +69,4 @@ def embed(
     file = None if out is None else Path(out)
     found = embedding.embed(Path(model), [Path(image) for image in chosen], file)
     picture = embedding.draw_neighbors(found, Path(neighbors)) if neighbors is not None else None
-    return Embeddings(found, embedding.summary(found, file, picture))
+    return Embeddings(found, embedding.Summary.of(found, file, picture))

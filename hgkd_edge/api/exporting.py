@@ -23,4 +23,4 @@ def export(folder: RunDir, options: ExportOptions) -> Result:
     from hgkd_edge.export import export_run
 
     record = export_run(folder, options)
-    return Result(record.to_dict(), lambda _: export_lines(record))
+    return Result(record.to_dict(), lambda: export_lines(record))

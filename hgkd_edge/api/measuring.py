@@ -42,7 +42,7 @@ def measure(options: BenchOptions) -> Result:
         "sessions": [one.model_dump(mode="json") for one in result.sessions],
         "refusals": [one.model_dump() for one in result.refusals],
     }
-    return Result(record, lambda _: [_view(result, fleet=options.hosts is not None)])
+    return Result(record, lambda: [_view(result, fleet=options.hosts is not None)])
 
 
 def _view(result: BenchResult, *, fleet: bool) -> RenderableType:

@@ -23,7 +23,7 @@ from hgkd_edge.predict import image_files, predict
 from hgkd_edge.stages import Stages
 from hgkd_edge.tables import percent
 from hgkd_edge.task_model import TaskModel, open_task_model
-from hgkd_edge.tasks.answers import Detection, Label, load_photo
+from hgkd_edge.tasks.answers import Detection, FileAnswer, Label, load_photo
 from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["AnyImage", "AnyImages", "Model", "Prediction", "Predictions", "load_model"]
@@ -40,43 +40,50 @@ class Prediction:
     """What a model predicts for one image.
 
     Attributes:
-        photo: The image file, or `image 0`, `image 1`, ... for images that are no files.
-        record: The fields of `predict --json`.
+        made: Names of the image and of the files that show the prediction, and the prediction.
         label_map: Segmentation: class of every pixel, uint8 [H, W].
     """
 
-    photo: str
-    record: dict[str, Any]
+    made: FileAnswer
     label_map: np.ndarray | None = field(default=None, repr=False)
     _answer: Answer | None = field(default=None, repr=False)
 
     @property
+    def photo(self) -> str:
+        """The image file, or `image 0`, `image 1`, ... for images that are no files."""
+        return self.made.photo
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields of `predict --json`."""
+        return self.made.to_dict()
+
+    @property
     def labels(self) -> list[Label]:
         """Classification: (`name`, `probability`) of the most probable classes, best first."""
-        return [Label(**label) for label in self.record.get("labels", ())]
+        return self.made.found.labels or []
 
     @property
     def boxes(self) -> list[Detection]:
         """Detection: (`name`, `score`, `box`), the box as x1, y1, x2, y2 in image pixels."""
-        return [Detection(**box) for box in self.record.get("boxes", ())]
+        return self.made.found.boxes or []
 
     @property
     def shares(self) -> dict[str, float]:
         """Segmentation: share of the image's area by class."""
-        return self.record.get("shares", {})
+        return self.made.found.shares or {}
 
     @property
     def error(self) -> str:
         """Why there is no prediction; '' where there is one."""
-        return self.record.get("error", "")
+        return self.made.error
 
     @cached_property
     def picture(self) -> Image.Image | None:
         """The image with the prediction drawn into it; None if it could not be read."""
         if self._answer is not None:
             return self._answer.draw()
-        file = self.record.get("picture")
-        return load_photo(Path(file)) if file is not None else None
+        return load_photo(Path(self.made.picture)) if self.made.picture else None
 
     def __str__(self) -> str:
         """The prediction in one line."""
@@ -91,7 +98,7 @@ class Prediction:
             return ", ".join(
                 f"{name} {percent(part)}" for name, part in self.shares.items() if part
             )
-        counts = Counter(box["name"] for box in self.record["boxes"])
+        counts = Counter(box.name for box in self.boxes)
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing found"
 
     def _repr_html_(self) -> str:
@@ -202,8 +209,8 @@ class Model:
                 "out takes image files", hint="remove out, and save each prediction.picture"
             )
         paths = [Path(image) for image in images]  # type: ignore[arg-type]
-        records = predict(self._opened, paths, out, threshold=threshold, save_as=save_labels)
-        return Predictions(Prediction(record["photo"], record) for record in records)
+        made = predict(self._opened, paths, out, threshold=threshold, save_as=save_labels)
+        return Predictions(map(Prediction, made))
 
     def _predict_one(self, name: str, source: Path | Image.Image, threshold: float) -> Prediction:
         try:
@@ -212,8 +219,8 @@ class Model:
             answer = answer_image(self._opened, source, threshold, Stages())
         except DataError as error:
             reason = reason_of(error).removeprefix(f"{name}: ")
-            return Prediction(name, {"photo": name, "error": reason})
-        return Prediction(name, {"photo": name, **answer.record}, answer.label_map, answer)
+            return Prediction(FileAnswer(name, error=reason))
+        return Prediction(FileAnswer(name, answer.found), answer.label_map, answer)
 
 
 def load_model(path: str | os.PathLike[str], *, trust_engine: bool = False) -> Model:

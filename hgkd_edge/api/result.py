@@ -24,11 +24,11 @@ class Result(Mapping[str, Any]):
 
     Args:
         record: The fields.
-        view: Makes the lines and tables that show them.
+        view: Makes the lines and tables that show it.
     """
 
     def __init__(
-        self, record: Mapping[str, Any], view: Callable[[Any], Iterable[RenderableType]]
+        self, record: Mapping[str, Any], view: Callable[[], Iterable[RenderableType]]
     ) -> None:
         self._record, self._view = dict(record), view
 
@@ -47,7 +47,7 @@ class Result(Mapping[str, Any]):
 
     def lines(self) -> list[RenderableType]:
         """Lines and tables for a `rich` console."""
-        return list(self._view(self._record))
+        return list(self._view())
 
     def __repr__(self) -> str:
         return as_text(self.lines())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from hgkd_edge.api.work import (
 )
 from hgkd_edge.console import console
 from hgkd_edge.errors import RunError
+from hgkd_edge.manifest_record import Distilled
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
@@ -72,8 +73,11 @@ class Run:
             RunError: It is not finished.
         """
         self.folder.require(self.folder.backbone_file, fix=self.folder.resume_command)
-        recorded = self.folder.manifest().get("result", {"held_out": {}})
-        return Result({"run": str(self.path), **recorded}, distilled_lines)
+        recorded = self.folder.manifest().result or Distilled(held_out=None)
+        return Result(
+            {"run": str(self.path), **recorded.to_dict()},
+            lambda: distilled_lines(str(self.path), recorded),
+        )
 
     @property
     def finetuned(self) -> Result:
@@ -86,7 +90,7 @@ class Run:
         self.folder.require(self.folder.finetune_result_file, fix=fix)
         record = self.folder.finetune_result()
         assert record is not None, "its file was required"
-        return Result(record.to_dict(), lambda _: _finetuned_lines(record))
+        return Result(record.to_dict(), lambda: _finetuned_lines(record))
 
     def finetune(
         self,
@@ -345,26 +349,25 @@ class Run:
         return as_html(self.lines())
 
 
-def distilled_lines(result: Mapping[str, Any]) -> list[RenderableType]:
+def distilled_lines(run: str, distilled: Distilled) -> list[RenderableType]:
     """What a distillation left, and how well it predicts features."""
-    run, held_out = result["run"], result["held_out"]
+    held_out = distilled.held_out
     lines: list[RenderableType] = [
         f"run folder: {run}",
         f"dense backbone: {run}/backbone.safetensors",
     ]
-    if held_out:
+    if held_out is not None:
         lines.append(
-            f"teacher features at {held_out['sites']} sites of {held_out['photos']} held-out "
-            "images: cosine "
-            f"{held_out['student']:.3f} (mean token: {held_out['mean_token']:.3f})"
+            f"teacher features at {held_out.sites} sites of {held_out.photos} held-out "
+            f"images: cosine {held_out.student:.3f} (mean token: {held_out.mean_token:.3f})"
         )
-    return [*lines, *warning_lines(result.get("warnings", ()))]
+    return [*lines, *warning_lines(distilled.warnings)]
 
 
 def _finetuned_lines(record: FinetuneRecord) -> list[RenderableType]:
     """What a fine-tuning left, after its scores."""
     lines: list[RenderableType] = [f"model: {record.model}", f"model card: {record.card}"]
-    if record.scores:
+    if record.single:
         lines.insert(0, task_table(record))
     if record.int8_score is not None:
         lines.append(f"with INT8 simulated: {record.metric} {record.int8_score:.4f}")
@@ -372,4 +375,4 @@ def _finetuned_lines(record: FinetuneRecord) -> list[RenderableType]:
 
 
 def _evaluated(record: ScoreRecord, table: RenderableType) -> Result:
-    return Result(record.to_dict(), lambda _: [table, *warning_lines(record.warnings)])
+    return Result(record.to_dict(), lambda: [table, *warning_lines(record.warnings)])

@@ -17,7 +17,7 @@ from hgkd_edge.rundir import RunDir
 
 __all__ = ["Overrides", "announce", "as_assignments", "at_work", "require_training_packages"]
 
-Overrides = Mapping[str, Any] | Sequence[str]
+Overrides = Mapping[str, object] | Sequence[str]
 
 
 def as_assignments(overrides: Overrides) -> list[str]:

@@ -24,7 +24,7 @@ from exporters.runtimes import Outputs
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
-from hgkd_edge.errors import DeviceError, RunError, UserError
+from hgkd_edge.errors import DeviceError, RunError, UserError, reason_of
 from hgkd_edge.parsing import parse_json, require_file
 
 __all__ = ["Probe", "WrongOutputs", "judge", "load_images", "loosest", "make_inputs", "make_probe"]
@@ -67,20 +67,28 @@ def load_images(path: Path) -> np.ndarray:
     Raises:
         RunError: Missing, not a .npy file, or of another type or shape.
     """
-    fix = "numpy.save('images.npy', images) with f32[N, 3, H, W], normalized as the model expects"
     try:
         require_file(path, MAX_IMAGES_BYTES, kind="image array")
-        # Mapped: the header may state any shape, and numpy would allocate it first.
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not readable"
-        raise RunError(f"images '{path}': {reason}", hint=fix) from error
-    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.dtype != np.float32:
-        kind = f"{images.dtype}{list(images.shape)}" if isinstance(images, np.ndarray) else "a .npz"
-        raise RunError(f"images '{path}' are {kind}, not f32[N, 3, H, W]", hint=fix)
-    if len(images) == 0 or not np.isfinite(images).all():
-        raise RunError(f"images '{path}' are empty or not finite", hint=fix)
+        images = _mapped(path)
+        if images.ndim != 4 or images.dtype != np.float32:
+            raise ValueError(f"{images.dtype}{list(images.shape)}, not f32[N, 3, H, W]")
+        if len(images) == 0 or not np.isfinite(images).all():
+            raise ValueError("empty, or not finite")
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"images '{path}': {getattr(error, 'strerror', None) or reason_of(error)}",
+            hint="numpy.save('images.npy', images) with f32[N, 3, H, W], normalized as the model "
+            "expects",
+        ) from error
     return np.array(images)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array in a file: its header may state any shape, which numpy would allocate first."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:  # numpy's text recommends to load it unsafely
+        raise ValueError("not a .npy file") from error
 
 
 def make_inputs(

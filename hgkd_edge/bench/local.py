@@ -18,7 +18,7 @@ from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Verification
 from hgkd_edge.bench.records import Session as Record
-from hgkd_edge.bench.session import Case, measurement_of, session_of
+from hgkd_edge.bench.session import Case, Execution, measurement_of, session_of
 from hgkd_edge.errors import DeviceError, reason_of
 from hgkd_edge.files import engines_dir
 
@@ -264,20 +264,16 @@ def _measured(
         warnings.append(
             f"{one.session.runtime} computes this fp32 model in {details.computes} here"
         )
-    return measurement_of(
-        case,
-        trace,
-        options,
-        first_inference_ms=one.first_ms,
-        found=found,
-        warnings=warnings,
+    execution = Execution(
         runner_version=runtime.version(),
         backend=runtime.backend,
         threads=details.threads,
         inputs=one.inputs,
+        first_inference_ms=one.first_ms,
         load_ms=details.load_ms,
         build_ms=details.build_ms,
         host_memory_mb=one.memory_mb,
         engine_mb=details.size_mb,
-        details=dict(details.settings),
+        details=details.settings,
     )
+    return measurement_of(case, trace, execution, options, found=found, warnings=warnings)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class BenchOptions:
     trust_engine: bool = False
     resume: bool = False
     ssh_config: Path | None = None
-    load_torch: Callable[[Path], Any] | None = field(default=None, repr=False)
+    load_torch: Callable[[Path], object] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for option, value, known in (

@@ -7,6 +7,7 @@ The documentation's page of `bench.json` is made from these classes.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -331,26 +332,25 @@ def load_bench(path: Path) -> BenchFile:
     """
     try:
         raw = parse_json(read_text(path, MAX_RECORD_BYTES))
-    except OSError as error:
-        raise RunError(
-            f"{path}: {error.strerror or error}", hint="measure first: hgkd-edge bench"
-        ) from error
-    except ValueError as error:
-        raise RunError(f"{path} is not JSON: {error}", hint="measure again") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        raise RunError(f"{path} is not a bench.json of hgkd-edge", hint="give a bench.json")
-    if raw.get("version") != SCHEMA_VERSION:
-        raise RunError(
-            f"{path} has schema version {brief(raw.get('version'))}; this hgkd-edge reads "
-            f"{SCHEMA_VERSION}",
-            hint="measure again, or use the hgkd-edge that wrote it",
-        )
-    try:
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise ValueError("is not a bench.json of hgkd-edge")
+        if raw.get("version") != SCHEMA_VERSION:
+            found = brief(raw.get("version"))
+            raise ValueError(f"has schema version {found}; this hgkd-edge reads {SCHEMA_VERSION}")
         return BenchFile.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path}: {where}: {first['msg']}", hint="measure again") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"{path}: {reason}", hint="measure first: hgkd-edge bench") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is not JSON: {error}", hint="measure again") from error
+    except ValueError as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise RunError(
+            f"{path}: {reason}", hint="measure again, or use the hgkd-edge that wrote it"
+        ) from error
 
 
 def save_session(path: Path, session: Session) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import (
+    InputInfo,
     Latency,
     Machine,
     Measurement,
@@ -21,11 +21,13 @@ from hgkd_edge.bench.records import (
     Ratio,
     Refusal,
     Session,
+    Telemetry,
     Verification,
 )
 
 __all__ = [
     "Case",
+    "Execution",
     "mean_interval",
     "measurement_of",
     "noise_of",
@@ -65,6 +67,24 @@ class Case:
         built = f" {self.precision}" if self.precision != self.model.precision else ""
         threads = f" t{self.threads}" if self.threads else ""
         return f"{self.model.label} {self.runner}{built} b{self.batch}{threads}"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What ran a case and what that cost, apart from the times: fields of `Measurement`."""
+
+    runner_version: str
+    backend: str
+    threads: int | None
+    inputs: list[InputInfo]
+    first_inference_ms: float | None
+    load_ms: float | None
+    build_ms: float | None
+    host_memory_mb: float | None
+    engine_mb: float | None
+    telemetry: Telemetry | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+    commands: list[list[str]] = field(default_factory=list)
 
 
 def session_of(
@@ -119,13 +139,13 @@ def ratio_of(case: Sequence[float], base: Sequence[float], *, name: str) -> Rati
 def measurement_of(
     case: Case,
     trace: Trace,
+    execution: Execution,
     options: BenchOptions,
     *,
     found: Verification | str | None,
     warnings: Sequence[str] = (),
     where: str = "",
     seconds: float | None = None,
-    **fields: Any,
 ) -> Measurement:
     """A record from raw times.
 
@@ -133,7 +153,6 @@ def measurement_of(
         found: How its outputs compared, or why they could not be compared; None for the reference.
         where: ` on the device` if it is not this machine.
         seconds: Time of all runs, for the throughput; None: their sum.
-        fields: The remaining fields of `Measurement`.
     """
     times = trace.times_ms
     noise = noise_of(trace.rounds)
@@ -170,7 +189,7 @@ def measurement_of(
         noise=noise,
         warnings=notes,
         verification=found if isinstance(found, Verification) else None,
-        **fields,
+        **vars(execution),
     )
 
 

@@ -22,12 +22,9 @@ __all__ = [
 ]
 
 
-def session_view(session: Session, *, failed: Collection[str] = ()) -> RenderableType:
-    """The table of a session, then the notes needed to interpret it.
-
-    `failed` are names of model files known to have failed verification.
-    """
-    bad = failed_models(session, failed)
+def session_view(session: Session) -> RenderableType:
+    """The table of a session, then the notes needed to interpret it."""
+    bad = failed_models(session)
     wrong = [f"{name}: FAILED verification, do not deploy it" for name in sorted(bad)]
     return Group(
         Text(session_heading(session), style="bold"),

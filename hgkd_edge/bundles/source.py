@@ -86,7 +86,7 @@ class BundleSource:
         """Notes on the licenses of the weights that the run started from, one line each."""
         return [printable(note) for note in license_notes(self.run.manifest())]
 
-    def settings(self, onnx: Path) -> dict[str, Any]:
+    def _settings(self, onnx: Path) -> dict[str, object]:
         """The settings of an ONNX file for `predict.py`, written to `model.json`."""
         info = onnx_info(onnx)
         taken, feed = self.subject.input, require_image_input(onnx, info)
@@ -117,7 +117,7 @@ class BundleSource:
 
     def write_settings(self, onnx: Path, folder: Path) -> None:
         """Write `model.json`."""
-        text = json.dumps(self.settings(onnx), indent=2) + "\n"
+        text = json.dumps(self._settings(onnx), indent=2) + "\n"
         (folder / "model.json").write_text(text, encoding="utf-8")
 
     def write_readme(self, template: str, folder: Path, **values: Any) -> None:

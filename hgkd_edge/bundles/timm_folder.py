@@ -57,8 +57,9 @@ def _write(source: BundleSource, folder: Path) -> Path:
 
 def _config(spec: BackboneSpec, classes: tuple[str, ...]) -> dict[str, Any]:
     """The configuration that timm writes for a model on the Hub, with the same keys."""
+    settings: dict[str, Any] = {**spec.args, "num_classes": len(classes)}
     with torch.device("meta"):
-        plain: Any = timm.create_model(spec.name, num_classes=len(classes), **spec.args)
+        plain: Any = timm.create_model(spec.name, **settings)
     published = plain.pretrained_cfg
     return {
         "architecture": spec.name.partition(".")[0],

@@ -112,17 +112,6 @@ def bench(
     if compare is not None:
         _compare(*compare, as_json=as_json)
         return
-    if pipeline is not None:
-        _measure_pipeline(
-            models or [],
-            pipeline,
-            out,
-            as_json=as_json,
-            duration=duration,
-            count=count,
-            trust_engine=trust_engine,
-        )
-        return
     options = BenchOptions(
         models=tuple(models or ()),
         device=device,
@@ -143,7 +132,9 @@ def bench(
         resume=resume,
         ssh_config=ssh_config,
     )
-    if estimate:
+    if pipeline is not None:
+        _measure_pipeline(pipeline, options, as_json=as_json)
+    elif estimate:
         _estimate(options, _names(on), as_json=as_json)
     else:
         _measure(options, as_json=as_json)
@@ -160,29 +151,23 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _measure_pipeline(
-    models: list[Path],
-    images: Path,
-    out: Path | None,
-    *,
-    as_json: bool,
-    duration: float,
-    count: int | None,
-    trust_engine: bool,
-) -> None:
+def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> None:
     from hgkd_edge.errors import DataError
     from hgkd_edge.pipeline import measure_pipeline
     from hgkd_edge.rundir import RunDir, write_json
     from hgkd_edge.tables import stage_table
 
-    if len(models) > 1:
+    if len(options.models) > 1:
         raise DataError("--pipeline: measures one model", hint="name one run or model file")
-    model = models[0] if models else RunDir.resolve(None).path
     found = measure_pipeline(
-        model, [images], duration_s=duration, count=count, trust_engine=trust_engine
+        options.models[0] if options.models else RunDir.resolve(None).path,
+        [images],
+        duration_s=options.duration_s,
+        count=options.count,
+        trust_engine=options.trust_engine,
     )
-    if out is not None:
-        write_json(out, found.to_dict())
+    if options.out is not None:
+        write_json(options.out, found.to_dict())
     rate = f"{found.frames_per_s:.1f} frames/s from file to prediction"
     alone = f"{found.infer_frames_per_s:.1f} by the network alone"
     show(found.to_dict(), as_json, lambda: [stage_table(found.stages), f"{rate}, {alone}"])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides
 from hgkd_edge.cli.output import next_line, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hgkd_edge.demo import DemoRecord
 
 
 def demo(
@@ -32,52 +37,55 @@ def demo(
     result = verb.demo(run, overrides or ())
     following = ("finetune {run} --task classify", "report")
     show(
-        result,
+        result.to_dict(),
         as_json,
         lambda: [
             _table(result),
-            f"run folder: {result['run']}",
-            *warning_lines(result.get("warnings", ())),
-            *warning_lines(result["evaluation"]["warnings"]),
-            next_line(result["run"], *following),
+            f"run folder: {result.run}",
+            *warning_lines(result.warnings),
+            *warning_lines(result.evaluation.warnings),
+            next_line(result.run, *following),
         ],
     )
 
 
-def _table(result: dict[str, Any]) -> Any:
+def _table(result: DemoRecord) -> Table:
     """The whole demo in one table: each figure next to what it is compared with."""
     from rich.table import Table
 
     from hgkd_edge.tables import percent
 
-    scores, cosine, export = result["evaluation"], result["held_out"], result["export"]
-    ours, fresh, latency = scores["distilled"], scores["untrained"], result["latency"]
-    error = max(output["max_abs_error"] for output in export["verification"]["outputs"])
-    engine = export.get("engine")
+    scores, cosine, export = result.evaluation, result.held_out, result.export
+    ours, fresh, latency = scores.distilled, scores.untrained, result.latency
+    proofs = export.verification.outputs if export.verification is not None else []
+    error = max(output.max_abs_error or 0.0 for output in proofs)
+    engine = export.engine
     table = Table("figure", title="hgkd-edge demo")
     table.add_column("result", justify="right")
     table.add_column("compared with", justify="right")
-    for name, key in (("k-NN top-1", "knn"), ("linear probe top-1", "linear_probe")):
-        table.add_row(name, percent(ours[key]), f"untrained {percent(fresh[key])}")
-    table.add_row("majority class, top-1", percent(scores["majority"]), "")
-    table.add_row(
-        f"teacher features, cosine at {cosine['sites']} sites",
-        f"{cosine['student']:.3f}",
-        f"mean feature {cosine['mean_token']:.3f}",
-    )
+    table.add_row("k-NN top-1", percent(ours.knn), f"untrained {percent(fresh.knn)}")
+    probe = f"untrained {percent(fresh.linear_probe)}"
+    table.add_row("linear probe top-1", percent(ours.linear_probe), probe)
+    table.add_row("majority class, top-1", percent(scores.majority), "")
+    if cosine is not None:
+        table.add_row(
+            f"teacher features, cosine at {cosine.sites} sites",
+            f"{cosine.student:.3f}",
+            f"mean feature {cosine.mean_token:.3f}",
+        )
     table.add_section()
-    table.add_row("sparse -> dense, max error", f"{result['sparse_to_dense']:.1e}", "all visible")
+    table.add_row("sparse -> dense, max error", f"{result.sparse_to_dense:.1e}", "all visible")
     table.add_row("PyTorch -> ONNX, max error", f"{error:.1e}", "64 real photos")
     table.add_row(
         "TensorRT engine",
-        f"{engine['size_bytes'] / 1e6:.1f} MB" if engine else "not built",
-        f"{engine['backend']} {engine['version']}" if engine else result["engine_missing"],
+        f"{engine.size_bytes / 1e6:.1f} MB" if engine else "not built",
+        f"{engine.backend} {engine.version}" if engine else result.engine_missing,
     )
     table.add_row(
-        "latency on this CPU, p50", f"{latency['p50_ms']:.2f} ms", f"p99 {latency['p99_ms']:.2f} ms"
+        "latency on this CPU, p50", f"{latency.p50_ms:.2f} ms", f"p99 {latency.p99_ms:.2f} ms"
     )
     table.add_section()
-    for name, seconds in result["seconds_by_step"].items():
+    for name, seconds in result.seconds_by_step.items():
         table.add_row(f"time of {name}", f"{seconds:.0f} s", "")
-    table.add_row("time of the whole demo", f"{result['seconds']:.0f} s", "")
+    table.add_row("time of the whole demo", f"{result.seconds:.0f} s", "")
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,11 +51,11 @@ def distill(
         if not is_main():
             return
         result = made.distilled
-    show_result(result, as_json, next_step(result))
+    show_result(result, as_json, next_step(result["run"], checked="signs" in result))
 
 
-def next_step(result: Mapping[str, Any]) -> str:
+def next_step(run: str, *, checked: bool) -> str:
     """What follows a distillation, or a check of one."""
-    if "signs" in result:
-        return next_line(result["run"], "distill {run}/recipe.yaml --resume --run {run}")
-    return next_line(result["run"], "evaluate", "export {run} --onnx --trt", "bench")
+    if checked:
+        return next_line(run, "distill {run}/recipe.yaml --resume --run {run}")
+    return next_line(run, "evaluate", "export {run} --onnx --trt", "bench")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,10 +57,10 @@ def finetune(
     )
     if is_main():
         result = tuned.finetuned
-        show_result(result, as_json, next_step(result, str(tuned.path)))
+        show_result(result, as_json, next_step(str(tuned.path), qat="int8_score" in result))
 
 
-def next_step(result: Mapping[str, Any], run: str) -> str:
+def next_step(run: str, *, qat: bool) -> str:
     """What follows a fine-tuning."""
-    export = "--precision int8" if "int8_score" in result else "--onnx --trt"
+    export = "--precision int8" if qat else "--onnx --trt"
     return next_line(run, f"export {{run}} {export}", "predict {run} IMAGES", "bench")

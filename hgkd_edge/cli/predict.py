@@ -27,47 +27,55 @@ Sources = Annotated[
 ]
 
 
+ModelFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="Run folder or name, model.safetensors, .onnx, .xml or .plan."
+    ),
+]
+Folder = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures and JSON.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCORE",
+        min=0,
+        max=1,
+        help="Lowest score of a box, or of a saved label [default: 0.4].",
+    ),
+]
+SaveLabels = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMAT",
+        help="Also save the predictions as a data set: yolo, coco, voc or folders.",
+    ),
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Predict images as they appear in a folder.")]
+Frames = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Videos and --watch: stop after this many."),
+]
+WriteVideo = Annotated[
+    bool, typer.Option("--video/--no-video", help="Write an annotated copy of a video.")
+]
+Reconnect = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0, help="Wait this long for a stream that broke."),
+]
+
+
 def predict(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="Run folder or name, model.safetensors, .onnx, .xml or .plan."
-        ),
-    ],
+    model: ModelFile,
     sources: Sources,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures and JSON.")
-    ] = Path("predictions"),
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SCORE",
-            min=0,
-            max=1,
-            help="Lowest score of a box, or of a saved label [default: 0.4].",
-        ),
-    ] = None,
-    save_labels: Annotated[
-        str,
-        typer.Option(
-            metavar="FORMAT",
-            help="Also save the predictions as a data set: yolo, coco, voc or folders.",
-        ),
-    ] = "",
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Predict images as they appear in a folder.")
-    ] = False,
-    frames: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Videos and --watch: stop after this many."),
-    ] = None,
-    video: Annotated[
-        bool, typer.Option("--video/--no-video", help="Write an annotated copy of a video.")
-    ] = True,
-    reconnect: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0, help="Wait this long for a stream that broke."),
-    ] = 60.0,
+    out: Folder = Path("predictions"),
+    threshold: Threshold = None,
+    save_labels: SaveLabels = "",
+    watch: Watch = False,
+    frames: Frames = None,
+    video: WriteVideo = True,
+    reconnect: Reconnect = 60.0,
     trust_engine: TrustEngine = False,
     as_json: AsJson = False,
 ) -> None:

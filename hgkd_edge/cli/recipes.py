@@ -91,42 +91,51 @@ def schema() -> None:
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
+ImagesPath = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Folder of images, or what data.path takes.")
+]
+Count = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="AMOUNT", help="none; one or few per class; or many [default: none]."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="A timm name, or own: trained on your images [default: by device]."
+    ),
+]
+Hidden = Annotated[
+    bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
+]
+Source = Annotated[str, typer.Option(metavar="KIND", help="folder, webdataset or hf.")]
+File = Annotated[Path, typer.Option(metavar="FILE", help="File to write.")]
+
+
 @app.command("new", cls=Command)
 def new_recipe(
-    images: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Folder of images, or what data.path takes.")
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="AMOUNT", help="none; one or few per class; or many [default: none]."),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Name of hgkd-edge devices; cpu or phone [default: orin-nano-8]."
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="A timm name, or own: trained on your images [default: by device]."
-        ),
-    ] = None,
-    hidden: Annotated[
-        bool | None, typer.Option("--hidden/--visible", help="Objects are often partly hidden.")
-    ] = None,
-    source: Annotated[
-        str, typer.Option(metavar="KIND", help="folder, webdataset or hf.")
-    ] = "folder",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path("recipe.yaml"),
+    images: ImagesPath = None,
+    count: Count = None,
+    task: Task = None,
+    labels: Labels = None,
+    device: Device = None,
+    teacher: Teacher = None,
+    hidden: Hidden = None,
+    source: Source = "folder",
+    out: File = Path("recipe.yaml"),
     as_json: AsJson = False,
 ) -> None:
     """Write a recipe for your images and device.

@@ -54,6 +54,12 @@ class Score(BaseModel):
     top1_agreement: float | None = None
 
 
+class _Kept(BaseModel):
+    """The content of `scores.json`."""
+
+    scores: list[Score]
+
+
 def recorded_scores(run: RunDir, exports: Exports) -> list[Score]:
     """Every recorded score of the run's current files.
 
@@ -90,13 +96,13 @@ def most_used(scores: Sequence[Score]) -> Images | None:
 def _finetuned(run: RunDir, exports: Exports) -> Iterator[Score]:
     weights = exports.weights
     result, recorded = run.finetune_result(), run.recorded_sha256(run.model_file)
-    if result is None or not result.scores or weights.file != run.model_file:
+    if result is None or not result.single or weights.file != run.model_file:
         return
     if recorded != weights.sha256 or result.photos > MOST_SCORED:
         return
-    data = run.manifest().get("finetune", {}).get("data", {}).get(result.split, {})
-    if "fingerprint" in data:
-        yield _score(result, weights, "torch", data["fingerprint"], "finetune")
+    data = run.manifest().labeled_data.get(result.split)
+    if data is not None:
+        yield _score(result, weights, "torch", data.fingerprint, "finetune")
 
 
 def _evaluated(run: RunDir) -> Iterator[Score]:
@@ -117,7 +123,7 @@ def _score(
         sha256=network if isinstance(network, str) else network.sha256,
         runtime=runtime,
         metric=result.metric,
-        points=100 * result.scores[result.metric],
+        points=100 * result.single[result.metric],
         on=Images(split=result.split, images=result.photos, fingerprint=fingerprint),
         by=by,
     )
@@ -148,5 +154,4 @@ def _of_export(artifact: Artifact, accuracy: Accuracy, points: float, on: Images
 
 def _compared(run: RunDir) -> Iterator[Score]:
     if run.scores_file.is_file():
-        record = run.read_json(run.own(run.scores_file))
-        yield from (Score.model_validate(one) for one in record["scores"])
+        yield from _Kept.model_validate(run.read_json(run.scores_file)).scores

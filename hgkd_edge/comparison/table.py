@@ -1,122 +1,23 @@
-"""Rows by device, the Pareto front of each device, and warnings."""
+"""Rows by device: every exported file in every runtime that it was timed in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.bench.records import Measurement, Session, load_bench
 from hgkd_edge.comparison.artifacts import Artifact, Exports, artifacts_of
-from hgkd_edge.comparison.judge import Judged, judge
+from hgkd_edge.comparison.missing_scores import Judged, judge
+from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
 from hgkd_edge.comparison.scores import Score, keep_scores, most_used, recorded_scores
+from hgkd_edge.comparison.verdict import MAX_DROP, drops, not_faster, with_front
 from hgkd_edge.errors import RunError
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["MAX_DROP", "Comparison", "Group", "Row", "compare_runs", "sessions_of", "timed_here"]
-
-MAX_DROP = 1.0  # points
+__all__ = ["compare_runs", "sessions_of", "timed_here"]
 
 _Scores = Mapping[tuple[str, str], Score]  # by digest and runtime
-
-
-@dataclass(frozen=True)
-class Row:
-    """One file in one runtime on one device.
-
-    Attributes:
-        run: Folder of its run.
-        file: Name of the file.
-        runner: As `bench` names it; `torch` for the weights.
-        threads: Number of threads, where one was set.
-        precision: Of the computation.
-        exported: Of the file: a device may build an engine of another precision from it.
-        sha256: Digest of the network: score, times and size are all of this one.
-        size_mb: All its files, MiB.
-        score: Points, 0 to 100; None if not computed.
-        scored_by: Command, runtime and machine of the score.
-        score_elsewhere: The score was computed in another runtime, or on another machine, than the
-            times; the outputs were verified against the file's before they were timed.
-        cosine: Agreement with the fp32 network: the least cosine of the outputs.
-        top1_agreement: The same as a share of images with the same best class.
-        p50_ms, p99_ms, throughput_ips: As `bench` measured; None where it did not.
-        noisy: The times spread or drifted too much for a fine comparison.
-        measured: When.
-        baked: Processing is part of the file.
-        front: No other row of the device is as good and faster, or as fast and better.
-    """
-
-    run: str
-    file: str
-    runner: str
-    precision: str
-    exported: str
-    sha256: str
-    size_mb: float
-    threads: int | None = None
-    score: float | None = None
-    scored_by: str = ""
-    score_elsewhere: bool = False
-    cosine: float | None = None
-    top1_agreement: float | None = None
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-    throughput_ips: float | None = None
-    noisy: bool = False
-    measured: str = ""
-    baked: bool = False
-    front: bool = False
-
-    @property
-    def runtime(self) -> str:
-        """Runner, precision and threads as text, without the obvious defaults."""
-        built = f" {self.precision}" if self.precision != self.exported else ""
-        return f"{self.runner}{built}" + (f" t{self.threads}" if self.threads else "")
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What rows must share to be compared: device, batch, the timed operations, the scored images.
-
-    Attributes:
-        device: Machine, and what of it; empty for rows that were not timed on this machine.
-        batch: Images per inference.
-        copies: Whether the time covers copying inputs and outputs: `in` or `out`.
-        metric: Name of the score.
-        split, images, fingerprint: What was scored.
-    """
-
-    device: str = ""
-    batch: int = 0
-    copies: str = ""
-    metric: str = ""
-    split: str = ""
-    images: int = 0
-    fingerprint: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that can be compared with each other."""
-
-    on: Circumstances
-    rows: list[Row]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Groups by device, with untimed rows last; warnings; and missing rows, with reasons."""
-
-    runs: list[str]
-    max_drop: float
-    groups: list[Group]
-    warnings: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for `--json`."""
-        return asdict(self)
 
 
 def compare_runs(
@@ -140,13 +41,13 @@ def compare_runs(
         judged = _judged(run, exports, score=score)
         rows, about = _rows(run, exports, judged.scores)
         placed += rows
-        warnings += _drops(exports, judged.scores, max_drop)
+        warnings += drops(exports, judged.scores, max_drop)
         remarks += [*exports.remarks, *judged.remarks, *about]
     groups = [
-        Group(on, _with_front([row for other, row in placed if other == on]))
+        Group(on, with_front([row for other, row in placed if other == on]))
         for on in sorted(dict.fromkeys(on for on, _ in placed), key=lambda on: not on.device)
     ]
-    warnings = [*(line for group in groups for line in _not_faster(group)), *warnings]
+    warnings = [*(line for group in groups for line in not_faster(group)), *warnings]
     return Comparison([str(run.path) for run in runs], max_drop, groups, warnings, remarks)
 
 
@@ -329,51 +230,3 @@ def _is_own(artifact: Artifact, one: Measurement) -> bool:
     """
     verified = one.verification is not None and one.verification.passed
     return verified or (one.runner == "ort-cpu" and artifact.runtime == "ort-cpu")
-
-
-def _with_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those on the Pareto front of score against p50 marked as such."""
-    fit = [row for row in rows if row.score is not None and row.p50_ms is not None]
-    return [
-        replace(row, front=row in fit and not any(_beats(other, row) for other in fit))
-        for row in rows
-    ]
-
-
-def _beats(one: Row, other: Row) -> bool:
-    a, b = (one.score or 0.0, -(one.p50_ms or 0.0)), (other.score or 0.0, -(other.p50_ms or 0.0))
-    return a != b and a[0] >= b[0] and a[1] >= b[1]
-
-
-def _not_faster(group: Group) -> Iterator[str]:
-    """INT8 files that are no faster than FP16 in the same runtime on the same device."""
-    timed = [row for row in group.rows if row.p50_ms is not None]
-    for int8 in (row for row in timed if row.precision == "int8"):
-        for fp16 in (row for row in timed if row.precision == "fp16"):
-            same = ("run", "runner", "threads", "baked", "measured")
-            if all(getattr(int8, key) == getattr(fp16, key) for key in same) and (
-                (int8.p50_ms or 0) >= (fp16.p50_ms or 0)
-            ):
-                yield (
-                    f"{int8.file} is not faster than {fp16.file} in {int8.runtime} on "
-                    f"{group.on.device}: p50 {int8.p50_ms:.3g} ms, FP16 {fp16.p50_ms:.3g} ms"
-                )
-
-
-def _drops(exports: Exports, scores: Sequence[Score], max_drop: float) -> Iterator[str]:
-    """Files that score more than `max_drop` points below fp32."""
-    by_runtime = {(one.sha256, one.runtime): one for one in scores}
-    base = by_runtime.get((exports.reference.sha256, "ort-cpu")) or by_runtime.get(
-        (exports.weights.sha256, "torch")
-    )
-    for artifact in exports.artifacts:
-        score = by_runtime.get((artifact.sha256, artifact.runtime))
-        if base is None or score is None or artifact.precision == "fp32":
-            continue
-        drop = base.points - score.points
-        if drop > max_drop:
-            yield (
-                f"{artifact.file.name} in {score.runtime} loses {drop:.2f} points of "
-                f"{score.metric} on {score.on.images} images: {score.points:.2f}, fp32 "
-                f"{base.points:.2f} (--max-drop {max_drop:g})"
-            )

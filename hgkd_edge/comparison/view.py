@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgkd_edge.cells import Name, milliseconds, name_table, rate
-from hgkd_edge.comparison.table import Comparison, Group, Row
+from hgkd_edge.comparison.rows import Comparison, Group, Row
 from hgkd_edge.console import printable
 from hgkd_edge.rundir import atomic_write
 

@@ -6,6 +6,7 @@ center crop or a gray margin, scale to [0, 1], normalize. `exporters.bake` write
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +91,9 @@ class InputSpec:
         (height, width), mean, std = self.size, list(self.mean), list(self.std)
         return _SNIPPET.format(height=height, width=width, mean=mean, std=std, resize=resize)
 
-    def metadata(self) -> dict[str, Any]:
-        """Entries for a model file's metadata, without prefix; values are plain data."""
-        steps: dict[str, Any] = {
+    def metadata(self) -> dict[str, str]:
+        """Entries for a model file's metadata, without prefix; values are JSON."""
+        steps: dict[str, object] = {
             "orientation": "upright (EXIF)",
             "color": "RGB",
             "geometry": self.geometry,
@@ -107,13 +108,14 @@ class InputSpec:
             steps |= {"anchor": "top left", "fill": PAD}
         if self.bits:
             steps |= {"bits": self.bits}
-        return {
+        entries = {
             "input_size": [3, *self.size],
             "mean": list(self.mean),
             "std": list(self.std),
             "preprocessing": steps,
             "preprocessing_python": self.snippet(),
         }
+        return {key: json.dumps(value) for key, value in entries.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], *, geometry: Geometry) -> InputSpec:

@@ -85,12 +85,19 @@ class ImageSource:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     noted: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    decided: dict[str, Any] = field(default_factory=dict)
+    decided: dict[str, object] = field(default_factory=dict)
     ignored: float | None = None
     several: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def bits(self) -> int:
+        """Bits used by 16-bit files; 0 if there are none, or the setting was not `auto`."""
+        bits = self.decided.get("data.bits", 0)
+        assert isinstance(bits, int)
+        return bits
 
     @property
     def labeled(self) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from pydantic import Field
 from torch import nn
 
 from hgkd_edge.confidence import wilson
@@ -11,52 +10,83 @@ from hgkd_edge.data.sources import held_out_split
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.score import held_out_if_readable
 from hgkd_edge.distillation.setup import Setup
+from hgkd_edge.manifest_record import HeldOutOrNone
 from hgkd_edge.models.backbone import EmbeddingNet
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.models.student import dense_copy
 from hgkd_edge.probe import embed, knn_top1
+from hgkd_edge.records import Record
 
-__all__ = ["check"]
+__all__ = ["Checked", "check"]
 
 
-def check(model: StudentWithLoss, setup: Setup, before: nn.Module) -> dict[str, Any]:
+class Checked(Record):
+    """Whether a distillation works so far.
+
+    Attributes:
+        held_out: Its predictions of held-out images.
+        knn: k-NN top-1 of its features; this and the next three are set for labeled images.
+        knn_before: That of the student that it started from.
+        knn_ci95: The 95 % interval of `knn`.
+        split: The images of `knn`.
+        signs: One line per sign that it works.
+        doubts: One line per sign that it does not.
+        images_per_s: Rate of the training.
+        hours: Of the whole run at this rate.
+    """
+
+    held_out: HeldOutOrNone = None
+    knn: float | None = None
+    knn_before: float | None = None
+    knn_ci95: tuple[float, float] | None = None
+    split: str = ""
+    signs: list[str] = Field(default_factory=list)
+    doubts: list[str] = Field(default_factory=list)
+    images_per_s: float
+    hours: float
+
+
+def check(
+    model: StudentWithLoss, setup: Setup, before: nn.Module, *, images_per_s: float
+) -> Checked:
     """Evaluate a student by its predictions and, if the images are labeled, by its features.
 
     Args:
         model: The student in its current state.
         setup: The setup that it was trained with.
         before: The dense student that it started from.
-
-    Returns:
-        `held_out` as returned by `held_out_cosine`. With labeled images: `knn` and `knn_before`,
-        the top-1 of the student and of `before`, and the interval `knn_ci95`. `signs` has one line
-        per sign that it works, `doubts` one per sign that it does not.
+        images_per_s: Rate of its training.
     """
-    result: dict[str, Any] = {"held_out": held_out_if_readable(model, setup)}
-    signs: list[str] = []
-    doubts: list[str] = []
-    if held := result["held_out"]:
-        low, high = held["gain_ci95"]
+    held_out = held_out_if_readable(model, setup)
+    found = Checked(
+        held_out=held_out,
+        signs=[],
+        doubts=[],
+        images_per_s=images_per_s,
+        hours=setup.recipe.train.epochs * len(setup.source) / images_per_s / 3600,
+    )
+    if held_out is not None:
+        low, high = held_out.gain_ci95
         line = (
-            f"predicts teacher features of {held['photos']} held-out images with cosine "
-            f"{held['student']:.3f}, the mean token with {held['mean_token']:.3f} (difference "
+            f"predicts teacher features of {held_out.photos} held-out images with cosine "
+            f"{held_out.student:.3f}, the mean token with {held_out.mean_token:.3f} (difference "
             f"{low:.3f} to {high:.3f}); what differs between images with correlation "
-            f"{held['between_images']:.2f}"
+            f"{held_out.between_images:.2f}"
         )
-        (signs if low > 0 else doubts).append(line)
+        (found.signs if low > 0 else found.doubts).append(line)
     name = held_out_split(setup.splits, labeled=True)
     if name is not None and setup.source.labeled:
         now = dense_copy(model.student.encoder)
         knn, start = (_knn(network, setup, name) for network in (now, before))
         count = len(setup.splits[name])
         low, high = wilson(knn, count)
-        result |= {"knn": knn, "knn_before": start, "knn_ci95": (low, high), "split": name}
+        found.knn, found.knn_before, found.knn_ci95, found.split = knn, start, (low, high), name
         line = (
             f"k-NN top-1 {100 * knn:.1f} % on {count} {name} images (95 % interval {100 * low:.1f} "
             f"to {100 * high:.1f} %), {100 * start:.1f} % before distillation"
         )
-        (signs if low > start else doubts).append(line)
-    return {**result, "signs": signs, "doubts": doubts}
+        (found.signs if low > start else found.doubts).append(line)
+    return found
 
 
 def _knn(features: nn.Module, setup: Setup, split: str) -> float:

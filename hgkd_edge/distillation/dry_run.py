@@ -12,9 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,25 +41,56 @@ from hgkd_edge.processes import count
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recipe_sections import TrainConfig
+from hgkd_edge.records import Record
 
-__all__ = ["dry_run"]
+__all__ = ["DryRun", "dry_run"]
 
 UPDATES = 12  # the later half counts: the first ones choose kernels
 PASSES = 3  # of the teacher, for the targets of `teacher.cache`
 
 
-def dry_run(recipe: Recipe, *, parts: Parts | None = None) -> dict[str, Any]:
+class FreeBytes(Record):
+    """Free bytes of the disks of the run folder and the cache."""
+
+    run: int
+    cache: int
+
+
+class DryRun(Record):
+    """What a distillation will take.
+
+    Attributes:
+        run: The recipe's name.
+        images: Number of training images.
+        seconds: By part: `set_up`, `pretraining`, `targets`, `training`, `checkpoints`,
+            `evaluation`; parts that the run does not have are missing.
+        total_seconds: Their sum, without the scores at the end.
+        images_per_s: Rate of the training.
+        memory_bytes: At its peak.
+        gpu_memory_bytes: At its peak; None without a GPU.
+        run_bytes: Of the run folder.
+        cache_bytes: Of the teacher's targets.
+        free_bytes: Of the disks of both.
+    """
+
+    run: str
+    images: int
+    seconds: dict[str, float]
+    total_seconds: float
+    images_per_s: float
+    memory_bytes: int
+    gpu_memory_bytes: int | None
+    run_bytes: int
+    cache_bytes: int
+    free_bytes: FreeBytes
+
+
+def dry_run(recipe: Recipe, *, parts: Parts | None = None) -> DryRun:
     """Time a few updates, and estimate the whole run.
 
     Args:
         recipe: Fully resolved.
         parts: The recipe's networks, if already built.
-
-    Returns:
-        `images`; `seconds` by part (`set_up`, `pretraining`, `targets`, `training`, `checkpoints`,
-        `evaluation`) and their sum `total_seconds`, without the scores at the end; `images_per_s`;
-        `memory_bytes` and `gpu_memory_bytes` (None without a GPU) at their peak; `run_bytes` and
-        `cache_bytes` on disk; and `free_bytes` of the disks of both.
 
     Raises:
         RecipeError: The recipe cannot work, or there are several processes.
@@ -89,23 +119,35 @@ def dry_run(recipe: Recipe, *, parts: Parts | None = None) -> dict[str, Any]:
         if recipe.teacher.cache:
             setup, cache_bytes, seconds["targets"] = _with_blank_cache(setup)
         training = _training(setup, folder)
-    seconds |= training.pop("seconds")
-    return {
-        "run": recipe.name,
-        "images": len(source),
-        "seconds": seconds,
-        "total_seconds": sum(seconds.values()),
-        **training,
-        "cache_bytes": cache_bytes,
-        "free_bytes": {
-            "run": shutil.disk_usage(Path()).free,
-            "cache": shutil.disk_usage(_existing(cache_dir())).free,
-        },
-    }
+    seconds |= training.seconds
+    on_gpu = torch.cuda.is_available()
+    return DryRun(
+        run=recipe.name,
+        images=len(source),
+        seconds=seconds,
+        total_seconds=sum(seconds.values()),
+        images_per_s=training.images_per_s,
+        memory_bytes=_peak_memory(),
+        gpu_memory_bytes=torch.cuda.max_memory_reserved() if on_gpu else None,
+        run_bytes=training.run_bytes,
+        cache_bytes=cache_bytes,
+        free_bytes=FreeBytes(
+            run=shutil.disk_usage(Path()).free,
+            cache=shutil.disk_usage(_existing(cache_dir())).free,
+        ),
+    )
 
 
-def _training(setup: Setup, folder: Path) -> dict[str, Any]:
-    """Seconds by part, rate, and memory and disk of the student's training."""
+@dataclass(frozen=True)
+class _Timed:
+    """The student's training: seconds by part, rate, and bytes of its files."""
+
+    seconds: dict[str, float]
+    images_per_s: float
+    run_bytes: int
+
+
+def _training(setup: Setup, folder: Path) -> _Timed:
     recipe, source = setup.recipe, setup.source
     config = recipe.train
     torch.manual_seed(recipe.seed)
@@ -126,15 +168,9 @@ def _training(setup: Setup, folder: Path) -> dict[str, Any]:
         Onlooker(setup)(model)
         seconds["evaluation"] = looks * (time.perf_counter() - begun)
     weights = setup.parts.encoder.state_dict().values()
-    on_gpu = torch.cuda.is_available()
-    return {
-        "seconds": seconds,
-        "images_per_s": rate,
-        "memory_bytes": _peak_memory(),
-        "gpu_memory_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-        # The old checkpoint stays until the new one is complete.
-        "run_bytes": 2 * size + sum(each.numel() * each.element_size() for each in weights),
-    }
+    dense = sum(each.numel() * each.element_size() for each in weights)
+    # The old checkpoint stays until the new one is complete.
+    return _Timed(seconds, rate, run_bytes=2 * size + dense)
 
 
 def _pretraining_seconds(recipe: Recipe, parts: Parts, source: ImageSource, folder: Path) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hgkd_edge.console import console, warn
+from hgkd_edge.manifest_record import ManifestRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,8 +50,8 @@ def published_license(network: nn.Module) -> str:
 
 
 def license_terms(license: str) -> str:
-    """What a license, by timm's name for it, asks for; '' if it is permissive."""
-    if license.lower() in PERMISSIVE:
+    """What a license, by timm's name for it, asks for; '' if it is permissive or not stated."""
+    if not license or license.lower() in PERMISSIVE:
         return ""
     if forbids_commerce(license):
         return "forbids commercial use"
@@ -60,7 +60,7 @@ def license_terms(license: str) -> str:
     return "has custom terms: read them before you use or distribute this model"
 
 
-def license_notes(manifest: Mapping[str, Any]) -> list[str]:
+def license_notes(manifest: ManifestRecord) -> list[str]:
     """Notes on the weights that a run started from and whose license has conditions.
 
     Args:
@@ -70,14 +70,10 @@ def license_notes(manifest: Mapping[str, Any]) -> list[str]:
         One line per network, for the report and for bundles.
     """
     notes = []
-    for role in ("teacher", "student"):
-        origin = manifest.get(role)
-        if not isinstance(origin, dict):
-            continue
-        name, stated = origin.get("name"), origin.get("license")
-        if not isinstance(stated, str) or not (terms := license_terms(stated)):
-            continue
-        notes.append(f"The {role}'s weights ({name}) have the license {stated}, which {terms}.")
+    for role, origin in (("teacher", manifest.teacher), ("student", manifest.student)):
+        if origin is not None and (terms := license_terms(origin.license or "")):
+            weights = f"The {role}'s weights ({origin.name})"
+            notes.append(f"{weights} have the license {origin.license}, which {terms}.")
     return notes
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens, teacher_views
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import DataError
+from hgkd_edge.manifest_record import HeldOut
 from hgkd_edge.probe import BetweenImages
 from hgkd_edge.recipe import Recipe
 
@@ -27,7 +27,7 @@ SAMPLE = 4096  # enough images of a split to evaluate predictions
 
 
 @torch.inference_mode()
-def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
+def held_out_cosine(model: StudentWithLoss, setup: Setup) -> HeldOut | None:
     """Cosine similarity of predicted and true teacher tokens on held-out images.
 
     Scores masked sites; visible sites if the teacher sees no others; all sites if the recipe masks
@@ -35,9 +35,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
     images' mean token of each position.
 
     Returns:
-        `student` and `mean_token` cosine, `gain_ci95` (the 95 % interval of their difference, over
-        images), `between_images` (see `BetweenImages`), `sites` (masked, visible or all) and
-        `photos`. Empty if nothing was held out, or no features were learned.
+        The scores; None if nothing was held out, or no features were learned.
 
     Raises:
         DataError: Images that are decoded on demand cannot be read.
@@ -45,7 +43,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
     recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
     held_out = held_out_split(setup.splits)
     if held_out is None or not recipe.loss.feature_weight:
-        return {}
+        return None
     model.eval()
     device = next(model.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
@@ -69,14 +67,14 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
         ours.append(mine[judged])
         trivial.append(means[judged])
         gains.append(((mine - means) * judged).sum(dim=1) / judged.sum(dim=1))  # [B]
-    return {
-        "student": torch.cat(ours).mean().item(),
-        "mean_token": torch.cat(trivial).mean().item(),
-        "gain_ci95": mean_interval(torch.cat(gains).tolist()),
-        "between_images": between.correlation(),
-        "sites": sites,
-        "photos": min(SAMPLE, len(setup.splits[held_out])),
-    }
+    return HeldOut(
+        student=torch.cat(ours).mean().item(),
+        mean_token=torch.cat(trivial).mean().item(),
+        gain_ci95=mean_interval(torch.cat(gains).tolist()),
+        between_images=between.correlation(),
+        sites=sites,
+        photos=min(SAMPLE, len(setup.splits[held_out])),
+    )
 
 
 def judged_sites(recipe: Recipe) -> str:
@@ -86,26 +84,24 @@ def judged_sites(recipe: Recipe) -> str:
     return "masked" if recipe.mask.highest_ratio else "all"
 
 
-def held_out_if_readable(model: StudentWithLoss, setup: Setup) -> dict[str, Any]:
+def held_out_if_readable(model: StudentWithLoss, setup: Setup) -> HeldOut | None:
     """Score after training: unreadable images skip the score, but do not fail the run."""
     try:
         return held_out_cosine(model, setup)
     except DataError as error:
         warn(f"no held-out score: {error}")
-        return {}
+        return None
 
 
-def not_better_than_the_mean(held_out: dict[str, Any]) -> str:
+def not_better_than_the_mean(held_out: HeldOut) -> str:
     """One line of warning if the student is no better than the mean token; else ''."""
-    if not held_out:
-        return ""
-    low, high = held_out["gain_ci95"]
+    low, high = held_out.gain_ci95
     if low > 0:
         return ""
     return (
         f"the student predicts teacher features no better than the mean token: cosine "
-        f"{held_out['student']:.3f} against {held_out['mean_token']:.3f}, difference "
-        f"{low:.3f} to {high:.3f} (95 % interval over {held_out['photos']} images)"
+        f"{held_out.student:.3f} against {held_out.mean_token:.3f}, difference "
+        f"{low:.3f} to {high:.3f} (95 % interval over {held_out.photos} images)"
     )
 
 

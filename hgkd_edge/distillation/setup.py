@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -21,10 +21,13 @@ from hgkd_edge.distillation.views import teacher_views
 from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.files import file_sha256
+from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin
 from hgkd_edge.models.student import Student
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe_sections import StudentConfig, TeacherConfig
+from hgkd_edge.records import writable
 from hgkd_edge.rundir import RunDir
 
 __all__ = [
@@ -79,11 +82,12 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
     source = splits["train"]
     if is_main():
         run.update_manifest(
-            **circumstances(seed=recipe.seed, precision=recipe.train.precision, splits=splits)
+            circumstances(seed=recipe.seed, precision=recipe.train.precision, splits=splits)
         )
     origin = load_teacher(recipe, parts, source, resume_command=run.resume_command)
     if is_main():
-        run.update_manifest(teacher=origin, student=_student_origin(recipe, parts))
+        student = _student_origin(recipe, parts)
+        run.update_manifest(ManifestRecord(teacher=origin, student=student))
     teacher = ready_teacher(recipe, parts, source)
     cache = cached_targets(teacher, source, recipe) if recipe.teacher.cache else None
     if cache is not None:
@@ -149,37 +153,38 @@ def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Rec
 
 def load_teacher(
     recipe: Recipe, parts: Parts, source: ImageSource, *, resume_command: str
-) -> dict[str, Any]:
+) -> NetworkOrigin:
     """Load the teacher's weights; returns their manifest entry.
 
     Stays untrained if no features are learned: only its token grid is used.
     """
     config, vit = recipe.teacher, parts.vit
     if not recipe.loss.feature_weight:
-        return {"name": config.name, "weights": "none: loss.feature_weight is 0"}
+        return NetworkOrigin(name=config.name, weights="none: loss.feature_weight is 0")
     files = {"path": config.path, "bundled": BUNDLED_TEACHER}
     if config.weights == "pretrain":
         files["pretrain"] = pretrain_teacher(
             vit, source, recipe, size=parts.teacher_size, resume_command=resume_command
         )
-    origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
     file = files.get(config.weights)
     if file is not None:
         load_vit_weights(vit, file)
-        origin |= {"file": str(file), "sha256": file_sha256(file)}
-    if license := _teacher_license(recipe, parts):
-        origin["license"] = license
-    return origin
+    return _origin(config, file, _teacher_license(recipe, parts))
 
 
-def _student_origin(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+def _student_origin(recipe: Recipe, parts: Parts) -> NetworkOrigin:
     """The manifest entry for the student's initial weights."""
-    config = recipe.student
-    origin: dict[str, Any] = {"name": config.name, "weights": config.weights}
-    if config.path is not None:
-        origin |= {"file": str(config.path), "sha256": file_sha256(config.path)}
-    if license := _student_license(recipe, parts):
-        origin["license"] = license
+    return _origin(recipe.student, recipe.student.path, _student_license(recipe, parts))
+
+
+def _origin(
+    config: TeacherConfig | StudentConfig, file: Path | None, license: str
+) -> NetworkOrigin:
+    origin = NetworkOrigin(name=config.name, weights=config.weights)
+    if file is not None:
+        origin.file, origin.sha256 = writable(str(file)), file_sha256(file)
+    if license:
+        origin.license = license
     return origin
 
 

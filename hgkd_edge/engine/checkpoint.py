@@ -45,7 +45,7 @@ class TrainingState:
     scaler: Any  # torch.amp.GradScaler
     images: str
 
-    def saved(self, step: int) -> dict[str, Any]:
+    def saved(self, step: int) -> dict[str, object]:
         """What `torch.save` writes."""
         return {
             "step": step,
@@ -76,7 +76,7 @@ class TrainingState:
         return int(saved["step"])
 
 
-def write_checkpoint(file: Path, state: dict[str, Any], *, resume_command: str) -> None:
+def write_checkpoint(file: Path, state: dict[str, object], *, resume_command: str) -> None:
     """Write a checkpoint; an existing one stays unchanged until the new one is complete.
 
     Raises:

@@ -80,7 +80,7 @@ class BackboneSpec:
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, object] = field(default_factory=dict)
     bits: int = 0
 
     def input(self, geometry: Geometry) -> InputSpec:
@@ -133,7 +133,7 @@ class EmbeddingNet(nn.Module):
         return self.features(images)[-1].mean(dim=(2, 3))
 
 
-def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> nn.Module:
+def create_timm_model(key: str, name: str, args: dict[str, object], **own: Any) -> nn.Module:
     """`timm.create_model` with error messages that name the recipe key.
 
     Args:
@@ -172,7 +172,7 @@ def create_timm_model(key: str, name: str, args: dict[str, Any], **own: Any) -> 
 
 
 def create_published(
-    key: str, name: str, args: dict[str, Any], *, asked: str, instead: str, **own: Any
+    key: str, name: str, args: dict[str, object], *, asked: str, instead: str, **own: Any
 ) -> nn.Module:
     """`create_timm_model` with pretrained weights from the hub.
 
@@ -197,7 +197,7 @@ def create_published(
 
 
 def create_features(
-    name: str, *, stem_stride: int = 4, args: dict[str, Any] | None = None, min_stride: int = 0
+    name: str, *, stem_stride: int = 4, args: dict[str, object] | None = None, min_stride: int = 0
 ) -> nn.Module:
     """An untrained timm feature extractor with the given stem stride.
 
@@ -225,7 +225,7 @@ def create_features(
     return model
 
 
-def require_plain_form(features: nn.Module, name: str, args: dict[str, Any]) -> None:
+def require_plain_form(features: nn.Module, name: str, args: dict[str, object]) -> None:
     """Check that every weight of a feature extractor has a counterpart in the plain timm model.
 
     Raises:

@@ -54,7 +54,7 @@ def check_name(key: str, name: str) -> None:
         )
 
 
-def check_args(key: str, name: str, args: dict[str, Any]) -> None:
+def check_args(key: str, name: str, args: dict[str, object]) -> None:
     """Refuse arguments that are not plain numbers and strings of the model's architecture.
 
     Args:

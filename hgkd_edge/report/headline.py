@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from hgkd_edge.comparison.table import Comparison
+from hgkd_edge.comparison.rows import Comparison
 from hgkd_edge.distillation.license import license_notes, license_terms
+from hgkd_edge.manifest_record import HeldOut, NetworkOrigin
 from hgkd_edge.report.exports import proof_tile
 from hgkd_edge.report.scores import METRICS, finetuning_of, trained_on
 from hgkd_edge.report.speed import fastest_tile
@@ -28,10 +27,10 @@ def headline(run: RunDir, choice: Comparison | None) -> list[Tile]:
     tiles = [
         _task_tile(finetuning_of(run)),
         _feature_tile(run.evaluation()),
-        _cosine_tile(manifest.get("result", {}).get("held_out") or {}),
+        _cosine_tile(manifest.held_out),
         fastest_tile(choice),
         proof_tile(run),
-        _teacher_tile(manifest),
+        _teacher_tile(manifest.teacher),
     ]
     return [tile for tile in tiles if tile is not None]
 
@@ -39,15 +38,15 @@ def headline(run: RunDir, choice: Comparison | None) -> list[Tile]:
 def warnings_of(run: RunDir) -> list[Note]:
     """Licenses with conditions, and warnings of the distillation."""
     manifest = run.manifest()
-    warnings = manifest.get("result", {}).get("warnings", [])
+    warnings = manifest.result.warnings if manifest.result is not None else []
     return [Note(*lines) for lines in (license_notes(manifest), warnings) if lines]
 
 
-def _cosine_tile(held_out: dict[str, Any]) -> Tile | None:
-    if not held_out:
+def _cosine_tile(held_out: HeldOut | None) -> Tile | None:
+    if held_out is None:
         return None
-    about = f"to the teacher, held-out images; mean token {held_out['mean_token']:.2f}"
-    return Tile("Cosine", f"{held_out['student']:.2f}", about)
+    about = f"to the teacher, held-out images; mean token {held_out.mean_token:.2f}"
+    return Tile("Cosine", f"{held_out.student:.2f}", about)
 
 
 def _feature_tile(evaluated: ScoreRecord | None) -> Tile | None:
@@ -63,14 +62,13 @@ def _task_tile(finetuned: FinetuneRecord | None) -> Tile | None:
     metric, baseline = finetuned.metric, finetuned.baseline
     against = f"; {baseline.name} {percent(baseline.score)}" if baseline else ""
     about = f"{trained_on(finetuned)}{against}"
-    return Tile(METRICS.get(metric, metric), percent(finetuned.scores[metric]), about)
+    return Tile(METRICS.get(metric, metric), percent(finetuned.single[metric]), about)
 
 
-def _teacher_tile(manifest: dict[str, Any]) -> Tile | None:
-    teacher = manifest.get("teacher", {})
-    if not teacher:
+def _teacher_tile(teacher: NetworkOrigin | None) -> Tile | None:
+    if teacher is None:
         return None
-    license = teacher.get("license")
-    about = f"license {license}" if license else f"weights: {teacher.get('weights', '?')}"
-    tone: Tone = "warn" if license and license_terms(license) else ""
-    return Tile("Teacher", str(teacher.get("name", "?")), about, tone)
+    license = teacher.license or ""
+    about = f"license {license}" if license else f"weights: {teacher.weights or '?'}"
+    tone: Tone = "warn" if license_terms(license) else ""
+    return Tile("Teacher", teacher.name or "?", about, tone)

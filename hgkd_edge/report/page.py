@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hgkd_edge import __version__
-from hgkd_edge.comparison.table import Comparison
+from hgkd_edge.comparison.rows import Comparison
 from hgkd_edge.console import printable
 from hgkd_edge.errors import RunError, UserError, reason_of
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES
@@ -83,8 +83,7 @@ def _sections(run: RunDir, choice: Comparison | None) -> Iterator[Section]:
 
 
 def _distillation(run: RunDir) -> Section | None:
-    held_out = run.manifest().get("result", {}).get("held_out")
-    log = with_held_out(read_log(run, run.log_file), held_out)
+    log = with_held_out(read_log(run, run.log_file), run.manifest().held_out)
     return training_section("Distillation", log)
 
 

@@ -40,15 +40,15 @@ _MOST_CONFUSED = 20  # pairs that are listed instead
 def finetuning_of(run: RunDir) -> FinetuneRecord | None:
     """The record of a fine-tuning with scores; None where there is none."""
     found = run.finetune_result()
-    return found if found is not None and found.scores else None
+    return found if found is not None and found.single else None
 
 
 def scores_section(run: RunDir) -> Section | None:
     """Every score of a run, with intervals and baselines; each once."""
     blocks: list[Block] = []
     finetuned, evaluated = finetuning_of(run), run.evaluation()
-    training = run.manifest().get("finetune", {}).get("data", {}).get("train", {})
-    classes = training.get("classes", ())
+    training = run.manifest().labeled_data.get("train")
+    classes = training.classes if training is not None else ()
     if isinstance(evaluated, FeatureRecord):
         blocks += _feature_scores(evaluated)
     if finetuned:
@@ -66,7 +66,7 @@ def _is_same(evaluated: TaskRecord, finetuned: TaskRecord | None) -> bool:
         return False
     one, other = (
         (
-            {name: value for name, value in each.scores.items() if name != "pictures"},
+            each.scores and each.scores.model_copy(update={"pictures": []}),
             (each.split, each.photos, each.baseline, each.intervals),
         )
         for each in (evaluated, finetuned)
@@ -80,15 +80,22 @@ def trained_on(result: ScoreRecord) -> str:
 
 
 def _feature_scores(result: FeatureRecord) -> Iterator[Block]:
-    intervals = result.intervals
-    networks = {"distilled": result.distilled, "untrained": result.untrained}
+    ours, fresh, intervals = result.distilled, result.untrained, result.intervals
+    sure, unsure = intervals.distilled, intervals.untrained
     on = f"frozen features, {trained_on(result)}"
-    for key in ("knn", "linear_probe"):
+    for key, distilled, untrained in (
+        ("knn", (ours.knn, sure.knn), (fresh.knn, unsure.knn)),
+        (
+            "linear_probe",
+            (ours.linear_probe, sure.linear_probe),
+            (fresh.linear_probe, unsure.linear_probe),
+        ),
+    ):
         rows = [
-            _bar(name, scores.to_dict()[key], intervals.get(name, {}).get(key), main=not index)
-            for index, (name, scores) in enumerate(networks.items())
+            _bar("distilled", *distilled),
+            _bar("untrained", *untrained, main=False),
+            _bar("majority class", result.majority, intervals.majority, main=False),
         ]
-        rows.append(_bar("majority class", result.majority, intervals.get("majority"), main=False))
         yield Bars(METRICS[key], rows, _about(on, result))
     yield from _warnings(result)
 
@@ -97,7 +104,7 @@ def _task_scores(result: TaskRecord, model: str, classes: Sequence[str]) -> Iter
     intervals = result.intervals
     about = _about(f"{model}, {trained_on(result)}", result)
     rows = [
-        _bar(METRICS.get(name, name), value, intervals.get(name))
+        _bar(METRICS.get(name, name), value, intervals.single.get(name))
         for name, value in list(result.single.items())[:MOST_ROWS]
     ]
     if baseline := result.baseline:
@@ -105,15 +112,15 @@ def _task_scores(result: TaskRecord, model: str, classes: Sequence[str]) -> Iter
     yield Bars(_TASKS.get(result.task, result.task), rows, about)
     yield from _warnings(result)
     if per_class := result.per_class:
-        spread = intervals.get("per_class", {})
+        spread = intervals.per_class
         rows = [_bar(name, value, spread.get(name)) for name, value in per_class.items()]
         unit = _OF_A_CLASS.get(result.task, "")
         if len(rows) > _MOST_BARS:
             unit += f"; the {_MOST_BARS} lowest of {len(rows):,} classes"
             rows = sorted(rows, key=lambda bar: bar.share)[:_MOST_BARS]
         yield Bars("By class", rows, unit)
-    if confusion := result.scores.get("confusion"):
-        yield _confusion(confusion, classes, pixels=result.task == "segment")
+    if result.scores is not None and result.scores.confusion:
+        yield _confusion(result.scores.confusion, classes, pixels=result.task == "segment")
 
 
 def _bar(name: str, share: float, interval: Sequence[float] | None, *, main: bool = True) -> Bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hgkd_edge.manifest_record import NetworkOrigin
 from hgkd_edge.report.scores import METRICS, finetuning_of, trained_on
 from hgkd_edge.report.speed import choice_blocks, choice_of
 from hgkd_edge.report.training import PANELS, panel_chart, read_log
@@ -41,15 +42,15 @@ def _summary(runs: Sequence[RunDir], names: Sequence[str]) -> Table:
     rows = []
     for run, name in zip(runs, names, strict=True):
         manifest = run.manifest()
-        held_out = manifest.get("result", {}).get("held_out") or {}
-        networks = [str(manifest.get(role, {}).get("name", "-")) for role in ("teacher", "student")]
+        teacher, student = manifest.teacher or NetworkOrigin(), manifest.student or NetworkOrigin()
+        held_out = manifest.held_out
         rows.append(
             [
                 Cell(name),
-                Cell(networks[0]),
-                Cell(str(manifest.get("teacher", {}).get("license", "-"))),
-                Cell(networks[1]),
-                Cell(f"{held_out['student']:.3f}" if held_out else "-", number=True),
+                Cell(teacher.name or "-"),
+                Cell(teacher.license or "-"),
+                Cell(student.name or "-"),
+                Cell(f"{held_out.student:.3f}" if held_out is not None else "-", number=True),
                 Cell(_knn(run), number=True),
                 Cell(_task_score(run), number=True),
             ]
@@ -66,7 +67,7 @@ def _task_score(run: RunDir) -> str:
     found = finetuning_of(run)
     if found is None or not found.metric:
         return "-"
-    return f"{METRICS.get(found.metric, found.metric)} {percent(found.scores[found.metric])}"
+    return f"{METRICS.get(found.metric, found.metric)} {percent(found.single[found.metric])}"
 
 
 def _scores(runs: Sequence[RunDir], names: Sequence[str]) -> Iterator[Block]:
@@ -85,13 +86,13 @@ def _shares(run: RunDir) -> Iterator[tuple[str, str, float, Sequence[float] | No
     """Metric, scored images, score and its interval."""
     evaluated, finetuned = run.evaluation(), finetuning_of(run)
     if isinstance(evaluated, FeatureRecord):
-        intervals = evaluated.intervals.get("distilled", {})
-        for key, share in evaluated.distilled.to_dict().items():
-            yield key, f"frozen features, {trained_on(evaluated)}", share, intervals.get(key)
+        on, ours, ranges = trained_on(evaluated), evaluated.distilled, evaluated.intervals.distilled
+        yield "knn", f"frozen features, {on}", ours.knn, ranges.knn
+        yield "linear_probe", f"frozen features, {on}", ours.linear_probe, ranges.linear_probe
     if finetuned:
         on = f"fine-tuned, {trained_on(finetuned)}"
         for key, share in finetuned.single.items():
-            yield key, on, share, finetuned.intervals.get(key)
+            yield key, on, share, finetuned.intervals.single.get(key)
 
 
 def _curves(

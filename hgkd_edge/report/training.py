@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgkd_edge.manifest_record import HeldOut
 from hgkd_edge.parsing import MAX_LABEL_BYTES, MAX_LOG_BYTES, parse_json
 from hgkd_edge.report.charts import Line, draw_lines, thinned
 from hgkd_edge.report.view import Chart, Charts, Legend, Section
@@ -82,21 +83,19 @@ def training_section(title: str, log: Mapping[str, Curve]) -> Section | None:
     return Section(title, [Charts([chart for chart in charts if chart is not None])])
 
 
-def with_held_out(
-    log: Mapping[str, Curve], held_out: Mapping[str, Any] | None
-) -> Mapping[str, Curve]:
+def with_held_out(log: Mapping[str, Curve], held_out: HeldOut | None) -> Mapping[str, Curve]:
     """A distillation's log with its scores at the end: held-out cosine, and that of the baseline.
 
     Args:
         log: As logged.
         held_out: The manifest's record of the scores, if there is one.
     """
-    if not held_out or "cosine" not in log:
+    if held_out is None or "cosine" not in log:
         return log
     steps = log["cosine"].steps
     ends = {
-        "held_out_cosine": Curve([steps[-1]], [held_out["student"]]),
-        "mean_token": Curve([steps[0], steps[-1]], [held_out["mean_token"]] * 2),
+        "held_out_cosine": Curve([steps[-1]], [held_out.student]),
+        "mean_token": Curve([steps[0], steps[-1]], [held_out.mean_token] * 2),
     }
     return {**ends, **log}
 
@@ -142,7 +141,7 @@ def read_log(run: RunDir, file: Path) -> dict[str, Curve]:
     return found
 
 
-def _records(run: RunDir, file: Path) -> Iterator[dict[str, Any]]:
+def _records(run: RunDir, file: Path) -> Iterator[dict[str, float]]:
     lines = run.read_bytes(file, MAX_LOG_BYTES).splitlines() if file.is_file() else []
     for line in lines:
         try:

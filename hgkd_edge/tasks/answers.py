@@ -7,8 +7,9 @@ use the same steps. Label maps and boxes are in pixels of the original image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,8 @@ from hgkd_edge.tasks.suppression import THRESHOLD, select_boxes
 __all__ = [
     "GEOMETRY",
     "Detection",
+    "FileAnswer",
+    "Found",
     "Label",
     "decide",
     "load_photo",
@@ -55,6 +58,56 @@ class Detection(NamedTuple):
     name: str
     score: float
     box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model predicts for one image: one of these, by task.
+
+    Attributes:
+        labels: Classification: the most probable classes, best first.
+        shares: Segmentation: share of the image's area by class.
+        boxes: Detection: objects, best first.
+    """
+
+    labels: list[Label] | None = None
+    shares: dict[str, float] | None = None
+    boxes: list[Detection] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The one that is set, as plain data."""
+        if self.labels is not None:
+            return {"labels": [label._asdict() for label in self.labels]}
+        if self.shares is not None:
+            return {"shares": self.shares}
+        return {} if self.boxes is None else {"boxes": [box._asdict() for box in self.boxes]}
+
+
+@dataclass(frozen=True)
+class FileAnswer:
+    """What `predict` leaves of one image.
+
+    Attributes:
+        photo: The image file, or another name of the image.
+        found: The prediction; empty where there is an error.
+        picture: The image file that shows it; '' if none was written.
+        map: Segmentation: the image file of the class of every pixel; '' if none was written.
+        error: Why there is no prediction; '' where there is one.
+    """
+
+    photo: str
+    found: Found = field(default_factory=Found)
+    picture: str = ""
+    map: str = ""
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of `predict --json`."""
+        if self.error:
+            return {"photo": self.photo, "error": self.error}
+        picture = {"picture": self.picture} if self.picture else {}
+        label_map = {"map": self.map} if self.map else {}
+        return {"photo": self.photo, **picture, **self.found.to_dict(), **label_map}
 
 
 def load_photo(path: Path, *, bits: int = 0) -> Image.Image:

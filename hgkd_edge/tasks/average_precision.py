@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hgkd_edge.score_records import TaskIntervals
+
 __all__ = ["ScoredImage", "precision_intervals"]
 
 RESAMPLES = 200
@@ -35,7 +37,7 @@ class ScoredImage(NamedTuple):
     scores: np.ndarray
 
 
-def precision_intervals(images: Sequence[ScoredImage], classes: int) -> dict[str, Any]:
+def precision_intervals(images: Sequence[ScoredImage], classes: int) -> TaskIntervals:
     """95 % intervals of `map` (IoU .5 to .95) and `map50`, by percentile bootstrap (Efron 1979).
 
     Boxes are matched once, by pycocotools; each resample counts its images' matches again.
@@ -45,10 +47,10 @@ def precision_intervals(images: Sequence[ScoredImage], classes: int) -> dict[str
         classes: Number of classes.
 
     Returns:
-        (low, high) by name; empty if there are fewer than two images or no true boxes.
+        None of them if there are fewer than two images or no true boxes.
     """
     if len(images) < 2 or not any(len(image.truth) for image in images):
-        return {}
+        return TaskIntervals()
     evaluation = _matched(images, classes)
     whole = evaluation.evalImgs  # by class, then by image
     per_class = [whole[i : i + len(images)] for i in range(0, len(whole), len(images))]
@@ -59,10 +61,8 @@ def precision_intervals(images: Sequence[ScoredImage], classes: int) -> dict[str
         chosen = rng.integers(0, len(images), len(images))
         evaluation.evalImgs = [matches[i] for matches in per_class for i in chosen]
         drawn.append(_precision(evaluation))
-    low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0)
-    return {
-        name: (float(a), float(b)) for name, a, b in zip(("map", "map50"), low, high, strict=True)
-    }
+    low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0).tolist()  # [2] each
+    return TaskIntervals(map=(low[0], high[0]), map50=(low[1], high[1]))
 
 
 def _matched(images: Sequence[ScoredImage], classes: int) -> Any:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +23,7 @@ from hgkd_edge.models.untrusted import not_finite
 from hgkd_edge.parsing import brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import atomic_write
+from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.config import FinetuneConfig
 
@@ -93,7 +94,7 @@ class VisionTask(Protocol):
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
-    ) -> dict[str, Any]:
+    ) -> TaskScores:
         """Score a network's outputs, from any runtime, in one pass over the images.
 
         Args:
@@ -102,7 +103,7 @@ class VisionTask(Protocol):
             pictures: Folder for images for visual inspection, or None.
 
         Returns:
-            Scores by name, including `metric`; `pictures` lists the files written.
+            The task's scores, `metric` among them.
         """
         ...
 

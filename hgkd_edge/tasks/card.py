@@ -58,11 +58,11 @@ def model_card(
 
 
 def _scores(result: FinetuneRecord) -> list[str]:
-    if not result.scores:
+    if not result.single:
         return ["No images were held out, so there are no scores."]
     lines = [f"## Scores on the {result.photos} images of the `{result.split}` split", ""]
     lines += [
-        f"- {name}: {value:.4f}" + _interval(result.intervals.get(name))
+        f"- {name}: {value:.4f}" + _interval(result.intervals.single.get(name))
         for name, value in result.single.items()
     ]
     if classes := result.per_class:

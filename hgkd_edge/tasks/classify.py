@@ -18,6 +18,7 @@ from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
 from hgkd_edge.probe import linear_probe
+from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
@@ -84,7 +85,7 @@ class Classification(VisionTask):
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
-    ) -> dict[str, Any]:
+    ) -> TaskScores:
         """`top1`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts.
 
         Includes `top5` if there are more than five classes. Classes without an image are skipped.
@@ -96,18 +97,18 @@ class Classification(VisionTask):
         np.add.at(confusion, (labels, best[:, 0]), 1)
         counts = confusion.sum(axis=1)
         recall = confusion.diagonal() / np.maximum(counts, 1)
-        scores: dict[str, Any] = {"top1": float((best[:, 0] == labels).mean())}
-        if len(card.classes) > best.shape[1]:
-            scores["top5"] = float((best == labels[:, None]).any(axis=1).mean())
         seen = np.flatnonzero(counts)
-        scores |= {
-            "mean_class": float(recall[seen].mean()),
-            "per_class": {card.classes[i]: float(recall[i]) for i in seen},
-            "confusion": confusion.tolist(),
-        }
+        scores = TaskScores(
+            top1=float((best[:, 0] == labels).mean()),
+            mean_class=float(recall[seen].mean()),
+            per_class={card.classes[i]: float(recall[i]) for i in seen},
+            confusion=confusion.tolist(),
+        )
+        if len(card.classes) > best.shape[1]:
+            scores.top5 = float((best == labels[:, None]).any(axis=1).mean())
         if pictures is not None:
             file = draw_confusion(confusion, card.classes, pictures / "confusion.png")
-            scores["pictures"] = [str(file)]
+            scores.pictures = [str(file)]
         return scores
 
 

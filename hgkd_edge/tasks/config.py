@@ -201,17 +201,17 @@ def recorded_settings(run: RunDir) -> FinetuneConfig:
     """
     file = run.require(run.finetune_file, fix=f"hgkd-edge finetune {run.path}")
     raw = read_settings(file)
-    for section in ("segment", "detect"):  # its name in files of earlier versions
-        if isinstance(raw.get(section), dict) and "colour" in raw[section]:
-            raw[section]["color"] = raw[section].pop("colour")
+    sections = {name: part for name, part in raw.items() if isinstance(part, dict)}
+    for name in ("segment", "detect"):  # its name in files of earlier versions
+        if "colour" in sections.get(name, ()):
+            sections[name]["color"] = sections[name].pop("colour")
     # Defaults for files written before these settings were recorded.
-    for section, key, value in (("segment", "codes", "numbers"), ("data", "bits", 16)):
-        if isinstance(raw.get(section), dict):
-            raw[section].setdefault(key, value)
+    for name, key, value in (("segment", "codes", "numbers"), ("data", "bits", 16)):
+        sections.get(name, {}).setdefault(key, value)
     return parse_settings(FinetuneConfig, raw, name=str(file))
 
 
-def settled(config: FinetuneConfig, decided: dict[str, Any]) -> FinetuneConfig:
+def settled(config: FinetuneConfig, decided: dict[str, object]) -> FinetuneConfig:
     """The same settings with the values decided from the data, for resuming and evaluation.
 
     Args:

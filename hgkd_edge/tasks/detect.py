@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from hgkd_edge.data.annotations import open_boxes
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Detector
+from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.answers import Detection
 from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
@@ -55,7 +56,7 @@ class ObjectDetection(PyramidTask, VisionTask):
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
-    ) -> dict[str, Any]:
+    ) -> TaskScores:
         """COCO's average precision in [0, 1]: `map` over IoU .5 to .95, `map50`, `per_class`.
 
         Computed by pycocotools, on the canvas; classes without a true box are skipped. `intervals`
@@ -83,14 +84,14 @@ class ObjectDetection(PyramidTask, VisionTask):
             found["map_per_class"].reshape(-1).tolist(),
             strict=True,
         )
-        scores: dict[str, Any] = {
-            "map": max(0.0, found["map"].item()),  # -1: no true boxes
-            "map50": max(0.0, found["map_50"].item()),
-            "per_class": {card.classes[i]: value for i, value in per_class if value >= 0},
-            "intervals": precision_intervals(scored, len(card.classes)),
-        }
+        scores = TaskScores(
+            map=max(0.0, found["map"].item()),  # -1: no true boxes
+            map50=max(0.0, found["map_50"].item()),
+            per_class={card.classes[i]: value for i, value in per_class if value >= 0},
+            intervals=precision_intervals(scored, len(card.classes)),
+        )
         if pictures is not None:
-            scores["pictures"] = extremes.draw(
+            scores.pictures = extremes.draw(
                 lambda photo: _picture(photo, card.classes), pictures, self.name
             )
         return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -18,6 +18,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.files import atomic_write
 from hgkd_edge.parsing import brief
 from hgkd_edge.rundir import write_json
+from hgkd_edge.tasks.answers import Detection, FileAnswer, Label
 
 __all__ = ["FORMATS", "require_format", "save_labels"]
 
@@ -31,7 +32,8 @@ class _Labeled(NamedTuple):
     file: Path
     name: str
     size: tuple[int, int]
-    record: Mapping[str, Any]
+    boxes: Sequence[Detection]
+    label: Label | None
 
 
 def require_format(name: str, task: str) -> None:
@@ -53,7 +55,7 @@ def require_format(name: str, task: str) -> None:
 
 
 def save_labels(
-    records: Sequence[Mapping[str, Any]],
+    predicted: Sequence[FileAnswer],
     classes: Sequence[str],
     folder: Path,
     *,
@@ -63,7 +65,7 @@ def save_labels(
     """Write predictions as a data set; images are linked, or copied if linking is impossible.
 
     Args:
-        records: Results of `predict`; those with an error are skipped.
+        predicted: Results of `predict`; those with an error are skipped.
         classes: The model's classes.
         folder: Folder of the data set.
         format: One of `FORMATS`.
@@ -76,7 +78,7 @@ def save_labels(
         DataError: A class name cannot be a folder name.
     """
     _require_plain(classes, format)
-    images = [_labeled(record) for record in records if "error" not in record]
+    images = [_labeled(one) for one in predicted if not one.error]
     return _WRITERS[format](images, classes, folder, threshold)
 
 
@@ -92,12 +94,13 @@ def _require_plain(classes: Sequence[str], format: str) -> None:
             )
 
 
-def _labeled(record: Mapping[str, Any]) -> _Labeled:
-    file = Path(record["photo"])
+def _labeled(one: FileAnswer) -> _Labeled:
+    file = Path(one.photo)
     with open_image(file) as image:
         size = turn_of(image).upright
-    name = Path(record["picture"]).stem + readable(file.suffix)
-    return _Labeled(file, name, size, record)
+    name = Path(one.picture).stem + readable(file.suffix)
+    best = one.found.labels[0] if one.found.labels else None
+    return _Labeled(file, name, size, one.found.boxes or (), best)
 
 
 def _place(image: _Labeled, folder: Path) -> None:
@@ -121,11 +124,11 @@ def _yolo(images: list[_Labeled], classes: Sequence[str], folder: Path, threshol
     for image in images:
         height, width = image.size
         lines = []
-        for box in image.record["boxes"]:
-            x1, y1, x2, y2 = box["box"]
+        for box in image.boxes:
+            x1, y1, x2, y2 = box.box
             numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
             numbers += [(x2 - x1) / width, (y2 - y1) / height]
-            lines.append(f"{classes.index(box['name'])} " + " ".join(f"{n:.6f}" for n in numbers))
+            lines.append(f"{classes.index(box.name)} " + " ".join(f"{n:.6f}" for n in numbers))
         _place(image, folder / "images")
         _write(folder / "labels" / f"{Path(image.name).stem}.txt", "".join(f"{s}\n" for s in lines))
     about = {"train": "images", "names": dict(enumerate(classes))}
@@ -145,17 +148,17 @@ def _coco(images: list[_Labeled], classes: Sequence[str], folder: Path, threshol
         content["images"].append(
             {"id": number, "file_name": image.name, "width": width, "height": height}
         )
-        for box in image.record["boxes"]:
-            x1, y1, x2, y2 = box["box"]
+        for box in image.boxes:
+            x1, y1, x2, y2 = box.box
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]) + 1,
                     "image_id": number,
-                    "category_id": 1 + classes.index(box["name"]),
+                    "category_id": 1 + classes.index(box.name),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
-                    "score": box["score"],
+                    "score": box.score,
                 }
             )
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
@@ -170,10 +173,10 @@ def _voc(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold
         _fields(root, filename=image.name)
         size = ElementTree.SubElement(root, "size")
         _fields(size, width=image.size[1], height=image.size[0], depth=3)
-        for box in image.record["boxes"]:
+        for box in image.boxes:
             item = ElementTree.SubElement(root, "object")
-            _fields(item, name=box["name"], difficult=0)
-            corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), box["box"], strict=True))
+            _fields(item, name=box.name, difficult=0)
+            corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), box.box, strict=True))
             _fields(ElementTree.SubElement(item, "bndbox"), **corners)
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode")
@@ -189,12 +192,12 @@ def _fields(parent: ElementTree.Element, **fields: Any) -> None:
 
 def _folders(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
     sure = [
-        (image, image.record["labels"][0])
+        (image, image.label.name)
         for image in images
-        if image.record["labels"][0]["probability"] >= threshold
+        if image.label is not None and image.label.probability >= threshold
     ]
-    for image, label in sure:
-        _place(image, folder / label["name"])
+    for image, name in sure:
+        _place(image, folder / name)
     return len(sure)
 
 

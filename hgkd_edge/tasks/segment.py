@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from hgkd_edge.data.resize import IGNORED
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Segmenter
+from hgkd_edge.score_records import TaskIntervals, TaskScores
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
@@ -58,7 +58,7 @@ class Segmentation(PyramidTask, VisionTask):
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None
-    ) -> dict[str, Any]:
+    ) -> TaskScores:
         """`miou`, `per_class` IoU, `pixel_accuracy`, all in [0, 1] and on the canvas; `confusion`.
 
         `intervals` holds that of the mIoU, by bootstrap over the images. Classes that appear in
@@ -79,19 +79,19 @@ class Segmentation(PyramidTask, VisionTask):
                 if pictures is not None and own.any():
                     extremes.add(float(np.nanmean(_iou(own))), (image, truth, answer))
         iou = _iou(confusion)
-        scores: dict[str, Any] = {
-            "miou": float(np.nanmean(iou)),
-            "pixel_accuracy": float(confusion.trace() / max(1, confusion.sum())),
-            "per_class": {
+        scores = TaskScores(
+            miou=float(np.nanmean(iou)),
+            pixel_accuracy=float(confusion.trace() / max(1, confusion.sum())),
+            per_class={
                 name: float(value)
                 for name, value in zip(card.classes, iou, strict=True)
                 if not np.isnan(value)
             },
-            "confusion": confusion.tolist(),
-            "intervals": {"miou": miou_interval(np.stack(counts))},
-        }
+            confusion=confusion.tolist(),
+            intervals=TaskIntervals(miou=miou_interval(np.stack(counts))),
+        )
         if pictures is not None:
-            scores["pictures"] = extremes.draw(_picture, pictures, self.name)
+            scores.pictures = extremes.draw(_picture, pictures, self.name)
         return scores
 
 

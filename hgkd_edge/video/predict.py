@@ -21,6 +21,7 @@ from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import pictures
+from hgkd_edge.tasks.answers import FileAnswer
 from hgkd_edge.tasks.suppression import THRESHOLD
 from hgkd_edge.video.decoding import Frame, Opened, open_source
 from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
@@ -154,7 +155,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
         )
     answerer = _open_model(model, options)
     summary = Summary(str(watched), live=True, answers=str(folder / "predictions.jsonl"))
-    stages, unread = Stages(), dict[str, dict[str, Any]]()
+    stages, unread = Stages(), dict[str, FileAnswer]()
     console.print(f"watching {watched}; Ctrl-C ends", soft_wrap=True)
     with stop_on_signal("image") as flag, JsonLines(Path(summary.answers)) as lines:
         images = watch_folder(watched, but=folder, stopped=lambda: flag.asked, pause=PAUSE)
@@ -163,20 +164,20 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
             begun = begun or time.perf_counter()
             target = folder / pictures.picture_name(summary.frames, file).removesuffix(".png")
             before = stamp_of(file)
-            record = answer_file(answerer, file, target, options.threshold, stages)
-            if "error" in record or stamp_of(file) != before:
-                unread[str(file)] = record  # tried again when it has changed
+            found = answer_file(answerer, file, target, options.threshold, stages)
+            if found.error or stamp_of(file) != before:
+                unread[str(file)] = found  # tried again when it has changed
                 continue
             unread.pop(str(file), None)
-            lines.write({"frame": summary.frames, "at": _now(), **record})
+            lines.write({"frame": summary.frames, "at": _now(), **found.to_dict()})
             summary.frames += 1
             summary.seconds = time.perf_counter() - begun
             if summary.frames == options.limit:
                 break
-        for record in unread.values():
-            if "error" in record:
-                lines.write({"at": _now(), **record})
-                warn(f"{record['photo']}: {record['error']}")
+        for found in unread.values():
+            if found.error:
+                lines.write({"at": _now(), **found.to_dict()})
+                warn(f"{found.photo}: {found.error}")
                 summary.errors += 1
     return _completed(summary, stages, flag)
 
@@ -242,13 +243,13 @@ class _Video:
 
     def _answer_frame(self, frame: Frame, lines: JsonLines) -> None:
         """One JSON line, and one picture of the video."""
-        record: dict[str, Any] = {"frame": frame.index, "time": round(frame.time, 6)}
+        record: dict[str, object] = {"frame": frame.index, "time": round(frame.time, 6)}
         if frame.arrived is not None:
             record["at"] = _stated(frame.arrived)
         draw: Callable[[], Image.Image] = lambda: frame.image  # noqa: E731
         try:
             found = answer_image(self._answerer, frame.image, self._options.threshold, self._stages)
-            record |= found.record
+            record |= found.found.to_dict()
             draw = found.draw
         except Exception as error:  # in any runtime; the next frame may be fine
             if not self._summary.frames:

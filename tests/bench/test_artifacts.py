@@ -25,6 +25,7 @@ from exporters.sidecar import (
     require_built_here,
     write_sidecar,
 )
+from hgkd_edge.bench import local
 from hgkd_edge.bench.inputs import WrongOutputs
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
@@ -236,6 +237,22 @@ def test_an_onnx_file_that_was_never_exported_is_compared_before_it_is_timed(
     assert one.model == "net"
     assert one.verification is not None
     assert (one.verification.passed, one.verification.source) == (True, "synthetic")
+
+
+def test_tensorrt_times_only_an_engine_that_export_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(build_convnet(), tmp_path / "net.onnx")
+    stand_in_for_tensorrt(monkeypatch)  # building an engine is a failure
+    monkeypatch.setitem(local._OF_DEVICE, "cuda", ("ort-cpu", "tensorrt-rtx"))
+
+    with pytest.raises(DeviceError, match="no engine for tensorrt-rtx was exported") as refusal:
+        run_bench(quick(tmp_path / "net.onnx", runners=("tensorrt-rtx",)))
+    [session] = run_bench(quick(tmp_path / "net.onnx", device="cuda")).sessions
+
+    assert "hgkd-edge export --trt" in refusal.value.hint
+    assert [one.runner for one in session.measurements] == ["ort-cpu"]
+    assert [one.name for one in session.refusals] == ["net tensorrt-rtx b1"]
 
 
 def test_a_file_without_a_record_is_refused_by_name(make_run: MakeRun) -> None:

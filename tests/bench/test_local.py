@@ -20,6 +20,7 @@ from exporters.errors import ExportError
 from exporters.runtimes import RUNTIMES, Options
 from exporters.runtimes.ort import OrtSession
 from hgkd_edge.bench import local
+from hgkd_edge.bench.inputs import load_images
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions, parse_counts
 from hgkd_edge.bench.records import BenchFile, load_bench
@@ -109,6 +110,27 @@ def test_real_images_are_fed_when_given_and_the_record_says_so(make_model: MakeM
 
     fed = session.measurements[0].inputs[0]
     assert (fed.source, fed.shape, fed.seed) == ("images", [4, 3, 32, 32], None)
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (None, "No such file"),
+        (b"no array", "not a .npy file"),
+        (np.zeros((2, 3, 4, 4)), r"float64\[2, 3, 4, 4\], not f32"),
+        (np.zeros((0, 3, 4, 4), np.float32), "empty"),
+        (np.full((1, 3, 4, 4), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_images_that_cannot_be_fed_are_refused(tmp_path: Path, made: object, reason: str) -> None:
+    file = tmp_path / "images.npy"
+    if isinstance(made, bytes):
+        file.write_bytes(made)
+    elif made is not None:
+        np.save(file, made)
+
+    with pytest.raises(RunError, match=rf"images '.*images\.npy': .*{reason}"):
+        load_images(file)
 
 
 @pytest.mark.parametrize("copies", ["in", "out"])

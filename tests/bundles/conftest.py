@@ -16,6 +16,7 @@ from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import ExportRecord
 from hgkd_edge.finetune import finetune
+from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.config import resolve
 from tests.bundles.helpers import FRAME, new_run
@@ -49,7 +50,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Callable
         run = new_run(photos, tmp_path_factory.mktemp(task) / "my run")
         data = SAMPLES / DATA[task] if task in DATA else None
         finetune(resolve(run, task, data, "distilled", [*QUICK, *SETTINGS[task]]), run)
-        run.update_manifest(teacher={"name": "vit_base", "license": "cc-by-nc-4.0"})
+        origin = NetworkOrigin(name="vit_base", license="cc-by-nc-4.0")
+        run.update_manifest(ManifestRecord(teacher=origin))
         bundles = (*ALL, "timm") if task == "classify" else ALL
         return Deployed(run, export_run(run, ExportOptions(bundles=bundles, frame=FRAME)))
 

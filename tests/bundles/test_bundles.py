@@ -18,6 +18,7 @@ from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.export_options import BUNDLES as NAMES
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
+from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin
 from hgkd_edge.rundir import file_sha256
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import TASKS
@@ -51,7 +52,7 @@ def test_every_file_of_a_bundle_is_in_the_manifest(
 ) -> None:
     made = deployed(task)
 
-    artifacts = made.run.manifest()["artifacts"]
+    artifacts = made.run.manifest().artifacts
 
     record = json.loads(made.run.export_file.read_text())
     assert record["bundles"] == [bundle.to_dict() for bundle in made.result.bundles]
@@ -61,7 +62,7 @@ def test_every_file_of_a_bundle_is_in_the_manifest(
         assert found == set(bundle["files"])
         for name in found:
             entry = artifacts[f"export/{bundle['bundle']}/{name}"]
-            assert entry["sha256"] == file_sha256(folder / name)
+            assert entry.sha256 == file_sha256(folder / name)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -87,7 +88,6 @@ def test_every_readme_has_three_commands_the_license_and_what_was_not_run(
         ("apache-2.0", ""),
         ("MIT", ""),
         (None, ""),
-        (["odd"], ""),
     ],
 )
 def test_a_license_is_shown_where_it_has_conditions(
@@ -97,8 +97,8 @@ def test_a_license_is_shown_where_it_has_conditions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = source_of(deployed("classify"))
-    origin = {"name": "vit", "license": license_}
-    monkeypatch.setattr(source.run, "manifest", lambda: {"teacher": origin, "student": "none"})
+    origin = NetworkOrigin(name="vit", license=license_)
+    monkeypatch.setattr(source.run, "manifest", lambda: ManifestRecord(teacher=origin))
 
     lines = source.licenses
 

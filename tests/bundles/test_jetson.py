@@ -73,7 +73,8 @@ def test_the_loop_answers_frames_as_predict_answers_the_same_images(
 
     ours = predict(folder / "model.onnx", files, tmp_path, threshold=0.1)
     kind = {"classify": "labels", "segment": "shares", "detect": "boxes"}[task]
-    assert [_listed(one[kind]) for one in seen] == [_listed(record[kind]) for record in ours]
+    wanted = [one.found.to_dict() for one in ours]
+    assert [_listed(one[kind]) for one in seen] == [_listed(one[kind]) for one in wanted]
     assert result["frames"] == len(files)
     stages = sum(result[f"{stage}_ms"] for stage in camera.STAGES)
     assert 0 < stages <= 1000 / result["fps"]

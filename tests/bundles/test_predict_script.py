@@ -48,11 +48,11 @@ def test_the_script_answers_real_images_as_predict_does(
     assert len(ours) == len(theirs) == len(images)
     for one, other in zip(ours, theirs, strict=True):
         kind = {"classify": "labels", "segment": "shares", "detect": "boxes"}[task]
-        assert one["photo"] == other["photo"]
-        assert _plain(other[kind]) == _plain(one[kind])
-        assert Image.open(other["picture"]).size == Image.open(one["picture"]).size
+        assert one.photo == other["photo"]
+        assert _plain(other[kind]) == _plain(one.found.to_dict()[kind])
+        assert Image.open(other["picture"]).size == Image.open(one.picture).size
         if task == "segment":
-            maps = (np.asarray(Image.open(record["map"])) for record in (one, other))
+            maps = (np.asarray(Image.open(file)) for file in (one.map, other["map"]))
             np.testing.assert_array_equal(*maps)
     if task == "detect":
         assert sum(len(record["boxes"]) for record in theirs) > 10
@@ -81,7 +81,8 @@ def test_the_script_answers_with_processing_inside_the_file_too(
 
     ours = predict(baked, images, tmp_path / "ours")
     kind = {"classify": "labels", "segment": "shares", "detect": "boxes"}[task]
-    assert [_plain(record[kind]) for record in theirs] == [_plain(record[kind]) for record in ours]
+    wanted = [one.found.to_dict() for one in ours]
+    assert [_plain(one[kind]) for one in theirs] == [_plain(one[kind]) for one in wanted]
     config = model_config("net", onnx_info(baked), labeled=True, largest_batch=16)
     # Suppressed boxes are rows of all images together: their requests cannot be batched.
     assert ("dynamic_batching" in config) == (task != "detect")

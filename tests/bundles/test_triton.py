@@ -160,5 +160,5 @@ def test_the_client_gives_the_answers_of_predict(
     ours = predict(model, images, tmp_path, threshold=0.1)
     kind = {"classify": "labels", "detect": "boxes"}[task]
     assert [json.dumps(record[kind]) for record in theirs] == [
-        json.dumps(record[kind]) for record in ours
+        json.dumps(one.found.to_dict()[kind]) for one in ours
     ]

@@ -151,7 +151,7 @@ def test_a_very_long_image_takes_no_memory_for_what_is_cut_off() -> None:
 
 def test_metadata_are_read_back_and_old_files_without_a_geometry_too() -> None:
     spec = InputSpec((48, 80), MEAN, STD, "letterbox")
-    stored = {f"hgkd_edge.{key}": json.dumps(value) for key, value in spec.metadata().items()}
+    stored = {f"hgkd_edge.{key}": text for key, text in spec.metadata().items()}
 
     assert InputSpec.from_metadata(stored, geometry="cover") == spec
     old = {key: stored[f"hgkd_edge.{key}"] for key in ("input_size", "mean", "std")}
@@ -175,8 +175,9 @@ def test_metadata_are_read_back_and_old_files_without_a_geometry_too() -> None:
     ],
 )
 def test_damaged_metadata_are_refused(damage: dict[str, Any]) -> None:
-    entries = InputSpec((48, 80), MEAN, STD, "cover").metadata() | damage
-    stored = {f"hgkd_edge.{key}": json.dumps(value) for key, value in entries.items()}
+    wrong = {key: json.dumps(value) for key, value in damage.items()}
+    entries = InputSpec((48, 80), MEAN, STD, "cover").metadata() | wrong
+    stored = {f"hgkd_edge.{key}": text for key, text in entries.items()}
 
     with pytest.raises((ValueError, TypeError)):
         InputSpec.from_metadata(stored, geometry="cover")

@@ -82,12 +82,12 @@ def test_a_run_survives_unreadable_images_and_lists_them_in_its_manifest(
 
     distill(recipe, run)
 
-    listed = run.manifest()["data"]["train"]
-    assert listed["photos"] == 48
-    assert [name for name, _ in listed["skipped"]] == [
+    listed = run.manifest().data["train"]
+    assert listed.photos == 48
+    assert [name for name, _ in listed.skipped] == [
         file.relative_to(tree).as_posix() for file in broken
     ]
-    assert [name for name, _ in listed["noted"]] == [odd.relative_to(tree).as_posix()]
+    assert [name for name, _ in listed.noted] == [odd.relative_to(tree).as_posix()]
 
 
 def test_images_that_are_all_unreadable_end_in_an_error_not_in_a_search(

@@ -6,7 +6,7 @@ import pytest
 from exporters import runtimes
 from exporters._intermediates import intermediate_values
 from exporters.calibrate import METHODS, calibrate
-from exporters.errors import ExportError
+from exporters.errors import ConversionFailed, ExportError
 from exporters.onnx_info import read_onnx
 from exporters.quantize import FLAVORS, choose_ranges, quantized_graph
 
@@ -77,6 +77,16 @@ def test_a_single_method_is_used_without_a_comparison(exported):
     model = read_onnx(exported("resnet18").path)
 
     assert choose_ranges(model, photo_like(4), methods=("minmax",)).method == "minmax"
+
+
+def test_a_method_that_fails_leaves_the_choice_to_the_other(exported):
+    model = read_onnx(exported("resnet18").path)
+    photos = (1 + 1e-6 * photo_like(4)).astype(np.float32)  # too narrow for a histogram
+
+    with pytest.raises(ConversionFailed, match="bins"):
+        choose_ranges(model, photos, methods=("percentile",))
+
+    assert choose_ranges(model, photos).method == "mean"
 
 
 def error_of(model, calibration, photos):

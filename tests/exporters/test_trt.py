@@ -13,6 +13,7 @@ import pytest
 
 from exporters import _trt_compat, _trt_worker, runtimes, verify
 from exporters._trt_compat import Flavor, available, choose, typing_for
+from exporters._trt_protocol import BuildRequest, Shapes
 from exporters.errors import (
     ConversionFailed,
     ExportError,
@@ -438,22 +439,15 @@ def test_a_release_is_asked_only_for_what_it_knows(monkeypatch, tmp_path, versio
         network_of_8 if eight else network_since_9,
         config_of_11 if eleven else config_until_10,
     )
-    request = {
-        "backend": "tensorrt",
-        "version": version,
-        "precision": precision,
-        "onnx": "net.onnx",
-        "output": str(tmp_path / "net.plan"),
-        "profile": ["images", [1], [1], [1]],
-        "workspace_mib": None,
-        "timing_cache": None,
-        "compute_capabilities": None,
-        "hardware_compatible": False,
-        "version_compatible": False,
-        "dla": None,
-    }
+    request = BuildRequest(
+        flavor=Flavor("tensorrt", version),
+        precision=precision,
+        onnx="net.onnx",
+        output=str(tmp_path / "net.plan"),
+        shapes=Shapes("images", [1], [1], [1]),
+    )
 
-    _trt_worker._build(request, lambda event, **fields: None)
+    _trt_worker._build(BuildRequest.from_json(request.to_json()), lambda event: None)
 
     assert asked == {
         "strongly_typed": not eight,

@@ -113,7 +113,7 @@ def test_a_run_records_what_its_student_started_from(
 
     distill(recipe, run)
 
-    assert run.manifest()["student"]["file"] == str(file)
+    assert run.manifest().student.file == str(file)
     start, end = load_file(file), load_file(run.backbone_file)
     name = "layer1.0.conv1.weight"
     assert torch.allclose(start[name], end[name], atol=1e-4)

@@ -18,6 +18,7 @@ from hgkd_edge.errors import TrainingError
 from hgkd_edge.finetune import TASKS, answers, finetune, load_model
 from hgkd_edge.models.backbone import read_backbone
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
@@ -44,7 +45,7 @@ def logged(run: RunDir) -> list[float]:
     return [json.loads(line)["loss"] for line in (run.path / "finetune.jsonl").open()]
 
 
-def check_onnx_scores_the_same(run: RunDir, config: FinetuneConfig, reported: Any) -> None:
+def check_onnx_scores_the_same(run: RunDir, config: FinetuneConfig, reported: TaskScores) -> None:
     """Export the run's model; its ONNX file agrees with PyTorch and earns the reported scores."""
     task = TASKS[config.task]
     network, card = load_model(run.model_file)
@@ -56,11 +57,11 @@ def check_onnx_scores_the_same(run: RunDir, config: FinetuneConfig, reported: An
     scores = task.judge(answers(runtimes.open(path).run, task, card, source), card)
 
     assert verification.passed
-    assert scores[task.metric] == pytest.approx(reported[task.metric], abs=1e-4)
+    wanted = pytest.approx(reported.single[task.metric], abs=1e-4)
+    assert scores.single[task.metric] == wanted
     again = runtimes.open(network, names=task.output_names).run
-    assert task.judge(answers(again, task, card, source), card)[task.metric] == pytest.approx(
-        reported[task.metric], abs=1e-4
-    )
+    judged = task.judge(answers(again, task, card, source), card)
+    assert judged.single[task.metric] == wanted
 
 
 def check_resume_is_exact(

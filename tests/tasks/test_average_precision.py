@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
+from hgkd_edge.score_records import TaskIntervals
 from hgkd_edge.tasks import average_precision
 from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
 
@@ -58,7 +59,7 @@ def test_intervals_hold_the_score_and_narrow_with_more_images() -> None:
     widths = []
     for count in (20, 320):
         images = scored(count, hit=0.7)
-        low, high = precision_intervals(images, 3)["map"]
+        low, high = precision_intervals(images, 3).map
 
         assert low < reference(images)["map"].item() < high
         widths.append(high - low)
@@ -70,7 +71,7 @@ def test_intervals_cover_the_true_score_about_as_often_as_they_say() -> None:
 
     covered = 0
     for seed in range(20):
-        low, high = precision_intervals(scored(60, hit=0.7, seed=seed), 3)["map50"]
+        low, high = precision_intervals(scored(60, hit=0.7, seed=seed), 3).map50
         covered += low <= true <= high
 
     assert covered >= 15
@@ -81,11 +82,11 @@ EMPTY = ScoredImage(np.zeros((0, 5)), np.zeros((0, 4)), np.zeros(0, int), np.zer
 
 @pytest.mark.parametrize("images", [[], scored(1, hit=1), [EMPTY] * 3])
 def test_where_nothing_can_be_scored_there_is_no_interval(images: list[ScoredImage]) -> None:
-    assert precision_intervals(images, 3) == {}
+    assert precision_intervals(images, 3) == TaskIntervals()
 
 
 def test_a_detector_that_finds_nothing_has_an_interval_at_zero() -> None:
     empty = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0)
     images = [ScoredImage(image.truth, *empty) for image in scored(10, hit=1)]
 
-    assert precision_intervals(images, 3) == {"map": (0.0, 0.0), "map50": (0.0, 0.0)}
+    assert precision_intervals(images, 3) == TaskIntervals(map=(0.0, 0.0), map50=(0.0, 0.0))

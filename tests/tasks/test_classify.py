@@ -27,7 +27,7 @@ from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, 
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.rundir import RunDir, file_sha256
-from hgkd_edge.score_records import TaskRecord
+from hgkd_edge.score_records import TaskRecord, TaskScores
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification, ClassifyTraining
@@ -45,7 +45,7 @@ def configure(run: RunDir, *overrides: str, init: str = "distilled") -> Finetune
     return settings.resolve(run, "classify", None, init, [*QUICK, *overrides])
 
 
-def judge(logits: list[list[float]], labels: list[int]) -> dict:  # type: ignore[type-arg]
+def judge(logits: list[list[float]], labels: list[int]) -> TaskScores:
     images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
     batch = Answers(images, torch.tensor(labels), {"logits": np.array(logits, np.float32)})
     return Classification().judge([batch], CARD)
@@ -56,7 +56,7 @@ def test_a_few_epochs_beat_the_majority_class_and_the_loss_falls(run: RunDir) ->
 
     losses = [json.loads(line)["loss"] for line in (run.path / "finetune.jsonl").open()]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
-    assert result.scores["top1"] > 0.25, "the majority class is 14 %"
+    assert result.scores.top1 > 0.25, "the majority class is 14 %"
 
 
 def test_the_model_file_is_a_plain_timm_classifier(run: RunDir) -> None:
@@ -77,7 +77,7 @@ def test_a_loaded_model_scores_what_was_reported(run: RunDir) -> None:
     run = runtimes.open(network, names=["logits"]).run
     again = task.judge(answers(run, task, card, test), card)
 
-    assert again["confusion"] == reported["confusion"]
+    assert again.confusion == reported.confusion
     assert card.classes[:2] == ("dress", "hat")
 
 
@@ -87,8 +87,8 @@ def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
     card = run.card_file.read_text()
     assert "dress, hat, longsleeve" in card
     assert "32 x 32 px" in card
-    low, high = result.intervals["top1"]
-    assert f"top1: {result.scores['top1']:.4f} (95 % interval {low:.4f} to {high:.4f})" in card
+    low, high = result.intervals.top1
+    assert f"top1: {result.scores.top1:.4f} (95 % interval {low:.4f} to {high:.4f})" in card
     with Image.open(run.path / "pictures" / "confusion.png") as picture:
         assert min(picture.size) > 300
 
@@ -100,14 +100,14 @@ def test_the_cards_snippet_gives_what_predict_answers(run: RunDir, photos: Path)
     scope: dict[str, Any] = {}
     exec(snippet, scope)
 
-    records = predict(run.model_file, [photos / "test"], run.path / "predictions")
+    made = predict(run.model_file, [photos / "test"], run.path / "predictions")
 
-    for record in records:
+    for one in made:
         with torch.inference_mode():
-            logits = network(torch.from_numpy(scope["preprocess"](record["photo"])))[0]
-        for label in record["labels"]:
-            chance = logits.softmax(0)[card.classes.index(label["name"])].item()
-            assert chance == pytest.approx(label["probability"], abs=1e-5)
+            logits = network(torch.from_numpy(scope["preprocess"](one.photo)))[0]
+        for label in one.found.labels:
+            chance = logits.softmax(0)[card.classes.index(label.name)].item()
+            assert chance == pytest.approx(label.probability, abs=1e-5)
 
 
 def test_beginning_from_a_linear_probe_beats_beginning_from_a_random_head(run: RunDir) -> None:
@@ -189,10 +189,10 @@ def test_early_layers_learn_more_slowly_under_layer_decay(run: RunDir) -> None:
 def test_scores_count_what_they_say() -> None:
     scores = judge([[3, 1, 0], [3, 1, 0], [0, 1, 3], [1, 0, 3]], [0, 1, 2, 0])
 
-    assert scores["top1"] == 0.5
-    assert scores["per_class"] == {"a": 0.5, "b": 0.0, "c": 1.0}
-    assert scores["mean_class"] == pytest.approx(0.5)
-    assert scores["confusion"] == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
+    assert scores.top1 == 0.5
+    assert scores.per_class == {"a": 0.5, "b": 0.0, "c": 1.0}
+    assert scores.mean_class == pytest.approx(0.5)
+    assert scores.confusion == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
 
 
 def test_scores_carry_intervals_and_a_baseline(run: RunDir) -> None:
@@ -209,9 +209,9 @@ def test_scores_carry_intervals_and_a_baseline(run: RunDir) -> None:
     weigh(found, splits["train"], test)
 
     assert found.baseline.name == "majority class"
-    assert found.baseline.score == pytest.approx(scores["top1"])
-    assert found.intervals["top1"] == wilson(scores["top1"], 372)
-    assert len(found.intervals["per_class"]) == 10
+    assert found.baseline.score == pytest.approx(scores.top1)
+    assert found.intervals.top1 == wilson(scores.top1, 372)
+    assert len(found.intervals.per_class) == 10
     (warning,) = found.warnings
     assert "is not better than the baseline: majority class, 14.0 %" in warning
 
@@ -242,9 +242,9 @@ def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_skipp
 
     scores = Classification().judge([batch], card)
 
-    assert scores["top5"] == pytest.approx(2 / 3)
-    assert scores["per_class"] == {"a": 1.0, "e": 0.0, "f": 0.0}
-    assert "top5" not in judge([[3, 1, 0]], [0])
+    assert scores.top5 == pytest.approx(2 / 3)
+    assert scores.per_class == {"a": 1.0, "e": 0.0, "f": 0.0}
+    assert "top5" not in judge([[3, 1, 0]], [0]).single
 
 
 def test_the_confusion_of_a_thousand_classes_is_a_picture_that_fits(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos:
 
     result = finetune(config, run)
 
-    assert not result.scores  # images without labels are no held-out split
+    assert result.scores is None  # images without labels are no held-out split
     with pytest.raises(DataError, match="no labeled images were kept from training"):
         evaluate_model(run)
     with pytest.raises(DataError, match="split 'test' cannot be scored"):
@@ -407,6 +407,6 @@ def test_evaluate_gives_the_same_scores_whichever_runtime_serves(
     theirs = evaluate_model(run, model=onnx_file)
 
     assert (ours.runtime, theirs.runtime) == ("PyTorch", "ONNX Runtime")
-    assert ours.scores["confusion"] == theirs.scores["confusion"]
+    assert ours.scores.confusion == theirs.scores.confusion
     with pytest.raises(DataError, match="no split 'val'"):
         evaluate_model(run, split="val")

@@ -11,6 +11,7 @@ from PIL import Image
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.detect import DetectLoss, ObjectDetection
@@ -38,7 +39,7 @@ def cells(run: RunDir, *overrides: str) -> FinetuneConfig:
     return configure(run, "detect", "bccd", *options, *overrides)
 
 
-def judge(boxes: Any, scores: Any, pictures: Path | None = None) -> dict[str, Any]:
+def judge(boxes: Any, scores: Any, pictures: Path | None = None) -> TaskScores:
     """Scores of raw outputs [2, A, 4] and [2, A, 2] against TRUTH."""
     outputs = {"boxes": np.array(boxes, np.float32), "scores": np.array(scores, np.float32)}
     images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
@@ -53,8 +54,8 @@ def test_a_few_dozen_steps_find_cells_and_onnx_scores_the_same(run: RunDir) -> N
     losses, scores = logged(run), result.scores
     assert len(losses) == 40
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
-    assert scores["map50"] > 0.1, "without boxes it is 0"
-    assert scores["map"] > 0.03
+    assert scores.map50 > 0.1, "without boxes it is 0"
+    assert scores.map > 0.03
     check_onnx_scores_the_same(run, config, scores)
     with Image.open(run.path / "pictures" / "detect-best-1.png") as picture:
         assert picture.size == (2 * 160 + 4, 120)
@@ -79,13 +80,13 @@ def test_right_boxes_score_1_and_no_boxes_0() -> None:
     right = judge(boxes, [[[0.9, 0], [0, 0.8]], [[0, 0.7], [0, 0]]])
     nothing = judge(boxes, np.zeros((2, 2, 2)))
 
-    assert right == {
+    assert right.to_dict() == {
         "map": pytest.approx(1),
         "map50": pytest.approx(1),
         "per_class": {"cat": pytest.approx(1), "dog": pytest.approx(1)},
         "intervals": {"map": pytest.approx((1, 1)), "map50": pytest.approx((1, 1))},
     }
-    assert nothing["map"] == nothing["map50"] == 0
+    assert nothing.map == nothing.map50 == 0
 
 
 def test_a_split_without_any_object_scores_0(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,7 @@ def test_a_split_without_any_object_scores_0(monkeypatch: pytest.MonkeyPatch) ->
 
     for score in (0.0, 0.9):
         scores = judge(np.ones((2, 2, 4)), np.full((2, 2, 2), score))
-        assert scores == {"map": 0, "map50": 0, "per_class": {}, "intervals": {}}
+        assert scores.to_dict() == {"map": 0, "map50": 0, "per_class": {}, "intervals": {}}
 
 
 def test_a_box_of_the_wrong_class_or_place_earns_nothing() -> None:
@@ -102,15 +103,15 @@ def test_a_box_of_the_wrong_class_or_place_earns_nothing() -> None:
     swapped = judge(boxes.tolist(), [[[0, 0.9], [0.8, 0]], [[0.7, 0], [0, 0]]])
     shifted = judge((boxes + 3).tolist(), [[[0.9, 0], [0, 0.8]], [[0, 0.7], [0, 0]]])
 
-    assert swapped["map"] == 0
-    assert shifted["map50"] == pytest.approx(1)
-    assert 0.3 < shifted["map"] < 0.8
+    assert swapped.map == 0
+    assert shifted.map50 == pytest.approx(1)
+    assert 0.3 < shifted.map < 0.8
 
 
 def test_true_and_found_boxes_are_drawn_best_and_worst_first(tmp_path: Path) -> None:
     boxes = TRUTH[..., 1:].clamp(min=0).tolist()
 
-    pictures = judge(boxes, [[[0.9, 0], [0, 0.8]], [[0, 0], [0, 0]]], tmp_path)["pictures"]
+    pictures = judge(boxes, [[[0.9, 0], [0, 0.8]], [[0, 0], [0, 0]]], tmp_path).pictures
 
     assert [Path(file).name for file in pictures] == [
         f"detect-{kind}-{rank}.png" for kind in ("best", "worst") for rank in (1, 2)

@@ -58,10 +58,10 @@ def test_a_quantization_aware_run_exports_int8_files_of_the_score_that_training_
     exported = export_run(made, ExportOptions(precision="int8", openvino=True))
 
     _, card = read_model(made.model_file)
-    origin = made.manifest()["quantization_aware"]
-    assert origin["model_sha256"] == file_sha256(tuned.model_file)
-    assert origin["library"].startswith("nvidia-modelopt ")
-    assert len(card.input_ranges) == exported.calibration["learned_inputs"] > 0
+    origin = made.manifest().quantization_aware
+    assert origin.model_sha256 == file_sha256(tuned.model_file)
+    assert origin.library.startswith("nvidia-modelopt ")
+    assert len(card.input_ranges) == exported.calibration.learned_inputs > 0
     assert weights(made).keys() == weights(tuned).keys(), "a plain timm classifier"
     score = load_exportable(made).score
     files = [file.path for file in exported.files if file.precision == "int8"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +13,14 @@ from PIL import Image
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
+from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
 from tests.data.annotated import boxes, save_image
 
 CLASSES = ["cat", "dög & <co>"]
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path) -> list[FileAnswer]:
     """Three answers: two boxes, none, and one on an image that EXIF turns; and a failed image."""
     found = [
         [(CLASSES[0], 0.9, (10.0, 5.0, 30.0, 25.0)), (CLASSES[1], 0.5, (0.0, 0.0, 64.0, 48.0))],
@@ -35,14 +36,10 @@ def records(folder: Path) -> list[dict[str, Any]]:
             exif[0x0112] = 6  # turned by 90 degrees: 48 x 64 upright
             with Image.open(file) as image:
                 image.copy().save(file, exif=exif)
-        answers.append(
-            {
-                "photo": str(file),
-                "picture": str(folder / f"{i:04d}-image.png"),
-                "boxes": [{"name": n, "score": s, "box": b} for n, s, b in own],
-            }
-        )
-    return [*answers, {"photo": str(folder / "broken.png"), "error": "cannot be read"}]
+        found_ = Found(boxes=[Detection(*box) for box in own])
+        picture = str(folder / f"{i:04d}-image.png")
+        answers.append(FileAnswer(str(file), found_, picture=picture))
+    return [*answers, FileAnswer(str(folder / "broken.png"), error="cannot be read")]
 
 
 @pytest.mark.parametrize("format", ["yolo", "coco", "voc"])
@@ -68,11 +65,11 @@ def test_saved_boxes_are_read_again_as_they_were(tmp_path: Path, format: str) ->
 
 
 def test_classes_are_saved_as_folders_from_a_threshold_on(tmp_path: Path) -> None:
-    answers = records(tmp_path / "images")[:3]
-    for answer, probability in zip(answers, (0.9, 0.3, 0.6), strict=True):
-        answer["labels"] = [
-            {"name": "cat" if probability > 0.7 else "dog", "probability": probability}
-        ]
+    labels = (Label("cat", 0.9), Label("dog", 0.3), Label("dog", 0.6))
+    answers = [
+        replace(one, found=Found(labels=[label]))
+        for one, label in zip(records(tmp_path / "images")[:3], labels, strict=True)
+    ]
 
     count = save_labels(answers, ["cat", "dog"], tmp_path / "out", format="folders", threshold=0.5)
 
@@ -99,10 +96,10 @@ def test_a_class_that_no_file_can_hold_is_refused_before_anything_is_written(
 
 
 def test_images_whose_names_are_not_utf8_are_saved(tmp_path: Path) -> None:
-    answers = records(tmp_path / "images")[:1]
+    (answer,) = records(tmp_path / "images")[:1]
     odd = tmp_path / "images" / os.fsdecode(b"caf\xe9.p\xe9g")
-    Path(answers[0]["photo"]).rename(odd)
-    answers[0]["photo"] = str(odd)
+    Path(answer.photo).rename(odd)
+    answers = [replace(answer, photo=str(odd))]
 
     for format in ("yolo", "coco", "voc"):
         assert save_labels(answers, CLASSES, tmp_path / format, format=format, threshold=0) == 1

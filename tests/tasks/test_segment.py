@@ -15,6 +15,7 @@ from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.config import FinetuneConfig
@@ -39,7 +40,7 @@ def nuclei(run: RunDir, *overrides: str) -> FinetuneConfig:
     return configure(run, "segment", "nuclei", *options, *overrides)
 
 
-def judge(truth: Any, answer: Any, pictures: Path | None = None) -> dict[str, Any]:
+def judge(truth: Any, answer: Any, pictures: Path | None = None) -> TaskScores:
     """Scores of answered label maps [B, H, W]."""
     labels = torch.tensor(truth, dtype=torch.uint8)
     logits = np.moveaxis(np.eye(3, dtype=np.float32)[np.array(answer)], -1, 1)
@@ -55,13 +56,13 @@ def test_the_interval_of_the_miou_shrinks_with_more_images_and_holds_the_score()
         quality = rng.random((images, 1, 1))  # of each image: errors are not spread evenly
         answer = np.where(rng.random(truth.shape) < quality, truth, (truth + 1) % 3)
         scores = judge(truth, answer)
-        low, high = scores["intervals"]["miou"]
-        assert low < scores["miou"] < high
+        low, high = scores.intervals.miou
+        assert low < scores.miou < high
         widths.append(high - low)
 
     assert widths[0] > 1.5 * widths[1] > 2 * widths[2]
-    assert judge(truth, answer)["intervals"] == scores["intervals"], "the same each time"
-    assert judge([[[0, 1]]], [[[0, 1]]])["intervals"]["miou"] == (1.0, 1.0)
+    assert judge(truth, answer).intervals == scores.intervals, "the same each time"
+    assert judge([[[0, 1]]], [[[0, 1]]]).intervals.miou == (1.0, 1.0)
 
 
 def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: RunDir) -> None:
@@ -72,13 +73,13 @@ def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: Run
     losses, scores = logged(run), result.scores
     assert len(losses) == 48
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
-    confusion = np.array(scores["confusion"])
+    confusion = np.array(scores.confusion)
     all_background = confusion[0].sum() / confusion.sum() / 2
-    assert scores["miou"] > all_background + 0.1
-    assert scores["per_class"]["foreground"] > 0.2
+    assert scores.miou > all_background + 0.1
+    assert scores.per_class["foreground"] > 0.2
     assert result.photos == 8
     check_onnx_scores_the_same(run, config, scores)
-    assert len(scores["pictures"]) == 8
+    assert len(scores.pictures) == 8
     with Image.open(run.path / "pictures" / "segment-worst-1.png") as picture:
         assert picture.size == (3 * 64 + 2 * 4, 64)
     assert "foreground" in run.card_file.read_text()
@@ -103,24 +104,24 @@ def test_scores_count_pixels_and_leave_ignored_ones_out() -> None:
 
     scores = judge(truth, answer)
 
-    assert scores["confusion"] == [[4, 0, 0], [1, 2, 0], [0, 0, 0]]
-    assert scores["per_class"] == {"sky": pytest.approx(4 / 5), "road": pytest.approx(2 / 3)}
-    assert scores["miou"] == pytest.approx((4 / 5 + 2 / 3) / 2)
-    assert scores["pixel_accuracy"] == pytest.approx(6 / 7)
+    assert scores.confusion == [[4, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert scores.per_class == {"sky": pytest.approx(4 / 5), "road": pytest.approx(2 / 3)}
+    assert scores.miou == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert scores.pixel_accuracy == pytest.approx(6 / 7)
 
 
 def test_the_mean_is_over_the_whole_split_not_over_images() -> None:
     truth = [[[1] * 4] * 4, [[0] * 4] * 4]
     answer = [[[1] * 4] * 4, [[0] * 4] * 3 + [[1] * 4]]
 
-    assert judge(truth, answer)["per_class"]["road"] == pytest.approx(16 / 20)
+    assert judge(truth, answer).per_class["road"] == pytest.approx(16 / 20)
 
 
 def test_the_worst_and_the_best_images_are_drawn(tmp_path: Path) -> None:
     truth = [[[1] * 8] * 8] * 10
     answer = [[[1] * 8] * i + [[0] * 8] * (8 - i) for i in (8, 7, 6, 5, 4, 3, 2, 1, 1, 0)]
 
-    pictures = judge(truth, answer, tmp_path)["pictures"]
+    pictures = judge(truth, answer, tmp_path).pictures
 
     names = [Path(file).name for file in pictures]
     assert names == [f"segment-{k}-{i}.png" for k in ("best", "worst") for i in (1, 2, 3, 4)]
@@ -214,9 +215,9 @@ def test_codes_of_the_training_masks_hold_for_resume_and_evaluation(
     assert "codes 0 (background, " in printed
     assert "255 is a class: the codes are evenly spaced gray levels" in printed
     classes = ["background", "class 128", "class 255"]
-    assert run.manifest()["finetune"]["data"]["train"]["classes"] == classes
-    assert result.scores["per_class"].keys() >= {"background", "class 255"}
-    assert result.scores["ignored_pixels"] == 0
+    assert run.manifest().labeled_data["train"].classes == classes
+    assert result.scores.per_class.keys() >= {"background", "class 255"}
+    assert result.scores.ignored_pixels == 0
 
 
 def test_a_fine_tuning_of_before_codes_were_recorded_keeps_its_classes(run: RunDir) -> None:
@@ -238,8 +239,8 @@ def test_the_share_of_ignored_pixels_is_in_the_scores(run: RunDir, tmp_path: Pat
 
     scores = finetune(config, run).scores
 
-    assert scores["ignored_pixels"] == pytest.approx(1 / 8)
-    assert evaluate_model(run).scores["ignored_pixels"] == pytest.approx(1 / 8)
+    assert scores.ignored_pixels == pytest.approx(1 / 8)
+    assert evaluate_model(run).scores.ignored_pixels == pytest.approx(1 / 8)
     assert "ignored_pixels: 0.125" in run.card_file.read_text()
 
 

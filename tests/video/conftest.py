@@ -61,8 +61,8 @@ def write_network(task: str, path: Path) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     spec = InputSpec((SIDE, SIDE), (0.5,) * 3, (0.25,) * 3, GEOMETRY[task])
-    entries = {"task": task, "classes": CLASSES, **spec.metadata()}
-    stated = {f"hgkd_edge.{key}": json.dumps(value) for key, value in entries.items()}
+    own = {"task": json.dumps(task), "classes": json.dumps(CLASSES)}
+    stated = {f"hgkd_edge.{key}": text for key, text in (own | spec.metadata()).items()}
     helper.set_model_props(model, stated)
     onnx.save(model, path)
     return path

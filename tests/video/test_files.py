@@ -71,7 +71,8 @@ def test_a_frame_is_answered_as_an_image_file_of_the_same_pixels(
     options = Options(limit=3, annotate=False)
     (made,) = predict_videos(networks["classify"], [source_of(clip)], tmp_path / "out", options)
 
-    assert [line["labels"] for line in lines_of(made)] == [record["labels"] for record in wanted]
+    answered = [line["labels"] for line in lines_of(made)]
+    assert answered == [one.found.to_dict()["labels"] for one in wanted]
     assert made.video is None
     assert not list((tmp_path / "out").glob("*.mp4"))
 

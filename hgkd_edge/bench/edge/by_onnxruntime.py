@@ -5,20 +5,39 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter
 
 from hgkd_edge.bench import method
 from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bench.edge.job import EdgeCase, Job, Power, one_a_line
 from hgkd_edge.bench.edge.link import Files, Link
-from hgkd_edge.bench.method import Plan, Trace
+from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Verification, Warmup
+from hgkd_edge.bench.session import Execution
 from hgkd_edge.parsing import parse_json
 
 __all__ = ["OnnxRuntimeJob"]
+
+
+_Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Result(BaseModel):
+    """A case, as the script measured it: ms, MiB, and seconds of the device's clock."""
+
+    warmup: Warmup
+    rounds: list[Annotated[list[_Time], Field(min_length=1)]] = Field(min_length=1)
+    spans: list[tuple[float, float]]
+    first_ms: float
+    load_ms: float
+    memory_mb: float
+
+
+_RESULTS = TypeAdapter(list[_Result])
 
 
 class OnnxRuntimeJob(Job):
@@ -31,14 +50,13 @@ class OnnxRuntimeJob(Job):
     ) -> None:
         super().__init__(cases, files, options)
         self._version = version
-        plan = Plan(duration_s=options.duration_s, count=options.count, rounds=options.rounds)
         wire = [
             {
                 "model": case.file,
-                "inputs": case.calls[0],
+                "inputs": [asdict(one) for one in case.calls[0]],
                 "copies": options.copies,
                 "threads": case.threads,
-                "check": case.calls if case.probe.wanted else [],
+                "check": [list(map(asdict, call)) for call in case.calls if case.probe.wanted],
             }
             for case in cases
         ]
@@ -48,7 +66,7 @@ class OnnxRuntimeJob(Job):
             "hgkd_edge/bench/__init__.py": b"",
             "hgkd_edge/bench/method.py": Path(method.__file__),
             "hgkd_edge/bench/records.py": b"Warmup = dict\n",
-            "job.json": json.dumps({"cases": wire, "plan": asdict(plan)}).encode(),
+            "job.json": json.dumps({"cases": wire, "plan": asdict(options.plan())}).encode(),
             "verify.args": one_a_line(["python3", "ort_device.py", "verify", "outputs.json"]),
             "measure.args": one_a_line(["python3", "ort_device.py", "measure", "times.json"]),
             "steps": one_a_line(["run verify outputs.json", "idle", "run measure times.json"]),
@@ -59,32 +77,27 @@ class OnnxRuntimeJob(Job):
         outputs = parse_json(link.finished("verifying", program).result)
         found = [self.judged(*pair) for pair in zip(self.cases, outputs, strict=True)]
         link.request(b"go\n")
-        results = parse_json(link.finished("measuring", program).result)
+        results = _RESULTS.validate_python(parse_json(link.finished("measuring", program).result))
         power = Power.parse(link.receive("power")[1])
         return [
             self._record(power, *three) for three in zip(self.cases, results, found, strict=True)
         ]
 
     def _record(
-        self, power: Power, case: EdgeCase, result: dict[str, Any], found: Verification | str
+        self, power: Power, case: EdgeCase, result: _Result, found: Verification | str
     ) -> Measurement:
-        rounds = [np.array(part, dtype=np.float64) for part in result["rounds"]]
-        if not rounds or not all(
-            one.size and 0 < one.min() <= one.max() < np.inf for one in rounds
-        ):
-            raise ValueError("times of inferences that are not above zero and finite")
-        trace = Trace(warmup=Warmup(**result["warmup"]), rounds=rounds)
+        trace = Trace(result.warmup, [np.array(part) for part in result.rounds])
         throughput = case.batch * trace.times_ms.size / (trace.times_ms.sum() / 1000)
-        return self.record(
-            case,
-            trace,
-            power.telemetry([(begin, end) for begin, end in result["spans"]], throughput),
-            found=found,
-            first_inference_ms=result["first_ms"],
+        execution = Execution(
             runner_version=self._version,
             backend="CPUExecutionProvider",
-            load_ms=result["load_ms"],
+            threads=case.threads,
+            inputs=case.probe.inputs,
+            first_inference_ms=result.first_ms,
+            load_ms=result.load_ms,
             build_ms=None,
-            host_memory_mb=result["memory_mb"],
+            host_memory_mb=result.memory_mb,
             engine_mb=None,
+            telemetry=power.telemetry(result.spans, throughput),
         )
+        return self.record(case, trace, execution, found=found)

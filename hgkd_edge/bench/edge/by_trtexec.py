@@ -20,6 +20,7 @@ from hgkd_edge.bench.edge.trtexec import (
 from hgkd_edge.bench.method import Trace, visiting_order
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Verification, Warmup
+from hgkd_edge.bench.session import Execution
 
 __all__ = ["TrtexecJob"]
 
@@ -65,7 +66,7 @@ class TrtexecJob(Job):
         dynamic = any(not isinstance(axis, int) or axis < 1 for axis in axes)
         shapes = {record.name: record.shape for record in case.probe.inputs}
         engine = Engine(self._tool, case.file, f"engine-{number}.plan", shapes, dynamic)
-        calls = [{one["name"]: one["file"] for one in call} for call in case.calls]
+        calls = [{one.name: one.file for one in call} for call in case.calls]
         visit = engine.measure(
             calls[0],
             f"times-{number}.json",
@@ -131,22 +132,28 @@ class TrtexecJob(Job):
         )
         reused, size = build.result.split()
         build_s = _log_of(build).build_s or build.log[-1][0] - build.log[0][0]
-        return self.record(
-            case,
-            Trace(warmup=warmup, rounds=rounds),
-            power.telemetry([span for visit in visits for span in _inferring(visit)], throughput),
-            _warnings(logs, times, copies),
-            found=found,
-            seconds=seconds,
-            first_inference_ms=None,
+        spans = [span for visit in visits for span in _inferring(visit)]
+        execution = Execution(
             runner_version=self._tool.name,
             backend="TensorRT",
+            threads=None,
+            inputs=case.probe.inputs,
+            first_inference_ms=None,
             load_ms=None if logs[0].load_s is None else logs[0].load_s * 1000,
             build_ms=build_s * 1000,
             host_memory_mb=max(visit.peak_kb for visit in visits) / 1024 or None,
             engine_mb=int(size) / 2**20,
-            commands=[self._commands[number][0], self._commands[number][2]],
+            telemetry=power.telemetry(spans, throughput),
             details={"settings": logs[0].settings, "engine_reused": reused == "yes"},
+            commands=[self._commands[number][0], self._commands[number][2]],
+        )
+        return self.record(
+            case,
+            Trace(warmup=warmup, rounds=rounds),
+            execution,
+            found=found,
+            warnings=_warnings(logs, times, copies),
+            seconds=seconds,
         )
 
 

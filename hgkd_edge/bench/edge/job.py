@@ -21,7 +21,7 @@ from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Telemetry, Verification
-from hgkd_edge.bench.session import Case, measurement_of
+from hgkd_edge.bench.session import Case, Execution, measurement_of
 
 __all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
 
@@ -32,8 +32,20 @@ MOST_VALUES = 1_000_000
 # Ten per second; a board's power varies from one sample to the next.
 _FEW_SAMPLES = 10
 
-Calls = list[list[dict[str, Any]]]  # of each call, each input: name, shape, dtype, file
 Spans = list[tuple[float, float]]  # seconds of the device's clock
+
+
+@dataclass(frozen=True)
+class SentInput:
+    """One input of a call; `file` holds its raw values."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    file: str
+
+
+Calls = list[list[SentInput]]  # the inputs of each call
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def make_cases(
             probe = make_probe(model, batch=batch, images=options.images, **limits)
             calls = _calls(probe, f"input-{index}-{batch}")
             for feeds, call in zip(probe.feeds, calls, strict=True):
-                files |= {one["file"]: feeds[one["name"]].tobytes() for one in call}
+                files |= {one.file: feeds[one.name].tobytes() for one in call}
             for threads in (None,) if by_trtexec else options.threads:
                 case = model, runner, precision, batch, threads
                 cases.append(EdgeCase(*case, file, probe, calls))
@@ -73,9 +85,11 @@ def make_cases(
 
 
 def _calls(probe: Probe, stem: str) -> Calls:
-    inputs = [one.model_dump(include={"name", "shape", "dtype"}) for one in probe.inputs]
     return [
-        [{**one, "file": f"{stem}-{call}-{n}.bin"} for n, one in enumerate(inputs)]
+        [
+            SentInput(one.name, one.shape, one.dtype, f"{stem}-{call}-{n}.bin")
+            for n, one in enumerate(probe.inputs)
+        ]
         for call in range(len(probe.feeds))
     ]
 
@@ -134,24 +148,25 @@ class Job(ABC):
         self,
         case: EdgeCase,
         trace: Trace,
-        telemetry: Telemetry | None,
+        execution: Execution,
+        *,
+        found: Verification | str,
         warnings: Sequence[str] = (),
-        **fields: Any,
+        seconds: float | None = None,
     ) -> Measurement:
-        """The record of a case, with the fields that every device has."""
-        notes = list(warnings)
-        if telemetry is not None and telemetry.samples < _FEW_SAMPLES:
-            notes.append(f"power rests on {telemetry.samples} samples only; a longer --duration")
+        """The record of a case; its throughput is that of `seconds`, or of the runs' sum."""
+        notes, power = list(warnings), execution.telemetry
+        if power is not None and power.samples < _FEW_SAMPLES:
+            notes.append(f"power rests on {power.samples} samples only; a longer --duration")
         return measurement_of(
             case,
             trace,
+            execution,
             self.options,
+            found=found,
             warnings=notes,
             where=" on the device",
-            threads=case.threads,
-            inputs=case.probe.inputs,
-            telemetry=telemetry,
-            **fields,
+            seconds=seconds,
         )
 
 
