@@ -24,9 +24,9 @@ __all__ = ["DemoRecord", "demo"]
 
 # Each step, and its usual seconds on two idle CPU cores.
 STEPS = {
-    "distill": ("distill the bundled teacher into a small ResNet-18", 95),
+    "distill": ("distill the bundled teacher into a small ResNet-18", 100),
     "evaluate": ("score the frozen backbone on held-out photos", 10),
-    "export": ("export, and compare every file with the network", 20),
+    "export": ("export, and compare every file with the network", 15),
     "bench": ("measure the latency on this CPU", 10),
 }
 

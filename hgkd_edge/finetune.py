@@ -198,7 +198,7 @@ def evenly(available: int, count: int) -> Tensor:
 
 
 def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:
-    """Add what limits the scores: intervals, the baseline, ignored pixels, warnings where needed.
+    """Add intervals, the baseline, the share of ignored pixels, and warnings where needed.
 
     Args:
         result: Task, metric, scores and number of images.

@@ -37,7 +37,7 @@ Copies = Annotated[
     str, typer.Option(metavar="in|out", help="Input and output copies: in or out of the time.")
 ]
 Duration = Annotated[float, typer.Option(metavar="SECONDS", help="Measured time per case.")]
-Rounds = Annotated[int, typer.Option(metavar="N", help="Interleaved visits per case.")]
+Rounds = Annotated[int, typer.Option(metavar="N", help="Rounds; each measures every case once.")]
 Inputs = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npy", help="Real input, f32[N,3,H,W]; default: what export kept."),

@@ -14,7 +14,7 @@ Measure = Annotated[
 ]
 MaxDrop = Annotated[
     float,
-    typer.Option(metavar="POINTS", min=0, help="Loss against fp32 that needs no warning."),
+    typer.Option(metavar="POINTS", min=0, help="Largest loss against fp32 without a warning."),
 ]
 
 

@@ -13,6 +13,7 @@ from hgkd_edge.cli.output import show
 
 if TYPE_CHECKING:
     from hgkd_edge.doctor import Capability
+    from hgkd_edge.sparse.choice import Choice
 
 
 def doctor(
@@ -28,8 +29,9 @@ def doctor(
     if kernels:
         from hgkd_edge.sparse import kernel_table
 
-        rows = [choice._asdict() for choice in kernel_table()]
-        show(rows, as_json, lambda: [_kernels_table(rows)])
+        choices = kernel_table()
+        rows = [choice._asdict() for choice in choices]
+        show(rows, as_json, lambda: [_kernels_table(choices)])
         return
 
     from hgkd_edge.doctor import examine
@@ -51,18 +53,16 @@ def _table(capabilities: Sequence[Capability]) -> Any:
     return table
 
 
-def _kernels_table(rows: Sequence[dict[str, Any]]) -> Any:
+def _kernels_table(choices: Sequence[Choice]) -> Any:
     """Which kernel the sparse engine takes for a convolution, and where that was measured."""
     from rich.table import Table
 
     table = Table(title="sparse kernels: the first row that fits is taken")
     for column in ("device", "dtype", "convolution", "tile", "kernel", "measured on"):
         table.add_column(column)
-    for row in rows:
-        side, tile = row["from_side"], row["up_to_tile"]
-        convolution = row["kind"] if side == 1 else f"{row['kind']}, {side}x{side} and up"
+    for row in choices:
+        side, tile = row.from_side, row.up_to_tile
+        convolution = row.kind if side == 1 else f"{row.kind}, {side}x{side} and up"
         size = f"to {tile}x{tile}" if tile < 1024 else "any"
-        table.add_row(
-            row["device"], row["dtype"], convolution, size, row["kernel"], row["measured"]
-        )
+        table.add_row(row.device, row.dtype, convolution, size, row.kernel, row.measured)
     return table

@@ -7,13 +7,16 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hgkd_edge.cli.help import Command
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import show
+
+if TYPE_CHECKING:
+    from hgkd_edge.distillation.parts import Parts
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, show, write and validate recipes."
@@ -77,7 +80,7 @@ def validate(
         "token_grid": parts.token_grid,
         "teacher_size": parts.teacher_size,
     }
-    show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(result)])
+    show(result, as_json, lambda: [f"{path}: valid", *_grid_lines(parts)])
 
 
 @app.command("schema", cls=Command)
@@ -104,7 +107,9 @@ Task = Annotated[
 ]
 Labels = Annotated[
     str | None,
-    typer.Option(metavar="AMOUNT", help="none; one or few per class; or many [default: none]."),
+    typer.Option(
+        metavar="AMOUNT", help="Labels per class: none, one, few (ten) or many [default: none]."
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -167,7 +172,7 @@ def new_recipe(
 
 QUESTIONS: dict[str, tuple[str, Any]] = {
     "task": ("Task: classify, segment or detect", "classify"),
-    "labels": ("Labels: none, one or few per class, or many", "none"),
+    "labels": ("Labels per class: none, one, few (about ten) or many", "none"),
     "device": ("Device: a name of 'hgkd-edge devices', cpu or phone", "orin-nano-8"),
     "teacher": ("Teacher: default, own (trained on the images), or a timm name", "default"),
     "hidden": ("Are the objects often partly hidden?", False),
@@ -211,10 +216,10 @@ def _table(found: dict[str, str]) -> Any:
     return table
 
 
-def _grid_lines(result: dict[str, Any]) -> list[str]:
+def _grid_lines(parts: Parts) -> list[str]:
     """The sizes on which student and teacher meet."""
-    mask, tokens = result["mask_grid"], result["token_grid"]
+    mask, tokens = parts.mask_grid, parts.token_grid
     return [
-        f"  mask: {mask[0]}x{mask[1]} patches of {result['mask_patch']} px",
-        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {result['teacher_size']}",
+        f"  mask: {mask[0]}x{mask[1]} patches of {parts.mask_patch} px",
+        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {parts.teacher_size}",
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -157,7 +156,7 @@ def _check_machine(recipe: Recipe) -> None:
         )
 
 
-def _refuse_own_args(args: dict[str, Any]) -> None:
+def _refuse_own_args(args: dict[str, object]) -> None:
     refused = sorted(args.keys() & OWN_ARGS)
     if refused:
         raise RecipeError(

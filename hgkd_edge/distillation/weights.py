@@ -50,7 +50,7 @@ def save_vit_weights(
     save_file(tensors, path, metadata={"format": "pt", NORMALIZATION: normalization})
 
 
-def _read_normalization(path: Path) -> dict[str, Any]:
+def _read_normalization(path: Path) -> dict[str, tuple[float, ...]]:
     """`mean` and `std` written by `save_vit_weights`; empty for third-party weights.
 
     Raises:

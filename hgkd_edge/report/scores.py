@@ -81,22 +81,15 @@ def trained_on(result: ScoreRecord) -> str:
 
 def _feature_scores(result: FeatureRecord) -> Iterator[Block]:
     ours, fresh, intervals = result.distilled, result.untrained, result.intervals
-    sure, unsure = intervals.distilled, intervals.untrained
-    on = f"frozen features, {trained_on(result)}"
-    for key, distilled, untrained in (
-        ("knn", (ours.knn, sure.knn), (fresh.knn, unsure.knn)),
-        (
-            "linear_probe",
-            (ours.linear_probe, sure.linear_probe),
-            (fresh.linear_probe, unsure.linear_probe),
-        ),
-    ):
-        rows = [
-            _bar("distilled", *distilled),
-            _bar("untrained", *untrained, main=False),
-            _bar("majority class", result.majority, intervals.majority, main=False),
-        ]
-        yield Bars(METRICS[key], rows, _about(on, result))
+    own, other = intervals.distilled, intervals.untrained
+    about = _about(f"frozen features, {trained_on(result)}", result)
+    majority = _bar("majority class", result.majority, intervals.majority, main=False)
+    rows = [_bar("distilled", ours.knn, own.knn)]
+    rows.append(_bar("untrained", fresh.knn, other.knn, main=False))
+    yield Bars(METRICS["knn"], [*rows, majority], about)
+    rows = [_bar("distilled", ours.linear_probe, own.linear_probe)]
+    rows.append(_bar("untrained", fresh.linear_probe, other.linear_probe, main=False))
+    yield Bars(METRICS["linear_probe"], [*rows, majority], about)
     yield from _warnings(result)
 
 

@@ -17,7 +17,7 @@ from hgkd_edge.data.images import MAX_PIXELS
 from hgkd_edge.errors import DataError, MissingPackageError
 from hgkd_edge.video.sources import Source
 
-__all__ = ["Frame", "Opened", "import_av", "open_source", "upright"]
+__all__ = ["Frame", "Opened", "import_av", "open_source"]
 
 READ_TIMEOUT = 10.0  # seconds that a source may be silent
 MAX_STRETCH = 16  # pixel aspect ratio beyond which a file is damaged
@@ -93,6 +93,7 @@ class Opened:
         self.live = not stored
         self.damaged, self.reached, self.fault = 0, 0.0, ""
         self.seconds = _length(container, stream)
+        self._upright = _Upright(stream.sample_aspect_ratio)
         if stored:
             stream.thread_type = "AUTO"  # frame threading would delay a camera's frames
 
@@ -141,7 +142,7 @@ class Opened:
                 self.damaged += 1
                 continue
             for frame in frames:
-                image = upright(frame, self._stream.sample_aspect_ratio)
+                image = self._upright.image(frame)
                 yield frame, image, time.perf_counter() - begun
                 begun = time.perf_counter()
 
@@ -202,21 +203,36 @@ def what_failed(error: BaseException) -> str:
     return str(reason) if reason else type(error).__name__
 
 
-def upright(frame: Any, pixel_shape: Any) -> Image.Image:
-    """A frame as players display it: RGB, turned by its display matrix, of square pixels.
+class _Upright:
+    """Makes frames what players display: RGB, turned by the display matrix, of square pixels.
+
+    One converter serves all frames: one for each would start threads for each. The display matrix
+    is read only where the rotation changes, because a frame whose side data were read stays in
+    memory until the garbage collector runs.
 
     Args:
-        frame: PyAV's.
         pixel_shape: Width of a pixel to its height; None or 0: unknown, taken as square.
     """
-    stretch = float(pixel_shape or 1)
-    width = frame.width
-    if 1 / MAX_STRETCH < stretch < MAX_STRETCH:
-        stretched = max(1, round(frame.width * stretch))
-        width = stretched if stretched * frame.height <= MAX_PIXELS else width
-    image: Image.Image = frame.to_image(width=width, height=frame.height)
-    turn = _display_turn(frame)
-    return image if turn is None else image.transpose(turn)
+
+    def __init__(self, pixel_shape: Any) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._stretch = float(pixel_shape or 1)
+        self._converter = VideoReformatter()
+        self._rotation: int | None = None
+        self._turn: Image.Transpose | None = None
+
+    def image(self, frame: Any) -> Image.Image:
+        """PyAV's frame as a picture."""
+        width = frame.width
+        if 1 / MAX_STRETCH < self._stretch < MAX_STRETCH:
+            stretched = max(1, round(frame.width * self._stretch))
+            width = stretched if stretched * frame.height <= MAX_PIXELS else width
+        shown = self._converter.reformat(frame, width=width, height=frame.height, format="rgb24")
+        image: Image.Image = shown.to_image()
+        if frame.rotation != self._rotation:
+            self._rotation, self._turn = frame.rotation, _display_turn(frame)
+        return image if self._turn is None else image.transpose(self._turn)
 
 
 def _display_turn(frame: Any) -> Image.Transpose | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +40,25 @@ def frames_of(path: Path) -> list[Frame]:
 
 def lines_of(summary: Summary) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(summary.answers).read_text().splitlines()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+def test_frames_that_were_read_hold_no_threads_and_no_memory(clip: Path) -> None:
+    frames = open_source(source_of(clip)).frames()
+    next(frames)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        read = sum(1 for _ in frames)
+        after = len(list(Path("/proc/self/task").iterdir()))
+        kept = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+    finally:
+        gc.enable()
+
+    assert read > 10
+    assert after <= before
+    assert kept <= 2
 
 
 @pytest.mark.parametrize(
