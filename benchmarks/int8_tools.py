@@ -1,6 +1,6 @@
 """INT8 by `exporters`, NNCF and ModelOpt's ONNX tools: score, latency, time, TensorRT.
 
-    python -m benchmarks.int8_tools RUN [--tools ours nncf modelopt] [--max-drop 1] [--json]
+    python -m benchmarks.int8_tools RUN [--tools ours bounded nncf modelopt] [--max-drop 1] [--json]
 
 RUN is a folder with a fine-tuned classifier. Each tool quantizes its fp32 ONNX file with the same
 512 training images. Every file is scored on the whole held-out split in ONNX Runtime and OpenVINO,
@@ -36,7 +36,7 @@ from benchmarks.int8_accuracy import (
     classes_of,
 )
 from exporters import UserError, runtimes
-from exporters.calibrate import calibrate
+from exporters.calibrate import METHODS, calibrate
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino
@@ -67,13 +67,18 @@ class Job:
 
 
 def ours(job: Job) -> Iterator[tuple[str, Path]]:
-    """Both flavors, without and with layers kept in float."""
+    """Both flavors, with every kind of ranges."""
+    for method in METHODS:
+        for flavor in FLAVORS:
+            plain = job.path(f"ours {flavor} {method}")
+            quantize_int8(job.fp32, plain, images=job.images, flavor=flavor, method=method)
+            yield f"ours, {flavor}, {method}", plain
+
+
+def bounded(job: Job) -> Iterator[tuple[str, Path]]:
+    """Both flavors with as many layers in float as the bound asks for."""
     for flavor in FLAVORS:
-        plain = job.path(f"ours {flavor}")
-        quantize_int8(job.fp32, plain, images=job.images, flavor=flavor)
-        yield f"ours, {flavor}", plain
-    for flavor in FLAVORS:
-        bounded = job.path(f"ours {flavor} bounded")
+        path = job.path(f"ours {flavor} bounded")
         calibration = calibrate(read_onnx(job.fp32), job.images)
         few = job.images[:: len(job.images) // RANKING_PHOTOS]
         proof = functools.partial(
@@ -85,7 +90,7 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
         try:
             found = quantize_within(
                 job.fp32,
-                bounded,
+                path,
                 calibration=calibration,
                 ranking=rank_layers(job.fp32, calibration, few, flavor=flavor),
                 score=job.subject.score,
@@ -96,7 +101,7 @@ def ours(job: Job) -> Iterator[tuple[str, Path]]:
         except UserError as error:
             print(f"ours, {flavor}, --max-drop: {error.message}", file=sys.stderr)
             continue
-        yield f"ours, {flavor}, --max-drop: {len(found.kept_float)} layers in float", bounded
+        yield f"ours, {flavor}, --max-drop: {len(found.kept_float)} layers in float", path
 
 
 def nncf(job: Job) -> Iterator[tuple[str, Path]]:
@@ -116,6 +121,20 @@ def nncf(job: Job) -> Iterator[tuple[str, Path]]:
     quantized = library.quantize(model, data, subset_size=size, advanced_parameters=per_tensor)
     onnx.save(quantized, plain)
     yield "NNCF", plain
+    # As TensorRT takes it, but for unsigned inputs: NNCF 3.4 refuses `signedness_to_force`.
+    heads = [node.name for node in model.graph.node if node.op_type in ("Gemm", "MatMul")]
+    others = {node.op_type for node in model.graph.node} - {"Conv", "ConvTranspose"}
+    symmetric = job.path("nncf symmetric")
+    quantized = library.quantize(
+        model,
+        data,
+        subset_size=size,
+        preset=library.QuantizationPreset.PERFORMANCE,
+        ignored_scope=library.IgnoredScope(names=heads, types=sorted(others), validate=False),
+        advanced_parameters=per_tensor,
+    )
+    onnx.save(quantized, symmetric)
+    yield "NNCF, symmetric, inputs of convolutions", symmetric
 
     def validate(
         candidate: onnx.ModelProto, pairs: Iterable[tuple[np.ndarray, int]]
@@ -162,6 +181,7 @@ def modelopt(job: Job) -> Iterator[tuple[str, Path]]:
 
 TOOLS: dict[str, Callable[[Job], Iterator[tuple[str, Path]]]] = {
     "ours": ours,
+    "bounded": bounded,
     "nncf": nncf,
     "modelopt": modelopt,
 }
@@ -172,68 +192,88 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--max-drop", type=float, default=1.0, help="points")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="a line of JSON per file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(arguments.run, arguments.tools, arguments.max_drop, Path(scratch))
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        print(
-            f"{row['case']:44} {row['seconds']:6.0f} s CPU  top-1 {row['top1']:6.2%} "
-            f"(OpenVINO {row['openvino_top1']:6.2%})  unchanged {row['agreement']:.1%}  "
-            f"time / fp32 {row['latency']:.2f} (OpenVINO {row['openvino_latency']:.2f})  "
-            f"engine: {row['engine']}"
-        )
+        for row in measure(arguments.run, arguments.tools, arguments.max_drop, Path(scratch)):
+            print(json.dumps(row) if arguments.json else _line(row), flush=True)
 
 
-def measure(folder: Path, tools: list[str], max_drop: float, scratch: Path) -> list[dict[str, Any]]:
-    """A row for the fp32 file and for every INT8 file."""
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['case']:44} {row['seconds']:6.0f} s CPU  top-1 {row['top1']:6.2%} "
+        f"(OpenVINO {row['openvino_top1']:6.2%})  unchanged {row['agreement']:.1%}  "
+        f"time / fp32 {row['latency']:.2f} (OpenVINO {row['openvino_latency']:.2f})  "
+        f"engine: {row['engine']}"
+    )
+
+
+def measure(
+    folder: Path, tools: list[str], max_drop: float, scratch: Path
+) -> Iterator[dict[str, Any]]:
+    """A row for the fp32 file and for every INT8 file, as soon as it is measured."""
     subject = load_exportable(RunDir(folder))
     fp32 = scratch / "fp32.onnx"
     export_onnx(subject.network, fp32, input_size=(3, *subject.spec.size))
     job = Job(subject, fp32, subject.images("train", CALIBRATION_PHOTOS), max_drop)
-    cases, start = [("fp32", fp32, 0.0)], time.process_time()
+    held_out = subject.splits[subject.unseen]
+    judge = Judge(fp32, subject.images(subject.unseen, len(held_out)), held_out.labels.numpy())
+    yield judge.row("fp32", fp32, 0.0)
     for tool in tools:
+        start = time.process_time()
         for name, path in TOOLS[tool](job):
-            cases.append((name, path, time.process_time() - start))
+            yield judge.row(name, path, time.process_time() - start)
             start = time.process_time()
-    photos = subject.images(subject.unseen, len(subject.splits[subject.unseen]))
-    truth = subject.splits[subject.unseen].labels.numpy()
-    files = [path for _, path, _ in cases]
-    converted = [export_openvino(path, path.with_suffix(".xml")).path for path in files]
-    fastest = latencies(files, photos[:1]), latencies(converted, photos[:1])
-    wanted = classes_of(runtimes.open(fp32).run, photos)
-    rows = []
-    for i, (name, path, seconds) in enumerate(cases):
-        found = classes_of(runtimes.open(path).run, photos)
-        openvino = classes_of(runtimes.open(converted[i]).run, photos)
-        rows.append(
-            {
-                "case": name,
-                "seconds": seconds,
-                "top1": float((found == truth).mean()),
-                "openvino_top1": float((openvino == truth).mean()),
-                "agreement": float((found == wanted).mean()),
-                "latency": fastest[0][i] / fastest[0][0],
-                "openvino_latency": fastest[1][i] / fastest[1][0],
-                "engine": engine_of(path),
-            }
-        )
-    return rows
 
 
-def latencies(files: list[Path], image: np.ndarray) -> list[float]:
-    """Median seconds of one image on one thread, the files in turn."""
-    runners: list[Runner] = [runtimes.open(file, threads=1, exact=False).run for file in files]
-    taken: list[list[float]] = [[] for _ in runners]
+class Judge:
+    """Scores and times files, relative to the fp32 file.
+
+    Args:
+        fp32: The ONNX file that all others are made from.
+        photos: f32[N, 3, H, W] held-out images.
+        truth: Their classes, int64[N].
+    """
+
+    def __init__(self, fp32: Path, photos: np.ndarray, truth: np.ndarray) -> None:
+        self._fp32, self._photos, self._truth = fp32, photos, truth
+        self._fp32_xml = _converted(fp32)
+        self._wanted = classes_of(runtimes.open(fp32).run, photos)
+
+    def row(self, name: str, path: Path, seconds: float) -> dict[str, Any]:
+        """What is known of a file that took `seconds` of CPU time to make."""
+        converted = _converted(path)
+        found = classes_of(runtimes.open(path).run, self._photos)
+        openvino = classes_of(runtimes.open(converted).run, self._photos)
+        image = self._photos[:1]
+        return {
+            "case": name,
+            "seconds": seconds,
+            "top1": float((found == self._truth).mean()),
+            "openvino_top1": float((openvino == self._truth).mean()),
+            "agreement": float((found == self._wanted).mean()),
+            "latency": relative_latency(path, self._fp32, image),
+            "openvino_latency": relative_latency(converted, self._fp32_xml, image),
+            "engine": engine_of(path),
+        }
+
+
+def _converted(path: Path) -> Path:
+    return export_openvino(path, path.with_suffix(".xml")).path
+
+
+def relative_latency(file: Path, reference: Path, image: np.ndarray) -> float:
+    """Median time of one image on one thread, over that of the reference; they take turns."""
+    runners: list[Runner] = [
+        runtimes.open(path, threads=1, exact=False).run for path in (file, reference)
+    ]
+    taken: list[list[float]] = [[], []]
     for _ in range(ROUNDS):
         for runner, times in zip(runners, taken, strict=True):
             start = time.perf_counter()
             runner(image)
             times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in taken]
+    return statistics.median(taken[0]) / statistics.median(taken[1])
 
 
 def engine_of(path: Path) -> str:

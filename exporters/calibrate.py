@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Calibration", "calibrate"]
 
-METHODS = ("percentile", "minmax", "entropy")
+METHODS = ("percentile", "mean", "minmax", "entropy")
 # Tensors at these operators' inputs and outputs are recorded: all that any flavor quantizes.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
 _WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
@@ -79,7 +79,7 @@ def calibrate(
     model: onnx.ModelProto,
     images: np.ndarray,
     *,
-    method: str = "percentile",
+    method: str = METHODS[0],
     batch_size: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
@@ -88,9 +88,10 @@ def calibrate(
     Args:
         model: fp32 ONNX model.
         images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
-        method: `percentile` (99.999 %) and `entropy` clip rare extremes, `minmax` covers everything
-            seen. Which is best depends on the network.
-        batch_size: Images per run; a fixed-batch file runs one image at a time.
+        method: `percentile` (99.999 %) and `entropy` clip rare values. `mean` takes the mean over
+            images of each image's extremes, so that a few unusual images do not decide the range.
+            `minmax` covers everything seen. `quantize.choose_ranges` finds the better one.
+        batch_size: Images per run of a file with a dynamic batch; `mean` runs one at a time.
         progress: Called with (images done, images in all).
 
     Raises:
@@ -104,14 +105,14 @@ def calibrate(
         raise ExportError(
             f"unknown calibration method '{method}'", hint=f"one of {', '.join(METHODS)}"
         )
-    kinds = dict(
-        zip(
-            METHODS,
-            (CalibrationMethod.Percentile, CalibrationMethod.MinMax, CalibrationMethod.Entropy),
-            strict=True,
-        )
-    )
-    step = feed.shape[0] if isinstance(feed.shape[0], int) else batch_size
+    kinds = {
+        "percentile": CalibrationMethod.Percentile,
+        "mean": CalibrationMethod.MinMax,
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+    }
+    free = 1 if method == "mean" else batch_size
+    step = feed.shape[0] if isinstance(feed.shape[0], int) else free
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source = Path(folder) / "model.onnx"
         source.write_bytes(model.SerializeToString())
@@ -121,10 +122,13 @@ def calibrate(
                 _WATCHED,
                 augmented_model_path=str(Path(folder) / "watched.onnx"),
                 calibrate_method=kinds[method],
+                extra_options={"moving_average": method == "mean"},
             )
             # Batch by batch: given all images at once, it would keep every activation in memory.
             for start in range(0, len(images), step):
                 batch = np.ascontiguousarray(images[start : start + step], dtype=np.float32)
+                # A moving average with these constants is the mean of all batches so far.
+                calibrator.averaging_constant = step / (start + step)
                 calibrator.collect_data(_OneBatch({feed.name: batch}))
                 progress(start + len(batch), len(images))
             ranges = calibrator.compute_data()

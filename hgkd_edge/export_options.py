@@ -13,7 +13,7 @@ __all__ = ["BUNDLES", "PRECISIONS", "ExportOptions", "parse_frame"]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 FLAVORS = ("tensorrt", "cpu")
-METHODS = ("percentile", "minmax", "entropy")
+METHODS = ("percentile", "mean", "minmax", "entropy")
 BUNDLES = ("triton", "deepstream", "timm", "predict", "jetson")
 
 
@@ -30,7 +30,7 @@ class ExportOptions:
         dynamic_size: Keep height and width free.
         calibration: INT8: number of calibration images (512).
         calibration_data: INT8: folder of images to calibrate on, instead of the run's own.
-        calibration_method: INT8: percentile (the default), minmax or entropy.
+        calibration_method: INT8: percentile, mean, minmax or entropy (the better of the first two).
         flavors: INT8: tensorrt, cpu or (the default) both.
         sensitivity: INT8: rank the layers by the error each adds.
         max_drop: INT8: keep the worst layers in float until held-out images lose at most this many

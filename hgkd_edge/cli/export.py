@@ -42,7 +42,8 @@ CalibrationData = Annotated[
     typer.Option(metavar="DIR", help="INT8: calibrate on this folder of images instead."),
 ]
 CalibrationMethod = Annotated[
-    str | None, typer.Option(metavar="NAME", help="INT8: percentile [default], minmax or entropy.")
+    str | None,
+    typer.Option(metavar="NAME", help="INT8: percentile, mean, minmax or entropy."),
 ]
 Flavors = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="INT8: tensorrt or cpu [default: both].")
