@@ -116,8 +116,11 @@ def test_students_of_equal_time_are_trained_and_scored(
     monkeypatch.setattr(equal_time, "HERE", tmp_path)
     labeled = tmp_path / "labeled"
     labeled.mkdir()
-    for split, of in {"train": "train", "val": "test", "test": "test"}.items():
-        (labeled / split).symlink_to(photos / of)
+    (labeled / "train").symlink_to(photos / "train")
+    for number, photo in enumerate(sorted((photos / "test").glob("*/*"))):
+        folder = labeled / ("val", "test")[number % 2] / photo.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / photo.name).symlink_to(photo)
     monkeypatch.setattr(equal_time, "training_photos", lambda *_: labeled)
     monkeypatch.setitem(PROTOCOLS, "imagenette", Protocol("classify", {1.0: 1}, batch_size=8))
     out = tmp_path / "out"
