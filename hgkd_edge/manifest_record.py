@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from hgkd_edge.records import Record, RunRecord, Text
+from hgkd_edge.records import Record, RunRecord
 
 __all__ = [
     "Artifact",
@@ -22,7 +22,7 @@ __all__ = [
     "SplitRecord",
 ]
 
-Reason = tuple[Text, Text]  # a file's name, and what is wrong with it
+Reason = tuple[str, str]  # a file's name, and what is wrong with it
 
 
 class NetworkOrigin(Record):
@@ -36,7 +36,7 @@ class NetworkOrigin(Record):
 
     name: str = ""
     weights: str = ""
-    file: Text | None = None
+    file: str | None = None
     sha256: str | None = None
     license: str | None = None
 
@@ -115,7 +115,7 @@ class QuantizationAware(Record):
     """The library of a quantization-aware training, and the float model that it started from."""
 
     library: str
-    model: Text
+    model: str
     model_sha256: str
 
 
@@ -123,7 +123,7 @@ class Artifact(Record):
     """A file of a run: its sha256, and the names of the files that it was made from."""
 
     sha256: str
-    made_from: list[Text] = Field(default_factory=list)
+    made_from: list[str] = Field(default_factory=list)
 
 
 class ManifestRecord(Circumstances, RunRecord):

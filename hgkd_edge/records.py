@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hgkd_edge.errors import RunError
 from hgkd_edge.parsing import cut
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Images",
-    "Record",
-    "RecordType",
-    "RunRecord",
-    "Text",
-    "parse_record",
-    "writable",
-]
+__all__ = ["SCHEMA_VERSION", "Images", "Record", "RecordType", "RunRecord", "parse_record"]
 
 SCHEMA_VERSION = 1
-
-
-def writable(text: Any) -> Any:
-    """A text without lone surrogates: bytes of a file name that are not UTF-8 become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
-
-
-Text = Annotated[str, BeforeValidator(writable)]  # names and paths, whatever their bytes
 
 
 class Images(BaseModel):

@@ -16,7 +16,7 @@ from hgkd_edge.files import file_sha256, read_regular, write_json
 from hgkd_edge.manifest_record import Artifact, Circumstances, ManifestRecord
 from hgkd_edge.parsing import MAX_RECORD_BYTES, decode_text, parse_json
 from hgkd_edge.recipe import Recipe, load_recipe
-from hgkd_edge.records import SCHEMA_VERSION, RecordType, parse_record, writable
+from hgkd_edge.records import SCHEMA_VERSION, RecordType, parse_record
 from hgkd_edge.score_records import EvaluationRecord, FeatureRecord, FinetuneRecord
 
 __all__ = ["RunFiles", "require_recorded"]
@@ -274,9 +274,7 @@ class RunFiles:
         file, root = Path(os.path.abspath(file)), Path(os.path.abspath(self.path))
         if not file.is_relative_to(root):  # the folder, or the file, was reached through a link
             file, root = file.parent.resolve() / file.name, root.resolve()
-        return writable(
-            file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-        )
+        return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
 
 def require_recorded(file: Path) -> None:

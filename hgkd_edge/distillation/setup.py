@@ -27,7 +27,6 @@ from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recipe_sections import StudentConfig, TeacherConfig
-from hgkd_edge.records import writable
 from hgkd_edge.rundir import RunDir
 
 __all__ = [
@@ -182,7 +181,7 @@ def _origin(
 ) -> NetworkOrigin:
     origin = NetworkOrigin(name=config.name, weights=config.weights)
     if file is not None:
-        origin.file, origin.sha256 = writable(str(file)), file_sha256(file)
+        origin.file, origin.sha256 = str(file), file_sha256(file)
     if license:
         origin.license = license
     return origin
