@@ -90,7 +90,7 @@ def calibrate(
         images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
         method: `percentile` (99.999 %) and `entropy` clip rare values. `mean` takes the mean over
             images of each image's extremes, so that a few unusual images do not decide the range.
-            `minmax` covers everything seen. `quantize.choose_ranges` finds the better one.
+            `minmax` covers everything seen. Which is best depends on the network.
         batch_size: Images per run of a file with a dynamic batch; `mean` runs one at a time.
         progress: Called with (images done, images in all).
 

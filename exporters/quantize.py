@@ -18,7 +18,7 @@ this module's. INT8 needs real images.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ import numpy as np
 
 from ._cpu_int8 import float_arithmetic, pool_as_operator
 from ._graph import WEIGHTED, sort_nodes
-from ._output_error import output_error, outputs_of
 from ._residual import share_residual_scales
 from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
@@ -39,22 +38,12 @@ from .runtimes.ort import OrtSession
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "FLAVORS",
-    "METHODS_COMPARED",
-    "Int8Export",
-    "choose_ranges",
-    "quantizable_nodes",
-    "quantize_int8",
-    "quantized_graph",
-]
+__all__ = ["FLAVORS", "Int8Export", "quantizable_nodes", "quantize_int8", "quantized_graph"]
 
 log = logging.getLogger(__name__)
 
 FLAVORS = ("tensorrt", "cpu")
 FEW_IMAGES = 100
-METHODS_COMPARED = ("percentile", "mean")  # by default, the better one is used
-COMPARED_IMAGES = 64
 # Operators that ONNX Runtime has fast integer kernels for. Others stay float between them.
 _CPU_OPERATORS = [*WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool"]
 _CPU_OPERATORS += ["MaxPool", "Mul", "Relu", "Resize"]
@@ -85,7 +74,7 @@ def quantize_int8(
     images: np.ndarray | None = None,
     calibration: Calibration | None = None,
     flavor: str = "tensorrt",
-    method: str | None = None,
+    method: str = "percentile",
     keep_float: Sequence[str] = (),
 ) -> Int8Export:
     """Quantize a network to INT8.
@@ -96,7 +85,7 @@ def quantize_int8(
         images: f32[N, 3, H, W] real calibration images, preprocessed as in use.
         calibration: Ranges from `calibrate`, instead of images; saves calibrating for each flavor.
         flavor: `tensorrt` or `cpu`.
-        method: How ranges are found, see `calibrate`; by default `choose_ranges` does.
+        method: How ranges are chosen, see `calibrate`.
         keep_float: Modules (`layer4.1`) or nodes (`fc/Gemm`) to keep unquantized.
 
     Raises:
@@ -109,8 +98,7 @@ def quantize_int8(
             f"'{onnx_path}' is {graph_precision(model)} already", hint="quantize the fp32 file"
         )
     if calibration is None:
-        methods = (method,) if method else METHODS_COMPARED
-        calibration = choose_ranges(model, _given(images), methods=methods)
+        calibration = calibrate(model, _given(images), method=method)
     if calibration.images < FEW_IMAGES:
         log.warning(
             "calibrated on %d images; with fewer than %d, INT8 accuracy is unreliable",
@@ -133,52 +121,6 @@ def quantize_int8(
             quantized=len(set(quantizable_nodes(model)) - set(kept)),
             kept_float=tuple(kept),
         )
-
-
-def choose_ranges(
-    model: onnx.ModelProto,
-    images: np.ndarray,
-    *,
-    methods: Sequence[str] = METHODS_COMPARED,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Calibration:
-    """Calibrate by each method, and keep the ranges that change the network's outputs least.
-
-    No method is best for all networks (docs/lab-notebook.md). The error is that of both flavors
-    together, on some of the calibration images, so that the choice depends on nothing else.
-
-    Args:
-        model: fp32 ONNX model.
-        images: As for `calibrate`.
-        methods: One or more of `calibrate.METHODS`.
-        progress: Called with (images done, images in all), all methods together.
-
-    Raises:
-        ExportError: As `calibrate` raises it.
-        ConversionFailed: No method worked.
-    """
-    found = []
-    for index, method in enumerate(methods):
-
-        def step(done: int, _: int, before: int = index * len(images)) -> None:
-            progress(before + done, len(methods) * len(images))
-
-        try:
-            found.append(calibrate(model, images, method=method, progress=step))
-        except ConversionFailed:  # a histogram has no bins for a tensor that is almost constant
-            if not found and method == methods[-1]:
-                raise
-    if len(found) == 1:
-        return found[0]
-    few = images[:: -(-len(images) // COMPARED_IMAGES)]
-    wanted = outputs_of(OrtSession(model.SerializeToString()).run, few)
-
-    def error(calibration: Calibration) -> float:
-        graphs = [quantized_graph(model, calibration, flavor=flavor) for flavor in FLAVORS]
-        runners = [OrtSession(graph.SerializeToString()).run for graph in graphs]
-        return sum(output_error(wanted, outputs_of(runner, few)) for runner in runners)
-
-    return min(found, key=error)
 
 
 def quantizable_nodes(model: onnx.ModelProto) -> list[str]:

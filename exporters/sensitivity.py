@@ -16,13 +16,12 @@ import numpy as np
 
 from . import runtimes
 from ._graph import module_of
-from ._output_error import output_error, outputs_of
 from .calibrate import Calibration
 from .errors import ExportError, VerificationFailed
 from .files import SET_ASIDE, set_aside
 from .onnx_info import read_onnx
 from .quantize import Int8Export, quantizable_nodes, quantize_int8, quantized_graph
-from .runtimes import Runner
+from .runtimes import Outputs, Runner
 from .verify import Verification
 
 __all__ = ["BoundedInt8", "LayerDamage", "Proof", "Score", "quantize_within", "rank_layers"]
@@ -88,13 +87,13 @@ def rank_layers(
     if len(images) == 0:
         raise ExportError("no images to rank layers with", hint="give a few real images")
     model = read_onnx(onnx_path)
-    wanted = outputs_of(runtimes.open(onnx_path).run, images)
+    wanted = _run(runtimes.open(onnx_path).run, images)
     nodes = quantizable_nodes(model)
     found = []
     for done, node in enumerate(nodes, start=1):
         graph = quantized_graph(model, calibration, flavor=flavor, only=[node])
-        got = outputs_of(runtimes.open(graph.SerializeToString()).run, images)
-        found.append(LayerDamage(node, module_of(node), output_error(wanted, got)))
+        got = _run(runtimes.open(graph.SerializeToString()).run, images)
+        found.append(LayerDamage(node, module_of(node), _damage(wanted, got)))
         progress(done, len(nodes))
     return sorted(found, key=lambda layer: -layer.damage)
 
@@ -200,3 +199,18 @@ def _fewest(holds: Callable[[int], bool], *, most: int) -> int | None:
         else:
             failed = middle
     return held
+
+
+def _run(runner: Runner, images: np.ndarray) -> list[Outputs]:
+    return [runner(images[start : start + 8]) for start in range(0, len(images), 8)]
+
+
+def _damage(wanted: Sequence[Outputs], got: Sequence[Outputs]) -> float:
+    """Mean over the outputs of |got - wanted| / |wanted|, in the Euclidean norm over all images."""
+    errors = []
+    pairs = list(zip(wanted, got, strict=True))
+    for name in wanted[0]:
+        error = sum(float(np.square(b[name] - a[name]).sum()) for a, b in pairs)
+        size = sum(float(np.square(a[name]).sum()) for a in wanted)
+        errors.append((error / max(size, 1e-24)) ** 0.5)
+    return float(np.mean(errors))

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from exporters import quantize, runtimes, sensitivity, verify
-from exporters.calibrate import Calibration
+from exporters.calibrate import Calibration, calibrate
 from exporters.onnx_info import read_onnx
 from exporters.quantize import Int8Export, quantize_int8
 from exporters.runtimes import Runner
@@ -120,13 +120,11 @@ class Int8Files:
             images = photos_in(options.calibration_data, subject, count)
         else:
             images = subject.images("train", count)
-        model = read_onnx(self._fp32)
-        methods = (method,) if method else quantize.METHODS_COMPARED
-        with track_steps("calibrating", total=len(methods) * len(images)) as show:
-            calibration = quantize.choose_ranges(
-                model,
+        with track_steps("calibrating", total=len(images)) as show:
+            calibration = calibrate(
+                read_onnx(self._fp32),
                 images,
-                methods=methods,
+                method=method or "percentile",
                 progress=lambda done, total: show(done, "photos"),
             )
         self._record.calibration = CalibratedOn(
@@ -136,7 +134,7 @@ class Int8Files:
         )
         if subject.input_ranges:
             self._record.calibration.learned_inputs = len(subject.input_ranges)
-        return calibration.with_inputs(model, subject.input_ranges)
+        return calibration.with_inputs(read_onnx(self._fp32), subject.input_ranges)
 
     def _rank(self, flavor: str) -> list[sensitivity.LayerDamage]:
         layers = len(quantize.quantizable_nodes(read_onnx(self._fp32)))

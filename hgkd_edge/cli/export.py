@@ -43,7 +43,7 @@ CalibrationData = Annotated[
 ]
 CalibrationMethod = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="INT8: percentile, mean, minmax or entropy."),
+    typer.Option(metavar="NAME", help="INT8: percentile [default], mean, minmax, entropy."),
 ]
 Flavors = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="INT8: tensorrt or cpu [default: both].")

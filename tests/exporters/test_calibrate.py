@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from exporters import runtimes
 from exporters._intermediates import intermediate_values
 from exporters.calibrate import METHODS, calibrate
-from exporters.errors import ConversionFailed, ExportError
+from exporters.errors import ExportError
 from exporters.onnx_info import read_onnx
-from exporters.quantize import FLAVORS, choose_ranges, quantized_graph
 
 from .conftest import photo_like
 
@@ -56,45 +54,3 @@ def test_an_unknown_method_is_refused_with_those_known(exported):
         calibrate(read_onnx(exported("resnet18").path), photo_like(1), method="guess")
 
     assert "percentile, mean, minmax" in caught.value.hint
-
-
-@pytest.mark.parametrize("loud", [False, True])
-def test_the_ranges_that_change_the_outputs_least_are_chosen(exported, loud):
-    model, photos = read_onnx(exported("resnet18").path), photo_like(16)
-    if loud:
-        photos[3] *= 100
-    steps = []
-
-    chosen = choose_ranges(model, photos, progress=lambda *step: steps.append(step))
-
-    errors = {m: error_of(model, calibrate(model, photos, method=m), photos) for m in METHODS[:2]}
-    assert chosen.method == min(errors, key=errors.__getitem__)
-    assert steps[-1] == (32, 32)
-    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
-
-
-def test_a_single_method_is_used_without_a_comparison(exported):
-    model = read_onnx(exported("resnet18").path)
-
-    assert choose_ranges(model, photo_like(4), methods=("minmax",)).method == "minmax"
-
-
-def test_a_method_that_fails_leaves_the_choice_to_the_other(exported):
-    model = read_onnx(exported("resnet18").path)
-    photos = (1 + 1e-6 * photo_like(4)).astype(np.float32)  # too narrow for a histogram
-
-    with pytest.raises(ConversionFailed, match="bins"):
-        choose_ranges(model, photos, methods=("percentile",))
-
-    assert choose_ranges(model, photos).method == "mean"
-
-
-def error_of(model, calibration, photos):
-    """Of both flavors, relative to the size of the outputs."""
-    wanted = runtimes.open(model.SerializeToString()).run(photos)["logits"]
-    total = 0.0
-    for flavor in FLAVORS:
-        graph = quantized_graph(model, calibration, flavor=flavor)
-        got = runtimes.open(graph.SerializeToString()).run(photos)["logits"]
-        total += np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
-    return total
