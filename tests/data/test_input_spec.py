@@ -22,7 +22,7 @@ from exporters.runtimes.ort import OrtSession
 from hgkd_edge.data.annotations import open_masks
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.data.resize import Geometry, cover
+from hgkd_edge.data.resize import PAD, Geometry, cover
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
@@ -149,6 +149,48 @@ def test_a_very_long_image_takes_no_memory_for_what_is_cut_off() -> None:
     assert cover(photo, (224, 224)).size == (224, 224)  # a full resize would take 9 GB
 
 
+STEPS = {
+    "orientation": "upright (EXIF)",
+    "color": "RGB",
+    "interpolation": "bilinear, antialiased",
+    "range": [0, 1],
+    "mean": list(MEAN),
+    "std": list(STD),
+    "layout": "NCHW",
+    "dtype": "float32",
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        (InputSpec((48, 80), MEAN, STD, "cover"), {"geometry": "cover"}),
+        (
+            InputSpec((48, 80), MEAN, STD, "letterbox", bits=12),
+            {"geometry": "letterbox", "anchor": "top left", "fill": PAD, "bits": 12},
+        ),
+    ],
+)
+def test_metadata_are_what_other_tools_rely_on(spec: InputSpec, steps: dict[str, Any]) -> None:
+    found = {key: json.loads(text) for key, text in spec.metadata().items()}
+
+    assert found == {
+        "input_size": [3, 48, 80],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "preprocessing": {**STEPS, **steps},
+        "preprocessing_python": spec.snippet(),
+    }
+
+
+@pytest.mark.parametrize("bits", [0, 10, 16])
+def test_bits_are_read_back(bits: int) -> None:
+    spec = InputSpec((48, 80), MEAN, STD, "letterbox", bits)
+    stored = {f"hgkd_edge.{key}": text for key, text in spec.metadata().items()}
+
+    assert InputSpec.from_metadata(stored, geometry="cover") == spec
+
+
 def test_metadata_are_read_back_and_old_files_without_a_geometry_too() -> None:
     spec = InputSpec((48, 80), MEAN, STD, "letterbox")
     stored = {f"hgkd_edge.{key}": text for key, text in spec.metadata().items()}
@@ -171,6 +213,9 @@ def test_metadata_are_read_back_and_old_files_without_a_geometry_too() -> None:
         {"std": [0.2, 0.0, 0.2]},
         {"std": [0.2, float("nan"), 0.2]},
         {"preprocessing": ["geometry"]},
+        {"preprocessing": {"bits": 17}},
+        {"preprocessing": {"bits": -1}},
+        {"preprocessing": {"bits": True}},
         {"input_size": [3, 13_000, 13_000]},
     ],
 )

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from exporters import ExportError, VerificationFailed
 from exporters.agreement import Comparison
 from exporters.tolerances import TOLERANCES
 
@@ -239,3 +240,84 @@ def test_scores_of_a_detector_that_sees_nothing_are_compared_with_a_score_that_c
 
     assert rounding["scores"].passed
     assert not wrong["scores"].passed
+
+
+def outputs_of_images(count=23, classes=10, seed=3):
+    """Outputs of `count` images, f32[count, classes], and the same with an error."""
+    rng = np.random.default_rng(seed)
+    wanted = rng.normal(size=(count, classes)).astype(np.float32)
+    return wanted, (wanted + rng.normal(scale=0.1, size=wanted.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("output", ["logits", "embedding"])
+def test_figures_do_not_depend_on_how_images_are_batched(output):
+    wanted, got = outputs_of_images()
+    batched = Comparison()
+    for part in np.split(np.arange(len(wanted)), [3, 4, 15]):
+        batched.add({output: wanted[part]}, {output: got[part]})
+
+    (agreement,) = batched.agreements(TOLERANCES["int8"])
+
+    whole = compare({output: wanted}, {output: got})[output]
+    for field in ("max_abs_error", "relative_error", "rms_error", "cosine", "top1", "kept"):
+        assert getattr(agreement, field) == pytest.approx(getattr(whole, field)), field
+    for field in ("noise", "worst", "shift"):
+        assert getattr(agreement, field) == pytest.approx(getattr(whole, field)), field
+    assert agreement.worst_image == whole.worst_image
+    assert agreement.passed == whole.passed
+
+
+def test_figures_are_those_of_their_formulas():
+    wanted, got = outputs_of_images()
+    got[17, 4] = wanted[17, 4] - 2  # the largest error
+
+    agreement = compare({"embedding": wanted}, {"embedding": got})["embedding"]
+
+    a, b = wanted.astype(float), got.astype(float)
+    error = b - a
+    spread = np.sqrt(np.square(a - a.mean(axis=0)).sum() / (len(a) - 1))
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert agreement.worst_image == 17
+    assert agreement.max_abs_error == pytest.approx(2)
+    assert agreement.relative_error == pytest.approx(2 / np.abs(a).max())
+    assert agreement.rms_error == pytest.approx(np.linalg.norm(error) / np.linalg.norm(a))
+    assert agreement.cosine == pytest.approx(cosines.min())
+    assert agreement.noise == pytest.approx(np.sqrt(np.square(error).sum(1).mean()) / spread)
+    assert agreement.worst == pytest.approx(np.linalg.norm(error, axis=1).max() / spread)
+    assert agreement.shift == pytest.approx(np.linalg.norm(error.mean(axis=0)) / spread)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_an_infinite_error_of_its_image(value):
+    wanted, _ = outputs_of_images()
+    got = wanted.copy()
+    got[5, 2] = value
+
+    agreement = compare({"embedding": wanted}, {"embedding": got})["embedding"]
+
+    rest = wanted[5].astype(float).copy()
+    rest[2] = 0  # the direction of what is left
+    direction = np.linalg.norm(rest) / np.linalg.norm(wanted[5])
+    assert agreement.max_abs_error == np.inf
+    assert agreement.worst_image == 5
+    assert agreement.cosine == pytest.approx(direction, rel=1e-5)
+    assert not agreement.passed
+
+
+def test_outputs_of_zeros_agree_with_zeros_only():
+    zeros, ones = np.zeros((5, 4), np.float32), np.ones((5, 4), np.float32)
+
+    assert compare({"embedding": zeros}, {"embedding": zeros}, "fp32")["embedding"].cosine == 1
+    assert compare({"embedding": ones}, {"embedding": 0 * ones}, "fp32")["embedding"].cosine == 0
+
+
+def test_outputs_that_differ_are_named():
+    wanted, got = outputs_of_images()
+
+    with pytest.raises(VerificationFailed, match=r"outputs are \['b'\], the original's \['a'\]"):
+        compare({"a": wanted}, {"b": got})
+    with pytest.raises(VerificationFailed, match=r"'a' has shape \(23, 9\).*\(23, 10\)"):
+        compare({"a": wanted}, {"a": got[:, :9]})
+    with pytest.raises(ExportError, match="original gives non-finite values at output 'a'") as why:
+        compare({"a": wanted * np.inf}, {"a": got})
+    assert why.value.hint
