@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "Calibration", "calibrate"]
 
+log = logging.getLogger(__name__)
+
 METHODS = ("percentile", "mean", "minmax", "entropy")
+# They sort absolute values into bins that are as wide as the first batch's range allows.
+_HISTOGRAMS = ("percentile", "entropy")
 # Tensors at these operators' inputs and outputs are recorded: all that any flavor quantizes.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
 _WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
@@ -90,7 +95,8 @@ def calibrate(
         images: f32[N, 3, H, W], real and preprocessed as in use; a few hundred are enough.
         method: `percentile` (99.999 %) and `entropy` clip rare values. `mean` takes the mean over
             images of each image's extremes, so that a few unusual images do not decide the range.
-            `minmax` covers everything seen. Which is best depends on the network.
+            `minmax` covers everything seen; it replaces a histogram that a tensor does not have.
+            Which is best depends on the network.
         batch_size: Images per run of a file with a dynamic batch; `mean` runs one at a time.
         progress: Called with (images done, images in all).
 
@@ -133,6 +139,13 @@ def calibrate(
                 progress(start + len(batch), len(images))
             ranges = calibrator.compute_data()
         except Exception as error:
+            if method in _HISTOGRAMS and isinstance(error, (ValueError, MemoryError)):
+                log.warning(
+                    "a layer's output hardly varies, so that it has no %s; minmax is used", method
+                )
+                return calibrate(
+                    model, images, method="minmax", batch_size=batch_size, progress=progress
+                )
             raise ConversionFailed(f"calibration failed: {reason_of(error)}") from error
     return Calibration(ranges, method, len(images))
 

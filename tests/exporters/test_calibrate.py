@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from torch import nn
 
 from exporters._intermediates import intermediate_values
 from exporters.calibrate import METHODS, calibrate
 from exporters.errors import ExportError
+from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
+from exporters.quantize import quantize_int8
 
 from .conftest import photo_like
 
@@ -54,3 +57,34 @@ def test_an_unknown_method_is_refused_with_those_known(exported):
         calibrate(read_onnx(exported("resnet18").path), photo_like(1), method="guess")
 
     assert "percentile, mean, minmax" in caught.value.hint
+
+
+class HardlyVaries(nn.Module):
+    """A layer whose outputs differ in their last bits only, at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.still, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        nn.init.constant_(self.still.weight, 1e-7)
+        nn.init.constant_(self.still.bias, 1.0)
+
+    def forward(self, x):
+        return self.last(self.still(x).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("method", "later"), [("percentile", 1.0), ("percentile", 1e7), ("entropy", 1e7)]
+)
+def test_a_layer_that_hardly_varies_is_calibrated_by_its_extremes(tmp_path, caplog, method, later):
+    export_onnx(HardlyVaries().eval(), tmp_path / "still.onnx", input_size=(3, 32, 32))
+    images = np.random.default_rng(0).random((16, 3, 32, 32), np.float32)
+    images[8:] *= later
+
+    calibration = calibrate(read_onnx(tmp_path / "still.onnx"), images, method=method)
+
+    assert calibration.method == "minmax"
+    assert f"has no {method}; minmax is used" in caplog.text
+    exported = quantize_int8(
+        tmp_path / "still.onnx", tmp_path / "int8.onnx", images=images, method=method
+    )
+    assert exported.method == "minmax"
