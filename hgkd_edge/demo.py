@@ -24,10 +24,10 @@ __all__ = ["DemoRecord", "demo"]
 
 # Each step, and its usual seconds on two idle CPU cores.
 STEPS = {
-    "distill": ("distill the bundled teacher into a small ResNet-18", 100),
-    "evaluate": ("score the frozen backbone on held-out photos", 10),
-    "export": ("export, and compare every file with the network", 15),
-    "bench": ("measure the latency on this CPU", 10),
+    "distill": ("distill the bundled teacher into a small ResNet-18", 125),
+    "evaluate": ("score the frozen backbone on held-out photos", 6),
+    "export": ("export, and compare every file with the network", 8),
+    "bench": ("measure the latency on this CPU", 6),
 }
 
 
