@@ -172,7 +172,7 @@ def _require_engines_of_kind(flavor: Flavor, *, compatible: bool) -> None:
         raise ExportError(
             "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
             hint="a TensorRT-RTX engine runs on every compute capability it was built for; "
-            "leave the option out, and rebuild for another version",
+            "remove the option, and build again for each version",
         )
 
 

@@ -15,15 +15,15 @@ from exporters.calibrate import Calibration, calibrate
 from exporters.onnx_info import read_onnx
 from exporters.quantize import Int8Export, quantize_int8
 from exporters.runtimes import Runner
+from hgkd_edge.calibration_images import calibration_images
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import Accuracy, CalibratedOn, ExportRecord, LayerRank
-from hgkd_edge.exportable import Exportable, photos_in
+from hgkd_edge.exportable import Exportable
 from hgkd_edge.models.quantized import rounding_inputs
 
 __all__ = ["Int8Files", "ScoredInt8"]
 
-CALIBRATION_PHOTOS = 512
 RANKING_PHOTOS = 32
 
 
@@ -115,17 +115,13 @@ class Int8Files:
             DataError: The calibration images cannot be read.
         """
         options, subject = self._options, self._subject
-        count, method = options.calibration or CALIBRATION_PHOTOS, options.calibration_method
-        if options.calibration_data is not None:
-            images = photos_in(options.calibration_data, subject, count)
-        else:
-            images = subject.images("train", count)
+        images = calibration_images(subject, options)
         with track_steps("calibrating", total=len(images)) as show:
             calibration = calibrate(
                 read_onnx(self._fp32),
                 images,
-                method=method or "percentile",
-                progress=lambda done, total: show(done, "photos"),
+                method=options.calibration_method or "percentile",
+                progress=lambda done, total: show(done, "images"),
             )
         self._record.calibration = CalibratedOn(
             method=calibration.method,

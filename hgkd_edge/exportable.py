@@ -16,19 +16,17 @@ from exporters.runtimes import Runner
 from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
-from hgkd_edge.errors import DataError
 from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.finetune import TASKS, answers, evenly, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tasks.answers import GEOMETRY, load_photo
+from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.config import recorded_settings
 
-__all__ = ["EMBED", "Exportable", "load_exportable", "photos_in"]
+__all__ = ["EMBED", "Exportable", "load_exportable"]
 
 EMBED = "embed"  # the task of a bare backbone
 _GALLERY = 1000  # training images in the k-NN gallery
@@ -116,24 +114,6 @@ def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:
     if run.model_file.is_file() and not backbone:
         return _fine_tuned(run)
     return _bare(run)
-
-
-def photos_in(folder: Path, subject: Exportable, count: int) -> np.ndarray:
-    """Images of a folder as the network sees them, float32 [n, 3, H, W].
-
-    Raises:
-        DataError: The folder is missing or holds no images, or one cannot be read.
-    """
-    found = find_images(folder)
-    files = [folder / name for name in found.names]
-    if not files:
-        what = "holds no image files that can be read" if folder.is_dir() else "is not a folder"
-        hint = found.remark(folder).removeprefix("warning: ") or "name a folder of images"
-        raise DataError(f"calibration folder '{folder}' {what}", hint=hint)
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
-    spec = subject.input
-    photos = (load_photo(file, bits=spec.bits) for file in chosen)
-    return np.concatenate([spec.array(photo) for photo in photos])
 
 
 def _fine_tuned(run: RunDir) -> Exportable:

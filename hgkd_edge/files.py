@@ -1,4 +1,4 @@
-"""Atomic file writes and locks for the whole package. Plain data, no torch."""
+"""Locks, regular files, JSON files and the cache. Atomic writes are those of `exporters.files`."""
 
 from __future__ import annotations
 

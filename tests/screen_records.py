@@ -49,6 +49,28 @@ SCORES: dict[str, Any] = {
 }
 
 
+FINETUNED: dict[str, Any] = {
+    **SCORES,
+    "init": "distilled",
+    "metric": "top1",
+    "model": f"{RUN}/model.safetensors",
+    "card": f"{RUN}/model_card.md",
+    "int8_score": 0.709,
+}
+DRY_RUN: dict[str, Any] = {
+    "run": "shop",
+    "images": 41_200,
+    "seconds": {"set_up": 12.4, "targets": 1_830.0, "training": 52_000.0, "checkpoints": 41.0},
+    "total_seconds": 53_883.4,
+    "images_per_s": 93.7,
+    "memory_bytes": 6_100_000_000,
+    "gpu_memory_bytes": None,
+    "run_bytes": 410_000_000,
+    "cache_bytes": 16_200_000_000,
+    "free_bytes": {"run": 88_000_000_000, "cache": 9_000_000_000},
+}
+
+
 def _proof(precision: str, **other: Any) -> dict[str, Any]:
     nothing = {"max_abs_error": 4.8e-07, "cosine": 1.0, "noise": None, "top1_agreement": None}
     return {"precision": precision, "iou": None, **nothing, **other}
@@ -90,6 +112,7 @@ DEMO: dict[str, Any] = {
     "evaluation": FEATURES,
     "export": {
         "verification": {"outputs": [{"name": "logits", "max_abs_error": 4.8e-07}]},
+        "verified_on": {"split": "test", "photos": 64},
         "engine": {
             "kind": "engine",
             "precision": "fp32",

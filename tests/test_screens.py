@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from hgkd_edge.cli import app
 from hgkd_edge.console import make_console
 from hgkd_edge.export_record import ExportRecord
 from hgkd_edge.manifest_record import Distilled
-from hgkd_edge.score_records import FeatureRecord, TaskRecord
+from hgkd_edge.score_records import FeatureRecord, FinetuneRecord, TaskRecord
 from hgkd_edge.video.predict import Summary
 from tests import screen_records as record
 
@@ -48,10 +50,10 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-def printed(lines: Iterable[Any]) -> str:
+def printed(lines: Iterable[Any], **options: Any) -> str:
     """Lines and tables as `cli.output.show` prints them."""
     stream = io.StringIO()
-    console = make_console(file=stream, width=WIDTH)
+    console = make_console(file=stream, width=WIDTH, **options)
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, (str, Text)))
     return stream.getvalue()
@@ -60,13 +62,14 @@ def printed(lines: Iterable[Any]) -> str:
 def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     """Screens of results, from records as the commands leave them."""
     from hgkd_edge import tables as shared
-    from hgkd_edge.api.distilling import checked_lines
+    from hgkd_edge.api.distilling import checked_lines, dry_run_lines
     from hgkd_edge.api.model import Prediction
-    from hgkd_edge.api.run import distilled_lines
+    from hgkd_edge.api.run import _finetuned_lines, distilled_lines
     from hgkd_edge.cli import demo, distill, predict
     from hgkd_edge.comparison.view import comparison_lines
     from hgkd_edge.demo import DemoRecord
     from hgkd_edge.distillation.check import Checked
+    from hgkd_edge.distillation.dry_run import DryRun
     from hgkd_edge.embedding import Summary as Embedded
 
     session = records.Session.model_validate(record.SESSION)
@@ -86,6 +89,8 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
             *checked_lines(Checked.model_validate(record.CHECKED)),
             distill.next_step(record.RUN, checked=True),
         ],
+        "distill-dry-run": lambda: dry_run_lines(DryRun.model_validate(record.DRY_RUN)),
+        "finetune": lambda: _finetuned_lines(FinetuneRecord.model_validate(record.FINETUNED)),
         "demo": lambda: [demo._table(DemoRecord.model_validate(record.DEMO))],
         "evaluate-features": lambda: [
             shared.score_table(FeatureRecord.model_validate(record.FEATURES))
@@ -186,5 +191,39 @@ def test_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_screen_is_left_that_nothing_shows() -> None:
     helps = {f"help-{command or 'hgkd-edge'}".replace(" ", "-") for command in commands()}
     lists = {"doctor", "doctor-kernels", "devices", "recipes-list", "data"}
+    errors = {f"error-{name}" for name in MISTAKES}
 
-    assert {file.stem for file in SCREENS.iterdir()} == helps | lists | set(tables())
+    shown = helps | lists | errors | set(tables())
+    assert {file.stem for file in SCREENS.iterdir()} == shown
+
+
+@pytest.mark.parametrize("name", tables())
+def test_colors_change_no_character(name: str) -> None:
+    make = tables()[name]
+
+    colored = printed(make(), force_terminal=True, color_system="truecolor", no_color=False)
+
+    assert Text.from_ansi(colored).plain.rstrip() == printed(make()).rstrip()
+
+
+MISTAKES = {
+    "unknown-recipe": ("distill", "no-such-recipe"),
+    "unknown-key": ("distill", "demo", "--set", "train.epoch=3"),
+    "wrong-value": ("recipes", "validate", "demo", "--set", "mask.ratio=2"),
+    "unknown-run": ("export", "runs/no-such-run"),
+    "unknown-option": ("bench", "--presision", "fp16"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_error_and_a_hint(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hgkd_edge", *MISTAKES[name]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"},
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    check(f"error-{name}", done.stderr.replace(f"{SCREENS.parents[1]}/", ""))
+    assert done.stderr.startswith("error: ")

@@ -156,19 +156,19 @@ def _method(session: Session) -> Iterator[str]:
         real = all(one.source == "images" for one in passed)
         yield (
             f"{which}outputs verified{where} before measuring: at least "
-            f"{min(one.images for one in passed)} x {'real images' if real else 'synthetic input'} "
+            f"{min(one.images for one in passed)} {'real' if real else 'synthetic'} images "
             "against ONNX Runtime, largest relative error "
             f"{max(one.relative_error or 0.0 for one in passed):.1e}"
         )
     # The measuring command of the first case: its flags are part of the figure.
     if commands := next((one.commands for one in measured if one.commands), None):
         yield "ran: " + " ".join(commands[-1])
-    copies = "inside" if measured[0].copies == "in" else "outside"
+    copies = "included" if measured[0].copies == "in" else "not included"
     fed = sorted({source.source for one in measured for source in one.inputs})
     runs = min(one.latency_ms.count for one in measured)
     cold = [one.first_inference_ms for one in measured if one.first_inference_ms]
     yield (
-        f"copies {copies} the time; {' and '.join(fed) or 'no'} input; at least {runs} "
+        f"copies {copies}; input: {' and '.join(fed) or 'not recorded'}; at least {runs} "
         "runs per row after warm-up"
         + (f"; first inference {milliseconds(cold[0])} ms" if cold else "")
     )

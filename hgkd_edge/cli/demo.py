@@ -59,7 +59,8 @@ def _table(result: DemoRecord) -> Table:
     ours, fresh, latency = scores.distilled, scores.untrained, result.latency
     proofs = export.verification.outputs if export.verification is not None else []
     error = max(output.max_abs_error or 0.0 for output in proofs)
-    engine = export.engine
+    engine, seen = export.engine, export.verified_on
+    images = f"{seen.photos} held-out photos" if seen else ""
     table = Table("figure", title="hgkd-edge demo")
     table.add_column("result", justify="right")
     table.add_column("compared with", justify="right")
@@ -75,7 +76,7 @@ def _table(result: DemoRecord) -> Table:
         )
     table.add_section()
     table.add_row("sparse -> dense, max error", f"{result.sparse_to_dense:.1e}", "all visible")
-    table.add_row("PyTorch -> ONNX, max error", f"{error:.1e}", "64 real photos")
+    table.add_row("PyTorch -> ONNX, max error", f"{error:.1e}", images)
     table.add_row(
         "TensorRT engine",
         f"{engine.size_bytes / 1e6:.1f} MB" if engine else "not built",

@@ -85,8 +85,11 @@ def previews_section(run: RunDir) -> Section | None:
         rows.append((f"cosine {cosine:.2f}", [figure for figure in figures if figure]))
     if not rows:
         return None
+    masked = (
+        f"{about.mask_ratio:.0%} of each is masked" if about.mask_ratio else "nothing is masked"
+    )
     text = (
-        f"Images of the {about.split} split; {about.mask_ratio:.0%} of each is masked. The "
+        f"Images of the {about.split} split; {masked}. The "
         "directions of features are shown by three principal components: equal colors are equal "
         f"directions. The number is the mean cosine over {about.sites} tokens. Color of a cosine:"
     )

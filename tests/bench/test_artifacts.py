@@ -179,7 +179,7 @@ def test_the_file_that_export_proved_is_loaded_compared_and_timed(
     assert one.verification.source == "images"
     assert one.verification.reference.endswith("on run.fp32.onnx")
     text = " ".join(rendered(session_view(session)).split())
-    assert "outputs verified before measuring: at least 6 x real images" in text
+    assert "outputs verified before measuring: at least 6 real images" in text
 
 
 @pytest.mark.parametrize("runner", KINDS)

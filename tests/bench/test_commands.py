@@ -45,7 +45,7 @@ def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
     )  # fmt: skip
 
     assert text.count("ort-cpu  fp32") == 4
-    assert "copies outside the time" in text
+    assert "copies not included" in text
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,17 @@ from hgkd_edge.rundir import file_sha256
 def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
     tmp_path: Path,
 ) -> None:
-    # Fewer epochs than the demo's, so that the tests stay fast; the rest is the same.
-    command = [sys.executable, "-m", "hgkd_edge.cli", "demo", "--set", "train.epochs=5"]
+    # Fewer epochs and views than the demo's, so that the tests stay fast; the rest is the same.
+    command = [
+        sys.executable,
+        "-m",
+        "hgkd_edge.cli",
+        "demo",
+        "--set",
+        "train.epochs=4",
+        "--set",
+        "teacher.cache=1",
+    ]
 
     done = subprocess.run(
         [*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=400

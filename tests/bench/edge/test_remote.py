@@ -105,7 +105,7 @@ def test_capped_clocks_are_printed_with_the_table(
     assert "power mode 15W caps the clocks (GPU 612 of 1020 MHz)" in text
     assert "power 12.5 W mean" in text
     assert "ran: " in text
-    assert "copies inside the time" in text
+    assert "copies included" in text
 
 
 def test_a_box_without_trtexec_is_measured_by_the_runner_sent_along(
