@@ -144,8 +144,8 @@ def test_every_runner_takes_copies_in_and_out(
     [session] = run_bench(quick(make_model(), runners=(runner,), copies=copies)).sessions
 
     assert session.measurements[0].copies == copies
-    side = "inside" if copies == "in" else "outside"
-    assert f"copies {side} the time" in rendered(session_view(session))
+    side = "included" if copies == "in" else "not included"
+    assert f"copies {side};" in rendered(session_view(session))
 
 
 def test_another_target_is_added_and_the_same_target_replaced(make_model: MakeModel) -> None:
