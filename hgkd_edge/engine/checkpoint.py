@@ -34,11 +34,13 @@ class TrainingState:
     """Everything that a checkpoint holds, except the step.
 
     Attributes:
+        file: The checkpoint, for errors.
         average: The averaged (EMA) model, if there is one.
         scaler: Of fp16's loss, if there is one.
         images: Fingerprint of the training images, which must not change.
     """
 
+    file: Path
     model: nn.Module
     optimizer: AcceleratedOptimizer
     average: nn.Module | None
@@ -64,7 +66,8 @@ class TrainingState:
         """
         if saved.get("photos", self.images) != self.images:
             raise RunError(
-                "the training images, or how they are decoded, changed since the training started",
+                f"{self.file}: the training images, or how they are decoded, changed since it "
+                "was written",
                 hint="restore both, or start a new run",
             )
         self.model.load_state_dict(saved["model"])

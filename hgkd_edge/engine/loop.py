@@ -339,6 +339,7 @@ class _Loop:
     @property
     def _state(self) -> TrainingState:
         return TrainingState(
+            file=self.place.checkpoint_file,
             model=self.accelerator.unwrap_model(self.model),
             optimizer=self.optimizer,
             average=self.ema.module if self.ema else None,
