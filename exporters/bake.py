@@ -30,8 +30,8 @@ from ._processing import (
     preprocessing_constants,
     preprocessing_graph,
 )
+from .atomic_files import new_artifact
 from .errors import ConversionFailed, ExportError, reason_of
-from .files import new_artifact
 from .onnx_info import (
     OnnxInfo,
     TensorInfo,

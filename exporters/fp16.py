@@ -17,8 +17,8 @@ import numpy as np
 
 from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
+from .atomic_files import file_sha256, new_artifact
 from .errors import ConversionFailed, ExportError, reason_of
-from .files import file_sha256, new_artifact
 from .onnx_info import graph_inputs, graph_precision, read_onnx
 from .runtimes.ort import OrtSession
 

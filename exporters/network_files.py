@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from .atomic_files import file_sha256
 from .errors import ExportError
-from .files import file_sha256
 
 # Maximum bytes of one file: libraries read all of it. Protobuf's limit is 2 GiB.
 MOST_BYTES = {".onnx": 2**31, ".xml": 2**28, ".plan": 2**33, ".engine": 2**33}

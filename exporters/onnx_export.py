@@ -24,8 +24,8 @@ from torch import nn
 from ._graph import name_after_modules
 from ._onnx_trial import check_graph, try_shapes
 from ._opset17 import OPSET, lower_to_opset17
+from .atomic_files import new_artifact
 from .errors import ConversionFailed, ExportError, MissingPackageError, reason_of
-from .files import new_artifact
 from .onnx_info import OnnxInfo, TensorInfo, onnx_info
 
 __all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .atomic_files import file_sha256, flush, require_writable_folder
 from .errors import ConversionFailed, ExportError
-from .files import file_sha256, flush, require_writable_folder
 from .onnx_info import onnx_info
 from .runtimes.openvino import OpenVinoSession, last_line, require_openvino
 

@@ -28,9 +28,9 @@ import numpy as np
 from ._cpu_int8 import float_arithmetic, pool_as_operator
 from ._graph import WEIGHTED, sort_nodes
 from ._residual import share_residual_scales
+from .atomic_files import file_sha256, new_artifact
 from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
-from .files import file_sha256, new_artifact
 from .fp16 import nodes_of_modules
 from .onnx_info import graph_precision, read_onnx
 from .runtimes.ort import OrtSession

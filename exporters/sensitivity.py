@@ -16,9 +16,9 @@ import numpy as np
 
 from . import runtimes
 from ._graph import module_of
+from .atomic_files import SET_ASIDE, set_aside
 from .calibrate import Calibration
 from .errors import ExportError, VerificationFailed
-from .files import SET_ASIDE, set_aside
 from .onnx_info import read_onnx
 from .quantize import Int8Export, quantizable_nodes, quantize_int8, quantized_graph
 from .runtimes import Outputs, Runner

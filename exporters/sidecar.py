@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ._trt_compat import Flavor, gpu_name
+from .atomic_files import file_sha256, new_artifact
 from .errors import ExportError
-from .files import file_sha256, new_artifact
 from .network_files import network_digest
 
 __all__ = [

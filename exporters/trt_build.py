@@ -21,8 +21,8 @@ from typing import Any
 
 from ._trt_compat import Flavor, available, choose, gpu_name, typing_for
 from ._trt_protocol import BuildRequest, Built, Failed, Shapes, Step, event_of
+from .atomic_files import file_sha256, new_artifact, require_writable_folder
 from .errors import ConversionFailed, ExportError, MissingPackageError
-from .files import file_sha256, new_artifact, require_writable_folder
 from .onnx_info import OnnxInfo, onnx_info
 from .sidecar import Sidecar, sidecar_path, write_sidecar
 

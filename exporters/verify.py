@@ -17,8 +17,8 @@ import numpy as np
 from . import runtimes
 from ._trt_compat import gpu_name
 from .agreement import Comparison, OutputAgreement
+from .atomic_files import SET_ASIDE, set_aside, until_proven
 from .errors import ExportError, VerificationFailed
-from .files import SET_ASIDE, set_aside, until_proven
 from .onnx_info import onnx_info
 from .runtimes import Runner
 from .sidecar import read_sidecar

@@ -19,7 +19,7 @@ from exporters import (
     UserError,
     VerificationFailed,
 )
-from exporters.files import until_proven
+from exporters.atomic_files import until_proven
 from exporters.network_files import network_files
 from hgkd_edge.bundles import BundleSource, flavor_of, make_bundle, require_bundle
 from hgkd_edge.export_options import ExportOptions

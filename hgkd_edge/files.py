@@ -1,4 +1,4 @@
-"""Locks, regular files, JSON files and the cache. Atomic writes are those of `exporters.files`."""
+"""Locks, regular files, JSON files and the cache. Atomic writes: `exporters.atomic_files`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from exporters.files import atomic_write, file_sha256, remove_leftovers
+from exporters.atomic_files import atomic_write, file_sha256, remove_leftovers
 from hgkd_edge.errors import RunError
 
 __all__ = [

@@ -24,7 +24,7 @@ from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe, find_recipe
-from hgkd_edge.recipe_schema import descriptions, recipe_schema
+from hgkd_edge.recipe_reference import descriptions, recipe_schema
 from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
 
 __all__ = ["DEVICES_WITHOUT_GPU", "LABELS", "Wish", "count_images", "recipe_for", "write_recipe"]

@@ -228,7 +228,7 @@ ALLOWED_LOOSE = {
     "hgkd_edge/api/result.py: Result": "a mapping for users: the fields that `--json` prints",
     "hgkd_edge/api/model.py: Prediction.record": "for users: the fields of `predict --json`",
     "hgkd_edge/api/model.py: Predictions.records": "for users: as `predict --json` prints them",
-    "hgkd_edge/recipe_schema.py: recipe_schema": "a JSON schema, whose format others chose",
+    "hgkd_edge/recipe_reference.py: recipe_schema": "a JSON schema, whose format others chose",
 }
 # Programs that run on a device, without hgkd-edge: no module imports their functions.
 ON_DEVICES = ("bench/edge/ort_device.py", "bundles/device/")

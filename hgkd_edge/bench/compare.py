@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from exporters.atomic_files import aside_of, was_set_aside
 from exporters.errors import ExportError
-from exporters.files import aside_of, was_set_aside
 from exporters.network_files import network_digest
 from hgkd_edge.bench.models import BAKED
 from hgkd_edge.bench.records import BenchFile, Measurement, Record, Session, load_bench

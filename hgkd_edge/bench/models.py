@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from exporters.atomic_files import was_set_aside
 from exporters.errors import ExportError
-from exporters.files import was_set_aside
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo

@@ -89,7 +89,7 @@ def schema() -> None:
 
     Example: hgkd-edge recipes schema > recipe.schema.json
     """
-    from hgkd_edge.recipe_schema import recipe_schema
+    from hgkd_edge.recipe_reference import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
 

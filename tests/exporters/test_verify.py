@@ -10,8 +10,8 @@ from onnx import numpy_helper
 
 from exporters import runtimes
 from exporters import verify as verify_module
+from exporters.atomic_files import SET_ASIDE, set_aside, until_proven
 from exporters.errors import ExportError, VerificationFailed
-from exporters.files import SET_ASIDE, set_aside, until_proven
 from exporters.locate import first_departing_layer
 from exporters.verify import Tolerance, export_and_verify, require, verify, verify_onnx
 
@@ -210,7 +210,7 @@ def test_what_ends_otherwise_leaves_the_older_file(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(tmp_path):
     path = tmp_path / "net.onnx"
     killed = (
-        "import os, signal, sys; from exporters.files import until_proven\n"
+        "import os, signal, sys; from exporters.atomic_files import until_proven\n"
         "with until_proven(sys.argv[1]) as lent:\n"
         "    lent.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporters.files import file_sha256
+from exporters.atomic_files import file_sha256
 from exporters.network_files import renamed_files
 from hgkd_edge.bench.edge.link import Files, Lines, Link, stamped
 from hgkd_edge.bench.edge.tegrastats import telemetry_of

@@ -5,7 +5,7 @@ A key's description is the text under it in the model's source:
     epochs: Positive = 100
     \"\"\"One epoch is one pass over the images.\"\"\"
 
-`python -m hgkd_edge.recipe_schema docs/recipe.md` writes the tables of that page again.
+`python -m hgkd_edge.recipe_reference docs/recipe.md` writes the tables of that page again.
 """
 
 from __future__ import annotations

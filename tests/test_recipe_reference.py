@@ -11,7 +11,7 @@ import yaml
 
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe import builtin_recipes, load_recipe
-from hgkd_edge.recipe_schema import key_tables, recipe_schema, with_key_tables
+from hgkd_edge.recipe_reference import key_tables, recipe_schema, with_key_tables
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipe.md"
 
@@ -65,7 +65,7 @@ def test_every_key_has_a_description_in_the_schema() -> None:
 def test_the_page_has_every_table_as_the_models_give_it() -> None:
     page = PAGE.read_text(encoding="utf-8")
 
-    assert with_key_tables(page) == page, "python -m hgkd_edge.recipe_schema docs/recipe.md"
+    assert with_key_tables(page) == page, "python -m hgkd_edge.recipe_reference docs/recipe.md"
     assert all(table in page for table in key_tables().values())
 
 

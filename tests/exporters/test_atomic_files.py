@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporters import ExportError
-from exporters.files import atomic_write, new_artifact
+from exporters.atomic_files import atomic_write, new_artifact
 
 WRITERS = [atomic_write, new_artifact]
 Writer = Callable[[Path], AbstractContextManager[Path]]
