@@ -37,7 +37,7 @@ LABELS = {
     "few": "about ten labels per class",
     "many": "many labels",
 }
-TASKS = ("classify", "segment", "detect")
+TASKS = ("classify", "multilabel", "segment", "detect")
 FEW_IMAGES = 10_000  # up to here the teacher's targets are cached
 VIEWS = 5_000_000  # images x epochs of the built-in recipes: 100,000 x 50
 MOST_EPOCHS, FEWEST_EPOCHS = 400, 10
@@ -62,7 +62,7 @@ class Wish:
         images: `data.path`.
         count: Number of images.
         side: Median of their shorter side in pixels; 0: unknown.
-        task: What the student is fine-tuned for: `classify`, `segment` or `detect`.
+        task: What the student is fine-tuned for: `classify`, `multilabel`, `segment` or `detect`.
         labels: A key of `LABELS`.
         device: An id or family of `hgkd-edge devices`, or one of `DEVICES_WITHOUT_GPU`.
         teacher: `default`: that of the built-in recipe; `own`: trained on the images; or a timm

@@ -105,7 +105,8 @@ class Run:
         """Train the run's backbone for a task; leave model.safetensors and a model card.
 
         Args:
-            task: `classify` (the default), `segment` or `detect`.
+            task: `classify` (the default), `multilabel`, `segment` or `detect`. `classify` becomes
+                `multilabel` if images have several labels.
             data: Labeled images; None is those of the run.
             init: `distilled` (the default); `timm` or `scratch` to compare with.
             overrides: Keys to change: `{"train.epochs": 30}` or `["train.epochs=30"]`.

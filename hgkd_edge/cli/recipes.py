@@ -103,7 +103,9 @@ Count = Annotated[
 ]
 Task = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
+    typer.Option(
+        metavar="NAME", help="classify, multilabel, segment or detect [default: classify]."
+    ),
 ]
 Labels = Annotated[
     str | None,
@@ -171,7 +173,7 @@ def new_recipe(
 
 
 QUESTIONS: dict[str, tuple[str, Any]] = {
-    "task": ("Task: classify, segment or detect", "classify"),
+    "task": ("Task: classify, multilabel, segment or detect", "classify"),
     "labels": ("Labels per class: none, one, few (about ten) or many", "none"),
     "device": ("Device: a name of 'hgkd-edge devices', cpu or phone", "orin-nano-8"),
     "teacher": ("Teacher: default, own (trained on the images), or a timm name", "default"),

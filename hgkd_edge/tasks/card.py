@@ -52,6 +52,10 @@ def model_card(
         f"- **Training**: {photos} images, {config.train.epochs} epochs from {begun}, "
         f"seed {config.seed}; all settings in `finetune.yaml`",
     ]
+    if card.threshold is not None:
+        lines.insert(
+            3, f"- **Labels**: each by itself: those whose sigmoid is at least {card.threshold:g}"
+        )
     lines += ["", *_scores(result)]
     lines += ["", "## Preprocessing", "", "```python", card.input.snippet() + "```", ""]
     return "\n".join(lines)
