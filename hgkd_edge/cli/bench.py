@@ -153,8 +153,9 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
 
 def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> None:
     from hgkd_edge.errors import DataError
+    from hgkd_edge.files import write_json
     from hgkd_edge.pipeline import measure_pipeline
-    from hgkd_edge.rundir import RunDir, write_json
+    from hgkd_edge.rundir import RunDir
     from hgkd_edge.tables import stage_table
 
     if len(options.models) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -59,7 +60,7 @@ def _lines(found: Survey, pictures: list[Path], out: Path, *, drawn: bool) -> It
     if drawn:
         yield f"pictures: {len(pictures)} in {out}" if pictures else "pictures: nothing to draw"
     for task in found.tasks:
-        yield f"next: hgkd-edge finetune --task {task} --data {found.path}"
+        yield f"next: hgkd-edge finetune --task {task} --data {shlex.quote(str(found.path))}"
 
 
 def _table(found: Survey) -> Any:
