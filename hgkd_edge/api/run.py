@@ -21,7 +21,7 @@ from hgkd_edge.manifest_record import Distilled
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tables import score_table, task_table, warning_lines
+from hgkd_edge.tables import label_tables, score_table, task_table, warning_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -214,7 +214,7 @@ class Run:
             return _evaluated(known, score_table(known))
         path = None if model is None else Path(model)
         found = evaluate_model(self.folder, model=path, split=split, trust_engine=trust_engine)
-        return _evaluated(found, task_table(found))
+        return _evaluated(found, task_table(found), *label_tables(found))
 
     def export(
         self,
@@ -369,11 +369,11 @@ def _finetuned_lines(record: FinetuneRecord) -> list[RenderableType]:
     """What a fine-tuning left, after its scores."""
     lines: list[RenderableType] = [f"model: {record.model}", f"model card: {record.card}"]
     if record.single:
-        lines.insert(0, task_table(record))
+        lines = [task_table(record), *label_tables(record), *lines]
     if record.int8_score is not None:
         lines.append(f"with INT8 simulated: {record.metric} {record.int8_score:.4f}")
     return [*lines, *warning_lines(record.warnings)]
 
 
-def _evaluated(record: ScoreRecord, table: RenderableType) -> Result:
-    return Result(record.to_dict(), lambda: [table, *warning_lines(record.warnings)])
+def _evaluated(record: ScoreRecord, *tables: RenderableType) -> Result:
+    return Result(record.to_dict(), lambda: [*tables, *warning_lines(record.warnings)])

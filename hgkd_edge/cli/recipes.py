@@ -98,7 +98,9 @@ ImagesPath = Annotated[
 ]
 Count = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
+    typer.Option(
+        metavar="N", min=1, help="Number of images [default: counted in a folder or CSV file]."
+    ),
 ]
 Task = Annotated[
     str | None,
@@ -192,14 +194,15 @@ def _images_and_count(
 ) -> tuple[str, tuple[int, int]]:
     """`data.path`, and number and size of the images, asked for if nothing else gives them."""
     from hgkd_edge.errors import DataError
-    from hgkd_edge.recommend import count_images
+    from hgkd_edge.recommend import count_images, is_countable_table
 
     if images is None:
         if not ask:
             raise DataError("--images is required without a terminal", hint="--images FOLDER")
         images = str(typer.prompt("Folder of images (or what data.path takes)", err=True))
-    if source == "folder" and Path(images).is_dir():
-        found, side = count_images(Path(images))
+    path = Path(images)
+    if source == "folder" and (path.is_dir() or is_countable_table(path)):
+        found, side = count_images(path)
         return images, (count or found, side)
     if count is None and not ask:
         raise DataError(f"{images}: its images cannot be counted", hint="--count NUMBER")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from torchmetrics.functional.classification import (
     multilabel_recall,
 )
 
-from exporters import runtimes
+from exporters import ExportError, runtimes
+from hgkd_edge.api.run import Run
+from hgkd_edge.bundles import require_bundle
 from hgkd_edge.confidence import task_baseline
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation.parts import build
@@ -30,6 +35,7 @@ from hgkd_edge.predict import predict
 from hgkd_edge.probe import linear_probe
 from hgkd_edge.recipe import find_recipe, load_recipe
 from hgkd_edge.recipe_sections import DataConfig
+from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import FinetuneRecord
 from hgkd_edge.sparse import densify
@@ -68,7 +74,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_run(path: Path, table: Path) -> RunDir:
     """A run of the demo's recipe at 32 px on the table, with an untrained backbone."""
     recipe = load_recipe(
-        find_recipe("demo"), ["data.image_size=32", "data.source=folder", f"data.path={table}"]
+        find_recipe("demo"),
+        ["data.image_size=64", "student.stem_stride=4", "data.source=folder", f"data.path={table}"],
     )
     made = RunDir.create(recipe, path)
     parts = build(recipe)
@@ -151,7 +158,10 @@ def test_fine_tuning_learns_every_label_and_beats_a_random_order(
 @pytest.fixture(scope="module")
 def exported(tuned: tuple[RunDir, FinetuneRecord]) -> RunDir:
     """The same run with INT8 files, plain and with a sigmoid inside."""
-    export_run(tuned[0], ExportOptions(precision="int8", bake_postprocessing=True))
+    options = ExportOptions(
+        precision="int8", bake_postprocessing=True, bundles=("predict", "triton", "timm")
+    )
+    export_run(tuned[0], options)
     return tuned[0]
 
 
@@ -204,6 +214,46 @@ def test_predictions_are_the_labels_above_the_threshold_in_plain_and_baked_files
                     {k: v for k, v in wanted.items() if v >= (threshold or 0.5)}, abs=1e-4
                 )
                 assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_bundles_give_the_same_labels_and_deepstream_refuses(
+    exported: RunDir, table: Path, tmp_path: Path
+) -> None:
+    run, files = exported, sorted(table.parent.glob("test-00*.png"))
+    folder = run.export_dir / "predict"
+    spec = importlib.util.spec_from_file_location("script", folder / "predict.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    known, network = script.load_settings(folder), script.open_onnx(folder / "model.onnx")
+    threshold = script.threshold_of(known, math.nan)
+    made = predict(run.export_dir / "demo.int8-cpu.baked.onnx", files, tmp_path)
+
+    assert threshold == 0.5
+    for file, one in zip(files, made, strict=True):
+        image = script.load_image(file)
+        answered = script.answer(known, network, image, threshold)
+        assert answered["labels"] == one.to_dict()["labels"]
+        assert script.draw(known, image, answered).size == image.size
+    config = (run.export_dir / "triton" / "models" / "demo" / "config.pbtxt").read_text()
+    assert re.search(r'"label_probabilities"\n.*\n.*\n *label_filename: "labels.txt"', config)
+    assert "output[0].sigmoid()) if share >= 0.5" in (run.export_dir / "timm/README.md").read_text()
+    with pytest.raises(ExportError, match="a model of the task multilabel is not supported") as bad:
+        require_bundle("deepstream", load_exportable(run))
+    assert "triton, timm, predict, jetson" in bad.value.hint
+
+
+def test_the_report_and_the_terminal_show_every_class(
+    tuned: tuple[RunDir, FinetuneRecord],
+) -> None:
+    run, result = tuned
+
+    page, text = report(run).read_text(), repr(Run(run).finetuned)
+
+    assert "Mean average precision" in page
+    assert "Multi-label classification" in page
+    for name, one in result.scores.per_label.items():
+        assert f"{100 * one.f1:.1f}\N{NO-BREAK SPACE}%" in page
+        assert re.search(rf"{name} .* {one.images} .* {100 * one.recall:.1f} %", text)
 
 
 def test_saved_labels_are_read_again_as_they_were(table: Path, tmp_path: Path) -> None:
