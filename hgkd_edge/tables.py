@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -10,7 +11,18 @@ from rich.text import Text
 from hgkd_edge.export_record import Accuracy, ExportedFile, ExportRecord, Proof
 from hgkd_edge.score_records import FeatureRecord, ScoreRecord, TaskRecord
 
-__all__ = ["export_lines", "percent", "score_table", "stage_table", "task_table", "warning_lines"]
+if TYPE_CHECKING:
+    from hgkd_edge.pipeline import PipelineTimes
+
+__all__ = [
+    "export_lines",
+    "percent",
+    "pipeline_lines",
+    "score_table",
+    "stage_table",
+    "task_table",
+    "warning_lines",
+]
 
 _WORST_LAYERS = 10
 
@@ -56,6 +68,15 @@ def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
     for stage, times in stages.items():
         table.add_row(stage, *(f"{times[key]:.2f}" for key in ("mean", "p50", "p99")))
     return table
+
+
+def pipeline_lines(found: PipelineTimes) -> list[Table | str]:
+    """Milliseconds by stage, and the rate of the whole pipeline next to the network's."""
+    whole = f"{found.frames_per_s:.1f} frames/s from file to prediction"
+    return [
+        stage_table(found.stages),
+        f"{whole}, {found.infer_frames_per_s:.1f} by the network alone",
+    ]
 
 
 def warning_lines(warnings: Iterable[str]) -> list[Text]:

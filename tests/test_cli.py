@@ -284,7 +284,7 @@ def test_only_a_teacher_that_is_to_be_pretrained_is(tmp_path: Path) -> None:
     done = hgkd("pretrain", "demo", cwd=tmp_path)
 
     assert done.returncode == 2
-    assert "teacher.weights = 'bundled': only 'pretrain' is trained here" in done.stderr
+    assert "teacher.weights = 'bundled': there is nothing to pre-train" in done.stderr
 
 
 SHOWN = {

@@ -165,7 +165,7 @@ def pretrain(recipe: AnyRecipe, overrides: Overrides = ()) -> Path:
     loaded = resolve_recipe(recipe, overrides)
     if loaded.teacher.weights != "pretrain":
         raise RecipeError(
-            f"teacher.weights = '{loaded.teacher.weights}': only 'pretrain' is trained here",
+            f"teacher.weights = '{loaded.teacher.weights}': there is nothing to pre-train",
             hint="--set teacher.weights=pretrain",
         )
     require_training_packages("pretrain")

@@ -155,7 +155,7 @@ def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> 
     from hgkd_edge.errors import DataError
     from hgkd_edge.pipeline import measure_pipeline
     from hgkd_edge.rundir import RunDir, write_json
-    from hgkd_edge.tables import stage_table
+    from hgkd_edge.tables import pipeline_lines
 
     if len(options.models) > 1:
         raise DataError("--pipeline: measures one model", hint="name one run or model file")
@@ -168,9 +168,7 @@ def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> 
     )
     if options.out is not None:
         write_json(options.out, found.to_dict())
-    rate = f"{found.frames_per_s:.1f} frames/s from file to prediction"
-    alone = f"{found.infer_frames_per_s:.1f} by the network alone"
-    show(found.to_dict(), as_json, lambda: [stage_table(found.stages), f"{rate}, {alone}"])
+    show(found.to_dict(), as_json, lambda: pipeline_lines(found))
 
 
 def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:

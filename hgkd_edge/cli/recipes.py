@@ -218,8 +218,9 @@ def _table(found: dict[str, str]) -> Any:
 
 def _grid_lines(parts: Parts) -> list[str]:
     """The sizes on which student and teacher meet."""
-    mask, tokens = parts.mask_grid, parts.token_grid
+    grids = (parts.mask_grid, parts.token_grid, parts.teacher_size)
+    mask, tokens, seen = (f"{height}x{width}" for height, width in grids)
     return [
-        f"  mask: {mask[0]}x{mask[1]} patches of {parts.mask_patch} px",
-        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {parts.teacher_size}",
+        f"  mask: {mask} patches of {parts.mask_patch} px",
+        f"  tokens: {tokens}, the teacher sees {seen} px",
     ]
