@@ -230,7 +230,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int | str | 
     """How the command line ends when a command raises this."""
     import hgkd_edge.cli
 
-    def fail(standalone_mode: bool) -> None:
+    def fail(**options: object) -> None:
         raise error
 
     monkeypatch.setattr(hgkd_edge.cli, "app", fail)

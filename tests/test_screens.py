@@ -72,7 +72,8 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     from hgkd_edge.api.distilling import checked_lines, dry_run_lines
     from hgkd_edge.api.model import Prediction
     from hgkd_edge.api.run import _finetuned_lines, distilled_lines
-    from hgkd_edge.cli import demo, distill, predict
+    from hgkd_edge.api.streaming import video_lines
+    from hgkd_edge.cli import demo, distill
     from hgkd_edge.comparison.view import comparison_lines
     from hgkd_edge.demo import DemoRecord
     from hgkd_edge.embedding import Summary as Embedded
@@ -104,7 +105,7 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
         "evaluate-model": lambda: [shared.task_table(TaskRecord.model_validate(record.SCORES))],
         "export": lambda: shared.export_lines(ExportRecord.model_validate(record.EXPORT)),
         "predict": lambda: map(str, map(Prediction, record.PREDICTIONS)),
-        "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
+        "predict-video": lambda: video_lines(Summary(**record.VIDEO)),
         "embed": Embedded(**record.FEATURES_FILE).lines,
         "bench": lambda: [session_view(session)],
         "bench-fleet": lambda: [fleet_view([session], record.REFUSALS)],

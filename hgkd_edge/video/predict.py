@@ -14,7 +14,7 @@ from PIL import Image
 
 from hgkd_edge.answering import answer_image, require_threshold
 from hgkd_edge.console import console, track_steps, warn
-from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.errors import DataError, StreamLost, reason_of
 from hgkd_edge.predict import answer_file
 from hgkd_edge.rundir import write_json
 from hgkd_edge.stages import Stages
@@ -24,7 +24,7 @@ from hgkd_edge.tasks import pictures
 from hgkd_edge.tasks.answers import FileAnswer
 from hgkd_edge.tasks.suppression import THRESHOLD
 from hgkd_edge.video.decoding import Frame, Opened, open_source
-from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
+from hgkd_edge.video.live import LiveClock, stay_connected
 from hgkd_edge.video.queue import ReadAhead
 from hgkd_edge.video.sources import Source
 from hgkd_edge.video.watching import PAUSE, stamp_of, watch_folder
