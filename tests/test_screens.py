@@ -73,7 +73,7 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     from hgkd_edge.api.model import Prediction
     from hgkd_edge.api.run import _finetuned_lines, distilled_lines
     from hgkd_edge.api.streaming import video_lines
-    from hgkd_edge.cli import demo, distill
+    from hgkd_edge.cli import demo, distill, finetune
     from hgkd_edge.comparison.view import comparison_lines
     from hgkd_edge.demo import DemoRecord
     from hgkd_edge.embedding import Summary as Embedded
@@ -90,14 +90,17 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     return {
         "distill": lambda: [
             *distilled_lines(record.RUN, Distilled.model_validate(record.DISTILLED)),
-            distill.next_step(record.RUN, checked=False),
+            *distill.next_step(record.RUN, checked=False),
         ],
         "distill-check": lambda: [
             *checked_lines(record.checked()),
-            distill.next_step(record.RUN, checked=True),
+            *distill.next_step(record.RUN, checked=True),
         ],
         "distill-dry-run": lambda: dry_run_lines(record.dry_run()),
-        "finetune": lambda: _finetuned_lines(FinetuneRecord.model_validate(record.FINETUNED)),
+        "finetune": lambda: [
+            *_finetuned_lines(FinetuneRecord.model_validate(record.FINETUNED)),
+            *finetune.next_step(record.RUN, qat=True),
+        ],
         "demo": lambda: [demo._table(DemoRecord.model_validate(record.DEMO))],
         "evaluate-features": lambda: [
             shared.score_table(FeatureRecord.model_validate(record.FEATURES))
@@ -219,7 +222,9 @@ def test_pretrain(tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     weights = Path("cache/teachers/0f3a/model.safetensors")
     monkeypatch.setattr(pretrain, "pretrain_teacher", lambda *_, **__: weights)
 
-    check("pretrain", run("pretrain", str(tiny_recipe_file)))
+    monkeypatch.chdir(tiny_recipe_file.parent)
+
+    check("pretrain", run("pretrain", tiny_recipe_file.name))
 
 
 def test_demo_says_at_once_what_is_coming(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hgkd_edge.cli.options import AsJson
-from hgkd_edge.cli.output import show_result
+from hgkd_edge.cli.output import next_lines, show_result
 
 
 def data(
@@ -31,6 +30,5 @@ def data(
     from hgkd_edge.api.checking import check_data
 
     result = check_data(path, draw=draw, out=out)
-    folder = shlex.quote(str(path))
-    tasks = [f"finetune --task {task} --data {folder}" for task in result["tasks"]]
-    show_result(result, as_json, *(f"next: hgkd-edge {task}" for task in tasks))
+    tasks = [f"finetune --task {task} --data" for task in result["tasks"]]
+    show_result(result, as_json, *next_lines(str(path), *tasks))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides
-from hgkd_edge.cli.output import next_line, show
+from hgkd_edge.cli.output import next_lines, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,7 @@ def demo(
 
     require_training_packages("demo")
     result = verb.demo(run, overrides or ())
-    following = ("finetune {run} --task classify", "report")
+    following = ("finetune {} --task classify", "report")
     show(
         result.to_dict(),
         as_json,
@@ -44,7 +44,7 @@ def demo(
             f"run folder: {result.run}",
             *warning_lines(result.warnings),
             *warning_lines(result.evaluation.warnings),
-            next_line(result.run, *following),
+            *next_lines(result.run, *following),
         ],
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import typer
 
 from hgkd_edge.cli.help import Command
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
-from hgkd_edge.cli.output import show
+from hgkd_edge.cli.output import next_lines, show
 
 if TYPE_CHECKING:
     from hgkd_edge.distillation.parts import Parts
@@ -166,8 +165,8 @@ def new_recipe(
     wish = Wish(path, *counted, source=source, **chosen)
     schema = write_recipe(wish, out)
     result = {"recipe": str(out), "schema": str(schema)}
-    line = f"next: hgkd-edge recipes validate {shlex.quote(str(out))}"
-    show(result, as_json, lambda: [f"recipe: {out}", f"JSON schema for editors: {schema}", line])
+    lines = [f"recipe: {out}", f"JSON schema for editors: {schema}"]
+    show(result, as_json, lambda: [*lines, *next_lines(str(out), "recipes validate", "distill")])
 
 
 QUESTIONS: dict[str, tuple[str, Any]] = {
