@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -126,12 +127,15 @@ def find_recipe(name_or_path: str) -> Path:
         return path
     if name_or_path in builtin:
         return builtin[name_or_path]
-    nearest = difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.5)
-    raise RecipeError(
-        f"no recipe file or built-in recipe '{name_or_path}'",
-        hint=(f"did you mean '{nearest[0]}'? " if nearest else "")
-        + f"built in: {', '.join(builtin)}",
-    )
+    is_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    what = "recipe file" if is_file else "recipe file or built-in recipe"
+    if nearest := difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.7):
+        hint = f"did you mean the built-in recipe '{nearest[0]}'?"
+    elif is_file:
+        hint = f"write one: hgkd-edge recipes new --out {shlex.quote(name_or_path)}"
+    else:
+        hint = f"built in: {', '.join(builtin)}"
+    raise RecipeError(f"no {what} '{name_or_path}'", hint=hint)
 
 
 def recipe_summary(path: Path) -> str:

@@ -301,7 +301,7 @@ def test_a_folder_is_watched_and_a_picture_is_no_video(
 
     assert found["frames"] == 2
     assert len(Path(found["answers"]).read_text().splitlines()) == 2
-    assert "2 frames in" in str(found)
+    assert "2 images in" in str(found)
     with pytest.raises(hgkd_edge.DataError, match="not a video, camera or URL"):
         hgkd_edge.predict_video(run.path, next(folder.iterdir()))
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgkd_edge.api.result import Result
+from hgkd_edge.cells import counted
 from hgkd_edge.recipe_sections import DataConfig
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def check_data(
 def _lines(
     found: Survey, pictures: list[Path], out: Path, *, drawn: bool
 ) -> Iterator[RenderableType]:
-    yield f"{found.path}: {found.format}, {len(found.classes)} classes"
+    yield f"{found.path}: {found.format}, {counted(len(found.classes), 'class', 'classes')}"
     yield _table(found)
     for split, part in found.splits.items():
         shown = part.skipped[:_SKIPPED]

@@ -17,6 +17,7 @@ from hgkd_edge.api.work import (
     require_training_packages,
 )
 from hgkd_edge.bench.options import BenchOptions, RunBenchOptions
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console
 from hgkd_edge.errors import RunError
 from hgkd_edge.export_options import ExportOptions
@@ -355,8 +356,9 @@ def distilled_lines(run: str, distilled: Distilled) -> list[RenderableType]:
     ]
     if held_out is not None:
         lines.append(
-            f"teacher features at {held_out.sites} sites of {held_out.photos} held-out "
-            f"images: cosine {held_out.student:.3f} (mean token: {held_out.mean_token:.3f})"
+            f"teacher features at {held_out.sites} sites of "
+            f"{counted(held_out.photos, 'held-out image')}: cosine "
+            f"{held_out.student:.3f} (mean token: {held_out.mean_token:.3f})"
         )
     return [*lines, *warning_lines(distilled.warnings)]
 

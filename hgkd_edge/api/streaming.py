@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgkd_edge.api.result import Result
+from hgkd_edge.cells import counted
 from hgkd_edge.errors import DataError
 from hgkd_edge.tables import stage_table
 from hgkd_edge.tasks.suppression import THRESHOLD
@@ -111,30 +112,31 @@ def watch(
     from hgkd_edge.video.predict import Options, predict_folder
 
     options = Options(threshold=threshold, trust_engine=trust_engine, limit=limit)
-    return _result(predict_folder(Path(model), Path(folder), Path(out), options))
+    made = predict_folder(Path(model), Path(folder), Path(out), options)
+    return _result(made, "image")
 
 
-def _result(made: Summary) -> Result:
-    return Result(asdict(made), lambda: video_lines(made))
+def _result(made: Summary, unit: str = "frame") -> Result:
+    return Result(asdict(made), lambda: video_lines(made, unit))
 
 
-def video_lines(made: Summary) -> Iterator[RenderableType]:
+def video_lines(made: Summary, unit: str = "frame") -> Iterator[RenderableType]:
     """What became of one video, camera, stream or watched folder."""
     stopped = "stopped after " if made.stopped and not made.live else ""
     yield (
-        f"{made.source}: {stopped}{made.frames} frames in {made.seconds:.1f} s, "
-        f"{made.frames_per_s:.1f} frames/s from source to prediction"
+        f"{made.source}: {stopped}{counted(made.frames, unit)} in {made.seconds:.1f} s, "
+        f"{made.frames_per_s:.1f} {unit}s/s from source to prediction"
     )
     if made.stages:
         yield stage_table(made.stages)
     if made.dropped:
-        yield f"dropped: {made.dropped} frames, because newer ones were available"
+        yield f"dropped: {counted(made.dropped, 'frame')}, because newer ones were available"
     if made.damaged:
-        yield f"damaged: {made.damaged} packets that could not be decoded"
+        yield f"damaged: {counted(made.damaged, 'packet')} that could not be decoded"
     if made.reconnects:
         yield f"reconnects: {made.reconnects}"
     if made.errors:
-        yield f"errors: {made.errors} frames without a prediction"
+        yield f"errors: {counted(made.errors, unit)} without a prediction"
     yield f"predictions, one JSON record per line: {made.answers}"
     if made.video:
         yield f"annotated video ({made.codec}): {made.video}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hgkd_edge.cells import counted
 from hgkd_edge.cli.options import AsJson, Overrides
 from hgkd_edge.cli.output import next_lines, show
 
@@ -60,7 +61,7 @@ def _table(result: DemoRecord) -> Table:
     proofs = export.verification.outputs if export.verification is not None else []
     error = max(output.max_abs_error or 0.0 for output in proofs)
     engine, seen = export.engine, export.verified_on
-    images = f"{seen.photos} held-out photos" if seen else ""
+    images = counted(seen.photos, "held-out photo") if seen else ""
     table = Table("figure", title="hgkd-edge demo")
     table.add_column("result", justify="right")
     table.add_column("compared with", justify="right")

@@ -268,7 +268,7 @@ def test_images_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_named(run: RunDir) -> None:
-    with pytest.raises(RecipeError, match="train.epoch.*did you mean 'epochs'"):
+    with pytest.raises(RecipeError, match="train.epoch.*did you mean 'train.epochs'"):
         configure(run, "train.epoch=3")
     with pytest.raises(RecipeError, match="did you mean 'classify'"):
         settings.resolve(run, "clasify", None, "distilled")
