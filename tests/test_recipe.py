@@ -254,7 +254,7 @@ def test_a_wrong_override_is_named_and_fixed_by_the_hint(
     assert caught.value.hint == fix
 
 
-def test_a_fault_of_the_file_is_not_taken_for_one_of_an_override(tiny_recipe_file: Path) -> None:
+def test_a_problem_in_the_file_is_not_taken_for_one_of_an_override(tiny_recipe_file: Path) -> None:
     tiny_recipe_file.write_text(tiny_recipe_file.read_text() + "sede: 1\n")
 
     with pytest.raises(RecipeError) as caught:

@@ -304,7 +304,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     assert all(torch.equal(again[key], wanted[key]) for key in wanted)
 
 
-def test_a_second_fine_tuning_leaves_the_first_alone(run: RunDir) -> None:
+def test_a_second_fine_tuning_keeps_the_first(run: RunDir) -> None:
     quick = ["train.epochs=1", "label_share=0.1", *QUICK]
     options = [part for setting in quick for part in ("--set", setting)]
     finetune(configure(run, *quick), run)
