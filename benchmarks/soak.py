@@ -138,7 +138,7 @@ def _start(name: str, folder: Path, url: str) -> Soaked:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hgkd_edge.cli", *arguments],
+            [sys.executable, "-m", "hgkd_edge", *arguments],
             cwd=folder,
             env=environment,
             stdout=output,

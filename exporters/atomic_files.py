@@ -25,6 +25,7 @@ __all__ = [
     "remove_leftovers",
     "require_writable_folder",
     "set_aside",
+    "take_lock",
     "until_proven",
     "was_set_aside",
 ]
@@ -151,11 +152,11 @@ def remove_leftovers(folder: Path) -> None:
         for left in folder.iterdir():
             if _TEMPORARY.fullmatch(left.name):
                 with _opened(left) as descriptor:
-                    if _lock(descriptor) is True:
+                    if take_lock(descriptor) is True:
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _lock(descriptor: int) -> bool | None:
+def take_lock(descriptor: int) -> bool | None:
     """Lock an open file or folder until it is closed; False if it is taken, None without locks."""
     try:
         import fcntl
@@ -187,7 +188,7 @@ def _hidden_folder(parent: Path) -> Iterator[Path]:
         while not os.path.isdir(name):  # taken for a leftover before it was locked
             name = held.enter_context(tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=parent))
             with contextlib.suppress(FileNotFoundError):
-                if _lock(held.enter_context(_opened(Path(name)))) is False:
+                if take_lock(held.enter_context(_opened(Path(name)))) is False:
                     name = ""
         yield Path(name)
 
@@ -197,7 +198,7 @@ def _new_temporary(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock(held) is not False and temporary.exists():
+        if take_lock(held) is not False and temporary.exists():
             return temporary, held
         os.close(held)  # taken for a leftover before it was locked
 

@@ -37,6 +37,7 @@ from .onnx_info import (
     TensorInfo,
     graph_inputs,
     graph_outputs,
+    metadata_of,
     onnx_info,
     read_onnx,
 )
@@ -97,7 +98,7 @@ def bake(
     import onnx
 
     model = read_onnx(onnx_path)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     if preprocessing is not None:
         _put_before(model, preprocessing)
     if postprocessing is not None:

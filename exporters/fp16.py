@@ -19,7 +19,7 @@ from ._graph import module_of, sort_nodes
 from ._intermediates import intermediate_values
 from .atomic_files import file_sha256, new_artifact
 from .errors import ConversionFailed, ExportError, reason_of
-from .onnx_info import graph_inputs, graph_precision, read_onnx
+from .onnx_info import graph_inputs, graph_precision, metadata_of, read_onnx
 from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def convert_fp16(
         ExportError: Bad input, a name in `keep_fp32` that is not in the file, unwritable path.
         ConversionFailed: The graph cannot be converted.
     """
+    import onnx
     from onnxruntime.transformers import float16
 
     model = read_onnx(onnx_path)
@@ -76,7 +77,7 @@ def convert_fp16(
     kept = set(nodes_of_modules(model, keep_fp32))
     if images is not None:
         kept |= set(overflowing_nodes(model, images))
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     try:
         half = float16.convert_float_to_float16(
             model, keep_io_types=True, node_block_list=sorted(kept)
@@ -89,7 +90,7 @@ def convert_fp16(
     _drop_repeated_casts(half.graph)
     _bypass_half_between_kept_nodes(half.graph)
     sort_nodes(half.graph)  # the converter appends its casts at the end
-    _keep_metadata(half, metadata)
+    onnx.helper.set_model_props(half, metadata)
     with new_artifact(path) as temporary:
         temporary.write_bytes(half.SerializeToString())
         read_onnx(temporary)
@@ -160,9 +161,3 @@ def _bypass_half_between_kept_nodes(graph: onnx.GraphProto) -> None:
         to_single = to[node.output[0]] == onnx.TensorProto.FLOAT
         if to_single and to.get(node.input[0]) == onnx.TensorProto.FLOAT16:
             node.input[0] = source[node.input[0]]
-
-
-def _keep_metadata(model: onnx.ModelProto, metadata: dict[str, str]) -> None:
-    import onnx
-
-    onnx.helper.set_model_props(model, metadata)

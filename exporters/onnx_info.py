@@ -25,6 +25,7 @@ _LAST_PLAIN_TYPE = 15
 __all__ = [
     "OnnxInfo",
     "TensorInfo",
+    "metadata_of",
     "onnx_info",
     "read_onnx",
     "require_image_input",
@@ -153,8 +154,13 @@ def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
         inputs=graph_inputs(model),
         outputs=graph_outputs(model),
         precision=graph_precision(model),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=metadata_of(model),
     )
+
+
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The entries that a file's writer left in it."""
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:

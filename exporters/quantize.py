@@ -32,7 +32,7 @@ from .atomic_files import file_sha256, new_artifact
 from .calibrate import Calibration, calibrate
 from .errors import ConversionFailed, ExportError, reason_of
 from .fp16 import nodes_of_modules
-from .onnx_info import graph_precision, read_onnx
+from .onnx_info import graph_precision, metadata_of, read_onnx
 from .runtimes.ort import OrtSession
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def quantized_graph(
 
     if flavor not in FLAVORS:
         raise ExportError(f"unknown INT8 flavor '{flavor}'", hint=f"one of {', '.join(FLAVORS)}")
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = metadata_of(model)
     typed = onnx.shape_inference.infer_shapes(model, strict_mode=True)  # a copy
     quantize = _for_tensorrt if flavor == "tensorrt" else _for_cpu
     try:

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from hgkd_edge.console import console
 from hgkd_edge.export_record import ExportRecord
+from hgkd_edge.files import write_json
 from hgkd_edge.manifest_record import HeldOutOrNone
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.records import Record
-from hgkd_edge.rundir import RunDir, write_json
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import FeatureRecord
 
 __all__ = ["DemoRecord", "demo"]

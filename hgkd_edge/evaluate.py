@@ -18,6 +18,7 @@ from hgkd_edge.data.sources import (
     why_unlabeled,
 )
 from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.files import write_json
 from hgkd_edge.finetune import TASKS, answers, weigh
 from hgkd_edge.models.backbone import (
     EmbeddingNet,
@@ -28,7 +29,7 @@ from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.records import SCHEMA_VERSION
-from hgkd_edge.rundir import RunDir, write_json
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import (
     Baseline,
     EvaluationRecord,
@@ -68,7 +69,7 @@ def evaluate_model(
     """
     config = recorded_settings(run)
     task = TASKS[config.task]
-    _, card = read_model(run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}"))
+    _, card = read_model(run.require(run.model_file, fix=f"hgkd-edge finetune {run.quoted}"))
     path = model or run.model_file
     opened = open_task_model(path, trust_engine=trust_engine)
     _require_same_model(opened, card, model, run)

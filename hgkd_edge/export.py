@@ -33,9 +33,10 @@ from hgkd_edge.export_record import (
     write_exports,
 )
 from hgkd_edge.exportable import Exportable, load_exportable
+from hgkd_edge.files import atomic_write
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.records import SCHEMA_VERSION
-from hgkd_edge.rundir import RunDir, atomic_write
+from hgkd_edge.rundir import RunDir
 
 __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from exporters.atomic_files import atomic_write, file_sha256, remove_leftovers
+from exporters.atomic_files import atomic_write, file_sha256, remove_leftovers, take_lock
 from hgkd_edge.errors import RunError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "read_regular",
     "remove_leftovers",
     "reserve",
+    "take_lock",
     "write_json",
 ]
 
@@ -75,22 +76,12 @@ def locked(folder: Path, on_wait: Callable[[int], None]) -> Iterator[None]:
             far, from 0; an exception from it ends the waiting.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # this system has no such locks
-        yield
-        return
     with open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT) as lock:
         for seconds in itertools.count():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait(seconds)
-                time.sleep(1)
-                continue
-            except OSError:  # a file system without locks
-                pass
-            break
+            if take_lock(lock) is not False:
+                break
+            on_wait(seconds)
+            time.sleep(1)
         remove_leftovers(folder)
         yield
 

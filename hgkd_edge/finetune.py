@@ -17,6 +17,7 @@ from hgkd_edge.confidence import BOOTSTRAP, METHOD, not_better, score_intervals,
 from hgkd_edge.data.sources import ImageSource, held_out_split, unlearned_classes
 from hgkd_edge.engine import Workplace, train
 from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.files import atomic_write, file_sha256, write_json
 from hgkd_edge.manifest_record import ManifestRecord, QuantizationAware
 from hgkd_edge.models.backbone import BackboneSpec, create_published, read_backbone
 from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded_weights
@@ -24,7 +25,7 @@ from hgkd_edge.probe import majority_top1
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.records import SCHEMA_VERSION
-from hgkd_edge.rundir import RunDir, atomic_write, file_sha256, write_json
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import FinetuneRecord, TaskRecord
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask, read_model, save_model
 from hgkd_edge.tasks.card import model_card

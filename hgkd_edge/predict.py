@@ -15,8 +15,7 @@ from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.files import remove_leftovers
-from hgkd_edge.rundir import write_json
+from hgkd_edge.files import remove_leftovers, write_json
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures

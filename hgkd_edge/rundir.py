@@ -14,25 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hgkd_edge.errors import RecipeError, RunError, UserError
-from hgkd_edge.files import (
-    atomic_write,
-    cache_dir,
-    file_sha256,
-    open_regular,
-    remove_leftovers,
-    write_json,
-)
+from hgkd_edge.files import atomic_write, open_regular, remove_leftovers, take_lock
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.run_files import FOLDERS, RunFiles
 from hgkd_edge.settings import differing_keys
 
-__all__ = [
-    "RunDir",
-    "atomic_write",
-    "cache_dir",
-    "file_sha256",
-    "write_json",
-]
+__all__ = ["RunDir"]
 
 RUNS = Path("runs")
 
@@ -171,27 +158,19 @@ class RunDir(RunFiles):
         Raises:
             RunError: Another process is training here.
         """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
         self.require_own_files()
         with open_regular(self.lock_file, os.O_RDWR | os.O_CREAT) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            taken = take_lock(lock)
+            if taken is False:
                 raise RunError(
                     f"run '{self.path}': another process is training in it",
                     hint="wait for it, stop it, or start a separate run",
-                ) from error
-            except OSError:  # a file system without locks
-                yield
-                return
-            # Checkpoints that a killed process did not finish: no other process can be writing
-            # them.
-            for half in self.checkpoint_file.parent.glob(".*.tmp"):
-                half.unlink()
+                )
+            if taken:
+                # Checkpoints that a killed process did not finish: no other process can be writing
+                # them.
+                for half in self.checkpoint_file.parent.glob(".*.tmp"):
+                    half.unlink()
             yield
 
     def require_same_recipe(self, recipe: Recipe) -> None:

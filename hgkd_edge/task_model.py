@@ -17,10 +17,10 @@ from exporters.onnx_info import onnx_info, require_image_input
 from exporters.runtimes import Outputs, Session
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingPackageError, RunError
-from hgkd_edge.files import engines_dir
+from hgkd_edge.files import engines_dir, file_sha256
 from hgkd_edge.parsing import MAX_RECORD_BYTES, parse_json
 from hgkd_edge.run_files import require_recorded
-from hgkd_edge.rundir import RunDir, file_sha256
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY
 
 __all__ = ["TaskModel", "open_task_model"]
@@ -94,7 +94,7 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
 
 def _model_of(run: RunDir) -> Path:
     """A run's fine-tuned model; without PyTorch, the ONNX file exported from it."""
-    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}")
+    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.quoted}")
     if importlib.util.find_spec("torch") is not None:
         return model
     exported = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
@@ -104,7 +104,7 @@ def _model_of(run: RunDir) -> Path:
     if stated != json.dumps(file_sha256(model)):
         raise RunError(
             f"{exported}: was not exported from the run's present model",
-            hint=f"export it again where PyTorch is installed: hgkd-edge export {run.path}",
+            hint=f"export it again where PyTorch is installed: hgkd-edge export {run.quoted}",
         )
     return exported
 

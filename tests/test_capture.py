@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hgkd_edge.data.augment import normalize, random_view
-from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.zoom import random_zoom
 from hgkd_edge.distillation.distill import distill
+from hgkd_edge.distillation.masks import random_masks
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws, Inputs
 from hgkd_edge.recipe import Recipe

@@ -17,7 +17,7 @@ from hgkd_edge.recipe import builtin_recipes
 
 
 def hgkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hgkd_edge.cli", *arguments]
+    command = [sys.executable, "-m", "hgkd_edge", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
@@ -48,7 +48,7 @@ def test_every_command_has_a_help_text_with_an_example(command: list[str]) -> No
 
 def test_help_never_loads_torch() -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "hgkd_edge.cli", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "hgkd_edge", "--help"],
         capture_output=True,
         text=True,
     )
@@ -58,10 +58,9 @@ def test_help_never_loads_torch() -> None:
     assert not loaded & {"torch", "timm", "onnxruntime", "numpy", "rich.table"}
 
 
-@pytest.mark.parametrize("module", ["hgkd_edge", "hgkd_edge.cli"])
-def test_the_command_line_is_a_module_too(module: str) -> None:
+def test_the_command_line_is_a_module_too() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module, "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "hgkd_edge", "--version"], capture_output=True, text=True
     )
 
     assert done.stdout.startswith("hgkd-edge ")
@@ -95,7 +94,7 @@ def test_a_bad_setting_is_one_line_a_hint_and_exit_2(
 def test_a_name_that_the_terminal_cannot_show_ends_nothing(
     tmp_path: Path, locale: dict[str, str], name: bytes
 ) -> None:
-    command = [sys.executable, "-m", "hgkd_edge.cli", "recipes", "validate", name]
+    command = [sys.executable, "-m", "hgkd_edge", "recipes", "validate", name]
 
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env={**os.environ, **locale})
 

@@ -87,7 +87,7 @@ def test_an_error_about_a_hostile_file_name_is_one_line(tmp_path: Path) -> None:
     name = "no\x1b[2J\nverified: all outputs agree.onnx"
 
     done = subprocess.run(
-        [sys.executable, "-m", "hgkd_edge.cli", "bench", str(tmp_path / name)],
+        [sys.executable, "-m", "hgkd_edge", "bench", str(tmp_path / name)],
         capture_output=True,
         text=True,
     )

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from hgkd_edge.api.distilling import checked_lines
 from hgkd_edge.cli import app
 from hgkd_edge.data.augment import normalize, random_view
-from hgkd_edge.data.masks import random_masks
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import parts, pretrain
 from hgkd_edge.distillation.distill import distill, first_updates
 from hgkd_edge.distillation.loss import DistillationLoss
+from hgkd_edge.distillation.masks import random_masks
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.score import held_out_cosine, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, make_teacher, standardize
@@ -30,11 +30,12 @@ from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
+from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import HeldOut
 from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.models.student import Prediction
 from hgkd_edge.recipe import Recipe, load_recipe
-from hgkd_edge.rundir import RunDir, file_sha256
+from hgkd_edge.rundir import RunDir
 
 
 def draws(progress: float = 0.0) -> Draws:

@@ -38,7 +38,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.orientation import turn_of
 from hgkd_edge.errors import DataError
 from hgkd_edge.models.backbone import BackboneSpec, create_features, read_backbone, save_backbone
-from hgkd_edge.models.checkpoint import fitting_weights
+from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.parsing import parse_json, parse_yaml
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.answers import load_photo

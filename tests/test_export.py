@@ -29,6 +29,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.export import ExportIncomplete, export_run, verification_images
 from hgkd_edge.export_options import ExportOptions, parse_frame
 from hgkd_edge.export_record import ExportedFile, ExportRecord, VerifiedOn, read_exports
+from hgkd_edge.files import file_sha256
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (
     BackboneSpec,
@@ -39,7 +40,7 @@ from hgkd_edge.models.backbone import (
 )
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.recipe import Recipe
-from hgkd_edge.rundir import RunDir, file_sha256
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.tables import export_lines
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.config import resolve
@@ -388,7 +389,7 @@ def test_a_frame_is_height_times_width(text: str) -> None:
 
 
 def test_the_command_prints_its_record_alone_on_stdout(run: RunDir) -> None:
-    command = [sys.executable, "-m", "hgkd_edge.cli", "export", str(run.path)]
+    command = [sys.executable, "-m", "hgkd_edge", "export", str(run.path)]
     options = ["--precision", "int8", "--calib", "8", "--flavor", "cpu", "--json"]
 
     done = subprocess.run([*command, *options], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from hgkd_edge.cli import main
 
+ROOT = Path(__file__).parent.parent
 QUICK = ("train.epochs=1", "train.trackers=[]")
 
 
@@ -137,3 +139,16 @@ def test_features_that_learned_nothing_are_reported_as_no_better(hgkd: Hgkd, rec
     assert result["interval_method"].startswith("Wilson")
     low, high = result["intervals"]["distilled"]["knn"]
     assert low <= result["distilled"]["knn"] <= high
+
+
+def test_suggested_commands_quote_the_folders_that_they_name() -> None:
+    """`{run.quoted}` and `shlex.quote`, never the bare path: folders have spaces."""
+    bare = re.compile(r"hgkd-edge [a-z]+[^\"\n]*\{[\w.]+\.path\}")
+    sources = [*(ROOT / "hgkd_edge").rglob("*.py"), *(ROOT / "exporters").rglob("*.py")]
+
+    assert not [
+        f"{file.name}: {line.strip()}"
+        for file in sources
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if bare.search(line)
+    ]

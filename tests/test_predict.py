@@ -20,10 +20,9 @@ from exporters.onnx_export import export_onnx
 from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.export_plan import POSTPROCESSING
-from hgkd_edge.files import engines_dir
+from hgkd_edge.files import engines_dir, file_sha256
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
-from hgkd_edge.rundir import file_sha256
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks import answers
 from hgkd_edge.tasks.base import ModelCard, save_model

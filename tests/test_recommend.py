@@ -152,7 +152,7 @@ def test_the_command_writes_a_recipe_and_the_schema_that_it_names(
 
 
 def test_without_a_terminal_nothing_is_asked(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hgkd_edge.cli", "recipes", "new"]
+    command = [sys.executable, "-m", "hgkd_edge", "recipes", "new"]
 
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
@@ -162,7 +162,7 @@ def test_without_a_terminal_nothing_is_asked(tmp_path: Path) -> None:
 
 def test_on_a_terminal_the_answers_make_the_recipe(photos: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "hgkd_edge.cli", "recipes", "new", "--device", "cpu"]
+    command = [sys.executable, "-m", "hgkd_edge", "recipes", "new", "--device", "cpu"]
 
     answers = f"{photos}\n\nfew\nown\ny\n"
     os.write(ours, answers.encode())

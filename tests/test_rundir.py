@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from hgkd_edge.errors import RunError
+from hgkd_edge.files import atomic_write, file_sha256
 from hgkd_edge.manifest_record import Artifact
 from hgkd_edge.recipe import load_recipe
-from hgkd_edge.rundir import RunDir, atomic_write, file_sha256
+from hgkd_edge.rundir import RunDir
 
 
 @pytest.fixture

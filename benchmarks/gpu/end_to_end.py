@@ -49,7 +49,7 @@ def distill(scale: Scale, folder: Path) -> dict[str, Any]:
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run, begin = folder / "run", time.perf_counter()
-    command = [sys.executable, "-m", "hgkd_edge.cli", "distill", str(folder / "recipe.yaml")]
+    command = [sys.executable, "-m", "hgkd_edge", "distill", str(folder / "recipe.yaml")]
     done = subprocess.run([*command, "--run", str(run)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"distill ended with {done.returncode}: {done.stderr[-800:]}")

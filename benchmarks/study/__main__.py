@@ -17,8 +17,8 @@ from hgkd_edge.console import console
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.pretrain import pretrain_teacher
+from hgkd_edge.files import write_json
 from hgkd_edge.recipe import Recipe, load_recipe
-from hgkd_edge.rundir import write_json
 
 HERE = Path(__file__).parent
 

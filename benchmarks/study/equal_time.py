@@ -34,8 +34,8 @@ from hgkd_edge.distillation.setup import make_model, make_teacher
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws
 from hgkd_edge.engine.setup import resolve_precision
+from hgkd_edge.files import write_json
 from hgkd_edge.recipe import Recipe, load_recipe
-from hgkd_edge.rundir import write_json
 
 HERE = Path(__file__).parent
 

@@ -23,8 +23,8 @@ from PIL import Image
 
 from benchmarks.study.cell import score_cell
 from benchmarks.study.report import table
+from hgkd_edge.files import write_json
 from hgkd_edge.recipe import load_recipe
-from hgkd_edge.rundir import write_json
 
 BUNDLED = Path(__file__).parents[2] / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
 RECIPE = Path(__file__).with_name("static.yaml")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.rundir import RunDir, write_json
+from hgkd_edge.files import write_json
+from hgkd_edge.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

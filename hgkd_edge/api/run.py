@@ -183,7 +183,7 @@ class Run:
         if begun.qat is None:
             raise RunError(
                 f"the fine-tuning in '{self.path}' is not quantization-aware",
-                hint=f"hgkd-edge finetune {self.path} --resume",
+                hint=f"hgkd-edge finetune {self.folder.quoted} --resume",
             )
         return begun, self.folder
 

@@ -28,7 +28,7 @@ from hgkd_edge.bench.records import Record
 from hgkd_edge.bench.run import result_file
 from hgkd_edge.cells import Name, milliseconds, name_table, rate
 from hgkd_edge.errors import DeviceError, RunError, reason_of
-from hgkd_edge.rundir import write_json
+from hgkd_edge.files import write_json
 
 __all__ = [
     "Estimate",

@@ -11,14 +11,14 @@ from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, onnx_info
 from hgkd_edge.bench.records import ModelInfo
+from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.errors import RunError
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["BAKED", "ModelFile", "of_precisions", "resolve_models", "run_folder_of"]
+__all__ = ["ModelFile", "of_precisions", "resolve_models", "run_folder_of"]
 
-BAKED = "hgkd_edge.baked"  # metadata key of a file with processing inside
 _ORDER = ("fp32", "fp16", "bf16", "int8")
 _ARTIFACTS = (".xml", ".plan")
 

@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from hgkd_edge.errors import RunError, UserError
+from hgkd_edge.files import atomic_write
 from hgkd_edge.parsing import MAX_RECORD_BYTES, brief, parse_json, read_text
-from hgkd_edge.rundir import atomic_write
 
 __all__ = [
     "SCHEMA",

@@ -19,6 +19,7 @@ from exporters.network_files import network_files
 from exporters.onnx_info import OnnxInfo, onnx_info, require_image_input
 from hgkd_edge import __version__
 from hgkd_edge.console import printable
+from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.data.names import readable
 from hgkd_edge.distillation.license import license_notes
 from hgkd_edge.export_options import ExportOptions
@@ -102,7 +103,7 @@ class BundleSource:
             "std": list(taken.std),
             "geometry": taken.geometry,
             "bits": taken.bits,
-            "baked": parse_json(info.metadata.get("hgkd_edge.baked", "[]")),
+            "baked": parse_json(info.metadata.get(BAKED, "[]")),
             "frame": parse_json(frame),
             "precision": self.precision,
             "dynamic_batch": not isinstance(feed.shape[0], int),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import onnx_info
+from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.export_record import ExportedFile, Proof, is_unchanged, read_exports
 from hgkd_edge.rundir import RunDir
 
@@ -160,7 +161,7 @@ def _artifact(
 
 
 def _is_baked(run: RunDir, name: str) -> bool:
-    return "hgkd_edge.baked" in _metadata(run.export_dir / name)
+    return BAKED in _metadata(run.export_dir / name)
 
 
 def _metadata(file: Path) -> Mapping[str, str]:

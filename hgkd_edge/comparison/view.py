@@ -14,7 +14,7 @@ from rich.text import Text
 from hgkd_edge.cells import Name, counted, milliseconds, name_table, rate
 from hgkd_edge.comparison.rows import Comparison, Group, Row
 from hgkd_edge.console import printable
-from hgkd_edge.rundir import atomic_write
+from hgkd_edge.files import atomic_write
 
 __all__ = ["comparison_lines", "group_heading", "legend_lines", "row_label", "write_plot"]
 

@@ -18,9 +18,10 @@ from PIL import Image
 from hgkd_edge.data.resize import PAD, Geometry, Placement, cover, letterbox, place
 from hgkd_edge.parsing import brief, parse_json
 
-__all__ = ["InputSpec"]
+__all__ = ["BAKED", "PREFIX", "InputSpec"]
 
 PREFIX = "hgkd_edge."  # of all our keys in a model file's metadata
+BAKED = f"{PREFIX}baked"  # the key of a file with processing inside
 MAX_VALUES = 2**27  # values of one input: 6,688 px a side
 _COVER = """\
     w, h = max(WIDTH, w * HEIGHT // h), max(HEIGHT, h * WIDTH // w)

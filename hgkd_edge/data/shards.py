@@ -34,9 +34,9 @@ from hgkd_edge.data.photos import (
     why_not_an_image,
 )
 from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.files import cache_dir, write_json
 from hgkd_edge.parsing import MAX_LABEL_BYTES, cut, parse_json, read_text
 from hgkd_edge.recipe_sections import DataConfig
-from hgkd_edge.rundir import cache_dir, write_json
 
 __all__ = ["shard_files", "shard_photos"]
 

@@ -21,20 +21,20 @@ from hgkd_edge.data.augment import (
     normalize,
     random_view,
 )
-from hgkd_edge.data.masks import BLOCK_DRAWS, block_masks
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.data.transfer import to_device
+from hgkd_edge.distillation.masks import BLOCK_DRAWS, block_masks
 from hgkd_edge.distillation.transformer import require_plain_vit
 from hgkd_edge.distillation.weights import save_vit_weights
 from hgkd_edge.engine import Draws, Inputs, Training, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError
+from hgkd_edge.files import atomic_write, cache_dir, write_json
 from hgkd_edge.models.ibot import OnlineTokenizer
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
 from hgkd_edge.pretrain_settings import IbotConfig, PretrainConfig
 from hgkd_edge.processes import count, on_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recipe_sections import TrainConfig
-from hgkd_edge.rundir import atomic_write, cache_dir, write_json
 
 __all__ = ["pretrain_teacher", "pretraining"]
 

@@ -25,9 +25,8 @@ from hgkd_edge.distillation.score import judged_sites
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens
 from hgkd_edge.engine import Draws
-from hgkd_edge.files import write_json
+from hgkd_edge.files import atomic_write, write_json
 from hgkd_edge.models.decoder import upsample_mask
-from hgkd_edge.rundir import atomic_write
 
 __all__ = ["preview_panels", "save_previews"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from hgkd_edge.data.augment import Augmentation, mix
-from hgkd_edge.data.masks import random_masks, visible_count
+from hgkd_edge.distillation.masks import random_masks, visible_count
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.engine import Draws
 from hgkd_edge.models.decoder import upsample_mask

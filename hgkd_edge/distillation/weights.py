@@ -13,7 +13,7 @@ from torch import nn
 
 from hgkd_edge.console import console
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.models.checkpoint import fitting_weights
+from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, parse_json
 
 __all__ = ["BUNDLED_TEACHER", "load_vit_weights", "save_vit_weights"]

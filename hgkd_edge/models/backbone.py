@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.resize import Geometry
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
+from hgkd_edge.files import atomic_write
 from hgkd_edge.models.untrusted import bounded, check_args, check_name, not_finite
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, parse_json
 from hgkd_edge.run_files import require_recorded
-from hgkd_edge.rundir import atomic_write
 from hgkd_edge.sparse.strided import guard_strided
 
 __all__ = [
@@ -307,16 +307,14 @@ def _require_complete(state: dict[str, Tensor], spec: BackboneSpec, path: Path) 
         raise RunError(f"{path}: '{damaged}' holds NaN or infinity", hint="distill it again")
 
 
-def load_features(path: Path, *, min_stride: int = 0) -> tuple[nn.Module, BackboneSpec]:
+def load_features(path: Path) -> tuple[nn.Module, BackboneSpec]:
     """A dense feature extractor with the weights of `backbone.safetensors`.
 
     Raises:
         RunError: The file was not written by hgkd-edge, or is broken.
     """
     state, spec = read_backbone(path)
-    features = create_features(
-        spec.name, stem_stride=spec.stem_stride, args=spec.args, min_stride=min_stride
-    )
+    features = create_features(spec.name, stem_stride=spec.stem_stride, args=spec.args)
     fill_features(features, state)
     return features.eval(), spec
 

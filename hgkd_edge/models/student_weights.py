@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hgkd_edge.console import console
 from hgkd_edge.models.backbone import create_published, create_timm_model
-from hgkd_edge.models.checkpoint import fitting_weights
+from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.recipe_sections import StudentConfig
 
 __all__ = ["initial_weights", "published_student"]

@@ -16,6 +16,7 @@ from hgkd_edge import __version__
 from hgkd_edge.comparison.rows import Comparison
 from hgkd_edge.console import printable
 from hgkd_edge.errors import RunError, UserError, reason_of
+from hgkd_edge.files import atomic_write
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES
 from hgkd_edge.report.charts import MISSING, can_draw
 from hgkd_edge.report.exports import exports_section
@@ -28,7 +29,7 @@ from hgkd_edge.report.speed import choice_of, choice_section, speed_section
 from hgkd_edge.report.svg import SERIES
 from hgkd_edge.report.training import read_log, training_section, with_held_out
 from hgkd_edge.report.view import Lines, Note, Section, Tile
-from hgkd_edge.rundir import RunDir, atomic_write
+from hgkd_edge.rundir import RunDir
 
 __all__ = ["report"]
 

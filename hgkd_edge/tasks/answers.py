@@ -42,7 +42,6 @@ GEOMETRY: dict[str, Geometry] = {
     "segment": "letterbox",
     "detect": "letterbox",
 }
-"""What counts as an object: the rule of `predict` and of suppression inside an exported file."""
 
 
 class Label(NamedTuple):

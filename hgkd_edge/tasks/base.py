@@ -18,11 +18,11 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Training
 from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.files import atomic_write
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.models.untrusted import not_finite
 from hgkd_edge.parsing import brief, parse_json
 from hgkd_edge.run_files import require_recorded
-from hgkd_edge.rundir import atomic_write
 from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.config import FinetuneConfig

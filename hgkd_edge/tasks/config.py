@@ -167,12 +167,12 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
         RecipeError: One line, all problems together.
         RunError: The run has no fine-tuned model, or one that is quantization-aware already.
     """
-    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.path}")
+    model = run.require(run.model_file, fix=f"hgkd-edge finetune {run.quoted}")
     recorded = recorded_settings(run)
     if recorded.qat is not None:
         raise RunError(
             f"the model of run '{run.path}' is quantization-aware already",
-            hint=f"hgkd-edge export {run.path} --precision int8",
+            hint=f"hgkd-edge export {run.quoted} --precision int8",
         )
     raw = recorded.model_dump(mode="json")
     raw["qat"] = {"model": str(model.resolve())}
@@ -199,7 +199,7 @@ def recorded_settings(run: RunDir) -> FinetuneConfig:
     Raises:
         RunError: No fine-tuning was started.
     """
-    file = run.require(run.finetune_file, fix=f"hgkd-edge finetune {run.path}")
+    file = run.require(run.finetune_file, fix=f"hgkd-edge finetune {run.quoted}")
     raw = read_settings(file)
     sections = {name: part for name, part in raw.items() if isinstance(part, dict)}
     for name in ("segment", "detect"):  # its name in files of earlier versions

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from hgkd_edge.data.color import row_blocks
 from hgkd_edge.data.names import readable as printable_name
 from hgkd_edge.data.resize import IGNORED
-from hgkd_edge.rundir import atomic_write
+from hgkd_edge.files import atomic_write
 from hgkd_edge.tasks.answers import Detection, Label
 from hgkd_edge.tasks.fonts import drawable, font_file, readable
 

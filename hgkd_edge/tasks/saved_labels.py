@@ -15,9 +15,8 @@ from hgkd_edge.data.images import open_image
 from hgkd_edge.data.names import readable
 from hgkd_edge.data.orientation import turn_of
 from hgkd_edge.errors import DataError
-from hgkd_edge.files import atomic_write
+from hgkd_edge.files import atomic_write, write_json
 from hgkd_edge.parsing import brief
-from hgkd_edge.rundir import write_json
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Label
 
 __all__ = ["FORMATS", "require_format", "save_labels"]

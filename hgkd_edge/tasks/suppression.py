@@ -9,9 +9,10 @@ from exporters.bake import Suppression
 __all__ = ["SUPPRESSION", "THRESHOLD", "box_iou", "select_boxes"]
 
 SUPPRESSION = Suppression(threshold=0.4, overlap=0.6, candidates=1000, limit=100)
-
+"""The rule of `predict`, and of suppression inside an exported file."""
 
 THRESHOLD = SUPPRESSION.threshold
+"""The lowest score that counts as an object."""
 
 
 def select_boxes(

@@ -16,8 +16,8 @@ from hgkd_edge.answering import answer_image, require_threshold
 from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps, warn
 from hgkd_edge.errors import DataError, StreamLost, reason_of
+from hgkd_edge.files import write_json
 from hgkd_edge.predict import answer_file
-from hgkd_edge.rundir import write_json
 from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
 from hgkd_edge.task_model import TaskModel, open_task_model

@@ -18,8 +18,8 @@ from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.export_options import BUNDLES as NAMES
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
+from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin
-from hgkd_edge.rundir import file_sha256
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import TASKS
 

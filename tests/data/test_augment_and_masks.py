@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hgkd_edge.data import augment
 from hgkd_edge.data.augment import center_view, random_view
-from hgkd_edge.data.masks import (
+from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distillation.masks import (
     BLOCK_DRAWS,
     block_masks,
     disjoint_masks,
@@ -17,7 +18,6 @@ from hgkd_edge.data.masks import (
     random_masks,
     visible_count,
 )
-from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe_sections import DataConfig
 

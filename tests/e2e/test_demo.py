@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from hgkd_edge.cells import milliseconds
-from hgkd_edge.rundir import file_sha256
+from hgkd_edge.files import file_sha256
 
 
 def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
@@ -18,7 +18,7 @@ def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
     command = [
         sys.executable,
         "-m",
-        "hgkd_edge.cli",
+        "hgkd_edge",
         "demo",
         "--set",
         "train.epochs=4",

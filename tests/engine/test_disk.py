@@ -17,7 +17,7 @@ from torch import nn
 from hgkd_edge.cli import main
 from hgkd_edge.engine.checkpoint import fix_for, sums_of
 from hgkd_edge.errors import RunError, TrainingError
-from hgkd_edge.rundir import cache_dir
+from hgkd_edge.files import cache_dir
 from tests.engine.helpers import Classify, losses, place, run, tiny_source
 
 

@@ -39,7 +39,7 @@ def started_by(
     arguments = ["distill", str(recipe), "--run", str(run), "--json"]
     arguments += [part for setting in settings for part in ("--set", setting)]
     return subprocess.run(
-        [*launcher, "hgkd_edge.cli", *arguments],
+        [*launcher, "hgkd_edge", *arguments],
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
@@ -138,7 +138,7 @@ def test_what_ends_one_process_ends_all(tiny_recipe_file: Path, tmp_path: Path, 
 
 
 def start_two(recipe: Path, run: Path) -> subprocess.Popen[str]:
-    command = [*TORCHRUN, "-m", "--", "hgkd_edge.cli", "distill", str(recipe), "--run", str(run)]
+    command = [*TORCHRUN, "-m", "--", "hgkd_edge", "distill", str(recipe), "--run", str(run)]
     return subprocess.Popen(
         [*command, "--set", "train.epochs=400", "--set", "train.checkpoint_every=400"],
         env={**os.environ, **ENVIRONMENT},

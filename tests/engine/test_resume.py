@@ -32,7 +32,7 @@ def teacher_of_one_thread(
 
 
 def distill_command(recipe: Path, folder: Path, *more: str) -> list[str]:
-    script = [sys.executable, "-m", "hgkd_edge.cli", "distill", str(recipe), "--run", str(folder)]
+    script = [sys.executable, "-m", "hgkd_edge", "distill", str(recipe), "--run", str(folder)]
     return [*script, "--set", "train.epochs=8", "--set", "train.checkpoint_every=1", *more]
 
 
@@ -156,7 +156,7 @@ def test_a_teacher_killed_in_ibot_resumes_to_the_same_weights(
     }
     recipe = tmp_path / "ibot.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
-    command = [sys.executable, "-m", "hgkd_edge.cli", "pretrain", str(recipe)]
+    command = [sys.executable, "-m", "hgkd_edge", "pretrain", str(recipe)]
 
     def run_in(cache: Path) -> None:
         environment = {**os.environ, **ENVIRONMENT, "HGKD_EDGE_CACHE": str(cache)}

@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from hgkd_edge.data.masks import BLOCK_DRAWS, block_masks
+from hgkd_edge.distillation.masks import BLOCK_DRAWS, block_masks
 from hgkd_edge.models.vit import encode_masked
 
 pytest.importorskip("lightly")

@@ -23,10 +23,11 @@ from exporters import runtimes
 from hgkd_edge.confidence import wilson
 from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
+from hgkd_edge.files import file_sha256
 from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, weigh
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
-from hgkd_edge.rundir import RunDir, file_sha256
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import TaskRecord, TaskScores
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard, save_model
@@ -287,7 +288,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     run.model_file.unlink()
     run.finetune_file.unlink()  # the run is as if nothing had been fine-tuned in it
     (run.path / "checkpoints" / "finetune.pt").unlink()
-    command = [sys.executable, "-m", "hgkd_edge.cli", "finetune", str(run.path)]
+    command = [sys.executable, "-m", "hgkd_edge", "finetune", str(run.path)]
     begun = subprocess.Popen([*command, *options, "--set", "train.checkpoint_every=1"])
     deadline = time.monotonic() + 120
     while not (run.path / "checkpoints" / "finetune.pt").is_file():
@@ -309,7 +310,7 @@ def test_a_second_fine_tuning_keeps_the_first(run: RunDir) -> None:
     options = [part for setting in quick for part in ("--set", setting)]
     finetune(configure(run, *quick), run)
     first = file_sha256(run.model_file)
-    command = [sys.executable, "-m", "hgkd_edge.cli", "finetune", str(run.path)]
+    command = [sys.executable, "-m", "hgkd_edge", "finetune", str(run.path)]
 
     refused = subprocess.run(
         [*command, "--resume", "--set", "train.epochs=9"], capture_output=True, text=True

@@ -20,9 +20,10 @@ from hgkd_edge.errors import RunError
 from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
+from hgkd_edge.files import file_sha256
 from hgkd_edge.finetune import finetune, load_model
 from hgkd_edge.models.backbone import BackboneSpec
-from hgkd_edge.rundir import RunDir, file_sha256
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import ModelCard, read_model, save_model
 from hgkd_edge.tasks.classify import Classifier

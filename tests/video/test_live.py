@@ -222,7 +222,7 @@ def test_a_signal_leaves_a_video_that_plays_and_whole_lines(
 
 def started(*arguments: str | Path) -> subprocess.Popen[str]:
     """The command line, running."""
-    command = [sys.executable, "-m", "hgkd_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "hgkd_edge", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
