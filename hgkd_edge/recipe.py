@@ -127,15 +127,15 @@ def find_recipe(name_or_path: str) -> Path:
         return path
     if name_or_path in builtin:
         return builtin[name_or_path]
-    is_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
-    what = "recipe file" if is_file else "recipe file or built-in recipe"
-    if nearest := difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.7):
-        hint = f"did you mean the built-in recipe '{nearest[0]}'?"
-    elif is_file:
-        hint = f"write one: hgkd-edge recipes new --out {shlex.quote(name_or_path)}"
-    else:
-        hint = f"built in: {', '.join(builtin)}"
-    raise RecipeError(f"no {what} '{name_or_path}'", hint=hint)
+    nearest = difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.7)
+    hint = f"did you mean the built-in recipe '{nearest[0]}'?" if nearest else ""
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        write = f"write one: hgkd-edge recipes new --out {shlex.quote(name_or_path)}"
+        raise RecipeError(f"no recipe file '{name_or_path}'", hint=hint or write)
+    raise RecipeError(
+        f"no recipe file or built-in recipe '{name_or_path}'",
+        hint=hint or f"built in: {', '.join(builtin)}",
+    )
 
 
 def recipe_summary(path: Path) -> str:

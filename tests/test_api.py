@@ -325,7 +325,7 @@ def test_an_unreadable_image_has_an_error_and_a_line(
     assert found[0].error
     assert found[0].picture is None
     assert "<b>" not in found._repr_html_()
-    with pytest.raises(hgkd_edge.DataError, match="none of 1 images"):
+    with pytest.raises(hgkd_edge.DataError, match="none of 1 image"):
         run.predict(bad)
 
 

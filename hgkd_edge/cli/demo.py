@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hgkd_edge.cells import counted
 from hgkd_edge.cli.options import AsJson, Overrides
 from hgkd_edge.cli.output import next_lines, show
 
@@ -54,6 +53,7 @@ def _table(result: DemoRecord) -> Table:
     """The whole demo in one table: each figure next to what it is compared with."""
     from rich.table import Table
 
+    from hgkd_edge.cells import counted
     from hgkd_edge.tables import percent
 
     scores, cosine, export = result.evaluation, result.held_out, result.export
