@@ -21,14 +21,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hgkd_edge.api.checking import check_data
     from hgkd_edge.api.comparing import compare
     from hgkd_edge.api.distilling import check, distill, dry_run, pretrain
     from hgkd_edge.api.embedding import Embeddings, embed
+    from hgkd_edge.api.measuring import compare_measurements, estimate, measure, measure_pipeline
     from hgkd_edge.api.model import Model, Prediction, Predictions, load_model
     from hgkd_edge.api.result import Result
     from hgkd_edge.api.run import Run, load
+    from hgkd_edge.api.streaming import predict_video, watch
+    from hgkd_edge.bench.options import BenchOptions, RunBenchOptions
     from hgkd_edge.errors import (
         ConversionError,
+        ConversionFailed,
         DataError,
         DeviceError,
         ExportError,
@@ -36,47 +41,73 @@ if TYPE_CHECKING:
         MissingPackageError,
         RecipeError,
         RunError,
+        StreamLost,
         TrainingError,
         UserError,
+        VerificationFailed,
+        WorkFailed,
+        WrongOutputs,
     )
+    from hgkd_edge.export_options import ExportOptions
+    from hgkd_edge.export_record import ExportIncomplete
     from hgkd_edge.recipe import Recipe
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "BenchOptions": "bench.options",
     "Embeddings": "api.embedding",
+    "ExportOptions": "export_options",
     "Model": "api.model",
     "Prediction": "api.model",
     "Predictions": "api.model",
     "Recipe": "recipe",
     "Result": "api.result",
     "Run": "api.run",
+    "RunBenchOptions": "bench.options",
     "check": "api.distilling",
+    "check_data": "api.checking",
     "compare": "api.comparing",
+    "compare_measurements": "api.measuring",
     "distill": "api.distilling",
     "dry_run": "api.distilling",
     "embed": "api.embedding",
+    "estimate": "api.measuring",
     "load": "api.run",
     "load_model": "api.model",
+    "measure": "api.measuring",
+    "measure_pipeline": "api.measuring",
+    "predict_video": "api.streaming",
     "pretrain": "api.distilling",
+    "watch": "api.streaming",
     "ConversionError": "errors",
+    "ConversionFailed": "errors",
     "DataError": "errors",
     "DeviceError": "errors",
     "ExportError": "errors",
+    "ExportIncomplete": "export_record",
     "Interrupted": "errors",
     "MissingPackageError": "errors",
     "RecipeError": "errors",
     "RunError": "errors",
+    "StreamLost": "errors",
     "TrainingError": "errors",
     "UserError": "errors",
+    "VerificationFailed": "errors",
+    "WorkFailed": "errors",
+    "WrongOutputs": "errors",
 }
 
 __all__ = [
+    "BenchOptions",
     "ConversionError",
+    "ConversionFailed",
     "DataError",
     "DeviceError",
     "Embeddings",
     "ExportError",
+    "ExportIncomplete",
+    "ExportOptions",
     "Interrupted",
     "MissingPackageError",
     "Model",
@@ -86,17 +117,29 @@ __all__ = [
     "RecipeError",
     "Result",
     "Run",
+    "RunBenchOptions",
     "RunError",
+    "StreamLost",
     "TrainingError",
     "UserError",
+    "VerificationFailed",
+    "WorkFailed",
+    "WrongOutputs",
     "check",
+    "check_data",
     "compare",
+    "compare_measurements",
     "distill",
     "dry_run",
     "embed",
+    "estimate",
     "load",
     "load_model",
+    "measure",
+    "measure_pipeline",
+    "predict_video",
     "pretrain",
+    "watch",
 ]
 
 

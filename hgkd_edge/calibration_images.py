@@ -33,7 +33,7 @@ def calibration_images(subject: Exportable, options: ExportOptions) -> np.ndarra
     count = options.calibration or COUNT
     if options.calibration_data is None:
         return subject.images("train", count)
-    return _in_folder(options.calibration_data, subject, count)
+    return _in_folder(Path(options.calibration_data), subject, count)
 
 
 def _in_folder(folder: Path, subject: Exportable, count: int) -> np.ndarray:

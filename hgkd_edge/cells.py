@@ -1,4 +1,4 @@
-"""Names and figures in the cells of terminal tables."""
+"""Counts in words, and names and figures in the cells of terminal tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,20 @@ from rich.text import Text
 
 from hgkd_edge.console import printable
 
-__all__ = ["Name", "milliseconds", "name_table", "rate"]
+__all__ = ["Name", "counted", "milliseconds", "name_table", "rate"]
 
 _LONG_PART = 24  # of a name: longer parts are shortened instead of widening the column
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `1,628 images`.
+
+    Args:
+        number: How many.
+        noun: Of what, in the singular.
+        plural: Its plural, if it is not the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def milliseconds(value: float) -> str:

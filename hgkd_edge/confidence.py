@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from hgkd_edge.cells import counted
 from hgkd_edge.score_records import Baseline, Interval, TaskIntervals, TaskScores
 
 __all__ = [
@@ -116,7 +117,7 @@ def not_better(
     low, high = interval or (score, score)
     if low > other:
         return ""
-    shown = f"{100 * score:.1f} % on {count} images"
+    shown = f"{100 * score:.1f} % on {counted(count, 'image')}"
     if interval:
         shown += f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     verdict = "is not better than" if score <= other else "is too close to tell from"

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata, util
 
+from hgkd_edge.cells import counted
+
 __all__ = ["Capability", "examine"]
 
 DISTRIBUTIONS = {"modelopt": "nvidia-modelopt"}  # import name -> name to install, where they differ
@@ -33,7 +35,8 @@ class Capability:
 def examine() -> list[Capability]:
     """Inspect the machine and the installed packages."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = f"Python {platform.python_version()}, {platform.machine()}, {cores} CPU cores"
+    python = f"Python {platform.python_version()}"
+    machine = f"{python}, {platform.machine()}, {counted(cores or 1, 'CPU core')}"
     return [
         Capability("this machine", True, machine),
         _packages("bench on ONNX Runtime", ["onnx", "onnxruntime"], extra=""),

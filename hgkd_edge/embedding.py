@@ -15,6 +15,7 @@ from PIL import Image
 
 from exporters import runtimes
 from exporters.onnx_info import onnx_info, require_image_input
+from hgkd_edge.cells import counted
 from hgkd_edge.console import track_steps
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
@@ -140,7 +141,7 @@ def embed(model: Path, images: Sequence[Path], out: Path | None = None) -> Embed
             show(min(start + BATCH, len(files)), "")
     if not rows:
         first = f"the first, {skipped[0][0]}: {skipped[0][1]}"
-        raise DataError(f"none of {len(files)} images could be read; {first}")
+        raise DataError(f"none of {counted(len(files), 'image')} could be read; {first}")
     found = Embedded(kept, np.concatenate(rows).astype(np.float32), skipped)
     if out is not None and write is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -266,9 +267,9 @@ class Summary:
     def lines(self) -> Iterator[str]:
         """The same as readable text."""
         where = f" in {self.features}" if self.features else ""
-        yield f"features: {self.images:,} images x {self.width}{where}"
+        yield f"features: {counted(self.images, 'image')} x {self.width}{where}"
         if self.skipped:
             where, why = self.skipped[0]
-            yield f"skipped: {len(self.skipped)} images, such as {where}: {why}"
+            yield f"skipped: {counted(len(self.skipped), 'image')}, such as {where}: {why}"
         if self.neighbors:
             yield f"nearest neighbors: {self.neighbors}"

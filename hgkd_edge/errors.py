@@ -8,8 +8,14 @@
     ├── ConversionError       sparse <-> dense, or an unsupported layer         exit 2
     ├── TrainingError         failed while working (non-finite loss, disk full) exit 1
     │   └── Interrupted       stopped by Ctrl-C or SIGTERM, progress saved      exit 130
+    ├── WrongOutputs          a file to be timed differs from its ONNX file      exit 1
+    ├── WorkFailed            work on a device failed, or the connection broke  exit 1
+    ├── StreamLost            a camera or stream broke and did not come back    exit 1
     ├── MissingPackageError   a package is not installed; names the extra       exit 2
-    └── ExportError           of `exporters`: see there
+    └── ExportError           a file or option that cannot be exported          exit 2
+        ├── ConversionFailed  the exporter, parser or builder gave up           exit 1
+        └── VerificationFailed  the converted network's outputs differ          exit 1
+            └── ExportIncomplete  some files of an export failed (export_record)
 
 The command line prints one line (`error: ...`, then `hint: ...`) and ends with `exit_code`.
 """
@@ -18,10 +24,18 @@ from __future__ import annotations
 
 import sys
 
-from exporters.errors import ExportError, MissingPackageError, UserError, reason_of
+from exporters.errors import (
+    ConversionFailed,
+    ExportError,
+    MissingPackageError,
+    UserError,
+    VerificationFailed,
+    reason_of,
+)
 
 __all__ = [
     "ConversionError",
+    "ConversionFailed",
     "DataError",
     "DeviceError",
     "ExportError",
@@ -29,8 +43,12 @@ __all__ = [
     "MissingPackageError",
     "RecipeError",
     "RunError",
+    "StreamLost",
     "TrainingError",
     "UserError",
+    "VerificationFailed",
+    "WorkFailed",
+    "WrongOutputs",
     "is_out_of_memory",
     "reason_of",
 ]
@@ -66,6 +84,24 @@ class Interrupted(TrainingError):
     """Training stopped on request; progress is saved."""
 
     exit_code = 130
+
+
+class WrongOutputs(UserError):
+    """The network to be timed gives other outputs than its ONNX file."""
+
+    exit_code = 1
+
+
+class WorkFailed(UserError):
+    """The work on the device failed, or the connection broke. Exit code 1: the work had started."""
+
+    exit_code = 1
+
+
+class StreamLost(UserError):
+    """A live source that broke and did not come back in time."""
+
+    exit_code = 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_plan import POSTPROCESSING, VERIFICATION_PHOTOS, Artifact, Plan
 from hgkd_edge.export_record import (
     ExportedFile,
+    ExportIncomplete,
     ExportRecord,
     FailedFile,
     VerifiedOn,
@@ -41,21 +42,6 @@ __all__ = ["ExportIncomplete", "export_run", "verification_images"]
 
 BENCH_PHOTOS = 16
 _PATHS = ("path", "weights", "sidecar")  # that an exporter reports, if the file has them
-
-
-class ExportIncomplete(VerificationFailed):
-    """Some files failed; files that do not depend on them were made.
-
-    Args:
-        result: As `export_run` returns it; `failed` lists the files that failed.
-        failures: Their errors, in the order of `failed`.
-    """
-
-    def __init__(self, result: ExportRecord, failures: list[UserError]) -> None:
-        hints = dict.fromkeys(error.hint for error in failures if error.hint)
-        super().__init__("; ".join(error.message for error in failures), hint="; ".join(hints))
-        self.exit_code = max(error.exit_code for error in failures)
-        self.result, self.failures = result, failures
 
 
 def export_run(run: RunDir, options: ExportOptions | None = None) -> ExportRecord:

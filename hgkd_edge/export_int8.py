@@ -16,6 +16,7 @@ from exporters.onnx_info import read_onnx
 from exporters.quantize import Int8Export, quantize_int8
 from exporters.runtimes import Runner
 from hgkd_edge.calibration_images import calibration_images
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import Accuracy, CalibratedOn, ExportRecord, LayerRank
@@ -78,7 +79,7 @@ class Int8Files:
             max_drop=options.max_drop,
             flavor=flavor,
             progress=lambda kept, drop, agrees: console.print(
-                f"INT8 ({flavor}): {kept} layers in float lose {drop:.2f} points"
+                f"INT8 ({flavor}): {drop:.2f} points lost with {counted(kept, 'layer')} in float"
                 + ("" if agrees else ", and the outputs do not agree")
             ),
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from exporters import ExportError
@@ -17,7 +18,7 @@ METHODS = ("percentile", "mean", "minmax", "entropy")
 BUNDLES = ("triton", "deepstream", "timm", "predict", "jetson")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """All export options. None means the default in parentheses.
 
@@ -53,20 +54,20 @@ class ExportOptions:
     dynamic_batch: bool = True
     dynamic_size: bool = False
     calibration: int | None = None
-    calibration_data: Path | None = None
+    calibration_data: str | os.PathLike[str] | None = None
     calibration_method: str | None = None
-    flavors: tuple[str, ...] = ()
+    flavors: Sequence[str] = ()
     sensitivity: bool = False
     max_drop: float | None = None
     opt_batch: int | None = None
     max_batch: int | None = None
     workspace_mib: int | None = None
-    targets: tuple[str, ...] = ()
+    targets: Sequence[str] = ()
     dla: int | None = None
     bake_preprocessing: bool = False
     frame: tuple[int, int] | None = None
     bake_postprocessing: bool = False
-    bundles: tuple[str, ...] = ()
+    bundles: Sequence[str] = ()
 
     def check(self) -> None:
         """Reject values and combinations that cannot work, before anything is made.

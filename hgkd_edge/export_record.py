@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, UserError, VerificationFailed
 from exporters.network_files import network_files
 from hgkd_edge.console import warn
 from hgkd_edge.errors import RunError
@@ -19,6 +19,7 @@ __all__ = [
     "MOST_SCORED",
     "Accuracy",
     "CalibratedOn",
+    "ExportIncomplete",
     "ExportRecord",
     "ExportedFile",
     "FailedFile",
@@ -177,6 +178,21 @@ class ExportRecord(RunRecord):
             if isinstance(content.get(key), dict)
         }
         return {**content, **parts, "files": files}
+
+
+class ExportIncomplete(VerificationFailed):
+    """Some files failed; files that do not depend on them were made.
+
+    Args:
+        result: As `export_run` returns it; `failed` lists the files that failed.
+        failures: Their errors, in the order of `failed`.
+    """
+
+    def __init__(self, result: ExportRecord, failures: list[UserError]) -> None:
+        hints = dict.fromkeys(error.hint for error in failures if error.hint)
+        super().__init__("; ".join(error.message for error in failures), hint="; ".join(hints))
+        self.exit_code = max(error.exit_code for error in failures)
+        self.result, self.failures = result, failures
 
 
 def write_exports(run: RunDir, made: ExportRecord) -> None:

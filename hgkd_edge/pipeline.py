@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hgkd_edge.answering import answer_image
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console
 from hgkd_edge.predict import image_files
 from hgkd_edge.records import Record
@@ -67,7 +68,8 @@ def measure_pipeline(
     files = list(image_files(images, but=Path("predictions")))
     opened = open_task_model(model, trust_engine=trust_engine)
     console.print(
-        f"{opened.task} with {opened.session.runtime}, {len(files)} images", soft_wrap=True
+        f"{opened.task} with {opened.session.runtime}, {counted(len(files), 'image')}",
+        soft_wrap=True,
     )
 
     def answer(file: Path, stages: Stages) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from hgkd_edge.answering import answer_image, require_threshold
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, reason_of
@@ -63,7 +64,8 @@ def predict(
     if save_as:
         require_format(save_as, opened.task)
     remove_leftovers(folder)
-    console.print(f"{opened.task} with {opened.session.runtime}, {len(opened.classes)} classes")
+    classes = counted(len(opened.classes), "class", "classes")
+    console.print(f"{opened.task} with {opened.session.runtime}, {classes}")
     made, stages = list[FileAnswer](), Stages()
     with track_steps("predicting", total=len(files)) as show:
         for i, file in enumerate(files):
@@ -72,12 +74,13 @@ def predict(
             show(i + 1, "")
     if all(one.error for one in made):
         first = f"the first, {made[0].photo}: {made[0].error}"
-        raise DataError(f"none of {len(made)} images could be processed; {first}")
+        raise DataError(f"none of {counted(len(made), 'image')} could be processed; {first}")
     write_json(folder / "predictions.json", [one.to_dict() for one in made])
     if save_as:
         target = folder / "labels"
         count = save_labels(made, opened.classes, target, format=save_as, threshold=threshold)
-        console.print(f"labels of {count} of {len(made)} images: {target}", soft_wrap=True)
+        of = counted(len(made), "image")
+        console.print(f"labels of {count} of {of}: {target}", soft_wrap=True)
     return made
 
 

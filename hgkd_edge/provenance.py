@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hgkd_edge import __version__
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console, warn
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import resolve_precision
@@ -85,12 +86,12 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
         console.print(remark, soft_wrap=True)
     noted = [item for source in splits.values() for item in source.noted]
     if noted:
-        warn(f"{len(noted)} images are used with a warning:")
+        warn(f"{counted(len(noted), 'image')} used with a warning:")
         for name, what in noted[:5]:
             console.print(f"  {name}: {what}", soft_wrap=True)
     skipped = [item for source in splits.values() for item in source.skipped]
     if skipped:
-        warn(f"skipped {len(skipped)} files or annotations:")
+        warn(f"skipped {counted(len(skipped), 'file or annotation', 'files or annotations')}:")
         for name, reason in skipped[:5]:
             console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
@@ -109,5 +110,5 @@ def record_met(run: RunDir, met: Sequence[SplitRecord]) -> None:
     train.skipped = sorted({*train.skipped, *(entry for one in met for entry in one.skipped)})
     train.noted = sorted({*train.noted, *(entry for one in met for entry in one.noted)})
     if len(train.skipped) > known:
-        warn(f"skipped {len(train.skipped)} files; manifest.json lists them")
+        warn(f"skipped {counted(len(train.skipped), 'file')}; see manifest.json")
     run.update_manifest(Circumstances(data=data))

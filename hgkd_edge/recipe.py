@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -126,11 +127,14 @@ def find_recipe(name_or_path: str) -> Path:
         return path
     if name_or_path in builtin:
         return builtin[name_or_path]
-    nearest = difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(path.stem, builtin, n=1, cutoff=0.7)
+    hint = f"did you mean the built-in recipe '{nearest[0]}'?" if nearest else ""
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        write = f"write one: hgkd-edge recipes new --out {shlex.quote(name_or_path)}"
+        raise RecipeError(f"no recipe file '{name_or_path}'", hint=hint or write)
     raise RecipeError(
         f"no recipe file or built-in recipe '{name_or_path}'",
-        hint=(f"did you mean '{nearest[0]}'? " if nearest else "")
-        + f"built in: {', '.join(builtin)}",
+        hint=hint or f"built in: {', '.join(builtin)}",
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from hgkd_edge.bench.devices import find_devices
+from hgkd_edge.cells import counted
 from hgkd_edge.console import printable
 from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.data.images import open_image
@@ -201,7 +202,7 @@ def _changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any, str]]
     """Key, value (None: remove it) and reason of what differs from the built-in recipe."""
     yield "name", wish.name, "name of the run folder, runs/NAME"
     yield "data.source", wish.source, ""
-    yield "data.path", wish.images, f"{wish.count:,} images"
+    yield "data.path", wish.images, counted(wish.count, "image")
     if _is_small(wish) and base["student"]["name"].startswith("resnet"):
         yield "data.image_size", 32, f"the images have about {wish.side} px"
         yield "student.stem_stride", 1, "keeps resolution for small images"
@@ -230,7 +231,7 @@ def _teacher_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, An
 
 def _train_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(VIEWS / wish.count)))
-    why = f"x {wish.count:,} images; the built-in recipe: 50 x 100,000"
+    why = f"x {counted(wish.count, 'image')}; the built-in recipe: 50 x 100,000"
     yield "train.epochs", epochs, why
     if wish.count < 20 * base["train"]["batch_size"]:
         yield "train.batch_size", 64, "few images: smaller batches, more updates"
@@ -240,7 +241,7 @@ def _train_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any,
 
 def _heading(wish: Wish, base: str) -> Iterator[str]:
     yield f"# yaml-language-server: $schema={SCHEMA}"
-    yield f"# {wish.count:,} images, {LABELS[wish.labels]}, device {wish.device}."
+    yield f"# {counted(wish.count, 'image')}, {LABELS[wish.labels]}, device {wish.device}."
     yield f"# Written by 'hgkd-edge recipes new' from the recipe {base}; reasons: docs/results.md."
     yield "#"
     yield f"# license   {_license(wish, base)}"

@@ -6,14 +6,22 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from hgkd_edge.cells import counted
 from hgkd_edge.console import warn
 from hgkd_edge.errors import RecipeError, reason_of
-from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, cut, parse_yaml, read_text, yaml_fault
+from hgkd_edge.parsing import (
+    MAX_SETTINGS_BYTES,
+    brief,
+    cut,
+    parse_yaml,
+    read_text,
+    yaml_fault,
+)
 
 __all__ = ["Section", "differing_keys", "parse_settings", "read_settings", "settings_text"]
 
@@ -101,9 +109,11 @@ def parse_settings(
     except ValidationError as error:
         found = error.errors()
         problems = _one_per_key(found[:MAX_PROBLEMS], model)
+        messages = [problem.located(overrides, name) for problem in problems]
         if len(found) > MAX_PROBLEMS:
-            problems.append(f"and {len(found) - MAX_PROBLEMS} more problems")
-        raise RecipeError("; ".join(f"{name}: {problem}" for problem in problems)) from error
+            messages.append(f"{name}: and {counted(len(found) - MAX_PROBLEMS, 'more problem')}")
+        fixes = filter(None, (problem.fix(overrides) for problem in problems))
+        raise RecipeError("; ".join(messages), hint=" ".join(fixes)) from error
 
 
 def differing_keys(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
@@ -137,7 +147,49 @@ def _apply_override(raw: dict[str, object], override: str) -> None:
         ) from error
 
 
-def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[str]:
+class _Problem(NamedTuple):
+    """One wrong key or value.
+
+    Attributes:
+        key: Its dotted key.
+        text: What is wrong.
+        where: Key and value, as `key = value: `; '' if the text names them.
+        meant_key: The key that was probably meant; '' if unknown.
+        meant_value: The value that was probably meant; '' if unknown.
+    """
+
+    key: str
+    text: str
+    where: str = ""
+    meant_key: str = ""
+    meant_value: str = ""
+
+    def located(self, overrides: Sequence[str], name: str) -> str:
+        """The problem in one line, with the override or the file that it is in."""
+        if override := self._override(overrides):
+            exactly = override.partition("=")[0].strip() == self.key
+            return f"--set {cut(override)}: {'' if exactly else self.where}{self.text}"
+        return f"{name}: {self.where}{self.text}"
+
+    def fix(self, overrides: Sequence[str]) -> str:
+        """The override that was probably meant; '' if there is none."""
+        key, _, value = self._override(overrides).partition("=")
+        if not key or not (self.meant_key or self.meant_value):
+            return ""
+        rest = key.removeprefix(self.key) if self.meant_key else ""
+        return f"--set {self.meant_key or key}{rest}={self.meant_value or value}"
+
+    def _override(self, overrides: Sequence[str]) -> str:
+        """The last override that made this problem; '' if the file did, or that is unknown."""
+        for override in reversed(overrides):
+            key = override.partition("=")[0].strip()
+            within = f"{key}.".startswith(f"{self.key}.") and not self.where  # of an unknown key
+            if within or f"{self.key}.".startswith(f"{key}."):
+                return override
+        return ""
+
+
+def _one_per_key(problems: Iterable[Any], model: type[BaseModel]) -> list[_Problem]:
     """Pydantic's problems; for a value of several possible types, the most specific one."""
     by_key: dict[str, list[Any]] = {}
     for problem in problems:
@@ -168,24 +220,49 @@ def _telling(problem: Any) -> tuple[bool, int]:
     return not of_another_type, len(problem["loc"])
 
 
-def _describe(problem: Any, model: type[BaseModel]) -> str:
-    """One pydantic problem as `key = value: what is wrong`."""
+def _describe(problem: Any, model: type[BaseModel]) -> _Problem:
+    """What a problem of pydantic means."""
     location = [str(part) for part in problem["loc"]]
-    key, message = cut(".".join(location)), problem["msg"].removeprefix("Value error, ")
+    key, message = ".".join(location), problem["msg"].removeprefix("Value error, ")
+    message = re.sub("^Input should ", "must ", message)
     if problem["type"] == "extra_forbidden":
         valid = list(_keys_of(model, location[:-1]))
-        nearest = difflib.get_close_matches(cut(location[-1]), valid, n=1, cutoff=0.4)
-        fix = f"did you mean '{nearest[0]}'?" if nearest else f"valid: {', '.join(valid)}"
-        return f"unknown key '{key}' ({fix})"
+        nearest = _nearest_key(location, valid, model)
+        fix = f"did you mean '{nearest}'?" if nearest else f"valid: {', '.join(valid)}"
+        return _Problem(key, f"unknown key '{cut(key)}' ({fix})", meant_key=nearest)
     if problem["type"] == "missing":
-        return f"'{key}' is required"
-    value = problem["input"]
+        return _Problem(key, f"'{key}' is required")
+    value, meant = problem["input"], ""
     shown = "" if isinstance(value, (dict, BaseModel)) else f" = {brief(value)}"
+    if problem["type"] == "model_type":
+        keys = list(_keys_of(model, location)) if key else list(model.model_fields)
+        message = f"must be a section with the keys {', '.join(keys)}"
     if problem["type"] == "literal_error":
         expected = problem["ctx"]["expected"]
-        nearest = difflib.get_close_matches(brief(value), re.findall(r"'([^']*)'", expected), n=1)
-        message = f"must be {expected}" + (f" (did you mean '{nearest[0]}'?)" if nearest else "")
-    return f"{key}{shown}: {message}" if key else message
+        known = re.findall(r"'([^']*)'", expected)
+        meant = next(iter(difflib.get_close_matches(brief(value), known, n=1)), "")
+        message = f"must be {expected}" + (f" (did you mean '{meant}'?)" if meant else "")
+    where = f"{cut(key)}{shown}: " if key else ""
+    return _Problem(key, message, where, meant_value=meant)
+
+
+def _nearest_key(location: Sequence[str], valid: Sequence[str], model: type[BaseModel]) -> str:
+    """The dotted key that was probably meant: in the same section, else of that name elsewhere."""
+    *section, leaf = location
+    if near := difflib.get_close_matches(cut(leaf), valid, n=1):
+        return ".".join([*section, near[0]])
+    elsewhere = [key for key in _dotted_keys(model) if key.rpartition(".")[2] == leaf]
+    elsewhere.sort(key=lambda key: key.count("."))
+    return elsewhere[0] if elsewhere else ""
+
+
+def _dotted_keys(model: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a section and of the sections in it."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _dotted_keys(kind, f"{prefix}{name}.")
 
 
 def _keys_of(model: Any, section: Sequence[str]) -> Iterator[str]:

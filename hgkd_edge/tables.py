@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
+from hgkd_edge.cells import counted
 from hgkd_edge.export_record import Accuracy, ExportedFile, ExportRecord, Proof
 from hgkd_edge.score_records import FeatureRecord, ScoreRecord, TaskRecord
+
+if TYPE_CHECKING:
+    from hgkd_edge.pipeline import PipelineTimes
 
 __all__ = [
     "export_lines",
     "label_tables",
     "percent",
+    "pipeline_lines",
     "score_table",
     "stage_table",
     "task_table",
@@ -26,7 +32,7 @@ _WORST_LAYERS = 10
 def score_table(result: FeatureRecord) -> Table:
     """k-NN and linear probe of the distilled backbone next to its baselines."""
     intervals = result.intervals
-    title = f"top-1 accuracy on {result.count} images of the {result.split} split"
+    title = f"top-1 accuracy on {counted(result.count, 'image')} of the {result.split} split"
     table = Table(title=title, caption=_caption(result), min_width=len(title))
     for column in ("features", "k-NN", "linear probe"):
         table.add_column(column, justify="left" if column == "features" else "right")
@@ -43,7 +49,7 @@ def score_table(result: FeatureRecord) -> Table:
 
 def task_table(result: TaskRecord) -> Table:
     """Scores of a fine-tuned model on held-out images."""
-    title = f"{result.task} on {result.count} images of the {result.split} split"
+    title = f"{result.task} on {counted(result.count, 'image')} of the {result.split} split"
     intervals = result.intervals
     table = Table("score", title=title, caption=_caption(result), min_width=len(title))
     table.add_column("value", justify="right")
@@ -82,6 +88,15 @@ def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def pipeline_lines(found: PipelineTimes) -> list[Table | str]:
+    """Milliseconds by stage, and the rate of the whole pipeline next to the network's."""
+    whole = f"{found.frames_per_s:.1f} frames/s from file to prediction"
+    return [
+        stage_table(found.stages),
+        f"{whole}, {found.infer_frames_per_s:.1f} by the network alone",
+    ]
+
+
 def warning_lines(warnings: Iterable[str]) -> list[Text]:
     """The warnings of a result."""
     return [Text(f"warning: {line}", style="yellow") for line in warnings]
@@ -103,7 +118,7 @@ def _caption(result: ScoreRecord) -> str | None:
 def export_lines(result: ExportRecord) -> Iterator[str]:
     """Every file with its verification, and the layers that INT8 keeps in float."""
     if on := result.verified_on:
-        yield f"verified on {on.photos} images of the {on.split} split"
+        yield f"verified on {counted(on.photos, 'image')} of the {on.split} split"
     for file in result.files:
         yield from _file_lines(file)
     for bundle in result.bundles:

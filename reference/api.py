@@ -15,9 +15,19 @@ SECTIONS = {
         "hgkd_edge.api.model.Model",
         "hgkd_edge.api.model.Predictions",
         "hgkd_edge.api.model.Prediction",
+        "hgkd_edge.api.streaming.predict_video",
+        "hgkd_edge.api.streaming.watch",
         "hgkd_edge.api.embedding.embed",
         "hgkd_edge.api.embedding.Embeddings",
         "hgkd_edge.api.comparing.compare",
+        "hgkd_edge.api.checking.check_data",
+        "hgkd_edge.api.measuring.measure",
+        "hgkd_edge.api.measuring.estimate",
+        "hgkd_edge.api.measuring.compare_measurements",
+        "hgkd_edge.api.measuring.measure_pipeline",
+        "hgkd_edge.export_options.ExportOptions",
+        "hgkd_edge.bench.options.RunBenchOptions",
+        "hgkd_edge.bench.options.BenchOptions",
         "hgkd_edge.api.result.Result",
     ),
     "Sparse convolution": ("hgkd_edge.sparse.sparsify", "hgkd_edge.sparse.densify"),
@@ -29,7 +39,7 @@ SECTIONS = {
         "exporters.openvino_export",
         "exporters.trt_build.build_engine",
     ),
-    "Errors": ("exporters.errors", "hgkd_edge.errors"),
+    "Errors": ("exporters.errors", "hgkd_edge.errors", "hgkd_edge.export_record.ExportIncomplete"),
 }
 INTRODUCTION = """# Python reference
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hgkd_edge.bench.records import Refusal
 from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
+
+if TYPE_CHECKING:
+    from hgkd_edge.distillation.check import Checked
+    from hgkd_edge.distillation.dry_run import DryRun
 
 RUN = "runs/shop"
 METHOD = "bootstrap over images, 95 %"
@@ -69,6 +73,20 @@ DRY_RUN: dict[str, Any] = {
     "cache_bytes": 16_200_000_000,
     "free_bytes": {"run": 88_000_000_000, "cache": 9_000_000_000},
 }
+
+
+def checked() -> Checked:
+    """A distillation with mixed signs."""
+    from hgkd_edge.distillation.check import Checked  # loads torch
+
+    return Checked.model_validate(CHECKED)
+
+
+def dry_run() -> DryRun:
+    """A run that does not fit on its disk."""
+    from hgkd_edge.distillation.dry_run import DryRun  # loads torch
+
+    return DryRun.model_validate(DRY_RUN)
 
 
 def _proof(precision: str, **other: Any) -> dict[str, Any]:
@@ -145,6 +163,16 @@ VIDEO: dict[str, Any] = {
     "stages": {
         stage: {"mean": ms, "p50": ms, "p99": 2 * ms}
         for stage, ms in (("decode", 6.2), ("preprocess", 1.1), ("infer", 14.5))
+    },
+}  # fmt: skip
+PIPELINE: dict[str, Any] = {
+    "model": f"{RUN}/export/shop.fp32.onnx", "task": "classify", "runtime": "ONNX Runtime 1.32",
+    "images": 512, "seconds": 5.0, "frames_per_s": 102.4, "infer_frames_per_s": 219.3,
+    "stages": {
+        stage: {"mean": ms, "p50": ms, "p99": 2 * ms}
+        for stage, ms in (
+            ("decode", 3.9), ("preprocess", 1.1), ("infer", 4.56), ("postprocess", 0.02)
+        )
     },
 }  # fmt: skip
 FEATURES_FILE: dict[str, Any] = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import hgkd_edge
 from hgkd_edge.api.result import Result
 from hgkd_edge.api.work import as_assignments
 
+ROOT = Path(__file__).parent.parent
 QUICK = {"train.epochs": 1, "train.batch_size": 16, "train.warmup_epochs": 0}
 
 
@@ -56,7 +59,7 @@ def test_importing_the_package_loads_nothing_else() -> None:
 
 def test_opening_runs_and_exported_files_needs_no_torch() -> None:
     code = (
-        "import sys, hgkd_edge; hgkd_edge.load; hgkd_edge.load_model; hgkd_edge.distill;"
+        "import sys, hgkd_edge; [getattr(hgkd_edge, name) for name in hgkd_edge.__all__];"
         "print('torch' in sys.modules)"
     )
 
@@ -72,13 +75,40 @@ def test_no_module_has_the_name_of_a_function() -> None:
 
 
 def test_every_public_name_is_documented_on_the_page_and_in_its_docstring() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
     for name in hgkd_edge.__all__:
         assert getattr(hgkd_edge, name).__doc__, name
         assert f"`{name}" in page or f"{name}(" in page, name
     methods = [name for name in vars(hgkd_edge.Run) if not name.startswith("_")]
     assert [name for name in methods if f"run.{name}" not in page] == []
+
+
+def test_every_error_a_user_can_catch_is_a_name_of_the_package() -> None:
+    sources = [file for name in ("hgkd_edge", "exporters") for file in ROOT.glob(f"{name}/**/*.py")]
+    bases = {
+        node.name: {ast.unparse(base) for base in node.bases}
+        for file in sources
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    known = {"UserError"}
+    while more := {name for name, above in bases.items() if above & known} - known:
+        known |= more
+
+    assert {name for name in known if not name.startswith("_")} <= set(hgkd_edge.__all__)
+    assert len(known) > 15
+
+
+def test_options_are_those_of_the_dataclass_and_typed() -> None:
+    export = inspect.signature(hgkd_edge.Run.export).parameters
+    bench = inspect.signature(hgkd_edge.Run.bench).parameters
+
+    assert [*export][1:] == [field.name for field in fields(hgkd_edge.ExportOptions)]
+    assert [*bench][1:] == [field.name for field in fields(hgkd_edge.RunBenchOptions)]
+    assert export["precision"].default == "fp32"
+    with pytest.raises(TypeError, match="precission"):
+        hgkd_edge.Run.export(None, precission="fp16")  # type: ignore[call-arg,arg-type]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -134,6 +164,9 @@ def test_a_run_goes_from_images_to_scores_files_and_predictions(
     scores = run.evaluate()
     exported = run.export()
     measured = run.bench(duration_s=0.05, rounds=1)
+    again = hgkd_edge.compare_measurements(measured["file"], measured["file"])
+    guessed = hgkd_edge.estimate(hgkd_edge.BenchOptions(models=[str(run.path)]), ["orin-nano-8"])
+    stages = hgkd_edge.measure_pipeline(photos / "test", run.path, count=2)
     page = run.report()
     found = run.predict(photos / "test")
 
@@ -141,6 +174,11 @@ def test_a_run_goes_from_images_to_scores_files_and_predictions(
     assert 0 <= scores["scores"]["top1"] <= 1
     assert [file["kind"] for file in exported["files"]] == ["onnx"]
     assert measured["sessions"][0]["measurements"]
+    assert [row["ratio"] for row in again["rows"]] == [1.0]
+    assert guessed["estimates"][0]["device"] == "orin-nano-8"
+    assert "ESTIMATE" in str(guessed)
+    assert stages["images"] == 2
+    assert "by the network alone" in str(stages)
     assert page.is_file()
     assert len(found) == 18
     assert found[0].labels[0].probability > 0
@@ -199,7 +237,7 @@ def test_a_teacher_is_pre_trained_once(tiny_recipe: dict[str, Any]) -> None:
     before = weights.stat().st_mtime_ns
     assert hgkd_edge.pretrain(tiny_recipe, {"seed": 7}) == weights
     assert weights.stat().st_mtime_ns == before
-    with pytest.raises(hgkd_edge.RecipeError, match="only 'pretrain' is trained here"):
+    with pytest.raises(hgkd_edge.RecipeError, match="there is nothing to pre-train"):
         hgkd_edge.pretrain("demo")
 
 
@@ -254,6 +292,28 @@ def test_predictions_written_to_a_folder_are_those_returned(
     assert found[0].picture is not None
 
 
+def test_a_folder_is_watched_and_a_picture_is_no_video(
+    run: hgkd_edge.Run, photos: Path, tmp_path: Path
+) -> None:
+    folder = next(one for one in (photos / "test").iterdir() if one.is_dir())
+
+    found = hgkd_edge.watch(run.path, folder, tmp_path / "out", limit=2)
+
+    assert found["frames"] == 2
+    assert len(Path(found["answers"]).read_text().splitlines()) == 2
+    assert "2 images in" in str(found)
+    with pytest.raises(hgkd_edge.DataError, match="not a video, camera or URL"):
+        hgkd_edge.predict_video(run.path, next(folder.iterdir()))
+
+
+def test_a_data_set_is_checked(photos: Path) -> None:
+    found = hgkd_edge.check_data(photos)
+
+    assert found["tasks"] == ["classify"]
+    assert found["splits"]["train"]["images"] == 48
+    assert "3 classes" in str(found)
+
+
 def test_an_unreadable_image_has_an_error_and_a_line(
     run: hgkd_edge.Run, photos: Path, tmp_path: Path
 ) -> None:
@@ -265,7 +325,7 @@ def test_an_unreadable_image_has_an_error_and_a_line(
     assert found[0].error
     assert found[0].picture is None
     assert "<b>" not in found._repr_html_()
-    with pytest.raises(hgkd_edge.DataError, match="none of 1 images"):
+    with pytest.raises(hgkd_edge.DataError, match="none of 1 image"):
         run.predict(bad)
 
 

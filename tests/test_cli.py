@@ -66,14 +66,18 @@ def test_the_command_line_is_a_module_too() -> None:
     assert done.stdout.startswith("hgkd-edge ")
 
 
-def test_a_bad_recipe_is_one_line_and_exit_2(tiny_recipe_file: Path, tmp_path: Path) -> None:
+def test_a_bad_setting_is_one_line_a_hint_and_exit_2(
+    tiny_recipe_file: Path, tmp_path: Path
+) -> None:
     done = hgkd("distill", str(tiny_recipe_file), "--set", "train.epoch=1", cwd=tmp_path)
 
     assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(f"error: {tiny_recipe_file}: unknown key 'train.epoch'")
+    assert lines == [
+        "error: --set train.epoch=1: unknown key 'train.epoch' (did you mean 'train.epochs'?)",
+        "hint: --set train.epochs=1",
+    ]
     assert not (tmp_path / "runs").exists()
 
 
@@ -229,7 +233,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int | str | 
     """How the command line ends when a command raises this."""
     import hgkd_edge.cli
 
-    def fail(standalone_mode: bool) -> None:
+    def fail(**options: object) -> None:
         raise error
 
     monkeypatch.setattr(hgkd_edge.cli, "app", fail)
@@ -283,7 +287,7 @@ def test_only_a_teacher_that_is_to_be_pretrained_is(tmp_path: Path) -> None:
     done = hgkd("pretrain", "demo", cwd=tmp_path)
 
     assert done.returncode == 2
-    assert "teacher.weights = 'bundled': only 'pretrain' is trained here" in done.stderr
+    assert "teacher.weights = 'bundled': there is nothing to pre-train" in done.stderr
 
 
 SHOWN = {

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgkd_edge import console
+from hgkd_edge.cells import counted
 from hgkd_edge.console import make_console, printable, track_steps
 
 HOSTILE = {
@@ -123,3 +124,9 @@ def test_without_a_terminal_progress_says_how_long_it_takes(
         show(step, "")
 
     assert out.getvalue().strip() == f"indexing {step}/100    {left}".strip()
+
+
+def test_counts_are_in_the_right_number() -> None:
+    assert counted(1, "image") == "1 image"
+    assert counted(1628, "image") == "1,628 images"
+    assert counted(0, "class", "classes") == "0 classes"

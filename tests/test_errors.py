@@ -77,7 +77,7 @@ def test_every_error_of_both_packages_ends_a_command_with_its_line_and_hint(
     error = kind.__new__(kind)
     UserError.__init__(error, "what and where", hint="the fix")
 
-    def fail(standalone_mode: bool) -> None:
+    def fail(**options: object) -> None:
         raise error
 
     monkeypatch.setattr(hgkd_edge.cli, "app", fail)

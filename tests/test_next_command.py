@@ -70,10 +70,9 @@ def test_runs_side_by_side_are_never_mixed_up(hgkd: Hgkd, recipe: str, tmp_path:
     assert second.stderr.startswith("run folder: runs/tiny-2 (runs/tiny already exists)\n")
     for done, run in ((first, "runs/tiny"), (second, "runs/tiny-2"), (tuned, "runs/tiny")):
         assert done.returncode == 0, done.stderr
-        following = done.stdout.splitlines()[-1]
-        commands = following.removeprefix("next: ").split(", ")
-        assert len(commands) == 3
-        assert all(run in command.split() for command in commands)
+        lines = done.stdout.splitlines()[-3:]
+        assert [line[:16] for line in lines] == ["next: hgkd-edge ", *["      hgkd-edge "] * 2]
+        assert all(run in line.split() for line in lines)
     assert "installed" not in first.stderr + tuned.stderr, "Accelerate, of trackers: []"
     assert (tmp_path / "runs" / "latest").readlink() == Path("tiny")
 
@@ -131,7 +130,7 @@ def test_features_that_learned_nothing_are_reported_as_no_better(hgkd: Hgkd, rec
     shown = hgkd("evaluate", "tiny")
     scored = hgkd("evaluate", "--json")
 
-    *_, warning, following = shown.stdout.splitlines()
+    *_, warning, following, _ = shown.stdout.splitlines()
     assert warning.startswith("warning: k-NN ")
     assert "the baseline: " in warning
     assert following.startswith("next: hgkd-edge finetune runs/tiny")

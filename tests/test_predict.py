@@ -369,7 +369,7 @@ def test_images_none_of_which_can_be_read_are_an_error(
     (tmp_path / "broken.jpg").write_bytes(b"not an image")
 
     with pytest.raises(
-        DataError, match="none of 1 images could be processed; the first, .*broken.jpg: cannot"
+        DataError, match="none of 1 image could be processed; the first, .*broken.jpg: cannot"
     ):
         predict(models["onnx"], [tmp_path / "broken.jpg"], tmp_path / "out")
     with pytest.raises(DataError, match="is a file"):

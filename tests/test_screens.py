@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import os
 import re
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 from rich.text import Text
 from typer.main import get_command
@@ -23,13 +25,16 @@ from typer.testing import CliRunner
 from hgkd_edge.bench import records
 from hgkd_edge.bench.compare import Comparison, Row
 from hgkd_edge.bench.tables import comparison_view, fleet_view, session_view
-from hgkd_edge.cli import app
+from hgkd_edge.cli import app, main
 from hgkd_edge.console import make_console
 from hgkd_edge.export_record import ExportRecord
 from hgkd_edge.manifest_record import Distilled
+from hgkd_edge.recipe import Recipe
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import FeatureRecord, FinetuneRecord, TaskRecord
 from hgkd_edge.video.predict import Summary
 from tests import screen_records as record
+from tests.bench.conftest import build_convnet
 
 SCREENS = Path(__file__).parent / "screens"
 WIDTH = 80
@@ -42,12 +47,14 @@ def commands() -> list[str]:
     return ["", *groups, *(f"{name} {sub}" for name, subs in groups.items() for sub in subs)]
 
 
-def run(*arguments: str) -> str:
+PLAIN = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
+
+
+def run(*arguments: str, typed: str = "") -> str:
     """What a command prints on a terminal of 80 columns, without colors."""
-    environment = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
-    done = CliRunner(env=environment).invoke(app, arguments, prog_name="hgkd-edge")
+    done = CliRunner(env=PLAIN).invoke(app, arguments, input=typed, prog_name="hgkd-edge")
     assert done.exit_code == 0, done.output
-    return done.stdout
+    return done.output if typed else done.stdout
 
 
 def printed(lines: Iterable[Any], **options: Any) -> str:
@@ -65,12 +72,12 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     from hgkd_edge.api.distilling import checked_lines, dry_run_lines
     from hgkd_edge.api.model import Prediction
     from hgkd_edge.api.run import _finetuned_lines, distilled_lines
-    from hgkd_edge.cli import demo, distill, predict
+    from hgkd_edge.api.streaming import video_lines
+    from hgkd_edge.cli import demo, distill, finetune
     from hgkd_edge.comparison.view import comparison_lines
     from hgkd_edge.demo import DemoRecord
-    from hgkd_edge.distillation.check import Checked
-    from hgkd_edge.distillation.dry_run import DryRun
     from hgkd_edge.embedding import Summary as Embedded
+    from hgkd_edge.pipeline import PipelineTimes
 
     session = records.Session.model_validate(record.SESSION)
     compared = Comparison(
@@ -83,14 +90,17 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
     return {
         "distill": lambda: [
             *distilled_lines(record.RUN, Distilled.model_validate(record.DISTILLED)),
-            distill.next_step(record.RUN, checked=False),
+            *distill.next_step(record.RUN, checked=False),
         ],
         "distill-check": lambda: [
-            *checked_lines(Checked.model_validate(record.CHECKED)),
-            distill.next_step(record.RUN, checked=True),
+            *checked_lines(record.checked()),
+            *distill.next_step(record.RUN, checked=True),
         ],
-        "distill-dry-run": lambda: dry_run_lines(DryRun.model_validate(record.DRY_RUN)),
-        "finetune": lambda: _finetuned_lines(FinetuneRecord.model_validate(record.FINETUNED)),
+        "distill-dry-run": lambda: dry_run_lines(record.dry_run()),
+        "finetune": lambda: [
+            *_finetuned_lines(FinetuneRecord.model_validate(record.FINETUNED)),
+            *finetune.next_step(record.RUN, qat=True),
+        ],
         "demo": lambda: [demo._table(DemoRecord.model_validate(record.DEMO))],
         "evaluate-features": lambda: [
             shared.score_table(FeatureRecord.model_validate(record.FEATURES))
@@ -98,13 +108,21 @@ def tables() -> dict[str, Callable[[], Iterable[Any]]]:
         "evaluate-model": lambda: [shared.task_table(TaskRecord.model_validate(record.SCORES))],
         "export": lambda: shared.export_lines(ExportRecord.model_validate(record.EXPORT)),
         "predict": lambda: map(str, map(Prediction, record.PREDICTIONS)),
-        "predict-video": lambda: predict._video_lines(Summary(**record.VIDEO)),
+        "predict-video": lambda: video_lines(Summary(**record.VIDEO)),
         "embed": Embedded(**record.FEATURES_FILE).lines,
         "bench": lambda: [session_view(session)],
         "bench-fleet": lambda: [fleet_view([session], record.REFUSALS)],
+        "bench-pipeline": lambda: shared.pipeline_lines(
+            PipelineTimes.model_validate(record.PIPELINE)
+        ),
         "bench-compare": lambda: [comparison_view(compared)],
         "compare": lambda: comparison_lines(record.comparison(), Path("runs/shop/comparison.svg")),
     }
+
+
+def without_root(shown: str) -> str:
+    """A screen without this machine's path of the repository."""
+    return shown.replace(f"{SCREENS.parents[1]}/", "")
 
 
 def check(name: str, shown: str) -> None:
@@ -188,12 +206,85 @@ def test_data(monkeypatch: pytest.MonkeyPatch) -> None:
     check("data", run("data", "samples/bccd"))
 
 
+def test_report(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("shop", "shop-2"):
+        RunDir.create(Recipe.model_validate(tiny_recipe), Path("runs", name))
+
+    check("report", run("report", "runs/shop") + run("report", "runs/shop", "runs/shop-2"))
+
+
+def test_pretrain(tiny_recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgkd_edge.distillation import pretrain
+
+    weights = Path("cache/teachers/0f3a/model.safetensors")
+    monkeypatch.setattr(pretrain, "pretrain_teacher", lambda *_, **__: weights)
+
+    monkeypatch.chdir(tiny_recipe_file.parent)
+
+    check("pretrain", run("pretrain", tiny_recipe_file.name))
+
+
+def test_demo_says_at_once_what_is_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hgkd_edge import demo
+
+    stream = io.StringIO()
+    monkeypatch.setattr(demo, "console", make_console(file=stream, width=WIDTH))
+
+    demo._print_plan()
+
+    check("demo-plan", stream.getvalue())
+
+
+def test_recipes_show() -> None:
+    check("recipes-show", run("recipes", "show", "demo"))
+
+
+def test_recipes_validate() -> None:
+    check("recipes-validate", without_root(run("recipes", "validate", "demo")))
+
+
+@pytest.fixture
+def shop(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with `photos`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "train", "photos")
+
+
+@pytest.mark.usefixtures("shop")
+def test_recipes_new() -> None:
+    check("recipes-new", run("recipes", "new", "--images", "photos", "--labels", "few"))
+    check("recipes-new-file", Path("recipe.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("shop")
+def test_recipes_new_asks_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("hgkd_edge.cli.recipes.sys", terminal)
+
+    check("recipes-new-questions", run("recipes", "new", typed="photos\n\nfew\n\n\n\n"))
+
+
+def test_bench_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(build_convnet(), "shop.fp32.onnx")
+
+    check("bench-estimate", run("bench", "shop.fp32.onnx", "--estimate", "--on", "nano,orin-nano"))
+
+
+ONE_OFF = """
+bench-estimate data demo-plan devices doctor doctor-kernels pretrain recipes-list recipes-new
+recipes-new-file recipes-new-questions recipes-show recipes-validate report
+"""
+
+
 def test_no_screen_is_left_that_nothing_shows() -> None:
     helps = {f"help-{command or 'hgkd-edge'}".replace(" ", "-") for command in commands()}
-    lists = {"doctor", "doctor-kernels", "devices", "recipes-list", "data"}
     errors = {f"error-{name}" for name in MISTAKES}
 
-    shown = helps | lists | errors | set(tables())
+    shown = helps | errors | set(tables()) | set(ONE_OFF.split())
     assert {file.stem for file in SCREENS.iterdir()} == shown
 
 
@@ -212,18 +303,20 @@ MISTAKES = {
     "wrong-value": ("recipes", "validate", "demo", "--set", "mask.ratio=2"),
     "unknown-run": ("export", "runs/no-such-run"),
     "unknown-option": ("bench", "--presision", "fp16"),
+    "pretrained-already": ("pretrain", "demo"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_error_and_a_hint(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hgkd_edge", *MISTAKES[name]],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"},
-    )
+def test_a_mistake_is_one_error_and_a_hint(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hgkd-edge", *MISTAKES[name]])
 
-    assert (done.returncode, done.stdout) == (2, "")
-    check(f"error-{name}", done.stderr.replace(f"{SCREENS.parents[1]}/", ""))
-    assert done.stderr.startswith("error: ")
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    check(f"error-{name}", without_root(printed.err))
+    assert printed.err.startswith("error: ")

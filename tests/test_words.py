@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,9 @@ WORDS = {
     r"stands? there|stands? twice": "is defined",
     r"at hand|to be had": "available",
     r"of (its|their|his) own": "separate, its own X",
-    r"(leave|leaves|left|leaving) (out|alone|away|it out|them out|one of them out)": "skip, remove",
+    r"(leave|leaves|left|leaving)( [^\s.;]+){0,4} (out|alone|away)": "skip, remove, keep",
+    r"that one(?=[.,;:)?!]| (is|was|has|does|can|which|of|too|alone|also))": "name the thing again",
+    r"which the same \w+ (does|do|has|have|is|are)": "name the thing again",
     r"(one's|our|its) faults?|faults? of|at fault": "bug, error",
     r"begins? from|begun (with|from)": "starts from, initialized from",
     r"as (many|much) as will do": "enough",
@@ -56,30 +58,37 @@ ALLOWED = {
 }
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """Path and content of every tracked text file."""
+@functools.cache
+def texts() -> dict[str, str]:
+    """Path -> content of every tracked text file."""
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
+    found = {}
     for name in listed.stdout.split("\0"):
         file = ROOT / name
         if name and file.is_file() and not file.is_symlink() and not SKIPPED.search(name):
             content = file.read_bytes()
             if b"\0" not in content:
-                yield name, content.decode("utf-8", "replace")
+                text = content.decode("utf-8", "replace")
+                # Names in code are words too.
+                found[name] = re.sub(ALLOWED.get(name, "$^"), "", text).replace("_", " ")
+    return found
+
+
+# Between two words: a space; or the end of a line, with what starts the next one in a comment, a
+# quotation, a table or a text in code.
+GAP = r"(?: +|[ \"']*\n[\s#>*|/\"'f]*)"
 
 
 def found(pattern: str) -> list[str]:
-    """`path:line: text` of every place that a pattern matches, in code's names too."""
-    whole = re.compile(rf"(?<![A-Za-z])({pattern})(?![A-Za-z])", re.IGNORECASE)
-    places = []
-    for name, content in texts():
-        allowed = ALLOWED.get(name)
-        for number, line in enumerate(content.splitlines(), 1):
-            text = re.sub(allowed, "", line) if allowed else line
-            if whole.search(text.replace("_", " ")):
-                places.append(f"{name}:{number}: {line.strip()[:120]}")
-    return places
+    """`path:line: text` of every place that a pattern matches, also over the end of a line."""
+    words = re.compile(rf"(?<![A-Za-z])({pattern.replace(' ', GAP)})(?![A-Za-z])", re.IGNORECASE)
+    return [
+        f"{name}:{content.count(chr(10), 0, match.start()) + 1}: {match[0]!r}"
+        for name, content in texts().items()
+        for match in words.finditer(content)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +104,24 @@ def test_no_text_uses_a_word_of_the_list(word: str) -> None:
 
 def test_spelling_is_american() -> None:
     assert found(BRITISH) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["We go\n    # on here.", 'f"it goes "\n        f"on"', "> going\n> on", "is_going_on(x)"],
+)
+def test_a_phrase_is_found_over_the_end_of_a_line(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_words.texts", lambda: {"a": text.replace("_", " ")})
+
+    assert found("(go|goes|went|gone|going) on")
+
+
+@pytest.mark.parametrize("text", ["Leave the last row out.", "which of them? That one.", "told"])
+def test_a_phrase_with_words_in_between_is_found(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.test_words.texts", lambda: {"a": text})
+
+    assert any(map(found, WORDS))

@@ -19,6 +19,7 @@ from hgkd_edge.api.work import (
     at_work,
     require_training_packages,
 )
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.processes import on_main
@@ -165,7 +166,7 @@ def pretrain(recipe: AnyRecipe, overrides: Overrides = ()) -> Path:
     loaded = resolve_recipe(recipe, overrides)
     if loaded.teacher.weights != "pretrain":
         raise RecipeError(
-            f"teacher.weights = '{loaded.teacher.weights}': only 'pretrain' is trained here",
+            f"teacher.weights = '{loaded.teacher.weights}': there is nothing to pre-train",
             hint="--set teacher.weights=pretrain",
         )
     require_training_packages("pretrain")
@@ -267,7 +268,7 @@ PARTS = {
 
 def dry_run_lines(found: DryRun) -> Iterator[str]:
     """Time, memory and disk that a distillation will take."""
-    images = f"{found.images:,} images at {found.images_per_s:.0f} images/s"
+    images = f"{counted(found.images, 'image')} at {found.images_per_s:.0f} images/s"
     yield f"dry run of '{found.run}': {images}"
     for part, seconds in found.seconds.items():
         yield f"  {PARTS[part]:<26}{_duration(seconds):>12}"

@@ -16,7 +16,7 @@ def export(folder: RunDir, options: ExportOptions) -> Result:
 
     Raises:
         ExportError: Options that cannot work, or the fp32 file failed.
-        hgkd_edge.export.ExportIncomplete: Other files failed; its `result` lists both.
+        ExportIncomplete: Other files failed; its `result` lists both.
     """
     options.check()
     require_training_packages("export")

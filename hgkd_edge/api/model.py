@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hgkd_edge.answering import Answer, answer_image, require_threshold
+from hgkd_edge.cells import counted
 from hgkd_edge.console import printable, track_steps
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.predict import image_files, predict
@@ -204,7 +205,8 @@ class Model:
                 found.append(self._predict_one(name, source, threshold))
                 show(number + 1, "")
         if all(one.error for one in found):
-            raise DataError(f"none of {len(found)} images could be processed; first: {found[0]}")
+            none = f"none of {counted(len(found), 'image')} could be processed"
+            raise DataError(f"{none}; first: {found[0]}")
         return Predictions(found)
 
     def _predict_to(

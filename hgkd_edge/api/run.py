@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgkd_edge.api.result import Result, as_html, as_text
+from hgkd_edge.api.signatures import takes_fields_of
 from hgkd_edge.api.work import (
     Overrides,
     announce,
@@ -15,8 +16,11 @@ from hgkd_edge.api.work import (
     at_work,
     require_training_packages,
 )
+from hgkd_edge.bench.options import BenchOptions, RunBenchOptions
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console
 from hgkd_edge.errors import RunError
+from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.manifest_record import Distilled
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe
@@ -216,73 +220,64 @@ class Run:
         found = evaluate_model(self.folder, model=path, split=split, trust_engine=trust_engine)
         return _evaluated(found, task_table(found), *label_tables(found))
 
-    def export(
-        self,
-        *,
-        precision: str = "fp32",
-        trt: bool = False,
-        openvino: bool = False,
-        **more: Any,
-    ) -> Result:
+    @takes_fields_of(ExportOptions)
+    def export(self, **options: Any) -> Result:
         """Export to ONNX, OpenVINO and TensorRT, each file verified on real images.
 
         Args:
-            precision: `fp32`, `fp16` or `int8`. The fp32 ONNX file is always made.
-            trt: Also build a TensorRT engine.
-            openvino: Also write an OpenVINO model.
-            **more: Further fields of `hgkd_edge.export_options.ExportOptions`, such as
-                `bundles=("jetson",)` or `max_drop=0.5`.
+            **options: The fields of `ExportOptions`, such as `precision="int8"`, `trt=True`,
+                `openvino=True` or `bundles=["jetson"]`. The fp32 ONNX file is always made.
 
         Returns:
             `files` with the verification of each; also in the run's `export.json`.
 
         Raises:
-            TypeError: `more` names no option.
             ExportError: Options that cannot work, or the fp32 file failed.
-            hgkd_edge.export.ExportIncomplete: Other files failed; its `result` lists both.
+            ExportIncomplete: Other files failed; its `result` lists both.
         """
         from hgkd_edge.api.exporting import export
-        from hgkd_edge.export_options import ExportOptions
 
-        options = ExportOptions(precision=precision, trt=trt, openvino=openvino, **more)
-        return export(self.folder, options)
+        chosen = ExportOptions(**options)
+        return export(self.folder, chosen)
 
-    def bench(self, device: str = "cpu", *, batches: Sequence[int] = (1,), **more: Any) -> Result:
+    @takes_fields_of(RunBenchOptions)
+    def bench(self, device: str = "cpu", **options: Any) -> Result:
         """Measure latency and throughput of the exported files.
 
         Args:
             device: `cpu`, `cuda`, `openvino` or `jetson`.
-            batches: Batch sizes.
-            **more: Further fields of `hgkd_edge.bench.BenchOptions`, such as
+            **options: The other fields of `RunBenchOptions`, such as `batches=[1, 8]`,
                 `host="nvidia@orin"` (over SSH) or `duration_s=2.0`.
 
         Returns:
             `file` (bench.json), `sessions` and `refusals`.
 
         Raises:
-            TypeError: `more` names no option.
             RunError: There is no exported file.
             DeviceError: The device cannot be reached or used.
+            WrongOutputs: A file's outputs differ from its ONNX file's.
+            WorkFailed: The work on a device failed, or the connection broke.
         """
         from hgkd_edge.api.measuring import measure
-        from hgkd_edge.bench.options import BenchOptions
 
-        options = BenchOptions((self.path,), device=device, batches=tuple(batches), **more)
-        return measure(options)
+        return measure(BenchOptions(models=(self.path,), device=device, **options))
 
     def predict(
         self,
         images: AnyImages,
         *,
         out: str | os.PathLike[str] | None = None,
-        **more: Any,
+        threshold: float | None = None,
+        save_labels: str = "",
     ) -> Predictions:
         """Predict with the fine-tuned model: `load_model(run.path).predict(images)`.
 
         Args:
             images: As for `Model.predict`: files, folders, PIL images or arrays.
             out: Write pictures and `predictions.json` to this folder.
-            **more: Further arguments of `Model.predict`.
+            threshold: Lowest score of a box or a label; None is the model's own.
+            save_labels: Also write the predictions as a data set to `out/labels`: yolo, coco, voc,
+                folders or csv.
 
         Raises:
             RunError: The run is not fine-tuned.
@@ -290,20 +285,22 @@ class Run:
         """
         from hgkd_edge.api.model import load_model
 
-        return load_model(self.path).predict(images, out=out, **more)
+        model = load_model(self.path)
+        return model.predict(images, out=out, threshold=threshold, save_labels=save_labels)
 
     def embed(
         self,
         images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         out: str | os.PathLike[str] | None = None,
-        **more: Any,
+        *,
+        neighbors: str | os.PathLike[str] | None = None,
     ) -> Embeddings:
         """Compute the backbone's features of images: `hgkd_edge.embed(run.path, images)`.
 
         Args:
             images: Image files, or folders of them.
             out: Write the features to this file, `.npz` or `.parquet`.
-            **more: Further arguments of `hgkd_edge.embed`.
+            neighbors: Draw a few images with their nearest neighbors to this picture file.
 
         Raises:
             RunError: The run has no backbone yet.
@@ -311,7 +308,7 @@ class Run:
         """
         from hgkd_edge.api.embedding import embed
 
-        return embed(self.path, images, out, **more)
+        return embed(self.path, images, out, neighbors=neighbors)
 
     def report(self, *others: Run) -> Path:
         """Write one HTML page: curves, pictures, scores, proofs, the file to deploy, provenance.
@@ -359,8 +356,9 @@ def distilled_lines(run: str, distilled: Distilled) -> list[RenderableType]:
     ]
     if held_out is not None:
         lines.append(
-            f"teacher features at {held_out.sites} sites of {held_out.photos} held-out "
-            f"images: cosine {held_out.student:.3f} (mean token: {held_out.mean_token:.3f})"
+            f"teacher features at {held_out.sites} sites of "
+            f"{counted(held_out.photos, 'held-out image')}: cosine "
+            f"{held_out.student:.3f} (mean token: {held_out.mean_token:.3f})"
         )
     return [*lines, *warning_lines(distilled.warnings)]
 

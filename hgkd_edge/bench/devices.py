@@ -106,7 +106,7 @@ def find_devices(name: str) -> list[Device]:
     known = device_table().devices
     if found := [one for one in known if one.id == name or one.id.startswith(f"{name}-")]:
         return found
-    near = difflib.get_close_matches(name, [one.id for one in known], n=2, cutoff=0.4)
+    near = difflib.get_close_matches(name, [one.id for one in known], n=2, cutoff=0.5)
     raise DeviceError(
         f"device '{name}' is not in the table",
         hint=f"did you mean {' or '.join(near)}? " * bool(near) + "see: hgkd-edge devices",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hgkd_edge
 from hgkd_edge.bench.records import Machine
+from hgkd_edge.cells import counted
 
 __all__ = ["cpu_name", "environment", "environment_warnings", "resident_mb", "tool_version"]
 
@@ -47,8 +48,8 @@ def environment_warnings(machine: Machine) -> list[str]:
     load, cores = machine.load_average_1min, machine.usable_cores or 1
     if load is not None and load > 0.5 * cores:
         warnings.append(
-            f"the machine was busy before the run (load {load:g} on {cores} cores): times may be "
-            "too long; measure on an idle machine"
+            f"the machine was busy before the run (load {load:g} on {counted(cores, 'core')}): "
+            "times may be too long; measure on an idle machine"
         )
     if machine.governor and machine.governor not in ("performance", "schedutil"):
         warnings.append(

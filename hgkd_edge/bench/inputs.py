@@ -24,10 +24,10 @@ from exporters.runtimes import Outputs
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
-from hgkd_edge.errors import DeviceError, RunError, UserError, reason_of
+from hgkd_edge.errors import DeviceError, RunError, WrongOutputs, reason_of
 from hgkd_edge.parsing import parse_json, require_file
 
-__all__ = ["Probe", "WrongOutputs", "judge", "load_images", "loosest", "make_inputs", "make_probe"]
+__all__ = ["Probe", "judge", "load_images", "loosest", "make_inputs", "make_probe"]
 
 SEED = 0
 MAX_IMAGES_BYTES = 2**32  # of a file of prepared images
@@ -41,12 +41,6 @@ _USUAL_SIDE = 224
 # 3e-3 to 9e-3, which is within fp16's row.
 _ROWS = ("fp32", "tf32", "fp16", "int8")
 _ROW_OF = {"bf16": "fp16"}
-
-
-class WrongOutputs(UserError):
-    """The network to be timed gives other outputs than its ONNX file."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def list_runners(names: Iterable[str] = ()) -> list[tuple[str, Refusal | None]]:
     return [(name, Refusal.of(name, error) if error else None) for name, error in missing.items()]
 
 
-def runners_for(device: str, names: tuple[str, ...]) -> tuple[list[Runtime], list[Refusal]]:
+def runners_for(device: str, names: Sequence[str]) -> tuple[list[Runtime], list[Refusal]]:
     """The runners to measure with (by default those of the device), and those that cannot run here.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,21 +16,21 @@ from hgkd_edge.bench.method import Plan
 from hgkd_edge.bench.records import FedImages, Settings
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["DEVICES", "BenchOptions", "Progress", "parse_counts"]
+__all__ = ["DEVICES", "AnyPath", "BenchOptions", "Progress", "RunBenchOptions", "parse_counts"]
 
 DEVICES = ("cpu", "cuda", "openvino", "jetson")
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
+AnyPath = str | os.PathLike[str]
 Progress = Callable[[str, float], None]
 """Called with the current step and its completed fraction."""
 
 
 @dataclass(frozen=True)
-class BenchOptions:
-    """All options of a measurement.
+class RunBenchOptions:
+    """How to measure: the options of `Run.bench`.
 
     Args:
-        models: Run folders or .onnx files; empty means the latest run.
         device: Where: this CPU, this GPU, OpenVINO here, or a Jetson (local, or `host`).
         runners: Names from `list_runners()`; empty means the device's defaults.
         host: `user@machine[:port]` of an edge device to measure over SSH.
@@ -49,31 +50,28 @@ class BenchOptions:
         trust_engine: Load engines although they were not built on this machine.
         resume: Reuse a build that an earlier, interrupted session finished on the host.
         ssh_config: An OpenSSH configuration file to use in place of the user's.
-        load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
 
     Raises:
         DeviceError: A value that measures nothing, or an unknown one.
     """
 
-    models: tuple[Path, ...] = ()
     device: str = "cpu"
-    runners: tuple[str, ...] = ()
+    runners: Sequence[str] = ()
     host: str | None = None
-    hosts: Path | None = None
-    batches: tuple[int, ...] = (1,)
-    threads: tuple[int | None, ...] = (None,)
-    precisions: tuple[str, ...] = ()
+    hosts: AnyPath | None = None
+    batches: Sequence[int] = (1,)
+    threads: Sequence[int | None] = (None,)
+    precisions: Sequence[str] = ()
     copies: Literal["in", "out"] = "in"
     duration_s: float = 5.0
     count: int | None = None
     rounds: int = 5
     images: np.ndarray | None = field(default=None, repr=False)
-    out: Path | None = None
+    out: AnyPath | None = None
     unverified: bool = False
     trust_engine: bool = False
     resume: bool = False
-    ssh_config: Path | None = None
-    load_torch: Callable[[Path], object] | None = field(default=None, repr=False)
+    ssh_config: AnyPath | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -100,6 +98,27 @@ class BenchOptions:
     def plan(self) -> Plan:
         """How long and how to measure."""
         return Plan(duration_s=self.duration_s, count=self.count, rounds=self.rounds)
+
+
+@dataclass(frozen=True)
+class BenchOptions(RunBenchOptions):
+    """What to measure, and how.
+
+    Args:
+        models: Run folders or .onnx files; empty means the latest run.
+        load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
+
+    Raises:
+        DeviceError: A value that measures nothing, or an unknown one.
+    """
+
+    models: Sequence[Path] = ()
+    load_torch: Callable[[Path], object] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Users write names of files as strings.
+        object.__setattr__(self, "models", tuple(map(Path, self.models)))
 
     def settings(self) -> Settings:
         """The record of the request in bench.json; images are named, not stored."""

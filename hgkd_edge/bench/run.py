@@ -57,7 +57,7 @@ def run_bench(
 def result_file(options: BenchOptions, name: str) -> Path:
     """`--out`, else the run folder of the first model, else its own folder."""
     if options.out is not None:
-        return options.out
+        return Path(options.out)
     source = options.models[0] if options.models else None
     run = run_folder_of(source)
     if run is not None:
@@ -92,7 +92,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
             hint="remove --runner, or remove --host and --device jetson",
         )
     if options.hosts is not None:
-        hosts = load_fleet(options.hosts)
+        hosts = load_fleet(Path(options.hosts))
     elif options.host is not None:
         hosts = {options.host: Host.parse(options.host)}
     elif is_jetson_here():

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hgkd_edge.bench.compare import Comparison, failed_models
 from hgkd_edge.bench.records import Measurement, Refusal, Session
-from hgkd_edge.cells import Name, milliseconds, name_table, rate
+from hgkd_edge.cells import Name, counted, milliseconds, name_table, rate
 
 __all__ = [
     "comparison_view",
@@ -127,7 +127,7 @@ def _machine(session: Session) -> str:
         mode = found.power_mode or "unknown"
         parts += [f"JetPack {found.jetpack or '?'}", f"mode {mode}", f"clocks {locked}"]
     elif found.usable_cores:
-        parts.append(f"{found.usable_cores} cores")
+        parts.append(counted(found.usable_cores, "core"))
     if found.trtexec:
         parts.append(f"TensorRT {found.trtexec}")
     return ", ".join(parts)

@@ -80,4 +80,5 @@ def options(
 
 def main() -> NoReturn:
     """Entry point."""
-    run_app(lambda: app(standalone_mode=False))  # usage errors too are printed as ours
+    # Usage errors too are printed as ours, under one name also with `python -m hgkd_edge`.
+    run_app(lambda: app(standalone_mode=False, prog_name="hgkd-edge"))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, TrustEngine
-from hgkd_edge.cli.output import say, show, show_result
+from hgkd_edge.cli.output import say, show_result
 
 if TYPE_CHECKING:
+    from hgkd_edge.api.result import Result
     from hgkd_edge.bench.options import BenchOptions
 
 Models = Annotated[
@@ -106,11 +107,12 @@ def bench(
 
     Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
     """
+    from hgkd_edge.api import measuring
     from hgkd_edge.bench.inputs import load_images
     from hgkd_edge.bench.options import BenchOptions, parse_counts
 
     if compare is not None:
-        _compare(*compare, as_json=as_json)
+        show_result(measuring.compare_measurements(*compare), as_json)
         return
     options = BenchOptions(
         models=tuple(models or ()),
@@ -135,7 +137,7 @@ def bench(
     if pipeline is not None:
         _measure_pipeline(pipeline, options, as_json=as_json)
     elif estimate:
-        _estimate(options, _names(on), as_json=as_json)
+        _show_written(measuring.estimate(options, _names(on)), as_json=as_json)
     else:
         _measure(options, as_json=as_json)
 
@@ -144,52 +146,32 @@ def _measure(options: BenchOptions, *, as_json: bool) -> None:
     from hgkd_edge.api.measuring import measure
 
     result = measure(options)
-    show_result(result, as_json)
-    if not as_json:
-        say(f"written to {result['file']}")
+    _show_written(result, as_json=as_json)
     if result["refusals"]:
         raise typer.Exit(1)
 
 
 def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> None:
+    from hgkd_edge.api.measuring import measure_pipeline
     from hgkd_edge.errors import DataError
-    from hgkd_edge.files import write_json
-    from hgkd_edge.pipeline import measure_pipeline
-    from hgkd_edge.rundir import RunDir
-    from hgkd_edge.tables import stage_table
 
     if len(options.models) > 1:
         raise DataError("--pipeline: measures one model", hint="name one run or model file")
-    found = measure_pipeline(
-        options.models[0] if options.models else RunDir.resolve(None).path,
-        [images],
+    result = measure_pipeline(
+        images,
+        options.models[0] if options.models else None,
         duration_s=options.duration_s,
         count=options.count,
+        out=options.out,
         trust_engine=options.trust_engine,
     )
-    if options.out is not None:
-        write_json(options.out, found.to_dict())
-    rate = f"{found.frames_per_s:.1f} frames/s from file to prediction"
-    alone = f"{found.infer_frames_per_s:.1f} by the network alone"
-    show(found.to_dict(), as_json, lambda: [stage_table(found.stages), f"{rate}, {alone}"])
+    show_result(result, as_json)
 
 
-def _estimate(options: BenchOptions, names: tuple[str, ...], *, as_json: bool) -> None:
-    from hgkd_edge.bench.estimate import estimate_to_file, estimate_view
-
-    file, content = estimate_to_file(options, names)
-    record = {"file": str(file), **content.model_dump(mode="json", by_alias=True)}
-    show(record, as_json, lambda: [estimate_view(content.estimates)])
+def _show_written(result: Result, *, as_json: bool) -> None:
+    show_result(result, as_json)
     if not as_json:
-        say(f"written to {file}")
-
-
-def _compare(a: Path, b: Path, *, as_json: bool) -> None:
-    from hgkd_edge.bench.compare import compare_files
-    from hgkd_edge.bench.tables import comparison_view
-
-    comparison = compare_files(a, b)
-    show(comparison.model_dump(mode="json"), as_json, lambda: [comparison_view(comparison)])
+        say(f"written to {result['file']}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides
-from hgkd_edge.cli.output import next_line, show
+from hgkd_edge.cli.output import next_lines, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,7 @@ def demo(
 
     require_training_packages("demo")
     result = verb.demo(run, overrides or ())
-    following = ("finetune {run} --task classify", "report")
+    following = ("finetune {} --task classify", "report")
     show(
         result.to_dict(),
         as_json,
@@ -44,7 +44,7 @@ def demo(
             f"run folder: {result.run}",
             *warning_lines(result.warnings),
             *warning_lines(result.evaluation.warnings),
-            next_line(result.run, *following),
+            *next_lines(result.run, *following),
         ],
     )
 
@@ -53,6 +53,7 @@ def _table(result: DemoRecord) -> Table:
     """The whole demo in one table: each figure next to what it is compared with."""
     from rich.table import Table
 
+    from hgkd_edge.cells import counted
     from hgkd_edge.tables import percent
 
     scores, cosine, export = result.evaluation, result.held_out, result.export
@@ -60,7 +61,7 @@ def _table(result: DemoRecord) -> Table:
     proofs = export.verification.outputs if export.verification is not None else []
     error = max(output.max_abs_error or 0.0 for output in proofs)
     engine, seen = export.engine, export.verified_on
-    images = f"{seen.photos} held-out photos" if seen else ""
+    images = counted(seen.photos, "held-out photo") if seen else ""
     table = Table("figure", title="hgkd-edge demo")
     table.add_column("result", justify="right")
     table.add_column("compared with", justify="right")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
-from hgkd_edge.cli.output import next_line, show_result
+from hgkd_edge.cli.output import next_lines, show_result
 from hgkd_edge.processes import is_main
 
 
@@ -51,11 +51,11 @@ def distill(
         if not is_main():
             return
         result = made.distilled
-    show_result(result, as_json, next_step(result["run"], checked="signs" in result))
+    show_result(result, as_json, *next_step(result["run"], checked="signs" in result))
 
 
-def next_step(run: str, *, checked: bool) -> str:
+def next_step(run: str, *, checked: bool) -> list[str]:
     """What follows a distillation, or a check of one."""
     if checked:
-        return next_line(run, "distill {run}/recipe.yaml --resume --run {run}")
-    return next_line(run, "evaluate", "export {run} --onnx --trt", "bench")
+        return next_lines(run, "distill {}/recipe.yaml --resume --run {}")
+    return next_lines(run, "evaluate", "export {} --onnx --trt", "bench")

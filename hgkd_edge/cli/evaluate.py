@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run, TrustEngine
-from hgkd_edge.cli.output import next_line, show_result
+from hgkd_edge.cli.output import next_lines, show_result
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
 
     chosen = load(run)
     result = chosen.evaluate(model, split=split, features=features, trust_engine=trust_engine)
-    following = ("export {run} --onnx --trt", "predict {run} IMAGES")
+    following = ("export {} --onnx --trt", "predict {} IMAGES")
     if "distilled" in result:
-        following = ("finetune {run} --task classify", "export {run} --onnx --trt")
-    show_result(result, as_json, next_line(str(chosen.path), *following))
+        following = ("finetune {} --task classify", "export {} --onnx --trt")
+    show_result(result, as_json, *next_lines(str(chosen.path), *following))

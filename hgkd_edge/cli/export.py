@@ -159,7 +159,7 @@ def _export(run: Path | None, options: ExportOptions, *, as_json: bool) -> None:
 
     chosen = load(run)
     from hgkd_edge.api.exporting import export as verb
-    from hgkd_edge.export import ExportIncomplete  # torch is imported here
+    from hgkd_edge.export_record import ExportIncomplete
     from hgkd_edge.tables import export_lines
 
     try:

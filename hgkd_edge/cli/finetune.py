@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hgkd_edge.cli.options import AsJson, Overrides, Run
-from hgkd_edge.cli.output import next_line, show_result
+from hgkd_edge.cli.output import next_lines, show_result
 from hgkd_edge.processes import is_main
 
 
@@ -60,10 +60,10 @@ def finetune(
     )
     if is_main():
         result = tuned.finetuned
-        show_result(result, as_json, next_step(str(tuned.path), qat="int8_score" in result))
+        show_result(result, as_json, *next_step(str(tuned.path), qat="int8_score" in result))
 
 
-def next_step(run: str, *, qat: bool) -> str:
+def next_step(run: str, *, qat: bool) -> list[str]:
     """What follows a fine-tuning."""
     export = "--precision int8" if qat else "--onnx --trt"
-    return next_line(run, f"export {{run}} {export}", "predict {run} IMAGES", "bench")
+    return next_lines(run, f"export {{}} {export}", "predict {} IMAGES", "bench")

@@ -14,7 +14,7 @@ from hgkd_edge.processes import is_main
 if TYPE_CHECKING:
     from hgkd_edge.api.result import Result
 
-__all__ = ["next_line", "say", "say_error", "show", "show_result"]
+__all__ = ["next_lines", "say", "say_error", "show", "show_result"]
 
 
 def show(result: Any, as_json: bool, lines: Callable[[], Iterable[Any]]) -> None:
@@ -53,8 +53,9 @@ def say_error(message: str, hint: str) -> None:
         say(f"hint: {hint}")
 
 
-def next_line(run: str, *commands: str) -> str:
-    """What to type next, each command with the run that it is for."""
-    quoted = shlex.quote(run)
-    named = [c.format(run=quoted) if "{run}" in c else f"{c} {quoted}" for c in commands]
-    return "next: " + ", ".join(f"hgkd-edge {command}" for command in named)
+def next_lines(target: str, *commands: str) -> list[str]:
+    """What to type next, one command a line: each for a run or a file, at `{}` or at its end."""
+    quoted = shlex.quote(target)
+    named = [one.replace("{}", quoted) if "{}" in one else f"{one} {quoted}" for one in commands]
+    heads = ["next: ", *[" " * len("next: ")] * len(named)]
+    return [f"{head}hgkd-edge {command}" for head, command in zip(heads, named, strict=False)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from hgkd_edge.cli.options import AsJson, TrustEngine
 from hgkd_edge.cli.output import show
 
 if TYPE_CHECKING:
-    from hgkd_edge.video.predict import Summary
+    from hgkd_edge.api.result import Result
     from hgkd_edge.video.sources import Source
 
 
@@ -85,19 +85,41 @@ def predict(
 
     Example: hgkd-edge predict runs/demo rtsp://camera/stream
     """
-    from hgkd_edge.errors import DataError
     from hgkd_edge.video.sources import find_source
 
-    chosen: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    chosen: dict[str, Any] = {"trust_engine": trust_engine}
+    if threshold is not None:
+        chosen["threshold"] = threshold
     videos = [source for text in sources if (source := find_source(text)) is not None]
     if not (watch or videos):
         from hgkd_edge.api.model import load_model
 
-        opened = load_model(model, trust_engine=trust_engine)
+        opened = load_model(model, trust_engine=chosen.pop("trust_engine"))
         found = opened.predict(sources, out=out, save_labels=save_labels, **chosen)
         lines = [*map(str, found), f"pictures and JSON: {out}"]
         show(found.records(), as_json, lambda: lines)
         return
+    _require_possible(sources, videos, watch=watch, save_labels=save_labels)
+    from hgkd_edge.api import streaming
+
+    if watch:
+        made = [streaming.watch(model, sources[0], out, limit=frames, **chosen)]
+    else:
+        chosen |= {"limit": frames, "annotate": video, "patience": reconnect}
+        made = streaming.predict_video(model, sources, out, **chosen)
+    _show_videos(made, as_json=as_json)
+
+
+def _require_possible(
+    sources: Sequence[str], videos: Sequence[Source], *, watch: bool, save_labels: str
+) -> None:
+    """Refuse what videos and watched folders cannot do.
+
+    Raises:
+        DataError: Names the option or the input.
+    """
+    from hgkd_edge.errors import DataError
+
     if save_labels:
         raise DataError(
             "--save-labels: writes data sets of image files only",
@@ -110,52 +132,14 @@ def predict(
             f"{videos[0].shown}: videos and images need separate calls",
             hint="call predict once for each",
         )
-    chosen |= {"limit": frames, "annotate": video, "patience": reconnect}
-    _predict_video(model, videos, Path(sources[0]), out, as_json, chosen)
 
 
-def _predict_video(
-    model: Path,
-    videos: Sequence[Source],
-    folder: Path,
-    out: Path,
-    as_json: bool,
-    chosen: dict[str, Any],
-) -> None:
-    """Answer videos, or watch a folder where there are none."""
-    from dataclasses import asdict
-
-    from hgkd_edge.video.predict import Options, predict_folder, predict_videos
-
-    options = Options(**chosen)
-    if videos:
-        made = predict_videos(model, videos, out, options)
-    else:
-        made = [predict_folder(model, folder, out, options)]
-    show([asdict(one) for one in made], as_json, lambda: chain(*map(_video_lines, made)))
-    if any(one.stopped and not one.live for one in made):
-        raise typer.Exit(STOPPED)
-
-
-def _video_lines(made: Summary) -> Iterator[Any]:
-    """What became of one video, camera, stream or watched folder."""
-    from hgkd_edge.tables import stage_table
-
-    stopped = "stopped after " if made.stopped and not made.live else ""
-    yield (
-        f"{made.source}: {stopped}{made.frames} frames in {made.seconds:.1f} s, "
-        f"{made.frames_per_s:.1f} frames/s from source to prediction"
+def _show_videos(made: Sequence[Result], *, as_json: bool) -> None:
+    """Show the results of videos, or of a watched folder."""
+    show(
+        [one.to_dict() for one in made],
+        as_json,
+        lambda: chain.from_iterable(one.lines() for one in made),
     )
-    if made.stages:
-        yield stage_table(made.stages)
-    if made.dropped:
-        yield f"dropped: {made.dropped} frames, because newer ones were available"
-    if made.damaged:
-        yield f"damaged: {made.damaged} packets that could not be decoded"
-    if made.reconnects:
-        yield f"reconnects: {made.reconnects}"
-    if made.errors:
-        yield f"errors: {made.errors} frames without a prediction"
-    yield f"predictions, one JSON record per line: {made.answers}"
-    if made.video:
-        yield f"annotated video ({made.codec}): {made.video}"
+    if any(one["stopped"] and not one["live"] for one in made):
+        raise typer.Exit(STOPPED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
-from hgkd_edge.cli.output import show
+from hgkd_edge.cli.output import next_lines, show
 
 
 def pretrain(
@@ -20,4 +20,5 @@ def pretrain(
     from hgkd_edge.api import distilling
 
     weights = distilling.pretrain(recipe, overrides or ())
-    show({"weights": str(weights)}, as_json, lambda: [f"teacher: {weights}"])
+    following = next_lines(recipe, "distill")
+    show({"weights": str(weights)}, as_json, lambda: [f"teacher: {weights}", *following])

@@ -12,7 +12,7 @@ import typer
 
 from hgkd_edge.cli.help import Command
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
-from hgkd_edge.cli.output import next_line, show
+from hgkd_edge.cli.output import next_lines, show
 
 if TYPE_CHECKING:
     from hgkd_edge.distillation.parts import Parts
@@ -169,8 +169,8 @@ def new_recipe(
     wish = Wish(path, *counted, source=source, **chosen)
     schema = write_recipe(wish, out)
     result = {"recipe": str(out), "schema": str(schema)}
-    line = next_line(str(out), "recipes validate")
-    show(result, as_json, lambda: [f"recipe: {out}", f"JSON schema for editors: {schema}", line])
+    lines = [f"recipe: {out}", f"JSON schema for editors: {schema}"]
+    show(result, as_json, lambda: [*lines, *next_lines(str(out), "recipes validate", "distill")])
 
 
 QUESTIONS: dict[str, tuple[str, Any]] = {
@@ -222,8 +222,9 @@ def _table(found: dict[str, str]) -> Any:
 
 def _grid_lines(parts: Parts) -> list[str]:
     """The sizes on which student and teacher meet."""
-    mask, tokens = parts.mask_grid, parts.token_grid
+    grids = (parts.mask_grid, parts.token_grid, parts.teacher_size)
+    mask, tokens, seen = (f"{height}x{width}" for height, width in grids)
     return [
-        f"  mask: {mask[0]}x{mask[1]} patches of {parts.mask_patch} px",
-        f"  tokens: {tokens[0]}x{tokens[1]}, the teacher sees {parts.teacher_size}",
+        f"  mask: {mask} patches of {parts.mask_patch} px",
+        f"  tokens: {tokens}, the teacher sees {seen} px",
     ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.bench.records import Measurement, Session, load_bench
+from hgkd_edge.cells import counted
 from hgkd_edge.comparison.artifacts import Artifact, Exports, artifacts_of
 from hgkd_edge.comparison.missing_scores import Judged, judge
 from hgkd_edge.comparison.rows import Circumstances, Comparison, Group, Row
@@ -139,7 +140,7 @@ def _device(session: Session, one: Measurement) -> str:
     if session.is_remote:
         return ", ".join(filter(None, [session.target, facts.device, facts.power_mode]))
     unit = "GPU of" if one.runner.startswith(("tensorrt", "ort-cuda", "ort-tensorrt")) else "CPU"
-    cores = f", {facts.usable_cores} cores" if facts.usable_cores else ""
+    cores = f", {counted(facts.usable_cores, 'core')}" if facts.usable_cores else ""
     return f"{unit} {_machine(session)}{cores}"
 
 

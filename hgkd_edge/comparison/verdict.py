@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from hgkd_edge.cells import counted
 from hgkd_edge.comparison.artifacts import Exports
 from hgkd_edge.comparison.rows import Group, Row
 from hgkd_edge.comparison.scores import Score
@@ -57,6 +58,6 @@ def drops(exports: Exports, scores: Sequence[Score], max_drop: float) -> Iterato
         if drop > max_drop:
             yield (
                 f"{artifact.file.name} in {score.runtime} loses {drop:.2f} points of "
-                f"{score.metric} on {score.on.images} images: {score.points:.2f}, fp32 "
+                f"{score.metric} on {counted(score.on.images, 'image')}: {score.points:.2f}, fp32 "
                 f"{base.points:.2f} (--max-drop {max_drop:g})"
             )

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hgkd_edge.cells import Name, milliseconds, name_table, rate
+from hgkd_edge.cells import Name, counted, milliseconds, name_table, rate
 from hgkd_edge.comparison.rows import Comparison, Group, Row
 from hgkd_edge.console import printable
 from hgkd_edge.files import atomic_write
@@ -91,7 +91,7 @@ def legend_lines(found: Comparison) -> Iterator[str]:
     """What the columns and signs of the tables mean."""
     rows = [row for group in found.groups for row in group.rows]
     judged = {
-        f"{on.metric} in points on {on.images} images of the {on.split} split"
+        f"{on.metric} in points on {counted(on.images, 'image')} of the {on.split} split"
         for on in (group.on for group in found.groups)
         if on.images
     }

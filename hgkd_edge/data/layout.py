@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from hgkd_edge.cells import counted
 from hgkd_edge.data.names import SPELLINGS, a_few, readable, split_in, split_named, splits_by_name
 from hgkd_edge.errors import DataError
 
@@ -125,7 +126,7 @@ def _outside(root: Path, names: Sequence[str], tops: set[str]) -> list[str]:
     if not outside:
         return []
     return [
-        f"warning: {len(outside)} images of {root} are not used, they are outside the splits "
+        f"warning: {counted(len(outside), 'image')} of {root} not used: outside the splits "
         f"{_shown(sorted(tops))}: such as {readable(outside[0])}"
     ]
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from hgkd_edge.cells import counted
 from hgkd_edge.data.names import readable
 
 __all__ = [
@@ -210,7 +211,8 @@ def outside(root: Path, files: Iterable[Path]) -> str:
     away = [file for file in files if not os.path.abspath(file).startswith(inside)]
     if not away:
         return ""
-    return f"warning: {len(away)} images lie outside {root}, such as {readable(str(away[0]))}"
+    first = readable(str(away[0]))
+    return f"warning: {counted(len(away), 'image')} outside {root}, such as {first}"
 
 
 def _at(column: Callable[[int], T], indices: Sequence[int], i: int) -> T:

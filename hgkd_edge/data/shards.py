@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hgkd_edge import processes
+from hgkd_edge.cells import counted
 from hgkd_edge.console import track_steps
 from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
@@ -85,7 +86,7 @@ def shard_photos(config: DataConfig) -> Listing:
     shards = {file: index.photos for file, index in indices.items() if index.photos}
     if not shards:
         raise DataError(
-            f"data.path '{config.path}': {len(files)} shards hold no image",
+            f"data.path '{config.path}': no image in {counted(len(files), 'shard')}",
             hint=f"images are members named {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
     classes = _classes([member.label for photos in shards.values() for member in photos])

@@ -292,7 +292,7 @@ def why_unlabeled(source: ImageSource) -> str:
     if source.multi_hot:
         return f"none of {len(source)} images has a label"
     if len(source.classes) < 2:
-        return f"all {len(source)} images are of one class, or of none"
+        return "every image is of one class, or of none"
     bare = (source.labels == UNLABELED).nonzero().flatten().tolist()
     count = f"{len(bare)} of {len(source)} images"
     return f"without a label, or outside class folders: {count}, such as {source.names[bare[0]]}"

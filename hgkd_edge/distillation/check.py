@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
+from hgkd_edge.cells import counted
 from hgkd_edge.confidence import wilson
 from hgkd_edge.data.sources import held_out_split
 from hgkd_edge.distillation.loss import StudentWithLoss
@@ -68,9 +69,9 @@ def check(
     if held_out is not None:
         low, high = held_out.gain_ci95
         line = (
-            f"predicts teacher features of {held_out.photos} held-out images with cosine "
-            f"{held_out.student:.3f}, the mean token with {held_out.mean_token:.3f} (difference "
-            f"{low:.3f} to {high:.3f}); what differs between images with correlation "
+            f"predicts teacher features of {counted(held_out.photos, 'held-out image')} with "
+            f"cosine {held_out.student:.3f}, the mean token with {held_out.mean_token:.3f} "
+            f"(difference {low:.3f} to {high:.3f}); what differs between images with correlation "
             f"{held_out.between_images:.2f}"
         )
         (found.signs if low > 0 else found.doubts).append(line)
@@ -82,8 +83,8 @@ def check(
         low, high = wilson(knn, count)
         found.knn, found.knn_before, found.knn_ci95, found.split = knn, start, (low, high), name
         line = (
-            f"k-NN top-1 {100 * knn:.1f} % on {count} {name} images (95 % interval {100 * low:.1f} "
-            f"to {100 * high:.1f} %), {100 * start:.1f} % before distillation"
+            f"k-NN top-1 {100 * knn:.1f} % on {counted(count, name + ' image')} (95 % interval "
+            f"{100 * low:.1f} to {100 * high:.1f} %), {100 * start:.1f} % before distillation"
         )
         (found.signs if low > start else found.doubts).append(line)
     return found

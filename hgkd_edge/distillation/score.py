@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hgkd_edge.cells import counted
 from hgkd_edge.confidence import mean_interval
 from hgkd_edge.console import warn
 from hgkd_edge.data.augment import center_view, normalize
@@ -101,7 +102,7 @@ def not_better_than_the_mean(held_out: HeldOut) -> str:
     return (
         f"the student predicts teacher features no better than the mean token: cosine "
         f"{held_out.student:.3f} against {held_out.mean_token:.3f}, difference "
-        f"{low:.3f} to {high:.3f} (95 % interval over {held_out.photos} images)"
+        f"{low:.3f} to {high:.3f} (95 % interval over {counted(held_out.photos, 'image')})"
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console, make_console, track_steps
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
@@ -236,8 +237,8 @@ def _make_room(file: Path, shape: tuple[int, ...]) -> None:
     if needed > shutil.disk_usage(file.parent).free:  # some entries are being filled
         raise no_room
     console.print(
-        f"teacher.cache: {shape[1]} views of {shape[0]} images, {needed / 1e9:.2f} GB in "
-        f"{file.parent}",
+        f"teacher.cache: {counted(shape[1], 'view')} of {counted(shape[0], 'image')}, "
+        f"{needed / 1e9:.2f} GB in {file.parent}",
         soft_wrap=True,
     )
     with atomic_write(file) as temporary:

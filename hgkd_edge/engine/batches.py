@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hgkd_edge.cells import counted
 from hgkd_edge.engine.training import Inputs
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe_sections import TrainConfig
@@ -36,10 +37,10 @@ def global_batch(config: TrainConfig, photos: int, world: int, *, key: str) -> i
     size, parts = min(config.batch_size, photos), world * config.accumulate
     if size % parts == 0:
         return size
-    what = f"there are only {photos} images, which do" if size == photos else f"{size} does"
-    fits = size // parts * parts
+    what = f"a batch of all {counted(photos, 'image')} does" if size == photos else f"{size} does"
+    fits, processes = size // parts * parts, counted(world, "process", "processes")
     raise RecipeError(
-        f"{key} = {config.batch_size}: {what} not divide among {world} processes x "
+        f"{key} = {config.batch_size}: {what} not divide among {processes} x "
         f"{config.accumulate} accumulation steps",
-        hint=f"use {fits}" if fits else f"use at most {size} processes and accumulation steps",
+        hint=f"use {fits}" if fits else f"use at most {size} in processes x accumulation steps",
     )

@@ -149,7 +149,7 @@ def create_timm_model(key: str, name: str, args: dict[str, object], **own: Any) 
     check_name(key, name)
     if not timm.is_model(name):
         known = timm.list_models()
-        near = difflib.get_close_matches(name.split(".")[0], known, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(name.split(".")[0], known, n=1, cutoff=0.6)
         raise RecipeError(
             f"{key} = '{name}': timm {timm.__version__} has no such model",
             hint=f"did you mean '{near[0]}'?" if near else "see timm.list_models()",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exporters.verify import SET_ASIDE
+from hgkd_edge.cells import counted
 from hgkd_edge.export_record import Accuracy, ExportedFile, Proof, read_exports
 from hgkd_edge.report.view import Block, Cell, Lines, Note, Section, Table, Tile, capped
 from hgkd_edge.rundir import RunDir
@@ -81,7 +82,7 @@ def _row(file: ExportedFile) -> list[Cell]:
         _number(proof.max_abs_error, "{:.1e}"),
         _number(proof.cosine, "{:.6f}"),
         _agreement(proof),
-        Cell(f"{on.photos} {on.split} images" if on else "-"),
+        Cell(counted(on.photos, f"{on.split} image") if on else "-"),
     ]
 
 

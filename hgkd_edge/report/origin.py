@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from hgkd_edge.cells import counted
 from hgkd_edge.distillation.license import license_terms
 from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import Artifact, Circumstances, ManifestRecord
@@ -55,7 +56,7 @@ def _networks(manifest: ManifestRecord) -> Iterator[tuple[str, Cell]]:
 def _circumstances(found: Circumstances) -> Iterator[tuple[str, Cell]]:
     for split, data in found.data.items():
         skipped = f", {len(data.skipped):,} skipped" if data.skipped else ""
-        text = f"{data.photos:,} images{skipped}, fingerprint {data.fingerprint[:_SHOWN]}"
+        text = f"{counted(data.photos, 'image')}{skipped}, fingerprint {data.fingerprint[:_SHOWN]}"
         yield f"{split} split", Cell(text)
     if found.seed is not None:
         yield "seed", Cell(str(found.seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from hgkd_edge.cells import counted
 from hgkd_edge.report.pictures import task_pictures
 from hgkd_edge.report.view import (
     MOST_ROWS,
@@ -101,7 +102,7 @@ def _is_same(evaluated: TaskRecord, finetuned: TaskRecord | None) -> bool:
 
 def trained_on(result: ScoreRecord) -> str:
     """The scored images."""
-    return f"{result.count:,} images of the {result.split} split"
+    return f"{counted(result.count, 'image')} of the {result.split} split"
 
 
 def _feature_scores(result: FeatureRecord) -> Iterator[Block]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from hgkd_edge.cells import counted
 from hgkd_edge.console import printable
 from hgkd_edge.data.resize import Geometry
 from hgkd_edge.score_records import FinetuneRecord
@@ -49,8 +50,8 @@ def model_card(
         f"- **Network**: timm's `{spec.name}`, arguments {spec.args or 'as published'}"
         + (f", stem stride {spec.stem_stride} instead of timm's 4" if spec.stem_stride != 4 else "")
         + "; `hgkd_edge.finetune.load_model` makes it again from the file alone",
-        f"- **Training**: {photos} images, {config.train.epochs} epochs from {begun}, "
-        f"seed {config.seed}; all settings in `finetune.yaml`",
+        f"- **Training**: {counted(photos, 'image')}, {counted(config.train.epochs, 'epoch')} "
+        f"from {begun}, seed {config.seed}; all settings in `finetune.yaml`",
     ]
     if card.threshold is not None:
         lines.insert(
@@ -64,7 +65,8 @@ def model_card(
 def _scores(result: FinetuneRecord) -> list[str]:
     if not result.single:
         return ["No images were held out, so there are no scores."]
-    lines = [f"## Scores on the {result.photos} images of the `{result.split}` split", ""]
+    images = counted(result.photos, "image")
+    lines = [f"## Scores on the {images} of the `{result.split}` split", ""]
     lines += [
         f"- {name}: {value:.4f}" + _interval(result.intervals.single.get(name))
         for name, value in result.single.items()

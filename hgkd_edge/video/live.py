@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from threading import Event
 from typing import TypeVar
 
-from hgkd_edge.errors import UserError, reason_of
+from hgkd_edge.errors import StreamLost, reason_of
 
-__all__ = ["LiveClock", "StreamLost", "stay_connected"]
+__all__ = ["LiveClock", "stay_connected"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before the next try; doubled with each try
 MOST_DRIFT = 5.0  # seconds of clock difference that count as a jump
@@ -47,12 +47,6 @@ class LiveClock:
         at = here if math.isnan(stated) else stated + self._shift
         self._last = max(at, self._last + TICK)
         return self._last
-
-
-class StreamLost(UserError):
-    """A live source that broke and did not come back in time."""
-
-    exit_code = 1
 
 
 def stay_connected(

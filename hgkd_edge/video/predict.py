@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from hgkd_edge.answering import answer_image, require_threshold
+from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps, warn
-from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.errors import DataError, StreamLost, reason_of
 from hgkd_edge.files import write_json
 from hgkd_edge.predict import answer_file
 from hgkd_edge.stages import Stages
@@ -23,7 +24,7 @@ from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import pictures
 from hgkd_edge.tasks.answers import FileAnswer
 from hgkd_edge.video.decoding import Frame, Opened, open_source
-from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
+from hgkd_edge.video.live import LiveClock, stay_connected
 from hgkd_edge.video.queue import ReadAhead
 from hgkd_edge.video.sources import Source
 from hgkd_edge.video.watching import PAUSE, stamp_of, watch_folder
@@ -205,7 +206,7 @@ class _Video:
             with JsonLines(Path(summary.answers)) as lines, self._video:
                 self._answer_all(ahead, lines)
         except StreamLost as error:
-            kept = f"{summary.frames} frames predicted: {summary.answers}"
+            kept = f"{counted(summary.frames, 'frame')} predicted: {summary.answers}"
             raise StreamLost(f"{error.message}; {kept}", hint=error.hint) from error
         finally:
             self._stop.set()
@@ -318,7 +319,6 @@ def _require_folder(folder: Path) -> None:
 def _open_model(model: Path, options: Options) -> TaskModel:
     answerer = open_task_model(model, trust_engine=options.trust_engine)
     require_threshold(answerer, options.threshold)
-    console.print(
-        f"{answerer.task} with {answerer.session.runtime}, {len(answerer.classes)} classes"
-    )
+    classes = counted(len(answerer.classes), "class", "classes")
+    console.print(f"{answerer.task} with {answerer.session.runtime}, {classes}")
     return answerer

@@ -26,13 +26,12 @@ from exporters.sidecar import (
     write_sidecar,
 )
 from hgkd_edge.bench import local
-from hgkd_edge.bench.inputs import WrongOutputs
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, load_bench
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.bench.tables import session_view
-from hgkd_edge.errors import DeviceError, RunError
+from hgkd_edge.errors import DeviceError, RunError, WrongOutputs
 from hgkd_edge.files import engines_dir, file_sha256
 
 from .conftest import build_convnet

@@ -321,7 +321,7 @@ def test_images_that_a_data_set_names_outside_its_folder_are_counted_in_a_warnin
 
     for source in sources:
         (line,) = [line for line in source["train"].remarks if "outside" in line]
-        assert line.startswith(f"warning: 1 images lie outside {shared}, such as ")
+        assert line.startswith(f"warning: 1 image outside {shared}, such as ")
         assert line.endswith("private/me.png")
 
 

@@ -146,7 +146,7 @@ def test_voc_xml_may_lie_in_any_folder(tmp_path: Path, images: str, xmls: str) -
     splits = boxes(root, holdout=0)
 
     assert_same(by_stem(splits), reference(tmp_path / "reference"))
-    assert "1 images without an XML file are not used" in splits["train"].remarks
+    assert "1 image not used: without an XML file" in splits["train"].remarks
 
 
 def test_voc_splits_may_be_folders(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_what_keeps_images_from_being_labeled_is_named(photos: Path, tmp_path: P
         return why_unlabeled(open_splits(folder(path, holdout=0))["train"])
 
     assert reason(tree).endswith("1 of 49 images, such as train/cover.webp")
-    assert reason(one) == "all 16 images are of one class, or of none"
+    assert reason(one) == "every image is of one class, or of none"
     assert reason(photos) == ""
 
 

@@ -138,7 +138,7 @@ def test_images_without_a_telling_size_follow_the_others_of_their_data_set(
 
     assert [block_is_in_its_box(source, i) for i in range(3)] == [True] * 3
     (remark,) = source.remarks
-    assert "3 images are turned by EXIF orientation" in remark
+    assert "3 images turned by EXIF orientation" in remark
     assert "like the others" in remark
 
 

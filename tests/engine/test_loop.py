@@ -89,7 +89,9 @@ def test_accumulated_gradients_equal_the_large_batch(source: ImageSource, tmp_pa
 def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: Path) -> None:
     few = source.subset(torch.arange(5))
 
-    with pytest.raises(RecipeError, match="only 5 images, which do not divide.*use 4"):
+    with pytest.raises(
+        RecipeError, match="a batch of all 5 images does not divide among 1 process x.*use 4"
+    ):
         run(Classify(), few, tmp_path, accumulate=4)
 
 
@@ -97,8 +99,8 @@ def test_a_batch_that_does_not_divide_is_refused(source: ImageSource, tmp_path: 
     ("photos", "world", "expected"),
     [
         (1000, 3, "mine.batch_size = 256: 256 does not divide among 3 processes.*use 255"),
-        (5, 2, "mine.batch_size = 256: there are only 5 images, which do not.*use 4"),
-        (1, 2, "there are only 1 images.*use at most 1 processes and accumulation steps"),
+        (5, 2, "mine.batch_size = 256: a batch of all 5 images does not.*use 4"),
+        (1, 2, "a batch of all 1 image does not.*use at most 1 in processes x"),
     ],
 )
 def test_the_batch_error_names_the_setting_and_what_fits(

@@ -213,7 +213,7 @@ def test_architectures_are_still_free(name: str, args: dict[str, Any]) -> None:
     assert isinstance(create_timm_model("student.name", name, args), torch.nn.Module)
 
 
-def test_counting_weights_leaves_the_random_state_alone() -> None:
+def test_counting_weights_keeps_the_random_state() -> None:
     torch.manual_seed(0)
     wanted = timm.create_model("resnet18", **NARROW).state_dict()
     torch.manual_seed(0)

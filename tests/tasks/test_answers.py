@@ -115,7 +115,7 @@ def test_objects_are_reported_in_pixels_of_the_image() -> None:
     assert answers.read_detect(boxes, scores * 0, place((64, 64), (64, 64)), ["cat", "dog"]) == []
 
 
-def test_pictures_show_what_was_found_and_leave_the_image_alone() -> None:
+def test_pictures_show_what_was_found_and_keep_the_image() -> None:
     photo = noise(90, 120)
     before = photo.tobytes()
     segments = np.zeros((90, 120), np.uint8)

@@ -269,7 +269,7 @@ def test_images_without_labels_are_refused(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_named(run: RunDir) -> None:
-    with pytest.raises(RecipeError, match="train.epoch.*did you mean 'epochs'"):
+    with pytest.raises(RecipeError, match="train.epoch.*did you mean 'train.epochs'"):
         configure(run, "train.epoch=3")
     with pytest.raises(RecipeError, match="did you mean 'classify'"):
         settings.resolve(run, "clasify", None, "distilled")
@@ -305,7 +305,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     assert all(torch.equal(again[key], wanted[key]) for key in wanted)
 
 
-def test_a_second_fine_tuning_leaves_the_first_alone(run: RunDir) -> None:
+def test_a_second_fine_tuning_keeps_the_first(run: RunDir) -> None:
     quick = ["train.epochs=1", "label_share=0.1", *QUICK]
     options = [part for setting in quick for part in ("--set", setting)]
     finetune(configure(run, *quick), run)

@@ -98,7 +98,7 @@ def test_it_starts_from_the_runs_backbone(run: RunDir) -> None:
     check_start(run, nuclei(run))
 
 
-def test_scores_count_pixels_and_leave_ignored_ones_out() -> None:
+def test_scores_count_pixels_and_skip_ignored_ones() -> None:
     truth = [[[0, 0, 1, 1], [0, 0, 1, 255]]]
     answer = [[[0, 0, 1, 0], [0, 0, 1, 2]]]
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, StreamLost
 from hgkd_edge.video import predict as verb
-from hgkd_edge.video.live import LiveClock, StreamLost, stay_connected
+from hgkd_edge.video.live import LiveClock, stay_connected
 from hgkd_edge.video.predict import Options, predict_videos
 from hgkd_edge.video.queue import ReadAhead
 from hgkd_edge.video.sources import Source, find_source

@@ -25,10 +25,10 @@ from typing import IO, Any, cast
 
 from hgkd_edge.bench.edge.messages import MessageStream, StreamFault
 from hgkd_edge.bench.edge.ssh import BOOTSTRAP, Host, explain, ssh_command
-from hgkd_edge.bench.options import Progress
-from hgkd_edge.errors import DeviceError, UserError
+from hgkd_edge.bench.options import AnyPath, Progress
+from hgkd_edge.errors import DeviceError, WorkFailed
 
-__all__ = ["Files", "Finished", "Lines", "Link", "WorkFailed", "open_link", "stamped"]
+__all__ = ["Files", "Finished", "Lines", "Link", "open_link", "stamped"]
 
 Files = dict[str, bytes | Path]  # by their names on the device
 Lines = list[tuple[float, str]]  # each with the device's second in which it was printed
@@ -47,12 +47,6 @@ _FACTS_S = 150.0
 _END_S = 10.0
 _GRACE_S = 10.0
 _CHUNK = 1 << 18
-
-
-class WorkFailed(UserError):
-    """The work on the device failed, or the connection broke. Exit code 1: the work had started."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -278,7 +272,9 @@ def _failure(where: str, lines: list[str], program: str, code: int) -> WorkFaile
 
 
 @contextmanager
-def open_link(host: Host | None, *, tell: Progress, config: Path | None = None) -> Iterator[Link]:
+def open_link(
+    host: Host | None, *, tell: Progress, config: AnyPath | None = None
+) -> Iterator[Link]:
     """The script on `host`, or on this machine when None. Builds are kept for `--resume` only when
     the connection broke."""
     command = ssh_command(host, config) if host else ["sh", "-c", BOOTSTRAP]

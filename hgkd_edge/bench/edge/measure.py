@@ -23,14 +23,14 @@ from hgkd_edge.bench.edge.by_onnxruntime import OnnxRuntimeJob
 from hgkd_edge.bench.edge.by_trtexec import TrtexecJob
 from hgkd_edge.bench.edge.facts import clock_warnings, machine_of
 from hgkd_edge.bench.edge.job import Job, make_cases
-from hgkd_edge.bench.edge.link import WorkFailed, open_link
+from hgkd_edge.bench.edge.link import open_link
 from hgkd_edge.bench.edge.ssh import Host
 from hgkd_edge.bench.edge.trtexec import Trtexec
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.bench.session import session_of
-from hgkd_edge.errors import DeviceError, UserError, reason_of
+from hgkd_edge.errors import DeviceError, UserError, WorkFailed, reason_of
 from hgkd_edge.settings import Section, parse_settings, read_settings
 
 __all__ = ["load_fleet", "make_job", "measure_hosts"]

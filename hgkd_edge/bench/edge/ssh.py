@@ -7,10 +7,10 @@ user-supplied name is ever part of it.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from hgkd_edge.errors import DeviceError
 
@@ -104,7 +104,7 @@ class Host:
         return user + name + (f":{self.port}" if self.port else "")
 
 
-def ssh_command(host: Host, config: Path | None = None) -> list[str]:
+def ssh_command(host: Host, config: str | os.PathLike[str] | None = None) -> list[str]:
     """The client's arguments, as a list: no local shell is involved either.
 
     Raises:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hgkd_edge.cells import counted
 from hgkd_edge.data.annotations.listing import (
     Annotated,
     Box,
@@ -121,7 +122,7 @@ def _listing(root: Path, convert: Callable[[str, list[float], str], T]) -> Listi
         listing.faults.setdefault(split, []).extend(faults)
     described = {file.stem for file in files} | {image.stem for image in used}
     if bare := sum(image.stem not in described for image in below.files):
-        listing.remarks.append(f"{bare} images without a JSON file are not used")
+        listing.remarks.append(f"{counted(bare, 'image')} not used: without a JSON file")
     return listing
 
 

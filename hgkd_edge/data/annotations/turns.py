@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hgkd_edge.cells import counted
 from hgkd_edge.data.annotations.listing import Box, Fault, checked_boxes, in_pixels
 from hgkd_edge.data.orientation import Turn
 
@@ -107,4 +108,5 @@ class Turns:
         }
         taken = "; ".join(text for text, count in counts.items() if count)
         total = self.upright + self.stored + self.unstated
-        return f"{total} images are turned by EXIF orientation: annotated {taken}" if total else ""
+        turned = f"{counted(total, 'image')} turned by EXIF orientation"
+        return f"{turned}: annotated {taken}" if total else ""

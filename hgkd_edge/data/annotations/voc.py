@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from xml.parsers import expat
 
+from hgkd_edge.cells import counted
 from hgkd_edge.data.annotations.listing import (
     Annotated,
     Box,
@@ -117,7 +118,7 @@ def _pairs_anywhere(root: Path) -> tuple[list[_Pair], Listing[list[Box]]]:
             images.add(xml.stem)
     listing: Listing[list[Box]] = Listing({}, [], {"train": list(below.unused)})
     if bare := sum(file.stem not in images for file in below.files):
-        listing.remarks.append(f"{bare} images without an XML file are not used")
+        listing.remarks.append(f"{counted(bare, 'image')} not used: without an XML file")
     return pairs, listing
 
 

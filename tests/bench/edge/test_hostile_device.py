@@ -13,10 +13,9 @@ import pytest
 
 from hgkd_edge.bench.edge.facts import clock_warnings, machine_of
 from hgkd_edge.bench.edge.link import Link
-from hgkd_edge.bench.inputs import WrongOutputs
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
-from hgkd_edge.errors import UserError
+from hgkd_edge.errors import UserError, WrongOutputs
 
 from .conftest import write_python
 

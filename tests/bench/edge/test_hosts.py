@@ -212,7 +212,9 @@ def test_a_misspelled_key_of_a_fleet_file_names_the_nearest(tmp_path: Path) -> N
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text("hosts: [{host: a}, {host: b, nam: x}]")
 
-    with pytest.raises(RecipeError, match=r"unknown key 'hosts\.1\.nam' \(did you mean 'name'\?\)"):
+    with pytest.raises(
+        RecipeError, match=r"unknown key 'hosts\.1\.nam' \(did you mean 'hosts\.1\.name'\?\)"
+    ):
         load_fleet(fleet)
 
 

@@ -151,7 +151,7 @@ def _trace(starts: list[float]) -> str:
     )  # fmt: skip
 
 
-def test_exported_times_leave_the_warm_up_out_and_give_the_true_throughput() -> None:
+def test_exported_times_skip_the_warm_up_and_give_the_true_throughput() -> None:
     times = parse_times(_trace([0, 10, 200, 210, 220]), copies="in", warmup_ms=200)
 
     assert times.ms.tolist() == [8, 8, 8]
