@@ -134,6 +134,12 @@ softmax (float[batch,K] logits) => (float[batch,K] probabilities)
     probabilities = Softmax <axis = 1> (logits)
 }
 """,
+    "sigmoid": """
+sigmoid (float[batch,K] label_logits) => (float[batch,K] label_probabilities)
+{
+    label_probabilities = Sigmoid (label_logits)
+}
+""",
     "pixel-softmax": """
 pixel_softmax (float[batch,K,H,W] logits) => (float[batch,K,H,W] probabilities)
 {

@@ -21,6 +21,10 @@ from .tolerances import Tolerance
 __all__ = ["Comparison", "OutputAgreement"]
 
 _CLASS_SCORES = ("logits", "probabilities")
+_LABEL_SCORES = {
+    "label_logits": 0.0,
+    "label_probabilities": 0.5,
+}  # where a label is as likely as not
 _DECIDED = ("classes", "detections")
 _CONFIDENT = 10  # anchors of an image whose boxes and classes are looked at
 
@@ -135,6 +139,9 @@ class _Sums:
             chosen = self.add_decisions(wanted, got, axis=1)
             if wanted.ndim == 4:
                 self.label_maps.add(wanted.argmax(1), chosen)
+        if (middle := _LABEL_SCORES.get(self.name)) is not None:  # each label against its absence
+            first, second = (np.stack([np.full_like(x, middle), x], -1) for x in (wanted, got))
+            self.add_decisions(first, second, axis=-1)
 
     def add_values(self, wanted: np.ndarray, got: np.ndarray) -> None:
         # A non-finite candidate counts as an infinite error: comparisons with NaN would hide it.

@@ -1,6 +1,7 @@
 """Put pre- and post-processing inside an ONNX file, so that a device needs neither.
 
-    frames u8[B, H, W, 3] -> resize, normalize -> network -> softmax | argmax | boxes after NMS
+    frames u8[B, H, W, 3] -> resize, normalize -> network
+        -> softmax | sigmoid | argmax | boxes after NMS
 
 Processing is added after the precision is chosen, so it stays in fp32 around an fp16 or INT8
 network.
@@ -86,8 +87,9 @@ def bake(
         onnx_path: A network with one input f32[B, 3, H, W] of fixed size; any precision.
         path: Where to write.
         preprocessing: Take `frames` u8[B, H, W, 3] (RGB) instead, or their planes.
-        postprocessing: `softmax`, `pixel-softmax`, `argmax`, the rule that boxes are suppressed by,
-            or which boxes another program suppresses; None leaves the outputs as they are.
+        postprocessing: `softmax`, `sigmoid`, `pixel-softmax`, `argmax`, the rule that boxes are
+            suppressed by, or which boxes another program suppresses; None leaves the outputs as
+            they are.
         prefix: Start of the metadata keys `baked` (the ends with processing, JSON) and `frame`
             (height and width, where fixed); None writes neither.
 

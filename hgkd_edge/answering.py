@@ -37,18 +37,22 @@ class Answer(NamedTuple):
     label_map: np.ndarray | None = None
 
 
-def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages: Stages) -> Answer:
+def answer_image(
+    opened: TaskModel, photo: Image.Image, threshold: float | None, stages: Stages
+) -> Answer:
     """Predict for one upright RGB image.
 
     Args:
         opened: The model.
         photo: The image.
-        threshold: Lowest score of a box.
+        threshold: Lowest score of a box or a label; None is the model's own.
         stages: Collects the times of `preprocess`, `infer` and `postprocess`.
 
     Raises:
         DataError: The image size is not the one that the model takes.
     """
+    if threshold is None:
+        threshold = opened.threshold
     with stages.measure("preprocess"):
         inputs = opened.prepare(photo)
     with stages.measure("infer"):
@@ -57,10 +61,10 @@ def answer_image(opened: TaskModel, photo: Image.Image, threshold: float, stages
         return _READERS[opened.task](opened, outputs, photo, threshold)
 
 
-def require_threshold(opened: TaskModel, threshold: float) -> None:
+def require_threshold(opened: TaskModel, threshold: float | None) -> None:
     """Reject a threshold below the one built into the file's suppression."""
     inside = opened.task == "detect" and "postprocessing" in opened.baked
-    if inside and threshold < THRESHOLD:
+    if inside and threshold is not None and threshold < THRESHOLD:
         raise DataError(
             f"--threshold {threshold:g}: the file keeps boxes of at least {THRESHOLD:g}",
             hint="name the file without baked postprocessing of the same export",
@@ -73,6 +77,15 @@ def _classify(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold
     else:
         labels = answers.read_classify(outputs["logits"][0], opened.classes)
     return Answer(Found(labels=labels), partial(pictures.draw_labels, photo, labels[:1]))
+
+
+def _tag(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
+    if "postprocessing" in opened.baked:
+        shares = outputs["label_probabilities"][0]
+        tags = answers.tags_above(shares, opened.classes, threshold=threshold)
+    else:
+        tags = answers.read_tags(outputs["label_logits"][0], opened.classes, threshold=threshold)
+    return Answer(Found(tags=tags), partial(pictures.draw_labels, photo, tags))
 
 
 def _segment(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: float) -> Answer:
@@ -99,6 +112,7 @@ def _detect(opened: TaskModel, outputs: Outputs, photo: Image.Image, threshold: 
 
 _READERS: dict[str, Callable[[TaskModel, Outputs, Image.Image, float], Answer]] = {
     "classify": _classify,
+    "multilabel": _tag,
     "segment": _segment,
     "detect": _detect,
 }

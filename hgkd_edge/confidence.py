@@ -71,13 +71,17 @@ def score_intervals(scores: TaskScores, classes: Sequence[str]) -> TaskIntervals
     return found
 
 
-def task_baseline(task: str, scores: TaskScores, majority: float) -> Baseline:
+def task_baseline(task: str, scores: TaskScores, majority: float, *, count: int) -> Baseline:
     """The score of a model that has learned nothing.
 
+    For multi-label classification, the expected average precision of a random order: the share of
+    the images that have the label, as a mean over the classes.
+
     Args:
-        task: `classify`, `segment` or `detect`.
+        task: `classify`, `multilabel`, `segment` or `detect`.
         scores: As its `judge` returns them.
         majority: Classification: the share of the training images' most frequent class.
+        count: Number of images that were scored.
     """
     if task == "classify":
         return Baseline(name="majority class", score=majority)
@@ -86,6 +90,9 @@ def task_baseline(task: str, scores: TaskScores, majority: float) -> Baseline:
         present = sum(count > 0 for count in truth)
         iou = max(truth) / max(1, sum(truth)) / max(1, present)
         return Baseline(name="most frequent class everywhere", score=iou)
+    if task == "multilabel":
+        shares = [label.images / count for label in scores.per_label.values() if label.images]
+        return Baseline(name="random order", score=sum(shares) / max(1, len(shares)))
     return Baseline(name="no boxes at all", score=0.0)
 
 

@@ -140,6 +140,11 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> FeatureRecord
     run.require(run.backbone_file, fix=run.resume_command)
     recipe = run.recipe()
     splits = open_splits(recipe.data)
+    if splits["train"].multi_hot:
+        raise DataError(
+            "k-NN and linear probe take one class per image; these images have several labels",
+            hint=f"hgkd-edge finetune {run.quoted}, then hgkd-edge evaluate {run.quoted}",
+        )
     if why := why_unlabeled(splits["train"]):
         raise DataError(
             f"evaluate needs labeled images: {why}",

@@ -37,6 +37,7 @@ __all__ = ["POSTPROCESSING", "VERIFICATION_PHOTOS", "Artifact", "Exported", "Pla
 VERIFICATION_PHOTOS = 64
 POSTPROCESSING: dict[str, str | Suppression] = {
     "classify": "softmax",
+    "multilabel": "sigmoid",
     "segment": "argmax",
     "detect": SUPPRESSION,
 }
@@ -277,6 +278,8 @@ def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
         "weights_sha256": json.dumps(file_sha256(subject.weights)),
         "run": json.dumps(run.path.resolve().name),
     }
+    if subject.threshold is not None:
+        entries["threshold"] = json.dumps(subject.threshold)
     if subject.task == EMBED:
         entries["backbone_sha256"] = entries["weights_sha256"]
     return {f"{PREFIX}{key}": value for key, value in entries.items()}

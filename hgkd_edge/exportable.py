@@ -39,7 +39,7 @@ class Exportable:
     Attributes:
         network: Normalized images f[B, 3, H, W] -> one tensor for each of `output_names`.
         weights: The file it was loaded from.
-        task: `classify`, `segment`, `detect`, or `embed` for a bare backbone.
+        task: `classify`, `multilabel`, `segment`, `detect`, or `embed` for a bare backbone.
         classes: Class names in the order of the outputs; for a backbone those of the data set.
         spec: Architecture, image size, normalization.
         output_names: Names of its outputs.
@@ -48,6 +48,7 @@ class Exportable:
         score: Points (0 to 100) of a runner on held-out images.
         metric: Name of that score.
         input_ranges: Those of a quantization-aware network, see `ModelCard`.
+        threshold: As in `ModelCard`.
     """
 
     network: nn.Module
@@ -61,6 +62,7 @@ class Exportable:
     score: Score
     metric: str
     input_ranges: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
 
     @property
     def input(self) -> InputSpec:
@@ -137,13 +139,14 @@ def _fine_tuned(run: RunDir) -> Exportable:
         score=score,
         metric=task.metric,
         input_ranges=card.input_ranges,
+        threshold=card.threshold,
     )
 
 
 def _bare(run: RunDir) -> Exportable:
     network = load_embedding_net(run.require(run.backbone_file, fix=run.resume_command))
     spec, splits = network.spec, open_splits(run.recipe().data)
-    labeled = all(source.labeled for source in splits.values() if len(source))
+    labeled = all(source.one_class for source in splits.values() if len(source))
 
     def view(canvases: Tensor) -> Tensor:
         return normalize(center_view(canvases, size=spec.size), spec.mean, spec.std)

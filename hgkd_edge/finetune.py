@@ -32,6 +32,7 @@ from hgkd_edge.tasks.card import model_card
 from hgkd_edge.tasks.classify import Classification
 from hgkd_edge.tasks.config import FinetuneConfig, QatConfig, settled
 from hgkd_edge.tasks.detect import ObjectDetection
+from hgkd_edge.tasks.multilabel import MultiLabel
 from hgkd_edge.tasks.segment import Segmentation
 
 __all__ = [
@@ -47,7 +48,7 @@ __all__ = [
 BATCH = 16  # images per batch of predictions: a label map of many classes is large
 
 TASKS: dict[str, VisionTask] = {
-    task.name: task for task in (Classification(), Segmentation(), ObjectDetection())
+    task.name: task for task in (Classification(), MultiLabel(), Segmentation(), ObjectDetection())
 }
 
 
@@ -82,7 +83,7 @@ def finetune(
     source = splits["train"]
     config = settled(config, source.decided)
     spec = replace(spec, bits=source.bits)
-    card = ModelCard(config.task, tuple(source.classes), spec)
+    card = ModelCard(config.task, tuple(source.classes), spec, threshold=config.threshold)
     torch.manual_seed(config.seed)
     network = task.create(card)
     if state is not None:
@@ -209,8 +210,9 @@ def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:
     task, scores, metric = result.task, result.scores, result.metric
     assert scores is not None
     majority = majority_top1(train.labels, test.labels) if task == "classify" else 0.0
-    unlearned = unlearned_classes(train, test) if task == "classify" else ""
-    baseline = task_baseline(task, scores, majority)
+    classifies = task in ("classify", "multilabel")
+    unlearned = unlearned_classes(train, test) if classifies else ""
+    baseline = task_baseline(task, scores, majority, count=result.count)
     intervals = score_intervals(scores, train.classes)
     line = not_better(
         metric,

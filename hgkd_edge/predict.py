@@ -21,7 +21,6 @@ from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.answers import FileAnswer
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
-from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["answer_file", "image_files", "predict"]
 
@@ -31,7 +30,7 @@ def predict(
     photos: Sequence[Path],
     folder: Path,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     trust_engine: bool = False,
     save_as: str = "",
 ) -> list[FileAnswer]:
@@ -41,7 +40,7 @@ def predict(
         model: An open model, or what `open_task_model` takes.
         photos: Image files, or folders of them.
         folder: Output folder for pictures and JSON.
-        threshold: Lowest score of a box.
+        threshold: Lowest score of a box or a label; None is the model's own.
         trust_engine: As for `open_task_model`.
         save_as: Also write the predictions as a data set in this format, to `labels/` in the
             folder.
@@ -59,6 +58,8 @@ def predict(
     opened = model
     if isinstance(opened, Path):
         opened = open_task_model(opened, trust_engine=trust_engine)
+    if threshold is None:
+        threshold = opened.threshold
     require_threshold(opened, threshold)
     if save_as:
         require_format(save_as, opened.task)
@@ -84,7 +85,7 @@ def predict(
 
 
 def answer_file(
-    opened: TaskModel, file: Path, target: Path, threshold: float, stages: Stages
+    opened: TaskModel, file: Path, target: Path, threshold: float | None, stages: Stages
 ) -> FileAnswer:
     """The answer for one image; any problem with the image is its `error`.
 
@@ -92,7 +93,7 @@ def answer_file(
         opened: The model.
         file: The image file.
         target: Path of the output pictures, without suffix.
-        threshold: Lowest score of a box.
+        threshold: As for `answer_image`.
         stages: Collects the times of all stages.
     """
     try:

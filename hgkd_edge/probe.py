@@ -108,6 +108,8 @@ def linear_probe_top1(
 def linear_probe(x: Tensor, y: Tensor, *, classes: int) -> nn.Linear:
     """Multinomial logistic regression on features float [n, C] and labels int64 [n].
 
+    For multi-hot labels [n, classes], one logistic regression per class.
+
     Returns:
         One layer C -> classes that takes raw features: the standardization used in the fit is
         folded into it.
@@ -118,7 +120,7 @@ def linear_probe(x: Tensor, y: Tensor, *, classes: int) -> nn.Linear:
     check, fit = order[: len(order) // 5], order[len(order) // 5 :]
     strengths = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     scores = [
-        _accuracy(_fit_linear(x[fit], y[fit], classes, l2)(x[check]), y[check]) for l2 in strengths
+        _quality(_fit_linear(x[fit], y[fit], classes, l2)(x[check]), y[check]) for l2 in strengths
     ]
     linear = _fit_linear(x, y, classes, strengths[max(range(5), key=scores.__getitem__)])
     with torch.no_grad():
@@ -141,12 +143,25 @@ def _fit_linear(x: Tensor, y: Tensor, classes: int, l2: float) -> nn.Linear:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(linear(x), y) + l2 * linear.weight.square().sum() / 2
+        loss = _loss(linear(x), y) + l2 * linear.weight.square().sum() / 2
         loss.backward()
         return loss
 
     optimizer.step(closure)
     return linear
+
+
+def _loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy; of multi-hot labels that of all classes, summed."""
+    if labels.ndim == 1:
+        return F.cross_entropy(scores, labels)
+    losses = F.binary_cross_entropy_with_logits(scores, labels.float(), reduction="none")
+    return losses.sum(dim=1).mean()
+
+
+def _quality(scores: Tensor, labels: Tensor) -> float:
+    """What the L2 strength is chosen by: accuracy, or the likelihood of multi-hot labels."""
+    return _accuracy(scores, labels) if labels.ndim == 1 else -_loss(scores, labels).item()
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> float:

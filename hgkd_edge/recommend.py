@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,25 @@ import yaml
 from hgkd_edge.bench.devices import find_devices
 from hgkd_edge.cells import counted
 from hgkd_edge.console import printable
+from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe, find_recipe
 from hgkd_edge.recipe_reference import descriptions, recipe_schema
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
 
-__all__ = ["DEVICES_WITHOUT_GPU", "LABELS", "Wish", "count_images", "recipe_for", "write_recipe"]
+__all__ = [
+    "DEVICES_WITHOUT_GPU",
+    "LABELS",
+    "Wish",
+    "count_images",
+    "is_countable_table",
+    "recipe_for",
+    "write_recipe",
+]
 
 SCHEMA = "recipe.schema.json"
 DEVICES_WITHOUT_GPU = ("cpu", "phone")
@@ -38,7 +48,7 @@ LABELS = {
     "few": "about ten labels per class",
     "many": "many labels",
 }
-TASKS = ("classify", "segment", "detect")
+TASKS = ("classify", "multilabel", "segment", "detect")
 FEW_IMAGES = 10_000  # up to here the teacher's targets are cached
 VIEWS = 5_000_000  # images x epochs of the built-in recipes: 100,000 x 50
 MOST_EPOCHS, FEWEST_EPOCHS = 400, 10
@@ -63,7 +73,7 @@ class Wish:
         images: `data.path`.
         count: Number of images.
         side: Median of their shorter side in pixels; 0: unknown.
-        task: What the student is fine-tuned for: `classify`, `segment` or `detect`.
+        task: What the student is fine-tuned for: `classify`, `multilabel`, `segment` or `detect`.
         labels: A key of `LABELS`.
         device: An id or family of `hgkd-edge devices`, or one of `DEVICES_WITHOUT_GPU`.
         teacher: `default`: that of the built-in recipe; `own`: trained on the images; or a timm
@@ -90,18 +100,32 @@ class Wish:
 
 
 def count_images(folder: Path) -> tuple[int, int]:
-    """Number of images below a folder, and the median of their shorter side in pixels.
+    """Number of images in a folder or table, and the median of their shorter side in pixels.
 
     The size is that of a sample; 0 where none of it can be read.
 
     Raises:
-        DataError: It is not a folder, or holds no images.
+        DataError: It is neither, or holds no images.
     """
+    if is_countable_table(folder):
+        splits = table_photos(DataConfig(path=folder)).splits.values()
+        names = [name for photos in splits for name in photos.names]
+        return len(names), _median_side(folder.parent, names)
     if not folder.is_dir():
         raise DataError(f"{folder}: is no folder, its images cannot be counted", hint="--count N")
     names = find_images(folder).names
     if not names:
         raise DataError(f"{folder}: there are no images", hint="name a folder of images")
+    return len(names), _median_side(folder, names)
+
+
+def is_countable_table(file: Path) -> bool:
+    """Whether a file is a table of images."""
+    return file.is_file() and is_table(DataConfig(path=file))
+
+
+def _median_side(folder: Path, names: Sequence[str]) -> int:
+    """Median of the shorter side of a sample of images in pixels; 0 where none can be read."""
     sides = []
     for name in names[:: max(1, len(names) // SAMPLE)]:
         try:
@@ -109,7 +133,7 @@ def count_images(folder: Path) -> tuple[int, int]:
                 sides.append(min(image.size))
         except Exception:  # a damaged file may raise anything; training skips and lists it
             continue
-    return len(names), round(statistics.median(sides)) if sides else 0
+    return round(statistics.median(sides)) if sides else 0
 
 
 def recipe_for(wish: Wish) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "FeatureScores",
     "FinetuneRecord",
     "Interval",
+    "LabelScores",
     "ScoreRecord",
     "TaskIntervals",
     "TaskRecord",
@@ -98,12 +99,28 @@ class TaskIntervals(Record):
     miou: Interval | None = None
     map: Interval | None = None
     map50: Interval | None = None
+    mean_ap: Interval | None = None
+    micro_f1: Interval | None = None
+    macro_f1: Interval | None = None
     per_class: dict[str, Interval] = Field(default_factory=dict)
 
     @property
     def single(self) -> dict[str, Interval]:
         """The intervals of scores that are one number."""
         return {name: value for name, value in self if isinstance(value, tuple)}
+
+
+class LabelScores(Record):
+    """Multi-label scores of one class, in [0, 1]; `images` is the number of images with its label.
+
+    `average_precision` is None for a class that no image has.
+    """
+
+    images: int
+    average_precision: float | None = None
+    precision: float
+    recall: float
+    f1: float
 
 
 class TaskScores(Record):
@@ -117,7 +134,11 @@ class TaskScores(Record):
         pixel_accuracy: Segmentation: share of the pixels with the true class.
         map: Detection: COCO's mean average precision over IoU .5 to .95.
         map50: Detection: the same at IoU .5.
+        mean_ap: Multi-label classification: mean average precision of the classes.
+        micro_f1: Multi-label classification: F1 of all decisions at the threshold.
+        macro_f1: Multi-label classification: mean F1 of the classes at the threshold.
         per_class: By class: accuracy, intersection over union, or average precision.
+        per_label: Multi-label classification: all scores of each class.
         confusion: Numbers of images or pixels, [true, predicted].
         intervals: Those that the task computes itself.
         pictures: Image files for visual inspection.
@@ -131,7 +152,11 @@ class TaskScores(Record):
     pixel_accuracy: float | None = None
     map: float | None = None
     map50: float | None = None
+    mean_ap: float | None = None
+    micro_f1: float | None = None
+    macro_f1: float | None = None
     per_class: dict[str, float] = Field(default_factory=dict)
+    per_label: dict[str, LabelScores] = Field(default_factory=dict)
     confusion: list[list[int]] = Field(default_factory=list)
     intervals: TaskIntervals = Field(default_factory=TaskIntervals)
     pictures: list[str] = Field(default_factory=list)

@@ -200,17 +200,24 @@ def _classes(config: DataConfig) -> Survey:
     listing = list_photos(config)
     splits = {}
     for split, photos in listing.splits.items():
-        counts = np.bincount(photos.labels[photos.labels >= 0], minlength=len(listing.classes))
+        labels = photos.labels
+        if listing.multi_hot:
+            counts, empty = labels.sum(axis=0, dtype=int), ~labels.any(axis=1)
+        else:
+            counts = np.bincount(labels[labels >= 0], minlength=len(listing.classes))
+            empty = labels < 0
         objects = dict(zip(listing.classes, counts.tolist(), strict=False))
-        splits[split] = SplitSurvey(len(photos), int((photos.labels < 0).sum()), objects)
+        splits[split] = SplitSurvey(len(photos), int(empty.sum()), objects)
     if "train" in splits and listing.unused:
         first = splits["train"]
         splits["train"] = SplitSurvey(first.images, first.empty, first.objects, 0, listing.unused)
-    tasks = ["classify"] if len(listing.classes) > 1 else []
-    labeled = "a table with labels" if is_table(config) else "class folders"
-    name = labeled if tasks else "images without labels"
-    remarks = [*listing.remarks, *([f"warning: {listing.several}"] if listing.several else [])]
-    return Survey(str(config.path), name, tasks, listing.classes, splits, remarks)
+    if listing.multi_hot:
+        tasks, name = ["multilabel"], "a table with several labels per image"
+    elif len(listing.classes) > 1:
+        tasks, name = ["classify"], "a table with labels" if is_table(config) else "class folders"
+    else:
+        tasks, name = [], "images without labels"
+    return Survey(str(config.path), name, tasks, listing.classes, splits, listing.remarks)
 
 
 def _picture(

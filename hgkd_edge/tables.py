@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "export_lines",
+    "label_tables",
     "percent",
     "pipeline_lines",
     "score_table",
@@ -56,9 +57,25 @@ def task_table(result: TaskRecord) -> Table:
         table.add_row(name, percent(value, intervals.single.get(name)))
     if baseline := result.baseline:
         table.add_row(f"baseline: {baseline.name}", percent(baseline.score))
+    if result.scores is not None and result.scores.per_label:
+        return table  # `label_table` has the classes
     for name, value in result.per_class.items():
         table.add_row(f"  {name}", percent(value, intervals.per_class.get(name)))
     return table
+
+
+def label_tables(result: TaskRecord) -> list[Table]:
+    """Scores of each class where images have several labels, else nothing."""
+    if result.scores is None or not result.scores.per_label:
+        return []
+    table = Table("class")
+    for column in ("images", "AP", "precision", "recall", "F1"):
+        table.add_column(column, justify="right")
+    for name, one in result.scores.per_label.items():
+        average = "-" if one.average_precision is None else percent(one.average_precision)
+        rates = map(percent, (one.precision, one.recall, one.f1))
+        table.add_row(Text(name), f"{one.images:,}", average, *rates)
+    return [table]
 
 
 def stage_table(stages: Mapping[str, Mapping[str, float]]) -> Table:

@@ -21,7 +21,8 @@ from hgkd_edge.files import engines_dir, file_sha256
 from hgkd_edge.parsing import MAX_RECORD_BYTES, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tasks.answers import GEOMETRY
+from hgkd_edge.tasks.answers import GEOMETRY, as_threshold
+from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["TaskModel", "open_task_model"]
 
@@ -33,11 +34,12 @@ class TaskModel:
     Attributes:
         session: The open network. It takes normalized images f32[B, 3, H, W], or frames
             u8[B, H, W, 3] where preprocessing is baked in.
-        task: `classify`, `segment` or `detect`.
+        task: `classify`, `multilabel`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
         input: Its input and preprocessing.
         baked: What was baked into the file: `preprocessing`, `postprocessing`.
         frame: Height and width of its frames, where preprocessing is baked in for one frame size.
+        threshold: Lowest score of a box or a label unless another is asked for.
     """
 
     session: Session
@@ -46,6 +48,7 @@ class TaskModel:
     input: InputSpec
     baked: frozenset[str] = frozenset()
     frame: tuple[int, int] | None = None
+    threshold: float = THRESHOLD
 
     def outputs(self, photo: Image.Image) -> Outputs:
         """The network's outputs by name for an upright RGB image, batch of one.
@@ -114,7 +117,8 @@ def _open_torch(path: Path) -> TaskModel:
 
     network, card = load_model(path)
     session = runtimes.open(network, names=TASKS[card.task].output_names)
-    return TaskModel(session, card.task, card.classes, card.input)
+    threshold = THRESHOLD if card.threshold is None else card.threshold
+    return TaskModel(session, card.task, card.classes, card.input, threshold=threshold)
 
 
 def _open_onnx(path: Path) -> TaskModel:
@@ -175,6 +179,8 @@ def _described(path: Path, metadata: Mapping[str, str], session: Session) -> Tas
             raise ValueError("no size of frames")
         geometry = GEOMETRY.get(task, "cover")
         described = InputSpec.from_metadata(metadata, geometry=geometry)
+        own = task == "multilabel"
+        threshold = as_threshold(_stated(metadata, "threshold")) if own else THRESHOLD
     except (KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"{path}: does not record its task and classes",
@@ -192,4 +198,5 @@ def _described(path: Path, metadata: Mapping[str, str], session: Session) -> Tas
         input=described,
         baked=baked,
         frame=tuple(frame) if frame else None,
+        threshold=threshold,
     )

@@ -14,9 +14,10 @@ from reference.markdown import code, table
 
 # What `export` writes into an ONNX file next to the entries that describe the input.
 METADATA: Mapping[str, str] = {
-    "task": "`classify`, `segment`, `detect`, or `embed` for a bare backbone",
+    "task": "`classify`, `multilabel`, `segment`, `detect`, or `embed` for a bare backbone",
     "model": "name of the timm model",
     "classes": "class names in the order of the outputs",
+    "threshold": "`multilabel`: the lowest probability of a label",
     "weights_sha256": "sha256 of the weights file that the network was exported from",
     "backbone_sha256": "the same, for a bare backbone only",
     "run": "name of the run folder",

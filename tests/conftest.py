@@ -50,6 +50,18 @@ def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.chdir(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Equal networks are converted to ONNX once in all tests together."""
+    from tests.converted import ConvertOnce
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporters.onnx_export._convert", ConvertOnce(shared / "converted"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder `{train,test}/<class>/*.webp`: 48 and 18 real photos of three classes."""

@@ -93,7 +93,7 @@ def test_a_score_that_does_not_beat_its_baseline_says_so(
 def test_what_has_learned_nothing_still_scores_on_lopsided_data() -> None:
     background = TaskScores(confusion=[[80, 10], [10, 0]])
 
-    majority = task_baseline("classify", TaskScores(), 0.7)
+    majority = task_baseline("classify", TaskScores(), 0.7, count=10)
     assert majority == Baseline(name="majority class", score=0.7)
-    assert task_baseline("segment", background, 0.0).score == pytest.approx(0.45)
-    assert task_baseline("detect", TaskScores(), 0.0).score == 0
+    assert task_baseline("segment", background, 0.0, count=10).score == pytest.approx(0.45)
+    assert task_baseline("detect", TaskScores(), 0.0, count=10).score == 0

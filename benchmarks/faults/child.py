@@ -24,11 +24,14 @@ SOCKET_EVENTS = tuple(
 )
 # Imported before the first fork, so that a signal meets the work and not the imports; without
 # ONNX Runtime and `bench`, which start a thread.
-MODULES = (
+LIBRARIES = (
     *("torch", "timm", "accelerate", "onnx", "safetensors.torch"),
-    *("torch._dynamo", "torch.onnx", "onnxscript", "hgkd_edge.cli", "hgkd_edge.distill"),
-    *("hgkd_edge.distillation.pretrain", "hgkd_edge.finetune", "hgkd_edge.evaluate"),
-    *("hgkd_edge.export", "hgkd_edge.predict", "hgkd_edge.report"),
+    *("torch._dynamo", "torch.onnx", "onnxscript", "torchvision.transforms.v2"),
+)
+OURS = (
+    *("hgkd_edge.cli", "hgkd_edge.distillation.distill", "hgkd_edge.distillation.pretrain"),
+    *("hgkd_edge.finetune", "hgkd_edge.evaluate", "hgkd_edge.export", "hgkd_edge.predict"),
+    "hgkd_edge.report",
 )
 
 
@@ -80,9 +83,11 @@ def preload() -> None:
     Raises:
         RuntimeError: An import started a thread, which a fork would lose.
     """
-    for name in MODULES:
+    for name in LIBRARIES:
         with contextlib.suppress(ImportError):  # of an extra that is not installed
             importlib.import_module(name)
+    for name in OURS:
+        importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import started threads: commands cannot be forked")
 

@@ -89,7 +89,8 @@ def _table(found: Survey) -> Table:
     if found.classes:
         table.add_section()
     table.add_row("images", *[f"{part.images:,}" for part in parts])
-    table.add_row("without objects", *[f"{part.empty:,}" for part in parts])
+    nothing = "without a label" if "multilabel" in found.tasks else "without objects"
+    table.add_row(nothing, *[f"{part.empty:,}" for part in parts])
     if any(part.outlines for part in parts):
         table.add_row("outlines", *[f"{part.outlines:,}" for part in parts])
     table.add_row("skipped", *[f"{len(part.skipped):,}" for part in parts])

@@ -25,7 +25,6 @@ from hgkd_edge.stages import Stages
 from hgkd_edge.tables import percent
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Label, load_photo
-from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["AnyImage", "AnyImages", "Model", "Prediction", "Predictions", "load_model"]
 
@@ -61,8 +60,11 @@ class Prediction:
 
     @property
     def labels(self) -> list[Label]:
-        """Classification: (`name`, `probability`) of the most probable classes, best first."""
-        return self.made.found.labels or []
+        """Classification: (`name`, `probability`) of the most probable classes, best first.
+
+        Of a multi-label model: all classes above the threshold.
+        """
+        return self.made.found.tags or self.made.found.labels or []
 
     @property
     def boxes(self) -> list[Detection]:
@@ -93,6 +95,9 @@ class Prediction:
     def _summary(self) -> str:
         if self.error:
             return self.error
+        if self.made.found.tags is not None:
+            tags = (f"{tag.name} {percent(tag.probability)}" for tag in self.labels)
+            return ", ".join(tags) or "no label"
         if self.labels:
             return f"{self.labels[0].name} {percent(self.labels[0].probability)}"
         if self.shares:
@@ -151,7 +156,7 @@ class Model:
     """A fine-tuned network, open in its runtime; `load_model` makes one.
 
     Attributes:
-        task: `classify`, `segment` or `detect`.
+        task: `classify`, `multilabel`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
         runtime: What runs it, such as `ONNX Runtime 1.22`.
     """
@@ -166,7 +171,7 @@ class Model:
         images: AnyImages,
         *,
         out: str | os.PathLike[str] | None = None,
-        threshold: float = THRESHOLD,
+        threshold: float | None = None,
         save_labels: str = "",
     ) -> Predictions:
         """Predict image by image.
@@ -176,9 +181,10 @@ class Model:
                 uint8 [H, W, 3].
             out: Write pictures and `predictions.json` to this folder (image files only). Memory
                 then does not grow with the number of images.
-            threshold: Detection: lowest score of a box.
-            save_labels: Also write the predictions as a data set to `out/labels`: yolo, coco, voc
-                or folders.
+            threshold: Lowest score of a box, or of a label where images have several; None is
+                0.4 for boxes, and for labels the model's own.
+            save_labels: Also write the predictions as a data set to `out/labels`: yolo, coco, voc,
+                folders or csv.
 
         Returns:
             One prediction per image. A file that cannot be read has an `error` instead.
@@ -204,7 +210,7 @@ class Model:
         return Predictions(found)
 
     def _predict_to(
-        self, images: Sequence[AnyImage], out: Path, threshold: float, save_labels: str
+        self, images: Sequence[AnyImage], out: Path, threshold: float | None, save_labels: str
     ) -> Predictions:
         if not all(isinstance(image, (str, os.PathLike)) for image in images):
             raise DataError(
@@ -214,7 +220,9 @@ class Model:
         made = predict(self._opened, paths, out, threshold=threshold, save_as=save_labels)
         return Predictions(map(Prediction, made))
 
-    def _predict_one(self, name: str, source: Path | Image.Image, threshold: float) -> Prediction:
+    def _predict_one(
+        self, name: str, source: Path | Image.Image, threshold: float | None
+    ) -> Prediction:
         try:
             if isinstance(source, Path):
                 source = load_photo(source, bits=self._opened.input.bits)

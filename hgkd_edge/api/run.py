@@ -25,8 +25,7 @@ from hgkd_edge.manifest_record import Distilled
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tables import score_table, task_table, warning_lines
-from hgkd_edge.tasks.suppression import THRESHOLD
+from hgkd_edge.tables import label_tables, score_table, task_table, warning_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -110,7 +109,8 @@ class Run:
         """Train the run's backbone for a task; leave model.safetensors and a model card.
 
         Args:
-            task: `classify` (the default), `segment` or `detect`.
+            task: `classify` (the default), `multilabel`, `segment` or `detect`. `classify` becomes
+                `multilabel` if images have several labels.
             data: Labeled images; None is those of the run.
             init: `distilled` (the default); `timm` or `scratch` to compare with.
             overrides: Keys to change: `{"train.epochs": 30}` or `["train.epochs=30"]`.
@@ -218,7 +218,7 @@ class Run:
             return _evaluated(known, score_table(known))
         path = None if model is None else Path(model)
         found = evaluate_model(self.folder, model=path, split=split, trust_engine=trust_engine)
-        return _evaluated(found, task_table(found))
+        return _evaluated(found, task_table(found), *label_tables(found))
 
     @takes_fields_of(ExportOptions)
     def export(self, **options: Any) -> Result:
@@ -267,7 +267,7 @@ class Run:
         images: AnyImages,
         *,
         out: str | os.PathLike[str] | None = None,
-        threshold: float = THRESHOLD,
+        threshold: float | None = None,
         save_labels: str = "",
     ) -> Predictions:
         """Predict with the fine-tuned model: `load_model(run.path).predict(images)`.
@@ -275,9 +275,9 @@ class Run:
         Args:
             images: As for `Model.predict`: files, folders, PIL images or arrays.
             out: Write pictures and `predictions.json` to this folder.
-            threshold: Detection: lowest score of a box.
-            save_labels: Also write the predictions as a data set to `out/labels`: yolo, coco, voc
-                or folders.
+            threshold: Lowest score of a box or a label; None is the model's own.
+            save_labels: Also write the predictions as a data set to `out/labels`: yolo, coco, voc,
+                folders or csv.
 
         Raises:
             RunError: The run is not fine-tuned.
@@ -367,11 +367,11 @@ def _finetuned_lines(record: FinetuneRecord) -> list[RenderableType]:
     """What a fine-tuning left, after its scores."""
     lines: list[RenderableType] = [f"model: {record.model}", f"model card: {record.card}"]
     if record.single:
-        lines.insert(0, task_table(record))
+        lines = [task_table(record), *label_tables(record), *lines]
     if record.int8_score is not None:
         lines.append(f"with INT8 simulated: {record.metric} {record.int8_score:.4f}")
     return [*lines, *warning_lines(record.warnings)]
 
 
-def _evaluated(record: ScoreRecord, table: RenderableType) -> Result:
-    return Result(record.to_dict(), lambda: [table, *warning_lines(record.warnings)])
+def _evaluated(record: ScoreRecord, *tables: RenderableType) -> Result:
+    return Result(record.to_dict(), lambda: [*tables, *warning_lines(record.warnings)])

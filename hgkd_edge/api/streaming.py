@@ -12,7 +12,6 @@ from hgkd_edge.api.result import Result
 from hgkd_edge.cells import counted
 from hgkd_edge.errors import DataError
 from hgkd_edge.tables import stage_table
-from hgkd_edge.tasks.suppression import THRESHOLD
 from hgkd_edge.video.sources import find_source
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def predict_video(
     sources: AnyPath | Iterable[AnyPath],
     out: AnyPath = "predictions",
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     limit: int | None = None,
     annotate: bool = True,
     patience: float = 60.0,
@@ -44,7 +43,7 @@ def predict_video(
         model: What `load_model` takes.
         sources: Video files, or one camera (`0`, `/dev/video0`) or URL.
         out: Folder for the predictions (JSON lines), annotated videos and summaries.
-        threshold: Detection: lowest score of a box.
+        threshold: Lowest score of a box or a label; None is the model's own.
         limit: Frames at most.
         annotate: Write an annotated copy of each video.
         patience: Seconds to wait for a camera or stream that broke.
@@ -87,7 +86,7 @@ def watch(
     folder: AnyPath,
     out: AnyPath = "predictions",
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     limit: int | None = None,
     trust_engine: bool = False,
 ) -> Result:
@@ -97,7 +96,7 @@ def watch(
         model: What `load_model` takes.
         folder: The folder to watch.
         out: Folder for pictures and predictions (JSON lines).
-        threshold: Detection: lowest score of a box.
+        threshold: Lowest score of a box or a label; None is the model's own.
         limit: Images at most.
         trust_engine: Load an engine although it was not built on this machine.
 

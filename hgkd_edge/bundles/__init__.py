@@ -49,11 +49,18 @@ def require_bundle(name: str, subject: Exportable) -> None:
         what = "a bare backbone" if task == "embed" else f"a model of the task {task}"
         raise ExportError(
             f"--bundle {name}: {what} is not supported (it takes {', '.join(bundle.tasks)})",
-            hint="fine-tune the run first: hgkd-edge finetune"
-            if task == "embed"
-            else "add --backbone for the run's distilled backbone",
+            hint=_way_out(bundle, task),
         )
     bundle.check(subject)
+
+
+def _way_out(bundle: Bundle, task: str) -> str:
+    if task == "embed":
+        return "fine-tune the run first: hgkd-edge finetune"
+    if "embed" in bundle.tasks:
+        return "add --backbone for the run's distilled backbone"
+    fitting = [name for name, one in BUNDLES.items() if task in one.tasks]
+    return f"choose another bundle: {', '.join(fitting)}"
 
 
 def make_bundle(name: str, source: BundleSource, folder: Path) -> MadeBundle:

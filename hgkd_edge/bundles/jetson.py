@@ -28,7 +28,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
 
 
 BUNDLE = Bundle(
-    tasks=("classify", "segment", "detect"),
+    tasks=("classify", "multilabel", "segment", "detect"),
     flavor="tensorrt",
     check=lambda subject: None,
     write=_write,

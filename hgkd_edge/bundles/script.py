@@ -18,7 +18,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
 
 
 BUNDLE = Bundle(
-    tasks=("classify", "segment", "detect"),
+    tasks=("classify", "multilabel", "segment", "detect"),
     flavor="cpu",
     check=lambda subject: None,
     write=_write,

@@ -97,6 +97,7 @@ class BundleSource:
             "made_by": f"hgkd-edge {__version__}",
             "task": self.subject.task,
             "classes": list(map(readable, self.subject.classes)),
+            "threshold": self.subject.threshold,
             "input_name": feed.name,
             "size": list(taken.size),
             "mean": list(taken.mean),

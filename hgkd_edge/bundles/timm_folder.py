@@ -18,7 +18,7 @@ from torch import nn
 from exporters import ExportError, VerificationFailed, runtimes
 from exporters.verify import verify
 from hgkd_edge.bundles.source import Bundle, BundleSource
-from hgkd_edge.exportable import Exportable
+from hgkd_edge.exportable import EMBED, Exportable
 from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, read_backbone
 
 __all__ = ["BUNDLE"]
@@ -45,13 +45,13 @@ def _write(source: BundleSource, folder: Path) -> Path:
         if isinstance(network, EmbeddingNet)
         else {key: value.detach().cpu() for key, value in network.state_dict().items()}
     )
-    classes = subject.classes if subject.task == "classify" else ()
+    classes = () if subject.task == EMBED else subject.classes
     config = _config(spec, classes)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = {key: value.contiguous() for key, value in state.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _prove(source, folder)
-    source.write_readme("timm.md", folder, spec=spec, classes=classes)
+    source.write_readme("timm.md", folder, spec=spec, classes=classes, threshold=subject.threshold)
     return subject.weights
 
 
@@ -88,7 +88,7 @@ def _prove(source: BundleSource, folder: Path) -> None:
     """Load the folder through timm, and compare it with the original network."""
     subject = source.subject
     loaded: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    network = loaded if subject.task == "classify" else _Pooled(loaded)
+    network = _Pooled(loaded) if subject.task == EMBED else loaded
     images: np.ndarray = subject.images(subject.unseen, PROOF_IMAGES)
     names = list(subject.output_names)
     ours = runtimes.open(subject.network, names=names).run
@@ -111,4 +111,6 @@ class _Pooled(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
-BUNDLE = Bundle(tasks=("classify", "embed"), flavor="tensorrt", check=_check, write=_write)
+BUNDLE = Bundle(
+    tasks=("classify", "multilabel", "embed"), flavor="tensorrt", check=_check, write=_write
+)

@@ -28,7 +28,12 @@ TYPES = {
 }
 LARGEST_BATCH = 16
 LABELS = "labels.txt"
-_CLASSES = ("logits", "probabilities")  # outputs whose values are one per class
+_CLASSES = (
+    "logits",
+    "probabilities",
+    "label_logits",
+    "label_probabilities",
+)  # outputs whose values are one per class
 
 
 def _write(source: BundleSource, folder: Path) -> Path:
@@ -37,7 +42,10 @@ def _write(source: BundleSource, folder: Path) -> Path:
     write_labels(source.subject.classes, home / LABELS)
     largest = source.options.max_batch or LARGEST_BATCH
     config = model_config(
-        source.name, info, labeled=source.subject.task == "classify", largest_batch=largest
+        source.name,
+        info,
+        labeled=source.subject.task in ("classify", "multilabel"),
+        largest_batch=largest,
     )
     (home / "config.pbtxt").write_text(config, encoding="utf-8")
     source.write_settings(source.baked, folder)
@@ -101,7 +109,7 @@ def _tensor(tensor: TensorInfo, batched: bool, *, labels: str = "") -> str:
 
 
 BUNDLE = Bundle(
-    tasks=("classify", "segment", "detect", "embed"),
+    tasks=("classify", "multilabel", "segment", "detect", "embed"),
     flavor="tensorrt",
     check=lambda subject: require_plain_names(subject.classes),
     write=_write,

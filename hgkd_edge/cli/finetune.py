@@ -17,7 +17,10 @@ def finetune(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", "-t", metavar="NAME", help="classify, segment or detect [default: classify]."
+            "--task",
+            "-t",
+            metavar="NAME",
+            help="classify, multilabel, segment or detect [default: classify].",
         ),
     ] = None,
     data: Annotated[

@@ -42,14 +42,14 @@ Threshold = Annotated[
         metavar="SCORE",
         min=0,
         max=1,
-        help="Lowest score of a box, or of a saved label [default: 0.4].",
+        help="Lowest score of a box or a label [default: 0.4; of labels, the model's own].",
     ),
 ]
 SaveLabels = Annotated[
     str,
     typer.Option(
         metavar="FORMAT",
-        help="Also save the predictions as a data set: yolo, coco, voc or folders.",
+        help="Also save the predictions as a data set: yolo, coco, voc, folders or csv.",
     ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Predict images as they appear in a folder.")]

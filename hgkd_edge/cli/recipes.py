@@ -98,11 +98,15 @@ ImagesPath = Annotated[
 ]
 Count = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Number of images [default: counted in a folder]."),
+    typer.Option(
+        metavar="N", min=1, help="Number of images [default: counted in a folder or CSV file]."
+    ),
 ]
 Task = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="classify, segment or detect [default: classify]."),
+    typer.Option(
+        metavar="NAME", help="classify, multilabel, segment or detect [default: classify]."
+    ),
 ]
 Labels = Annotated[
     str | None,
@@ -170,7 +174,7 @@ def new_recipe(
 
 
 QUESTIONS: dict[str, tuple[str, Any]] = {
-    "task": ("Task: classify, segment or detect", "classify"),
+    "task": ("Task: classify, multilabel, segment or detect", "classify"),
     "labels": ("Labels per class: none, one, few (about ten) or many", "none"),
     "device": ("Device: a name of 'hgkd-edge devices', cpu or phone", "orin-nano-8"),
     "teacher": ("Teacher: default, own (trained on the images), or a timm name", "default"),
@@ -190,14 +194,15 @@ def _images_and_count(
 ) -> tuple[str, tuple[int, int]]:
     """`data.path`, and number and size of the images, asked for if nothing else gives them."""
     from hgkd_edge.errors import DataError
-    from hgkd_edge.recommend import count_images
+    from hgkd_edge.recommend import count_images, is_countable_table
 
     if images is None:
         if not ask:
             raise DataError("--images is required without a terminal", hint="--images FOLDER")
         images = str(typer.prompt("Folder of images (or what data.path takes)", err=True))
-    if source == "folder" and Path(images).is_dir():
-        found, side = count_images(Path(images))
+    path = Path(images)
+    if source == "folder" and (path.is_dir() or is_countable_table(path)):
+        found, side = count_images(path)
         return images, (count or found, side)
     if count is None and not ask:
         raise DataError(f"{images}: its images cannot be counted", hint="--count NUMBER")

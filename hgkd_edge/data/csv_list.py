@@ -11,14 +11,14 @@ import numpy as np
 
 from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import read_image_file
-from hgkd_edge.data.names import FileFinder, clean, name_classes, split_named
+from hgkd_edge.data.names import ClassNames, FileFinder, clean, name_classes, split_named
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos, outside
-from hgkd_edge.data.table_labels import labels_of_columns, several_labels
+from hgkd_edge.data.table_labels import TableLabels, labels_of_cells, labels_of_columns
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.parsing import cut, read_text
+from hgkd_edge.parsing import read_text
 from hgkd_edge.recipe_sections import DataConfig
 
-__all__ = ["is_table", "table_photos"]
+__all__ = ["NOT_CLASSES", "is_table", "table_photos"]
 
 SUFFIXES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
@@ -26,15 +26,16 @@ IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path")
 LABEL_COLUMNS = ("label", "class")
 PLURAL_COLUMNS = ("labels", "classes", "tags")
 SPLIT_COLUMNS = ("split",)
+NOT_CLASSES = frozenset((*LABEL_COLUMNS, *PLURAL_COLUMNS, *SPLIT_COLUMNS))  # lower case
 HEADER = "the first line must be a header: image, or image,label or image,label,split"
 
 
 class Row(NamedTuple):
-    """One line of a table; label and split are '' if missing."""
+    """One line of a table, the names of its labels, and its split, '' if missing."""
 
     line: int
     file: str
-    label: str
+    labels: tuple[str, ...]
     split: str
 
 
@@ -47,8 +48,8 @@ def is_table(config: DataConfig) -> bool:
 def table_photos(config: DataConfig) -> Listing:
     """Images of a CSV file with a header: `image` and optionally `label` and `split`.
 
-    Classes may also be columns of 0 and 1, with a single 1 in each line. If a line holds several
-    labels, the images are unlabeled: see `Listing.several`.
+    Classes may also be columns of 0 and 1. If a line holds several labels, labels are multi-hot:
+    see `Photos.labels`.
 
     Image paths are relative to the CSV file. A missing or broken file is skipped and listed, as in
     a folder. If all rows are of split `train`, or no split is given, a share is held out.
@@ -58,9 +59,10 @@ def table_photos(config: DataConfig) -> Listing:
     """
     assert config.path is not None, "checked by DataConfig"
     table = config.path.expanduser()
-    rows, remark, several = _read_rows(table)
+    rows, found = _read_rows(table)
     _check_splits(table, rows)
-    classes = name_classes(row.label for row in rows)
+    classes = name_classes(name for row in rows for name in row.labels)
+    numbers = _multi_hot if found.several else _class_numbers
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(split_named(row.split) or "train", []).append(row)
@@ -68,12 +70,28 @@ def table_photos(config: DataConfig) -> Listing:
     for split in sorted(by_split):
         own = by_split[split]
         files = _Files(table.parent, [row.file for row in own])
-        numbers = classes.numbers((row.label for row in own), unknown=UNLABELED)
-        photos[split] = Photos(files.names, np.array(numbers, np.int64), files.read, files.size)
+        photos[split] = Photos(files.names, numbers(classes, own), files.read, files.size)
     away = outside(table.parent, (table.parent / row.file for row in rows))
-    remarks = [line for line in (remark, away, *classes.remarks) if line]
+    remarks = [line for line in (found.remark, away, *classes.remarks) if line]
     held = with_holdout(photos, config.holdout)
-    return Listing(held, classes.names, remarks=remarks, several=several)
+    return Listing(held, classes.names, remarks=remarks)
+
+
+def _class_numbers(classes: ClassNames, rows: list[Row]) -> np.ndarray:
+    """The class of each row, int64 [n], or `UNLABELED`."""
+    names = (row.labels[0] if row.labels else "" for row in rows)
+    return np.array(classes.numbers(names, unknown=UNLABELED), np.int64)
+
+
+def _multi_hot(classes: ClassNames, rows: list[Row]) -> np.ndarray:
+    """1 for each label of each row, int8 [n, classes]."""
+    hot = np.zeros((len(rows), len(classes.names)), np.int8)
+    lines = np.repeat(np.arange(len(rows)), [len(row.labels) for row in rows])
+    names = (name for row in rows for name in row.labels)
+    numbers = np.array(classes.numbers(names, unknown=UNLABELED), np.int64)
+    named = numbers != UNLABELED  # others have invisible characters only
+    hot[lines[named], numbers[named]] = 1
+    return hot
 
 
 class _Files:
@@ -96,35 +114,20 @@ class _Files:
         return found or self._finder.root / self.names[i]
 
 
-class _Table(NamedTuple):
-    """Rows, what was decided about their labels, and why images are unlabeled ('' if labeled)."""
-
-    rows: list[Row]
-    remark: str = ""
-    several: str = ""
-
-
-def _read_rows(table: Path) -> _Table:
+def _read_rows(table: Path) -> tuple[list[Row], TableLabels]:
+    """The rows of a table, and what was decided about their labels."""
     header, lines = _read_cells(table)
     names = [clean(cell).lower() for cell in header]
     image, label, split = _columns(table, names)
-
-    def row(line: int, cells: list[str], name: str) -> Row:
-        return Row(line, cells[image], name, cells[split] if split >= 0 else "")
-
     if label < 0:
-        marked = labels_of_columns([*map(clean, header)], lines, {image, split})
-        found = marked.names or [""] * len(lines)
-        several = marked.several
+        found = labels_of_columns([*map(clean, header)], lines, {image, split})
     else:
-        marked, found = None, [cells[label] for _, cells in lines]
-        first = several_labels(found, plural=names[label] in PLURAL_COLUMNS)
-        several = "" if first is None else f"line {lines[first][0]}: '{cut(found[first])}'"
-        found = [""] * len(lines) if several else found
-    rows = [row(line, cells, name) for (line, cells), name in zip(lines, found, strict=True)]
-    if several:
-        several = f"{table}, {several}: several labels per image cannot be learned"
-    return _Table(rows, marked.remark if marked else "", several)
+        found = labels_of_cells(lines, label, plural=names[label] in PLURAL_COLUMNS)
+    rows = [
+        Row(line, cells[image], held, cells[split] if split >= 0 else "")
+        for (line, cells), held in zip(lines, found.labels, strict=True)
+    ]
+    return rows, found
 
 
 def _read_cells(table: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

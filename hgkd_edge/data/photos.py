@@ -53,7 +53,8 @@ class Photos:
 
     Attributes:
         names: One per image, unique within the source.
-        labels: int64 [n], -1 where unlabeled.
+        labels: int64 [n], -1 where unlabeled; or, where images may have several labels or none,
+            int8 [n, classes] of 0 and 1.
         read: Returns the bytes of image file i.
         size: Returns the size of image file i in bytes, without reading it (-1: unknown).
         version: Version of the whole collection, if it has one, to detect changes that keep sizes.
@@ -88,15 +89,17 @@ class Listing:
         classes: Class names; empty: unlabeled.
         unused: Image files that are not used, with the reason.
         remarks: Remarks on names, one line each.
-        several: Why images are unlabeled although their source has labels: one line of it that
-            holds several labels; '' otherwise.
     """
 
     splits: dict[str, Photos]
     classes: list[str]
     unused: Sequence[tuple[str, str]] = ()
     remarks: Sequence[str] = ()
-    several: str = ""
+
+    @property
+    def multi_hot(self) -> bool:
+        """Whether an image may have several labels or none."""
+        return any(photos.labels.ndim == 2 for photos in self.splits.values())
 
 
 class Found(NamedTuple):

@@ -64,7 +64,7 @@ class ImageSource:
     Attributes:
         images: uint8 [n, 3, H_canvas, W_canvas], or an object that decodes them when indexed by
             int64 [B] or split into batches with `split`.
-        labels: int64 [n], -1 where unlabeled; or label maps, or `BoxLabels`, see `annotations`.
+        labels: As in `Photos.labels`; or label maps, or `BoxLabels`, see `annotations`.
         names: File names, relative to the source's root.
         classes: Class names; empty when the images are unlabeled.
         fingerprint: sha256 that changes exactly when the data change: over names and contents of
@@ -74,7 +74,6 @@ class ImageSource:
         remarks: What was decided about the data, one line each.
         decided: The settings that were decided: key -> the value that `auto` resolved to.
         ignored: Share of pixels without a class; None if there are no label maps.
-        several: As in `Listing.several`.
     """
 
     images: torch.Tensor | StreamedPixels
@@ -87,7 +86,6 @@ class ImageSource:
     remarks: list[str] = field(default_factory=list)
     decided: dict[str, object] = field(default_factory=dict)
     ignored: float | None = None
-    several: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,8 +98,20 @@ class ImageSource:
         return bits
 
     @property
+    def multi_hot(self) -> bool:
+        """Whether an image may have several labels or none: `labels` are 0 and 1, [n, classes]."""
+        return self.labels.ndim == 2
+
+    @property
+    def one_class(self) -> bool:
+        """Whether every image has exactly one class, as k-NN and linear probe need."""
+        return self.labels.ndim == 1 and self.labeled
+
+    @property
     def labeled(self) -> bool:
-        """Whether every image has a label."""
+        """Whether every image has a label, or, where some may have none, whether any has."""
+        if self.multi_hot:
+            return bool(self.labels.any())
         if self.labels.ndim > 1:  # boxes or label maps: images without one were skipped
             return len(self) > 0
         return len(self.classes) > 1 and bool((self.labels != UNLABELED).all())
@@ -182,7 +192,6 @@ def open_splits(config: DataConfig) -> dict[str, ImageSource]:
     }
     for source in splits.values():
         source.decided |= {"data.bits": bits} if bits else {}
-        source.several = listing.several
     _check_readable(config, splits.get("train"))
     splits["train"].remarks += [*listing.remarks, *_remark_labels(splits), *([why] if why else [])]
     splits["train"].skipped[:0] = listing.unused
@@ -201,17 +210,17 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
     train = splits["train"]
     if not train.classes:
         return []
-    learned, remarks = set(train.labels.tolist()), list[str]()
+    learned, remarks = _classes_in(train), list[str]()
     for name, source in splits.items():
-        labels = source.labels.tolist()
-        bare = labels.count(UNLABELED)
+        present = _classes_in(source)
+        bare = 0 if source.multi_hot else int((source.labels == UNLABELED).sum())
         if bare and len(splits) > 1:
             remarks.append(f"{bare} of {len(source)} images of split '{name}' have no label")
-        if name == "train" or bare == len(source):
+        if name == "train" or not present:
             continue
         if reported := unlearned_classes(train, source):
             remarks.append(f"split '{name}': {reported}")
-        if missing := sorted(learned - set(labels) - {UNLABELED}):
+        if missing := sorted(learned - present):
             shown = a_few([source.classes[i] for i in missing])
             remarks.append(
                 f"classes without an image in split '{name}': {shown}, so not in its scores"
@@ -219,19 +228,27 @@ def _remark_labels(splits: dict[str, ImageSource]) -> list[str]:
     return [f"warning: {remark}" for remark in remarks]
 
 
+def _classes_in(source: ImageSource) -> set[int]:
+    """Numbers of the classes that occur."""
+    labels = source.labels
+    if source.multi_hot:
+        return set(labels.any(dim=0).nonzero().flatten().tolist())
+    return set(labels.tolist()) - {UNLABELED}
+
+
 def unlearned_classes(train: ImageSource, test: ImageSource) -> str:
-    """Classes in `test` that `train` lacks (one label per image); '' if none.
+    """Classes in `test` that `train` lacks; '' if none.
 
     Images of these classes count in every score, but no model can predict them.
     """
-    known = set(train.labels.tolist()) | {UNLABELED}
-    labels = [label for label in test.labels.tolist() if label not in known]
-    if not labels:
+    new = sorted(_classes_in(test) - _classes_in(train))
+    if not new:
         return ""
-    shown = a_few([test.classes[i] for i in sorted(set(labels))])
+    labels, shown = test.labels, a_few([test.classes[i] for i in new])
+    of_new = labels[:, new].any(dim=1) if test.multi_hot else torch.isin(labels, torch.tensor(new))
     return (
-        f"{len(labels)} of {len(test)} images are of classes without a training image ({shown}): "
-        "they count as errors in every score"
+        f"{int(of_new.sum())} of {len(test)} images are of classes without a training image "
+        f"({shown}): they count as errors in every score"
     )
 
 
@@ -267,13 +284,13 @@ def how_to_label(config: DataConfig) -> str:
 
 
 def why_unlabeled(source: ImageSource) -> str:
-    """Why a single-label source is not `labeled`; '' if it is."""
+    """Why a source of classes is not `labeled`; '' if it is."""
     if source.labeled:
         return ""
     if not len(source):
         return "there are no images"
-    if source.several:
-        return source.several
+    if source.multi_hot:
+        return f"none of {len(source)} images has a label"
     if len(source.classes) < 2:
         return "every image is of one class, or of none"
     bare = (source.labels == UNLABELED).nonzero().flatten().tolist()

@@ -76,7 +76,7 @@ def check(
         )
         (found.signs if low > 0 else found.doubts).append(line)
     name = held_out_split(setup.splits, labeled=True)
-    if name is not None and setup.source.labeled:
+    if name is not None and setup.source.one_class:
         now = dense_copy(model.student.encoder)
         knn, start = (_knn(network, setup, name) for network in (now, before))
         count = len(setup.splits[name])

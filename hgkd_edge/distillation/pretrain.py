@@ -132,8 +132,8 @@ def pretrain_teacher(
         DataError: Label tuning is requested for unlabeled images, or iBOT on a single one.
     """
     config = recipe.teacher.pretrain
-    if config.label_epochs and not source.labeled:
-        raise DataError("teacher.pretrain.label_epochs: the images have no labels")
+    if config.label_epochs and not source.one_class:
+        raise DataError("teacher.pretrain.label_epochs: the images do not have one class each")
     _require_several(config, len(source))
     folder = cache_dir() / "teachers" / _content_hash(recipe, source, size)
     weights = folder / "model.safetensors"

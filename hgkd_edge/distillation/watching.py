@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hgkd_edge.console import console
 from hgkd_edge.data.sources import ImageSource, held_out_split
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.previews import preview_panels
@@ -36,6 +37,10 @@ class Onlooker:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.split = held_out_split(setup.splits, labeled=True)
+        if setup.source.multi_hot:
+            console.print(
+                "k-NN is skipped: it takes one class per image, these have several labels"
+            )
 
     def __call__(self, model: nn.Module) -> Observation:
         """Look at a model.
@@ -45,7 +50,7 @@ class Onlooker:
         """
         assert isinstance(model, StudentWithLoss)
         scores: dict[str, float] = {}
-        if self.split is not None and self.setup.source.labeled:
+        if self.split is not None and self.setup.source.one_class:
             scores["knn"] = self._knn(model, self.setup.splits[self.split])
         pictures: dict[str, Tensor] = {}
         if self.setup.recipe.loss.feature_weight:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hgkd_edge.cells import counted
 from hgkd_edge.report.pictures import task_pictures
-from hgkd_edge.report.view import MOST_ROWS, Bar, Bars, Block, Cell, Matrix, Note, Section, Table
+from hgkd_edge.report.view import (
+    MOST_ROWS,
+    Bar,
+    Bars,
+    Block,
+    Cell,
+    Matrix,
+    Note,
+    Section,
+    Table,
+    capped,
+)
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import (
     EvaluationRecord,
     FeatureRecord,
     FinetuneRecord,
+    LabelScores,
     ScoreRecord,
     TaskRecord,
 )
@@ -28,11 +40,24 @@ METRICS = {
     "ignored_pixels": "Ignored pixels",
     "map": "mAP50-95",
     "map50": "mAP50",
+    "mean_ap": "Mean average precision",
+    "micro_f1": "F1 of all labels",
+    "macro_f1": "Mean F1 of the classes",
     "knn": "k-NN, top-1",
     "linear_probe": "Linear probe, top-1",
 }
-_TASKS = {"classify": "Classification", "segment": "Segmentation", "detect": "Detection"}
-_OF_A_CLASS = {"classify": "accuracy", "segment": "IoU", "detect": "average precision"}
+_TASKS = {
+    "classify": "Classification",
+    "multilabel": "Multi-label classification",
+    "segment": "Segmentation",
+    "detect": "Detection",
+}
+_OF_A_CLASS = {
+    "classify": "accuracy",
+    "multilabel": "average precision",
+    "segment": "IoU",
+    "detect": "average precision",
+}
 _MOST_BARS = 30  # of classes: with more, the lowest are shown
 _MOST_CLASSES = 24  # of a confusion matrix that is shown whole
 _MOST_CONFUSED = 20  # pairs that are listed instead
@@ -113,8 +138,30 @@ def _task_scores(result: TaskRecord, model: str, classes: Sequence[str]) -> Iter
             unit += f"; the {_MOST_BARS} lowest of {len(rows):,} classes"
             rows = sorted(rows, key=lambda bar: bar.share)[:_MOST_BARS]
         yield Bars("By class", rows, unit)
+    if result.scores is not None and result.scores.per_label:
+        yield _label_table(result.scores.per_label)
     if result.scores is not None and result.scores.confusion:
         yield _confusion(result.scores.confusion, classes, pixels=result.task == "segment")
+
+
+def _label_table(per_label: Mapping[str, LabelScores]) -> Table:
+    """All scores of each class, the lowest average precision first."""
+    ranked = sorted(per_label.items(), key=lambda item: item[1].average_precision or 0.0)
+    rows = [
+        [
+            Cell(name),
+            Cell(f"{one.images:,}", number=True),
+            Cell(
+                "-" if one.average_precision is None else percent(one.average_precision),
+                number=True,
+            ),
+            *(Cell(percent(share), number=True) for share in (one.precision, one.recall, one.f1)),
+        ]
+        for name, one in ranked
+    ]
+    columns = ("class", "images", "average precision", "precision", "recall", "F1")
+    about = "precision, recall and F1 of the labels above the threshold"
+    return Table(columns, capped(rows, len(columns)), title="Labels", about=about)
 
 
 def _bar(name: str, share: float, interval: Sequence[float] | None, *, main: bool = True) -> Bar:

@@ -27,6 +27,7 @@ __all__ = [
     "FileAnswer",
     "Found",
     "Label",
+    "as_threshold",
     "decide",
     "load_photo",
     "rank_classes",
@@ -35,10 +36,14 @@ __all__ = [
     "read_detect",
     "read_detections",
     "read_segment",
+    "read_tags",
+    "sigmoid",
+    "tags_above",
 ]
 
 GEOMETRY: dict[str, Geometry] = {
     "classify": "cover",
+    "multilabel": "cover",
     "segment": "letterbox",
     "detect": "letterbox",
 }
@@ -65,18 +70,20 @@ class Found:
 
     Attributes:
         labels: Classification: the most probable classes, best first.
+        tags: Multi-label classification: the classes above the threshold, best first.
         shares: Segmentation: share of the image's area by class.
         boxes: Detection: objects, best first.
     """
 
     labels: list[Label] | None = None
+    tags: list[Label] | None = None
     shares: dict[str, float] | None = None
     boxes: list[Detection] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The one that is set, as plain data."""
-        if self.labels is not None:
-            return {"labels": [label._asdict() for label in self.labels]}
+        if (labels := self.labels if self.tags is None else self.tags) is not None:
+            return {"labels": [label._asdict() for label in labels]}
         if self.shares is not None:
             return {"shares": self.shares}
         return {} if self.boxes is None else {"boxes": [box._asdict() for box in self.boxes]}
@@ -131,16 +138,18 @@ def decide(task: str, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     """The decisions from a network's outputs, as in a file with built-in post-processing.
 
     Args:
-        task: `classify`, `segment` or `detect`.
-        outputs: Outputs of a batch: `logits` [B, K] or [B, K, H, W]; `boxes` [B, A, 4] and `scores`
-            [B, A, K].
+        task: `classify`, `multilabel`, `segment` or `detect`.
+        outputs: Outputs of a batch: `logits` [B, K] or [B, K, H, W]; `label_logits` [B, K]; `boxes`
+            [B, A, 4] and `scores` [B, A, K].
 
     Returns:
-        `probabilities` [B, K], `classes` [B, H, W], or `detections` [m, 7]: index of the image, x1,
-        y1, x2, y2, score, class; the best of each image first.
+        `probabilities` or `label_probabilities` [B, K], `classes` [B, H, W], or `detections`
+        [m, 7]: index of the image, x1, y1, x2, y2, score, class; the best of each image first.
     """
     if task == "classify":
         return {"probabilities": _softmax(outputs["logits"])}
+    if task == "multilabel":
+        return {"label_probabilities": sigmoid(outputs["label_logits"])}
     if task == "segment":
         return {"classes": outputs["logits"].argmax(axis=1).astype(np.int32)}
     rows = [np.empty((0, 7))]
@@ -153,6 +162,35 @@ def decide(task: str, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 def _softmax(logits: np.ndarray) -> np.ndarray:
     weights: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probability of each label by itself; in this form it does not overflow."""
+    return 0.5 + 0.5 * np.tanh(0.5 * logits)
+
+
+def as_threshold(value: object) -> float:
+    """A recorded threshold.
+
+    Raises:
+        ValueError: It is not between 0 and 1.
+    """
+    if not (isinstance(value, float) and 0 < value < 1):
+        raise ValueError("its threshold is not between 0 and 1")
+    return value
+
+
+def read_tags(logits: np.ndarray, classes: Sequence[str], *, threshold: float) -> list[Label]:
+    """The classes of logits [K] whose probability reaches the threshold, best first."""
+    return tags_above(sigmoid(logits), classes, threshold=threshold)
+
+
+def tags_above(
+    probabilities: np.ndarray, classes: Sequence[str], *, threshold: float
+) -> list[Label]:
+    """The classes of probabilities [K] that reach the threshold, best first."""
+    count = int((probabilities >= threshold).sum())
+    return rank_classes(probabilities, classes, top=count)
 
 
 def read_classify(logits: np.ndarray, classes: Sequence[str], *, top: int = 5) -> list[Label]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hgkd_edge.score_records import TaskIntervals
 
-__all__ = ["ScoredImage", "precision_intervals"]
+__all__ = ["ScoredImage", "precision_intervals", "resamples"]
 
 RESAMPLES = 200
 FEWEST = 50  # minimum number of resamples, for any number of images and classes
@@ -54,15 +54,19 @@ def precision_intervals(images: Sequence[ScoredImage], classes: int) -> TaskInte
     evaluation = _matched(images, classes)
     whole = evaluation.evalImgs  # by class, then by image
     per_class = [whole[i : i + len(images)] for i in range(0, len(whole), len(images))]
-    count = min(RESAMPLES, max(FEWEST, PAIRS // len(whole)))
     rng = np.random.default_rng(0)
     drawn = []
-    for _ in range(count):
+    for _ in range(resamples(len(whole))):
         chosen = rng.integers(0, len(images), len(images))
         evaluation.evalImgs = [matches[i] for matches in per_class for i in chosen]
         drawn.append(_precision(evaluation))
     low, high = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0).tolist()  # [2] each
     return TaskIntervals(map=(low[0], high[0]), map50=(low[1], high[1]))
+
+
+def resamples(pairs: int) -> int:
+    """Number of resamples of `pairs` (image, class) pairs."""
+    return min(RESAMPLES, max(FEWEST, PAIRS // pairs))
 
 
 def _matched(images: Sequence[ScoredImage], classes: int) -> Any:

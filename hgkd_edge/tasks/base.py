@@ -24,7 +24,7 @@ from hgkd_edge.models.untrusted import not_finite
 from hgkd_edge.parsing import brief, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.score_records import TaskScores
-from hgkd_edge.tasks.answers import GEOMETRY
+from hgkd_edge.tasks.answers import GEOMETRY, as_threshold
 from hgkd_edge.tasks.config import FinetuneConfig
 
 __all__ = ["Answers", "ModelCard", "VisionTask", "read_model", "save_model"]
@@ -35,17 +35,19 @@ class ModelCard:
     """Everything needed to create a fine-tuned network again and to interpret its outputs.
 
     Attributes:
-        task: `classify`, `segment` or `detect`.
+        task: `classify`, `multilabel`, `segment` or `detect`.
         classes: Class names in the order of the outputs.
         backbone: Architecture, image size and normalization.
         input_ranges: Of a quantization-aware network: the largest magnitude of each INT8 layer's
             input, by the layer's name. The weights are rounded to INT8. Empty for other networks.
+        threshold: `multilabel`: the lowest probability of a label. None for other tasks.
     """
 
     task: str
     classes: tuple[str, ...]
     backbone: BackboneSpec
     input_ranges: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
 
     @property
     def input(self) -> InputSpec:
@@ -153,7 +155,10 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
 
 
 def _to_json(card: ModelCard) -> str:
-    return json.dumps(asdict(card))
+    fields = asdict(card)
+    if card.threshold is None:
+        del fields["threshold"]
+    return json.dumps(fields)
 
 
 def _from_json(text: str) -> ModelCard:
@@ -165,4 +170,5 @@ def _from_json(text: str) -> ModelCard:
     ranges = {str(name): float(size) for name, size in fields.get("input_ranges", {}).items()}
     if not all(math.isfinite(size) and size >= 0 for size in ranges.values()):
         raise ValueError("its metadata gives no usable ranges of its layers' inputs")
-    return ModelCard(task, tuple(classes), backbone, ranges)
+    threshold = as_threshold(fields["threshold"]) if task == "multilabel" else None
+    return ModelCard(task, tuple(classes), backbone, ranges, threshold)

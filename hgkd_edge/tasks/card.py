@@ -53,6 +53,10 @@ def model_card(
         f"- **Training**: {counted(photos, 'image')}, {counted(config.train.epochs, 'epoch')} "
         f"from {begun}, seed {config.seed}; all settings in `finetune.yaml`",
     ]
+    if card.threshold is not None:
+        lines.insert(
+            3, f"- **Labels**: each by itself: those whose sigmoid is at least {card.threshold:g}"
+        )
     lines += ["", *_scores(result)]
     lines += ["", "## Preprocessing", "", "```python", card.input.snippet() + "```", ""]
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Classification: one label per image, with the plain timm classifier of the backbone."""
+"""Classification: one class per image, with the plain timm classifier of the backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "Classifier", "ClassifyTraining", "mixing"]
 
 
 class Classification(VisionTask):
@@ -32,9 +32,11 @@ class Classification(VisionTask):
     name = "classify"
     output_names: tuple[str, ...] = ("logits",)
     metric = "top1"
+    training: ClassVar[type[ClassifyTraining]]
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
         splits = open_splits(config.data)
+        self.adapt(splits)
         source = splits["train"]
         if why := why_unlabeled(source):
             raise DataError(
@@ -44,6 +46,18 @@ class Classification(VisionTask):
         if config.label_share < 1:
             splits["train"] = source.subset(_stratified(source.labels, config))
         return splits
+
+    def adapt(self, splits: dict[str, ImageSource]) -> None:
+        """Bring labels into the form that the task learns.
+
+        Raises:
+            DataError: Images have several labels.
+        """
+        if splits["train"].multi_hot:
+            raise DataError(
+                "images have several labels, the task classify takes one class per image",
+                hint="hgkd-edge finetune --task multilabel",
+            )
 
     def create(self, card: ModelCard) -> nn.Module:
         return create_classifier(card.backbone, len(card.classes))
@@ -56,7 +70,7 @@ class Classification(VisionTask):
     ) -> ClassifyTraining:
         if config.classify.probe_first and config.init != "scratch":
             self._start_from_probe(network, card, source)
-        return ClassifyTraining(network, card, source, config)
+        return self.training(network, card, source, config)
 
     @torch.no_grad()
     def _start_from_probe(self, network: nn.Module, card: ModelCard, source: ImageSource) -> None:
@@ -119,13 +133,19 @@ class ClassifyTraining(Training):
         self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
     ) -> None:
         options = config.classify
-        weight = _class_weights(source) if options.balance else None
-        self.model: nn.Module = Classifier(network, options.label_smoothing, weight)
+        self.model: nn.Module = self.with_loss(network, source, options)
         self.layer_decay: float | None = config.train.layer_decay
         self.spec, self.crop_scale = card.backbone, config.data.crop_scale
         self.num_classes = len(card.classes)
         self.augment = _augmentation(options)
-        self.mix = _mixing(options, self.num_classes)
+        self.options = options
+
+    def with_loss(
+        self, network: nn.Module, source: ImageSource, options: ClassifyConfig
+    ) -> nn.Module:
+        """The network with its loss."""
+        weight = _class_weights(source) if options.balance else None
+        return Classifier(network, options.label_smoothing, weight)
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
         if self.augment is not None:
@@ -133,11 +153,16 @@ class ClassifyTraining(Training):
         view = random_view(
             images, draws.on_cpu(len(images), 5), size=self.spec.size, scale=self.crop_scale
         )
-        view = normalize(view, self.spec.mean, self.spec.std)
-        if self.mix is not None:
-            yield self.mix(view, labels)
-        else:
-            yield view, F.one_hot(labels, self.num_classes).float()
+        yield self.mixed(normalize(view, self.spec.mean, self.spec.std), labels)
+
+    def mixed(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed images and their soft labels, f[B, classes]."""
+        if (mix := mixing(self.options, self.num_classes)) is not None:
+            return mix(view, labels)
+        return view, F.one_hot(labels, self.num_classes).float()
+
+
+Classification.training = ClassifyTraining
 
 
 class Classifier(nn.Module):
@@ -171,13 +196,30 @@ class Classifier(nn.Module):
 
 
 def _stratified(labels: Tensor, config: FinetuneConfig) -> Tensor:
-    """Indices of a share of every class's images, at least one per class, int64 [m]."""
+    """Indices of a share of every class's images, at least one per class, int64 [m].
+
+    Where images have several labels, classes are filled up from the rarest on (Sechidis et al.
+    2011), and images without a label count as one more class. A frequent class can get more images.
+    """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
+    if labels.ndim == 2:
+        return _stratified_rarest_first(labels.bool(), order, config.label_share)
     kept = []
     for label in labels.unique():
         own = order[labels[order] == label]
         kept.append(own[: max(1, round(len(own) * config.label_share))])
     return torch.cat(kept).sort().values
+
+
+def _stratified_rarest_first(labels: Tensor, order: Tensor, share: float) -> Tensor:
+    groups = torch.cat([labels, ~labels.any(dim=1, keepdim=True)], dim=1)  # [n, classes + 1]
+    counts = groups.sum(dim=0)
+    chosen = torch.zeros(len(groups), dtype=torch.bool)
+    for group in counts.argsort().tolist():
+        wanted = max(1, round(int(counts[group]) * share)) - int((groups[:, group] & chosen).sum())
+        own = order[groups[order, group] & ~chosen[order]]
+        chosen[own[: max(0, wanted)]] = True
+    return chosen.nonzero().flatten()
 
 
 def _class_weights(source: ImageSource) -> Tensor:
@@ -193,7 +235,7 @@ def _augmentation(options: ClassifyConfig) -> Callable[[Tensor], Tensor] | None:
     return v2.TrivialAugmentWide() if options.augment == "trivial" else v2.RandAugment()
 
 
-def _mixing(options: ClassifyConfig, num_classes: int) -> Callable[..., Any] | None:
+def mixing(options: ClassifyConfig, num_classes: int) -> Callable[..., Any] | None:
     """Mix a batch with MixUp or CutMix; picks either with equal probability if both are enabled."""
     ways: list[nn.Module] = []
     if options.mixup:

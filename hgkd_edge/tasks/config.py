@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from hgkd_edge.console import console
+from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.recipe_sections import DataConfig, Fraction, TrainConfig
 from hgkd_edge.rundir import RunDir
@@ -48,6 +50,7 @@ class ClassifyConfig(Section):
 
     `probe_first` starts from a linear probe's weights (Kumar et al. 2022, LP-FT), so that a random
     head does not distort distilled features. `balance` weights classes by their inverse frequency.
+    `threshold` is the lowest probability of a label where images have several.
     """
 
     augment: Literal["trivial", "randaugment", "none"] = "trivial"
@@ -56,6 +59,7 @@ class ClassifyConfig(Section):
     label_smoothing: Fraction = 0.1
     probe_first: bool = True
     balance: bool = False
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class ViewConfig(Section):
@@ -118,10 +122,11 @@ class FinetuneConfig(Section):
     `backbone` is a run's `backbone.safetensors`: the architecture. `init`: `distilled` starts from
     its weights, `timm` from the hub's for the same architecture, `scratch` from none. `label_share`
     trains on that share of every class's images (classify) or of all images.
-    `qat` continues from a fine-tuned model instead.
+    `qat` continues from a fine-tuned model instead. `multilabel` is classification where images
+    have several labels or none; it has the settings of `classify`.
     """
 
-    task: Literal["classify", "segment", "detect"]
+    task: Literal["classify", "multilabel", "segment", "detect"]
     backbone: Path
     data: DataConfig
     init: Literal["distilled", "timm", "scratch"] = "distilled"
@@ -132,6 +137,11 @@ class FinetuneConfig(Section):
     detect: DetectConfig = DetectConfig()
     qat: QatConfig | None = None
     train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+    @property
+    def threshold(self) -> float | None:
+        """Lowest probability of a label; None for tasks without one."""
+        return self.classify.threshold if self.task == "multilabel" else None
 
 
 def resolve(
@@ -157,7 +167,21 @@ def resolve(
         "seed": recipe.seed,
         "data": photos,
     }
-    return parse_settings(FinetuneConfig, raw, overrides, name="finetune")
+    return _for_labels(parse_settings(FinetuneConfig, raw, overrides, name="finetune"))
+
+
+def _for_labels(config: FinetuneConfig) -> FinetuneConfig:
+    """The same settings with task `multilabel` for `classify` if images have several labels.
+
+    Raises:
+        DataError: The images are listed in a table that cannot be read.
+    """
+    if config.task != "classify" or not is_table(config.data):
+        return config
+    if not table_photos(config.data).multi_hot:
+        return config
+    console.print(f"{config.data.path}: several labels per image, so the task is multilabel")
+    return config.model_copy(update={"task": "multilabel"})
 
 
 def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneConfig:
@@ -183,7 +207,7 @@ def quantization_aware(run: RunDir, overrides: Sequence[str] = ()) -> FinetuneCo
         "warmup_epochs": 0,
         "ema": 0,
     }
-    chosen = parse_settings(FinetuneConfig, raw, overrides, name="finetune")
+    chosen = _for_labels(parse_settings(FinetuneConfig, raw, overrides, name="finetune"))
     if (chosen.task, chosen.init) != (recorded.task, recorded.init):
         raise RunError(
             f"the model of run '{run.path}' was fine-tuned with task {recorded.task} and init "
@@ -235,8 +259,8 @@ def resume(run: RunDir, asked: Sequence[str] = ()) -> FinetuneConfig:
     """
     recorded = recorded_settings(run)
     raw = recorded.model_dump(mode="json")
-    wanted = parse_settings(
-        FinetuneConfig, recorded.model_dump(mode="json"), asked, name="finetune"
+    wanted = _for_labels(
+        parse_settings(FinetuneConfig, recorded.model_dump(mode="json"), asked, name="finetune")
     )
     changed = sorted(differing_keys(raw, wanted.model_dump(mode="json")))
     if changed:

@@ -73,8 +73,10 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], path: Path) ->
 
 
 def draw_labels(photo: Image.Image, labels: Sequence[Label]) -> Image.Image:
-    """A copy of the image, with its most probable classes above it."""
+    """A copy of the image, with its most probable classes above it, or all of its labels."""
     picture = photo.copy()
+    if not labels:
+        return picture
     size = _text_size(picture)
     text = "\n".join(f"{label.probability:.0%} {label.name}" for label in labels)
     _write(ImageDraw.Draw(picture), (0, 0), text, size, (0, 0, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from xml.etree import ElementTree
 
 import yaml
 
+from hgkd_edge.data.csv_list import NOT_CLASSES
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.names import readable
 from hgkd_edge.data.orientation import turn_of
@@ -22,7 +25,13 @@ from hgkd_edge.tasks.answers import Detection, FileAnswer, Label
 __all__ = ["FORMATS", "require_format", "save_labels"]
 
 LONGEST = 255  # bytes of a file name
-FORMATS = {"yolo": "detect", "coco": "detect", "voc": "detect", "folders": "classify"}
+FORMATS = {
+    "yolo": "detect",
+    "coco": "detect",
+    "voc": "detect",
+    "folders": "classify",
+    "csv": "multilabel",
+}
 
 
 class _Labeled(NamedTuple):
@@ -33,6 +42,7 @@ class _Labeled(NamedTuple):
     size: tuple[int, int]
     boxes: Sequence[Detection]
     label: Label | None
+    tags: Sequence[Label]
 
 
 def require_format(name: str, task: str) -> None:
@@ -68,13 +78,14 @@ def save_labels(
         classes: The model's classes.
         folder: Folder of the data set.
         format: One of `FORMATS`.
-        threshold: Lowest probability of an image's class in `folders`; boxes are filtered already.
+        threshold: Lowest probability of an image's class in `folders`; boxes, and labels in `csv`,
+            are filtered already.
 
     Returns:
         The number of images written.
 
     Raises:
-        DataError: A class name cannot be a folder name.
+        DataError: A class name cannot be a folder name, or the name of a column of labels.
     """
     _require_plain(classes, format)
     images = [_labeled(one) for one in predicted if not one.error]
@@ -85,6 +96,11 @@ def _require_plain(classes: Sequence[str], format: str) -> None:
     """Refuse class names that the format cannot store as one name, before anything is written."""
     for name in classes:
         folder = format == "folders" and (name in ("", ".", "..") or {"/", "\\"} & set(name))
+        if format == "csv" and name.lower() in NOT_CLASSES:
+            raise DataError(
+                f"--save-labels csv: class {brief(name)} cannot be a column: it names another one",
+                hint="rename the class and fine-tune again",
+            )
         if folder or len(name.encode(errors="replace")) > LONGEST or not name.isprintable():
             what = "be the name of a folder" if format == "folders" else "stand in a label file"
             raise DataError(
@@ -99,7 +115,7 @@ def _labeled(one: FileAnswer) -> _Labeled:
         size = turn_of(image).upright
     name = Path(one.picture).stem + readable(file.suffix)
     best = one.found.labels[0] if one.found.labels else None
-    return _Labeled(file, name, size, one.found.boxes or (), best)
+    return _Labeled(file, name, size, one.found.boxes or (), best, one.found.tags or ())
 
 
 def _place(image: _Labeled, folder: Path) -> None:
@@ -200,9 +216,23 @@ def _folders(images: list[_Labeled], classes: Sequence[str], folder: Path, thres
     return len(sure)
 
 
+def _csv(images: list[_Labeled], classes: Sequence[str], folder: Path, threshold: float) -> int:
+    """A table with one column of 0 and 1 per class, next to the images."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", *classes])
+    for image in images:
+        _place(image, folder / "images")
+        held = {tag.name for tag in image.tags}
+        table.writerow([f"images/{image.name}", *(int(name in held) for name in classes)])
+    _write(folder / "labels.csv", text.getvalue())
+    return len(images)
+
+
 _WRITERS: dict[str, Callable[[list[_Labeled], Sequence[str], Path, float], int]] = {
     "yolo": _yolo,
     "coco": _coco,
     "voc": _voc,
     "folders": _folders,
+    "csv": _csv,
 }

@@ -23,7 +23,6 @@ from hgkd_edge.stopping import StopFlag, stop_on_signal
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import pictures
 from hgkd_edge.tasks.answers import FileAnswer
-from hgkd_edge.tasks.suppression import THRESHOLD
 from hgkd_edge.video.decoding import Frame, Opened, open_source
 from hgkd_edge.video.live import LiveClock, stay_connected
 from hgkd_edge.video.queue import ReadAhead
@@ -39,14 +38,14 @@ class Options:
     """Options of video prediction.
 
     Attributes:
-        threshold: Lowest score of a box.
+        threshold: Lowest score of a box or a label; None is the model's own.
         trust_engine: As for `open_task_model`.
         limit: Frames (or images of a watched folder) to answer at most; None: all.
         annotate: Whether an annotated video is written.
         patience: Seconds to wait for a broken live source.
     """
 
-    threshold: float = THRESHOLD
+    threshold: float | None = None
     trust_engine: bool = False
     limit: int | None = None
     annotate: bool = True

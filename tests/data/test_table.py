@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hgkd_edge.data.sources import how_to_label, open_splits, why_unlabeled
+from hgkd_edge.data.sources import (
+    held_out_split,
+    how_to_label,
+    open_splits,
+    unlearned_classes,
+    why_unlabeled,
+)
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
@@ -209,30 +215,59 @@ def test_one_label_per_image_is_read_however_it_is_written(
 
 
 @pytest.mark.parametrize(
-    ("header", "lines", "expected"),
+    ("header", "lines", "labels", "remark"),
     [
-        ("image,cat,dog", ["1,0", "1,1"], "line 3: of the columns 'cat', 'dog', 'cat', 'dog' hold"),
-        ("image,cat,dog", ["1,0", "0,0"], "line 3: of the columns 'cat', 'dog', none hold 1"),
-        ("image,label", ["dog", "cat;dog"], "line 3: 'cat;dog'"),
-        ("image,label", ["cat|dog", "dog|bird"], "line 2: 'cat|dog'"),
-        ("image,labels", ['"cat, dog"', "dog"], "line 2: 'cat, dog'"),
-        ("image,tags", ["cat dog", "dog cat"], "line 2: 'cat dog'"),
+        ("image,cat,dog", ["1,0", "1,1", ","], ["cat", "cat dog", ""], "line 3: 'cat', 'dog' hold"),
+        ("image,cat,dog,cow", ["1,1,0"], ["cat dog"], "no line holds 1 in 'cow'"),
+        ("image,label", ["dog", "cat;dog", ""], ["dog", "cat dog", ""], "by ';' (line 3: 'cat;dog"),
+        ("image,label", ["cat|dog", "dog|ape|"], ["cat dog", "ape dog"], "by '|' (line 2: 'cat|d"),
+        ("image,labels", ['"cat, dog"', "dog"], ["cat dog", "dog"], "by ',' (line 2: 'cat, dog'"),
+        ("image,tags", ["cat dog", "dog cat"], ["cat dog", "cat dog"], "by spaces (line 2: 'cat d"),
+        ("image,label", ["cat;\u200b", "cat"], ["cat", "cat"], "by ';'"),
     ],
 )
-def test_several_labels_per_image_are_refused_and_never_become_classes(
-    tmp_path: Path, header: str, lines: list[str], expected: str
+def test_several_labels_per_image_are_read_and_combinations_never_become_classes(
+    tmp_path: Path, header: str, lines: list[str], labels: list[str], remark: str
 ) -> None:
     config = table_of(tmp_path, header, lines)
 
     source = open_splits(config)["train"]
 
-    assert source.classes == []
-    assert len(source) == len(lines), "distilling needs no labels"
-    assert expected in why_unlabeled(source)
-    assert "several labels per image cannot be learned" in why_unlabeled(source)
+    classes = np.array(source.classes)
+    assert [" ".join(classes[row.numpy() > 0]) for row in source.labels] == labels
+    assert why_unlabeled(source) == ""
+    assert not source.one_class, "k-NN takes one class per image"
+    assert any(remark in line for line in source.remarks)
     found = survey(config)
-    assert not found.tasks
-    assert any(expected in remark for remark in found.remarks)
+    assert found.tasks == ["multilabel"]
+    counts = {name: sum(name in line.split() for line in labels) for name in source.classes}
+    assert found.splits["train"].objects == counts
+    assert found.splits["train"].empty == labels.count("")
+
+
+def test_a_line_without_a_1_is_no_evidence_of_several_labels(tmp_path: Path) -> None:
+    source = open_splits(table_of(tmp_path, "image,cat,dog", ["1,0", "0,0", "0,1"]))["train"]
+
+    assert source.labels.tolist() == [0, -1, 1]
+    assert "1 of 3 images, such as b.png" in why_unlabeled(source)
+
+
+def test_classes_of_the_test_split_that_are_never_learned_are_reported(tmp_path: Path) -> None:
+    lines = ["train,1,1,0", "train,0,1,0", "test,1,0,1", "test,0,1,1"]
+    splits = open_splits(table_of(tmp_path, "image,split,cat,dog,cow", lines))
+
+    assert "2 of 2 images are of classes without a training image ('cow')" in unlearned_classes(
+        splits["train"], splits["test"]
+    )
+    assert not unlearned_classes(splits["test"], splits["test"])
+
+
+def test_a_split_whose_images_all_lack_labels_is_not_scored(tmp_path: Path) -> None:
+    lines = ["train,a;b", "train,b", "val,a", "test,"]
+    splits = open_splits(table_of(tmp_path, "image,split,label", lines))
+
+    assert held_out_split(splits, labeled=True) == "val"
+    assert why_unlabeled(splits["test"]) == "none of 1 images has a label"
 
 
 def test_a_hint_speaks_of_the_table_that_lacks_labels(photos: Path) -> None:

@@ -19,7 +19,7 @@ from tests.sparse.helpers import assert_same_step, gap, network, pair, random_vi
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("share", [0.25, 0.6])
 @pytest.mark.parametrize(
     # Where rounding moves a value across ReLU's kink, its gradient jumps by a whole unit: in

@@ -181,7 +181,7 @@ def answer(settings: Settings, run: Run, image: Image.Image, threshold: float) -
         settings: Settings of the model.
         run: The model.
         image: The image.
-        threshold: Lowest score of a box.
+        threshold: Lowest score of a box or a label.
 
     Returns:
         `labels`; or `shares` of the area by class and `label_map` u8[H, W]; or `boxes` (x1, y1, x2,
@@ -199,6 +199,18 @@ def _classify(settings: Settings, outputs: Outputs, image: Image.Image, _: float
         shares = np.exp(logits - logits.max())
         shares = shares / shares.sum()
     best = np.argsort(-shares, kind="stable")[:5]
+    labels = [{"name": settings["classes"][i], "probability": float(shares[i])} for i in best]
+    return {"labels": labels}
+
+
+def _tag(
+    settings: Settings, outputs: Outputs, image: Image.Image, threshold: float
+) -> Dict[str, Any]:
+    if "label_probabilities" in outputs:
+        shares = outputs["label_probabilities"][0]
+    else:
+        shares = 0.5 + 0.5 * np.tanh(0.5 * outputs["label_logits"][0])  # the sigmoid
+    best = np.argsort(-shares, kind="stable")[: int((shares >= threshold).sum())]
     labels = [{"name": settings["classes"][i], "probability": float(shares[i])} for i in best]
     return {"labels": labels}
 
@@ -280,7 +292,7 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return overlap
 
 
-ANSWERS = {"classify": _classify, "segment": _segment, "detect": _detect}
+ANSWERS = {"classify": _classify, "multilabel": _tag, "segment": _segment, "detect": _detect}
 
 
 def draw(settings: Settings, image: Image.Image, answered: Dict[str, Any]) -> Image.Image:
@@ -297,8 +309,10 @@ def draw(settings: Settings, image: Image.Image, answered: Dict[str, Any]) -> Im
         pen.rectangle(box["box"], outline=color, width=max(1, min(picture.size) // 200))
         corner = (box["box"][0], max(0, box["box"][1] - 12))
         _write(pen, corner, "%s %.2f" % (box["name"], box["score"]), color)
-    for label in answered.get("labels", [])[:1]:
-        _write(pen, (0, 0), "%.0f%% %s" % (100 * label["probability"], label["name"]), "white")
+    shown = 1 if settings["task"] == "classify" else len(classes)
+    for line, label in enumerate(answered.get("labels", [])[:shown]):
+        text = "%.0f%% %s" % (100 * label["probability"], label["name"])
+        _write(pen, (0, 12 * line), text, "white")
     return picture
 
 
@@ -325,8 +339,8 @@ def image_files(paths: Sequence[Path]) -> List[Path]:
 
 
 def threshold_of(settings: Settings, asked: float) -> float:
-    """The lowest score of a box: as requested, else the default of `hgkd-edge predict`."""
-    least = settings["suppression"]["threshold"]
+    """The lowest score of a box or a label: as requested, else that of `hgkd-edge predict`."""
+    least = settings.get("threshold") or settings["suppression"]["threshold"]
     if math.isnan(asked):
         return float(least)
     if settings["task"] == "detect" and "postprocessing" in settings["baked"] and asked < least:
@@ -340,7 +354,7 @@ def main() -> int:
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--model", type=Path, default=HERE / "model.onnx")
     parser.add_argument("--out", type=Path, help="folder for pictures and label maps")
-    parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score of a box")
+    parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score")
     asked = parser.parse_args()
     settings, run = load_settings(), open_onnx(asked.model)
     threshold = threshold_of(settings, asked.threshold)

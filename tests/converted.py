@@ -1,0 +1,69 @@
+"""PyTorch's conversion to ONNX, once for equal networks. It takes seconds of many tests."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from exporters.onnx_export import _convert
+from hgkd_edge.files import atomic_write
+
+
+class ConvertOnce:
+    """Stands for `exporters.onnx_export._convert`; keeps its results in a folder.
+
+    The key is the whole pickled network with the arguments: anything that differs is converted
+    again. Whatever has no pickle (classes inside of tests) is always converted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(
+        self,
+        model: nn.Module,
+        example: torch.Tensor,
+        free: Mapping[int, str],
+        *,
+        output_names: list[str],
+    ) -> onnx.ModelProto:
+        arguments = (model, tuple(example.shape), dict(free), output_names)
+        file = self._file(arguments)
+        if file is not None and file.is_file():
+            return onnx.load_model_from_string(file.read_bytes())
+        proto = _convert(model, example, free, output_names=output_names)
+        if file is not None:
+            with atomic_write(file) as temporary:
+                temporary.write_bytes(proto.SerializeToString())
+        return proto
+
+    def _file(self, arguments: Any) -> Path | None:
+        try:
+            content = io.BytesIO()
+            pickler = _Pickler(content)
+            pickler.fast = True  # without references, which depend on what is the same object
+            pickler.dump(arguments)
+            return self.folder / hashlib.sha256(content.getvalue()).hexdigest()
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError):
+            return None
+
+
+class _Pickler(pickle.Pickler):
+    """Ignores what differs between equal networks: addresses of tensors, numbers of hooks."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor):
+            values = obj.detach().contiguous().numpy().tobytes()
+            return bytes, (values, str(obj.dtype), tuple(obj.shape))
+        if isinstance(obj, OrderedDict) and all(isinstance(key, int) for key in obj):
+            return list, (list(obj.values()),)
+        return NotImplemented
