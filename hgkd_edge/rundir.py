@@ -292,7 +292,8 @@ def _hint_for_missing() -> str:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a folder holds more than what a run writes before it trains."""
+    """Whether a folder holds more than what a run writes before it trains, also if it is killed."""
+    remove_leftovers(path)
     return any(p.name not in ("recipe.yaml", "manifest.json", ".lock") for p in path.iterdir())
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from hgkd_edge import processes
+from hgkd_edge.cli import app
 from hgkd_edge.errors import RecipeError
 from tests.engine.helpers import losses
 
@@ -25,8 +27,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def one_process(recipe: Path, run: Path, *settings: str) -> None:
-    done = started_by([sys.executable, "-m"], recipe, run, *settings)
-    assert done.returncode == 0, done.stderr
+    """In this process, in which torch is loaded; on the CPU, as the two."""
+    options = [part for setting in settings for part in ("--set", setting)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        done = CliRunner().invoke(app, ["distill", str(recipe), "--run", str(run), *options])
+    assert done.exit_code == 0, done.output
 
 
 def two_processes(recipe: Path, run: Path, *settings: str) -> subprocess.CompletedProcess[str]:

@@ -84,7 +84,12 @@ def test_a_layer_that_hardly_varies_is_calibrated_by_its_extremes(tmp_path, capl
 
     assert calibration.method == "minmax"
     assert f"has no {method}; minmax is used" in caplog.text
-    exported = quantize_int8(
-        tmp_path / "still.onnx", tmp_path / "int8.onnx", images=images, method=method
-    )
+
+
+def test_an_int8_file_says_how_it_was_calibrated_in_the_end(tmp_path):
+    export_onnx(HardlyVaries().eval(), tmp_path / "still.onnx", input_size=(3, 32, 32))
+    images = np.random.default_rng(0).random((16, 3, 32, 32), np.float32)
+
+    exported = quantize_int8(tmp_path / "still.onnx", tmp_path / "int8.onnx", images=images)
+
     assert exported.method == "minmax"

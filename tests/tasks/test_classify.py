@@ -18,8 +18,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from exporters import runtimes
+from hgkd_edge.cli import app
 from hgkd_edge.confidence import wilson
 from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
@@ -299,8 +301,9 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     begun.wait()
     assert not run.model_file.is_file()
 
-    subprocess.run([*command, "--resume"], check=True)
+    resumed = CliRunner().invoke(app, ["finetune", str(run.path), "--resume"])
 
+    assert resumed.exit_code == 0, resumed.output
     again = load_file(run.model_file)
     assert all(torch.equal(again[key], wanted[key]) for key in wanted)
 
@@ -310,16 +313,14 @@ def test_a_second_fine_tuning_keeps_the_first(run: RunDir) -> None:
     options = [part for setting in quick for part in ("--set", setting)]
     finetune(configure(run, *quick), run)
     first = file_sha256(run.model_file)
-    command = [sys.executable, "-m", "hgkd_edge", "finetune", str(run.path)]
+    command = ["finetune", str(run.path)]
 
-    refused = subprocess.run(
-        [*command, "--resume", "--set", "train.epochs=9"], capture_output=True, text=True
-    )
-    second = subprocess.run([*command, "--init", "scratch", *options], capture_output=True)
+    refused = CliRunner().invoke(app, [*command, "--resume", "--set", "train.epochs=9"])
+    second = CliRunner().invoke(app, [*command, "--init", "scratch", *options])
 
-    assert refused.returncode == 2
-    assert "started with other values of train.epochs" in refused.stderr
-    assert second.returncode == 0, second.stderr
+    assert isinstance(refused.exception, RunError)
+    assert "started with other values of train.epochs" in str(refused.exception)
+    assert second.exit_code == 0, second.output
     assert file_sha256(run.model_file) == first
     own = RunDir.resolve("demo-scratch")
     assert own.model_file.is_file()
