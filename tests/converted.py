@@ -58,7 +58,7 @@ class ConvertOnce:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves out what differs between equal networks: addresses of tensors, numbers of hooks."""
+    """Ignores what differs between equal networks: addresses of tensors, numbers of hooks."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, torch.Tensor):

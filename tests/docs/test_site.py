@@ -124,7 +124,12 @@ def test_the_reference_lists_exactly_the_metadata_that_export_writes(tmp_path: P
     weights.write_bytes(b"weights")
     spec = InputSpec((64, 64), (0.5,) * 3, (0.5,) * 3, "cover")
     subject = SimpleNamespace(
-        task="embed", spec=SimpleNamespace(name="resnet18"), input=spec, classes=[], weights=weights
+        task="embed",
+        spec=SimpleNamespace(name="resnet18"),
+        input=spec,
+        classes=[],
+        weights=weights,
+        threshold=0.5,
     )
 
     written = _metadata(SimpleNamespace(path=tmp_path), subject)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Every promised architecture, in every precision, in every runtime. 64 px, few images.
 
-Where timm can make a network of the same blocks with fewer repetitions, it is that one.
+A network is as shallow as timm can make it with the same blocks.
 """
 
 from __future__ import annotations
