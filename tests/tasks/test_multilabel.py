@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import (
 )
 
 from exporters import ExportError, runtimes
+from hgkd_edge.api.model import load_model as load_opened
 from hgkd_edge.api.run import Run
 from hgkd_edge.bundles import require_bundle
 from hgkd_edge.confidence import task_baseline
@@ -223,6 +224,23 @@ def test_predictions_are_the_labels_above_the_threshold_in_plain_and_baked_files
                     {k: v for k, v in wanted.items() if v >= (threshold or 0.5)}, abs=1e-4
                 )
                 assert list(found.values()) == sorted(found.values(), reverse=True)
+                assert Path(one.picture).is_file(), "with and without labels"
+
+
+def test_a_prediction_in_python_names_its_labels_or_says_that_there_are_none(
+    exported: RunDir, table: Path
+) -> None:
+    model = load_opened(exported.export_dir / "demo.fp32.onnx")
+    file = table.parent / "test-000.png"
+
+    (some,) = model.predict(file, threshold=0.01)
+    (none,) = model.predict(file, threshold=0.999)
+
+    assert {label.name for label in some.labels} == set(model.classes)
+    assert str(some).startswith(f"{file}: {some.labels[0].name} ")
+    assert (none.labels, str(none)) == ([], f"{file}: no label")
+    assert none.record["labels"] == []
+    np.testing.assert_array_equal(np.asarray(none.picture), np.asarray(load_photo(file)))
 
 
 def test_bundles_give_the_same_labels_and_deepstream_refuses(
