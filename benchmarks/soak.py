@@ -101,6 +101,8 @@ class Soaked:
 
 def main() -> int:
     options = _options()
+    # A shell's background job inherits a Ctrl-C that is ignored, and so would the commands.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="soak-") as place:
         root, now = Path(place), Path(place) / "now"
