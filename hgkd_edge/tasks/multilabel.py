@@ -36,7 +36,7 @@ class MultiLabelTraining(ClassifyTraining):
     def mixed(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         targets = labels.float()
         if (mix := mixing(self.options, len(view))) is not None:
-            # With one class per image, the soft labels are the shares of the images.
+            # With each image as one class, the soft labels are the shares of the mixed images.
             view, shares = mix(view, torch.arange(len(view), device=view.device))
             targets = shares @ targets
         return view, targets
