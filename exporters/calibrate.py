@@ -103,51 +103,63 @@ def calibrate(
     Raises:
         ExportError: No images, images of another size, or an unknown method.
     """
-    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
-
     (feed,) = graph_inputs(model)
     _require_images(images, feed.shape)
     if method not in METHODS:
         raise ExportError(
             f"unknown calibration method '{method}'", hint=f"one of {', '.join(METHODS)}"
         )
+    free = 1 if method == "mean" else batch_size
+    step = feed.shape[0] if isinstance(feed.shape[0], int) else free
+    try:
+        ranges = _collect(model, feed.name, images, method, step, progress)
+    except Exception as error:  # the calibrator raises many exception types
+        if method in _HISTOGRAMS and isinstance(error, (ValueError, MemoryError)):
+            log.warning(
+                "a layer's output hardly varies, so that it has no %s; minmax is used", method
+            )
+            return calibrate(
+                model, images, method="minmax", batch_size=batch_size, progress=progress
+            )
+        raise ConversionFailed(f"calibration failed: {reason_of(error)}") from error
+    return Calibration(ranges, method, len(images))
+
+
+def _collect(
+    model: onnx.ModelProto,
+    feed: str,
+    images: np.ndarray,
+    method: str,
+    step: int,
+    progress: Callable[[int, int], None],
+) -> Any:
+    """Ranges of all watched tensors; `step` images a run."""
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
     kinds = {
         "percentile": CalibrationMethod.Percentile,
         "mean": CalibrationMethod.MinMax,
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
     }
-    free = 1 if method == "mean" else batch_size
-    step = feed.shape[0] if isinstance(feed.shape[0], int) else free
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source = Path(folder) / "model.onnx"
         source.write_bytes(model.SerializeToString())
-        try:
-            calibrator = create_calibrator(
-                source,
-                _WATCHED,
-                augmented_model_path=str(Path(folder) / "watched.onnx"),
-                calibrate_method=kinds[method],
-                extra_options={"moving_average": method == "mean"},
-            )
-            # Batch by batch: given all images at once, it would keep every activation in memory.
-            for start in range(0, len(images), step):
-                batch = np.ascontiguousarray(images[start : start + step], dtype=np.float32)
-                # A moving average with these constants is the mean of all batches so far.
-                calibrator.averaging_constant = step / (start + step)
-                calibrator.collect_data(_OneBatch({feed.name: batch}))
-                progress(start + len(batch), len(images))
-            ranges = calibrator.compute_data()
-        except Exception as error:
-            if method in _HISTOGRAMS and isinstance(error, (ValueError, MemoryError)):
-                log.warning(
-                    "a layer's output hardly varies, so that it has no %s; minmax is used", method
-                )
-                return calibrate(
-                    model, images, method="minmax", batch_size=batch_size, progress=progress
-                )
-            raise ConversionFailed(f"calibration failed: {reason_of(error)}") from error
-    return Calibration(ranges, method, len(images))
+        calibrator = create_calibrator(
+            source,
+            _WATCHED,
+            augmented_model_path=str(Path(folder) / "watched.onnx"),
+            calibrate_method=kinds[method],
+            extra_options={"moving_average": method == "mean"},
+        )
+        # Batch by batch: given all images at once, it would keep every activation in memory.
+        for start in range(0, len(images), step):
+            batch = np.ascontiguousarray(images[start : start + step], dtype=np.float32)
+            # A moving average with these constants is the mean of all batches so far.
+            calibrator.averaging_constant = step / (start + step)
+            calibrator.collect_data(_OneBatch({feed: batch}))
+            progress(start + len(batch), len(images))
+        return calibrator.compute_data()
 
 
 def _clipped(seen: Any, largest: float) -> Any:

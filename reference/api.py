@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hgkd_edge
+
 # Name -> what mkdocstrings shows of it.
 SECTIONS = {
     "Distillations, runs and models": (
@@ -54,5 +56,13 @@ def page() -> str:
     """The page as Markdown, for mkdocstrings."""
     parts = [INTRODUCTION]
     for title, names in SECTIONS.items():
-        parts += [f"## {title}\n", *(f"::: {name}\n" for name in names)]
+        parts += [f"## {title}\n", *map(_entry, names)]
     return "\n".join(parts)
+
+
+def _entry(name: str) -> str:
+    """What mkdocstrings takes; names of `import hgkd_edge` are shown as users write them."""
+    short = name.rpartition(".")[2]
+    if short not in hgkd_edge.__all__:
+        return f"::: {name}\n"
+    return f"::: {name}\n    options:\n      heading: hgkd_edge.{short}\n"

@@ -14,12 +14,11 @@ from reference.markdown import code, table
 INTRODUCTION = """# bench.json
 
 What `hgkd-edge bench` writes (`hgkd_edge/bench/records.py`). The file has one session per target.
-Measuring a target
-again replaces its session. Times are in ms, sizes in MiB, power in W, unless a name says otherwise.
+Measuring a target again replaces its session. Times are in ms, sizes in MiB, power in W, unless a
+name says otherwise.
 
 Unknown keys are refused. A file of another schema version is refused and never overwritten.
-Estimates
-(`bench --estimate`) are written to `bench-estimate.json`, never to this file.
+Estimates (`bench --estimate`) are written to `bench-estimate.json`, never to this file.
 
 `hgkd-edge bench --json` prints `{"file", "sessions", "refusals"}` on standard output.
 

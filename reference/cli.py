@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,8 @@ def _commands(group: Any, context: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _command(command: Any, context: Any) -> str:
-    parts = [f"## {context.command_path}\n", f"{command.help or ''}\n"]
+    text = re.sub(r"^Example: (.*)$", r"Example: `\1`", command.help or "", flags=re.MULTILINE)
+    parts = [f"## {context.command_path}\n", f"{text}\n"]
     parts.append(f"```\n{' '.join(command.get_usage(context).split())}\n```\n")
     for kind in ("argument", "option"):
         rows = [(code(names), text) for names, text in help_rows(command, context, kind)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells are Markdown, `|` and line ends in them are escaped."""
+    """A table; cells are Markdown, line ends and `|` in them are escaped."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
 
@@ -17,4 +18,6 @@ def code(text: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    # In code a `|` is literal, and so would be a backslash before it.
+    parts = re.split("(`[^`]*`)", " ".join(text.split()))
+    return "".join(one if one.startswith("`") else one.replace("|", "\\|") for one in parts)

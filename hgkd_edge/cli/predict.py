@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -87,15 +87,12 @@ def predict(
     """
     from hgkd_edge.video.sources import find_source
 
-    chosen: dict[str, Any] = {"trust_engine": trust_engine}
-    if threshold is not None:
-        chosen["threshold"] = threshold
     videos = [source for text in sources if (source := find_source(text)) is not None]
     if not (watch or videos):
         from hgkd_edge.api.model import load_model
 
-        opened = load_model(model, trust_engine=chosen.pop("trust_engine"))
-        found = opened.predict(sources, out=out, save_labels=save_labels, **chosen)
+        opened = load_model(model, trust_engine=trust_engine)
+        found = opened.predict(sources, out=out, threshold=threshold, save_labels=save_labels)
         lines = [*map(str, found), f"pictures and JSON: {out}"]
         show(found.records(), as_json, lambda: lines)
         return
@@ -103,10 +100,27 @@ def predict(
     from hgkd_edge.api import streaming
 
     if watch:
-        made = [streaming.watch(model, sources[0], out, limit=frames, **chosen)]
+        made = [
+            streaming.watch(
+                model,
+                sources[0],
+                out,
+                threshold=threshold,
+                limit=frames,
+                trust_engine=trust_engine,
+            )
+        ]
     else:
-        chosen |= {"limit": frames, "annotate": video, "patience": reconnect}
-        made = streaming.predict_video(model, sources, out, **chosen)
+        made = streaming.predict_video(
+            model,
+            sources,
+            out,
+            threshold=threshold,
+            limit=frames,
+            annotate=video,
+            patience=reconnect,
+            trust_engine=trust_engine,
+        )
     _show_videos(made, as_json=as_json)
 
 

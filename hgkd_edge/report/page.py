@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -142,7 +143,13 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template("report.html.j2")
+
+
+def _breakable(name: str) -> Markup:
+    """A name that a narrow screen breaks after `/`, `.`, `-` or `_`, not within a word."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/._-])", str(_shown(name))))
 
 
 def _shown(value: Any) -> Any:

@@ -91,7 +91,7 @@ def previews_section(run: RunDir) -> Section | None:
     text = (
         f"Images of the {about.split} split; {masked}. The "
         "directions of features are shown by three principal components: equal colors are equal "
-        f"directions. The number is the mean cosine over {about.sites} tokens. Color of a cosine:"
+        f"directions. The number is the mean cosine over {about.sites} tokens. Color of a cosine: "
     )
     return Section("What the student sees", [Previews(list(_PANELS.values()), rows, text)])
 

@@ -115,11 +115,13 @@ def panel_chart(panel: Panel, logs: Sequence[Mapping[str, Curve]]) -> Chart | No
             if len(logs) == 1:
                 legend.append(Legend(place, panel.keys[key]))
             lines.append(Line(x, [value * panel.factor for value in y], color))
-            lasts.append((curve.steps[-1], curve.values[-1] * panel.factor))
+            lasts.append(f"{curve.values[-1] * panel.factor:.4g}")
+            step = curve.steps[-1]
     if not lines:
         return None
-    step, _ = lasts[-1]
-    figures = ", ".join(f"{value:.4g}" for _, value in lasts)
+    if len(legend) > 1:
+        lasts = [f"{entry.name} {last}" for entry, last in zip(legend, lasts, strict=True)]
+    figures = ", ".join(lasts)
     about = f"{figures} at update {step:,.0f}" if len(logs) == 1 else ""
     svg = draw_lines(lines, unit=panel.unit, label=f"{panel.title} over the updates")
     return Chart(panel.title, panel.unit, svg, about, legend if len(lines) > 1 else ())

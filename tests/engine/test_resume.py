@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from hgkd_edge.cli import app
 from tests.data.helpers import write_shards
 from tests.engine.helpers import losses
 
@@ -24,11 +27,16 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(autouse=True)
-def teacher_of_one_thread(
+def one_thread_as_in_the_killed_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Teachers of other tests are trained on two threads, which round differently."""
+) -> Iterator[None]:
+    """Two threads round differently: so do teachers that other tests trained."""
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "one-thread"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
 
 
 def distill_command(recipe: Path, folder: Path, *more: str) -> list[str]:
@@ -41,12 +49,7 @@ def whole(tiny_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A run that was never stopped, images kept in memory; made once for all tests."""
     folder = tmp_path_factory.getbasetemp() / "whole"
     if not folder.is_dir():
-        subprocess.run(
-            distill_command(tiny_recipe_file, folder),
-            check=True,
-            env={**os.environ, **ENVIRONMENT},
-            capture_output=True,
-        )
+        finish(distill_command(tiny_recipe_file, folder))
     return folder
 
 
@@ -65,11 +68,10 @@ def start_and_stop(command: list[str], log: Path, *, step: int, number: int) -> 
     return process.returncode, printed
 
 
-def resume(command: list[str]) -> None:
-    done = subprocess.run(
-        [*command, "--resume"], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def finish(command: list[str]) -> None:
+    """Run the command in this process, in which torch is loaded."""
+    done = CliRunner().invoke(app, command[3:])
+    assert done.exit_code == 0, done.output
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -86,7 +88,7 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
 
     start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
     assert not (tmp_path / "killed/backbone.safetensors").exists()
-    resume(command)
+    finish([*command, "--resume"])
 
     assert_same_run(tmp_path / "killed", whole)
 
@@ -102,13 +104,12 @@ def test_with_stages_disjoint_masks_and_an_embedding_a_killed_run_resumes_exactl
         "student.head=mlp",
     ]
     settings = [part for key in keys for part in ("--set", key)]
-    whole = distill_command(tiny_recipe_file, tmp_path / "whole", *settings)
-    subprocess.run(whole, check=True, env={**os.environ, **ENVIRONMENT}, capture_output=True)
+    finish(distill_command(tiny_recipe_file, tmp_path / "whole", *settings))
     command = distill_command(tiny_recipe_file, tmp_path / "killed", *settings)
 
     step = random.randint(1, 20)
     start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
-    resume(command)
+    finish([*command, "--resume"])
 
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
@@ -123,7 +124,7 @@ def test_streamed_from_shards_and_killed_the_run_is_still_the_same(
     step = random.randint(1, 20)
 
     start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
-    resume(command)
+    finish([*command, "--resume"])
 
     assert_same_run(tmp_path / "killed", whole)
 
@@ -139,7 +140,7 @@ def test_ctrl_c_saves_progress_says_how_to_resume_and_the_run_resumes_exactly(
     assert status == 130
     assert "progress saved" in printed
     assert f"--run {folder} --resume" in printed.replace("\n", " ")
-    resume(command)
+    finish([*command, "--resume"])
     assert_same_run(folder, whole)
 
 
@@ -158,11 +159,8 @@ def test_a_teacher_killed_in_ibot_resumes_to_the_same_weights(
     recipe.write_text(yaml.safe_dump(tiny_recipe))
     command = [sys.executable, "-m", "hgkd_edge", "pretrain", str(recipe)]
 
-    def run_in(cache: Path) -> None:
-        environment = {**os.environ, **ENVIRONMENT, "HGKD_EDGE_CACHE": str(cache)}
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-
-    run_in(tmp_path / "whole")
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "whole"))
+    finish(command)
     (whole,) = (tmp_path / "whole/teachers").iterdir()
     killed = tmp_path / "killed/teachers" / whole.name
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "killed"))
@@ -170,7 +168,7 @@ def test_a_teacher_killed_in_ibot_resumes_to_the_same_weights(
 
     start_and_stop(command, killed / "ibot.jsonl", step=step, number=signal.SIGKILL)
     assert not (killed / "model.safetensors").exists()
-    run_in(tmp_path / "killed")
+    finish(command)
 
     one, other = (
         [json.loads(line)["loss"] for line in (folder / "ibot.jsonl").read_text().splitlines()]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import hgkd_edge
 from hgkd_edge.cli import app
 from hgkd_edge.errors import DataError, MissingPackageError
 from hgkd_edge.pipeline import measure_pipeline
@@ -112,3 +113,34 @@ def test_stages_give_mean_and_percentiles_in_milliseconds() -> None:
     (found,) = stages.summary().values()
 
     assert found == pytest.approx({"mean": 51, "p50": 51, "p99": 100})
+
+
+def test_a_video_is_predicted_from_python(
+    networks: dict[str, Path], clip: Path, tmp_path: Path
+) -> None:
+    (found,) = hgkd_edge.predict_video(
+        networks["classify"], clip, tmp_path, limit=2, annotate=False
+    )
+
+    assert found["frames"] == 2
+    assert found["video"] is None
+    assert len(Path(found["answers"]).read_text().splitlines()) == 2
+    assert "2 frames in" in str(found)
+
+
+def test_trust_engine_counts_for_videos_too(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def refuse(path: Path, *, trust_engine: bool) -> None:
+        asked.append(trust_engine)
+        raise DataError("enough")
+
+    monkeypatch.setattr("hgkd_edge.video.predict.open_task_model", refuse)
+
+    CliRunner().invoke(
+        app, ["predict", "x.plan", str(clip), "--trust-engine", "--out", str(tmp_path)]
+    )
+
+    assert asked == [True]
