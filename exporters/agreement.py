@@ -2,8 +2,9 @@
 
 Numbers (largest error, cosine) are compared for every output. Decisions are compared where an
 output holds some: the best class of `logits` or `probabilities` ([B, K], or per pixel [B, K, H, W],
-there also as IoU of the two label maps), and of a detector's `boxes` [B, A, 4] and `scores` [B, A,
-K] its most confident anchors. Outputs that are already decisions (`classes` [B, H, W], `detections`
+there also as IoU of the two label maps), each label of `label_logits` or `label_probabilities`
+[B, K], and of a detector's `boxes` [B, A, 4] and `scores` [B, A, K] its most confident anchors.
+Outputs that are already decisions (`classes` [B, H, W], `detections`
 [M, 7], as `exporters.bake` makes them) are compared only as decisions.
 """
 
@@ -21,10 +22,8 @@ from .tolerances import Tolerance
 __all__ = ["Comparison", "OutputAgreement"]
 
 _CLASS_SCORES = ("logits", "probabilities")
-_LABEL_SCORES = {
-    "label_logits": 0.0,
-    "label_probabilities": 0.5,
-}  # where a label is as likely as not
+# Labels by themselves: the score at which a label is as likely as not.
+_LABEL_SCORES = {"label_logits": 0.0, "label_probabilities": 0.5}
 _DECIDED = ("classes", "detections")
 _CONFIDENT = 10  # anchors of an image whose boxes and classes are looked at
 

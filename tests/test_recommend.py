@@ -174,3 +174,15 @@ def test_on_a_terminal_the_answers_make_the_recipe(photos: Path, tmp_path: Path)
     assert recipe["data"]["path"] == str(photos)
     assert recipe["teacher"]["weights"] == "pretrain"
     assert recipe["mask"]["ratio"] == 0.6
+
+
+def test_the_images_of_a_table_are_counted(photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    files = sorted((photos / "train").rglob("*.webp"))
+    table.write_text("image,labels\n" + "".join(f"{file},a;b\n{file},b\n" for file in files))
+
+    count, side = count_images(table)
+    text = recipe_for(Wish(str(table), count, side, task="multilabel", device="cpu", labels="many"))
+
+    assert (count, side) == (2 * len(files), 96)
+    assert f"finetune --task multilabel --data {table}" in text

@@ -28,12 +28,8 @@ TYPES = {
 }
 LARGEST_BATCH = 16
 LABELS = "labels.txt"
-_CLASSES = (
-    "logits",
-    "probabilities",
-    "label_logits",
-    "label_probabilities",
-)  # outputs whose values are one per class
+# Outputs whose values are one per class.
+_CLASSES = ("logits", "probabilities", "label_logits", "label_probabilities")
 
 
 def _write(source: BundleSource, folder: Path) -> Path:

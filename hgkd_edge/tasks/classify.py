@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ class Classification(VisionTask):
     name = "classify"
     output_names: tuple[str, ...] = ("logits",)
     metric = "top1"
-    training: ClassVar[type[ClassifyTraining]]
 
     def open_splits(self, config: FinetuneConfig) -> dict[str, ImageSource]:
         splits = open_splits(config.data)
@@ -71,6 +70,12 @@ class Classification(VisionTask):
         if config.classify.probe_first and config.init != "scratch":
             self._start_from_probe(network, card, source)
         return self.training(network, card, source, config)
+
+    def training(
+        self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
+    ) -> ClassifyTraining:
+        """What the engine trains, once the network has its initial weights."""
+        return ClassifyTraining(network, card, source, config)
 
     @torch.no_grad()
     def _start_from_probe(self, network: nn.Module, card: ModelCard, source: ImageSource) -> None:
@@ -160,9 +165,6 @@ class ClassifyTraining(Training):
         if (mix := mixing(self.options, self.num_classes)) is not None:
             return mix(view, labels)
         return view, F.one_hot(labels, self.num_classes).float()
-
-
-Classification.training = ClassifyTraining
 
 
 class Classifier(nn.Module):

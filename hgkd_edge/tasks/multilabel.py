@@ -18,7 +18,7 @@ from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.answers import sigmoid
 from hgkd_edge.tasks.base import Answers, ModelCard
 from hgkd_edge.tasks.classify import Classification, Classifier, ClassifyTraining, mixing
-from hgkd_edge.tasks.config import ClassifyConfig
+from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.label_scores import score_labels
 
 __all__ = ["MultiLabel", "MultiLabelTraining"]
@@ -36,7 +36,7 @@ class MultiLabelTraining(ClassifyTraining):
     def mixed(self, view: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         targets = labels.float()
         if (mix := mixing(self.options, len(view))) is not None:
-            # With one class per image, the soft labels are the shares of the images.
+            # With each image as one class, the soft labels are the shares of the mixed images.
             view, shares = mix(view, torch.arange(len(view), device=view.device))
             targets = shares @ targets
         return view, targets
@@ -48,7 +48,6 @@ class MultiLabel(Classification):
     name = "multilabel"
     output_names: tuple[str, ...] = ("label_logits",)
     metric = "mean_ap"
-    training = MultiLabelTraining
 
     def adapt(self, splits: dict[str, ImageSource]) -> None:
         """One class per image is taken as a single label."""
@@ -56,6 +55,11 @@ class MultiLabel(Classification):
             if not source.multi_hot:
                 classes = torch.arange(len(source.classes))
                 source.labels = (source.labels[:, None] == classes).to(torch.int8)
+
+    def training(
+        self, network: nn.Module, card: ModelCard, source: ImageSource, config: FinetuneConfig
+    ) -> MultiLabelTraining:
+        return MultiLabelTraining(network, card, source, config)
 
     def judge(
         self, answers: Iterable[Answers], card: ModelCard, pictures: Path | None = None

@@ -130,6 +130,21 @@ def test_damage_is_refused_whatever_the_number_of_classes(classes, offset, damag
     assert not compare({"logits": wanted}, {"logits": got})["logits"].passed
 
 
+@pytest.mark.parametrize("classes", [2, 20])
+def test_each_label_is_a_decision_by_itself(classes):
+    wanted = logits_of(classes, spread=3.0)
+    flipped = np.where(np.arange(classes) == 1, -wanted, wanted)  # of one class, the weaker or not
+
+    rounded = compare({"label_logits": wanted}, {"label_logits": noisy(wanted, 0.1)})
+    other = compare({"label_logits": wanted}, {"label_logits": flipped})["label_logits"]
+    shares = [{"label_probabilities": 1 / (1 + np.exp(-x))} for x in (wanted, flipped)]
+
+    assert rounded["label_logits"].passed
+    assert other.top1 == 1 - 1 / classes
+    assert compare(*shares)["label_probabilities"].top1 == other.top1
+    assert not other.passed
+
+
 def test_classes_that_are_equal_in_the_original_may_change_places():
     # Two dead classes of a weak network: their order is rounding, not an answer.
     wanted = np.tile(np.array([[2.0, 2.0 + 1e-6, -1.0]], np.float32), (64, 1))

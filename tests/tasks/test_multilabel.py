@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import (
 )
 
 from exporters import ExportError, runtimes
+from hgkd_edge.api.model import load_model as load_opened
 from hgkd_edge.api.run import Run
 from hgkd_edge.bundles import require_bundle
 from hgkd_edge.confidence import task_baseline
@@ -75,7 +76,13 @@ def new_run(path: Path, table: Path) -> RunDir:
     """A run of the demo's recipe at 32 px on the table, with an untrained backbone."""
     recipe = load_recipe(
         find_recipe("demo"),
-        ["data.image_size=64", "student.stem_stride=4", "data.source=folder", f"data.path={table}"],
+        [
+            "data.image_size=32",
+            "data.source=folder",
+            f"data.path={table}",
+            "student.stem_stride=4",
+            "student.args={channels: [8, 16, 24, 32]}",
+        ],
     )
     made = RunDir.create(recipe, path)
     parts = build(recipe)
@@ -159,7 +166,10 @@ def test_fine_tuning_learns_every_label_and_beats_a_random_order(
 def exported(tuned: tuple[RunDir, FinetuneRecord]) -> RunDir:
     """The same run with INT8 files, plain and with a sigmoid inside."""
     options = ExportOptions(
-        precision="int8", bake_postprocessing=True, bundles=("predict", "triton", "timm")
+        precision="int8",
+        flavors=("cpu",),
+        bake_postprocessing=True,
+        bundles=("predict", "triton", "timm"),
     )
     export_run(tuned[0], options)
     return tuned[0]
@@ -178,7 +188,7 @@ def test_exported_files_score_as_reported_and_int8_is_bounded_by_the_same_score(
     assert subject.metric == "mean_ap"
     assert subject.score(runtimes.open(run.export_dir / "demo.fp32.onnx").run) / 100 == wanted
     files = list(run.export_dir.glob("*.onnx"))
-    assert len(files) == 5
+    assert len(files) == 3
     for file in files:
         opened = open_task_model(file)
         assert (opened.task, opened.threshold) == ("multilabel", 0.5)
@@ -214,6 +224,23 @@ def test_predictions_are_the_labels_above_the_threshold_in_plain_and_baked_files
                     {k: v for k, v in wanted.items() if v >= (threshold or 0.5)}, abs=1e-4
                 )
                 assert list(found.values()) == sorted(found.values(), reverse=True)
+                assert Path(one.picture).is_file(), "with and without labels"
+
+
+def test_a_prediction_in_python_names_its_labels_or_says_that_there_are_none(
+    exported: RunDir, table: Path
+) -> None:
+    model = load_opened(exported.export_dir / "demo.fp32.onnx")
+    file = table.parent / "test-000.png"
+
+    (some,) = model.predict(file, threshold=0.01)
+    (none,) = model.predict(file, threshold=0.999)
+
+    assert {label.name for label in some.labels} == set(model.classes)
+    assert str(some).startswith(f"{file}: {some.labels[0].name} ")
+    assert (none.labels, str(none)) == ([], f"{file}: no label")
+    assert none.record["labels"] == []
+    np.testing.assert_array_equal(np.asarray(none.picture), np.asarray(load_photo(file)))
 
 
 def test_bundles_give_the_same_labels_and_deepstream_refuses(
@@ -362,5 +389,5 @@ def test_the_survey_counts_images_per_class_and_those_without_a_label(table: Pat
 def test_the_network_is_a_plain_timm_classifier(tuned: tuple[RunDir, FinetuneRecord]) -> None:
     import timm
 
-    model = timm.create_model("resnet18", num_classes=4, channels=[16, 32, 64, 128])
+    model = timm.create_model("resnet18", num_classes=4, channels=[8, 16, 24, 32])
     model.load_state_dict(load_file(tuned[0].model_file))

@@ -88,7 +88,9 @@ def main(given: Optional[List[str]] = None) -> int:
     parser.add_argument("source", help="csi:0, 0, /dev/video0, a video file, rtsp://...")
     parser.add_argument("--via", choices=("gstreamer", "opencv"), default="gstreamer")
     parser.add_argument("--frames", type=int, help="stop after this many")
-    parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score")
+    parser.add_argument(
+        "--threshold", type=float, default=math.nan, help="lowest score of a box or a label"
+    )
     parser.add_argument("--out", type=Path, help="folder for annotated images")
     parser.add_argument("--show", action="store_true", help="a window, through OpenCV")
     asked = parser.parse_args(given)

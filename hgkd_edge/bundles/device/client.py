@@ -42,7 +42,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--url", default="localhost:8001", help="host:port of the server")
-    parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score")
+    parser.add_argument(
+        "--threshold", type=float, default=math.nan, help="lowest score of a box or a label"
+    )
     asked = parser.parse_args()
     settings = load_settings()
     run = open_server(asked.url, settings["name"], settings["input_name"])

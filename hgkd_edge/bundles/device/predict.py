@@ -354,7 +354,9 @@ def main() -> int:
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--model", type=Path, default=HERE / "model.onnx")
     parser.add_argument("--out", type=Path, help="folder for pictures and label maps")
-    parser.add_argument("--threshold", type=float, default=math.nan, help="lowest score")
+    parser.add_argument(
+        "--threshold", type=float, default=math.nan, help="lowest score of a box or a label"
+    )
     asked = parser.parse_args()
     settings, run = load_settings(), open_onnx(asked.model)
     threshold = threshold_of(settings, asked.threshold)
