@@ -64,6 +64,17 @@ def test_a_run_that_ended_before_it_trained_does_not_block_its_folder(
     assert again.recipe() == load_recipe(tiny_recipe_file)
 
 
+def test_a_run_killed_while_it_wrote_its_recipe_does_not_block_its_folder(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    Path("mine").mkdir()
+    Path("mine/.recipe.yaml.0123456789abcdef.tmp").touch()
+
+    RunDir.create(load_recipe(tiny_recipe_file), Path("mine"))
+
+    assert [path.name for path in Path("mine").iterdir()] == ["recipe.yaml"]
+
+
 def test_runs_begun_at_once_never_share_a_folder(elsewhere: Path, tiny_recipe_file: Path) -> None:
     recipe = load_recipe(tiny_recipe_file)
 
