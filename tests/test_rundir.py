@@ -72,7 +72,7 @@ def test_a_run_killed_while_it_wrote_its_recipe_does_not_block_its_folder(
 
     RunDir.create(load_recipe(tiny_recipe_file), Path("mine"))
 
-    assert [path.name for path in Path("mine").iterdir()] == ["recipe.yaml"]
+    assert {path.name for path in Path("mine").iterdir()} == {"recipe.yaml", ".lock"}
 
 
 def test_runs_begun_at_once_never_share_a_folder(elsewhere: Path, tiny_recipe_file: Path) -> None:
