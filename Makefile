@@ -42,6 +42,6 @@ $(VENV)/.installed: pyproject.toml
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install --quiet --upgrade pip && \
-	  $(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'; \
+	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $@

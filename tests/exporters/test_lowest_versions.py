@@ -56,9 +56,10 @@ def base_requirements() -> dict[str, str]:
 
 def installed(folder: Path, *wanted: str) -> Path:
     """Put packages into a folder; skips where there is no network or no wheel for this Python."""
-    pip = ["uv", "pip"] if shutil.which("uv") else [sys.executable, "-m", "pip"]
+    pip = [sys.executable, "-m", "pip", "install", "--no-compile"]
+    install = ["uv", "pip", "install"] if shutil.which("uv") else pip
     options = ["--quiet", "--only-binary", ":all:", "--target", str(folder)]
-    require([*pip, "install", *options, *wanted])
+    require([*install, *options, *wanted])
     return folder
 
 

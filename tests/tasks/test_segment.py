@@ -158,7 +158,7 @@ def test_ignored_pixels_have_no_gradient() -> None:
 def test_wrong_settings_are_named(run: RunDir) -> None:
     with pytest.raises(RecipeError, match="zoom must hold 0 < low <= high"):
         nuclei(run, "segment.zoom=[2, 1]")
-    with pytest.raises(RecipeError, match="did you mean 'binary'"):
+    with pytest.raises(RecipeError, match="did you mean 'segment.binary'"):
         nuclei(run, "segment.binry=true")
 
 
