@@ -193,12 +193,12 @@ def test_the_version_is_printed() -> None:
 
 
 @pytest.mark.parametrize("command", ["recipes validate", "distill"])
-def test_data_that_is_not_there_is_no_valid_recipe(
+def test_data_that_is_not_there_is_reported_before_torch_is_loaded(
     tiny_recipe_file: Path, tmp_path: Path, command: str
 ) -> None:
     missing = ("--set", "data.path=nowhere")
 
-    done = hgkd(*command.split(), str(tiny_recipe_file), *missing, cwd=tmp_path)
+    done = hgkd_without_torch(*command.split(), str(tiny_recipe_file), *missing, cwd=tmp_path)
 
     assert done.returncode == 2
     assert done.stdout == ""

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from hgkd_edge.data.sources import require_data
+from hgkd_edge.data.presence import require_data
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import ConversionError, DataError, RecipeError
 from hgkd_edge.recipe import Recipe, load_recipe

@@ -21,6 +21,7 @@ from hgkd_edge.api.work import (
 )
 from hgkd_edge.cells import counted
 from hgkd_edge.console import console
+from hgkd_edge.data.presence import require_data
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
@@ -137,11 +138,10 @@ def dry_run(recipe: AnyRecipe, overrides: Overrides = ()) -> Result:
     """
     loaded = resolve_recipe(recipe, overrides)
     require_training_packages("distill")
-    from hgkd_edge.data.sources import require_data
+    require_data(loaded.data)
     from hgkd_edge.distillation.dry_run import dry_run as estimate
     from hgkd_edge.distillation.parts import build
 
-    require_data(loaded.data)
     found = estimate(loaded, parts=build(loaded))
     return Result(found.to_dict(), lambda: dry_run_lines(found))
 
@@ -204,12 +204,10 @@ def _prepared(
         loaded = resolve_recipe(recipe, overrides)
         if resume:
             return _resumed(loaded, run)
+        require_data(loaded.data)
         require_training_packages("distill")
-        # torch is imported here: a mistyped name need not wait for it
-        from hgkd_edge.data.sources import require_data
-        from hgkd_edge.distillation.parts import build
+        from hgkd_edge.distillation.parts import build  # loads torch: errors need not wait for it
 
-        require_data(loaded.data)  # before any weights are downloaded
         parts = build(loaded)  # a recipe that cannot work leaves no folder behind
         return _Job(loaded, RunDir.create(loaded, None if run is None else Path(run)))
 

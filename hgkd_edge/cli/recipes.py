@@ -62,15 +62,15 @@ def validate(
 
     Example: hgkd-edge recipes validate my-recipe.yaml
     """
+    from hgkd_edge.data.presence import require_data
     from hgkd_edge.recipe import find_recipe, load_recipe
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides or ())
-    from hgkd_edge.data.sources import require_data
+    require_data(loaded.data)
     from hgkd_edge.distillation.parts import build
 
     parts = build(loaded, download=False)
-    require_data(loaded.data)
     result = {
         "recipe": str(path),
         "image_size": parts.spec.size,

@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from hgkd_edge.data.folder import bundled_photos, folder_photos
 from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.names import a_few
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos
-from hgkd_edge.data.shards import shard_files, shard_photos
+from hgkd_edge.data.shards import shard_photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 
@@ -42,7 +41,6 @@ __all__ = [
     "how_to_label",
     "list_photos",
     "open_splits",
-    "require_data",
     "streams",
     "unlearned_classes",
     "why_unlabeled",
@@ -340,28 +338,3 @@ def _check_readable(config: DataConfig, source: ImageSource | None) -> None:
         + (f"; the first, {reasons[0][0]}: {reasons[0][1]}" if reasons else ""),
         hint="the training split needs readable .jpg, .png, .webp, .bmp, .tif or .gif files",
     )
-
-
-def require_data(config: DataConfig) -> None:
-    """Check that `data.path` exists, without reading it.
-
-    A name on the hub is accepted unchecked: looking it up would need network access.
-
-    Raises:
-        DataError: The path does not exist.
-    """
-    if config.path is None:
-        return
-    path = config.path.expanduser()
-    if config.source == "webdataset":
-        shard_files(str(config.path))
-    elif not path.exists() and (config.source == "folder" or _is_local(config.path)):
-        raise DataError(
-            f"data.path = '{config.path}': no such file or folder",
-            hint="--set data.path=FOLDER; the rest of the recipe is valid",
-        )
-
-
-def _is_local(path: Path) -> bool:
-    """Whether a dataset's path cannot be a name on the hub (`name` or `owner/name`)."""
-    return path.is_absolute() or str(path).startswith(("~", ".")) or len(path.parts) > 2

@@ -21,7 +21,9 @@ def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
         "hgkd_edge",
         "demo",
         "--set",
-        "train.epochs=4",
+        "train.epochs=2",
+        "--set",
+        "train.warmup_epochs=0.5",
         "--set",
         "teacher.cache=1",
     ]
