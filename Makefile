@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := train,openvino,trt-rtx,dev,ibot,video,qat
 
+# Tests start many processes: with this set, each would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs clean
 
@@ -42,6 +45,6 @@ $(VENV)/.installed: pyproject.toml
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install --quiet --upgrade pip && \
-	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'; \
+	  $(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $@
