@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from exporters import quantize, runtimes, sensitivity, verify
-from exporters.calibrate import Calibration, calibrate
+from exporters.calibrate import METHODS, Calibration, calibrate
 from exporters.onnx_info import read_onnx
 from exporters.quantize import Int8Export, quantize_int8
 from exporters.runtimes import Runner
@@ -117,11 +117,14 @@ class Int8Files:
         """
         options, subject = self._options, self._subject
         images = calibration_images(subject, options)
+        # A quantization-aware network is calibrated without the clipping that it learned with. Its
+        # extremes then spoil the ranges of flavor `cpu`, which quantizes layers' outputs too.
+        usual = "mean" if subject.input_ranges else METHODS[0]
         with track_steps("calibrating", total=len(images)) as show:
             calibration = calibrate(
                 read_onnx(self._fp32),
                 images,
-                method=options.calibration_method or "percentile",
+                method=options.calibration_method or usual,
                 progress=lambda done, total: show(done, "images"),
             )
         self._record.calibration = CalibratedOn(

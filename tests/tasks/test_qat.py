@@ -64,6 +64,7 @@ def test_a_quantization_aware_run_exports_int8_files_of_the_score_that_training_
     assert origin.library.startswith("nvidia-modelopt ")
     assert len(card.input_ranges) == exported.calibration.learned_inputs > 0
     assert weights(made).keys() == weights(tuned).keys(), "a plain timm classifier"
+    assert exported.calibration.method == "mean"
     score = load_exportable(made).score
     files = [file.path for file in exported.files if file.precision == "int8"]
     assert [Path(file).suffix for file in files] == [".onnx", ".onnx", ".xml"]
