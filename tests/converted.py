@@ -63,7 +63,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, torch.Tensor):
             values = obj.detach().contiguous().numpy().tobytes()
-            return bytes, (values, str(obj.dtype), tuple(obj.shape))
+            return bytes, (values, str(obj.dtype), tuple(obj.shape), obj.stride())
         if isinstance(obj, OrderedDict) and all(isinstance(key, int) for key in obj):
             return list, (list(obj.values()),)
         return NotImplemented

@@ -112,6 +112,24 @@ def test_free_height_and_width_give_pytorch_s_numbers_at_any_size(tmp_path, name
         np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
 
 
+class Scaled(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x.mean((2, 3))
+
+
+def test_networks_that_differ_in_one_number_are_converted_apart(tmp_path):
+    images = np.ones((1, 3, 8, 8), np.float32)
+
+    for factor in (2.0, 3.0):
+        path = tmp_path / f"{factor}.onnx"
+        export_onnx(Scaled(factor), path, input_size=(3, 8, 8))
+        np.testing.assert_allclose(runtimes.open(path).run(images)["logits"], factor)
+
+
 class FrozenSize(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(x.shape[0], 3 * 8 * 8)[:, :4]
