@@ -141,6 +141,13 @@ def test_features_that_learned_nothing_are_reported_as_no_better(hgkd: Hgkd, rec
     assert low <= result["distilled"]["knn"] <= high
 
 
+def test_after_pretraining_the_distillation_keeps_the_changes(hgkd: Hgkd, recipe: str) -> None:
+    done = hgkd("pretrain", recipe, sets=("teacher.pretrain.epochs=1", "seed=1"))
+
+    distill = f"next: hgkd-edge distill {recipe} --set teacher.pretrain.epochs=1 --set seed=1"
+    assert done.stdout.splitlines()[-1] == distill
+
+
 def test_suggested_commands_quote_the_folders_that_they_name() -> None:
     """`{run.quoted}` and `shlex.quote`, never the bare path: folders have spaces."""
     bare = re.compile(r"hgkd-edge [a-z]+[^\"\n]*\{[\w.]+\.path\}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from hgkd_edge.cli.options import AsJson, Overrides, RecipeName
 from hgkd_edge.cli.output import next_lines, show
 
@@ -20,5 +22,6 @@ def pretrain(
     from hgkd_edge.api import distilling
 
     weights = distilling.pretrain(recipe, overrides or ())
-    following = next_lines(recipe, "distill")
+    changes = "".join(f" --set {shlex.quote(one)}" for one in overrides or ())
+    following = [f"{line}{changes}" for line in next_lines(recipe, "distill")]
     show({"weights": str(weights)}, as_json, lambda: [f"teacher: {weights}", *following])
