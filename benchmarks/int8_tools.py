@@ -47,7 +47,6 @@ from exporters.trt_build import build_engine
 from exporters.verify import verify
 from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.exportable import Exportable, load_exportable
-from hgkd_edge.finetune import evenly
 from hgkd_edge.rundir import RunDir
 
 ROUNDS = 300
@@ -145,7 +144,7 @@ def nncf(job: Job) -> Iterator[tuple[str, Path]]:
         return float(hits.mean()), hits.astype(float).tolist()
 
     source = job.subject.splits[job.subject.unseen]
-    scored = source.subset(evenly(len(source), MOST_SCORED))  # as `Exportable.score`
+    scored = source.sample(MOST_SCORED)  # as `Exportable.score`
     photos = job.subject.images(job.subject.unseen, MOST_SCORED)
     bounded = job.path("nncf bounded")
     kept = library.quantize_with_accuracy_control(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
@@ -48,7 +49,7 @@ def _in_folder(folder: Path, subject: Exportable, count: int) -> np.ndarray:
         what = "holds no image files that can be read" if folder.is_dir() else "is not a folder"
         hint = found.remark(folder).removeprefix("warning: ") or "name a folder of images"
         raise DataError(f"calibration folder '{folder}' {what}", hint=hint)
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    chosen = [files[i] for i in evenly(len(files), count)]
     spec = subject.input
     photos = (load_photo(file, bits=spec.bits) for file in chosen)
     return np.concatenate([spec.array(photo) for photo in photos])

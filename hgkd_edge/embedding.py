@@ -19,6 +19,7 @@ from hgkd_edge.cells import counted
 from hgkd_edge.console import track_steps
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError, MissingPackageError, RunError, reason_of
 from hgkd_edge.files import atomic_write
 from hgkd_edge.predict import image_files
@@ -171,10 +172,9 @@ def nearest(features: np.ndarray, count: int) -> np.ndarray:
 def draw_neighbors(embedded: Embedded, path: Path) -> Path:
     """Draw a few images, each with its nearest neighbors to the right."""
     neighbors = nearest(embedded.features, min(NEIGHBORS, len(embedded.files) - 1))
-    spread = np.linspace(0, len(embedded.files) - 1, min(SHOWN, len(embedded.files)))
     rows = [
         side_by_side([_thumbnail(embedded.files[j]) for j in (i, *neighbors[i])])
-        for i in dict.fromkeys(spread.round().astype(int).tolist())
+        for i in evenly(len(embedded.files), SHOWN)
     ]
     picture = Image.new("RGB", (rows[0].width, sum(row.height + 4 for row in rows) - 4), "white")
     top = 0

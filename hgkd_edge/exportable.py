@@ -17,8 +17,9 @@ from exporters.sensitivity import Score
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.export_record import MOST_SCORED
-from hgkd_edge.finetune import TASKS, answers, evenly, load_model
+from hgkd_edge.finetune import TASKS, answers, load_model
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
 from hgkd_edge.probe import knn_top1
 from hgkd_edge.records import Images
@@ -72,7 +73,7 @@ class Exportable:
     def canvases(self, split: str, count: int) -> Tensor:
         """At most `count` images, spread over a split (images are sorted by class), uint8."""
         source = self.splits[split]
-        return source.images[evenly(len(source), count)]
+        return source.images[torch.tensor(evenly(len(source), count))]
 
     def images(self, split: str, count: int) -> np.ndarray:
         """The same images as the network sees them, float32 [n, 3, H, W]."""
@@ -175,8 +176,8 @@ def _knn(
     runner: Runner, view: Callable[[Tensor], Tensor], train: ImageSource, test: ImageSource
 ) -> float:
     """k-NN top-1 in [0, 1]; the gallery goes through the same network, as in deployment."""
-    gallery = train.subset(evenly(len(train), _GALLERY))
-    known, asked = _embed(runner, view, gallery), _embed(runner, view, test)
+    known = _embed(runner, view, train.sample(_GALLERY))
+    asked = _embed(runner, view, test)
     return knn_top1(*known, *asked, classes=len(train.classes))
 
 
@@ -204,5 +205,4 @@ def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
             "--max-drop needs images that were held out, and this run has none",
             hint="distill with data.holdout > 0, or keep images in a test/ folder",
         )
-    source = splits[name]
-    return source.subset(evenly(len(source), MOST_SCORED))
+    return splits[name].sample(MOST_SCORED)

@@ -38,7 +38,6 @@ from hgkd_edge.tasks.segment import Segmentation
 __all__ = [
     "TASKS",
     "answers",
-    "evenly",
     "finetune",
     "load_model",
     "starting_weights",
@@ -180,7 +179,7 @@ def _simulated(qat: QatConfig, card: ModelCard, source: ImageSource) -> nn.Modul
             f"{', '.join(card.classes)}",
             hint="fine-tune for these images first, without --qat",
         )
-    chosen = source.subset(evenly(len(source), qat.calibration))
+    chosen = source.sample(qat.calibration)
     views = (TASKS[card.task].view(images, card) for images, _ in chosen.batches(BATCH))
     return simulate_int8(network, views)
 
@@ -192,11 +191,6 @@ def _origin(qat: QatConfig) -> QuantizationAware:
         model=str(qat.model),
         model_sha256=file_sha256(qat.model),
     )
-
-
-def evenly(available: int, count: int) -> Tensor:
-    """At most `count` indices, evenly over all: images lie sorted by class."""
-    return torch.linspace(0, available - 1, min(count, available)).long()
 
 
 def weigh(result: TaskRecord, train: ImageSource, test: ImageSource) -> None:

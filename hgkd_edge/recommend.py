@@ -23,6 +23,7 @@ from hgkd_edge.console import printable
 from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe, find_recipe
@@ -127,9 +128,9 @@ def is_countable_table(file: Path) -> bool:
 def _median_side(folder: Path, names: Sequence[str]) -> int:
     """Median of the shorter side of a sample of images in pixels; 0 where none can be read."""
     sides = []
-    for name in names[:: max(1, len(names) // SAMPLE)]:
+    for i in evenly(len(names), SAMPLE):
         try:
-            with open_image(folder / name) as image:
+            with open_image(folder / names[i]) as image:
                 sides.append(min(image.size))
         except Exception:  # a damaged file may raise anything; training skips and lists it
             continue

@@ -28,6 +28,7 @@ from hgkd_edge.data.csv_list import is_table
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.sources import list_photos
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import cut
 from hgkd_edge.recipe_sections import DataConfig
@@ -116,10 +117,9 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
         with contextlib.suppress(Exception):  # unusable images are counted by `survey`
             _way_up(photo, turns)
             photos.append(photo)
-    spread = np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)
     drawn = (
         (i, _picture(photos[i], shapes.get(photos[i].name, []), boxes.listing.classes, turns))
-        for i in spread
+        for i in evenly(len(photos), count)
     )
     return [save_picture(picture, folder / picture_name(i, photos[i].file)) for i, picture in drawn]
 

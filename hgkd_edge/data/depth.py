@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 from hgkd_edge.data.color import row_blocks, scale_to_8, to_rgb
 from hgkd_edge.data.images import MAX_PIXELS, open_image
 from hgkd_edge.data.orientation import Turn, turn_of
+from hgkd_edge.data.spread import evenly
 
 __all__ = ["Depth", "decode_rgb", "depth_of", "settle_bits", "settled_bits"]
 
@@ -63,7 +64,7 @@ def settled_bits(
     if isinstance(setting, int):
         return Settled(setting)
     deep = [i for i, name in enumerate(names) if not name.lower().endswith(EIGHT_BITS)]
-    chosen = [deep[i] for i in np.linspace(0, len(deep) - 1, min(SAMPLE, len(deep))).astype(int)]
+    chosen = [deep[i] for i in evenly(len(deep), SAMPLE)]
 
     def look(i: int) -> Depth | None:
         try:

@@ -30,6 +30,7 @@ from hgkd_edge.data.hub import hub_photos
 from hgkd_edge.data.names import a_few
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.data.shards import shard_photos
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 
@@ -149,6 +150,12 @@ class ImageSource:
         else:
             part.images = self.images[indices]
         return part
+
+    def sample(self, count: int) -> ImageSource:
+        """At most `count` of the images, evenly spaced."""
+        if len(self) <= count:
+            return self
+        return self.subset(torch.tensor(evenly(len(self), count)))
 
 
 def canvas_of(split: str, size: tuple[int, int]) -> Canvas:

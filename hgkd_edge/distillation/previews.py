@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import held_out_split
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.score import judged_sites
 from hgkd_edge.distillation.setup import Setup
@@ -72,7 +73,7 @@ def preview_panels(
     recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
     split = held_out_split(setup.splits) or "train"
     source, ratio = setup.splits[split], recipe.mask.highest_ratio
-    chosen = torch.linspace(0, len(source) - 1, min(IMAGES, len(source))).round().long()
+    chosen = torch.tensor(evenly(len(source), IMAGES))
     model.eval()
     device = next(model.parameters()).device
     draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)

@@ -13,6 +13,7 @@ from hgkd_edge.confidence import mean_interval
 from hgkd_edge.console import warn
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import ImageSource, held_out_split
+from hgkd_edge.data.spread import evenly
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens, teacher_views
@@ -108,7 +109,5 @@ def not_better_than_the_mean(held_out: HeldOut) -> str:
 
 def _sample(source: ImageSource) -> Iterator[Tensor]:
     """At most `SAMPLE` evenly spaced images, in batches uint8 [B, 3, H_canvas, W_canvas]."""
-    count = min(SAMPLE, len(source))
-    spread = torch.linspace(0, len(source) - 1, count, dtype=torch.float64).round().long()
-    for indices in spread.split(256):
+    for indices in torch.tensor(evenly(len(source), SAMPLE)).split(256):
         yield source.images[indices]

@@ -63,8 +63,8 @@ class Onlooker:
         return Observation(scores, text, pictures)
 
     def _knn(self, model: StudentWithLoss, held_out: ImageSource) -> float:
-        source, spec = _sample(self.setup.source, LEARNED_FROM), self.setup.parts.spec
-        test = _sample(held_out, SCORED)
+        source, spec = self.setup.source.sample(LEARNED_FROM), self.setup.parts.spec
+        test = held_out.sample(SCORED)
         network = EmbeddingNet(dense_copy(model.student.encoder), spec)
         recalibrate_batchnorm(network, source, spec, batches=BATCHES)
         known, asked = embed(network.eval(), source), embed(network, test)
@@ -79,13 +79,6 @@ class Onlooker:
         finally:
             teacher.to(home)
         return panels, cosines
-
-
-def _sample(source: ImageSource, count: int) -> ImageSource:
-    """At most `count` evenly spaced images; sources are sorted by class or name."""
-    if len(source) <= count:
-        return source
-    return source.subset(torch.linspace(0, len(source) - 1, count).round().long())
 
 
 def _sheet(panels: dict[str, Tensor]) -> Tensor:
