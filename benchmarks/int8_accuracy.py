@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from exporters import runtimes
-from exporters.calibrate import METHODS, calibrate
+from exporters.calibrate import calibrate
+from exporters.choices import FLAVORS, METHODS
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino
-from exporters.quantize import FLAVORS, quantize_int8
+from exporters.quantize import quantize_int8
 from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.verify import verify

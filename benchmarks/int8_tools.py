@@ -36,11 +36,12 @@ from benchmarks.int8_accuracy import (
     classes_of,
 )
 from exporters import UserError, runtimes
-from exporters.calibrate import METHODS, calibrate
+from exporters.calibrate import calibrate
+from exporters.choices import FLAVORS, METHODS
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.openvino_export import export_openvino
-from exporters.quantize import FLAVORS, quantize_int8
+from exporters.quantize import quantize_int8
 from exporters.runtimes import Runner
 from exporters.sensitivity import quantize_within, rank_layers
 from exporters.trt_build import build_engine

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._graph import WEIGHTED, module_of
+from .choices import METHODS
 from .errors import ConversionFailed, ExportError, reason_of
 from .onnx_info import graph_inputs
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["METHODS", "Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate"]
 
 log = logging.getLogger(__name__)
 
-METHODS = ("percentile", "mean", "minmax", "entropy")
 # They sort absolute values into bins that are as wide as the first batch's range allows.
 _HISTOGRAMS = ("percentile", "entropy")
 # Tensors at these operators' inputs and outputs are recorded: all that any flavor quantizes.

@@ -30,6 +30,7 @@ from ._graph import WEIGHTED, sort_nodes
 from ._residual import share_residual_scales
 from .atomic_files import file_sha256, new_artifact
 from .calibrate import Calibration, calibrate
+from .choices import FLAVORS
 from .errors import ConversionFailed, ExportError, reason_of
 from .fp16 import nodes_of_modules
 from .onnx_info import graph_precision, metadata_of, read_onnx
@@ -38,11 +39,10 @@ from .runtimes.ort import OrtSession
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FLAVORS", "Int8Export", "quantizable_nodes", "quantize_int8", "quantized_graph"]
+__all__ = ["Int8Export", "quantizable_nodes", "quantize_int8", "quantized_graph"]
 
 log = logging.getLogger(__name__)
 
-FLAVORS = ("tensorrt", "cpu")
 FEW_IMAGES = 100
 # Operators that ONNX Runtime has fast integer kernels for. Others stay float between them.
 _CPU_OPERATORS = [*WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool"]

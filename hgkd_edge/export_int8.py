@@ -11,7 +11,8 @@ import numpy as np
 from torch import nn
 
 from exporters import quantize, runtimes, sensitivity, verify
-from exporters.calibrate import METHODS, Calibration, calibrate
+from exporters.calibrate import Calibration, calibrate
+from exporters.choices import METHODS
 from exporters.onnx_info import read_onnx
 from exporters.quantize import Int8Export, quantize_int8
 from exporters.runtimes import Runner

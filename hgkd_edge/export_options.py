@@ -9,12 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from exporters import ExportError
+from exporters.choices import FLAVORS, METHODS, PRECISIONS
 
-__all__ = ["BUNDLES", "PRECISIONS", "ExportOptions", "parse_frame"]
+__all__ = ["BUNDLES", "ExportOptions", "parse_frame"]
 
-PRECISIONS = ("fp32", "fp16", "int8")
-FLAVORS = ("tensorrt", "cpu")
-METHODS = ("percentile", "mean", "minmax", "entropy")
 BUNDLES = ("triton", "deepstream", "timm", "predict", "jetson")
 
 

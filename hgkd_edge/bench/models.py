@@ -10,6 +10,7 @@ from exporters.atomic_files import was_set_aside
 from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, onnx_info
+from hgkd_edge.bench.options import PRECISIONS
 from hgkd_edge.bench.records import ModelInfo
 from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.errors import RunError
@@ -19,7 +20,6 @@ from hgkd_edge.rundir import RunDir
 
 __all__ = ["ModelFile", "of_precisions", "resolve_models", "run_folder_of"]
 
-_ORDER = ("fp32", "fp16", "bf16", "int8")
 _ARTIFACTS = (".xml", ".plan")
 
 
@@ -152,7 +152,7 @@ def _described(source: Path | None, kinds: Collection[str]) -> list[ModelFile]:
 
 
 def _place(model: ModelFile) -> tuple[bool, int, str]:
-    known = [*_ORDER, model.precision]
+    known = [*PRECISIONS, model.precision]
     return BAKED in model.info.metadata, known.index(model.precision), model.path.name
 
 

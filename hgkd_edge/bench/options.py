@@ -16,10 +16,18 @@ from hgkd_edge.bench.method import Plan
 from hgkd_edge.bench.records import FedImages, Settings
 from hgkd_edge.errors import DeviceError
 
-__all__ = ["DEVICES", "AnyPath", "BenchOptions", "Progress", "RunBenchOptions", "parse_counts"]
+__all__ = [
+    "DEVICES",
+    "PRECISIONS",
+    "AnyPath",
+    "BenchOptions",
+    "Progress",
+    "RunBenchOptions",
+    "parse_counts",
+]
 
 DEVICES = ("cpu", "cuda", "openvino", "jetson")
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 AnyPath = str | os.PathLike[str]
 Progress = Callable[[str, float], None]
@@ -77,7 +85,7 @@ class RunBenchOptions:
         for option, value, known in (
             ("device", self.device, DEVICES),
             ("copies", self.copies, ("in", "out")),
-            *(("precision", one, _PRECISIONS) for one in self.precisions),
+            *(("precision", one, PRECISIONS) for one in self.precisions),
         ):
             if value not in known:
                 raise DeviceError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.choices import PRECISIONS
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import onnx_info
 from hgkd_edge.data.input_spec import BAKED
@@ -101,13 +102,10 @@ def artifacts_of(run: RunDir) -> Exports:
     return Exports([Artifact(run, weights, "fp32", digest, size), *found], remarks)
 
 
-_ORDER = ("fp32", "fp16", "int8")
-
-
 def _place(artifact: Artifact) -> tuple[int, int, int, str]:
     """Plain files first, by precision, then by runtime."""
-    known = artifact.precision in _ORDER
-    precision = _ORDER.index(artifact.precision) if known else len(_ORDER)
+    known = artifact.precision in PRECISIONS
+    precision = PRECISIONS.index(artifact.precision) if known else len(PRECISIONS)
     runtime = list(RUNTIMES).index(artifact.file.suffix) - 1
     return int(artifact.baked), precision, runtime, artifact.file.name
 

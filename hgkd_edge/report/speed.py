@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from exporters.choices import PRECISIONS
 from hgkd_edge.bench.compare import (
     FAILED_SINCE,
     failed_models,
@@ -40,7 +41,6 @@ from hgkd_edge.rundir import RunDir
 
 __all__ = ["choice_blocks", "choice_of", "choice_section", "fastest_tile", "speed_section"]
 
-_PRECISIONS = ("fp32", "fp16", "int8")
 _MOST_POINTS = 60  # of a plot
 _MOST_DEVICES = 20  # with a plot and a table each
 
@@ -100,8 +100,8 @@ def _colors(found: Comparison) -> list[str]:
     if len(found.runs) > 1:
         return found.runs
     rows = [row for group in found.groups for row in group.rows]
-    others = sorted({row.precision for row in rows} - {*_PRECISIONS})
-    return [*_PRECISIONS, *others]
+    others = sorted({row.precision for row in rows} - {*PRECISIONS})
+    return [*PRECISIONS, *others]
 
 
 def _plot(group: Group, rows: Sequence[Row], found: Comparison) -> Charts:

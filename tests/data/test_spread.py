@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ def test_a_sample_runs_from_the_first_image_to_the_last_in_equal_steps(
     found = evenly(available, count)
 
     assert len(found) == min(available, count)
-    steps = {after - before for before, after in zip(found, found[1:], strict=False)}
+    steps = {after - before for before, after in itertools.pairwise(found)}
     assert not steps or min(steps) >= 1
     assert not steps or max(steps) - min(steps) <= 1
     if found:

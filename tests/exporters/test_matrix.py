@@ -14,11 +14,12 @@ import pytest
 
 from exporters import runtimes
 from exporters.calibrate import calibrate
+from exporters.choices import FLAVORS
 from exporters.fp16 import convert_fp16
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import onnx_info, read_onnx
 from exporters.openvino_export import export_openvino
-from exporters.quantize import FLAVORS, quantize_int8
+from exporters.quantize import quantize_int8
 from exporters.trt_build import available, build_engine
 from exporters.verify import Tolerance, verify, verify_onnx
 

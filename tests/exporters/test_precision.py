@@ -4,10 +4,11 @@ import numpy as np
 import onnx
 import pytest
 
+from exporters.choices import FLAVORS
 from exporters.errors import ExportError
 from exporters.fp16 import convert_fp16, overflowing_nodes
 from exporters.onnx_info import onnx_info, read_onnx
-from exporters.quantize import FLAVORS, quantize_int8
+from exporters.quantize import quantize_int8
 from exporters.trt_build import available, build_engine
 from exporters.verify import Tolerance, verify_onnx
 

@@ -6,9 +6,10 @@ import pytest
 
 from exporters import runtimes
 from exporters.calibrate import calibrate
+from exporters.choices import FLAVORS
 from exporters.errors import ExportError, VerificationFailed
 from exporters.onnx_info import onnx_info, read_onnx
-from exporters.quantize import FLAVORS, quantize_int8
+from exporters.quantize import quantize_int8
 from exporters.sensitivity import _fewest, quantize_within, rank_layers
 from exporters.verify import Tolerance, verify
 
