@@ -68,8 +68,7 @@ def demo(path: Path | None = None, overrides: Sequence[str] = ()) -> DemoRecord:
     """
     recipe = load_recipe(find_recipe("demo"), overrides)
     run = RunDir.create(recipe, path)
-    because = run.why_this_folder()
-    console.print(f"run folder: {run.path}" + (f" ({because})" if because else ""), soft_wrap=True)
+    run.announce(run.why_this_folder())
     with run.at_work():
         return _all_steps(recipe, run)
 

@@ -13,11 +13,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hgkd_edge.console import console
 from hgkd_edge.errors import RecipeError, RunError, UserError
 from hgkd_edge.files import atomic_write, open_regular, remove_leftovers, take_lock
+from hgkd_edge.processes import is_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.run_files import FOLDERS, RunFiles
 from hgkd_edge.settings import differing_keys
+from hgkd_edge.stopping import sigterm_cleans_up
 
 __all__ = ["RunDir"]
 
@@ -129,16 +132,27 @@ class RunDir(RunFiles):
                 return f"{earlier.path} is unfinished; to continue it: {earlier.resume_command}"
         return f"{earlier.path} already exists"
 
+    def announce(self, because: str = "") -> None:
+        """Print the folder's name, and why it is this one."""
+        line = f"run folder: {self.path}" + (f" ({because})" if because else "")
+        console.print(line, soft_wrap=True)
+
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """Lock the folder for training; a failure before the first step leaves no trace.
 
         A folder newly made by `create` or `branch` is removed, and an existing run keeps no
-        settings of a training that never started.
+        settings of a training that never started. SIGTERM counts as a failure. Of several
+        processes, the main one sees to the folder.
 
         Raises:
             RunError: Another process is training here.
         """
+        with sigterm_cleans_up(), self._kept_tidy() if is_main() else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def _kept_tidy(self) -> Iterator[None]:
         with self.locked():
             before, settled = self._progress(), self._names()
             self._taken = self._taken and not before

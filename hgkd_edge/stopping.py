@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from hgkd_edge.console import console
 
-__all__ = ["StopFlag", "stop_on_signal"]
+__all__ = ["StopFlag", "sigterm_cleans_up", "stop_on_signal"]
 
 ONE_PRESS = 1.0  # seconds: torchrun forwards a Ctrl-C that its processes already received
 
@@ -46,3 +47,24 @@ def stop_on_signal(after: str = "step") -> Iterator[StopFlag]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def sigterm_cleans_up() -> Iterator[None]:
+    """Turn SIGTERM, as schedulers and torchrun send it, into `SystemExit(143)`.
+
+    So it cleans up as Ctrl-C does. In a thread nothing changes: only the main one gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def test_a_run_that_never_trained_is_gone_and_the_latest_is_what_it_was(
     assert tree(Path()) == before
     assert sorted(entry.name for entry in RUNS.iterdir()) == ["latest", "tiny"]
     assert RunDir.resolve().path == good.path
+
+
+def test_sigterm_before_the_first_step_cleans_up_as_ctrl_c_does(good: RunDir) -> None:
+    before = tree(Path())
+
+    with pytest.raises(SystemExit) as ended, RunDir.create(good.recipe()).at_work():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert ended.value.code == 143
+    assert tree(Path()) == before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_finetuning_that_never_trained_leaves_the_run_it_was_for_as_it_was(good: RunDir) -> None:

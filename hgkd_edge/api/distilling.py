@@ -14,9 +14,7 @@ from hgkd_edge.api.result import Result
 from hgkd_edge.api.run import Run
 from hgkd_edge.api.work import (
     Overrides,
-    announce,
     as_assignments,
-    at_work,
     require_training_packages,
 )
 from hgkd_edge.cells import counted
@@ -78,7 +76,7 @@ def distill(
     if not job.finished:
         from hgkd_edge.distillation.distill import distill as train
 
-        with at_work(job.folder):
+        with job.folder.at_work():
             train(job.recipe, job.folder, parts=parts, resume=resume)
     return Run(job.folder)
 
@@ -114,7 +112,7 @@ def check(
         return Run(job.folder).distilled
     from hgkd_edge.distillation.distill import first_updates
 
-    with at_work(job.folder):
+    with job.folder.at_work():
         found = first_updates(job.recipe, job.folder, updates, parts=parts, resume=resume)
     where = {"run": str(job.folder.path)}
     if found is None:  # the main process has it
@@ -216,7 +214,7 @@ def _prepared(
         console.print(f"run '{job.folder.path}' is finished: nothing to resume", soft_wrap=True)
     else:
         require_training_packages("distill")
-        announce(job.folder, job.folder.why_this_folder())
+        job.folder.announce(job.folder.why_this_folder())
     return job, parts
 
 

@@ -11,9 +11,7 @@ from hgkd_edge.api.result import Result, as_html, as_text
 from hgkd_edge.api.signatures import takes_fields_of
 from hgkd_edge.api.work import (
     Overrides,
-    announce,
     as_assignments,
-    at_work,
     require_training_packages,
 )
 from hgkd_edge.bench.options import BenchOptions, RunBenchOptions
@@ -148,8 +146,8 @@ class Run:
         require_training_packages("finetune")
         from hgkd_edge.finetune import finetune
 
-        with at_work(folder):
-            finetune(config, folder, resume=resume, opened=lambda: announce(folder, because))
+        with folder.at_work():
+            finetune(config, folder, resume=resume, opened=lambda: folder.announce(because))
         return Run(folder)
 
     def _settled(
