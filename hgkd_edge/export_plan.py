@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +25,11 @@ from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.export_int8 import Int8Files
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import ExportRecord
-from hgkd_edge.exportable import EMBED, Exportable
+from hgkd_edge.exportable import Exportable
 from hgkd_edge.files import cache_dir, engines_dir, file_sha256
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import decide
+from hgkd_edge.tasks.metadata import ModelMetadata
 from hgkd_edge.tasks.suppression import SUPPRESSION
 
 __all__ = ["POSTPROCESSING", "VERIFICATION_PHOTOS", "Artifact", "Exported", "Plan"]
@@ -174,8 +174,6 @@ class Plan:
 
         return Artifact(self.plain(flavor), "onnx", "int8", self.fp32, make, prove)
 
-        return prove
-
     def _baked(self, plain: Artifact) -> Artifact:
         """A copy with processing inside, compared with the same processing outside."""
         options, subject = self.options, self.subject
@@ -269,17 +267,8 @@ def _proven(
 
 
 def _metadata(run: RunDir, subject: Exportable) -> dict[str, str]:
-    """The ONNX file's metadata: task, input and origin; values are JSON."""
-    entries = {
-        "task": json.dumps(subject.task),
-        "model": json.dumps(subject.spec.name),
-        **subject.input.metadata(),
-        "classes": json.dumps(subject.classes),
-        "weights_sha256": json.dumps(file_sha256(subject.weights)),
-        "run": json.dumps(run.path.resolve().name),
-    }
-    if subject.threshold is not None:
-        entries["threshold"] = json.dumps(subject.threshold)
-    if subject.task == EMBED:
-        entries["backbone_sha256"] = entries["weights_sha256"]
-    return {f"{PREFIX}{key}": value for key, value in entries.items()}
+    described = ModelMetadata(subject.task, subject.classes, subject.input, subject.threshold)
+    digest = file_sha256(subject.weights)
+    return described.entries(
+        weights_sha256=digest, model=subject.spec.name, run=run.path.resolve().name
+    )

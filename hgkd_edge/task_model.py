@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,10 +16,10 @@ from exporters.runtimes import Outputs, Session
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingPackageError, RunError
 from hgkd_edge.files import engines_dir, file_sha256
-from hgkd_edge.parsing import MAX_RECORD_BYTES, parse_json
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.tasks.answers import GEOMETRY, as_threshold
+from hgkd_edge.tasks.answers import GEOMETRY
+from hgkd_edge.tasks.metadata import ModelMetadata, weights_digest
 from hgkd_edge.tasks.suppression import THRESHOLD
 
 __all__ = ["TaskModel", "open_task_model"]
@@ -103,8 +101,7 @@ def _model_of(run: RunDir) -> Path:
     exported = run.export_dir / f"{run.path.resolve().name}.fp32.onnx"
     if not exported.is_file():
         raise MissingPackageError(f"predicting with {model}", extra="train", package="torch")
-    stated = onnx_info(exported).metadata.get("hgkd_edge.weights_sha256")
-    if stated != json.dumps(file_sha256(model)):
+    if weights_digest(onnx_info(exported).metadata) != file_sha256(model):
         raise RunError(
             f"{exported}: was not exported from the run's present model",
             hint=f"export it again where PyTorch is installed: hgkd-edge export {run.quoted}",
@@ -152,51 +149,26 @@ OPENERS: dict[str, Callable[[Path], TaskModel]] = {
 ENGINES = (".plan", ".engine")
 
 
-def _stated(metadata: Mapping[str, str], key: str, default: str = "") -> Any:
-    """A file's metadata under one of our keys; the values are JSON."""
-    text = metadata.get(f"hgkd_edge.{key}", default)
-    return parse_json(text, MAX_RECORD_BYTES)
-
-
-def _words(value: Any) -> list[str]:
-    if not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
-        raise ValueError("no list of words")
-    return value
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _described(path: Path, metadata: Mapping[str, str], session: Session) -> TaskModel:
-    """Read the metadata written by `export`."""
+    """The model of an open file, as its metadata describe it."""
     try:
-        task = _stated(metadata, "task")
-        classes = tuple(_words(_stated(metadata, "classes")))
-        baked = frozenset(_words(_stated(metadata, "baked", "[]")))
-        frame = _stated(metadata, "frame", "null")
-        if not (frame is None or (len(frame) == 2 and all(_is_side(side) for side in frame))):
-            raise ValueError("no size of frames")
-        geometry = GEOMETRY.get(task, "cover")
-        described = InputSpec.from_metadata(metadata, geometry=geometry)
-        own = task == "multilabel"
-        threshold = as_threshold(_stated(metadata, "threshold")) if own else THRESHOLD
+        found = ModelMetadata.read(metadata)
     except (KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"{path}: does not record its task and classes",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         ) from error
-    if task not in GEOMETRY:
+    if found.task not in GEOMETRY:
         raise RunError(
             f"{path}: is a backbone without a task: it makes no predictions",
             hint="fine-tune the run and export it: hgkd-edge finetune, hgkd-edge export",
         )
     return TaskModel(
         session=session,
-        task=task,
-        classes=classes,
-        input=described,
-        baked=baked,
-        frame=tuple(frame) if frame else None,
-        threshold=threshold,
+        task=found.task,
+        classes=found.classes,
+        input=found.input,
+        baked=found.baked,
+        frame=found.frame,
+        threshold=THRESHOLD if found.threshold is None else found.threshold,
     )

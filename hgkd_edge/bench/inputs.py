@@ -24,6 +24,7 @@ from exporters.runtimes import Outputs
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
+from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DeviceError, RunError, WrongOutputs, reason_of
 from hgkd_edge.parsing import parse_json, require_file
 
@@ -139,7 +140,7 @@ def _concrete(
     """Assign sizes to the free axes: the first is the batch, the rest an image's, channels first or
     (with preprocessing inside the model) last."""
     try:
-        channels, height, width = map(int, parse_json(metadata.get("hgkd_edge.input_size", "")))
+        channels, height, width = map(int, parse_json(metadata.get(f"{PREFIX}input_size", "")))
     except (ValueError, TypeError, OverflowError):  # not written by our exporter
         channels, height, width = 3, _USUAL_SIDE, _USUAL_SIDE
     free = [batch, *[width] * (len(shape) - 1)]

@@ -19,7 +19,7 @@ from exporters.network_files import network_files
 from exporters.onnx_info import OnnxInfo, onnx_info, require_image_input
 from hgkd_edge import __version__
 from hgkd_edge.console import printable
-from hgkd_edge.data.input_spec import BAKED
+from hgkd_edge.data.input_spec import BAKED, PREFIX
 from hgkd_edge.data.names import readable
 from hgkd_edge.distillation.license import license_notes
 from hgkd_edge.export_options import ExportOptions
@@ -91,7 +91,7 @@ class BundleSource:
         """The settings of an ONNX file for `predict.py`, written to `model.json`."""
         info = onnx_info(onnx)
         taken, feed = self.subject.input, require_image_input(onnx, info)
-        frame = info.metadata.get("hgkd_edge.frame", "null")
+        frame = info.metadata.get(f"{PREFIX}frame", "null")
         return {
             "name": self.name,
             "made_by": f"hgkd-edge {__version__}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from exporters.onnx_info import onnx_info
 from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.export_record import ExportedFile, Proof, is_unchanged, read_exports
 from hgkd_edge.rundir import RunDir
+from hgkd_edge.tasks.metadata import weights_digest
 
 __all__ = ["RUNTIMES", "Artifact", "Exports", "artifacts_of"]
 
@@ -133,8 +133,7 @@ def _unfit(
             return "is missing" if made == name else f"is made from {made}, which is missing"
         if not is_unchanged(run, file):
             return "has changed since it was exported; export it again"
-        stated = _metadata(file).get("hgkd_edge.weights_sha256")
-        if stated not in (None, json.dumps(digest)):
+        if weights_digest(_metadata(file)) not in (None, digest):
             return f"was exported from an earlier {weights.name}; export it again"
     return ""
 
