@@ -20,13 +20,13 @@ from hgkd_edge.data.sources import (
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.files import write_json
 from hgkd_edge.finetune import TASKS, answers, weigh
+from hgkd_edge.knn_and_probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.models.backbone import (
     EmbeddingNet,
     create_features,
     load_embedding_net,
 )
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
-from hgkd_edge.probe import embed, knn_top1, linear_probe_top1, majority_top1
 from hgkd_edge.provenance import report_photos
 from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir

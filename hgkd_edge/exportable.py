@@ -20,8 +20,8 @@ from hgkd_edge.data.sources import ImageSource, held_out_split, open_splits
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.finetune import TASKS, answers, load_model
+from hgkd_edge.knn_and_probe import knn_top1
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
-from hgkd_edge.probe import knn_top1
 from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY

@@ -83,7 +83,7 @@ class HeldOut(Record):
         student: Mean cosine of predicted and true tokens.
         mean_token: That of the trivial baseline, the training images' mean token of each position.
         gain_ci95: 95 % interval of their difference, over images.
-        between_images: See `probe.BetweenImages`.
+        between_images: See `distillation.held_out.BetweenImages`.
         sites: The tokens that are scored: `masked`, `visible` or `all`.
         photos: Number of images.
     """

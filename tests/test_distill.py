@@ -21,10 +21,10 @@ from hgkd_edge.data.augment import normalize, random_view
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import parts, pretrain
 from hgkd_edge.distillation.distill import distill, first_updates
+from hgkd_edge.distillation.held_out import held_out_cosine, not_better_than_the_mean
 from hgkd_edge.distillation.loss import DistillationLoss
 from hgkd_edge.distillation.masks import random_masks
 from hgkd_edge.distillation.parts import build
-from hgkd_edge.distillation.score import held_out_cosine, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, make_teacher, standardize
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
@@ -415,7 +415,7 @@ def test_a_student_of_visible_patches_is_judged_on_those(
     task = visible_task(tiny_recipe)
     views: list[torch.Tensor] = []
     monkeypatch.setattr(
-        "hgkd_edge.distillation.score.normalize", lambda view, *_: (views.append(view), view)[1]
+        "hgkd_edge.distillation.held_out.normalize", lambda view, *_: (views.append(view), view)[1]
     )
 
     class Knows(torch.nn.Module):

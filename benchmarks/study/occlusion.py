@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import ImageSource, open_splits
+from hgkd_edge.knn_and_probe import embed, knn_top1
 from hgkd_edge.models.backbone import EmbeddingNet, load_embedding_net
-from hgkd_edge.probe import embed, knn_top1
 from hgkd_edge.rundir import RunDir
 
 

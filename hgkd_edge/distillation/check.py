@@ -8,14 +8,14 @@ from torch import nn
 from hgkd_edge.cells import counted
 from hgkd_edge.confidence import wilson
 from hgkd_edge.data.sources import held_out_split
+from hgkd_edge.distillation.held_out import held_out_if_readable
 from hgkd_edge.distillation.loss import StudentWithLoss
-from hgkd_edge.distillation.score import held_out_if_readable
 from hgkd_edge.distillation.setup import Setup
+from hgkd_edge.knn_and_probe import embed, knn_top1
 from hgkd_edge.manifest_record import HeldOutOrNone
 from hgkd_edge.models.backbone import EmbeddingNet
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.models.student import dense_copy
-from hgkd_edge.probe import embed, knn_top1
 from hgkd_edge.records import Record
 
 __all__ = ["Checked", "check"]

@@ -13,10 +13,10 @@ import torch
 
 from hgkd_edge.console import warn
 from hgkd_edge.distillation.check import Checked, check
+from hgkd_edge.distillation.held_out import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.parts import Parts, build
 from hgkd_edge.distillation.previews import save_previews
-from hgkd_edge.distillation.score import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.setup import Setup, make_model, set_up
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.watching import Onlooker

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from hgkd_edge.data.augment import center_view, normalize
 from hgkd_edge.data.sources import held_out_split
 from hgkd_edge.data.spread import evenly
+from hgkd_edge.distillation.held_out import judged_sites
 from hgkd_edge.distillation.loss import StudentWithLoss
-from hgkd_edge.distillation.score import judged_sites
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.distillation.views import draw_visible, on_tokens
 from hgkd_edge.engine import Draws
@@ -76,7 +76,7 @@ def preview_panels(
     chosen = torch.tensor(evenly(len(source), IMAGES))
     model.eval()
     device = next(model.parameters()).device
-    draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    draws = Draws.same_each_time(recipe.seed, device)
     view = center_view(source.images[chosen].to(device), size=recipe.data.size)  # [B, 3, H, W]
     visible = draw_visible(draws, len(view), parts, ratio)  # [B, h, w]
     tokens = on_tokens(visible, parts)  # [B, N]

@@ -139,7 +139,7 @@ def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Rec
     repeats = min(REPEATS, math.ceil(STATISTICS / len(order)))
     batches = (source.images[indices] for indices in order.repeat(repeats).split(128))
     device = next(teacher.parameters()).device
-    draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    draws = Draws.same_each_time(recipe.seed, device)
     few = source.images[order[:128]].to(device)
     varied = teacher.between_images([(center_view(few, size=recipe.data.size), None)])
     teacher.standardize(teacher_views(batches, draws, parts, recipe))

@@ -23,6 +23,7 @@ from hgkd_edge.console import console, make_console, track_steps
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.engine.seeds import generator_of
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.files import (
@@ -97,8 +98,9 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
     augmentation = Augmentation.of(recipe)
     draws = torch.stack(
         [
-            torch.rand(len(source), augmentation.draws, generator=_generator(recipe.seed, view))
+            torch.rand(len(source), augmentation.draws, generator=generator)
             for view in range(recipe.teacher.cache)
+            for generator in [generator_of(recipe.seed, "cached view", view)]
         ]
     )
     shape = (len(source), len(draws), *teacher.center.shape)
@@ -314,7 +316,3 @@ def _content_hash(
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()[:24]
-
-
-def _generator(seed: int, view: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + 500_000 + view)

@@ -12,10 +12,10 @@ from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.previews import preview_panels
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.engine import Observation
+from hgkd_edge.knn_and_probe import embed, knn_top1
 from hgkd_edge.models.backbone import EmbeddingNet
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.models.student import dense_copy
-from hgkd_edge.probe import embed, knn_top1
 
 __all__ = ["Onlooker"]
 

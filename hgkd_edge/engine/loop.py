@@ -24,6 +24,7 @@ from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.memory import naming_batch_size
 from hgkd_edge.engine.optimizer import make_optimizer
 from hgkd_edge.engine.schedule import learning_rate
+from hgkd_edge.engine.seeds import generator_of
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
 from hgkd_edge.engine.training import Draws, Inputs, Training, Watch, Workplace
@@ -187,9 +188,8 @@ class _Loop:
     def _order(self, *, first: int) -> Iterator[Tensor]:
         """This process's indices of every batch from `first` to the last, int64 [B_local]."""
         for epoch in range(first // self.batches_per_epoch, self.config.epochs):
-            order = torch.randperm(
-                len(self.source), generator=_generator(self.seed, "order", epoch)
-            )
+            generator = generator_of(self.seed, "epoch order", epoch)
+            order = torch.randperm(len(self.source), generator=generator)
             order = order[: self.batches_per_epoch * self.batch_size]
             shares = order.view(self.batches_per_epoch, self.world, -1)
             yield from shares[max(0, first - epoch * self.batches_per_epoch) :, self.rank]
@@ -205,7 +205,7 @@ class _Loop:
         """All updates of one batch; returns the last one."""
         device = self.accelerator.device
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-        generator = _generator(self.seed, "step", self.step)
+        generator = generator_of(self.seed, "step", self.step)
         torch.manual_seed(generator.initial_seed() + self.rank)  # for stochastic depth
         progress = self.step / self.total_steps
         draws = Draws(generator, self.rank, self.world, device, progress, photos)
@@ -346,9 +346,3 @@ class _Loop:
             scaler=self.accelerator.scaler,
             images=self.source.fingerprint,
         )
-
-
-def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A CPU generator that depends only on its arguments."""
-    salt = {"order": 0, "step": 1}[purpose]
-    return torch.Generator().manual_seed(seed * 1_000_003 + index * 2 + salt)

@@ -62,6 +62,11 @@ class Draws:
     progress: float = 0.0
     photos: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
+    @classmethod
+    def same_each_time(cls, seed: int, device: torch.device) -> Draws:
+        """Of one process outside training: a score is comparable to the one before."""
+        return cls(torch.Generator().manual_seed(seed), rank=0, world=1, device=device)
+
     def uniform(self, count: int, width: int) -> Tensor:
         """float32 [count, width] in [0, 1), for `count` images on this process."""
         return to_device(self.on_cpu(count, width), self.device)

@@ -16,8 +16,8 @@ from hgkd_edge.data.augment import center_view, normalize, random_view
 from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabeled
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
+from hgkd_edge.knn_and_probe import linear_probe
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
-from hgkd_edge.probe import linear_probe
 from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig

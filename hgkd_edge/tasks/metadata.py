@@ -71,13 +71,12 @@ class ModelMetadata:
         frame = _stated(metadata, "frame", "null")
         if not (frame is None or (len(frame) == 2 and all(_is_side(side) for side in frame))):
             raise ValueError("no size of frames")
+        tags = task == "multilabel"
         return cls(
             task=task,
             classes=tuple(_words(_stated(metadata, "classes"))),
             input=InputSpec.from_metadata(metadata, geometry=GEOMETRY.get(task, "cover")),
-            threshold=as_threshold(_stated(metadata, "threshold"))
-            if task == "multilabel"
-            else None,
+            threshold=as_threshold(_stated(metadata, "threshold")) if tags else None,
             baked=frozenset(_words(_stated(metadata, "baked", "[]"))),
             frame=tuple(frame) if frame else None,
         )

@@ -31,9 +31,9 @@ from hgkd_edge.export import export_run
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import load_exportable
 from hgkd_edge.finetune import TASKS, finetune, load_model
+from hgkd_edge.knn_and_probe import linear_probe
 from hgkd_edge.models.backbone import save_backbone
 from hgkd_edge.predict import predict
-from hgkd_edge.probe import linear_probe
 from hgkd_edge.recipe import find_recipe, load_recipe
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.report import report

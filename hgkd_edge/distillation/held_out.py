@@ -20,10 +20,15 @@ from hgkd_edge.distillation.views import draw_visible, on_tokens, teacher_views
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import DataError
 from hgkd_edge.manifest_record import HeldOut
-from hgkd_edge.probe import BetweenImages
 from hgkd_edge.recipe import Recipe
 
-__all__ = ["held_out_cosine", "held_out_if_readable", "judged_sites", "not_better_than_the_mean"]
+__all__ = [
+    "BetweenImages",
+    "held_out_cosine",
+    "held_out_if_readable",
+    "judged_sites",
+    "not_better_than_the_mean",
+]
 
 SAMPLE = 4096  # enough images of a split to evaluate predictions
 
@@ -48,7 +53,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> HeldOut | None:
         return None
     model.eval()
     device = next(model.parameters()).device
-    draws = Draws(torch.Generator().manual_seed(recipe.seed), 0, 1, device)
+    draws = Draws.same_each_time(recipe.seed, device)
     means, _ = teacher.moments(teacher_views(_sample(setup.source), draws, parts, recipe))
     places = parts.token_grid[0] * parts.token_grid[1]  # without the whole-image row
     mean_token = means[:places]  # [N, D]
@@ -111,3 +116,29 @@ def _sample(source: ImageSource) -> Iterator[Tensor]:
     """At most `SAMPLE` evenly spaced images, in batches uint8 [B, 3, H_canvas, W_canvas]."""
     for indices in torch.tensor(evenly(len(source), SAMPLE)).split(256):
         yield source.images[indices]
+
+
+class BetweenImages:
+    """Correlation over images of predicted and true tokens at the same place, all channels pooled.
+
+    What all images have in common does not count: predicting the mean token of every position gives
+    0, whatever its cosine. Positions are weighted by their variance.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | float = 0.0
+
+    def add(self, predicted: Tensor, true: Tensor, judged: Tensor) -> None:
+        """Add predicted and true tokens, float [B, N, D] each, and a mask of those that count."""
+        weights = judged[..., None].double()
+        ones, a, b = torch.ones_like(true), predicted.double(), true.double()
+        terms = (ones, a, b, a * a, b * b, a * b)
+        self.sums = self.sums + torch.stack([(weights * term).sum(dim=0) for term in terms])
+
+    def correlation(self) -> float:
+        """From -1 to 1; 0 where nothing varies."""
+        assert isinstance(self.sums, Tensor)
+        count, a, b, aa, bb, ab = self.sums  # [N, D] each
+        count = count.clamp(min=1)
+        varied = ((aa - a * a / count).sum() * (bb - b * b / count).sum()).clamp(min=0).sqrt()
+        return ((ab - a * b / count).sum() / varied.clamp(min=1e-12)).item()

@@ -11,7 +11,6 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.models.backbone import EmbeddingNet
 
 __all__ = [
-    "BetweenImages",
     "embed",
     "knn_top1",
     "linear_probe",
@@ -34,32 +33,6 @@ def embed(network: EmbeddingNet, source: ImageSource) -> tuple[Tensor, Tensor]:
             parts.append(network(normalize(view, spec.mean, spec.std)).float().cpu())
         labels.append(truth)
     return torch.cat(parts), torch.cat(labels)
-
-
-class BetweenImages:
-    """Correlation over images of predicted and true tokens at the same place, all channels pooled.
-
-    What all images have in common does not count: predicting the mean token of every position gives
-    0, whatever its cosine. Positions are weighted by their variance.
-    """
-
-    def __init__(self) -> None:
-        self.sums: Tensor | float = 0.0
-
-    def add(self, predicted: Tensor, true: Tensor, judged: Tensor) -> None:
-        """Add predicted and true tokens, float [B, N, D] each, and a mask of those that count."""
-        weights = judged[..., None].double()
-        ones, a, b = torch.ones_like(true), predicted.double(), true.double()
-        terms = (ones, a, b, a * a, b * b, a * b)
-        self.sums = self.sums + torch.stack([(weights * term).sum(dim=0) for term in terms])
-
-    def correlation(self) -> float:
-        """From -1 to 1; 0 where nothing varies."""
-        assert isinstance(self.sums, Tensor)
-        count, a, b, aa, bb, ab = self.sums  # [N, D] each
-        count = count.clamp(min=1)
-        varied = ((aa - a * a / count).sum() * (bb - b * b / count).sum()).clamp(min=0).sqrt()
-        return ((ab - a * b / count).sum() / varied.clamp(min=1e-12)).item()
 
 
 def knn_top1(

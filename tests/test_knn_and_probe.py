@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hgkd_edge.probe import BetweenImages, knn_top1, linear_probe_top1, majority_top1
+from hgkd_edge.distillation.held_out import BetweenImages
+from hgkd_edge.knn_and_probe import knn_top1, linear_probe_top1, majority_top1
 
 
 def clouds(spread: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
