@@ -61,7 +61,6 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> ExportRecor
         ExportIncomplete: Other files failed, or a runtime is not installed.
     """
     options = options or ExportOptions()
-    options.check()
     subject = load_exportable(run, backbone=options.backbone)
     if options.bake_postprocessing and subject.task not in POSTPROCESSING:
         raise ExportError(

@@ -44,6 +44,9 @@ class ExportOptions:
         frame: Height and width of those frames; None keeps them free.
         bake_postprocessing: Return probabilities, class maps or boxes after suppression.
         bundles: Folders to write for a server, a device or a library, by name.
+
+    Raises:
+        ExportError: A value or a combination that cannot work; names the options.
     """
 
     precision: str = "fp32"
@@ -68,12 +71,7 @@ class ExportOptions:
     bake_postprocessing: bool = False
     bundles: Sequence[str] = ()
 
-    def check(self) -> None:
-        """Reject values and combinations that cannot work, before anything is made.
-
-        Raises:
-            ExportError: Names the options.
-        """
+    def __post_init__(self) -> None:
         self._check_values()
         self._check_int8()
         self._check_trt()

@@ -374,7 +374,7 @@ def test_options_that_cannot_go_together_are_refused_in_one_line(
     options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ExportError, match=says) as caught:
-        ExportOptions(**options).check()
+        ExportOptions(**options)
 
     assert caught.value.exit_code == 2
     assert caught.value.hint

@@ -235,8 +235,7 @@ class Run:
         """
         from hgkd_edge.api.exporting import export
 
-        chosen = ExportOptions(**options)
-        return export(self.folder, chosen)
+        return export(self.folder, ExportOptions(**options))
 
     @takes_fields_of(RunBenchOptions)
     def bench(self, device: str = "cpu", **options: Any) -> Result:

@@ -137,18 +137,9 @@ def bench(
     if pipeline is not None:
         _measure_pipeline(pipeline, options, as_json=as_json)
     elif estimate:
-        _show_written(measuring.estimate(options, _names(on)), as_json=as_json)
+        _show(measuring.estimate(options, _names(on)), as_json=as_json)
     else:
-        _measure(options, as_json=as_json)
-
-
-def _measure(options: BenchOptions, *, as_json: bool) -> None:
-    from hgkd_edge.api.measuring import measure
-
-    result = measure(options)
-    _show_written(result, as_json=as_json)
-    if result["refusals"]:
-        raise typer.Exit(1)
+        _show(measuring.measure(options), as_json=as_json)
 
 
 def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> None:
@@ -168,10 +159,12 @@ def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> 
     show_result(result, as_json)
 
 
-def _show_written(result: Result, *, as_json: bool) -> None:
+def _show(result: Result, *, as_json: bool) -> None:
     show_result(result, as_json)
     if not as_json:
         say(f"written to {result['file']}")
+    if result.get("refusals"):  # a host of several
+        raise typer.Exit(1)
 
 
 def _names(text: str) -> tuple[str, ...]:

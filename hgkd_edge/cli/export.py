@@ -125,8 +125,6 @@ def export(
     """
     from hgkd_edge.export_options import ExportOptions, parse_frame
 
-    if flavour:
-        say("warning: --flavour is now spelled --flavor")
     options = ExportOptions(
         precision=precision,
         trt=trt,
@@ -137,7 +135,7 @@ def export(
         calibration=calib,
         calibration_data=calib_data,
         calibration_method=calib_method,
-        flavors=(*(flavor or ()), *(flavour or ())),
+        flavors=_flavors(flavor, flavour),
         sensitivity=sensitivity,
         max_drop=max_drop,
         opt_batch=opt_batch,
@@ -150,8 +148,13 @@ def export(
         bake_postprocessing=bake_postprocessing,
         bundles=tuple(bundle or ()),
     )
-    options.check()
     _export(run, options, as_json=as_json)
+
+
+def _flavors(named: list[str] | None, misspelled: list[str] | None) -> tuple[str, ...]:
+    if misspelled:
+        say("warning: --flavour is now spelled --flavor")
+    return (*(named or ()), *(misspelled or ()))
 
 
 def _export(run: Path | None, options: ExportOptions, *, as_json: bool) -> None:

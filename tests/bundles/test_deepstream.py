@@ -135,7 +135,7 @@ def _same_boxes(got: np.ndarray, wanted: np.ndarray) -> None:
 
 def test_a_frame_of_unknown_size_is_refused() -> None:
     with pytest.raises(ExportError, match="size of the camera's frames") as caught:
-        ExportOptions(bundles=("deepstream",)).check()
+        ExportOptions(bundles=("deepstream",))
 
     assert "--frame 1080x1920" in caught.value.hint
 

@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgkd_edge.data import boxes as box_labels
-from hgkd_edge.data import images
+from hgkd_edge.data import box_labels, images
 from hgkd_edge.data.annotations.outlines import Shape, paint
 from hgkd_edge.data.images import FORMATS, MAX_FILE_BYTES, MAX_PIXELS, open_image
 from hgkd_edge.data.shards import Member, _Shards

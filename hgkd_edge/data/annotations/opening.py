@@ -30,7 +30,7 @@ from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders, mas
 from hgkd_edge.data.annotations.outlines import outlined_size, paint
 from hgkd_edge.data.annotations.reading import AnnotatedPhotos, FilledBoxes, FilledMaps, Reader
 from hgkd_edge.data.annotations.turns import upright_boxes
-from hgkd_edge.data.boxes import MAX_BOXES
+from hgkd_edge.data.box_labels import MAX_BOXES
 from hgkd_edge.data.orientation import Turn
 from hgkd_edge.data.photos import outside
 from hgkd_edge.data.resize import IGNORED, place

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing
 from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of
-from hgkd_edge.data.boxes import BoxLabels
+from hgkd_edge.data.box_labels import BoxLabels
 from hgkd_edge.data.decode import Canvas, StreamedPixels, allocate, decode_into
 from hgkd_edge.data.depth import settled_bits
 from hgkd_edge.data.images import open_image, read_image_file
