@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from ._graph import WEIGHTED, module_of
 from .choices import METHODS
 from .errors import ConversionFailed, ExportError, reason_of
 from .onnx_info import graph_inputs
+from .quiet import quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -142,7 +141,7 @@ def _collect(
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
     }
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet("calibrator"):
         source = Path(folder) / "model.onnx"
         source.write_bytes(model.SerializeToString())
         calibrator = create_calibrator(
@@ -196,10 +195,3 @@ class _OneBatch:
 
     def __len__(self) -> int:
         return 1
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The histogram calibrators print their progress on stdout."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

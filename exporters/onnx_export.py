@@ -7,12 +7,9 @@ final name. `exporters.verify` checks that the *numbers* agree.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from ._opset17 import OPSET, lower_to_opset17
 from .atomic_files import new_artifact
 from .errors import ConversionFailed, ExportError, MissingPackageError, reason_of
 from .onnx_info import OnnxInfo, TensorInfo, onnx_info
+from .quiet import quiet
 
 __all__ = ["INPUT_NAME", "OnnxExport", "export_onnx"]
 
@@ -172,7 +170,7 @@ def _convert(
     # A named Dim is rejected where the network constrains it (to a multiple of 32, for example).
     shapes = dict.fromkeys(free, torch.export.Dim.DYNAMIC) or None
     try:
-        with _quiet():
+        with quiet("exporter"):
             program = torch.export.export(model, (example,), dynamic_shapes=(shapes,), strict=False)
             _pool_by_mean(program)
             exported = torch.onnx.export(
@@ -256,16 +254,3 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
             hint="networks of this size are not supported",
         )
     path.write_bytes(model.SerializeToString())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Redirect the exporter's output and warnings to the log: stdout may carry a caller's JSON."""
-    noise = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(noise), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for line in noise.getvalue().splitlines():
-            log.debug("exporter: %s", line)

@@ -6,7 +6,8 @@
     method.py        warm-up until stable, then interleaved rounds
     local.py         all of that on this machine, with the runtimes of `exporters`
     edge/            all of that on a device: Jetson facts, trtexec, tegrastats, SSH
-    session.py       raw times -> percentiles, intervals and noise, in records.py (bench.json)
+    statistics.py    raw times -> percentiles, interval of the mean, noise, ratios
+    measurement.py   all of that as the records of bench.json (records.py)
     compare.py       recorded sessions against each other and against the files of today
     tables.py        what the terminal shows
     devices.py       the table of devices, with sources (devices.yaml)

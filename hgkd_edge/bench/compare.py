@@ -8,8 +8,8 @@ from pathlib import Path
 from exporters.atomic_files import aside_of, was_set_aside
 from exporters.errors import ExportError
 from exporters.network_files import network_digest
+from hgkd_edge.bench.measurement import with_ratios
 from hgkd_edge.bench.records import BenchFile, Measurement, Record, Session, load_bench
-from hgkd_edge.bench.session import with_ratios
 from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.errors import RunError
 

@@ -8,17 +8,15 @@ back into the plain network, so that nothing but training needs ModelOpt.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from exporters.quiet import quiet
 from hgkd_edge.errors import ConversionError, MissingPackageError
 
 __all__ = [
@@ -47,7 +45,7 @@ def require_modelopt() -> Any:
         MissingPackageError: It is not installed.
     """
     try:
-        with _quiet():
+        with quiet("modelopt"):
             import modelopt.torch.quantization as quantization
     except ImportError as error:
         raise MissingPackageError("finetune --qat", extra="qat", package="modelopt") from error
@@ -72,7 +70,7 @@ def simulate_int8(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     _require_plain_layers(network, except_for=head)
     quantization = require_modelopt()
     network.eval()
-    with _quiet(), torch.no_grad():
+    with quiet("modelopt"), torch.no_grad():
         simulated: nn.Module = quantization.quantize(network, _settings(head))
         _calibrate(simulated, batches)
     return simulated
@@ -176,11 +174,3 @@ def _last_layer(network: nn.Module) -> str | None:
     if not isinstance(name, str) or not isinstance(network.get_submodule(name), nn.Linear):
         return None
     return name
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """ModelOpt counts its quantizers on stdout, which may carry a caller's JSON."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from exporters.quiet import quiet
 from hgkd_edge.score_records import TaskIntervals
 
 __all__ = ["ScoredImage", "precision_intervals", "resamples"]
@@ -85,7 +84,7 @@ def _matched(images: Sequence[ScoredImage], classes: int) -> Any:
         for i, image in enumerate(images)
         for box, label, score in zip(image.boxes, image.labels, image.scores, strict=True)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # silence pycocotools
+    with quiet("pycocotools"):
         for side, objects in ((truth, true), (found, answers)):
             annotations = [_annotation(n, *each) for n, each in enumerate(objects, start=1)]
             side.dataset = {"images": shown, "categories": categories, "annotations": annotations}
@@ -109,7 +108,7 @@ def _annotation(
 
 def _precision(evaluation: Any) -> tuple[float, float]:
     """mAP over IoU .5 to .95, and at .5; NaN if the images hold no true box."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet("pycocotools"):
         evaluation.accumulate()
     precision = evaluation.eval["precision"]  # [IoU, recall, class, 1, 1], -1 for absent classes
     present = precision[0, 0, :, 0, 0] >= 0

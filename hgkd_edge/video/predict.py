@@ -27,7 +27,7 @@ from hgkd_edge.video.decoding import Frame, Opened, open_source
 from hgkd_edge.video.live import LiveClock, stay_connected
 from hgkd_edge.video.queue import ReadAhead
 from hgkd_edge.video.sources import Source
-from hgkd_edge.video.watching import PAUSE, stamp_of, watch_folder
+from hgkd_edge.video.watch_folder import PAUSE, stamp_of, watch_folder
 from hgkd_edge.video.writing import AnnotatedVideo, JsonLines
 
 __all__ = ["Options", "Summary", "predict_folder", "predict_videos"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hgkd_edge.bench.session import mean_interval, noise_of, ratio_of, summarize
+from hgkd_edge.bench.statistics import mean_interval, noise_of, ratio_of, summarize
 
 times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=60).map(np.array)
 

@@ -14,10 +14,10 @@ from hgkd_edge.bench import method
 from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bench.edge.job import EdgeCase, Job, Power, one_a_line
 from hgkd_edge.bench.edge.link import Files, Link
+from hgkd_edge.bench.measurement import Execution
 from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Verification, Warmup
-from hgkd_edge.bench.session import Execution
 from hgkd_edge.parsing import parse_json
 
 __all__ = ["OnnxRuntimeJob"]

@@ -17,10 +17,10 @@ from hgkd_edge.bench.edge.trtexec import (
     parse_times,
     settings_warnings,
 )
+from hgkd_edge.bench.measurement import Execution
 from hgkd_edge.bench.method import Trace, visiting_order
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Verification, Warmup
-from hgkd_edge.bench.session import Execution
 
 __all__ = ["TrtexecJob"]
 

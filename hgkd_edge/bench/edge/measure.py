@@ -26,10 +26,10 @@ from hgkd_edge.bench.edge.job import Job, make_cases
 from hgkd_edge.bench.edge.link import open_link
 from hgkd_edge.bench.edge.ssh import Host
 from hgkd_edge.bench.edge.trtexec import Trtexec
+from hgkd_edge.bench.measurement import session_of
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
-from hgkd_edge.bench.session import session_of
 from hgkd_edge.errors import DeviceError, UserError, WorkFailed, reason_of
 from hgkd_edge.settings import Section, parse_settings, read_settings
 

@@ -13,7 +13,7 @@ import pytest
 
 from hgkd_edge.errors import DataError
 from hgkd_edge.video.predict import Options, predict_folder
-from hgkd_edge.video.watching import watch_folder
+from hgkd_edge.video.watch_folder import watch_folder
 
 
 @pytest.fixture(autouse=True)
