@@ -26,10 +26,10 @@ from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.config import recorded_settings
+from hgkd_edge.tasks.metadata import EMBED
 
-__all__ = ["EMBED", "Exportable", "load_exportable"]
+__all__ = ["Exportable", "load_exportable"]
 
-EMBED = "embed"  # the task of a bare backbone
 _GALLERY = 1000  # training images in the k-NN gallery
 
 

@@ -18,8 +18,9 @@ from torch import nn
 from exporters import ExportError, VerificationFailed, runtimes
 from exporters.verify import verify
 from hgkd_edge.bundles.source import Bundle, BundleSource
-from hgkd_edge.exportable import EMBED, Exportable
+from hgkd_edge.exportable import Exportable
 from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, read_backbone
+from hgkd_edge.tasks.metadata import EMBED
 
 __all__ = ["BUNDLE"]
 

@@ -15,7 +15,9 @@ from hgkd_edge.data.input_spec import PREFIX, InputSpec
 from hgkd_edge.parsing import MAX_RECORD_BYTES, parse_json
 from hgkd_edge.tasks.answers import GEOMETRY, as_threshold
 
-__all__ = ["ModelMetadata", "weights_digest"]
+__all__ = ["EMBED", "ModelMetadata", "weights_digest"]
+
+EMBED = "embed"  # the task of a bare backbone
 
 _WEIGHTS = "weights_sha256"
 
@@ -58,6 +60,8 @@ class ModelMetadata:
         }
         if self.threshold is not None:
             entries["threshold"] = json.dumps(self.threshold)
+        if self.task == EMBED:
+            entries["backbone_sha256"] = entries[_WEIGHTS]
         return {f"{PREFIX}{key}": value for key, value in entries.items()}
 
     @classmethod
