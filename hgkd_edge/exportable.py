@@ -73,7 +73,7 @@ class Exportable:
     def canvases(self, split: str, count: int) -> Tensor:
         """At most `count` images, spread over a split (images are sorted by class), uint8."""
         source = self.splits[split]
-        return source.images[torch.tensor(evenly(len(source), count))]
+        return source.images[torch.tensor(evenly(len(source), count), dtype=torch.int64)]
 
     def images(self, split: str, count: int) -> np.ndarray:
         """The same images as the network sees them, float32 [n, 3, H, W]."""

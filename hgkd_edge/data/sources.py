@@ -155,7 +155,7 @@ class ImageSource:
         """At most `count` of the images, evenly spaced."""
         if len(self) <= count:
             return self
-        return self.subset(torch.tensor(evenly(len(self), count)))
+        return self.subset(torch.tensor(evenly(len(self), count), dtype=torch.int64))
 
 
 def canvas_of(split: str, size: tuple[int, int]) -> Canvas:

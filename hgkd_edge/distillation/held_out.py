@@ -114,7 +114,7 @@ def not_better_than_the_mean(held_out: HeldOut) -> str:
 
 def _sample(source: ImageSource) -> Iterator[Tensor]:
     """At most `SAMPLE` evenly spaced images, in batches uint8 [B, 3, H_canvas, W_canvas]."""
-    for indices in torch.tensor(evenly(len(source), SAMPLE)).split(256):
+    for indices in torch.tensor(evenly(len(source), SAMPLE), dtype=torch.int64).split(256):
         yield source.images[indices]
 
 

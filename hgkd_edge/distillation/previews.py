@@ -73,7 +73,7 @@ def preview_panels(
     recipe, parts, teacher = setup.recipe, setup.parts, setup.teacher
     split = held_out_split(setup.splits) or "train"
     source, ratio = setup.splits[split], recipe.mask.highest_ratio
-    chosen = torch.tensor(evenly(len(source), IMAGES))
+    chosen = torch.tensor(evenly(len(source), IMAGES), dtype=torch.int64)
     model.eval()
     device = next(model.parameters()).device
     draws = Draws.same_each_time(recipe.seed, device)
