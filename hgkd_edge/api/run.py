@@ -235,7 +235,8 @@ class Run:
         """
         from hgkd_edge.api.exporting import export
 
-        return export(self.folder, ExportOptions(**options))
+        chosen = ExportOptions(**options)
+        return export(self.folder, chosen)
 
     @takes_fields_of(RunBenchOptions)
     def bench(self, device: str = "cpu", **options: Any) -> Result:
