@@ -18,8 +18,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("train", "video")
-TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "hatchling")
+EXTRAS = ("train", "openvino", "video")
+TOOLS = (
+    *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "hatchling"),
+    *("jsonschema", "webdataset"),
+)
 # What needs neither another extra nor minutes.
 TESTS = (
     *(f"tests/{part}" for part in ("bench/test_commands.py", "bench/test_estimate.py", "data")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,7 @@ class OrtSession(Session):
             network_files(source)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = SILENT
-        settings.intra_op_num_threads = options.threads or 0
+        settings.intra_op_num_threads = options.threads or _allowed_threads()
         if not optimize:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         fallback = [CUDA] if provider == TENSORRT else []
@@ -82,7 +83,7 @@ class OrtSession(Session):
         self.metadata = self._session.get_modelmeta().custom_metadata_map
         self.details = Details(
             load_ms=ms_since(start),
-            threads=options.threads,
+            threads=settings.intra_op_num_threads or None,
             computes="tf32" if provider in _ON_GPU else None,
             settings={"providers": started},
         )
@@ -123,6 +124,18 @@ class OrtSession(Session):
                 binding.synchronize_outputs()
 
         return run
+
+
+def _allowed_threads() -> int:
+    """Cores of a process that may not use all of them (`taskset`, a container's cpuset), else 0.
+
+    0 leaves the number to ONNX Runtime. It counts the machine's cores, and threads that share a
+    core spin while they wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def _lacks(provider: str) -> ExportError | None:

@@ -23,9 +23,27 @@ def photo_like(count: int, *, seed: int = 0, size: int = SIZE) -> np.ndarray:
     return (1.5 * smooth + 0.1 * rng.normal(size=smooth.shape)).astype(np.float32)
 
 
+def _make_shallow(model) -> None:
+    """Leave the first block of each stage, two in the last but one.
+
+    The other blocks of a stage are of the same kinds, and the conversion to ONNX takes as long for
+    each.
+    """
+    if hasattr(model, "blocks"):  # MobileNet, EfficientNet
+        stages = list(model.blocks)
+    elif hasattr(model, "stages"):  # ConvNeXt
+        stages = [stage.blocks for stage in model.stages]
+    else:  # ResNet, RegNet
+        name = "layer" if hasattr(model, "layer1") else "s"
+        stages = [getattr(model, f"{name}{number}") for number in range(1, 5)]
+    for stage in stages:
+        for block in [*stage._modules][2 if stage is stages[-2] else 1 :]:
+            delattr(stage, block)
+
+
 @cache
-def settled(architecture: str, **options: object):
-    """A timm model whose outputs depend on its input.
+def settled(architecture: str, *, shallow: bool = False, **options: object):
+    """A timm model whose outputs depend on its input; shallow: with the first block of each stage.
 
     Freshly made networks have zeroed or tiny residual branches, zero biases and unset batch
     statistics: almost any damage would go unseen in their outputs.
@@ -36,6 +54,8 @@ def settled(architecture: str, **options: object):
 
     torch.manual_seed(0)
     model = timm.create_model(architecture, pretrained=False, **options)
+    if shallow:
+        _make_shallow(model)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:  # norms, layer scales, biases
             low, high = (-0.2, 0.2) if name.endswith("bias") else (0.5, 1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -228,3 +229,16 @@ def test_a_file_of_no_runtime_is_refused(tmp_path: Path) -> None:
         runtimes.open(tmp_path / "net.pth")
 
     assert ".onnx" in refused.value.hint
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs a core to leave out"
+)
+def test_onnx_runtime_takes_as_many_threads_as_the_process_may_use_cores(files: Files) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        session = opened("ort-cpu", files)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert session.details.threads == 1

@@ -180,7 +180,7 @@ def test_a_network_that_freezes_is_noticed_at_this_end_too(
     board, model = start_board(STANDIN_BUILD_S="60"), make_model()
     session, failures = in_background(board, model)
     wait_until(lambda: board.builds() == 1)
-    connections = _children(board.process.pid)  # of the sshd; the kernel still answers
+    connections = _connections(board.process.pid)  # the kernel still answers
     for pid in connections:
         os.kill(pid, signal.SIGSTOP)
 
@@ -232,6 +232,16 @@ def test_a_line_that_breaks_before_anything_is_built_leaves_nothing(
         measure(board, model, progress=fail)
 
     wait_until(lambda: not board.leftovers(), 5)
+
+
+def _connections(sshd: int) -> list[int]:
+    """The server's processes for each connection: OpenSSH 9.8 has one more below the first."""
+    below = [child for child in _children(sshd) if _command(child).startswith("sshd")]
+    return below + [one for child in below for one in _connections(child)]
+
+
+def _command(process: int) -> str:
+    return Path(f"/proc/{process}/comm").read_text()
 
 
 def _children(parent: int) -> list[int]:
