@@ -232,7 +232,7 @@ def test_a_file_of_no_runtime_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs a core to leave out"
+    not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs two cores"
 )
 def test_onnx_runtime_takes_as_many_threads_as_the_process_may_use_cores(files: Files) -> None:
     allowed = os.sched_getaffinity(0)
