@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.recipe_sections import DataConfig
+from tests.data.image_files import save_image
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
 BCCD, NUCLEI = SAMPLES / "bccd", SAMPLES / "nuclei"
+
+OBJECT = "<object><name>{}</name><bndbox>{}</bndbox></object>"
+
+CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
 
 SQUARE = [10, 10, 30, 10, 30, 40, 10, 40]
 
@@ -32,11 +36,6 @@ def masks(
 ) -> dict[str, ImageSource]:
     config = DataConfig(path=root, image_size=(64, 96), **more)
     return open_masks(config, binary=binary, codes=codes, ignore=ignore)
-
-
-def save_image(file: Path, pixels: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
 
 
 def write_coco(
@@ -65,3 +64,15 @@ def write_coco(
 
 def skipped_in(splits: dict[str, ImageSource]) -> list[tuple[str, str]]:
     return [fault for source in splits.values() for fault in source.skipped]
+
+
+def voc(root: Path, annotations: dict[str, str], *, train: str) -> Path:
+    """A small VOC folder of 100 x 50 images; `train` names those in the list."""
+    for name, xml in annotations.items():
+        save_image(root / "JPEGImages" / f"{name}.png", np.zeros((50, 100, 3), np.uint8))
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{name}.xml").write_text(xml)
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(train.split()))
+    return root

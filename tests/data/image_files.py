@@ -1,13 +1,17 @@
-"""Image files that Pillow cannot write: 16-bit color, packed samples, damaged EXIF data."""
+"""Image files: plain ones, those that Pillow cannot write, and what is no file of images."""
 
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+PHOTO = np.full((40, 40, 3), 128, np.uint8)
 
 COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by number of channels
 
@@ -91,3 +95,17 @@ def damaged_exif(image: Image.Image, orientation: int, *, where: str) -> bytes:
         if where == "orientation" and tag == 0x0112:
             struct.pack_into(f"{order}HI", raw, place + 2, 2, 3)
     return bytes(raw)
+
+
+def save_image(file: Path, pixels: np.ndarray = PHOTO) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,23 +13,8 @@ import torch
 from hgkd_edge.data.names import split_named
 from hgkd_edge.errors import DataError
 from hgkd_edge.provenance import report_photos
-from tests.data.annotated import BCCD, boxes, masks, save_image, write_coco
-
-OBJECT = "<object><name>{}</name><bndbox>{}</bndbox></object>"
-
-CORNERS = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
-
-
-def voc(root: Path, annotations: dict[str, str], *, train: str) -> Path:
-    """A small VOC folder of 100 x 50 images; `train` names those in the list."""
-    for name, xml in annotations.items():
-        save_image(root / "JPEGImages" / f"{name}.png", np.zeros((50, 100, 3), np.uint8))
-        (root / "Annotations").mkdir(exist_ok=True)
-        (root / "Annotations" / f"{name}.xml").write_text(xml)
-    lists = root / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("\n".join(train.split()))
-    return root
+from tests.data.annotated import BCCD, CORNERS, OBJECT, boxes, masks, voc, write_coco
+from tests.data.image_files import save_image
 
 
 def as_coco(source: Path, split: str) -> dict[str, Any]:
@@ -502,113 +486,3 @@ def test_two_masks_of_one_image_are_reported_and_not_guessed(tmp_path: Path) -> 
 
     assert source.names == ["images/b.png"]
     assert "'a' can be a.png, a.tif in masks/" in str(source.skipped)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"images": ' + "[" * 100_000, "nested more than 40 levels deep"),
-        ('{"images": [' + "9" * 5000 + "]}", "too many digits"),
-        (
-            '{"images": [], "annotations": [], "categories": [' + "[" * 500 + "]" * 501 + "}",
-            "nested more than 40 levels deep",
-        ),
-    ],
-    ids=["deep", "digits", "deep category"],
-)
-def test_coco_files_that_were_made_to_harm_are_refused_in_one_short_line(
-    tmp_path: Path, text: str, expected: str
-) -> None:
-    (tmp_path / "train.json").write_text(text)
-
-    with pytest.raises(DataError, match=expected) as refused:
-        boxes(tmp_path)
-
-    assert len(str(refused.value)) < 1000
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        {"bbox": [int("9" * 4000)] * 4},
-        {"bbox": ["x" * 10**6] * 4},
-        {"bbox": [1e999, 0, 1, 1]},
-        {"bbox": {"a": 1}},
-        {"image_id": "9" * 10**6},
-        {"category_id": [[[[["x"] * 100] * 100]]]},
-    ],
-    ids=["digits", "text", "infinite", "mapping", "long id", "lists"],
-)
-def test_an_annotation_that_was_made_to_harm_costs_itself_and_a_short_line(
-    tmp_path: Path, harm: dict[str, Any]
-) -> None:
-    write_coco(tmp_path, change=lambda coco: coco["annotations"][0].update(harm))
-
-    source = boxes(tmp_path, size=100, holdout=0)["train"]
-
-    assert len(source) == 3
-    assert int((source.labels[1:, :, 0] == 0).sum()) == 2
-    ((_, reason),) = source.skipped
-    assert len(reason) < 300
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["x" * 5000, "a\0b.png", "\ud800.png", "../" * 2000 + "etc/passwd", "/dev/zero", "C:\\a.png"],
-    ids=ascii,
-)
-def test_a_file_name_that_was_made_to_harm_costs_its_image(tmp_path: Path, name: str) -> None:
-    write_coco(tmp_path, change=lambda coco: coco["images"][0].update(file_name=name))
-
-    source = boxes(tmp_path, size=100, holdout=0)["train"]
-
-    assert len(source) == 2
-    ((_, reason),) = source.skipped
-    assert "is not there" in reason
-    assert len(reason) < 300
-
-
-def test_pipes_and_devices_are_no_annotations(tmp_path: Path) -> None:
-    xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
-    root = voc(tmp_path, {"a": xml, "b": xml, "c": xml}, train="a b c")
-    (root / "Annotations" / "a.xml").unlink()
-    os.mkfifo(root / "Annotations" / "a.xml")
-    (root / "Annotations" / "b.xml").unlink()
-    (root / "Annotations" / "b.xml").symlink_to("/dev/zero")
-
-    source = boxes(root, size=100, holdout=0)["train"]
-
-    assert source.names == ["JPEGImages/c.png"]
-    assert ["named pipe" in str(source.skipped), "device" in str(source.skipped)] == [True, True]
-
-
-def test_a_pipe_in_place_of_a_coco_file_or_a_list_is_refused(tmp_path: Path) -> None:
-    write_coco(tmp_path).unlink()
-    os.mkfifo(tmp_path / "train.json")
-
-    with pytest.raises(DataError):
-        boxes(tmp_path)
-
-
-XML_HARM = {
-    "entities": "<!DOCTYPE a [<!ENTITY e0 'xxxxxxxxxx'>"
-    + "".join(f"<!ENTITY e{i} '{f'&e{i - 1};' * 10}'>" for i in range(1, 10))
-    + "]><annotation><object><name>&e9;</name></object></annotation>",
-    "a local file": "<!DOCTYPE a [<!ENTITY e SYSTEM 'file:///etc/passwd'>]>"
-    "<annotation><object><name>&e;</name></object></annotation>",
-    "depth": "<a>" * 200_000,
-    "size": "<annotation>" + " " * 2**20 + "</annotation>",
-}
-
-
-@pytest.mark.parametrize("harm", XML_HARM)
-def test_xml_that_was_made_to_harm_costs_its_image(tmp_path: Path, harm: str) -> None:
-    xml = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 40))}</annotation>"
-    root = voc(tmp_path, {"a": XML_HARM[harm], "b": xml}, train="a b")
-
-    source = boxes(root, size=100, holdout=0)["train"]
-
-    assert source.classes == ["cell"]
-    assert source.names[-1] == "JPEGImages/b.png"
-    assert len(source.skipped) == 1
-    assert "root:" not in str(source.skipped)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hgkd_edge.errors import DataError
-from tests.data.annotated import masks, save_image
+from tests.data.annotated import masks
+from tests.data.image_files import save_image
 
 SHAPE = (64, 96)
 

@@ -26,9 +26,9 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
 from tests.damage import BINARY, TEXT, bounded, damaged
-from tests.data.annotated import save_image, write_coco
+from tests.data.annotated import write_coco
 from tests.data.helpers import data_config
-from tests.data.image_files import damaged_exif, png, tiff
+from tests.data.image_files import damaged_exif, png, save_image, tiff
 
 pytestmark = pytest.mark.timeout(120)
 PER_FORMAT = 60  # damaged files of each image format

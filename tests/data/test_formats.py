@@ -16,7 +16,8 @@ from hgkd_edge.data.photos import find_images
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import draw_survey, survey
-from tests.data.annotated import BCCD, boxes, masks, save_image
+from tests.data.annotated import BCCD, boxes, masks
+from tests.data.image_files import save_image
 
 CLASSES = ["Platelets", "RBC", "WBC"]
 STEMS = sorted(file.stem for file in (BCCD / "Annotations").glob("*.xml"))[:4]

@@ -15,7 +15,8 @@ from hgkd_edge.data.annotations.outlines import Shape, paint
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
-from tests.data.annotated import NUCLEI, boxes, masks, save_image, skipped_in, write_coco
+from tests.data.annotated import NUCLEI, boxes, masks, skipped_in, write_coco
+from tests.data.image_files import save_image
 
 
 @pytest.mark.parametrize("annotations", [None, []])

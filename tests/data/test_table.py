@@ -17,7 +17,7 @@ from hgkd_edge.data.sources import (
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
-from tests.data.annotated import save_image
+from tests.data.image_files import save_image
 
 
 def write_table(photos: Path, table: Path, *, header: list[str], split: bool = False) -> Path:

@@ -15,7 +15,8 @@ from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
 from hgkd_edge.tasks.saved_labels import require_format, save_labels
-from tests.data.annotated import boxes, save_image
+from tests.data.annotated import boxes
+from tests.data.image_files import save_image
 
 CLASSES = ["cat", "dög & <co>"]
 
