@@ -45,7 +45,7 @@ SHARED_KEY = "shares its sample name, which ends at the first dot, with another 
 LONGEST_NAME = 4096  # characters, as for a path on disk
 BAD_NAME = f"the member's name has more than {LONGEST_NAME} characters"
 BAD_MEMBER = "the member is sparse or too large"
-INDEX_VERSION = 3  # part of the cached index's name: increase it when the index format changes
+INDEX_VERSION = 4  # of the cached index: increase it with its format, or when more is refused
 
 
 class Member(NamedTuple):
@@ -268,6 +268,7 @@ def _index(file: Path) -> Index:
                     labels[key] = text or labels.get(key, "")
                 elif reason := why_not_an_image(f"{key}.{extension}"):
                     index.unused.append((readable(member.name), reason))
+            _require_end(shard)
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"shard '{file}' cannot be read: {reason_of(error)}",
@@ -281,6 +282,14 @@ def _index(file: Path) -> Index:
         rivals = [m for m in members if m is not photo and not _is_view(m, photo)]
         index.unused += [(readable(member.name), SHARED_KEY) for member in rivals]
     return index
+
+
+def _require_end(shard: tarfile.TarFile) -> None:
+    """Refuse what `tarfile` takes for the end and is a damaged header with members behind it."""
+    assert shard.fileobj is not None, "it is open"
+    shard.fileobj.seek(shard.offset)
+    if any(shard.fileobj.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError(f"the member at byte {shard.offset:,} is damaged")
 
 
 def _key_and_extension(name: str) -> tuple[str, str]:
