@@ -2,7 +2,8 @@
 
 Works with `tensorrt` (8.6 to 11, JetPack's included) and `tensorrt_rtx`, through Polygraphy.
 The ONNX file decides the precision (`exporters.fp16`, `exporters.quantize`): the network is built
-strongly typed where the release supports it.
+strongly typed where the release supports it. The builder runs in a separate process
+(`_trt_worker`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hgkd_edge.settings import Section
+from hgkd_edge.yaml_settings import Section
 
 __all__ = ["IbotConfig", "PretrainConfig"]
 

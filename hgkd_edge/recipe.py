@@ -1,6 +1,6 @@
 """The recipe: what to distill, from what, on which images. Plain data, no torch.
 
-A recipe is a YAML file read by a safe loader into pydantic models that reject unknown keys. Checks
+A recipe is a YAML file that `hgkd_edge.yaml_settings` reads and that rejects unknown keys. Checks
 that need the networks themselves (is the student convolutional? does the mask patch divide the
 image?) are in `hgkd_edge.models`, which builds the networks.
 """
@@ -27,7 +27,7 @@ from hgkd_edge.recipe_sections import (
     TeacherConfig,
     TrainConfig,
 )
-from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
+from hgkd_edge.yaml_settings import Section, parse_settings, read_settings, settings_text
 
 __all__ = [
     "Recipe",

@@ -23,7 +23,7 @@ from typing import Any
 
 from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe
-from hgkd_edge.settings import Section
+from hgkd_edge.yaml_settings import Section
 
 __all__ = ["descriptions", "key_tables", "recipe_schema", "with_key_tables"]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from hgkd_edge.pretrain_settings import PretrainConfig
-from hgkd_edge.settings import Section
+from hgkd_edge.yaml_settings import Section
 
 __all__ = [
     "AugmentConfig",

@@ -29,7 +29,7 @@ from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe, find_recipe
 from hgkd_edge.recipe_reference import descriptions, recipe_schema
 from hgkd_edge.recipe_sections import DataConfig
-from hgkd_edge.settings import Section, parse_settings, read_settings, settings_text
+from hgkd_edge.yaml_settings import Section, parse_settings, read_settings, settings_text
 
 __all__ = [
     "DEVICES_WITHOUT_GPU",

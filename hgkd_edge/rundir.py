@@ -19,8 +19,8 @@ from hgkd_edge.files import atomic_write, open_regular, remove_leftovers, take_l
 from hgkd_edge.processes import is_main
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.run_files import FOLDERS, RunFiles
-from hgkd_edge.settings import differing_keys
 from hgkd_edge.stopping import sigterm_cleans_up
+from hgkd_edge.yaml_settings import differing_keys
 
 __all__ = ["RunDir"]
 

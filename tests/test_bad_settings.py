@@ -20,14 +20,14 @@ from hgkd_edge.bench.edge.measure import load_fleet
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.cli import app, main
-from hgkd_edge.comparison.table import compare_runs
+from hgkd_edge.comparison.compare_runs import compare_runs
 from hgkd_edge.export_record import ExportRecord, write_exports
 from hgkd_edge.manifest_record import ManifestRecord
 from hgkd_edge.recipe import builtin_recipes, load_recipe
 from hgkd_edge.report import report
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.settings import parse_settings
 from hgkd_edge.tasks.config import FinetuneConfig, recorded_settings
+from hgkd_edge.yaml_settings import parse_settings
 from tests.damage import TEXT, VALUES, damaged
 from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
 from tests.test_comparison import fine_tuned, keep, measure

@@ -21,7 +21,7 @@ from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.engine import Draws, Inputs
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.sparse import choice, kernels
+from hgkd_edge.sparse import choice, convolution
 from tests.engine.helpers import log_lines
 from tests.test_distill import make_task
 from tests.tracing import Tracing, host_data, record
@@ -60,7 +60,7 @@ def run(model: nn.Module, inputs: Inputs, *, half: bool = False) -> dict[str, Te
 @pytest.fixture
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, the kernels that the table has for a GPU."""
-    monkeypatch.setattr(kernels, "choose", lambda device, *of: choice.choose("cuda", *of))
+    monkeypatch.setattr(convolution, "choose", lambda device, *of: choice.choose("cuda", *of))
 
 
 @pytest.mark.usefixtures("cuda_kernels")

@@ -18,8 +18,8 @@ from hgkd_edge.bench.environment import environment
 from hgkd_edge.bench.records import BenchFile, Session, Settings, save_session
 from hgkd_edge.comparison import measuring
 from hgkd_edge.comparison.artifacts import artifacts_of
+from hgkd_edge.comparison.compare_runs import compare_runs
 from hgkd_edge.comparison.rows import Comparison, Row
-from hgkd_edge.comparison.table import compare_runs
 from hgkd_edge.comparison.view import comparison_lines, write_plot
 from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError

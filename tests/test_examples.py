@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hgkd_edge.distillation.transformer import create_vit
+from hgkd_edge.distillation.teacher_network import create_vit
 from hgkd_edge.recipe_sections import TeacherConfig
 
 ROOT = Path(__file__).parent.parent

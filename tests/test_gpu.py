@@ -18,7 +18,7 @@ from hgkd_edge.errors import TrainingError
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.sparse import kernels, launch, sparsify
+from hgkd_edge.sparse import convolution, launch, sparsify
 from tests.engine.helpers import Masks, losses, run, tiny_source
 from tests.engine.test_graph import Asks
 from tests.sparse.helpers import distance, network, pair, random_visible
@@ -50,12 +50,12 @@ def test_tiles_equal_the_masked_reference(
 ) -> None:
     if method == "rows":  # the table never chooses it for grouped layers
         monkeypatch.setattr(
-            kernels, "choose", lambda *of: "rows" if of[2].groups == 1 else "native"
+            convolution, "choose", lambda *of: "rows" if of[2].groups == 1 else "native"
         )
     elif method == "torch":  # as where Triton is not installed
         monkeypatch.setattr(launch, "ready", lambda _: False)
     elif method != "table":
-        monkeypatch.setattr(kernels, "choose", lambda *_: method)
+        monkeypatch.setattr(convolution, "choose", lambda *_: method)
     tiles, masked = pair(network(name, torch.float64))
     images = torch.rand(4, 3, 128, 160, dtype=torch.float64)
     visible = random_visible(4, 4, 5)

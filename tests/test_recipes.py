@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.license import published_license
 from hgkd_edge.distillation.parts import build
-from hgkd_edge.distillation.transformer import create_vit
+from hgkd_edge.distillation.teacher_network import create_vit
 from hgkd_edge.models.backbone import read_backbone
 from hgkd_edge.recipe import Recipe, builtin_recipes, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.api.run import Run, load
-from hgkd_edge.comparison.table import compare_runs
+from hgkd_edge.comparison.compare_runs import compare_runs
 from hgkd_edge.comparison.verdict import MAX_DROP
 from hgkd_edge.comparison.view import comparison_lines, write_plot
 from hgkd_edge.rundir import RunDir

@@ -24,7 +24,7 @@ from hgkd_edge.errors import RecipeError
 from hgkd_edge.processes import on_main
 from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.settings import parse_settings
+from hgkd_edge.yaml_settings import parse_settings
 
 if TYPE_CHECKING:
     from hgkd_edge.distillation.check import Checked

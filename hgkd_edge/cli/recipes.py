@@ -44,7 +44,7 @@ def show_recipe(
     """
     from hgkd_edge.console import printable
     from hgkd_edge.recipe import find_recipe
-    from hgkd_edge.settings import settings_text
+    from hgkd_edge.yaml_settings import settings_text
 
     lines = re.split("\r\n|\r|\n", settings_text(find_recipe(name)))
     typer.echo("\n".join(map(printable, lines)), nl=False)

@@ -4,7 +4,7 @@
     scores.py          recorded scores, each with its file's digest and its images
     missing_scores.py  scores without a record, on the held-out images (needs torch)
     rows.py            the rows, in groups that can be compared
-    table.py           makes the rows: what was scored and timed, by device
+    compare_runs.py    makes the rows: what was scored and timed, by device
     verdict.py         the Pareto front, and warnings
     measuring.py       `bench` for cases not yet measured on this machine
     view.py            tables for a terminal, and the plot

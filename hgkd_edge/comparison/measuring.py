@@ -9,7 +9,7 @@ from hgkd_edge.bench.local import list_runners
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.comparison.artifacts import artifacts_of
-from hgkd_edge.comparison.table import sessions_of, timed_here
+from hgkd_edge.comparison.compare_runs import sessions_of, timed_here
 from hgkd_edge.errors import DeviceError
 from hgkd_edge.rundir import RunDir
 

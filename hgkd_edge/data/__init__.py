@@ -1,1 +1,1 @@
-"""Images in, batches out: sources, augmentation, mask sampling."""
+"""Images in, batches out: sources and augmentation."""

@@ -17,7 +17,7 @@ from torchvision.ops import roi_align
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from hgkd_edge.data.transfer import to_device
+from hgkd_edge.data.to_device import to_device
 from hgkd_edge.recipe import Recipe
 
 __all__ = [

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hgkd_edge.distillation.masks import mask_grid, visible_count
-from hgkd_edge.distillation.transformer import create_vit, teacher_patch
+from hgkd_edge.distillation.teacher_network import create_vit, teacher_patch
 from hgkd_edge.engine.setup import check_machine
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.backbone import (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgkd_edge.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalize
-from hgkd_edge.distillation.transformer import block_indices, has_class_token, teacher_patch
+from hgkd_edge.distillation.teacher_network import block_indices, has_class_token, teacher_patch
 from hgkd_edge.models.vit import encode_visible
 from hgkd_edge.sparse.visible import indices
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from hgkd_edge.data.augment import Augmentation
-from hgkd_edge.data.transfer import to_device
+from hgkd_edge.data.to_device import to_device
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.masks import disjoint_masks
 from hgkd_edge.distillation.parts import Parts

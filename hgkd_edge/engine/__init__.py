@@ -6,9 +6,9 @@ of (seed, epoch), every random number a function of (seed, step), and the learni
 of the step. A checkpoint holds the weights, optimizer moments, EMA and the step number.
 """
 
+from hgkd_edge.engine.interface import Draws, Inputs, Observation, Training, Watch, Workplace
 from hgkd_edge.engine.loop import train
 from hgkd_edge.engine.setup import resolve_precision
-from hgkd_edge.engine.training import Draws, Inputs, Observation, Training, Watch, Workplace
 from hgkd_edge.engine.watching import epochs_between_looks
 
 __all__ = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hgkd_edge.cells import counted
-from hgkd_edge.engine.training import Inputs
+from hgkd_edge.engine.interface import Inputs
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe_sections import TrainConfig
 

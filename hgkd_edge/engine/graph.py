@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from hgkd_edge.console import warn
-from hgkd_edge.engine.training import Inputs
+from hgkd_edge.engine.interface import Inputs
 
 __all__ = ["Capturing", "CudaGraphs", "GraphedPass", "Outputs", "Work", "graphed_pass"]
 

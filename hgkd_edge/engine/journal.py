@@ -19,7 +19,7 @@ from hgkd_edge.console import track_steps, warn
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine.checkpoint import fix_for
-from hgkd_edge.engine.training import Observation, Workplace
+from hgkd_edge.engine.interface import Observation, Workplace
 from hgkd_edge.errors import TrainingError
 from hgkd_edge.files import atomic_write, open_regular
 from hgkd_edge.parsing import MAX_LOG_BYTES, parse_json, read_file

@@ -1,4 +1,4 @@
-"""The loop itself."""
+"""The loop itself: steps, the moving average of the weights, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hgkd_edge.engine.batches import channels_last, chunks, global_batch
 from hgkd_edge.engine.checkpoint import TrainingState, read_checkpoint, write_checkpoint
 from hgkd_edge.engine.exchange import average_gradients, same_start
 from hgkd_edge.engine.graph import graphed_pass
+from hgkd_edge.engine.interface import Draws, Inputs, Training, Watch, Workplace
 from hgkd_edge.engine.journal import Journal, open_journal
 from hgkd_edge.engine.late import Batch, Figures, Snapshot, Update, reads_late
 from hgkd_edge.engine.memory import naming_batch_size
@@ -27,7 +28,6 @@ from hgkd_edge.engine.schedule import learning_rate
 from hgkd_edge.engine.seeds import generator_of
 from hgkd_edge.engine.setup import keep_freed_memory, make_accelerator
 from hgkd_edge.engine.sync_batchnorm import SyncedBatchNorm
-from hgkd_edge.engine.training import Draws, Inputs, Training, Watch, Workplace
 from hgkd_edge.engine.watching import Watching, epochs_between_looks
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.processes import heeding_others, on_main

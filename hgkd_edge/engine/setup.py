@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
-from hgkd_edge.engine.training import Workplace
+from hgkd_edge.engine.interface import Workplace
 from hgkd_edge.errors import RecipeError, reason_of
 from hgkd_edge.recipe_sections import TrainConfig
 

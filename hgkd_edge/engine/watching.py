@@ -7,8 +7,8 @@ import math
 from torch import nn
 
 from hgkd_edge.console import warn
+from hgkd_edge.engine.interface import Watch
 from hgkd_edge.engine.journal import Journal
-from hgkd_edge.engine.training import Watch
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import TrainConfig
 

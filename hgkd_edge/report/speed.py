@@ -15,8 +15,8 @@ from hgkd_edge.bench.records import Session, load_bench
 from hgkd_edge.bench.tables import session_heading, session_notes, session_warnings
 from hgkd_edge.cells import milliseconds, rate
 from hgkd_edge.comparison.artifacts import artifacts_of
+from hgkd_edge.comparison.compare_runs import compare_runs
 from hgkd_edge.comparison.rows import Comparison, Group, Row
-from hgkd_edge.comparison.table import compare_runs
 from hgkd_edge.comparison.view import group_heading, legend_lines, row_label
 from hgkd_edge.report.charts import Point, draw_points
 from hgkd_edge.report.exports import failed_files

@@ -1,7 +1,7 @@
 """Launches the Triton kernels: one function per kernel, on rows `[N, C]`.
 
 Triton is optional. `ready` states whether a tensor can be passed to these functions. If not,
-`gather`, `kernels` and `tiles` use equivalent plain torch functions.
+`gather`, `convolution` and `tiles` use equivalent plain torch functions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The fast backend: visible patches as a batch of tiles `[n, C, t, t]`.
 
 Work within a site (1x1 convolutions, activations, normalization, residual sums) runs unchanged on
-the tiles. Convolution and pooling read a window around each tile, gathered by row (`kernels`).
+the tiles. Convolution and pooling read a window around each tile, gathered by row (`convolution`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgkd_edge.sparse import kernels
+from hgkd_edge.sparse import convolution
 from hgkd_edge.sparse.choice import pools_by
 from hgkd_edge.sparse.direct import MaxPool
 from hgkd_edge.sparse.gather import near_tiles, put_back, rows_of, tiles_of
@@ -78,7 +78,7 @@ class TileEngine(Engine):
     ) -> SiteTensor:
         kernel = (weight.shape[2], weight.shape[3])
         shape = ConvShape(x.side, kernel, how.stride, how.before, how.dilation, how.groups)
-        return x.like(kernels.conv2d(x.payload, weight, bias, shape, self.visible))
+        return x.like(convolution.conv2d(x.payload, weight, bias, shape, self.visible))
 
     def pool2d(self, x: SiteTensor, how: Pooling) -> SiteTensor:
         shape = ConvShape(x.side, how.kernel, how.stride, how.before, how.dilation, 1)

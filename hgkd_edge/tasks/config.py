@@ -14,7 +14,7 @@ from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.errors import DataError, RunError
 from hgkd_edge.recipe_sections import DataConfig, Fraction, TrainConfig
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.settings import Section, differing_keys, parse_settings, read_settings
+from hgkd_edge.yaml_settings import Section, differing_keys, parse_settings, read_settings
 
 __all__ = [
     "ClassifyConfig",

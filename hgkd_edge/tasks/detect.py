@@ -17,7 +17,6 @@ from hgkd_edge.engine import Draws, Training
 from hgkd_edge.models.heads import Detector
 from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.answers import Detection
-from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.dense import (
@@ -29,6 +28,7 @@ from hgkd_edge.tasks.dense import (
     to_photo,
 )
 from hgkd_edge.tasks.pictures import draw_boxes, side_by_side
+from hgkd_edge.tasks.precision_bootstrap import ScoredImage, precision_intervals
 from hgkd_edge.tasks.suppression import THRESHOLD, box_iou, select_boxes
 
 __all__ = ["ObjectDetection"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hgkd_edge.score_records import LabelScores, TaskIntervals, TaskScores
-from hgkd_edge.tasks.average_precision import resamples
+from hgkd_edge.tasks.precision_bootstrap import resamples
 
 __all__ = ["score_labels"]
 

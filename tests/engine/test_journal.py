@@ -10,9 +10,9 @@ import torch
 
 from hgkd_edge.data.decode import StreamedPixels
 from hgkd_edge.data.sources import open_splits
+from hgkd_edge.engine.interface import Workplace
 from hgkd_edge.engine.journal import open_journal
 from hgkd_edge.engine.setup import check_machine, make_accelerator
-from hgkd_edge.engine.training import Workplace
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe_sections import TrainConfig
 from tests.data.helpers import data_config

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hgkd_edge.sparse import gather, kernels, launch
+from hgkd_edge.sparse import convolution, gather, launch
 from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.sites import Pooling
 from hgkd_edge.sparse.tiles import TileEngine
@@ -37,7 +37,7 @@ def triton(method: str | None = None) -> Iterator[None]:
         patch(mock.patch.object(gather, "gathers_by", return_value="triton"))
         patch(mock.patch.object(tiles_module, "pools_by", return_value="direct"))
         if method:
-            patch(mock.patch.object(kernels, "choose", return_value=method))
+            patch(mock.patch.object(convolution, "choose", return_value=method))
         yield
 
 
@@ -93,7 +93,7 @@ def test_depthwise(t, kernel, stride, before, dilation, channels, dtype):
     # A method, not "native", must have been taken: the kernels are counted.
     with mock.patch.object(launch, "depthwise", wraps=launch.depthwise) as forward:
         compare(
-            lambda x, w, b: kernels.conv2d(x, w, b, shape, visible),
+            lambda x, w, b: convolution.conv2d(x, w, b, shape, visible),
             [tiles, weight, bias],
             method="direct",
         )
@@ -115,7 +115,9 @@ def test_gathers_of_dense_convolutions(
     weight = torch.randn(3, channels, *kernel).to(dtype) / 4
     shape = ConvShape(t, kernel, stride, before, dilation, 1)
 
-    compare(lambda x, w: kernels.conv2d(x, w, None, shape, visible), [tiles, weight], method=method)
+    compare(
+        lambda x, w: convolution.conv2d(x, w, None, shape, visible), [tiles, weight], method=method
+    )
 
 
 @DTYPES
@@ -193,5 +195,7 @@ def test_many_rows_and_channels_need_several_programs(monkeypatch):
     shape = ConvShape(2, (3, 3), (1, 1), (1, 1), (1, 1), 72)
 
     compare(
-        lambda x, w: kernels.conv2d(x, w, None, shape, visible), [tiles, weight], method="direct"
+        lambda x, w: convolution.conv2d(x, w, None, shape, visible),
+        [tiles, weight],
+        method="direct",
     )

@@ -31,7 +31,7 @@ from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.errors import DeviceError, UserError, WorkFailed, reason_of
-from hgkd_edge.settings import Section, parse_settings, read_settings
+from hgkd_edge.yaml_settings import Section, parse_settings, read_settings
 
 __all__ = ["load_fleet", "make_job", "measure_hosts"]
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hgkd_edge.data.transfer import to_device
+from hgkd_edge.data.to_device import to_device
 
 __all__ = ["Draws", "Inputs", "Observation", "Training", "Watch", "Workplace"]
 

@@ -6,8 +6,8 @@ import torch
 from torchmetrics.detection import MeanAveragePrecision
 
 from hgkd_edge.score_records import TaskIntervals
-from hgkd_edge.tasks import average_precision
-from hgkd_edge.tasks.average_precision import ScoredImage, precision_intervals
+from hgkd_edge.tasks import precision_bootstrap
+from hgkd_edge.tasks.precision_bootstrap import ScoredImage, precision_intervals
 
 
 def scored(images: int, *, hit: float, seed: int = 0) -> list[ScoredImage]:
@@ -49,7 +49,7 @@ def reference(images: list[ScoredImage]) -> dict[str, torch.Tensor]:
 def test_all_images_once_give_the_average_precision_itself() -> None:
     images = scored(40, hit=0.7)
 
-    found = average_precision._precision(average_precision._matched(images, 3))
+    found = precision_bootstrap._precision(precision_bootstrap._matched(images, 3))
 
     wanted = reference(images)
     assert found == pytest.approx((wanted["map"].item(), wanted["map_50"].item()), abs=1e-6)

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hgkd_edge.sparse import choice, kernels
+from hgkd_edge.sparse import choice, convolution
 from hgkd_edge.sparse.gather import near_tiles, put_back
 from hgkd_edge.sparse.shape import ConvShape
 from hgkd_edge.sparse.tiles import TileEngine
@@ -30,7 +30,7 @@ def tiles_and_map(t: int, channels: int, seed: int = 0) -> tuple[Visible, Tensor
 @pytest.fixture(params=METHODS)
 def method(request, monkeypatch):
     """Force one kernel, whatever the table says."""
-    monkeypatch.setattr(kernels, "choose", lambda *_: request.param)
+    monkeypatch.setattr(convolution, "choose", lambda *_: request.param)
     return request.param
 
 
@@ -43,7 +43,7 @@ def check_convolution(
     shape = ConvShape(t, (kernel, kernel), (stride,) * 2, (before,) * 2, (dilation,) * 2, groups)
     tiles, dense = tiles.requires_grad_(), dense.requires_grad_()
 
-    out = put_back(kernels.conv2d(tiles, weight, None, shape, visible), visible)
+    out = put_back(convolution.conv2d(tiles, weight, None, shape, visible), visible)
     expected = F.conv2d(dense, weight, None, stride, before, dilation, groups)
     expected = expected * visible.sites(t // stride)
 
@@ -70,13 +70,13 @@ def test_any_convolution_equals_the_masked_dense_one(
 ):
     assume(t % stride == 0)
     assume(not (method == "rows" and groups > 1))  # the table never chooses that
-    original = kernels.choose
-    kernels.choose = lambda *_: method
+    original = convolution.choose
+    convolution.choose = lambda *_: method
 
     try:
         check_convolution(method, t, kernel, stride, dilation, groups, seed)
     finally:
-        kernels.choose = original
+        convolution.choose = original
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -90,7 +90,7 @@ def test_gradients_by_finite_differences(method, stride, groups):
     shape = ConvShape(2, (3, 3), (stride,) * 2, (1, 1), (1, 1), groups)
 
     assert torch.autograd.gradcheck(
-        lambda x, w, b: kernels.conv2d(x, w, b, shape, visible),
+        lambda x, w, b: convolution.conv2d(x, w, b, shape, visible),
         (tiles.requires_grad_(), weight, bias),
     )
 
@@ -144,7 +144,7 @@ def test_an_in_place_activation_may_follow_a_convolution(method, t, side, dtype)
     weight = torch.randn(8, 4, side, side, dtype=dtype, requires_grad=True)
     shape = ConvShape(t, (side, side), (1, 1), (side // 2,) * 2, (1, 1), 1)
 
-    out = F.relu_(kernels.conv2d(tiles.to(dtype), weight, None, shape, visible))
+    out = F.relu_(convolution.conv2d(tiles.to(dtype), weight, None, shape, visible))
     put_back(out, visible).mul_(2).sum().backward()
 
     assert weight.grad.abs().sum() > 0
