@@ -14,6 +14,7 @@ from hgkd_edge.cli import app
 from hgkd_edge.cli.recipes import show_recipe
 from hgkd_edge.errors import Interrupted, RecipeError
 from hgkd_edge.recipe import builtin_recipes
+from tests.started import COMMAND, Started
 
 
 def hgkd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -175,7 +176,7 @@ def test_recipes_are_listed_shown_and_validated(tmp_path: Path) -> None:
     shown = hgkd("recipes", "show", "demo")
     mine = tmp_path / "mine.yaml"
     mine.write_text(shown.stdout)
-    validated = hgkd("recipes", "validate", str(mine))
+    validated = Started("recipes", "validate", mine).end()
 
     assert "demo" in json.loads(listed.stdout)
     assert shown.stdout.startswith("# ")
@@ -218,10 +219,8 @@ def test_a_cache_that_cannot_be_written_names_its_setting(
     else:
         call = ""
         monkeypatch.setenv("HOME", "/proc/nobody")  # nothing can be made there, even by root
-    code = f"{call}from hgkd_edge.cli import main; main()"
-    command = [sys.executable, "-c", code, "distill", str(tiny_recipe_file)]
 
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = Started("distill", tiny_recipe_file, code=call + COMMAND, folder=tmp_path).end()
 
     assert done.returncode in (1, 2)
     assert "HGKD_EDGE_CACHE" in done.stderr.splitlines()[-1]

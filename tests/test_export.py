@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -44,6 +42,7 @@ from hgkd_edge.rundir import RunDir
 from hgkd_edge.tables import export_lines
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.config import resolve
+from tests.started import Started
 from tests.tasks.helpers import QUICK, SAMPLES
 
 needs_trt = pytest.mark.skipif(not available(), reason="no TensorRT is installed")
@@ -389,11 +388,10 @@ def test_a_frame_is_height_times_width(text: str) -> None:
 
 
 def test_the_command_prints_its_record_alone_on_stdout(run: RunDir) -> None:
-    command = [sys.executable, "-m", "hgkd_edge", "export", str(run.path)]
     options = ["--precision", "int8", "--calib", "8", "--flavor", "cpu", "--json"]
 
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    refused = subprocess.run([*command, "--calib", "8"], capture_output=True, text=True)
+    done = Started("export", run.path, *options).end()
+    refused = Started("export", run.path, "--calib", "8").end()
 
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from hgkd_edge.cli import main
+from tests.started import COMMAND, Started
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("train.epochs=1", "train.trackers=[]")
@@ -102,26 +102,18 @@ def test_stopped_before_the_first_step_nothing_is_left(
 ) -> None:
     waits = (
         "import time, hgkd_edge.distillation.setup as verb; "
-        "verb.open_splits = lambda config: (print('waiting', flush=True), time.sleep(60)); "
-        "from hgkd_edge.cli import main; main()"
+        "verb.open_splits = lambda config: (open('waiting', 'w').write('\\n'), time.sleep(60)); "
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", waits, "distill", recipe],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "waiting\n"
+    process = Started("distill", recipe, code=waits + COMMAND, folder=tmp_path)
+    process.wait_for(tmp_path / "waiting")
     assert runs_in(tmp_path) == ["tiny"]
 
     time.sleep(0.1)
     process.send_signal(sent)
-    _, output = process.communicate(timeout=30)
+    ended = process.end(timeout=30)
 
-    assert process.returncode == 128 + sent
-    assert "error" not in output
+    assert ended.returncode == 128 + sent
+    assert "error" not in ended.stderr
     assert runs_in(tmp_path) == []
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +21,7 @@ from hgkd_edge.engine import Inputs, graph
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.recipe_sections import TrainConfig
 from tests.engine.helpers import Masks, log_lines, losses, place, run, same, saved, tiny_source
+from tests.started import started_twice
 from tests.tracing import Tracing, record
 
 # 4 epochs of 5 batches with 2 updates each.
@@ -233,13 +231,10 @@ def test_a_new_form_of_inputs_frees_what_was_captured_before_it_is_captured() ->
 def test_two_processes_with_a_recorded_pass_train_as_without_to_the_last_bit(
     tmp_path: Path, more: dict[str, Any], recorded: int, replayed: int
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.engine.two_processes", str(tmp_path), json.dumps(more)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    code = "import runpy; runpy.run_module('tests.engine.two_processes', run_name='__main__')"
 
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-    assert done.returncode == 0, done.stderr[-4000:]
+    for done in started_twice(str(tmp_path), json.dumps(more), code=code):
+        assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):
         assert json.loads((tmp_path / f"rank{rank}.json").read_text()) == [recorded, replayed]
     assert log_lines(tmp_path / "eager") == log_lines(tmp_path / "recorded")

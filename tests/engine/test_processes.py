@@ -19,10 +19,9 @@ from hgkd_edge import processes
 from hgkd_edge.cli import app
 from hgkd_edge.errors import RecipeError
 from tests.engine.helpers import losses
+from tests.started import ENVIRONMENT, Ended, started_twice
 
 pytestmark = pytest.mark.slow
-# A machine with one GPU has none for a second process.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -35,17 +34,20 @@ def one_process(recipe: Path, run: Path, *settings: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def two_processes(recipe: Path, run: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    return started_by([*TORCHRUN, "-m", "--"], recipe, run, *settings)
-
-
-def started_by(
-    launcher: list[str], recipe: Path, run: Path, *settings: str
-) -> subprocess.CompletedProcess[str]:
+def command(recipe: Path, run: Path, *settings: str) -> list[str]:
     arguments = ["distill", str(recipe), "--run", str(run), "--json"]
-    arguments += [part for setting in settings for part in ("--set", setting)]
+    return [*arguments, *(part for setting in settings for part in ("--set", setting))]
+
+
+def two_processes(recipe: Path, run: Path, *settings: str) -> tuple[Ended, Ended]:
+    first, second = started_twice(*command(recipe, run, *settings))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    return first, second
+
+
+def by_torchrun(recipe: Path, run: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*launcher, "hgkd_edge", *arguments],
+        [*TORCHRUN, "-m", "--", "hgkd_edge", *command(recipe, run, *settings)],
         env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
@@ -68,9 +70,8 @@ def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
     one_process(tiny_recipe_file, tmp_path / "one", *settings)
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache two"))  # pre-train there as well
 
-    two = two_processes(tiny_recipe_file, tmp_path / "two", *settings)
+    first, second = two_processes(tiny_recipe_file, tmp_path / "two", *settings)
 
-    assert two.returncode == 0, two.stderr
     assert_close(tmp_path / "two", tmp_path / "one")
     (pretrained,) = (tmp_path / "cache two").glob("teachers/*/mae.jsonl")
     alone = tmp_path / "cache one" / pretrained.relative_to(tmp_path / "cache two")
@@ -80,8 +81,10 @@ def test_two_processes_with_synced_batchnorm_give_the_loss_curve_of_one(
     ]
     torch.testing.assert_close(*map(torch.tensor, curves), rtol=1e-4, atol=1e-5)
     # Only the main process writes and prints.
-    assert json.loads(two.stdout)["held_out"]["photos"] == 18
-    assert two.stderr.count("images: 48 train") == 1
+    assert json.loads(first.stdout)["held_out"]["photos"] == 18
+    assert first.stderr.count("images: 48 train") == 1
+    assert second.stdout == ""
+    assert "images:" not in second.stderr
     one, other = ({p.name for p in (tmp_path / run).iterdir()} for run in ("one", "two"))
     assert one == other
 
@@ -97,7 +100,7 @@ def test_without_it_two_processes_are_one_that_accumulates_two_parts(
 
 
 def test_an_error_is_reported_once_and_ends_all(tiny_recipe_file: Path, tmp_path: Path) -> None:
-    done = two_processes(tiny_recipe_file, tmp_path / "run", "student.name=resnte18")
+    done = by_torchrun(tiny_recipe_file, tmp_path / "run", "student.name=resnte18")
 
     assert done.returncode == 1  # torchrun's own
     assert done.stderr.count("error:") == 1

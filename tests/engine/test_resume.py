@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +16,19 @@ from typer.testing import CliRunner
 from hgkd_edge.cli import app
 from tests.data.helpers import write_shards
 from tests.engine.helpers import losses
+from tests.started import Started
 
 pytestmark = pytest.mark.slow
-# Without a GPU: its sums have no fixed order, so no two runs would be equal.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(autouse=True)
 def one_thread_as_in_the_killed_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Two threads round differently: so do teachers that other tests trained."""
+    """Two threads round differently: so do teachers that other tests trained.
+
+    Without a GPU: its sums have no fixed order, so no two runs would be equal.
+    """
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "one-thread"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     usual = torch.get_num_threads()
@@ -40,8 +38,8 @@ def one_thread_as_in_the_killed_processes(
 
 
 def distill_command(recipe: Path, folder: Path, *more: str) -> list[str]:
-    script = [sys.executable, "-m", "hgkd_edge", "distill", str(recipe), "--run", str(folder)]
-    return [*script, "--set", "train.epochs=8", "--set", "train.checkpoint_every=1", *more]
+    command = ["distill", str(recipe), "--run", str(folder)]
+    return [*command, "--set", "train.epochs=8", "--set", "train.checkpoint_every=1", *more]
 
 
 @pytest.fixture
@@ -55,22 +53,16 @@ def whole(tiny_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def start_and_stop(command: list[str], log: Path, *, step: int, number: int) -> tuple[int, str]:
     """Run until the log has so many lines, send a signal; exit status and output."""
-    process = subprocess.Popen(
-        command, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and log.read_text().count("\n") >= step):
-        assert time.monotonic() < deadline, "never came to the step"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    process = Started(*command)
+    process.wait_for(log, step)
     process.send_signal(number)
-    _, printed = process.communicate(timeout=60)
-    return process.returncode, printed
+    ended = process.end(timeout=60)
+    return ended.returncode, ended.stderr
 
 
 def finish(command: list[str]) -> None:
     """Run the command in this process, in which torch is loaded."""
-    done = CliRunner().invoke(app, command[3:])
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
 
 
@@ -157,7 +149,7 @@ def test_a_teacher_killed_in_ibot_resumes_to_the_same_weights(
     }
     recipe = tmp_path / "ibot.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe))
-    command = [sys.executable, "-m", "hgkd_edge", "pretrain", str(recipe)]
+    command = ["pretrain", str(recipe)]
 
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "whole"))
     finish(command)

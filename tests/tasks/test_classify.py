@@ -1,12 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ from hgkd_edge.tasks.classify import Classification, ClassifyTraining
 from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 from tests.engine.helpers import exact_on_a_cpu
+from tests.started import Started
 
 QUICK = ["train.precision=fp32", "train.lr=3e-3", "train.layer_decay=1", "classify.augment=none"]
 CARD = ModelCard(
@@ -290,15 +287,11 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     run.model_file.unlink()
     run.finetune_file.unlink()  # the run is as if nothing had been fine-tuned in it
     (run.path / "checkpoints" / "finetune.pt").unlink()
-    command = [sys.executable, "-m", "hgkd_edge", "finetune", str(run.path)]
-    begun = subprocess.Popen([*command, *options, "--set", "train.checkpoint_every=1"])
-    deadline = time.monotonic() + 120
-    while not (run.path / "checkpoints" / "finetune.pt").is_file():
-        assert begun.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(begun.pid, signal.SIGKILL)
-    begun.wait()
+    command = ["finetune", str(run.path), *options, "--set", "train.checkpoint_every=1"]
+    begun = Started(*command)
+    begun.wait_for(run.path / "checkpoints" / "finetune.pt", lines=0)
+    begun.send_signal(signal.SIGKILL)
+    begun.end()
     assert not run.model_file.is_file()
 
     resumed = CliRunner().invoke(app, ["finetune", str(run.path), "--resume"])
