@@ -37,8 +37,8 @@ docs: $(VENV)/.installed  ## Build the documentation site into site/; warnings a
 clean:  ## Remove the environment and caches (runs stay)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# uv where it is present (seconds), else venv and pip (minutes). pip compiles on one core only, and
-# some packages hold files that cannot be compiled.
+# uv where it is present (seconds), else venv and pip (minutes). Modules are compiled when they are
+# first imported: most never are.
 $(VENV)/.installed: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
@@ -46,7 +46,6 @@ $(VENV)/.installed: pyproject.toml
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  $(BIN)/python -m pip install --quiet --upgrade pip && \
-	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]' && \
-	  { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }; \
+	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $@

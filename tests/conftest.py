@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import zipfile
@@ -27,6 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker["workerid"][2:]) % len(cores)]})
         os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Four on two cores: tests often wait for a process that they started."""
+    return max(4, os.cpu_count() or 1)
+
+
+def pytest_collection_finish() -> None:
+    """The modules loaded so far stay; the garbage collector need not visit them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def extract_photos(to: Path, *, split: str, per_class: int, classes: int = 3) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import pickle
@@ -40,6 +41,7 @@ class ConvertOnce:
         file = self._file(arguments)
         if file is not None and file.is_file():
             return onnx.load_model_from_string(file.read_bytes())
+        _parse_operators_once()
         proto = _convert(model, example, free, output_names=output_names)
         if file is not None:
             with atomic_write(file) as temporary:
@@ -55,6 +57,14 @@ class ConvertOnce:
             return self.folder / hashlib.sha256(content.getvalue()).hexdigest()
         except (pickle.PicklingError, AttributeError, TypeError, ValueError):
             return None
+
+
+@functools.cache
+def _parse_operators_once() -> None:
+    """PyTorch parses the source of all its ONNX functions in every conversion, for half a second."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
+    onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
 
 
 class _Pickler(pickle.Pickler):
