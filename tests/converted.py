@@ -61,7 +61,7 @@ class ConvertOnce:
 
 @functools.cache
 def _parse_operators_once() -> None:
-    """PyTorch parses the source of all its ONNX functions in every conversion, for half a second."""
+    """PyTorch parses the source of all its ONNX functions in every conversion: .5 s."""
     from torch.onnx._internal._lazy_import import onnxscript_apis
 
     onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
