@@ -38,7 +38,7 @@ clean:  ## Remove the environment and caches (runs stay)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # uv where it is present (seconds), else venv and pip (minutes). The import compiles what is used: a
-# fifth of all modules. Otherwise all processes that start together would compile it.
+# sixth of all modules. Otherwise all processes that start together would compile it.
 $(VENV)/.installed: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
