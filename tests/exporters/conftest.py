@@ -88,10 +88,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
     """Export a ten-class network once per session; tests must not change the file."""
 
     @cache
-    def export(name: str) -> Exported:
+    def export(name: str, *, shallow: bool = True) -> Exported:
         from exporters.onnx_export import export_onnx
 
-        model = settled(name, num_classes=10)
+        model = settled(name, shallow=shallow, num_classes=10)
         path = tmp_path_factory.mktemp("onnx") / f"{name}.onnx"
         export_onnx(model, path, input_size=(3, SIZE, SIZE), metadata={"classes": '["a", "b"]'})
         return Exported(model, path)

@@ -54,7 +54,7 @@ def test_batch_norms_and_pooling_leave_nothing_behind(exported, name):
 def test_nodes_are_named_after_modules(exported):
     names = {node.name for node in onnx.load(exported("resnet18").path).graph.node}
 
-    assert {"conv1/Conv", "layer2.0.downsample.0/Conv", "layer4.1.conv2/Conv", "fc/Gemm"} <= names
+    assert {"conv1/Conv", "layer2.0.downsample.0/Conv", "layer3.1.conv2/Conv", "fc/Gemm"} <= names
 
 
 def test_file_says_what_it_is_and_nothing_of_this_machine(exported):
@@ -70,7 +70,7 @@ def test_file_says_what_it_is_and_nothing_of_this_machine(exported):
 
 
 def test_feature_maps_are_named_by_stride(tmp_path, images):
-    model = settled("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+    model = settled("resnet18", shallow=True, features_only=True, out_indices=(1, 2, 3, 4))
 
     written = export_onnx(model, tmp_path / "maps.onnx", input_size=(3, SIZE, SIZE))
 
@@ -79,7 +79,7 @@ def test_feature_maps_are_named_by_stride(tmp_path, images):
 
 
 def test_backbone_without_classifier_gives_an_embedding(tmp_path):
-    model = settled("resnet18", num_classes=0)
+    model = settled("resnet18", shallow=True, num_classes=0)
 
     written = export_onnx(model, tmp_path / "e.onnx", input_size=(3, SIZE, SIZE))
 
@@ -87,7 +87,7 @@ def test_backbone_without_classifier_gives_an_embedding(tmp_path):
 
 
 def test_fixed_batch_has_no_free_axis(tmp_path):
-    model = settled("resnet18", num_classes=10)
+    model = settled("resnet18", shallow=True, num_classes=10)
 
     written = export_onnx(
         model, tmp_path / "one.onnx", input_size=(3, SIZE, SIZE), dynamic_batch=False
@@ -99,7 +99,7 @@ def test_fixed_batch_has_no_free_axis(tmp_path):
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "convnext_atto"])
 def test_free_height_and_width_give_pytorch_s_numbers_at_any_size(tmp_path, name):
-    model = settled(name, num_classes=10)
+    model = settled(name, shallow=True, num_classes=10)
     path = tmp_path / "free.onnx"
 
     written = export_onnx(model, path, input_size=(3, SIZE, SIZE), dynamic_size=True)

@@ -93,7 +93,7 @@ def test_without_openvino_one_line_says_what_to_install(exported, tmp_path, monk
 
 def test_a_fixed_batch_is_run_image_by_image(tmp_path, images):
     source = tmp_path / "one.onnx"
-    model = settled("mobilenetv3_small_100", num_classes=10)
+    model = settled("mobilenetv3_small_100", shallow=True, num_classes=10)
     export_onnx(model, source, input_size=(3, SIZE, SIZE), dynamic_batch=False)
     written = export_openvino(source, tmp_path / "one.xml", half_weights=False)
 

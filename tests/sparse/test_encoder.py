@@ -30,7 +30,8 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
     ids=["float32", "float64"],
 )
 def test_training_step_on_tiles_equals_the_masked_reference(name, share, dtype, activation, bound):
-    tiles, masked = pair(network(name, dtype, act_layer=activation))
+    shallow = {"layers": (1, 2, 1, 1)} if name == "resnet50" else {}  # the same blocks, fewer
+    tiles, masked = pair(network(name, dtype, act_layer=activation, **shallow))
     images = torch.rand(4, 3, 128, 160, generator=torch.Generator().manual_seed(5), dtype=dtype)
 
     assert_same_step(tiles, masked, images, random_visible(4, 4, 5, share), bound)
