@@ -1,4 +1,4 @@
-"""What `trt_build` asks of `_trt_worker`, and what that reports: JSON between two processes."""
+"""What `trt_build` asks of its worker, and what that reports: JSON between two processes."""
 
 from __future__ import annotations
 

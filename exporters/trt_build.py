@@ -3,7 +3,7 @@
 Works with `tensorrt` (8.6 to 11, JetPack's included) and `tensorrt_rtx`, through Polygraphy.
 The ONNX file decides the precision (`exporters.fp16`, `exporters.quantize`): the network is built
 strongly typed where the release supports it. The builder runs in a separate process
-(`_trt_worker`).
+(`_trt_build_worker`).
 """
 
 from __future__ import annotations
@@ -210,14 +210,14 @@ def _device(built: Built) -> str:
 
 
 def _run_worker(request: BuildRequest, progress: Progress | None) -> Built:
-    """Run `_trt_worker`, pass its progress on, and return its result."""
+    """Run `_trt_build_worker`, pass its progress on, and return its result."""
     folder = str(Path(__file__).resolve().parent.parent)
     paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     outcome: Built | Failed | None = None
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}._trt_worker"],
+            [sys.executable, "-m", f"{__package__}._trt_build_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,

@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from hgkd_edge.bench.compare import compare_files
 from hgkd_edge.bench.devices import find_devices
-from hgkd_edge.bench.edge.measure import load_fleet
+from hgkd_edge.bench.edge.hosts import load_fleet
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.cli import app, main

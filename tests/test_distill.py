@@ -26,8 +26,8 @@ from hgkd_edge.distillation.loss import DistillationLoss
 from hgkd_edge.distillation.masks import random_masks
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import Setup, make_model, make_teacher, standardize
+from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.distillation.training import Distilling
-from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.errors import Interrupted, TrainingError
 from hgkd_edge.files import file_sha256

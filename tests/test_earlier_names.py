@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hgkd_edge.cli import export
 from hgkd_edge.distillation.teacher_network import create_vit
-from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
+from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import read_exports

@@ -45,7 +45,7 @@ BRITISH = (
 # Earlier names of keys and options, which are still read; and names that others chose.
 ALLOWED = {
     "hgkd_edge/cli/export.py": r"[Ff]lavours?",
-    "hgkd_edge/distillation/weights.py": r"hgkd_edge\.normalisation",
+    "hgkd_edge/distillation/teacher_weights.py": r"hgkd_edge\.normalisation",
     "hgkd_edge/export_record.py": r"flavour",
     "hgkd_edge/manifest_record.py": r"artefacts|licence",
     "hgkd_edge/tasks/config.py": r"colour",

@@ -14,7 +14,7 @@ from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.distill import distill
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.teacher import Teacher
-from hgkd_edge.distillation.weights import load_vit_weights
+from hgkd_edge.distillation.teacher_weights import load_vit_weights
 from hgkd_edge.evaluate import score_features
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (

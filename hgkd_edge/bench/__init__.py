@@ -3,7 +3,7 @@
     options.py       what one call asks for; run.py chooses between local, edge and fleet
     models.py        which files are measured (ONNX, or what export made of it), and what they are
     inputs.py        what is fed to them, and the outputs that they must give
-    method.py        warm-up until stable, then interleaved rounds
+    timing.py        warm-up until stable, then interleaved rounds
     local.py         all of that on this machine, with the runtimes of `exporters`
     edge/            all of that on a device: Jetson facts, trtexec, tegrastats, SSH
     statistics.py    raw times -> percentiles, interval of the mean, noise, ratios

@@ -14,11 +14,11 @@ from exporters.runtimes import RUNTIMES, Options, Runtime, Session
 from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
 from hgkd_edge.bench.inputs import Probe, judge, loosest, make_inputs, make_probe
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of, session_of
-from hgkd_edge.bench.method import Trace, measure, timed
 from hgkd_edge.bench.models import ModelFile, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Verification
 from hgkd_edge.bench.records import Session as Record
+from hgkd_edge.bench.timing import Trace, measure, timed
 from hgkd_edge.errors import DeviceError, reason_of
 from hgkd_edge.files import engines_dir
 

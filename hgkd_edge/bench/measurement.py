@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 import numpy as np
 
 from hgkd_edge.bench.environment import tool_version
-from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import (
@@ -22,6 +21,7 @@ from hgkd_edge.bench.records import (
     Verification,
 )
 from hgkd_edge.bench.statistics import noise_of, ratio_of, summarize
+from hgkd_edge.bench.timing import Trace
 
 __all__ = ["Case", "Execution", "measurement_of", "session_of", "with_ratios"]
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from hgkd_edge.bench.method import Plan
 from hgkd_edge.bench.records import FedImages, Settings
+from hgkd_edge.bench.timing import Plan
 from hgkd_edge.errors import DeviceError
 
 __all__ = [

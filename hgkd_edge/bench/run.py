@@ -83,7 +83,7 @@ def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> Ben
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
     from hgkd_edge.bench.edge.facts import is_jetson_here
-    from hgkd_edge.bench.edge.measure import load_fleet, measure_hosts
+    from hgkd_edge.bench.edge.hosts import load_fleet, measure_hosts
     from hgkd_edge.bench.edge.ssh import Host
 
     if options.runners:

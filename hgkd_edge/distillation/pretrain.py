@@ -25,7 +25,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.data.to_device import to_device
 from hgkd_edge.distillation.masks import BLOCK_DRAWS, block_masks
 from hgkd_edge.distillation.teacher_network import require_plain_vit
-from hgkd_edge.distillation.weights import save_vit_weights
+from hgkd_edge.distillation.teacher_weights import save_vit_weights
 from hgkd_edge.engine import Draws, Inputs, Training, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError
 from hgkd_edge.files import atomic_write, cache_dir, write_json

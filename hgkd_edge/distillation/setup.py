@@ -17,8 +17,8 @@ from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.distillation.pretrain import pretrain_teacher
 from hgkd_edge.distillation.target_cache import TargetCache, cached_targets
 from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.distillation.views import teacher_views
-from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.engine import Draws
 from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin

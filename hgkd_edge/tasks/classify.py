@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from hgkd_edge.data.augment import center_view, normalize, random_view
 from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabeled
@@ -19,11 +17,12 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.knn_and_probe import linear_probe
 from hgkd_edge.models.backbone import create_classifier, fill_classifier
 from hgkd_edge.score_records import TaskScores
+from hgkd_edge.tasks.augment import augmentation, mixing
 from hgkd_edge.tasks.base import Answers, ModelCard, VisionTask
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 
-__all__ = ["Classification", "Classifier", "ClassifyTraining", "mixing"]
+__all__ = ["Classification", "Classifier", "ClassifyTraining"]
 
 
 class Classification(VisionTask):
@@ -142,7 +141,7 @@ class ClassifyTraining(Training):
         self.layer_decay: float | None = config.train.layer_decay
         self.spec, self.crop_scale = card.backbone, config.data.crop_scale
         self.num_classes = len(card.classes)
-        self.augment = _augmentation(options)
+        self.augment = augmentation(options)
         self.options = options
 
     def with_loss(
@@ -228,20 +227,3 @@ def _class_weights(source: ImageSource) -> Tensor:
     """The inverse frequency of every class, mean 1 over the images, float [classes]."""
     counts = source.labels.bincount(minlength=len(source.classes)).clamp(min=1)
     return len(source.labels) / (len(source.classes) * counts.float())
-
-
-def _augmentation(options: ClassifyConfig) -> Callable[[Tensor], Tensor] | None:
-    """Augment one image, uint8 [3, H, W]; draws from torch's generator, which the engine seeds."""
-    if options.augment == "none":
-        return None
-    return v2.TrivialAugmentWide() if options.augment == "trivial" else v2.RandAugment()
-
-
-def mixing(options: ClassifyConfig, num_classes: int) -> Callable[..., Any] | None:
-    """Mix a batch with MixUp or CutMix; picks either with equal probability if both are enabled."""
-    ways: list[nn.Module] = []
-    if options.mixup:
-        ways.append(v2.MixUp(alpha=options.mixup, num_classes=num_classes))
-    if options.cutmix:
-        ways.append(v2.CutMix(alpha=options.cutmix, num_classes=num_classes))
-    return v2.RandomChoice(ways) if ways else None

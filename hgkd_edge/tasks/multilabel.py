@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.score_records import TaskScores
 from hgkd_edge.tasks.answers import sigmoid
+from hgkd_edge.tasks.augment import mixing
 from hgkd_edge.tasks.base import Answers, ModelCard
-from hgkd_edge.tasks.classify import Classification, Classifier, ClassifyTraining, mixing
+from hgkd_edge.tasks.classify import Classification, Classifier, ClassifyTraining
 from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.label_scores import score_labels
 

@@ -62,7 +62,7 @@ def build_convnet(
 def already_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the seconds of warm-up in tests about other things."""
     warm = Warmup(runs=1, seconds=0.0, stable=True)
-    monkeypatch.setattr("hgkd_edge.bench.method.warm_up", lambda _case, _plan: warm)
+    monkeypatch.setattr("hgkd_edge.bench.timing.warm_up", lambda _case, _plan: warm)
 
 
 @pytest.fixture

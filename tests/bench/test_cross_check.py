@@ -19,8 +19,8 @@ import pytest
 
 from exporters import runtimes
 from hgkd_edge.bench.inputs import make_inputs
-from hgkd_edge.bench.method import Plan, measure
 from hgkd_edge.bench.models import ModelFile, resolve_models
+from hgkd_edge.bench.timing import Plan, measure
 
 MakeModel = Callable[..., Path]
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from exporters import _trt_compat, _trt_worker, runtimes, verify
+from exporters import _trt_build_worker, _trt_compat, runtimes, verify
 from exporters._trt_compat import Flavor, available, choose, typing_for
 from exporters._trt_protocol import BuildRequest, Shapes
 from exporters.errors import (
@@ -410,7 +410,7 @@ def drive_polygraphy(monkeypatch, network, config):
         engine_bytes_from_network=lambda network, config, save_timing_cache: b"engine",
     )
     polygraphy = SimpleNamespace(mod=SimpleNamespace(lazy_import=lambda name: SimpleNamespace()))
-    monkeypatch.setattr(_trt_worker, "select_for_polygraphy", lambda flavor: None)
+    monkeypatch.setattr(_trt_build_worker, "select_for_polygraphy", lambda flavor: None)
     monkeypatch.setitem(sys.modules, "polygraphy", polygraphy)
     monkeypatch.setitem(sys.modules, "polygraphy.backend", SimpleNamespace(trt=trt))
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", trt)
@@ -447,7 +447,7 @@ def test_a_release_is_asked_only_for_what_it_knows(monkeypatch, tmp_path, versio
         shapes=Shapes("images", [1], [1], [1]),
     )
 
-    _trt_worker._build(BuildRequest.from_json(request.to_json()), lambda event: None)
+    _trt_build_worker._build(BuildRequest.from_json(request.to_json()), lambda event: None)
 
     assert asked == {
         "strongly_typed": not eight,

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hgkd_edge.distillation.weights import load_vit_weights
+from hgkd_edge.distillation.teacher_weights import load_vit_weights
 from hgkd_edge.errors import RecipeError
 
 State = dict[str, Tensor]

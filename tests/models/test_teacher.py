@@ -16,7 +16,7 @@ from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.pretrain import pretrain_teacher
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.distillation.teacher_network import create_vit, teacher_patch
-from hgkd_edge.distillation.weights import BUNDLED_TEACHER, load_vit_weights
+from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.mae import MaskedAutoencoder
 from hgkd_edge.models.vit import encode_visible, patches_of

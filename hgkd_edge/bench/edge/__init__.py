@@ -8,7 +8,7 @@
     by_trtexec.py      commands for trtexec (trtexec.py: its flags by version, its output)
     by_onnxruntime.py  without trtexec: ort_device.py, which is sent to the device
     tegrastats.py      power, clocks, temperature and throttling from tegrastats lines
-    measure.py         one device from connection to session; several hosts, one table
+    hosts.py           one device from connection to session; several hosts, one table
 
 No user-supplied name (host, model, input) ever reaches a shell: the ssh command is a constant, and
 everything else is sent in files.

@@ -10,14 +10,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter
 
-from hgkd_edge.bench import method
+from hgkd_edge.bench import timing
 from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bench.edge.job import EdgeCase, Job, Power, one_a_line
 from hgkd_edge.bench.edge.link import Files, Link
 from hgkd_edge.bench.measurement import Execution
-from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Verification, Warmup
+from hgkd_edge.bench.timing import Trace
 from hgkd_edge.parsing import parse_json
 
 __all__ = ["OnnxRuntimeJob"]
@@ -64,7 +64,7 @@ class OnnxRuntimeJob(Job):
             "ort_device.py": Path(ort_device.__file__),
             "hgkd_edge/__init__.py": b"",
             "hgkd_edge/bench/__init__.py": b"",
-            "hgkd_edge/bench/method.py": Path(method.__file__),
+            "hgkd_edge/bench/timing.py": Path(timing.__file__),
             "hgkd_edge/bench/records.py": b"Warmup = dict\n",
             "job.json": json.dumps({"cases": wire, "plan": asdict(options.plan())}).encode(),
             "verify.args": one_a_line(["python3", "ort_device.py", "verify", "outputs.json"]),

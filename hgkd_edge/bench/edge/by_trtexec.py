@@ -18,9 +18,9 @@ from hgkd_edge.bench.edge.trtexec import (
     settings_warnings,
 )
 from hgkd_edge.bench.measurement import Execution
-from hgkd_edge.bench.method import Trace, visiting_order
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Verification, Warmup
+from hgkd_edge.bench.timing import Trace, visiting_order
 
 __all__ = ["TrtexecJob"]
 

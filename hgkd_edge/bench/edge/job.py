@@ -18,10 +18,10 @@ from hgkd_edge.bench.edge.tegrastats import telemetry_of
 from hgkd_edge.bench.edge.trtexec import outputs_of, parse_outputs
 from hgkd_edge.bench.inputs import Probe, judge, loosest, make_probe
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of
-from hgkd_edge.bench.method import Trace
 from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import Measurement, Telemetry, Verification
+from hgkd_edge.bench.timing import Trace
 
 __all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
 

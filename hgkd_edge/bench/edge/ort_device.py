@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from hgkd_edge.bench.method import REST_S, Plan, measure, timed, visiting_order
+from hgkd_edge.bench.timing import REST_S, Plan, measure, timed, visiting_order
 
 
 def main(what: str, result: str) -> None:

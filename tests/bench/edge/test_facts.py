@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from hgkd_edge.bench import method
+from hgkd_edge.bench import timing
 from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bench.edge.facts import (
     clock_warnings,
@@ -129,7 +129,7 @@ def test_a_pc_is_no_jetson() -> None:
     assert not machine_of({"cpuinfo": "model name : AMD EPYC"}).is_jetson
 
 
-@pytest.mark.parametrize("module", [ort_device, method])
+@pytest.mark.parametrize("module", [ort_device, timing])
 def test_what_is_sent_to_a_box_runs_on_python_3_8(module: ModuleType) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text(), feature_version=(3, 8))
     imported: dict[str, str] = {}
@@ -141,7 +141,7 @@ def test_what_is_sent_to_a_box_runs_on_python_3_8(module: ModuleType) -> None:
 
     assert "annotations" in imported  # so that only what is assigned is ever evaluated
     assert set(imported.values()) <= {
-        "__future__", "collections.abc", "dataclasses", "gc", "hgkd_edge.bench.method",
+        "__future__", "collections.abc", "dataclasses", "gc", "hgkd_edge.bench.timing",
         "hgkd_edge.bench.records", "json", "numpy", "onnxruntime", "os", "pathlib", "random", "sys",
         "time", "typing",
     }  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hgkd_edge.bench.edge.measure import load_fleet
+from hgkd_edge.bench.edge.hosts import load_fleet
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.run import run_bench

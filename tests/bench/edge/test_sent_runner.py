@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from hgkd_edge.bench import method
+from hgkd_edge.bench import timing
 from hgkd_edge.bench.edge import ort_device
-from hgkd_edge.bench.edge.measure import make_job
+from hgkd_edge.bench.edge.hosts import make_job
 from hgkd_edge.bench.models import resolve_models
 from hgkd_edge.bench.options import BenchOptions
 
@@ -37,8 +37,8 @@ def test_the_sent_script_rests_settles_and_counts_as_the_local_one(
     job = json.loads(files["job.json"])
     done: list[str] = []
     seconds = iter(range(10**9))
-    monkeypatch.setattr(method, "sleep", lambda duration: done.append(f"rest {duration}"))
-    monkeypatch.setattr(method, "perf_counter_ns", lambda: next(seconds) * 10**8)
+    monkeypatch.setattr(timing, "sleep", lambda duration: done.append(f"rest {duration}"))
+    monkeypatch.setattr(timing, "perf_counter_ns", lambda: next(seconds) * 10**8)
     monkeypatch.setattr(time, "clock_gettime", lambda _clock: next(seconds) / 10)
 
     def opened(case: dict[str, object]) -> dict[str, object]:
@@ -49,15 +49,15 @@ def test_the_sent_script_rests_settles_and_counts_as_the_local_one(
 
     sent = ort_device.measure_all(job["cases"], job["plan"])
     theirs, done[:] = list(done), []
-    local = method.measure(
+    local = timing.measure(
         [lambda: done.append("run 0"), lambda: done.append("run 1")],
-        method.Plan(rounds=rounds, count=count, duration_s=1e-6),
+        timing.Plan(rounds=rounds, count=count, duration_s=1e-6),
     )
 
-    assert Path(method.__file__) == files["hgkd_edge/bench/method.py"]
+    assert Path(timing.__file__) == files["hgkd_edge/bench/timing.py"]
     assert (
-        theirs[theirs.index(f"rest {method.REST_S}") :]
-        == done[done.index(f"rest {method.REST_S}") :]
+        theirs[theirs.index(f"rest {timing.REST_S}") :]
+        == done[done.index(f"rest {timing.REST_S}") :]
     )
     assert [len(part) for one in sent for part in one["rounds"]] == [
         len(part) for one in local for part in one.rounds

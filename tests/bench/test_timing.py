@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from hgkd_edge.bench.method import Plan, measure, visiting_order, warm_up
+from hgkd_edge.bench.timing import Plan, measure, visiting_order, warm_up
 
 QUICK = Plan(duration_s=0.06, rounds=3, min_runs=6, warmup_min_s=0.0, warmup_max_s=0.6)
 
