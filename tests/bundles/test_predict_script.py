@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from PIL import Image
 
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_info import onnx_info
+from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bundles import BundleSource, device, make_bundle
+from hgkd_edge.bundles.device import predict as predict_script
 from hgkd_edge.bundles.triton import model_config
 from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.export_options import ExportOptions
@@ -175,6 +179,26 @@ def test_a_damaged_file_is_named_and_the_others_are_answered(
     assert done.returncode == 1
     assert "cannot identify" in first["error"]
     assert "labels" in second
+
+
+@pytest.mark.parametrize(("allowed", "threads"), [({0}, 1), ({0, 1, 2, 3}, 0)])
+def test_it_takes_as_many_threads_as_the_process_may_use_cores(
+    monkeypatch: pytest.MonkeyPatch, allowed: set[int], threads: int
+) -> None:
+    import onnxruntime
+
+    opened = mock.MagicMock()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    opened.return_value.get_outputs.return_value = []
+
+    predict_script.open_onnx(Path("model.onnx"))
+    ort_device.open_session({"model": "model.onnx", "threads": None})
+    ort_device.open_session({"model": "model.onnx", "threads": 3})
+
+    given = [call.args[1].intra_op_num_threads for call in opened.call_args_list]
+    assert given == [threads, threads, 3]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda file: file.name)

@@ -104,8 +104,19 @@ def open_session(case: dict[str, Any]) -> Any:
     """A session on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised as well
-    options.intra_op_num_threads = case["threads"] or 0
+    options.intra_op_num_threads = case["threads"] or allowed_threads()
     return onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])
+
+
+def allowed_threads() -> int:
+    """Cores that this process may use, if not all (`taskset`, a container's cpuset); else 0.
+
+    0 leaves the number to ONNX Runtime, which counts the machine's cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def load_feeds(inputs: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import argparse
 import colorsys
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
@@ -55,10 +56,23 @@ def open_onnx(path: Path) -> Run:
     """An ONNX file as a function from the network's input to its outputs by name."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = allowed_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
     return lambda batch: dict(zip(names, session.run(names, {feed: batch})))
+
+
+def allowed_threads() -> int:
+    """Cores that this process may use, if not all (`taskset`, a container's cpuset); else 0.
+
+    0 leaves the number to ONNX Runtime, which counts the machine's cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 # From an image file to the network's input
