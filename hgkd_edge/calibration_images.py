@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError
 from hgkd_edge.export_options import ExportOptions

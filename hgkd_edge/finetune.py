@@ -20,7 +20,8 @@ from hgkd_edge.errors import RunError, reason_of
 from hgkd_edge.files import atomic_write, file_sha256, write_json
 from hgkd_edge.knn_and_probe import majority_top1
 from hgkd_edge.manifest_record import ManifestRecord, QuantizationAware
-from hgkd_edge.models.backbone import BackboneSpec, create_published, read_backbone
+from hgkd_edge.models.backbone import BackboneSpec, read_backbone
+from hgkd_edge.models.published_weights import create_published
 from hgkd_edge.models.quantized import input_ranges, simulate_int8, take_rounded_weights
 from hgkd_edge.processes import is_main
 from hgkd_edge.provenance import circumstances, report_photos

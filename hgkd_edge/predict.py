@@ -13,7 +13,7 @@ from PIL import Image
 from hgkd_edge.answering import answer_image, require_threshold
 from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps
-from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.files import remove_leftovers, write_json
 from hgkd_edge.stages import Stages

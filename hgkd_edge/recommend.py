@@ -21,8 +21,8 @@ from hgkd_edge.bench.devices import find_devices
 from hgkd_edge.cells import counted
 from hgkd_edge.console import printable
 from hgkd_edge.data.csv_list import is_table, table_photos
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.images import open_image
-from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.files import atomic_write

@@ -1,7 +1,8 @@
 """From a canvas of uint8 pixels to the network input, on the device.
 
 All random numbers come from the caller, one row per image of the *global* batch. The same step
-therefore draws the same crops on one process or on many, before or after a resume.
+therefore draws the same crops on one process or on many, before or after a resume. Fine-tuning for
+classification adds its own augmentation.
 """
 
 from __future__ import annotations

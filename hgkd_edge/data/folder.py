@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.layout import read_layout
 from hgkd_edge.data.names import ClassNames, name_classes, readable
-from hgkd_edge.data.photos import UNLABELED, Listing, Photos, find_images
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 

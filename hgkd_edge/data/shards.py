@@ -22,17 +22,11 @@ import numpy as np
 from hgkd_edge import processes
 from hgkd_edge.cells import counted
 from hgkd_edge.console import track_steps
+from hgkd_edge.data.find_images import IMAGE_SUFFIXES, is_image, why_not_an_image
 from hgkd_edge.data.holdout import with_holdout
 from hgkd_edge.data.images import MAX_FILE_BYTES, require_size
 from hgkd_edge.data.names import ClassNames, name_classes, readable, split_in
-from hgkd_edge.data.photos import (
-    IMAGE_SUFFIXES,
-    UNLABELED,
-    Listing,
-    Photos,
-    is_image,
-    why_not_an_image,
-)
+from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.files import cache_dir, write_json
 from hgkd_edge.parsing import MAX_LABEL_BYTES, cut, parse_json, read_text

@@ -1,4 +1,4 @@
-"""Mask sampling. Everywhere in this project `True = visible`."""
+"""Mask sampling of distillation and iBOT; MAE draws its own (`models.mae`). `True = visible`."""
 
 from __future__ import annotations
 

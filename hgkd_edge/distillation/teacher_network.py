@@ -8,7 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.models.backbone import create_published, create_timm_model
+from hgkd_edge.models.backbone import create_timm_model
+from hgkd_edge.models.published_weights import create_published
 from hgkd_edge.recipe_sections import TeacherConfig
 
 __all__ = [

@@ -35,7 +35,6 @@ __all__ = [
     "EmbeddingNet",
     "create_classifier",
     "create_features",
-    "create_published",
     "create_timm_model",
     "fill_classifier",
     "fill_features",
@@ -163,37 +162,12 @@ def create_timm_model(key: str, name: str, args: dict[str, object], **own: Any) 
             timm.create_model(name, **{**settings, "pretrained": False})
     try:
         model: nn.Module = timm.create_model(name, **settings)
-    except OSError:  # the hub cannot be reached: see `create_published`
+    except OSError:  # the hub cannot be reached: see `published_weights`
         raise
     except Exception as error:  # invalid arguments may raise anything
         raise RecipeError(f"{key} = '{name}': timm cannot make it: {reason_of(error)}") from error
     guard_strided(model)
     return model
-
-
-def create_published(
-    key: str, name: str, args: dict[str, object], *, asked: str, instead: str, **own: Any
-) -> nn.Module:
-    """`create_timm_model` with pretrained weights from the hub.
-
-    Args:
-        key: The recipe's key that names the model.
-        name: timm model name; untrusted.
-        args: Architecture arguments; untrusted.
-        asked: The setting that requests the weights, for the message.
-        instead: The offline alternative, for the hint.
-        own: As for `create_timm_model`.
-
-    Raises:
-        RecipeError: timm has no weights for the model, or they cannot be downloaded.
-    """
-    try:
-        return create_timm_model(key, name, args, pretrained=True, **own)
-    except OSError as error:  # huggingface_hub and urllib raise kinds of OSError when offline
-        raise RecipeError(
-            f"{asked}: weights of '{name}' cannot be downloaded ({type(error).__name__})",
-            hint=f"without a network use {instead}",
-        ) from error
 
 
 def create_features(

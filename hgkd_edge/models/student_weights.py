@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from hgkd_edge.console import console
-from hgkd_edge.models.backbone import create_published, create_timm_model
+from hgkd_edge.models.backbone import create_timm_model
+from hgkd_edge.models.published_weights import create_published
 from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.recipe_sections import StudentConfig
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.find_images import find_images
 
 __all__ = ["PAUSE", "Stamp", "stamp_of", "watch_folder"]
 

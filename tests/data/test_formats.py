@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import draw_survey, survey

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.layout import read_layout
 from hgkd_edge.data.names import (
     ByName,
@@ -20,7 +21,6 @@ from hgkd_edge.data.names import (
     split_in,
     split_named,
 )
-from hgkd_edge.data.photos import find_images
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.errors import DataError
 from tests.data.helpers import data_config

@@ -11,7 +11,7 @@ from PIL import Image
 from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.color import to_rgb
 from hgkd_edge.data.decode import allocate
-from hgkd_edge.data.photos import find_images
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.resize import cover
 from hgkd_edge.data.sources import held_out_split, open_splits, why_unlabeled
 from hgkd_edge.errors import DataError

@@ -2,7 +2,7 @@
 
 The format is not documented as stable and differs by release (no date on JetPack 4, no units on
 its rails, lists of clocks on Orin, no load on Thor): each part is parsed separately, and a line
-without any known part is counted as rejected.
+without any known part is counted as rejected. `device.sh` runs it on the device.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from hgkd_edge.data.find_images import IMAGE_SUFFIXES, is_image, why_not_an_image
 from hgkd_edge.data.holdout import held_out
 from hgkd_edge.data.names import ByName, clean, readable, split_named, splits_by_name
-from hgkd_edge.data.photos import IMAGE_SUFFIXES, is_image, why_not_an_image
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import read_text
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hgkd_edge.data.annotations.listing import only_one
+from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.names import ByName, readable, split_named
-from hgkd_edge.data.photos import find_images
 
 __all__ = ["ImagesBelow", "files_below", "split_of"]
 

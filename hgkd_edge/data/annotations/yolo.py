@@ -17,8 +17,8 @@ import yaml
 from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, split_lists
 from hgkd_edge.data.annotations.outlines import Shape
 from hgkd_edge.data.annotations.pairs import ImagesBelow, files_below, split_of
+from hgkd_edge.data.find_images import find_images, is_image
 from hgkd_edge.data.names import clean, readable, split_named
-from hgkd_edge.data.photos import find_images, is_image
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import (
     MAX_LABEL_BYTES,
