@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from exporters.calibrate import METHODS
 from exporters.choices import FLAVORS
 from exporters.errors import ExportError
 from exporters.onnx_info import graph_precision, onnx_info, read_onnx, require_image_input
@@ -160,7 +161,10 @@ def test_a_plain_network_is_described(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
-def test_a_foreign_network_computes_nearly_the_same_in_int8(tmp_path: Path, flavor: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_foreign_network_computes_nearly_the_same_in_int8(
+    tmp_path: Path, method: str, flavor: str
+) -> None:
     random = np.random.default_rng(0)
     path, small = tmp_path / "n.onnx", tmp_path / "small.onnx"
     first, second = (random.normal(size=s).astype(np.float32) for s in [(8, 3, 3, 3), (4, 8, 3, 3)])
@@ -177,9 +181,10 @@ def test_a_foreign_network_computes_nearly_the_same_in_int8(tmp_path: Path, flav
     path.write_bytes(model.SerializeToString())
     images = random.normal(size=(16, 3, 8, 8)).astype(np.float32)
 
-    done = quantize_int8(path, small, images=images, flavor=flavor)
+    done = quantize_int8(path, small, images=images, method=method, flavor=flavor)
 
     wanted, got = (OrtSession(file).infer({"x": images})["y"] for file in (path, small))
     assert done.quantized == 2
     assert graph_precision(read_onnx(small)) == "int8"
-    assert 0 < np.abs(wanted - got).max() < 0.05 * np.abs(wanted).max()
+    # The median: `mean` clips rare values on purpose.
+    assert 0 < np.median(np.abs(wanted - got)) < 0.02 * np.abs(wanted).max()
