@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # They sort absolute values into bins that are as wide as the first batch's range allows.
 _HISTOGRAMS = ("percentile", "entropy")
+_MOST_BINS = 2**24  # of one histogram; float32 cannot tell more apart
 # Tensors at these operators' inputs and outputs are recorded: all that any flavor quantizes.
 _WATCHED = ["Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Gemm"]
 _WATCHED += ["GlobalAveragePool", "MatMul", "MaxPool", "Mul", "ReduceMean", "Relu", "Resize"]
@@ -157,8 +158,31 @@ def _collect(
             # A moving average with these constants is the mean of all batches so far.
             calibrator.averaging_constant = step / (start + step)
             calibrator.collect_data(_OneBatch({feed: batch}))
+            if start == 0 and method in _HISTOGRAMS:
+                _bound_bins(calibrator.collector)
             progress(start + len(batch), len(images))
         return calibrator.compute_data()
+
+
+def _bound_bins(collector: Any) -> None:
+    """Raise ValueError if the first batch's bins have no width, or a later batch needs too many.
+
+    Only later numpy refuses bins without width itself; a later batch may need 10 GB of bins.
+    """
+    first = {tensor: edges for tensor, (_, edges, *_) in collector.histogram_dict.items()}
+    if any(np.any(edges[:-1] >= edges[1:]) for edges in first.values()):
+        raise ValueError("a tensor varies too little for its bins")
+    collect = collector.collect
+
+    def bounded(values: Mapping[str, Sequence[np.ndarray]]) -> None:
+        for tensor, arrays in values.items():
+            edges = first[tensor].astype(np.float64)
+            largest = max(float(np.abs(array).max(initial=0)) for array in arrays)
+            if largest - edges[-1] > _MOST_BINS * (edges[1] - edges[0]):
+                raise ValueError(f"'{tensor}' needs more than {_MOST_BINS} bins")
+        collect(values)
+
+    collector.collect = bounded
 
 
 def _clipped(seen: Any, largest: float) -> Any:

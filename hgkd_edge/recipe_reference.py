@@ -23,7 +23,7 @@ from typing import Any
 
 from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe
-from hgkd_edge.yaml_settings import Section
+from hgkd_edge.yaml_settings import Section, is_section
 
 __all__ = ["descriptions", "key_tables", "recipe_schema", "with_key_tables"]
 
@@ -86,7 +86,7 @@ def _sections(model: type[Section], name: str = "") -> dict[str, type[Section]]:
     found = {name or "recipe": model}
     for key, field in model.model_fields.items():
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
+        if is_section(inner):
             found |= _sections(inner, f"{name}.{key}".lstrip("."))
     return found
 

@@ -29,7 +29,7 @@ from hgkd_edge.files import atomic_write
 from hgkd_edge.recipe import Recipe, find_recipe
 from hgkd_edge.recipe_reference import descriptions, recipe_schema
 from hgkd_edge.recipe_sections import DataConfig
-from hgkd_edge.yaml_settings import Section, parse_settings, read_settings, settings_text
+from hgkd_edge.yaml_settings import is_section, parse_settings, read_settings, settings_text
 
 __all__ = [
     "DEVICES_WITHOUT_GPU",
@@ -276,7 +276,7 @@ def _lines(values: dict[str, Any], reasons: dict[str, str]) -> Iterator[str]:
         if key not in values:
             continue
         inner = field.annotation
-        if not (isinstance(inner, type) and issubclass(inner, Section)):
+        if not is_section(inner):
             texts = descriptions(Recipe)
             yield _line(key, values[key], reasons.get(key) or _comment(texts[key], values[key]))
             continue

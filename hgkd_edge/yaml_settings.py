@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, TypeGuard, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -23,7 +23,14 @@ from hgkd_edge.parsing import (
     yaml_fault,
 )
 
-__all__ = ["Section", "differing_keys", "parse_settings", "read_settings", "settings_text"]
+__all__ = [
+    "Section",
+    "differing_keys",
+    "is_section",
+    "parse_settings",
+    "read_settings",
+    "settings_text",
+]
 
 MAX_PROBLEMS = 20  # reported at once for one file
 SectionType = TypeVar("SectionType", bound="Section")
@@ -203,7 +210,7 @@ def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
     """A problem's location without the names that pydantic gives to a union's types."""
     kept = []
     for part in location:
-        in_section = isinstance(model, type) and issubclass(model, BaseModel)
+        in_section = is_section(model)
         if in_section or isinstance(part, int):
             kept.append(part)
         if isinstance(part, int):
@@ -256,12 +263,17 @@ def _nearest_key(location: Sequence[str], valid: Sequence[str], model: type[Base
     return elsewhere[0] if elsewhere else ""
 
 
+def is_section(kind: Any) -> TypeGuard[type[Section]]:
+    """Whether a key's type is a section. On Python 3.10, `list[int]` is an instance of `type`."""
+    return isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section)
+
+
 def _dotted_keys(model: Any, prefix: str = "") -> Iterator[str]:
     """Every key of a section and of the sections in it."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+            if is_section(kind):
                 yield from _dotted_keys(kind, f"{prefix}{name}.")
 
 

@@ -4,8 +4,8 @@
     python -m tests.versions newest --python python3.13
 
 Makes an environment in a folder (kept with --keep) and installs the extras into it. `lowest` takes
-the first series that a requirement names: `torch>=2.6` becomes `torch==2.6.*`. Tools for
-development are always the newest. Other arguments go to pytest.
+the first series that a requirement names: `torch>=2.7` becomes `torch==2.7.*`. Tools for
+development are always the newest. Other arguments go to pytest; paths replace the usual tests.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="folder of the environment; used again if it exists"
     )
+    parser.add_argument("--workers", default="auto", help="processes that run tests")
     asked, for_pytest = parser.parse_known_args()
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -69,9 +70,10 @@ def main() -> int:
             subprocess.run([*pip, "--only-binary", ":all:", *wanted, *TOOLS], check=True)
             subprocess.run([*pip, "--no-deps", "-e", ROOT], check=True)
         subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True)
-        options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", "auto"]
+        options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", asked.workers]
+        paths = () if any(text.startswith("tests") for text in for_pytest) else TESTS
         return subprocess.run(
-            [python, "-m", "pytest", *options, *(for_pytest or TESTS)], cwd=ROOT
+            [python, "-m", "pytest", *options, *paths, *for_pytest], cwd=ROOT
         ).returncode
 
 

@@ -67,8 +67,10 @@ def test_a_16_bit_image_takes_a_few_bytes_a_pixel(
         load_photo(Path(sys.argv[1]), bits=int(sys.argv[2]))
         """
 
+    with Image.open(file) as image:
+        wide = image.mode == "I"  # Pillow 10.1 decodes 16 bits into 32
     assert file.stat().st_size < 100_000
-    assert peak_megabytes(code, file, bits) < bytes_each * 3000**2 / 2**20
+    assert peak_megabytes(code, file, bits) < (bytes_each + 4 * wide) * 3000**2 / 2**20
 
 
 @needs_linux

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from exporters.calibrate import METHODS
+from exporters.choices import FLAVORS
 from exporters.errors import ExportError
-from exporters.onnx_info import onnx_info, require_image_input
+from exporters.onnx_info import graph_precision, onnx_info, read_onnx, require_image_input
+from exporters.quantize import quantize_int8
 from exporters.runtimes.ort import OrtSession
 
 FLOATS = ["batch", 3, 8, 8]
@@ -154,3 +158,33 @@ def test_a_plain_network_is_described(tmp_path: Path) -> None:
         "float32",
     )
     assert require_image_input(path, info).name == "x"
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_foreign_network_computes_nearly_the_same_in_int8(
+    tmp_path: Path, method: str, flavor: str
+) -> None:
+    random = np.random.default_rng(0)
+    path, small = tmp_path / "n.onnx", tmp_path / "small.onnx"
+    first, second = (random.normal(size=s).astype(np.float32) for s in [(8, 3, 3, 3), (4, 8, 3, 3)])
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "w"], ["y"], name="second"),
+    ]
+    weights = [numpy_helper.from_array(first, "v"), numpy_helper.from_array(second, "w")]
+    graph = helper.make_graph(
+        nodes, "g", [value("x")], [value("y", shape=["batch", 4, 4, 4])], weights
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    images = random.normal(size=(16, 3, 8, 8)).astype(np.float32)
+
+    done = quantize_int8(path, small, images=images, method=method, flavor=flavor)
+
+    wanted, got = (OrtSession(file).infer({"x": images})["y"] for file in (path, small))
+    assert done.quantized == 2
+    assert graph_precision(read_onnx(small)) == "int8"
+    # The median: `mean` clips rare values on purpose.
+    assert 0 < np.median(np.abs(wanted - got)) < 0.02 * np.abs(wanted).max()
