@@ -27,9 +27,27 @@ def test_percentiles_are_ordered_and_the_mean_lies_in_its_interval(samples: np.n
 def test_figures_of_a_known_series() -> None:
     seen = summarize(np.arange(1, 102, dtype=float))
 
-    assert (seen.p50, seen.p90, seen.p99, seen.max) == (51, 91, 100, 101)
+    assert (seen.min, seen.p50, seen.p90, seen.p95, seen.p99, seen.max) == (1, 51, 91, 96, 100, 101)
     assert seen.mean == 51
+    assert seen.std == pytest.approx((101 * 102 / 12) ** 0.5)
     assert seen.count == 101
+
+
+def test_one_run_has_no_spread() -> None:
+    seen = summarize(np.array([3.0]))
+
+    assert (seen.count, seen.mean, seen.std, seen.mean_ci95) == (1, 3, 0, (3, 3))
+
+
+def test_the_interval_is_students_of_twenty_block_means() -> None:
+    samples = np.random.default_rng(3).gamma(4, 2.5, size=2000)
+
+    low, high = mean_interval(samples, resamples=20_000)
+
+    means = samples.reshape(20, 100).mean(axis=1)
+    half = 2.093 * means.std(ddof=1) / 20**0.5
+    assert (low + high) / 2 == pytest.approx(samples.mean(), abs=0.05 * half)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.03)
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
@@ -85,6 +103,21 @@ def test_a_noisy_run_is_called_noisy(rounds: list[np.ndarray], noisy: bool) -> N
     assert noise_of(rounds).noisy is noisy
 
 
+def test_noise_is_the_middle_half_and_the_drift_of_medians_over_the_median() -> None:
+    noise = noise_of([np.array([4.0, 5, 6, 7, 8]), np.array([6.0, 7, 8]), np.array([5.0, 9])])
+
+    everything = [4, 5, 5, 6, 6, 7, 7, 8, 8, 9]
+    q25, median, q75 = np.percentile(everything, [25, 50, 75])
+    assert noise.spread == pytest.approx((q75 - q25) / median)
+    assert noise.drift == pytest.approx((7 - 6) / median)
+
+
+def test_times_of_zero_are_calm() -> None:
+    noise = noise_of([np.zeros(5), np.zeros(5)])
+
+    assert (noise.spread, noise.drift, noise.noisy) == (0, 0, False)
+
+
 def test_ratios_pair_rounds_so_a_machine_that_slows_down_does_not_change_them() -> None:
     base = [1.0, 2.0, 4.0]
     case = [2 * speed for speed in base]
@@ -92,3 +125,11 @@ def test_ratios_pair_rounds_so_a_machine_that_slows_down_does_not_change_them() 
     ratio = ratio_of(case, base, name="base")
 
     assert (ratio.low, ratio.median, ratio.high) == (2, 2, 2)
+
+
+def test_a_ratio_has_the_median_and_the_range_of_its_rounds() -> None:
+    ratio = ratio_of([2.0, 3.0, 12.0], [1.0, 2.0, 4.0], name="base")
+
+    assert (ratio.to, ratio.low, ratio.median, ratio.high) == ("base", 1.5, 2, 3)
+    with pytest.raises(ValueError, match="shorter"):
+        ratio_of([1.0, 2.0], [1.0], name="base")
