@@ -13,7 +13,16 @@ from exporters import verify as verify_module
 from exporters.atomic_files import SET_ASIDE, set_aside, until_proven
 from exporters.errors import ExportError, VerificationFailed
 from exporters.locate import first_departing_layer
-from exporters.verify import Tolerance, export_and_verify, require, verify, verify_onnx
+from exporters.verify import (
+    TOLERANCES,
+    OutputAgreement,
+    Tolerance,
+    Verification,
+    export_and_verify,
+    require,
+    verify,
+    verify_onnx,
+)
 
 from .conftest import SIZE, settled
 
@@ -241,3 +250,132 @@ def test_a_network_with_other_outputs_is_put_aside_too(exported, images, tmp_pat
 
 def _raise():
     raise VerificationFailed("the converted network's outputs are other ones")
+
+
+def agreement(name, worst_image=0, *, passed=True, **figures):
+    """One output's figures; those not given are None."""
+    unknown = dict.fromkeys(
+        ("max_abs_error", "relative_error", "rms_error", "cosine", "top1", "iou")
+    )
+    return OutputAgreement(name, worst_image=worst_image, passed=passed, **unknown | figures)
+
+
+FIGURES = (
+    "max_abs_error",
+    "relative_error",
+    "noise",
+    "worst",
+    "shift",
+    "cosine",
+    "top1",
+    "kept",
+    "iou",
+)
+LOW = agreement("a", 3, **dict.fromkeys(FIGURES, 0.25))
+HIGH = agreement("b", 5, **dict.fromkeys(FIGURES, 0.5))
+SILENT = agreement("c", 7)
+
+
+def proof(*outputs, precision="int8"):
+    return Verification(precision, 9, TOLERANCES[precision], outputs)
+
+
+@pytest.mark.parametrize("outputs", [(LOW, HIGH, SILENT), (SILENT, HIGH, LOW)])
+def test_of_several_outputs_the_worst_figure_is_stated(outputs):
+    found = proof(*outputs).to_dict()
+
+    errors = ("max_abs_error", "relative_error", "noise", "worst", "shift")
+    assert {found[name] for name in errors} == {0.5}
+    assert {found[name] for name in ("cosine", "top1_agreement", "kept", "iou")} == {0.25}
+    assert proof(*outputs).worst_image == 5
+    assert (found["precision"], found["images"], found["passed"]) == ("int8", 9, True)
+    assert [output["name"] for output in found["outputs"]] == [one.name for one in outputs]
+
+
+def test_one_output_out_of_bounds_fails_all():
+    assert not proof(LOW, agreement("b", passed=False), HIGH).passed
+
+
+def test_figures_that_no_output_has_are_none():
+    found = proof(SILENT).to_dict()
+
+    assert found["passed"]
+    assert {found[name] for name in FIGURES if name != "top1"} == {None}
+    assert found["top1_agreement"] is None
+    assert proof(SILENT).describe() == "int8, 9 images: "
+
+
+@pytest.mark.parametrize(
+    ("precision", "stated", "unstated"),
+    [
+        ("fp32", ["relative 5.00e-01 (at most 0.0001)", "cosine 0.250000"], ["spread", "worst"]),
+        (
+            "int8",
+            ["relative 5.00e-01,", "0.500 of the spread (at most 0.35)", "worst image 0.500",
+             "alike 0.500 (at most 0.15)"],
+            ["cosine"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_proof_in_one_line_states_each_figure_that_was_checked(precision, stated, unstated):
+    line = proof(LOW, HIGH, precision=precision).describe()
+
+    for part in ["max error 5.00e-01", *stated, "same class 25.0%", "IoU 0.250"]:
+        assert part in line
+    assert not [part for part in unstated if part in line]
+
+
+def test_images_are_given_in_batches_that_both_sides_see_alike():
+    images = np.arange(7 * 3, dtype=np.float64).reshape(7, 3, 1, 1)
+    seen = []
+
+    def network(batch):
+        assert batch.dtype == np.float32
+        assert batch.flags.c_contiguous
+        seen.append(batch[:, 0, 0, 0].tolist())
+        return {"embedding": batch.reshape(len(batch), -1)}
+
+    result = verify(network, network, images, batch_size=3)
+
+    batches = [[0.0, 3.0, 6.0], [9.0, 12.0, 15.0], [18.0]]
+    assert seen == [batch for batch in batches for _ in range(2)]
+    assert result.images == 7
+    assert result.tolerance is TOLERANCES["fp32"]
+    assert result.passed
+
+
+def test_a_tolerance_that_is_given_replaces_that_of_the_precision():
+    images = np.ones((4, 3, 1, 1), np.float32)
+    loose = Tolerance(relative=0.5, cosine=0.5, top1=0.0)
+
+    def network(by):
+        return lambda batch: {"embedding": by * batch.reshape(len(batch), -1)}
+
+    assert verify(network(1), network(1.2), images, tolerance=loose).passed
+    assert not verify(network(1), network(1.2), images).passed
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "searched"),
+    [("fp32", "net.onnx", True), ("int8", "net.xml", True), ("fp16", "net.plan", False)],
+)
+def test_the_worst_image_of_what_failed_is_searched_for_the_layer(
+    tmp_path, monkeypatch, precision, name, searched
+):
+    path, images, asked = tmp_path / name, np.arange(9)[:, None], []
+
+    def search(reference, file, worst, *, precision):
+        asked.append((reference, file, worst.tolist(), precision))
+
+    path.write_text("wrong")
+    if name.endswith(".xml"):
+        path.with_suffix(".bin").write_text("wrong")
+    monkeypatch.setattr("exporters.locate.first_departing_layer", search)
+    failed = proof(agreement("a", 5, passed=False, relative_error=1.0), precision=precision)
+
+    with pytest.raises(VerificationFailed) as caught:
+        require(failed, path, reference="net", images=images)
+
+    assert asked == ([("net", path, [[5]], precision)] if searched else [])
+    assert ("--max-drop" in caught.value.hint) == (precision == "int8")
+    assert not path.exists()
