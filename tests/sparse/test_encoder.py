@@ -14,6 +14,7 @@ from torch import nn
 from hgkd_edge.errors import ConversionError
 from hgkd_edge.sparse import densify, sparsify
 from hgkd_edge.sparse.encoder import BACKENDS
+from hgkd_edge.sparse.proof import TOLERANCE, _same
 from tests.sparse.helpers import assert_same_step, gap, network, pair, random_visible
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
@@ -319,3 +320,13 @@ def test_a_caller_that_only_infers_may_convert_too() -> None:
         maps = encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
 
     assert maps[-1].shape == (1, 512, 2, 2)
+
+
+def test_a_map_that_overflows_proves_nothing_and_hides_no_other() -> None:
+    fine, overflowed = torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.inf])
+    wrong = fine + 4 * TOLERANCE
+
+    _same([fine, fine], [overflowed, fine * (1 + TOLERANCE / 2)], "the network")
+    for broken in (wrong, overflowed, torch.full((2,), torch.nan)):
+        with pytest.raises(ConversionError, match="map 1 differs from the network"):
+            _same([fine, broken], [overflowed, fine], "the network")

@@ -77,6 +77,7 @@ OF_ONE_MAP: dict[str, Callable[[Any], Any]] = {
     "cat": lambda x: torch.cat([x, 2 * x], 1),
     "cat from behind": lambda x: torch.cat([x, 2 * x], dim=-3),
     "stack": lambda x: torch.stack([x, 2 * x], 2).flatten(1, 2),
+    "stack from behind": lambda x: torch.stack([x, 2 * x], -3).flatten(1, 2),
     "shuffle": lambda x: x.view(2, 2, 3, 8, 12).transpose(1, 2).reshape(2, C, 8, 12),
     "shuffle by a list": lambda x: x.reshape([2, 3, 2, 8, 12]).transpose(1, 2).flatten(1, 2),
     "unflatten": lambda x: x.unflatten(1, (2, 3)).sum(1),
@@ -85,11 +86,13 @@ OF_ONE_MAP: dict[str, Callable[[Any], Any]] = {
     "index a channel axis": lambda x: x.unflatten(1, (2, 3))[:, 1],
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1),
     "unsqueeze": lambda x: (x.unsqueeze(2) * 2).flatten(1, 2),
+    "unsqueeze from behind": lambda x: (x.unsqueeze(-3) * 2).flatten(1, 2),
     "sum of channels": lambda x: x.sum(1, keepdim=True),
     "mean of channels": lambda x: x.mean(dim=1, keepdim=True),
     "greatest channel": lambda x: x.amax(1, keepdim=True),
     "norm of channels": lambda x: x.norm(dim=1, keepdim=True),
     "vector norm": lambda x: torch.linalg.vector_norm(x, 2, 1, True),
+    "vector norm, order not given": lambda x: torch.linalg.vector_norm(x, dim=1, keepdim=True),
     "variance of channels": lambda x: x.var(1, keepdim=True),
     "channels last": lambda x: first(last(x) * 2),
     "mean, channels last": lambda x: first(last(x).mean(-1, keepdim=True)),
@@ -113,6 +116,7 @@ OF_ONE_MAP: dict[str, Callable[[Any], Any]] = {
     "pad, then max pool": lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-9.0), 2, 1),
     "pad, then average pool": lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), 2, 1),
     "pool that keeps its kernel's stride": lambda x: F.max_pool2d(x, 2),
+    "pool with a partly filled window": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "average pool of unequal sides": lambda x: F.avg_pool2d(x, (3, 1), 1, (1, 0)),
 }
 # fmt: on
@@ -315,6 +319,10 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True), "indices"),
     "another divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "divisor"),
     "pool over tiles": (lambda x: F.max_pool2d(x, 3), "line up"),
+    "one more window": (lambda x: F.max_pool2d(x, 4, 4, 1, ceil_mode=True), "line up"),
+    "average of a partly filled window": (
+        lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True), "partly filled"
+    ),
     "pool to a grid": (lambda x: F.adaptive_avg_pool2d(x, 2), "to 2"),
     "no padding": (lambda x: F.conv2d(x, KERNEL), "line up"),
     "conv, channels last": (lambda x: F.conv2d(last(x), KERNEL), "channels first"),
