@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,6 +14,8 @@ from exporters import verify as verify_module
 from exporters.atomic_files import SET_ASIDE, set_aside, until_proven
 from exporters.errors import ExportError, VerificationFailed
 from exporters.locate import first_departing_layer
+from exporters.onnx_info import onnx_info
+from exporters.sidecar import Sidecar, write_sidecar
 from exporters.verify import (
     TOLERANCES,
     OutputAgreement,
@@ -21,6 +24,7 @@ from exporters.verify import (
     export_and_verify,
     require,
     verify,
+    verify_engine,
     verify_onnx,
 )
 
@@ -379,3 +383,56 @@ def test_the_worst_image_of_what_failed_is_searched_for_the_layer(
     assert asked == ([("net", path, [[5]], precision)] if searched else [])
     assert ("--max-drop" in caught.value.hint) == (precision == "int8")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "gpu", "targets", "compared"),
+    [
+        ("Orin (SM 8.7)", "Orin (SM 8.7)", [], True),
+        ("Orin (SM 8.7)", None, ["8.6", "8.7"], True),
+        ("Orin (SM 8.7)", None, ["8.6"], False),
+        ("Orin (SM 8.7)", None, [], False),
+        (None, "Orin (SM 8.7)", ["8.7"], False),
+    ],
+)
+def test_an_engine_is_compared_with_its_onnx_file_where_it_runs(
+    tmp_path, monkeypatch, here, gpu, targets, compared
+):
+    source, path, opened = tmp_path / "net.onnx", tmp_path / "net.plan", []
+    shapes = {name: [1, 3, 1, 1] for name in ("min", "opt", "max")}
+    path.write_bytes(b"engine")
+    write_sidecar(path, Sidecar("0" * 64, "0" * 64, "any", "1", gpu, targets, "fp16", shapes))
+
+    def open_network(path, **options):
+        opened.append((path, options))
+        return SimpleNamespace(run=lambda batch: {"embedding": batch.reshape(len(batch), -1)})
+
+    monkeypatch.setattr(verify_module, "gpu_name", lambda: here)
+    monkeypatch.setattr(runtimes, "open", open_network)
+
+    found = verify_engine(source, path, np.ones((2, 3, 1, 1), np.float32))
+
+    if not compared:
+        assert found is None
+        assert not opened
+    else:
+        assert (found.precision, found.images, found.passed) == ("fp16", 2, True)
+        assert opened == [(source, {}), (path, {"made_from": source, "trust_engine": True})]
+
+
+def test_what_is_asked_of_an_export_is_in_the_file(tmp_path):
+    torch = pytest.importorskip("torch")
+    path, images = tmp_path / "net.onnx", np.ones((2, 3, 16, 8), np.float32)
+
+    written, proven = export_and_verify(
+        torch.nn.Conv2d(3, 4, 1).eval(), path, images,
+        dynamic_batch=False, dynamic_size=True, output_names=["maps"], metadata={"kind": "test"},
+    )  # fmt: skip
+
+    info = onnx_info(path)
+    assert (written.path, proven.images) == (path, 2)
+    assert [output.name for output in info.outputs] == ["maps"]
+    assert info.metadata["kind"] == "test"
+    [taken] = info.inputs
+    assert list(taken.shape[:2]) == [1, 3]
+    assert not [side for side in taken.shape[2:] if isinstance(side, int)]
