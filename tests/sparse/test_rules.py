@@ -116,6 +116,7 @@ OF_ONE_MAP: dict[str, Callable[[Any], Any]] = {
     "pad, then max pool": lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-9.0), 2, 1),
     "pad, then average pool": lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), 2, 1),
     "pool that keeps its kernel's stride": lambda x: F.max_pool2d(x, 2),
+    "torch's own max pool": lambda x: torch.max_pool2d(x, 2),
     "pool with a partly filled window": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "average pool of unequal sides": lambda x: F.avg_pool2d(x, (3, 1), 1, (1, 0)),
 }
