@@ -120,12 +120,18 @@ def test_warm_up_that_never_settles_ends_and_says_so() -> None:
     assert not seen.stable
 
 
-def test_garbage_collection_is_off_while_measuring_and_back_on_afterwards() -> None:
-    states: list[bool] = []
+def test_garbage_is_collected_once_and_not_while_measuring(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[bool | str] = []
+    monkeypatch.setattr(gc, "collect", lambda: states.append("collected"))
+    one = clock.case([10.0] * 1000)
 
-    measure([lambda: states.append(gc.isenabled()) or time.sleep(0.001)], QUICK)
+    measure([lambda: (states.append(gc.isenabled()), one())], Plan(count=4, rounds=2))
 
-    assert states[-1] is False
+    at = states.index("collected")
+    assert set(states[:at]) == {True}  # the warm-up
+    assert states[at + 1 :] == [False] * 8  # two slices of two runs to settle and two measured
     assert gc.isenabled()
 
 
