@@ -382,6 +382,7 @@ def test_the_worst_image_of_what_failed_is_searched_for_the_layer(
 
     assert asked == ([("net", path, [[5]], precision)] if searched else [])
     assert ("--max-drop" in caught.value.hint) == (precision == "int8")
+    assert f"{path.stem}.failed-verification{path.suffix}" in names_in(tmp_path)
     assert not path.exists()
 
 
@@ -418,6 +419,40 @@ def test_an_engine_is_compared_with_its_onnx_file_where_it_runs(
     else:
         assert (found.precision, found.images, found.passed) == ("fp16", 2, True)
         assert opened == [(source, {}), (path, {"made_from": source, "trust_engine": True})]
+
+
+def test_what_is_not_verified_is_refused_before_anything_runs():
+    with pytest.raises(ExportError, match="unknown precision 'fp8'") as caught:
+        verify(None, None, np.ones((1, 3, 1, 1)), precision="fp8")
+    with pytest.raises(ExportError, match="no images"):
+        verify(None, None, np.ones((0, 3, 1, 1)))
+
+    assert all(name in caught.value.hint for name in TOLERANCES)
+
+
+def test_an_export_that_does_not_agree_is_an_error_and_is_put_aside(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    failed = proof(agreement("maps", passed=False, relative_error=1.0))
+    monkeypatch.setattr(verify_module, "verify_onnx", lambda *_: failed)
+    monkeypatch.setattr("exporters.locate.first_departing_layer", lambda *_, **__: None)
+
+    with pytest.raises(VerificationFailed):
+        export_and_verify(
+            torch.nn.Conv2d(3, 4, 1).eval(), tmp_path / "net.onnx", np.ones((1, 3, 8, 8), "f4")
+        )
+
+    assert names_in(tmp_path) == ["net.failed-verification.onnx"]
+
+
+def test_an_export_takes_any_number_of_images_of_one_size_unless_asked(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "net.onnx"
+
+    export_and_verify(torch.nn.Conv2d(3, 4, 1).eval(), path, np.ones((2, 3, 16, 8), np.float32))
+
+    [taken] = onnx_info(path).inputs
+    assert not isinstance(taken.shape[0], int)
+    assert list(taken.shape[1:]) == [3, 16, 8]
 
 
 def test_what_is_asked_of_an_export_is_in_the_file(tmp_path):
