@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def test_the_time_of_overlapping_runs_is_given(case: Case) -> None:
         ({"rounds": [np.full(50, 2.0), np.full(49, 2.0)]}, "p99 of 99 runs"),
         ({"rounds": [np.full(50, 2.0), np.full(50, 3.0)]}, "noisy"),
         ({"warmup": Warmup(runs=30, seconds=1.25, stable=False)}, "after 1.2 s of warm-up"),
+        ({"found": "no images"}, "not verified: no images"),
         ({"found": "no images", "where": " there"}, "not verified there: no images"),
         (
             {"found": AGREES.model_copy(update={"passed": False}), "where": " there"},
@@ -130,4 +132,5 @@ def test_a_session_holds_what_was_asked_measured_and_refused(case: Case) -> None
     assert session.models == [case.model.record()]
     assert (session.refusals, session.warnings) == ([refusal], ["busy"])
     assert session.created.endswith("+00:00")
+    assert datetime.fromisoformat(session.created).microsecond == 0
     assert session.tool_version
