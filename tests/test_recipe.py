@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from hgkd_edge.errors import RecipeError
-from hgkd_edge.recipe import builtin_recipes, find_recipe, load_recipe
+from hgkd_edge.recipe import Recipe, builtin_recipes, find_recipe, load_recipe
+from hgkd_edge.yaml_settings import differing_keys, parse_settings
 
 
 def write(tmp_path: Path, recipe: dict[str, Any]) -> Path:
@@ -190,10 +191,55 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, expected
         load_recipe(file)
 
 
-@pytest.mark.parametrize("override", ["train.epochs", "=3", "name.x=1", "train.lr=[1"])
-def test_a_malformed_override_is_named(tiny_recipe_file: Path, override: str) -> None:
-    with pytest.raises(RecipeError, match="--set"):
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.epochs", "must be KEY=VALUE"),
+        ("=3", "must be KEY=VALUE"),
+        ("name.x=1", "'name' is a value, not a section"),
+        ("train.lr=[1", "not valid YAML"),
+    ],
+)
+def test_a_malformed_override_is_named(tiny_recipe_file: Path, override: str, reason: str) -> None:
+    with pytest.raises(RecipeError) as caught:
         load_recipe(tiny_recipe_file, [override])
+
+    assert caught.value.message.startswith(f"--set {override}: ")
+    assert reason in caught.value.message
+
+
+def test_a_value_in_the_place_of_a_section_is_shown_with_the_keys_of_the_section(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["mask"] = 3
+
+    with pytest.raises(RecipeError) as of_one:
+        load_recipe(write(tmp_path, tiny_recipe))
+    with pytest.raises(RecipeError) as of_all:
+        parse_settings(Recipe, [3], name="it")  # type: ignore[arg-type]
+
+    assert "mask = 3: must be a section with the keys ratio, " in of_one.value.message
+    assert "must be a section with the keys name, " in of_all.value.message
+
+
+def test_settings_that_differ_are_named_by_their_dotted_keys() -> None:
+    one = {"name": "a", "train": {"lr": 1, "epochs": 2}, "seed": 3}
+    other = {"name": "a", "train": {"lr": 1, "epochs": 4}, "mask": {"ratio": 0.5}}
+
+    assert set(differing_keys(one, other)) == {"train.epochs", "seed", "mask"}
+    assert not set(differing_keys(one, one))
+
+
+def test_problems_beyond_the_first_twenty_are_counted(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["train"] |= {f"unknown{number}": 1 for number in range(23)}
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, tiny_recipe))
+
+    assert caught.value.message.count("unknown key") == 20
+    assert caught.value.message.endswith("and 3 more problems")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ class MaskedEngine(Engine):
     def zero_masked(self, x: SiteTensor) -> SiteTensor:
         return x.like(x.payload * self._sites(x))
 
+    def one_at_masked(self, x: SiteTensor) -> SiteTensor:
+        return x.like(x.payload.masked_fill(~self._sites(x), 1.0))
+
     def per_image(self, values: Tensor, x: SiteTensor) -> Tensor:
         return values
 

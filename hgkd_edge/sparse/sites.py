@@ -87,6 +87,10 @@ class Engine(Protocol):
         """The same with masked sites at zero, after an operation that changed them."""
         ...
 
+    def one_at_masked(self, x: SiteTensor) -> SiteTensor:
+        """The same with masked sites at one, before an operation that is not defined at zero."""
+        ...
+
     def per_image(self, values: Tensor, x: SiteTensor) -> Tensor:
         """Values of each image `[B, ...]`, in a shape that broadcasts over the payload of `x`."""
         ...

@@ -47,6 +47,9 @@ class TileEngine(Engine):
     def zero_masked(self, x: SiteTensor) -> SiteTensor:
         return x  # tiles contain no masked sites
 
+    def one_at_masked(self, x: SiteTensor) -> SiteTensor:
+        return x
+
     def per_image(self, values: Tensor, x: SiteTensor) -> Tensor:
         """One value per image `[B, ...]` -> one per tile `[n, ...]`."""
         return values.index_select(0, self.visible.image)

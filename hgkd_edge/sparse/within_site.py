@@ -19,7 +19,7 @@ from hgkd_edge.sparse.sites import SiteTensor, rule, unsupported
 KEEP_ZERO = (
     "relu", "relu_", "relu6", "silu", "silu_", "gelu", "hardswish", "hardtanh", "hardtanh_",
     "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "mish", "tanh", "tanh_",
-    "tanhshrink", "softsign", "prelu", "neg", "abs", "sqrt", "square", "sin", "dropout",
+    "tanhshrink", "softsign", "prelu", "neg", "abs", "square", "sin", "dropout",
     "dropout_", "to", "float", "half", "bfloat16", "double", "type", "contiguous", "clone",
     "detach", "type_as", "__neg__", "_to_copy",
 )
@@ -27,7 +27,7 @@ KEEP_ZERO = (
 MAY_FILL = (
     "sigmoid", "sigmoid_", "hardsigmoid", "softplus", "logsigmoid", "clamp", "clamp_",
     "clamp_min", "clamp_max", "exp", "log", "log1p", "rsqrt", "reciprocal", "pow", "__pow__",
-    "cos", "erf", "maximum", "minimum", "addcmul", "addcdiv", "lerp", "where",
+    "cos", "erf", "maximum", "minimum", "addcmul", "addcdiv", "lerp", "where", "sqrt",
 )
 # Sums and differences: zero stays zero between two masked maps.
 ADD = (
@@ -39,6 +39,8 @@ SCALE = (
     "mul", "mul_", "multiply", "div", "div_", "divide", "true_divide", "__mul__", "__rmul__",
     "__imul__", "__truediv__",
 )
+# Functions of MAY_FILL without a value or a slope at zero: in the payload, masked sites are one.
+NOT_AT_ZERO = ("log", "rsqrt", "reciprocal", "pow", "__pow__", "sqrt", "__rtruediv__", "__rdiv__")
 # fmt: on
 
 
@@ -46,12 +48,22 @@ SCALE = (
 def pointwise(func: Any, *args: Any, **kwargs: Any) -> SiteTensor:
     """Functions of a single site: run on the payload, which holds the visible sites."""
     x = _first(args, kwargs)
-    out = func(*(align(a, x) for a in args), **{k: align(a, x) for k, a in kwargs.items()})
-    if isinstance(args[0], SiteTensor) and out is args[0].payload:  # in place
-        return _seal(func.__name__, args, args[0])
-    if isinstance(args[0], Tensor) and out is args[0]:
+    operands = [align(a, x) for a in _away_from_zero(func.__name__, args)]
+    out = func(*operands, **{k: align(a, x) for k, a in kwargs.items()})
+    if out is operands[0]:  # in place
+        if isinstance(args[0], SiteTensor):
+            return _seal(func.__name__, args, args[0])
         raise unsupported(func.__name__, "would write a masked map into an ordinary tensor")
     return _seal(func.__name__, args, x.like(out))
+
+
+def _away_from_zero(name: str, args: Sequence[Any]) -> Sequence[Any]:
+    """Operands whose masked sites are one where zero gives NaN or infinity, in gradients too."""
+    first = 0 if name in NOT_AT_ZERO else 1 if name in SCALE and "div" in name else len(args)
+    return [
+        a.engine.one_at_masked(a) if i >= first and isinstance(a, SiteTensor) else a
+        for i, a in enumerate(args)
+    ]
 
 
 def _seal(name: str, args: Sequence[Any], out: SiteTensor) -> SiteTensor:

@@ -302,6 +302,14 @@ def test_figures_are_those_of_their_formulas():
     assert agreement.shift == pytest.approx(np.linalg.norm(error.mean(axis=0)) / spread)
 
 
+def test_one_value_per_image_is_one_channel():
+    wanted, got = outputs_of_images(classes=1)
+
+    flat = compare({"score": wanted[:, 0]}, {"score": got[:, 0]})["score"]
+
+    assert flat == compare({"score": wanted}, {"score": got})["score"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_an_infinite_error_of_its_image(value):
     wanted, _ = outputs_of_images()

@@ -12,8 +12,9 @@ from timm.layers import Format
 from torch import nn
 
 from hgkd_edge.errors import ConversionError
-from hgkd_edge.sparse import densify, sparsify
+from hgkd_edge.sparse import densify, proof, sparsify
 from hgkd_edge.sparse.encoder import BACKENDS
+from hgkd_edge.sparse.proof import TOLERANCE, _same
 from tests.sparse.helpers import assert_same_step, gap, network, pair, random_visible
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
@@ -320,3 +321,49 @@ def test_a_caller_that_only_infers_may_convert_too() -> None:
         maps = encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
 
     assert maps[-1].shape == (1, 512, 2, 2)
+
+
+def test_a_map_that_overflows_proves_nothing_and_hides_no_other() -> None:
+    fine, overflowed = torch.tensor([1.0, 2.0]), torch.tensor([1.0, torch.inf])
+    wrong = fine + 4 * TOLERANCE
+
+    _same([fine, fine], [overflowed, fine * (1 + TOLERANCE / 2)], "the network")
+    for broken in (wrong, overflowed, torch.full((2,), torch.nan)):
+        with pytest.raises(ConversionError, match="map 1 differs from the network"):
+            _same([fine, broken], [overflowed, fine], "the network")
+
+
+def test_where_float64_leaves_a_doubt_the_check_is_repeated_with_settled_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, prove_in = network("resnet18"), proof._prove_in
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    seen = []
+
+    def doubt_twice(dtype, ours, masked):
+        seen.append((dtype, ours.network.bn1.running_mean.double(), masked.network.bn1.momentum))
+        if len(seen) < 3:
+            raise proof._DisagreementError("rounding", hint="")
+        prove_in(dtype, ours, masked)
+
+    monkeypatch.setattr(proof, "_prove_in", doubt_twice)
+
+    sparsify(model)
+
+    settled = model.conv1(proof._images(32, torch.device("cpu"), torch.float32)).mean((0, 2, 3))
+    assert [dtype for dtype, _, _ in seen] == [torch.float32, torch.float64, torch.float64]
+    assert not seen[1][1].any()
+    torch.testing.assert_close(seen[2][1], settled.detach().double(), rtol=1e-4, atol=1e-5)
+    assert seen[2][2] == model.bn1.momentum == 0.1
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_check_draws_no_random_numbers_of_the_caller() -> None:
+    model = network("resnet18", drop_path_rate=0.5)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+
+    torch.manual_seed(1)
+    sparsify(model)
+
+    assert torch.equal(torch.rand(3), expected)

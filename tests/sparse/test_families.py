@@ -56,10 +56,12 @@ FAMILIES = {
     "densenet": "densenet121",
     "ghostnet": "ghostnet_050",
     "rexnet": "rexnet_100",
-    "groupnorm": "resnet26t",
+    "groupnorm": "resnet50_gn",
     "hrnet": "hrnet_w18_small",
 }
-SHALLOW = {"wide_resnet50_2": {"layers": (1, 1, 1, 1)}}  # the same blocks, fewer of them
+SHALLOW = {  # the same blocks, fewer of them
+    name: {"layers": (1, 1, 1, 1)} for name in ("wide_resnet50_2", "resnet50_gn")
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES.keys())

@@ -39,3 +39,19 @@ def test_weights_convert_both_ways():
 
     assert krsc(weight).shape == (5, 7, 7, 3)
     assert torch.equal(krsc(weight).permute(0, 3, 1, 2), weight)
+
+
+def test_spconvs_cpu_build_runs_on_one_thread_and_the_number_is_set_back():
+    from hgkd_edge.sparse.spconv import _one_cpu_thread
+
+    before, inside = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+
+    try:
+        for device in ("cpu", "cuda"):
+            with _one_cpu_thread(torch.device(device)):
+                inside.append(torch.get_num_threads())
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert inside == [1, 2]

@@ -68,6 +68,20 @@ def test_kernels_are_left_to_torch_on_a_cpu_without_triton_and_in_tracing(
     assert choice.pools_by(traced, LAYER) == "native"
 
 
+def test_kernels_are_chosen_on_a_gpu_except_for_windows_that_are_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with FakeTensorMode():
+        tiles = torch.empty(2, 4, 8, 8, device="cuda")
+    monkeypatch.setattr(launch, "ready", lambda _: True)
+    side = 1 + int(launch.TAPS**0.5)
+
+    assert choice.gathers_by(tiles) == "triton"
+    assert choice.pools_by(tiles, LAYER) == "direct"
+    assert choice.pools_by(tiles, LAYER._replace(kernel=(side, side))) == "native"
+    assert choice.pools_by(tiles, LAYER._replace(kernel=(launch.TAPS, 1))) == "direct"
+
+
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this GPU")
 def test_kernels_that_do_not_run_are_replaced_with_one_warning(
