@@ -65,10 +65,7 @@ def open_onnx(path: Path) -> Run:
 
 
 def allowed_threads() -> int:
-    """Cores that this process may use, if not all (`taskset`, a container's cpuset); else 0.
-
-    0 leaves the number to ONNX Runtime, which counts the machine's cores.
-    """
+    """Cores of a process that may not use all (`taskset`), else 0: ONNX Runtime's own count."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     allowed = len(os.sched_getaffinity(0))
