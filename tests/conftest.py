@@ -30,11 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Four on two cores: tests often wait for a process that they started."""
-    return max(4, os.cpu_count() or 1)
-
-
 def pytest_collection_finish() -> None:
     """The modules loaded so far stay; the garbage collector need not visit them again."""
     gc.collect()
