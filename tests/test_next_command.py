@@ -114,6 +114,7 @@ def test_stopped_before_the_first_step_nothing_is_left(
 
     assert ended.returncode == 128 + sent
     assert "error" not in ended.stderr
+    assert ended.stderr.splitlines()[-1] == "stopped"
     assert runs_in(tmp_path) == []
 
 

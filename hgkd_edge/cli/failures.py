@@ -20,7 +20,7 @@ __all__ = ["run_app"]
 
 # click's, which some releases of typer bring under another name.
 UsageError: Any = typer.BadParameter.__base__
-STOPPED = 130  # exit code after Ctrl-C
+STOPPED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
 # What an OSError says when a file could not be written.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -36,6 +36,8 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
     try:
         code = app()
     except SystemExit as done:  # how typer ends, also well
+        if done.code == TERMINATED:
+            _fail("stopped", "", TERMINATED)
         end(done.code if isinstance(done.code, int) else 0)
     except KeyboardInterrupt:
         _fail("stopped", "", STOPPED)
@@ -88,7 +90,10 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
     from hgkd_edge.console import printable
 
     where = "" if is_main() else f" in process {rank()}"
-    typer.echo(printable(message if code == STOPPED else f"error{where}: {message}"), err=True)
+    typer.echo(
+        printable(message if code in {STOPPED, TERMINATED} else f"error{where}: {message}"),
+        err=True,
+    )
     if hint:
         typer.echo(printable(f"hint: {hint}"), err=True)
     end(code)

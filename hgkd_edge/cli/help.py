@@ -1,4 +1,4 @@
-"""Help texts in the same words under every version of Typer."""
+"""Commands whose help and end are the same under every version of Typer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from hgkd_edge.errors import Interrupted
+
 __all__ = ["Command", "help_rows"]
 
 
 class Command(TyperCommand):
     """A command whose help shows arguments by name: Typer adds `<list[Path]>` or braces."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Ctrl-C becomes an error, since Typer would end without a message."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            raise Interrupted("stopped") from stopped
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line."""
