@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
-
-from hgkd_edge.errors import Interrupted
 
 __all__ = ["Command", "help_rows"]
 
@@ -16,11 +15,11 @@ class Command(TyperCommand):
     """A command whose help shows arguments by name: Typer adds `<list[Path]>` or braces."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Ctrl-C becomes an error, since Typer would end without a message."""
+        """Run the command. Ctrl-C is passed on as `Abort`: Typer would end without a message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
-            raise Interrupted("stopped") from stopped
+            raise typer.Abort from stopped
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line."""
