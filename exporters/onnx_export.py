@@ -21,6 +21,7 @@ from torch import nn
 from ._graph import name_after_modules
 from ._onnx_trial import check_graph, try_shapes
 from ._opset17 import OPSET, lower_to_opset17
+from ._traced import in_onnx_operators
 from .atomic_files import new_artifact
 from .errors import ConversionFailed, ExportError, MissingPackageError, reason_of
 from .onnx_info import OnnxInfo, TensorInfo, onnx_info
@@ -172,7 +173,7 @@ def _convert(
     try:
         with quiet("exporter"):
             program = torch.export.export(model, (example,), dynamic_shapes=(shapes,), strict=False)
-            _pool_by_mean(program)
+            in_onnx_operators(program)
             exported = torch.onnx.export(
                 program,
                 (),
@@ -197,20 +198,6 @@ def _conversion_error(error: Exception) -> ConversionFailed:
         hint="replace the operation named above by plain tensor operations; if the batch axis is "
         "the cause, export with a fixed batch",
     )
-
-
-def _pool_by_mean(program: torch.export.ExportedProgram) -> None:
-    """Write global average pooling as a mean over H and W.
-
-    PyTorch decomposes it to the same mean followed, for channels-last activations (any ConvNeXt),
-    by an `as_strided` that changes no value but becomes nine index-building nodes and a Gather.
-    """
-    aten = torch.ops.aten
-    for node in program.graph.nodes:
-        if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
-            node.target = aten.mean.dim
-            node.args = (node.args[0], [-2, -1], True)
-    program.graph_module.recompile()
 
 
 def _finish(model: onnx.ModelProto, free: Mapping[int, str], metadata: Mapping[str, str]) -> None:
