@@ -1,4 +1,4 @@
-"""The process that builds an engine: `python -m exporters._trt_build_worker`.
+"""The process that builds an engine, with the builder's settings.
 
 A separate process for two reasons. TensorRT is native code that prints freely, keeps its memory and
 can crash. Polygraphy chooses between `tensorrt` and `tensorrt_rtx` once per process.

@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from reference import api, bench_json, cli, errors, tables
+from reference import api, bench_json, cli, errors, files, tables
 
 ROOT = Path(__file__).parents[1]
 # Page -> the file of the repository that it shows.
@@ -30,17 +30,18 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "reference/metadata.md": tables.metadata,
     "reference/bench-json.md": bench_json.page,
     "reference/errors.md": errors.page,
+    "reference/files.md": files.page,
 }
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(site: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to those found under docs/."""
     for address, write in GENERATED.items():
-        files.append(File.generated(config, address, content=write()))
+        site.append(File.generated(config, address, content=write()))
     for address, source in OF_THE_REPOSITORY.items():
         text = (ROOT / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, address, content=site_links(text)))
-    return files
+        site.append(File.generated(config, address, content=site_links(text)))
+    return site
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:

@@ -1,4 +1,4 @@
-"""From a canvas of uint8 pixels to the network input, on the device.
+"""From a canvas of uint8 pixels to the network input, on the device: crops, flips, colors, mixup.
 
 All random numbers come from the caller, one row per image of the *global* batch. The same step
 therefore draws the same crops on one process or on many, before or after a resume. Fine-tuning for

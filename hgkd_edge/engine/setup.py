@@ -1,4 +1,4 @@
-"""Sets up precision, memory allocation and the Accelerator."""
+"""Sets up mixed precision, memory allocation and the Accelerator."""
 
 from __future__ import annotations
 

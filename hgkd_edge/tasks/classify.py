@@ -1,4 +1,4 @@
-"""Classification: one class per image, with the plain timm classifier of the backbone."""
+"""Classification: one class per image, with the plain timm classifier of the backbone; top-1."""
 
 from __future__ import annotations
 

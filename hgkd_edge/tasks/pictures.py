@@ -1,4 +1,4 @@
-"""Draws a model's answers and scores as images for visual inspection. No torch."""
+"""Draws a model's answers and scores on images: boxes, maps, the confusion matrix. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segmentation: a class for every pixel."""
+"""Segmentation: a class for every pixel; its loss and its mIoU."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from exporters.errors import MissingPackageError
 from hgkd_edge.bench import records
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.recipe import load_recipe
-from reference import bench_json, cli, errors, tables
+from reference import bench_json, cli, errors, files, tables
 
 ROOT = Path(__file__).parents[2]
 # Tags whose address a browser loads with the page.
@@ -105,6 +105,18 @@ def test_every_command_and_option_is_in_the_reference() -> None:
         assert f"## hgkd-edge {command}\n" in page
     for option in ("--max-drop", "--trust-engine", "--host", "--check-updates"):
         assert f"`{option}" in page
+
+
+def test_every_file_says_what_it_does() -> None:
+    page = files.page()
+
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page, flags=re.MULTILINE))
+    folders = re.findall(r"^## (.+)/\n\n(.+)$", page, flags=re.MULTILINE)
+
+    assert rows["loop.py"].startswith("The loop itself")
+    assert rows["device.sh"].startswith("Runs on the device")
+    assert len(folders) > 15
+    assert [name for name, text in rows.items() if len(text) < 10] == []
 
 
 def test_every_field_of_bench_json_is_in_the_reference() -> None:

@@ -57,7 +57,7 @@ def operators(path: Path) -> list[str]:
 
 
 class Overwritten(nn.Module):
-    """A network with an in-place operator. What it overwrites may be seen once more."""
+    """A network with an in-place operator. What it overwrites may be seen elsewhere."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-# Runs on the device that is measured: POSIX sh with coreutils, util-linux, tar and gzip.
+# Runs on the device that is measured, and samples its power: POSIX sh, coreutils, util-linux, tar, gzip.
 #
 # It says what the device is, receives one archive of files, does the steps that the file `steps`
 # lists, and reports each. All judging is done at the other end, which sets `mark`, `silence`,

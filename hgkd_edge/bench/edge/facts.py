@@ -1,5 +1,7 @@
-"""Raw facts -> which Jetson this is, its software, and whether its clocks allow a meaningful
-result. Tolerant by design: an unknown L4T or a missing tool leaves a gap, not an error."""
+"""Raw facts -> which Jetson this is, its software, and whether its clocks are set for measuring.
+
+Tolerant by design: an unknown L4T or a missing tool leaves a gap, not an error.
+"""
 
 from __future__ import annotations
 
