@@ -1,4 +1,4 @@
-"""The graphs that `exporters.bake` puts around a network, in ONNX's text form (opset 17 and up)."""
+"""What `bake` adds, as ONNX: resizing to any size and scaling before a network, NMS after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Antialiased resizing as in Pillow and torchvision, written as matrix products.
+"""Antialiased resizing to a known size, as in Pillow and torchvision, as matrix products.
 
 Row i of the matrix for one axis holds the input weights of output pixel i: a filter around the
 pixel's center, widened when shrinking, its weights summing to one. ONNX's own `Resize` cannot

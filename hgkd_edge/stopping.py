@@ -1,4 +1,4 @@
-"""Graceful shutdown on signals."""
+"""Ctrl-C and SIGTERM: the first ends a training after its step, the second at once."""
 
 from __future__ import annotations
 

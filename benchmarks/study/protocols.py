@@ -79,6 +79,8 @@ PROTOCOLS = {
 
 # The same data with a pretrained ViT-S/14 and a whole ResNet-18.
 PROTOCOLS |= {f"{base}-vit-s": PROTOCOLS[base] for base in ("clothing10", "nuclei", "bccd")}
+# The same data with another student.
+PROTOCOLS["imagenette-mobilenet"] = PROTOCOLS["imagenette"]
 
 
 def training_photos(base: str, data: Path, out: Path) -> Path:

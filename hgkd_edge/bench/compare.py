@@ -1,4 +1,4 @@
-"""Recorded measurements compared: with each other, and with the model files of today."""
+"""Measurements compared, within or beyond noise: with others, and with today's model files."""
 
 from __future__ import annotations
 

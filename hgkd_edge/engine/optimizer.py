@@ -1,4 +1,4 @@
-"""The optimizer of a training."""
+"""The optimizer of a training: timm's, with weight decay and `layer_decay`."""
 
 from __future__ import annotations
 

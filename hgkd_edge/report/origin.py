@@ -1,4 +1,4 @@
-"""Where a run comes from: teacher and its license, images, versions, seeds, hashes."""
+"""Where a run comes from: teacher, license, images, versions; whether its files are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers on a map of visible sites: convolution, pooling, padding, normalization, resizing.
+"""Layers on a map of visible sites: convolution, pooling, padding, BatchNorm, resizing.
 
 The rules in this module read a call's arguments and check that the result is again a map of whole
 tiles. The engine of the chosen backend computes it.

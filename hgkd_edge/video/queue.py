@@ -1,4 +1,4 @@
-"""A thread produces items ahead of use and passes them on through a bounded queue."""
+"""A thread makes items ahead of use, in a bounded queue: a live source drops the oldest."""
 
 from __future__ import annotations
 
