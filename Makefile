@@ -17,10 +17,10 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2.5 minutes)
 	$(BIN)/hgkd-edge demo
 
-# What measures runs after the rest. Most of its time is waiting.
+# What measures runs by itself. Most of its time is waiting, in which CI checks style and types.
 test: $(VENV)/.installed  ## Run the tests
-	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
 	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
+	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ from hgkd_edge.sparse.proof import TOLERANCE, _same
 from tests.sparse.helpers import assert_same_step, gap, network, pair, random_visible
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+SHALLOW = {"resnet18": {}, "resnet50": {"layers": (1, 2, 1, 1)}}  # the same blocks, fewer
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -31,8 +32,7 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
     ids=["float32", "float64"],
 )
 def test_training_step_on_tiles_equals_the_masked_reference(name, share, dtype, activation, bound):
-    shallow = {"layers": (1, 2, 1, 1)} if name == "resnet50" else {}  # the same blocks, fewer
-    tiles, masked = pair(network(name, dtype, act_layer=activation, **shallow))
+    tiles, masked = pair(network(name, dtype, act_layer=activation, **SHALLOW[name]))
     images = torch.rand(4, 3, 128, 160, generator=torch.Generator().manual_seed(5), dtype=dtype)
 
     assert_same_step(tiles, masked, images, random_visible(4, 4, 5, share), bound)
@@ -42,7 +42,7 @@ def test_training_step_on_tiles_equals_the_masked_reference(name, share, dtype, 
 @pytest.mark.parametrize("share", [0.25, 0.6])
 def test_float32_step_agrees_at_timms_own_initialization(name, share):
     torch.manual_seed(0)
-    tiles, masked = pair(timm.create_model(name, features_only=True))
+    tiles, masked = pair(timm.create_model(name, features_only=True, **SHALLOW[name]))
     images = torch.rand(4, 3, 128, 160, generator=torch.Generator().manual_seed(5))
 
     assert_same_step(tiles, masked, images, random_visible(4, 4, 5, share), bound=1e-4)

@@ -60,7 +60,11 @@ FAMILIES = {
     "hrnet": "hrnet_w18_small",
 }
 SHALLOW = {  # the same blocks, fewer of them
-    name: {"layers": (1, 1, 1, 1)} for name in ("wide_resnet50_2", "resnet50_gn")
+    "densenet121": {"block_config": (2, 2, 2, 2)},
+    **{
+        name: {"layers": (1, 1, 1, 1)}
+        for name in ("wide_resnet50_2", "resnet50_gn", "res2net50_48w_2s", "resnet26d")
+    },
 }
 
 
