@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -190,32 +191,39 @@ def _fill(
     print(json.dumps(cell), flush=True)
 
 
-def plot(folder: Path, picture: Path) -> None:
-    """Plot score against minutes, one line for each arm with more than one training time."""
+def plot(folder: Path, base: str, picture: Path) -> None:
+    """Plot the scores on `val` against minutes and updates: a line per arm with several times."""
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in read_cells(folder) if cell["kind"] == "chosen-by"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    shown = {"k-NN": "knn", "linear probe": "linear_probe"}
-    for axes, (score, key) in zip(figure.subplots(1, 2), shown.items(), strict=True):
-        for arm in EQUAL_TIME:
-            points: dict[float, list[float]] = {}
-            for cell in cells:
-                if cell["arm"] == arm:
-                    points.setdefault(cell["minutes"], []).append(100 * cell[key])
-            if len(points) > 1:
-                means = [statistics.mean(points[minutes]) for minutes in sorted(points)]
-                axes.plot(sorted(points), means, marker="o", label=arm)
-        axes.set(xscale="log", xlabel="minutes of one core", ylabel=f"{score}, %")
-    axes.legend(fontsize="small")
+    cells = [cell for cell in read_cells(folder) if cell["base"] == base and "epochs" in cell]
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    rows = {"minutes of one core": "minutes", "epochs": "epochs"}
+    columns = {"k-NN": "knn", "linear probe": "linear_probe"}
+    grid = figure.subplots(2, 2, sharey="col")
+    for axes, (label, x) in zip(grid, rows.items(), strict=True):
+        for axis, (score, y) in zip(axes, columns.items(), strict=True):
+            for arm in EQUAL_TIME:
+                points = _mean_points([cell for cell in cells if cell["arm"] == arm], x, y)
+                if len(points) > 1:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=arm)
+            axis.set(xscale="log", xlabel=label, ylabel=f"{score}, %")
+    grid[0][0].legend(fontsize="small")
     figure.savefig(picture, dpi=150)
+
+
+def _mean_points(cells: list[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
+    """(x, mean percent over the seeds on `val`), in the order of x."""
+    scores: dict[float, list[float]] = {}
+    for cell in cells:
+        # A cell that is not scored on `test` has the scores on `val` as its own.
+        scores.setdefault(cell[x], []).append(100 * cell.get("val", cell)[y])
+    return [(key, statistics.mean(scores[key])) for key in sorted(scores)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study.equal_time")
     commands = parser.add_subparsers(dest="command", required=True)
     fill = commands.add_parser("run", help="fill in cells that are missing")
-    fill.add_argument("--base", default="imagenette")
     fill.add_argument("--data", type=Path, required=True, help="the data set's folder")
     fill.add_argument("--teacher", type=Path, required=True, help="weights of the base's teacher")
     fill.add_argument(
@@ -228,14 +236,15 @@ def main() -> None:
     )
     fill.add_argument("--threads", type=int, default=1)
     show = commands.add_parser("report", help="the figures so far as Markdown on stdout")
-    show.add_argument("--plot", type=Path, help="picture of score against minutes")
+    show.add_argument("--plot", type=Path, help="picture of score against minutes and updates")
     for command in (fill, show):
+        command.add_argument("--base", default="imagenette")
         command.add_argument("--out", type=Path, required=True, help="folder of cells and runs")
     arguments = parser.parse_args()
     if arguments.command == "report":
         print(report(arguments.out))
         if arguments.plot:
-            plot(arguments.out, arguments.plot)
+            plot(arguments.out, arguments.base, arguments.plot)
         return
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
