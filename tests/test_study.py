@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.study import equal_time, static_camera
+from benchmarks.study import equal_time, objectives, static_camera
 from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
@@ -103,8 +103,25 @@ def test_every_arm_gets_the_same_time(name: str, costs: equal_time.Costs) -> Non
         assert seconds == pytest.approx(600, rel=0.05)
 
 
+@pytest.fixture
+def labeled(photos: Path, tmp_path: Path) -> Path:
+    """The photos with their test split divided into `val` and `test`."""
+    folder = tmp_path / "labeled"
+    folder.mkdir()
+    (folder / "train").symlink_to(photos / "train")
+    for number, photo in enumerate(sorted((photos / "test").glob("*/*"))):
+        home = folder / ("val", "test")[number % 2] / photo.parent.name
+        home.mkdir(parents=True, exist_ok=True)
+        (home / photo.name).symlink_to(photo)
+    return folder
+
+
 def test_students_of_equal_time_are_trained_and_scored(
-    tiny_recipe: dict[str, Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: dict[str, Any],
+    photos: Path,
+    labeled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = tmp_path / "vit.safetensors"
     recipe = Recipe.model_validate(tiny_recipe)
@@ -114,13 +131,6 @@ def test_students_of_equal_time_are_trained_and_scored(
     base = {**tiny_recipe, "name": "imagenette", "teacher": teacher}
     (tmp_path / "imagenette.yaml").write_text(yaml.safe_dump(base))
     monkeypatch.setattr(equal_time, "HERE", tmp_path)
-    labeled = tmp_path / "labeled"
-    labeled.mkdir()
-    (labeled / "train").symlink_to(photos / "train")
-    for number, photo in enumerate(sorted((photos / "test").glob("*/*"))):
-        folder = labeled / ("val", "test")[number % 2] / photo.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / photo.name).symlink_to(photo)
     monkeypatch.setattr(equal_time, "training_photos", lambda *_: labeled)
     monkeypatch.setitem(PROTOCOLS, "imagenette", Protocol("classify", {1.0: 1}, batch_size=8))
     out = tmp_path / "out"
@@ -150,3 +160,16 @@ def test_students_of_equal_time_are_trained_and_scored(
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())
     assert known.keys() == {"pixels 0.6", "tokens 0", "tokens 0.75"}
+
+
+def test_a_teachers_objective_is_given_its_time_and_scored(
+    tiny_recipe_file: Path, labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "RECIPE", tiny_recipe_file)
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+
+    result = objectives.run(labeled, "mae", minutes=0.02, batch_size=16)
+
+    assert result["epochs"] >= 1
+    assert len(list((tmp_path / "cache").glob("teachers/*/model.safetensors"))) in (2, 3)
+    assert all(0 <= result[name] <= 1 for name in ("knn", "linear_probe"))
