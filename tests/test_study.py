@@ -87,7 +87,8 @@ def test_every_arm_gets_the_same_time(name: str, costs: equal_time.Costs) -> Non
 
     recipe = equal_time.recipe_of(name, costs.base, 1, 10, 1000, costs)
 
-    updates = recipe.train.epochs * (1000 // recipe.train.batch_size)
+    passes = recipe.train.epochs * (1000 // recipe.train.batch_size)
+    updates = passes * recipe.mask.per_image
     stages = list(recipe.mask.stages.items())
     ends = [start for start, _ in stages[1:]] + [1.0]
     seconds = sum(
