@@ -9,7 +9,8 @@
                `_cpu_int8` for what stays in float).
 
 In both, a classifier's last layer stays in float: it is a small part of the arithmetic, and
-rounding its input, the mean over the image, was up to half of all the error (docs/lab-notebook.md).
+rounding its input, the mean over the image, was 39 % of the error of two networks
+(docs/lab-notebook.md).
 
 Ranges come from ONNX Runtime's calibrators and Q/DQ nodes from its quantizer; the residual rule is
 this module's. INT8 needs real images.
