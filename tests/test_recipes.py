@@ -87,9 +87,9 @@ def test_the_license_of_a_recipe_is_that_of_its_teacher(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
     text = find_recipe(name).read_text()
 
-    license = (
-        published_license(create_vit(recipe.teacher)) if recipe.teacher.weights == "hub" else ""
-    )
+    with torch.device("meta"):  # without its weights
+        vit = create_vit(recipe.teacher)
+    license = published_license(vit) if recipe.teacher.weights == "hub" else ""
 
     assert ("no commercial use" in text) == ("nc" in license.lower().split("-"))
 

@@ -45,16 +45,6 @@ def two_processes(recipe: Path, run: Path, *settings: str) -> tuple[Ended, Ended
     return first, second
 
 
-def by_torchrun(recipe: Path, run: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*TORCHRUN, "-m", "--", "hgkd_edge", *command(recipe, run, *settings)],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 def assert_close(one: Path, other: Path) -> None:
     ours, theirs = torch.tensor(losses(one)), torch.tensor(losses(other))
     torch.testing.assert_close(ours[:6], theirs[:6], rtol=1e-5, atol=1e-6)
@@ -100,11 +90,13 @@ def test_without_it_two_processes_are_one_that_accumulates_two_parts(
 
 
 def test_an_error_is_reported_once_and_ends_all(tiny_recipe_file: Path, tmp_path: Path) -> None:
-    done = by_torchrun(tiny_recipe_file, tmp_path / "run", "student.name=resnte18")
+    arguments = command(tiny_recipe_file, tmp_path / "run", "student.name=resnte18")
 
-    assert done.returncode == 1  # torchrun's own
-    assert done.stderr.count("error:") == 1
-    assert "did you mean 'resnet18" in done.stderr
+    first, second = started_twice(*arguments)
+
+    assert first.returncode == second.returncode == 2
+    assert (first.stderr + second.stderr).count("error:") == 1
+    assert "did you mean 'resnet18" in first.stderr
     assert not (tmp_path / "run").exists()
 
 
