@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from hgkd_edge.sparse import sparsify
+from hgkd_edge.sparse import SparseEncoder, sparsify
 
 
 def network(name: str, dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
@@ -46,9 +46,10 @@ def random_visible(batch: int, h: int, w: int, share: float = 0.5, seed: int = 0
     return visible
 
 
-def pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The same network on tiles and on the masked reference, with separate parameters."""
-    return sparsify(copy.deepcopy(model)), sparsify(copy.deepcopy(model), backend="masked")
+def pair(model: nn.Module, *, check: bool = True) -> tuple[SparseEncoder, SparseEncoder]:
+    """The network on tiles, and a copy of it on the masked reference."""
+    masked = sparsify(copy.deepcopy(model), backend="masked", check=check)
+    return sparsify(model, check=check), masked
 
 
 def gap(a: Tensor, b: Tensor) -> float:

@@ -6,8 +6,6 @@ at 1e-2, rounding at 1e-12.
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import timm
 import torch
@@ -74,7 +72,7 @@ def test_family_equals_plain_and_masked(name):
     p = patch_of(model)
     images = torch.rand(2, 3, 2 * p, 3 * p, dtype=torch.float64)
     visible = random_visible(2, 2, 3)
-    tiles, masked = (sparsify(copy.deepcopy(model), b, check=False) for b in ("tiles", "masked"))
+    tiles, masked = pair(model, check=False)
 
     assert_same_step(tiles, masked, images, visible, bound=1e-6)
 
@@ -103,7 +101,7 @@ def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
     )  # initialized as in training
     p = patch_of(model)
     images, visible = torch.rand(4, 3, 2 * p, 3 * p), random_visible(4, 2, 3, share=0.7)
-    tiles, masked = (sparsify(copy.deepcopy(model), b, check=False) for b in ("tiles", "masked"))
+    tiles, masked = pair(model, check=False)
     maps, gradients = step(masked, images, visible)
 
     ours, our_gradients = step(tiles, images, visible)
@@ -124,7 +122,7 @@ def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
 def test_family_with_one_visible_patch_per_image(name):
     model = network(name, torch.float64, **SHALLOW.get(name, {}))
     p = patch_of(model)
-    tiles, masked = (sparsify(copy.deepcopy(model), b, check=False) for b in ("tiles", "masked"))
+    tiles, masked = pair(model, check=False)
     visible = torch.zeros(3, 2, 1, dtype=torch.bool)
     visible[0, 0] = visible[1, 1] = visible[2, 1] = True
 
