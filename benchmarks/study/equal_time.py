@@ -24,7 +24,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from benchmarks.study.arms import EQUAL_TIME, SCRATCH, SPARK, TEACHERS, Arm
+from benchmarks.study.arms import EQUAL_TIME, ONE_CHANGE, SCRATCH, SPARK, TEACHERS, Arm
 from benchmarks.study.cell import score_cell, score_teacher
 from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import read_cells, report
@@ -231,7 +231,8 @@ def main() -> None:
         "--minutes", type=float, nargs="+", default=[5.0], help="of the student's updates"
     )
     fill.add_argument("--seeds", type=int, nargs="+", default=[0])
-    fill.add_argument("--arms", nargs="+", choices=EQUAL_TIME, default=list(EQUAL_TIME))
+    usual = [name for name in EQUAL_TIME if name not in ONE_CHANGE]
+    fill.add_argument("--arms", nargs="+", choices=EQUAL_TIME, default=usual)
     fill.add_argument(
         "--choose", action="store_true", help="k-NN and probe on `val` only, to choose by"
     )
