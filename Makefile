@@ -17,7 +17,7 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2.5 minutes)
 	$(BIN)/hgkd-edge demo
 
-# What measures runs by itself. Most of its time is waiting, in which CI checks style and types.
+# The bench tests mostly wait; CI runs lint at the same time.
 test: $(VENV)/.installed  ## Run the tests
 	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
 	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40

@@ -1,10 +1,10 @@
 """A traced network in operators that have an ONNX form, so that PyTorch need not trace it again.
 
 PyTorch's ONNX exporter decomposes every program by tracing it twice more, with symbolic shapes:
-more than half of a conversion. Convolutional networks need that for three kinds of operators only:
-in-place activations, BatchNorm and pooling. They are rewritten here, and the decomposition is
-skipped if nothing is left for it. The graph is the same either way
-(`tests/exporters/test_traced.py`).
+more than half of a conversion. Plain convolutional networks need that only for in-place
+activations, BatchNorm and pooling. They are rewritten here, and the decomposition is skipped if
+all operators are then known to be converted as they are. The graph is the same either way
+(`tests/exporters/test_traced.py`). A network with any other operator is left to PyTorch.
 """
 
 from __future__ import annotations
@@ -18,40 +18,68 @@ from torch.fx import Graph, Node
 
 __all__ = ["in_onnx_operators"]
 
-_aten = torch.ops.aten
+_aten: Any = torch.ops.aten
+# In place -> the same operator with a new result.
+_OUT_OF_PLACE = {
+    _aten.relu_.default: _aten.relu.default,
+    _aten.hardtanh_.default: _aten.hardtanh.default,
+    _aten.hardswish_.default: _aten.hardswish.default,
+    _aten.silu_.default: _aten.silu.default,
+    _aten.add_.Tensor: _aten.add.Tensor,
+}
 # Their result is always new memory. Views are not, and `dropout` in inference is its own input.
-_FRESH = {_aten.conv2d.default, _aten.batch_norm.default, _aten.add.Tensor, _aten.linear.default}
-_TRAINING = 5  # an argument of `batch_norm`
+_FRESH = {_aten.conv2d.default, _aten.batch_norm.default, _aten.add.Tensor}
+# PyTorch does not decompose these on the way to ONNX, and converts them as they are.
+_KNOWN = {
+    *_OUT_OF_PLACE.values(),
+    _aten._native_batch_norm_legit_no_training.default,
+    _aten.avg_pool2d.default,
+    _aten.cat.default,
+    _aten.conv2d.default,
+    _aten.dropout.default,
+    _aten.flatten.using_ints,
+    _aten.gelu.default,
+    _aten.hardsigmoid.default,
+    _aten.layer_norm.default,
+    _aten.linear.default,
+    _aten.max_pool2d.default,
+    _aten.mean.dim,
+    _aten.mul.Tensor,
+    _aten.permute.default,
+    _aten.reshape.default,
+    _aten.sigmoid.default,
+    operator.getitem,
+}
+_TRAINING, _STATISTICS = 5, slice(3, 5)  # arguments of `batch_norm`
 
 
 def in_onnx_operators(program: ExportedProgram) -> None:
-    """Rewrite what has no ONNX form, and skip the decomposition if nothing else is left for it."""
+    """Rewrite what has no ONNX form; skip the decomposition if only known operators are left."""
     for node in list(program.graph.nodes):
-        if _mutates(node):
+        if node.target in _OUT_OF_PLACE:
             _out_of_place(node)
         elif node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             _pool_by_mean(node)
     for node in list(program.graph.nodes):
-        if node.target is _aten.batch_norm.default and not node.args[_TRAINING]:
+        if node.target is _aten.batch_norm.default and _in_inference(node):
             _batchnorm_in_inference(program.graph, node)
     program.graph_module.recompile()
-    _decompose_if_needed(program)
-
-
-def _mutates(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    if all(node.target in _KNOWN for node in program.graph.nodes if node.op == "call_function"):
+        program.run_decompositions = lambda *_: program
 
 
 def _out_of_place(node: Node) -> None:
     """`relu_` becomes `relu` where nothing else can see the memory it overwrites."""
-    overload: Any = node.target
-    overwritten = node.args[0]
-    if not isinstance(overwritten, Node) or len(overwritten.users) > 1:
-        return
-    name = overload._schema.name.removeprefix("aten::").removesuffix("_")
-    same = getattr(getattr(_aten, name, None), overload._overloadname, None)
-    if overwritten.target in _FRESH and same is not None:
-        node.target = same
+    arguments: Any = node.args
+    overwritten, *others = arguments
+    alone = isinstance(overwritten, Node) and len(overwritten.users) == 1
+    # In place, the result keeps the type of what is overwritten.
+    if alone and overwritten.target in _FRESH and all(_same_type(overwritten, a) for a in others):
+        node.target = _OUT_OF_PLACE[node.target]
+
+
+def _same_type(one: Node, other: Any) -> bool:
+    return not isinstance(other, Node) or one.meta["val"].dtype == other.meta["val"].dtype
 
 
 def _pool_by_mean(node: Node) -> None:
@@ -62,6 +90,11 @@ def _pool_by_mean(node: Node) -> None:
     """
     node.target = _aten.mean.dim
     node.args = (node.args[0], [-2, -1], True)
+
+
+def _in_inference(node: Node) -> bool:
+    arguments: Any = node.args
+    return not arguments[_TRAINING] and None not in arguments[_STATISTICS]
 
 
 def _batchnorm_in_inference(graph: Graph, node: Node) -> None:
@@ -78,14 +111,3 @@ def _batchnorm_in_inference(graph: Graph, node: Node) -> None:
     first.meta = dict(node.meta)
     node.replace_all_uses_with(first)
     graph.erase_node(node)
-
-
-def _decompose_if_needed(program: ExportedProgram) -> None:
-    decompose = program.run_decompositions
-
-    def run_decompositions(table: dict[Any, Any]) -> ExportedProgram:
-        nodes = program.graph.nodes
-        needed = any(_mutates(node) or node.target in table for node in nodes)
-        return decompose(table) if needed else program
-
-    program.run_decompositions = run_decompositions

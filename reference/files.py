@@ -1,4 +1,4 @@
-"""Every source file of the two packages, with the first paragraph that it writes of itself."""
+"""Every source file of the two packages, with the first line of its description."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ def page() -> str:
 
 
 def summary(file: Path) -> str:
-    """The first paragraph of a file: of its docstring, or of a shell script's comments."""
+    """The first sentence or two of a file: of its docstring, or of a shell script's comments."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
-    lines = text.splitlines()
-    return lines[0].removeprefix("# ")
+    return text.partition("\n")[0].removeprefix("# ")
 
 
 def _folder_first(file: Path) -> tuple[Path, str]:

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.study import equal_time, objectives, static_camera
+from benchmarks.study import equal_time, static_camera
 from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
@@ -161,16 +161,3 @@ def test_students_of_equal_time_are_trained_and_scored(
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())
     assert known.keys() == {"pixels 0.6", "tokens 0", "tokens 0.75"}
-
-
-def test_a_teachers_objective_is_given_its_time_and_scored(
-    tiny_recipe_file: Path, labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(objectives, "RECIPE", tiny_recipe_file)
-    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
-
-    result = objectives.run(labeled, "mae", minutes=0.02, batch_size=16)
-
-    assert result["epochs"] >= 1
-    assert len(list((tmp_path / "cache").glob("teachers/*/model.safetensors"))) in (2, 3)
-    assert all(0 <= result[name] <= 1 for name in ("knn", "linear_probe"))

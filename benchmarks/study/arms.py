@@ -8,7 +8,7 @@ __all__ = [
     "ABLATION",
     "ARMS",
     "EQUAL_TIME",
-    "ONE_CHANGE",
+    "ON_REQUEST",
     "SCRATCH",
     "SPARK",
     "TEACHERS",
@@ -118,15 +118,15 @@ class Arm(NamedTuple):
 
 
 _NO_EMBEDDING = ["loss.embedding_weight=0"]
-# One change at a time to "dense, embedding"; its cost of an update is taken for all of them.
-ONE_CHANGE = {
+# Run only if asked for. The cost of an update is that of the chosen recipe, at the same ratio.
+ON_REQUEST = {
     "dense, embedding, two-layer head": Arm(["student.head=mlp"]),
     "dense, embedding, cosine": Arm(["loss.cosine_weight=1"]),
     "dense, embedding, middle and late block": Arm(["teacher.layers=[5, 10]"]),
     "dense, embedding, colors": Arm(["augment.colors=true"]),
     "dense, embedding, small crops": Arm(["data.crop_scale=[0.14, 1.0]"]),
     "dense, embedding, mixup": Arm(["augment.mixup=true", "teacher.cache=0"]),
-    # Two masks of the same view.
+    "masked, embedding": Arm([], 0.75, 1.0),
     "masked, embedding, two masks": Arm(["mask.per_image=2"], 0.75, 1.0),
     "masked, embedding, two disjoint masks": Arm(
         ["mask.per_image=2", "mask.disjoint=true"], 0.75, 1.0
@@ -144,7 +144,7 @@ EQUAL_TIME = {
     "masked nine tenths, embedding": Arm([], 0.75, 0.9),
     "half masked half the time, embedding": Arm([], 0.5, 0.5),
     "masked half the time, embedding, equal updates": Arm([], 0.75, 0.5, "dense, embedding"),
-    **ONE_CHANGE,
+    **ON_REQUEST,
 }
 
 

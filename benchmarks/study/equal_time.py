@@ -6,9 +6,9 @@
 
 The cost of an update is measured first, for each ratio, on one thread of an otherwise idle machine,
 in CPU time (on a GPU: wall clock). Every arm then gets the epochs that fit into the minutes. All
-arms share the teacher's cached targets, so the teacher costs the same for all and is not counted;
-pixels need no teacher and could use its time. `--minutes` takes several values: each is a separate
-training with its own schedule, and together they form the curve.
+arms share the teacher's cached targets, so the teacher costs the same for all and is not counted
+(mixup cannot use them); pixels need no teacher and could use its time. `--minutes` takes several
+values: each is a separate training with its own schedule, and together they form the curve.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from benchmarks.study.arms import EQUAL_TIME, ONE_CHANGE, SCRATCH, SPARK, TEACHERS, Arm
+from benchmarks.study.arms import EQUAL_TIME, ON_REQUEST, SCRATCH, SPARK, TEACHERS, Arm
 from benchmarks.study.cell import score_cell, score_teacher
 from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import read_cells, report
@@ -99,9 +99,10 @@ class Costs:
         self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
 
     def of(self, arm: Arm, ratio: float) -> float:
-        name = f"{'pixels' if arm.changes is SPARK else 'tokens'} {ratio:g}"
+        kind, changes = ("pixels", SPARK) if arm.changes is SPARK else ("tokens", [])
+        name = f"{kind} {ratio:g}"
         if name not in self.seconds:
-            changed = changed_recipe(self.base, [*arm.changes, f"mask.ratio={ratio}"])
+            changed = changed_recipe(self.base, [*changes, f"mask.ratio={ratio}"])
             self.seconds[name] = seconds_per_update(changed)
             write_json(self.file, self.seconds)
         return self.seconds[name]
@@ -193,7 +194,7 @@ def _fill(
 
 
 def plot(folder: Path, base: str, picture: Path) -> None:
-    """Plot the scores on `val` against minutes and updates: a line per arm with several times."""
+    """Plot the scores on `val` against minutes and epochs: a line per arm with several times."""
     from matplotlib.figure import Figure
 
     cells = [cell for cell in read_cells(folder) if cell["base"] == base and "epochs" in cell]
@@ -231,14 +232,14 @@ def main() -> None:
         "--minutes", type=float, nargs="+", default=[5.0], help="of the student's updates"
     )
     fill.add_argument("--seeds", type=int, nargs="+", default=[0])
-    usual = [name for name in EQUAL_TIME if name not in ONE_CHANGE]
+    usual = [name for name in EQUAL_TIME if name not in ON_REQUEST]
     fill.add_argument("--arms", nargs="+", choices=EQUAL_TIME, default=usual)
     fill.add_argument(
         "--choose", action="store_true", help="k-NN and probe on `val` only, to choose by"
     )
     fill.add_argument("--threads", type=int, default=1)
     show = commands.add_parser("report", help="the figures so far as Markdown on stdout")
-    show.add_argument("--plot", type=Path, help="picture of score against minutes and updates")
+    show.add_argument("--plot", type=Path, help="picture of score against minutes and epochs")
     for command in (fill, show):
         command.add_argument("--base", default="imagenette")
         command.add_argument("--out", type=Path, required=True, help="folder of cells and runs")
