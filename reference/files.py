@@ -20,8 +20,8 @@ What is where in the source. How the parts depend on each other:
 
 def page() -> str:
     """The page as Markdown: a table per folder."""
-    found = [file for name in SOURCES for file in sorted((ROOT / name).rglob("*.py"))]
-    found += (ROOT / "hgkd_edge").rglob("*.sh")
+    found = [file for name in SOURCES for file in (ROOT / name).rglob("*.*")]
+    found = [file for file in found if file.suffix in (".py", ".sh")]
     parts = [INTRODUCTION]
     for folder, files in groupby(sorted(found, key=_folder_first), lambda file: file.parent):
         rows = [(code(file.name), summary(file)) for file in files if file.stem[:2] != "__"]

@@ -1,4 +1,4 @@
-"""Several processes on this machine's CPU, started as a user starts them."""
+"""Several processes on this machine's CPU, some started by torchrun as a user does."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from exporters import onnx_export
+from exporters._traced import _KNOWN, in_onnx_operators
 from exporters.onnx_export import export_onnx
 from exporters.runtimes.ort import OrtSession
 from tests import converted
@@ -35,50 +36,94 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[ExportedProgram]:
     return programs
 
 
+class EveryOperator(nn.Module):
+    """All operators that skip PyTorch's decomposition, in one small network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.norm, self.layer_norm = nn.BatchNorm2d(8), nn.LayerNorm(8)
+        self.scale, self.head = nn.Parameter(torch.rand(8)), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.relu(self.norm(self.conv(images)), inplace=True)
+        maps = F.hardtanh(self.other(maps).add_(maps), 0.0, 6.0, inplace=True)
+        maps = F.hardswish(self.other(maps), inplace=True) * F.hardsigmoid(maps)
+        maps = F.silu(self.other(maps), inplace=True) * torch.sigmoid(maps)
+        last = F.gelu(self.layer_norm(maps.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        maps = torch.cat([last * self.scale.reshape(1, -1, 1, 1), maps], dim=1)
+        maps = F.avg_pool2d(F.max_pool2d(maps, 2), 2)
+        return self.head(F.dropout(F.adaptive_avg_pool2d(maps, 1).flatten(1), training=False))
+
+
 def test_pytorchs_own_way_gives_the_same_graph(
     tmp_path: Path, decomposed: list[ExportedProgram], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = settled("mobilenetv3_small_050")
+    torch.manual_seed(0)
+    model = EveryOperator().eval()
     ours, pytorchs = tmp_path / "ours.onnx", tmp_path / "pytorchs.onnx"
-    export_onnx(model, ours, input_size=(3, SIZE, SIZE))
+    export_onnx(model, ours, input_size=(3, 16, 16))
     assert not decomposed
 
     monkeypatch.setattr(onnx_export, "in_onnx_operators", lambda program: None)
-    export_onnx(model, pytorchs, input_size=(3, SIZE, SIZE))
+    export_onnx(model, pytorchs, input_size=(3, 16, 16))
 
     assert len(decomposed) == 1
     assert operators(ours) == operators(pytorchs)
+
+
+def test_every_known_operator_is_compared() -> None:
+    program = torch.export.export(EveryOperator().eval(), (torch.rand(2, 3, 16, 16),))
+
+    in_onnx_operators(program)
+
+    assert {node.target for node in program.graph.nodes if node.op == "call_function"} == _KNOWN
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_usual_networks_are_not_traced_again(name: str) -> None:
+    program = torch.export.export(settled(name, shallow=True), (torch.rand(2, 3, SIZE, SIZE),))
+
+    in_onnx_operators(program)
+
+    assert program.run_decompositions() is program
 
 
 def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
-def leave_to_pytorch(how: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Operators on images [B, 3, 8, 8] and maps [B, 8, 8, 8] that PyTorch has to decompose."""
-    unlike = torch.ones(8, 1, 1, dtype=torch.float64)
-    return {
-        "a part": lambda _, maps: (torch.relu_(maps[:, :4]), maps)[1],
-        "a view": lambda _, maps: (torch.relu_(maps.flatten(2)), maps)[1],
-        "what has a view": lambda _, maps: (maps.flatten(2), torch.relu_(maps))[0],
-        "through dropout": lambda _, maps: torch.relu_(F.dropout(maps, training=False)),
-        "the input": lambda images, _: (torch.relu_(images), images)[1],
-        "another type": lambda _, maps: maps.mul_(unlike),
-        "a comparison": lambda _, maps: maps.gt_(0.0),
-        "a power": lambda _, maps: maps.pow_(2),
-        "whole channels dropped": lambda _, maps: F.dropout2d(maps, training=False),
-        "uneven parts": lambda _, maps: torch.cat(maps.chunk(3, dim=1)[::-1], dim=1),
-        "a negative start": lambda _, maps: maps.narrow(1, -3, 3),
-        "a moved axis": lambda _, maps: maps.movedim(1, -1),
-        "a cast": lambda _, maps: maps.to(torch.float64).to(torch.float32),
-        "statistics of the batch": lambda _, maps: F.batch_norm(maps, None, None, training=True),
-    }[how]
+UNLIKE = torch.ones(8, 1, 1, dtype=torch.float64)
+Then = Callable[[Tensor, Tensor], Tensor]
+# What becomes of images [B, 3, 8, 8] and maps [B, 8, 8, 8].
+REWRITTEN: dict[str, Then] = {
+    "by its name": lambda _, maps: maps + torch.relu_(maps),
+    "twice": lambda _, maps: torch.relu_(maps.add_(1.0)),
+}
+LEFT_TO_PYTORCH: dict[str, Then] = {
+    "by itself": lambda _, maps: F.silu(maps.add_(maps * 2.0), inplace=True),
+    "a part": lambda _, maps: (torch.relu_(maps[:, :4]), maps)[1],
+    "a view": lambda _, maps: (torch.relu_(maps.flatten(2)), maps)[1],
+    "what has a view": lambda _, maps: (maps.flatten(2), torch.relu_(maps))[0],
+    "through dropout": lambda _, maps: torch.relu_(F.dropout(maps, training=False)),
+    "the input": lambda images, _: (torch.relu_(images), images)[1],
+    "another type": lambda _, maps: maps.add_(UNLIKE),
+    "another operator": lambda _, maps: maps.mul_(UNLIKE),
+    "a comparison": lambda _, maps: maps.gt_(0.0),
+    "a power": lambda _, maps: maps.pow_(2),
+    "whole channels dropped": lambda _, maps: F.dropout2d(maps, training=False),
+    "uneven parts": lambda _, maps: torch.cat(maps.chunk(3, dim=1)[::-1], dim=1),
+    "a negative start": lambda _, maps: maps.narrow(1, -3, 3),
+    "a moved axis": lambda _, maps: maps.movedim(1, -1),
+    "a cast": lambda _, maps: maps.to(torch.float64).to(torch.float32),
+    "statistics of the batch": lambda _, maps: F.batch_norm(maps, None, None, training=True),
+}
 
 
 class Network(nn.Module):
     """A convolution, and what `then` makes of its input and output."""
 
-    def __init__(self, then: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, then: Then) -> None:
         super().__init__()
         self.then, self.conv = then, nn.Conv2d(3, 8, 3, padding=1)
 
@@ -86,56 +131,18 @@ class Network(nn.Module):
         return self.then(images, self.conv(images))
 
 
-def check_numbers(model: nn.Module, path: Path) -> None:
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    written = export_onnx(model, path, input_size=(3, 8, 8))
-    (got,) = OrtSession(written.path).infer({"images": images.numpy()}).values()
-    wanted = model(images.clone()).detach().numpy()
-    assert got.dtype == wanted.dtype
-    np.testing.assert_allclose(got, wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "then",
-    [
-        lambda _, maps: maps + torch.relu_(maps),
-        lambda _, maps: torch.relu_(maps.add_(1.0)),
-        lambda _, maps: F.silu(maps.add_(maps * 2.0), inplace=True),
-    ],
-    ids=["by its name", "twice", "by itself"],
-)
-def test_what_is_overwritten_in_place_gives_the_same_numbers(
-    then: Callable[[Tensor, Tensor], Tensor], tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-
-    check_numbers(Network(then).eval(), tmp_path / "file.onnx")
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "a part",
-        "a view",
-        "what has a view",
-        "through dropout",
-        "the input",
-        "another type",
-        "a comparison",
-        "a power",
-        "whole channels dropped",
-        "uneven parts",
-        "a negative start",
-        "a moved axis",
-        "a cast",
-        "statistics of the batch",
-    ],
-)
-def test_what_is_not_known_is_left_to_pytorch(
+@pytest.mark.parametrize("how", [*REWRITTEN, *LEFT_TO_PYTORCH])
+def test_the_file_gives_pytorchs_numbers_whichever_way_it_is_converted(
     how: str, tmp_path: Path, decomposed: list[ExportedProgram]
 ) -> None:
     torch.manual_seed(0)
+    model = Network((REWRITTEN | LEFT_TO_PYTORCH)[how]).eval()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    check_numbers(Network(leave_to_pytorch(how)).eval(), tmp_path / "file.onnx")
+    written = export_onnx(model, tmp_path / "file.onnx", input_size=(3, 8, 8))
 
-    assert decomposed
+    (got,) = OrtSession(written.path).infer({"images": images.numpy()}).values()
+    wanted = model(images.clone()).detach().numpy()
+    assert bool(decomposed) == (how in LEFT_TO_PYTORCH)
+    assert got.dtype == wanted.dtype
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
