@@ -18,6 +18,7 @@ __all__ = ["OPENED_A_SOCKET", "Child", "Ended", "preload", "run", "start"]
 
 PATIENCE = 300.0  # seconds until a command counts as hanging
 OPENED_A_SOCKET = 99  # exit code
+SOCKET = "opened a socket: "  # printed then
 SOCKET_EVENTS = tuple(
     f"socket.{name}"
     for name in ("connect", "bind", "sendto", "getaddrinfo", "gethostbyname", "gethostbyaddr")
@@ -74,7 +75,10 @@ class Child:
                 )
             time.sleep(0.005)
         _, status = os.waitpid(self.pid, 0)
-        return Ended(os.waitstatus_to_exitcode(status), self.log.read_text(errors="replace"))
+        printed = self.log.read_text(errors="replace")
+        # What opened it may be a process that the command had started.
+        code = OPENED_A_SOCKET if SOCKET in printed else os.waitstatus_to_exitcode(status)
+        return Ended(code, printed)
 
 
 def preload() -> None:
@@ -97,7 +101,8 @@ def start(
 ) -> Child:
     """Start `hgkd-edge ARGUMENTS` in a folder, with its output in `log`.
 
-    It ends with `OPENED_A_SOCKET` as soon as Python opens a connection or looks up a name.
+    It ends with `OPENED_A_SOCKET` if Python, in it or in a process that it starts, opens a
+    connection or looks up a name.
 
     Args:
         before: Called in the new process first, to break something in it.
@@ -113,6 +118,7 @@ def start(
             os.dup2(output, stream)
         os.chdir(folder)
         os.environ |= {"HGKD_EDGE_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+        os.environ.pop("CI", None)  # some libraries are only silent there
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["hgkd-edge", *arguments]
         sys.addaudithook(_watch_sockets)
@@ -142,5 +148,5 @@ def run(
 def _watch_sockets(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook: the end of a process that connects, listens or looks up a name."""
     if event in SOCKET_EVENTS:
-        os.write(2, f"SOCKET {event} {arguments[1:]}\n".encode())
+        os.write(2, f"{SOCKET}{event} {arguments[1:]}\n".encode())
         os._exit(OPENED_A_SOCKET)
