@@ -28,6 +28,20 @@ def pytest_configure(config: pytest.Config) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker["workerid"][2:]) % len(cores)]})
         os.environ["OMP_NUM_THREADS"] = "1"
+        for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+            del os.environ[name]  # set in the Makefile for this process, not for those it measures
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of a file run in one worker, which makes their fixtures; those of `bundles` too."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFixtures(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            bundles = "tests/bundles/"
+            return bundles if nodeid.startswith(bundles) else super()._split_scope(nodeid)
+
+    return ByFixtures(config, log)
 
 
 def pytest_collection_finish() -> None:

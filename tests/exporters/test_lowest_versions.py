@@ -56,7 +56,7 @@ def base_requirements() -> dict[str, str]:
 
 def installed(folder: Path, *wanted: str) -> Path:
     """Put packages into a folder; skips where there is no network or no wheel for this Python."""
-    pip = [sys.executable, "-m", "pip", "install"]
+    pip = [sys.executable, "-m", "pip", "install", "--no-compile"]
     install = ["uv", "pip", "install"] if shutil.which("uv") else pip
     options = ["--quiet", "--only-binary", ":all:", "--target", str(folder)]
     require([*install, *options, *wanted])

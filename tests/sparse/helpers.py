@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from timm.models.regnet import RegStage
 from torch import Tensor, nn
 
 from hgkd_edge.sparse import SparseEncoder, sparsify
@@ -19,6 +20,21 @@ def network(name: str, dtype: torch.dtype = torch.float32, **settings: object) -
     for parameter in model.parameters():  # zero-initialized gains would hide their branch
         if parameter.dim() == 1:
             nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def shallow(model: nn.Module) -> nn.Module:
+    """The same network without the blocks of a stage that equal the one before.
+
+    Deeper ones say nothing else about the layers, take longer, and amplify rounding.
+    """
+    for stage in [m for m in model.modules() if isinstance(m, (nn.Sequential, RegStage))]:
+        before = None
+        for name, block in list(stage.named_children()):
+            kind = type(block), [tuple(p.shape) for p in block.parameters()]
+            if kind == before and kind[1] and type(block) is not nn.Sequential:
+                delattr(stage, name)
+            before = kind
     return model
 
 
