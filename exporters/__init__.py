@@ -7,6 +7,7 @@ from .errors import (
     UserError,
     VerificationFailed,
 )
+from .telemetry import forbid_telemetry
 
 __all__ = [
     "ConversionFailed",
@@ -15,3 +16,5 @@ __all__ = [
     "UserError",
     "VerificationFailed",
 ]
+
+forbid_telemetry()

@@ -18,7 +18,7 @@ import numpy as np
 from .atomic_files import file_sha256, flush, require_writable_folder
 from .errors import ConversionFailed, ExportError
 from .onnx_info import onnx_info
-from .runtimes.openvino import OpenVinoSession, import_openvino, last_line
+from .runtimes.openvino import OpenVinoSession, last_line, require_openvino
 
 __all__ = ["OpenVinoExport", "export_openvino", "openvino_intermediates"]
 
@@ -55,7 +55,9 @@ def export_openvino(
         MissingPackageError: OpenVINO is not installed.
         ConversionFailed: OpenVINO refuses the network.
     """
-    openvino = import_openvino("exporting to OpenVINO")
+    require_openvino("exporting to OpenVINO")
+    import openvino
+
     path, source = Path(path), onnx_info(onnx_path)
     if path.suffix != ".xml":
         raise ExportError(f"an OpenVINO model is an .xml file, not '{path.name}'")
@@ -95,7 +97,8 @@ def openvino_intermediates(path: str | Path, images: np.ndarray) -> dict[str, np
         path: The .xml file.
         images: [B, 3, H, W], cast to the type of the network's input.
     """
-    openvino = import_openvino("finding the layer that differs")
+    import openvino
+
     model = openvino.Core().read_model(str(path))
     present = {name for output in model.outputs for name in output.names}
     inner = [

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +17,7 @@ from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, S
 if TYPE_CHECKING:
     import openvino
 
-__all__ = ["RUNTIMES", "OpenVinoSession", "import_openvino", "last_line"]
+__all__ = ["RUNTIMES", "OpenVinoSession", "last_line", "require_openvino"]
 
 _COMPUTES = {"bf16": "bf16", "f16": "fp16"}
 
@@ -49,7 +46,9 @@ class OpenVinoSession(Session):
         source: str | Path | openvino.Model,
         options: Options = Options(),  # noqa: B008  it is frozen
     ) -> None:
-        openvino = import_openvino("running an OpenVINO model")
+        require_openvino("running an OpenVINO model")
+        import openvino
+
         hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if not options.exact:
             hints = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
@@ -117,17 +116,10 @@ class OpenVinoSession(Session):
         return request.infer
 
 
-def import_openvino(what: str) -> ModuleType:
-    """OpenVINO, without its telemetry: its mere import would report to Google Analytics.
-
-    Raises:
-        MissingPackageError: It is not installed; the message names `what`.
-    """
+def require_openvino(what: str) -> None:
+    """Raise MissingPackageError, naming what needs OpenVINO, where it is not installed."""
     if importlib.util.find_spec("openvino") is None:
         raise MissingPackageError(what, package="openvino", extra="openvino")
-    # None is what makes Python refuse an import. OpenVINO then takes its stub, which sends nothing.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    return importlib.import_module("openvino")
 
 
 def last_line(error: BaseException) -> str:

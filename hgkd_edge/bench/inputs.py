@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from exporters import runtimes
 from exporters.errors import ExportError
 from exporters.runtimes import Outputs
+from exporters.runtimes.session import version_of
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.models import ModelFile
 from hgkd_edge.bench.records import InputInfo, Verification
@@ -250,7 +250,7 @@ def judge(
     return Verification(
         images=len(probe.feeds) * (probe.inputs[0].shape[0] if probe.inputs else 1),
         source=source,
-        reference=f"onnxruntime {onnxruntime.__version__} {where}",
+        reference=f"onnxruntime {version_of('onnxruntime')} {where}",
         bound=bound,
         most_relative_error=limits.relative,
         least_cosine=limits.cosine,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +17,14 @@ from hgkd_edge.data.mirror import without_pattern
 from hgkd_edge.data.names import a_few, clean, splits_by_name
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos
 from hgkd_edge.errors import DataError, MissingPackageError, reason_of
+from hgkd_edge.parsing import cut, parse_yaml, read_text
 from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["hub_photos"]
+
+_FRONT_MATTER = re.compile(r"\s*---\s*\n(.*?)\n---", re.DOTALL)
+_WHOLE = re.compile(r"(.*)", re.DOTALL)
+_ADDRESS = re.compile(r"[\w+.-]+://[^\s\"]*")
 
 
 def hub_photos(config: DataConfig) -> Listing:
@@ -60,15 +67,35 @@ def hub_photos(config: DataConfig) -> Listing:
 
 
 def _load(path: str) -> Any:
+    """Only a name on the hub opens a connection; a relative path might be taken for one."""
     import datasets
 
-    local = Path(path).expanduser()
+    local = Path(path).expanduser().absolute()
+    if not local.exists():
+        return datasets.load_dataset(path)
     if not local.is_dir():
-        return datasets.load_dataset(str(local) if local.exists() else path)
+        raise DataError(f"data.path '{path}' is a file", hint="give the folder that it is in")
     place = without_pattern(local)
     if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return datasets.load_from_disk(str(place))
+    _require_local_data(place)
     return datasets.load_dataset(str(place))
+
+
+def _require_local_data(folder: Path) -> None:
+    """Raise DataError if a folder's metadata names data at an address, which would be opened."""
+    for name, content in (("README.md", _FRONT_MATTER), (".huggingface.yaml", _WHOLE)):
+        file = folder / name
+        found = content.match(read_text(file)) if file.is_file() else None
+        if found is None:
+            continue
+        metadata = parse_yaml(found[1])
+        configs = metadata.get("configs") if isinstance(metadata, dict) else None
+        if address := _ADDRESS.search(json.dumps(configs, default=str)):
+            raise DataError(
+                f"'{file}' names data at {cut(address[0])}",
+                hint="remove the line, or download the data into the folder",
+            )
 
 
 def _columns(path: str, part: Any) -> tuple[str, str | None]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -44,6 +45,53 @@ def test_a_local_dataset_holds_the_same_images_as_the_folder_it_was_made_from(
         assert source.classes == folder[split].classes
         assert torch.equal(source.labels, folder[split].labels)
         assert torch.equal(source.images[torch.arange(len(source))], folder[split].images)
+
+
+def test_a_relative_path_is_a_folder_whatever_its_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `datasets` has readers of these names, and asks the hub for what it takes for a name.
+    (tmp_path / "imagefolder").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    found = open_splits(data_config(Path("imagefolder"), source="hf"))
+
+    assert {name: len(source) for name, source in found.items()} == {"train": 48, "test": 18}
+
+
+def test_a_file_is_refused_before_its_name_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    with pytest.raises(DataError, match="is a file") as raised:
+        open_splits(data_config(Path("train.parquet"), source="hf"))
+
+    assert raised.value.hint == "give the folder that it is in"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n# Data\n"),
+        (".huggingface.yaml", "configs:\n- config_name: default\n  data_files: {}\n"),
+    ],
+)
+def test_a_folder_cannot_name_an_address_to_load_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (tmp_path / name).write_text(text.format("https://example.org/train.parquet"))
+
+    with pytest.raises(DataError, match="names data at https://example.org/train.parquet"):
+        open_splits(data_config(tmp_path, source="hf"))
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a name was looked up")
 
 
 def test_a_single_split_is_held_out_by_share(tmp_path: Path, dataset: dict[str, object]) -> None:

@@ -9,6 +9,7 @@
 root=${HGKD_EDGE_SYSROOT:-/} # in a container the device's own files are often mounted elsewhere
 jobs=${XDG_CACHE_HOME:-$HOME/.cache}/hgkd-edge/jobs
 umask 077
+export ORT_DISABLE_TELEMETRY=1 # ONNX Runtime reports to Microsoft otherwise
 
 # --- what is sent: messages of marked lines, each written at once, so that nothing comes between
 

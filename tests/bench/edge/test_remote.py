@@ -129,6 +129,8 @@ def test_a_box_without_trtexec_is_measured_by_the_runner_sent_along(
     assert one.first_inference_ms is not None
     assert session.measurements[2].ratio.median > 2
     wait_until(lambda: not board.leftovers())
+    # ONNX Runtime would have left an identity for its reports.
+    assert [entry.name for entry in (board.folder / "cache").iterdir()] == ["hgkd-edge"]
 
 
 def test_a_box_with_neither_tool_says_what_to_install(
