@@ -1,4 +1,4 @@
-"""Keeps the runtimes from reporting to their makers, which they do unless told otherwise."""
+"""Keeps the runtimes from reporting to their makers, which is their default."""
 
 from __future__ import annotations
 

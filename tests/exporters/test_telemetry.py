@@ -1,4 +1,4 @@
-"""Runtimes report to their makers, unless told otherwise or in CI; they keep an identity, too."""
+"""Runtimes report to their makers by default, except in CI, and store an identity."""
 
 from __future__ import annotations
 
