@@ -22,6 +22,7 @@ def module_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+LINES = 60, 400  # at most, of a function and of a file
 MODULES = {module_of(file): file for file in FILES}
 
 
@@ -134,6 +135,19 @@ def test_exporters_know_nothing_of_the_rest() -> None:
 
 
 OPENERS = ("InferenceSession", "compile_model", "deserialize_cuda_engine", "TrtRunner")
+
+
+def test_files_and_functions_are_short() -> None:
+    long = {}
+    for module, file in MODULES.items():
+        text = file.read_text(encoding="utf-8")
+        functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+        sizes = {f"{module}.{n.name}": (n.end_lineno or 0) - n.lineno + 1 for n in functions}
+        long |= {name: size for name, size in sizes.items() if size > LINES[0]}
+        if (size := text.count("\n")) > LINES[1]:
+            long[module] = size
+
+    assert long == {}
 
 
 def test_networks_are_opened_in_one_place() -> None:

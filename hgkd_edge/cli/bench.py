@@ -11,7 +11,6 @@ from hgkd_edge.cli.options import AsJson, TrustEngine
 from hgkd_edge.cli.output import say, show_result
 
 if TYPE_CHECKING:
-    from hgkd_edge.api.result import Result
     from hgkd_edge.bench.options import BenchOptions
 
 Models = Annotated[
@@ -107,13 +106,11 @@ def bench(
 
     Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
     """
-    from hgkd_edge.api import measuring
     from hgkd_edge.bench.inputs import load_images
     from hgkd_edge.bench.options import BenchOptions, parse_counts
 
     if compare is not None:
-        show_result(measuring.compare_measurements(*compare), as_json)
-        return
+        return _compare(compare, as_json=as_json)
     options = BenchOptions(
         models=tuple(models or ()),
         device=device,
@@ -135,11 +132,14 @@ def bench(
         ssh_config=ssh_config,
     )
     if pipeline is not None:
-        _measure_pipeline(pipeline, options, as_json=as_json)
-    elif estimate:
-        _show(measuring.estimate(options, _names(on)), as_json=as_json)
-    else:
-        _show(measuring.measure(options), as_json=as_json)
+        return _measure_pipeline(pipeline, options, as_json=as_json)
+    return _measure(options, _names(on) if estimate else None, as_json=as_json)
+
+
+def _compare(files: tuple[Path, Path], *, as_json: bool) -> None:
+    from hgkd_edge.api.measuring import compare_measurements
+
+    show_result(compare_measurements(*files), as_json)
 
 
 def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> None:
@@ -159,7 +159,13 @@ def _measure_pipeline(images: Path, options: BenchOptions, *, as_json: bool) -> 
     show_result(result, as_json)
 
 
-def _show(result: Result, *, as_json: bool) -> None:
+def _measure(options: BenchOptions, estimated_on: tuple[str, ...] | None, *, as_json: bool) -> None:
+    from hgkd_edge.api import measuring
+
+    if estimated_on is None:
+        result = measuring.measure(options)
+    else:
+        result = measuring.estimate(options, estimated_on)
     show_result(result, as_json)
     if not as_json:
         say(f"written to {result['file']}")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hgkd_edge.cli.options import AsJson, Run
 from hgkd_edge.cli.output import say, say_error, show, show_result
-
-if TYPE_CHECKING:
-    from hgkd_edge.export_options import ExportOptions
+from hgkd_edge.export_options import ExportOptions, parse_frame
 
 Onnx = Annotated[
     bool, typer.Option("--onnx", help="Write an ONNX model (always made).", show_default=False)
@@ -123,8 +121,6 @@ def export(
 
     Example: hgkd-edge export --precision int8 --max-drop 0.5 --openvino
     """
-    from hgkd_edge.export_options import ExportOptions, parse_frame
-
     options = ExportOptions(
         precision=precision,
         trt=trt,
