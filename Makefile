@@ -28,7 +28,7 @@ test-rest: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 test-rest: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 test-rest: export MALLOC_TOP_PAD_ = 67108864
 test-rest: $(VENV)/.installed
-	$(BIN)/python -m pytest tests -q -n auto --no-loadscope-reorder --ignore tests/bench --durations 40
+	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

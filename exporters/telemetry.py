@@ -15,6 +15,6 @@ def forbid_telemetry() -> None:
     names of model files, and keeps an identity below `~/.cache`. It reads the variable as it loads;
     child processes inherit it. OpenVINO reports its import and each conversion to Google Analytics.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"
     # None is what makes Python refuse an import. OpenVINO then takes its stub, which sends nothing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

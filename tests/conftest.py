@@ -32,8 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]  # set in the Makefile for this process, not for those it measures
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of a file run in one worker, which makes their fixtures; those of `bundles` too."""
+    """With `--dist loadfile`, all files of `bundles` go to one worker, which makes their runs."""
+    if config.getvalue("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class ByFixtures(LoadFileScheduling):

@@ -76,7 +76,7 @@ class Child:
             time.sleep(0.005)
         _, status = os.waitpid(self.pid, 0)
         printed = self.log.read_text(errors="replace")
-        # What opened it may be a process that the command had started.
+        # What opened it may be a process that the command had forked.
         code = OPENED_A_SOCKET if SOCKET in printed else os.waitstatus_to_exitcode(status)
         return Ended(code, printed)
 
@@ -101,7 +101,7 @@ def start(
 ) -> Child:
     """Start `hgkd-edge ARGUMENTS` in a folder, with its output in `log`.
 
-    It ends with `OPENED_A_SOCKET` if Python, in it or in a process that it starts, opens a
+    It ends with `OPENED_A_SOCKET` if Python, in it or in a process that it forks, opens a
     connection or looks up a name.
 
     Args:

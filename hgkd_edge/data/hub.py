@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,6 @@ from hgkd_edge.parsing import cut, parse_yaml, read_text
 from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["hub_photos"]
-
-_FRONT_MATTER = re.compile(r"\s*---\s*\n(.*?)\n---", re.DOTALL)
-_WHOLE = re.compile(r"(.*)", re.DOTALL)
-_ADDRESS = re.compile(r"[\w+.-]+://[^\s\"]*")
 
 
 def hub_photos(config: DataConfig) -> Listing:
@@ -84,18 +78,35 @@ def _load(path: str) -> Any:
 
 def _require_local_data(folder: Path) -> None:
     """Raise DataError if a folder's metadata names data at an address, which would be opened."""
-    for name, content in (("README.md", _FRONT_MATTER), (".huggingface.yaml", _WHOLE)):
-        file = folder / name
-        found = content.match(read_text(file)) if file.is_file() else None
-        if found is None:
-            continue
-        metadata = parse_yaml(found[1])
-        configs = metadata.get("configs") if isinstance(metadata, dict) else None
-        if address := _ADDRESS.search(json.dumps(configs, default=str)):
+    for place in _named_places(folder):
+        if "://" in place:
             raise DataError(
-                f"'{file}' names data at {cut(address[0])}",
-                hint="remove the line, or download the data into the folder",
+                f"the metadata of '{folder}' names data at {cut(place)}",
+                hint="download that data into the folder, and name the files there",
             )
+
+
+def _named_places(folder: Path) -> Iterator[str]:
+    """What `data_files` and `data_dir` name, read from the files that `datasets` reads."""
+    from huggingface_hub import metadata_load
+
+    metadata: dict[str, Any] = {}
+    readme, standalone = folder / "README.md", folder / ".huggingface.yaml"
+    if readme.is_file():
+        metadata |= metadata_load(readme) or {}
+    if standalone.is_file():
+        metadata |= parse_yaml(read_text(standalone)) or {}
+    for config in metadata.get("configs") or []:
+        for key in ("data_files", "data_dir"):
+            yield from _texts(config.get(key))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def _columns(path: str, part: Any) -> tuple[str, str | None]:

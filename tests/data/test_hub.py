@@ -73,21 +73,38 @@ def test_a_file_is_refused_before_its_name_is_looked_up(
     assert raised.value.hint == "give the folder that it is in"
 
 
+CONFIGS = "configs:\n- config_name: default\n  data_files: {}\n"
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("README.md", "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n# Data\n"),
-        (".huggingface.yaml", "configs:\n- config_name: default\n  data_files: {}\n"),
+        ("README.md", f"---\n{CONFIGS}---\n# Data\n"),
+        ("README.md", f"---\na: 1\n---- : 2\n{CONFIGS}---\n"),  # a longer line of dashes is no end
+        ("README.md", f"---\n{CONFIGS}---".replace("\n", "\r")),
+        (".huggingface.yaml", CONFIGS),
     ],
 )
 def test_a_folder_cannot_name_an_address_to_load_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    (tmp_path / name).write_text(text.format("https://example.org/train.parquet"))
+    (tmp_path / name).write_bytes(text.format("https://example.org/train.parquet").encode())
 
     with pytest.raises(DataError, match="names data at https://example.org/train.parquet"):
         open_splits(data_config(tmp_path, source="hf"))
+
+
+def test_addresses_in_a_folder_s_description_are_text(
+    tmp_path: Path, dataset: dict[str, object]
+) -> None:
+    dataset["train"].to_parquet(str(tmp_path / "data" / "train.parquet"))
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\nlicense: mit\nconfigs:\n- config_name: default\n"
+        "  description: see https://example.org\n  data_files: data/*.parquet\n---\n"
+    )
+
+    assert len(open_splits(data_config(tmp_path, source="hf", holdout=0))["train"]) == 48
 
 
 def refuse(*_: object, **__: object) -> None:

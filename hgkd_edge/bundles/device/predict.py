@@ -54,7 +54,7 @@ def load_settings(folder: Path = HERE) -> Settings:
 
 def open_onnx(path: Path) -> Run:
     """An ONNX file as a function from the network's input to its outputs by name."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reports to Microsoft otherwise
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports to Microsoft otherwise
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
