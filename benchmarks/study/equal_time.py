@@ -209,6 +209,10 @@ def plot(folder: Path, base: str, picture: Path) -> None:
                 if len(points) > 1:
                     axis.plot(*zip(*points, strict=True), marker="o", label=arm)
             axis.set(xscale="log", xlabel=label, ylabel=f"{score}, %")
+            ticks = sorted({at for line in axis.lines for at in line.get_xdata()})
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.tick_params(axis="x", labelsize=7)
+            axis.minorticks_off()
     grid[0][0].legend(fontsize="small")
     figure.savefig(picture, dpi=150)
 
