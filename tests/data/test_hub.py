@@ -96,8 +96,10 @@ def test_a_folder_cannot_name_an_address_to_load_from(
 
 
 def test_addresses_in_a_folder_s_description_are_text(
-    tmp_path: Path, dataset: dict[str, object]
+    tmp_path: Path, dataset: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The library's cache knows such a folder by its name and metadata, of an earlier test run too.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     dataset["train"].to_parquet(str(tmp_path / "data" / "train.parquet"))
     (tmp_path / "README.md").write_text(
         "---\nlicense: mit\nlicense: mit\nconfigs:\n- config_name: default\n"
