@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,7 +75,27 @@ def _load(path: str) -> Any:
     if any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return datasets.load_from_disk(str(place))
     _require_local_data(place)
-    return datasets.load_dataset(str(place))
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hgkd-edge" / _state_of(place)
+    return datasets.load_dataset(str(place), cache_dir=str(cache))
+
+
+def _state_of(folder: Path) -> str:
+    """Changes with the folder's path and files.
+
+    `datasets` knows a folder whose metadata has `configs` by its name and metadata alone: from its
+    cache it would return the images of another folder of that name, or those from before a change.
+    """
+    state = hashlib.sha256(os.fsencode(folder))
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(place, name)
+            if file.is_file():  # links to nothing are no data
+                about = file.stat()
+                state.update(
+                    os.fsencode(file) + f"\0{about.st_size} {about.st_mtime_ns}\0".encode()
+                )
+    return state.hexdigest()[:24]
 
 
 def _require_local_data(folder: Path) -> None:

@@ -96,10 +96,8 @@ def test_a_folder_cannot_name_an_address_to_load_from(
 
 
 def test_addresses_in_a_folder_s_description_are_text(
-    tmp_path: Path, dataset: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: dict[str, object]
 ) -> None:
-    # The library's cache knows such a folder by its name and metadata, of an earlier test run too.
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     dataset["train"].to_parquet(str(tmp_path / "data" / "train.parquet"))
     (tmp_path / "README.md").write_text(
         "---\nlicense: mit\nlicense: mit\nconfigs:\n- config_name: default\n"
@@ -107,6 +105,19 @@ def test_addresses_in_a_folder_s_description_are_text(
     )
 
     assert len(open_splits(data_config(tmp_path, source="hf", holdout=0))["train"]) == 48
+
+
+def test_the_cache_does_not_answer_for_another_folder_or_for_changed_files(
+    tmp_path: Path, dataset: dict[str, object]
+) -> None:
+    def count(place: Path, images: int) -> int:
+        dataset["train"].select(range(images)).to_parquet(str(place / "data" / "train.parquet"))
+        (place / "README.md").write_text(f"---\n{CONFIGS.format('data/*.parquet')}---\n")
+        return len(open_splits(data_config(place, source="hf", holdout=0))["train"])
+
+    assert count(tmp_path / "one" / "photos", 40) == 40
+    assert count(tmp_path / "other" / "photos", 30) == 30
+    assert count(tmp_path / "one" / "photos", 20) == 20
 
 
 def refuse(*_: object, **__: object) -> None:
