@@ -41,15 +41,17 @@ docs: $(VENV)/.installed  ## Build the documentation site into site/; warnings a
 clean:  ## Remove the environment and caches (runs stay)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# uv where it is present (seconds), else venv and pip (minutes). The import compiles what is used: a
-# sixth of all modules. Otherwise all processes that start together would compile it.
+# uv installs in half of pip's time; pip stays for those whose index only pip's configuration names.
+# The import compiles what is used: a sixth of all modules. Otherwise all processes that start
+# together would compile it.
 $(VENV)/.installed: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 	  uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
-	  $(BIN)/python -m pip install --quiet --upgrade pip && \
+	  $(BIN)/python -m pip install --quiet uv && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]' || \
 	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'; \
 	fi
 	@$(BIN)/python -c "import hgkd_edge.distillation.distill, hgkd_edge.finetune, hgkd_edge.export"

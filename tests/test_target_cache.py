@@ -17,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hgkd_edge.data.sources import open_splits
+from hgkd_edge.data.augment import center_view
+from hgkd_edge.data.sources import held_out_split, open_splits
 from hgkd_edge.distillation import target_cache
 from hgkd_edge.distillation.distill import distill, first_updates
+from hgkd_edge.distillation.held_out import held_out_cosine
 from hgkd_edge.distillation.parts import build
-from hgkd_edge.distillation.setup import make_model, make_teacher
+from hgkd_edge.distillation.setup import Setup, make_model, make_teacher
 from hgkd_edge.distillation.target_cache import cached_targets
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.distillation.training import Distilling
@@ -198,6 +200,33 @@ def test_a_run_with_cached_targets_resumes_exactly(
     assert all(torch.equal(one[name], other[name]) for name in one)
     log = [json.loads(line) for line in whole.log_file.read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_the_held_out_baseline_is_the_mean_of_the_cached_targets(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_cache(tiny_recipe, views=3, mask={"ratio": 0})
+    teacher, parts, source = made(recipe)
+    splits = open_splits(recipe.data)
+    cache = cached_targets(teacher, source, recipe)
+    model = make_model(recipe, parts, teacher)
+    setup = Setup(recipe, parts, teacher, splits, cache)
+    shown: list[int] = []
+    targets = teacher.targets
+    monkeypatch.setattr(
+        teacher,
+        "targets",
+        lambda images, *more: (shown.append(len(images)), targets(images, *more))[1],
+    )
+
+    scores = held_out_cosine(model, setup)
+
+    held_out = splits[held_out_split(splits)]
+    assert sum(shown) == len(held_out), "no training image goes through the teacher again"
+    mean = torch.from_numpy(cache.targets[:, 0].astype(np.float32)).mean(dim=0)
+    true = teacher(center_view(held_out.images[:], size=recipe.data.size))
+    expected = torch.cosine_similarity(mean.expand_as(true), true, dim=-1).mean().item()
+    assert scores.mean_token == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(

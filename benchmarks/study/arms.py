@@ -120,6 +120,8 @@ class Arm(NamedTuple):
 _NO_EMBEDDING = ["loss.embedding_weight=0"]
 # Run only if asked for. The cost of an update is that of the chosen recipe, at the same ratio.
 ON_REQUEST = {
+    "dense, embedding, 16 views": Arm(["teacher.cache=16"]),
+    "masked half the time, embedding, 16 views": Arm(["teacher.cache=16"], 0.75, 0.5),
     "dense, embedding, two-layer head": Arm(["student.head=mlp"]),
     "dense, embedding, cosine": Arm(["loss.cosine_weight=1"]),
     "dense, embedding, middle and late block": Arm(["teacher.layers=[5, 10]"]),

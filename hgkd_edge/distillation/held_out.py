@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,15 +52,15 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> HeldOut | None:
     model.eval()
     device = next(model.parameters()).device
     draws = Draws.same_each_time(recipe.seed, device)
-    means, _ = teacher.moments(teacher_views(_sample(setup.source), draws, parts, recipe))
     places = parts.token_grid[0] * parts.token_grid[1]  # without the whole-image row
-    mean_token = means[:places]  # [N, D]
+    mean_token = _mean_target(setup, draws)[:places].to(device)  # [N, D]
     only_visible = recipe.teacher.view == "visible"
     ratio = recipe.mask.highest_ratio
     sites = judged_sites(recipe)
     ours, trivial, gains, between = [], [], [], BetweenImages()
-    for images in _sample(setup.splits[held_out]):
-        view = center_view(images.to(device), size=recipe.data.size)
+    for photos in _sample(setup.splits[held_out]):
+        images = setup.splits[held_out].images[photos].to(device)
+        view = center_view(images, size=recipe.data.size)
         visible = draw_visible(draws, len(view), parts, ratio)
         tokens = on_tokens(visible, parts)
         targets = teacher.targets(view, tokens if only_visible else None)[:, :places]
@@ -112,10 +110,20 @@ def not_better_than_the_mean(held_out: HeldOut) -> str:
     )
 
 
-def _sample(source: ImageSource) -> Iterator[Tensor]:
-    """At most `SAMPLE` evenly spaced images, in batches uint8 [B, 3, H_canvas, W_canvas]."""
-    for indices in torch.tensor(evenly(len(source), SAMPLE), dtype=torch.int64).split(256):
-        yield source.images[indices]
+def _mean_target(setup: Setup, draws: Draws) -> Tensor:
+    """The mean over the training images of each row of the targets, float32 [R, D]."""
+    batches, cache = _sample(setup.source), setup.cache
+    if cache is not None:  # spares the teacher's passes
+        first_views = (cache.views(each, torch.zeros(len(each)))[1] for each in batches)
+        sums = torch.stack([targets.sum(dim=0, dtype=torch.float32) for targets in first_views])
+        return sums.sum(dim=0) / min(SAMPLE, len(setup.source))
+    images = (setup.source.images[each] for each in batches)
+    return setup.teacher.moments(teacher_views(images, draws, setup.parts, setup.recipe))[0]
+
+
+def _sample(source: ImageSource) -> tuple[Tensor, ...]:
+    """Indices of at most `SAMPLE` evenly spaced images, in batches."""
+    return torch.tensor(evenly(len(source), SAMPLE), dtype=torch.int64).split(256)
 
 
 class BetweenImages:
