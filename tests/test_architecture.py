@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -190,12 +191,19 @@ def test_what_starts_fast_or_runs_on_the_edge_never_loads_torch(module: str) -> 
 
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-TREES = {file: ast.parse(file.read_text()) for file in FILES}
-CLASSES = [
-    node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-]
 # Methods that PyTorch documents.
 OF_TORCH = ("forward", "backward", "train", "extra_repr")
+
+
+@functools.cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@functools.cache
+def classes() -> list[ast.ClassDef]:
+    nodes = (node for file in FILES for node in ast.walk(tree_of(file)))
+    return [node for node in nodes if isinstance(node, ast.ClassDef)]
 
 
 def definitions(node: ast.AST, owner: ast.ClassDef | None = None) -> Iterator[Any]:
@@ -214,19 +222,19 @@ def is_explained(name: str, owner: ast.ClassDef) -> bool:
     named = {ast.unparse(base).partition("[")[0] for base in owner.bases}
     own = (one for one in owner.body if isinstance(one, Definition) and one.name == name)
     return any(map(ast.get_docstring, own)) or any(
-        is_explained(name, base) for base in CLASSES if base.name in named and base is not owner
+        is_explained(name, base) for base in classes() if base.name in named and base is not owner
     )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_public_names_have_a_docstring_and_all_parameters_a_type(file: Path) -> None:
     documented = "bench" not in file.relative_to(ROOT).parts
-    for node, owner in definitions(TREES[file]):
+    for node, owner in definitions(tree_of(file)):
         private = node.name.startswith("_") or (owner is not None and owner.name.startswith("_"))
         if documented and not private and node.name not in OF_TORCH:
             explained = ast.get_docstring(node) or (owner and is_explained(node.name, owner))
             assert explained, f"{node.name} has no docstring"
-    for node in ast.walk(TREES[file]):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             every += [one for one in (node.args.vararg, node.args.kwarg) if one is not None]
@@ -278,9 +286,9 @@ def loose_names(node: ast.AST, owner: str = "") -> Iterator[str]:
 def test_types_and_not_dictionaries_cross_modules() -> None:
     found = {
         f"{file.relative_to(ROOT)}: {name}"
-        for file, tree in TREES.items()
+        for file in FILES
         if not any(program in file.as_posix() for program in ON_DEVICES)
-        for name in loose_names(tree)
+        for name in loose_names(tree_of(file))
     }
 
     assert found == ALLOWED_LOOSE.keys()

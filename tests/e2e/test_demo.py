@@ -21,7 +21,7 @@ def test_the_demo_goes_from_images_to_a_latency_and_beats_the_untrained_network(
         "hgkd_edge",
         "demo",
         "--set",
-        "train.epochs=2",
+        "train.epochs=1",
         "--set",
         "train.warmup_epochs=0.5",
         "--set",
