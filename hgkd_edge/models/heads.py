@@ -133,7 +133,8 @@ class Detector(FCOS):
         found = self.head(levels)
         boxes = self.box_coder.decode(found["bbox_regression"], self._points(levels))
         height, width = images.shape[-2:]
-        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor((width, height, width, height)))
+        ends = torch.stack([boxes.new_full((), side) for side in (width, height, width, height)])
+        boxes = boxes.clamp(min=0).minimum(ends)
         return boxes, mean_probability(found["cls_logits"], found["bbox_ctrness"])
 
     def losses(self, images: Tensor, boxes: Tensor) -> dict[str, Tensor]:
@@ -160,8 +161,8 @@ class Detector(FCOS):
                 torch.arange(side, device=level.device, dtype=torch.float32) * stride
                 for side in level.shape[-2:]
             )
-            y, x = torch.meshgrid(rows, columns, indexing="ij")
-            corner = torch.stack([x, y], dim=-1).flatten(0, 1)  # [rows * columns, 2]
+            y, x = rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
+            corner = torch.stack([x, y], dim=1)  # [rows * columns, 2]
             squares.append(torch.cat([corner, corner + stride], dim=1))
         return torch.cat(squares)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,19 +42,45 @@ class EveryOperator(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.group_norm, self.bare = nn.GroupNorm(4, 8), nn.GroupNorm(2, 8, affine=False)
         self.conv, self.other = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
         self.norm, self.layer_norm = nn.BatchNorm2d(8), nn.LayerNorm(8)
         self.scale, self.head = nn.Parameter(torch.rand(8)), nn.Linear(16, 4)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = F.relu(self.norm(self.conv(images)), inplace=True)
         maps = F.hardtanh(self.other(maps).add_(maps), 0.0, 6.0, inplace=True)
         maps = F.hardswish(self.other(maps), inplace=True) * F.hardsigmoid(maps)
         maps = F.silu(self.other(maps), inplace=True) * torch.sigmoid(maps)
         last = F.gelu(self.layer_norm(maps.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         maps = torch.cat([last * self.scale.reshape(1, -1, 1, 1), maps], dim=1)
+        return self.classes(maps), self.boxes(self.bare(self.group_norm(last))), self.enlarged(last)
+
+    def classes(self, maps: Tensor) -> Tensor:
         maps = F.avg_pool2d(F.max_pool2d(maps, 2), 2)
         return self.head(F.dropout(F.adaptive_avg_pool2d(maps, 1).flatten(1), training=False))
+
+    def enlarged(self, maps: Tensor) -> Tensor:
+        """Every form of upsampling."""
+        sizes: list[dict[str, Any]] = [{"size": (48, 48)}, {"scale_factor": 3}]
+        ways: list[dict[str, Any]] = [
+            {"mode": "nearest"},
+            {"mode": "bilinear", "align_corners": False},
+            {"mode": "bilinear", "align_corners": True},
+        ]
+        return torch.cat([F.interpolate(maps, **size, **way) for size in sizes for way in ways], 1)
+
+    def boxes(self, maps: Tensor) -> Tensor:
+        """Operators of a detector, with negative axes, `alpha`, both and single bounds, numbers."""
+        rows, columns = (torch.arange(side, device=maps.device) * 8.0 for side in (16, 16))
+        points = torch.stack([columns.repeat(16), rows.repeat_interleave(16)], dim=-1)
+        sides = maps.view(maps.shape[0], 4, 2, -1).permute(0, 3, 1, 2).to(maps.dtype)
+        first, second, third, last = (sides.select(-2, i) for i in (0, 1, 2, -1))
+        start = points - (-first).exp()
+        end = torch.sub(points, last.abs().clamp(0.5, 4.0), alpha=-2)
+        score = (1 + second.clamp(max=0).exp()).sqrt() / 2 - third.clamp(min=-1)
+        limit = torch.stack([maps.new_full((), 128), maps.new_full((), 96)])
+        return torch.cat([start.minimum(limit), end.minimum(limit) / score], dim=-1)
 
 
 def test_pytorchs_own_way_gives_the_same_graph(
@@ -73,11 +100,14 @@ def test_pytorchs_own_way_gives_the_same_graph(
 
 
 def test_every_known_operator_is_compared() -> None:
-    program = torch.export.export(EveryOperator().eval(), (torch.rand(2, 3, 16, 16),))
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    model, images = EveryOperator().eval(), torch.rand(2, 3, 16, 16)
+    program = torch.export.export(model, (images,), dynamic_shapes=free)
 
     in_onnx_operators(program)
 
-    assert {node.target for node in program.graph.nodes if node.op == "call_function"} == _KNOWN
+    found = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    assert found == _KNOWN
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
@@ -99,6 +129,8 @@ Then = Callable[[Tensor, Tensor], Tensor]
 REWRITTEN: dict[str, Then] = {
     "by its name": lambda _, maps: maps + torch.relu_(maps),
     "twice": lambda _, maps: torch.relu_(maps.add_(1.0)),
+    "bounds of two types": lambda _, maps: maps.clamp(-0.5, 1),
+    "a cast to its own type": lambda _, maps: torch.relu_(maps.to(torch.float32)),
 }
 LEFT_TO_PYTORCH: dict[str, Then] = {
     "by itself": lambda _, maps: F.silu(maps.add_(maps * 2.0), inplace=True),
@@ -115,6 +147,7 @@ LEFT_TO_PYTORCH: dict[str, Then] = {
     "uneven parts": lambda _, maps: torch.cat(maps.chunk(3, dim=1)[::-1], dim=1),
     "a negative start": lambda _, maps: maps.narrow(1, -3, 3),
     "a moved axis": lambda _, maps: maps.movedim(1, -1),
+    "a bound by the shape": lambda images, maps: maps.clamp(max=images.shape[0] / 8),
     "a cast": lambda _, maps: maps.to(torch.float64).to(torch.float32),
     "statistics of the batch": lambda _, maps: F.batch_norm(maps, None, None, training=True),
 }

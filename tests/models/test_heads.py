@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from exporters import runtimes
+from exporters._traced import in_onnx_operators
 from exporters.onnx_export import export_onnx
 from exporters.openvino_export import export_openvino
 from hgkd_edge.models.backbone import BackboneSpec
@@ -41,6 +42,17 @@ def test_every_pixel_gets_logits_whatever_the_backbone(kind: str, images: Tensor
         logits = network(images)
 
     assert logits.shape == (2, 5, *images.shape[-2:])
+
+
+@pytest.mark.parametrize("head", [Segmenter, Detector])
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_conversion_does_not_trace_again(kind: str, head: type[Segmenter] | type[Detector]) -> None:
+    example, free = (torch.rand(2, 3, 64, 96),), ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(head(spec_of(kind), 3).eval(), example, dynamic_shapes=free)
+
+    in_onnx_operators(program)
+
+    assert program.run_decompositions() is program
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
