@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._graph import WEIGHTED, module_of
+from ._graph import WEIGHTED, module_of, sort_nodes
 from .choices import METHODS
 from .errors import ConversionFailed, ExportError, reason_of
 from .onnx_info import graph_inputs
@@ -46,36 +45,6 @@ class Calibration:
         low, high = self.ranges[tensor].range_value
         return float(max(abs(np.asarray(low).item()), abs(np.asarray(high).item())))
 
-    def with_inputs(self, model: onnx.ModelProto, learned: Mapping[str, float]) -> Calibration:
-        """The same ranges, but those of layers' inputs as quantization-aware training left them.
-
-        Args:
-            model: The network that was calibrated.
-            learned: Largest magnitude of a layer's input, by the module's name.
-
-        Raises:
-            ExportError: A module is not in the network.
-        """
-        largest: dict[str, float] = {}
-        missing = set(learned)
-        for node in model.graph.node:
-            if node.op_type in WEIGHTED and (module := module_of(node.name)) in learned:
-                tensor = node.input[0]
-                largest[tensor] = max(largest.get(tensor, 0.0), learned[module])
-                missing.discard(module)
-        if missing:
-            raise ExportError(
-                f"learned INT8 ranges name layers that are not in the network: "
-                f"{', '.join(sorted(missing))}",
-                hint="repeat the quantization-aware fine-tuning: hgkd-edge finetune RUN --qat",
-            )
-        ranges = copy.copy(self.ranges)
-        ranges.data = {
-            name: _clipped(seen, largest[name]) if name in largest else seen
-            for name, seen in self.ranges.items()
-        }
-        return replace(self, ranges=ranges)
-
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.ranges
 
@@ -86,6 +55,7 @@ def calibrate(
     *,
     method: str = METHODS[0],
     batch_size: int = 8,
+    learned: Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Run an fp32 network over images and record ranges.
@@ -98,10 +68,14 @@ def calibrate(
             `minmax` covers everything seen; it replaces a histogram that a tensor does not have.
             Which is best depends on the network.
         batch_size: Images per run of a file with a dynamic batch; `mean` runs one at a time.
+        learned: Largest magnitude of layers' inputs, by the module's name, as quantization-aware
+            training left them. They become the ranges of these inputs, and the network runs with
+            its inputs clipped as in training: what would exceed them decides no other range.
         progress: Called with (images done, images in all).
 
     Raises:
-        ExportError: No images, images of another size, or an unknown method.
+        ExportError: No images, images of another size, an unknown method, or `learned` names a
+            module that is not in the network.
     """
     (feed,) = graph_inputs(model)
     _require_images(images, feed.shape)
@@ -111,18 +85,65 @@ def calibrate(
         )
     free = 1 if method == "mean" else batch_size
     step = feed.shape[0] if isinstance(feed.shape[0], int) else free
+    largest = _of_tensors(model, learned or {})
     try:
-        ranges = _collect(model, feed.name, images, method, step, progress)
+        ranges = _collect(_clipping(model, largest), feed.name, images, method, step, progress)
     except Exception as error:  # the calibrator raises many exception types
         if method in _HISTOGRAMS and isinstance(error, (ValueError, MemoryError)):
             log.warning(
                 "a layer's output hardly varies, so that it has no %s; minmax is used", method
             )
             return calibrate(
-                model, images, method="minmax", batch_size=batch_size, progress=progress
+                model,
+                images,
+                method="minmax",
+                batch_size=batch_size,
+                learned=learned,
+                progress=progress,
             )
         raise ConversionFailed(f"calibration failed: {reason_of(error)}") from error
+    for tensor, magnitude in largest.items():
+        ranges.data[tensor] = _clipped(ranges[tensor], magnitude)
     return Calibration(ranges, method, len(images))
+
+
+def _of_tensors(model: onnx.ModelProto, learned: Mapping[str, float]) -> dict[str, float]:
+    """Largest magnitude by the name of the tensor that enters a layer."""
+    largest: dict[str, float] = {}
+    missing = set(learned)
+    for node in model.graph.node:
+        if node.op_type in WEIGHTED and (module := module_of(node.name)) in learned:
+            tensor = node.input[0]
+            largest[tensor] = max(largest.get(tensor, 0.0), learned[module])
+            missing.discard(module)
+    if missing:
+        raise ExportError(
+            f"learned INT8 ranges name layers that are not in the network: "
+            f"{', '.join(sorted(missing))}",
+            hint="repeat the quantization-aware fine-tuning: hgkd-edge finetune RUN --qat",
+        )
+    return largest
+
+
+def _clipping(model: onnx.ModelProto, largest: Mapping[str, float]) -> onnx.ModelProto:
+    """A copy whose layers clip their inputs; other users of a tensor see it whole."""
+    import onnx
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    clips = {}
+    for tensor, magnitude in largest.items():
+        bounds = [f"{tensor}/{side}" for side in ("least", "most", "clipped")]
+        for name, bound in zip(bounds, (-magnitude, magnitude), strict=False):
+            value = onnx.numpy_helper.from_array(np.float32(bound), name)
+            copied.graph.initializer.append(value)
+        clips[tensor] = onnx.helper.make_node("Clip", [tensor, *bounds[:2]], bounds[2:])
+    for node in copied.graph.node:
+        if node.op_type in WEIGHTED and node.input[0] in clips:
+            node.input[0] = clips[node.input[0]].output[0]
+    copied.graph.node.extend(clips.values())
+    sort_nodes(copied.graph)
+    return copied
 
 
 def _collect(

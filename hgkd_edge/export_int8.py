@@ -118,14 +118,12 @@ class Int8Files:
         """
         options, subject = self._options, self._subject
         images = calibration_images(subject, options)
-        # A quantization-aware network is calibrated without the clipping that it learned with. Its
-        # extremes then spoil the ranges of flavor `cpu`, which quantizes layers' outputs too.
-        usual = "mean" if subject.input_ranges else METHODS[0]
         with track_steps("calibrating", total=len(images)) as show:
             calibration = calibrate(
                 read_onnx(self._fp32),
                 images,
-                method=options.calibration_method or usual,
+                method=options.calibration_method or METHODS[0],
+                learned=subject.input_ranges,
                 progress=lambda done, total: show(done, "images"),
             )
         self._record.calibration = CalibratedOn(
@@ -135,7 +133,7 @@ class Int8Files:
         )
         if subject.input_ranges:
             self._record.calibration.learned_inputs = len(subject.input_ranges)
-        return calibration.with_inputs(read_onnx(self._fp32), subject.input_ranges)
+        return calibration
 
     def _rank(self, flavor: str) -> list[sensitivity.LayerDamage]:
         layers = len(quantize.quantizable_nodes(read_onnx(self._fp32)))

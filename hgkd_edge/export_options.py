@@ -29,8 +29,7 @@ class ExportOptions:
         dynamic_size: Keep height and width free.
         calibration: INT8: number of calibration images (512).
         calibration_data: INT8: folder of images to calibrate on, instead of the run's own.
-        calibration_method: INT8: percentile (the default), mean (the default of a
-            quantization-aware network), minmax or entropy.
+        calibration_method: INT8: percentile (the default), mean, minmax or entropy.
         flavors: INT8: tensorrt, cpu or (the default) both.
         sensitivity: INT8: rank the layers by the error each adds.
         max_drop: INT8: keep the worst layers in float until held-out images lose at most this many

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _PACKAGES = {CUDA: "onnxruntime-gpu", TENSORRT: "onnxruntime-gpu", OPENVINO: "on
 _ON_GPU = (CUDA, TENSORRT)
 # ONNX Runtime's own log level: errors are raised too, and the log prints a model's names unescaped.
 SILENT = 4
+# x86 CPUs without VNNI would add INT8 products in 16 bits, which overflow. Others ignore it.
+_EXACT_INT8 = "session.x64quantprecision"
 _TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
@@ -66,7 +69,7 @@ class OrtSession(Session):
         model = source if isinstance(source, bytes) else str(source)
         start = perf_counter()
         try:
-            self._session = onnxruntime.InferenceSession(model, settings, providers=providers)
+            self._session = _open(model, settings, providers)
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a base
             name = "the model" if isinstance(source, bytes) else f"'{source}'"
             raise ConversionFailed(
@@ -167,3 +170,14 @@ RUNTIMES = tuple(
         "ort-openvino": OPENVINO,
     }.items()
 )
+
+
+def _open(model: str | bytes, settings: Any, providers: list[str]) -> Any:
+    import onnxruntime
+
+    settings.add_session_config_entry(_EXACT_INT8, "1")
+    try:
+        return onnxruntime.InferenceSession(model, settings, providers=providers)
+    except Exception:  # without VNNI if layers share weights; any other error is raised again
+        settings.add_session_config_entry(_EXACT_INT8, "0")
+        return onnxruntime.InferenceSession(model, settings, providers=providers)

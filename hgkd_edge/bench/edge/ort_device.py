@@ -105,7 +105,14 @@ def open_session(case: dict[str, Any]) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised as well
     options.intra_op_num_threads = case["threads"] or allowed_threads()
-    return onnxruntime.InferenceSession(case["model"], options, providers=["CPUExecutionProvider"])
+    model, providers = case["model"], ["CPUExecutionProvider"]
+    # x86 CPUs without VNNI would add INT8 products in 16 bits, which overflow. Others ignore it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception:  # without VNNI if layers share weights; any other error is raised again
+        options.add_session_config_entry("session.x64quantprecision", "0")
+        return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def allowed_threads() -> int:

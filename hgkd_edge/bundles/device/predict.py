@@ -59,7 +59,14 @@ def open_onnx(path: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = allowed_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    # x86 CPUs without VNNI would add INT8 products in 16 bits, which overflow. Others ignore it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception:  # without VNNI if layers share weights; any other error is raised again
+        options.add_session_config_entry("session.x64quantprecision", "0")
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     feed = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
     return lambda batch: dict(zip(names, session.run(names, {feed: batch})))
