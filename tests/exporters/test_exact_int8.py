@@ -66,6 +66,20 @@ def test_sums_beyond_16_bits_are_exact(file: Path, who: str) -> None:
     np.testing.assert_allclose(outputs, 64 * WEIGHTS * VALUES, rtol=1e-6)
 
 
+def test_layers_that_share_weights_are_opened_all_the_same(file: Path) -> None:
+    model = onnx.load(file)
+    again = helper.make_node("Conv", ["values", "kernel"], ["again"])
+    both = helper.make_node("Add", ["sums", "again"], ["both"])
+    model.graph.node.insert(4, again)
+    model.graph.node.insert(5, both)
+    model.graph.node[6].input[0] = "both"
+    onnx.save(model, file)
+
+    shapes = {open(file)(np.zeros((1, 64, 4, 4), np.float32)).shape for open in OPENED.values()}
+
+    assert shapes == {(1, 4, 4, 4)}
+
+
 def test_the_option_is_known_to_onnxruntime() -> None:
     library = Path(onnxruntime.__file__).parent / "capi"
     (binary,) = library.glob("onnxruntime_pybind11_state*.so")

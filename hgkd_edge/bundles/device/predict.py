@@ -47,8 +47,7 @@ Run = Callable[[np.ndarray], Outputs]
 
 def load_settings(folder: Path = HERE) -> Settings:
     """The settings in `model.json`: task, classes, input, thresholds."""
-    with open(str(folder / "model.json"), encoding="utf-8") as file:
-        settings: Settings = json.load(file)
+    settings: Settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     return settings
 
 
@@ -92,9 +91,8 @@ def load_image(path: Path, bits: int = 0) -> Image.Image:
     """
     with Image.open(str(path)) as image:
         if image.format not in FORMATS:  # Pillow would start other programs for some formats
-            raise ValueError(
-                "%s files are not read; known: %s" % (image.format, ", ".join(FORMATS))
-            )
+            known = ", ".join(FORMATS)
+            raise ValueError("%s files are not read; known: %s" % (image.format, known))
         bits = _packed_bits(image) or bits or 16
         if bits < 16 and _is_deep_color(image):
             raise ValueError("16-bit color is not read by this script; hgkd-edge predict reads it")
@@ -120,9 +118,8 @@ def _to_rgb(image: Any, bits: int) -> Image.Image:
     highest = 1 if image.mode == "F" else 2**bits - 1
     pixels = np.asarray(image)
     if not (pixels.min() >= 0 and pixels.max() <= highest):
-        raise ValueError(
-            "pixels from %g to %g: can be 0 to %d only" % (pixels.min(), pixels.max(), highest)
-        )
+        found = pixels.min(), pixels.max(), highest
+        raise ValueError("pixels from %g to %g: can be 0 to %d only" % found)
     scaled = np.round(pixels * (255 / highest)).astype(np.uint8)
     return Image.fromarray(scaled).convert("RGB")
 
@@ -148,10 +145,8 @@ def network_input(settings: Settings, image: Image.Image) -> np.ndarray:
         return np.asarray(image)[None]
     resize = _cover if settings["geometry"] == "cover" else _letterbox
     pixels = np.asarray(resize(image, tuple(settings["size"])), np.float32) / 255
-    pixels = (pixels - np.array(settings["mean"], np.float32)) / np.array(
-        settings["std"], np.float32
-    )
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+    mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
 
 
 def _scaled(image: Image.Image, size: Tuple[int, int]) -> Tuple[int, int]:
@@ -171,9 +166,8 @@ def _cover(image: Image.Image, size: Tuple[int, int]) -> Image.Image:
     rows, columns = image.height / tall, image.width / wide
     right = min(image.width, (left + width) * columns)
     bottom = min(image.height, (top + height) * rows)
-    return image.resize(
-        (width, height), FILTERS.BILINEAR, box=(left * columns, top * rows, right, bottom)
-    )
+    box = (left * columns, top * rows, right, bottom)
+    return image.resize((width, height), FILTERS.BILINEAR, box=box)
 
 
 def _letterbox(image: Image.Image, size: Tuple[int, int]) -> Image.Image:
@@ -373,9 +367,8 @@ def main() -> int:
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
     parser.add_argument("--model", type=Path, default=HERE / "model.onnx")
     parser.add_argument("--out", type=Path, help="folder for pictures and label maps")
-    parser.add_argument(
-        "--threshold", type=float, default=math.nan, help="lowest score of a box or a label"
-    )
+    lowest = "lowest score of a box or a label"
+    parser.add_argument("--threshold", type=float, default=math.nan, help=lowest)
     asked = parser.parse_args()
     settings, run = load_settings(), open_onnx(asked.model)
     threshold = threshold_of(settings, asked.threshold)
