@@ -43,6 +43,7 @@ _KNOWN = {
     _aten.div.Tensor,
     _aten.dropout.default,
     _aten.exp.default,
+    _aten.expand.default,
     _aten.flatten.using_ints,
     _aten.gelu.default,
     _aten.group_norm.default,
@@ -56,8 +57,6 @@ _KNOWN = {
     _aten.neg.default,
     _aten.new_full.default,
     _aten.permute.default,
-    _aten.repeat.default,
-    _aten.repeat_interleave.self_int,
     _aten.reshape.default,
     _aten.select.int,
     _aten.sigmoid.default,
@@ -75,6 +74,15 @@ _TRAINING, _STATISTICS = 5, slice(3, 5)  # arguments of `batch_norm`
 
 def in_onnx_operators(program: ExportedProgram) -> None:
     """Rewrite what has no ONNX form; skip the decomposition if only known operators are left."""
+    signature = program.graph_signature  # it names the outputs
+    with program.graph_module._set_replace_hook(signature.get_replace_hook()):
+        _rewrite(program)
+    program.graph_module.recompile()
+    if all(map(_is_known, program.graph.nodes)):
+        program.run_decompositions = lambda *_: program
+
+
+def _rewrite(program: ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target in _OUT_OF_PLACE:
             _out_of_place(node)
@@ -87,9 +95,6 @@ def in_onnx_operators(program: ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if node.target is _aten.batch_norm.default and _in_inference(node):
             _batchnorm_in_inference(program.graph, node)
-    program.graph_module.recompile()
-    if all(map(_is_known, program.graph.nodes)):
-        program.run_decompositions = lambda *_: program
 
 
 def _is_known(node: Node) -> bool:

@@ -126,7 +126,7 @@ def _of_tensors(model: onnx.ModelProto, learned: Mapping[str, float]) -> dict[st
 
 
 def _clipping(model: onnx.ModelProto, largest: Mapping[str, float]) -> onnx.ModelProto:
-    """A copy whose layers clip their inputs; other users of a tensor see it whole."""
+    """A copy whose layers clip these tensors; skip branches and activations see them whole."""
     import onnx
 
     copied = onnx.ModelProto()

@@ -55,21 +55,17 @@ class OrtSession(Session):
         provider: str = CPU,
         optimize: bool = True,
     ) -> None:
-        import onnxruntime
+        import onnxruntime  # noqa: F401  if it is missing, that is no error of the model
 
         if not isinstance(source, bytes):
             network_files(source)
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = SILENT
-        settings.intra_op_num_threads = options.threads or _allowed_threads()
-        if not optimize:
-            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        threads = options.threads or _allowed_threads()
         fallback = [CUDA] if provider == TENSORRT else []
         providers = list(dict.fromkeys([provider, *fallback, CPU]))
         model = source if isinstance(source, bytes) else str(source)
         start = perf_counter()
         try:
-            self._session = _open(model, settings, providers)
+            self._session = _open(model, providers, threads, optimize, exact=provider == CPU)
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a base
             name = "the model" if isinstance(source, bytes) else f"'{source}'"
             raise ConversionFailed(
@@ -86,7 +82,7 @@ class OrtSession(Session):
         self.metadata = self._session.get_modelmeta().custom_metadata_map
         self.details = Details(
             load_ms=ms_since(start),
-            threads=settings.intra_op_num_threads or None,
+            threads=threads or None,
             computes="tf32" if provider in _ON_GPU else None,
             settings={"providers": started},
         )
@@ -172,12 +168,20 @@ RUNTIMES = tuple(
 )
 
 
-def _open(model: str | bytes, settings: Any, providers: list[str]) -> Any:
+def _open(
+    model: str | bytes, providers: list[str], threads: int, optimize: bool, *, exact: bool
+) -> Any:
     import onnxruntime
 
-    settings.add_session_config_entry(_EXACT_INT8, "1")
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = SILENT
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry(_EXACT_INT8, str(int(exact)))
+    if not optimize:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(model, settings, providers=providers)
-    except Exception:  # without VNNI if layers share weights; any other error is raised again
-        settings.add_session_config_entry(_EXACT_INT8, "0")
-        return onnxruntime.InferenceSession(model, settings, providers=providers)
+    except Exception:  # also without VNNI, where layers share weights
+        if not exact:
+            raise
+    return _open(model, providers, threads, optimize, exact=False)

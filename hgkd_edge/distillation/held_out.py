@@ -53,7 +53,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> HeldOut | None:
     device = next(model.parameters()).device
     draws = Draws.same_each_time(recipe.seed, device)
     places = parts.token_grid[0] * parts.token_grid[1]  # without the whole-image row
-    mean_token = _mean_target(setup, draws)[:places].to(device)  # [N, D]
+    mean_token = _mean_target(setup, device)[:places].to(device)  # [N, D]
     only_visible = recipe.teacher.view == "visible"
     ratio = recipe.mask.highest_ratio
     sites = judged_sites(recipe)
@@ -110,7 +110,7 @@ def not_better_than_the_mean(held_out: HeldOut) -> str:
     )
 
 
-def _mean_target(setup: Setup, draws: Draws) -> Tensor:
+def _mean_target(setup: Setup, device: torch.device) -> Tensor:
     """The mean over the training images of each row of the targets, float32 [R, D]."""
     batches, cache = _sample(setup.source), setup.cache
     if cache is not None:  # spares the teacher's passes
@@ -118,6 +118,7 @@ def _mean_target(setup: Setup, draws: Draws) -> Tensor:
         sums = torch.stack([targets.sum(dim=0, dtype=torch.float32) for targets in first_views])
         return sums.sum(dim=0) / min(SAMPLE, len(setup.source))
     images = (setup.source.images[each] for each in batches)
+    draws = Draws.same_each_time(setup.recipe.seed, device)
     return setup.teacher.moments(teacher_views(images, draws, setup.parts, setup.recipe))[0]
 
 

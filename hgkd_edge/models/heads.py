@@ -157,12 +157,13 @@ class Detector(FCOS):
         """A square with the stride as side length around the center of every cell, f[A, 4]."""
         squares = []
         for level, stride in zip(levels, self.backbone.strides, strict=True):
+            height, width = level.shape[-2:]
             rows, columns = (
                 torch.arange(side, device=level.device, dtype=torch.float32) * stride
-                for side in level.shape[-2:]
+                for side in (height, width)
             )
-            y, x = rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
-            corner = torch.stack([x, y], dim=1)  # [rows * columns, 2]
+            x, y = columns.expand(height, width), rows.view(-1, 1).expand(height, width)
+            corner = torch.stack([x, y], dim=-1).flatten(0, 1)  # [rows * columns, 2]
             squares.append(torch.cat([corner, corner + stride], dim=1))
         return torch.cat(squares)
 

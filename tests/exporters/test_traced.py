@@ -73,7 +73,8 @@ class EveryOperator(nn.Module):
     def boxes(self, maps: Tensor) -> Tensor:
         """Operators of a detector, with negative axes, `alpha`, both and single bounds, numbers."""
         rows, columns = (torch.arange(side, device=maps.device) * 8.0 for side in (16, 16))
-        points = torch.stack([columns.repeat(16), rows.repeat_interleave(16)], dim=-1)
+        square = columns.expand(16, 16), rows.view(-1, 1).expand(-1, 16)
+        points = torch.stack(square, dim=-1).flatten(0, 1)
         sides = maps.view(maps.shape[0], 4, 2, -1).permute(0, 3, 1, 2).to(maps.dtype)
         first, second, third, last = (sides.select(-2, i) for i in (0, 1, 2, -1))
         start = points - (-first).exp()
@@ -123,6 +124,7 @@ def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
+ZEROS, ONES = torch.zeros(8), torch.ones(8)
 UNLIKE = torch.ones(8, 1, 1, dtype=torch.float64)
 Then = Callable[[Tensor, Tensor], Tensor]
 # What becomes of images [B, 3, 8, 8] and maps [B, 8, 8, 8].
@@ -130,6 +132,8 @@ REWRITTEN: dict[str, Then] = {
     "by its name": lambda _, maps: maps + torch.relu_(maps),
     "twice": lambda _, maps: torch.relu_(maps.add_(1.0)),
     "bounds of two types": lambda _, maps: maps.clamp(-0.5, 1),
+    "a cast at the end": lambda _, maps: maps.to(torch.float32),
+    "a norm at the end": lambda _, maps: F.batch_norm(maps, ZEROS, ONES),
     "a cast to its own type": lambda _, maps: torch.relu_(maps.to(torch.float32)),
 }
 LEFT_TO_PYTORCH: dict[str, Then] = {

@@ -47,8 +47,7 @@ Run = Callable[[np.ndarray], Outputs]
 
 def load_settings(folder: Path = HERE) -> Settings:
     """The settings in `model.json`: task, classes, input, thresholds."""
-    settings: Settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    return settings
+    return dict(json.loads((folder / "model.json").read_text(encoding="utf-8")))
 
 
 def open_onnx(path: Path) -> Run:
@@ -56,16 +55,18 @@ def open_onnx(path: Path) -> Run:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it reports to Microsoft otherwise
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = allowed_threads()
-    providers = ["CPUExecutionProvider"]
-    # x86 CPUs without VNNI would add INT8 products in 16 bits, which overflow. Others ignore it.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    def start(exact: str) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors are raised as well
+        options.intra_op_num_threads = allowed_threads()
+        # x86 CPUs without VNNI would add INT8 products in 16 bits, which overflow.
+        options.add_session_config_entry("session.x64quantprecision", exact)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = start("1")
     except Exception:  # without VNNI if layers share weights; any other error is raised again
-        options.add_session_config_entry("session.x64quantprecision", "0")
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = start("0")
     feed = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
     return lambda batch: dict(zip(names, session.run(names, {feed: batch})))
@@ -301,8 +302,7 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     common = np.clip(high - low, 0, None).prod(axis=1)
     areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - common
-    overlap: np.ndarray = common / np.maximum(areas, 1e-9)
-    return overlap
+    return np.asarray(common / np.maximum(areas, 1e-9))
 
 
 ANSWERS = {"classify": _classify, "multilabel": _tag, "segment": _segment, "detect": _detect}
