@@ -55,6 +55,23 @@ def test_conversion_does_not_trace_again(kind: str, head: type[Segmenter] | type
     assert program.run_decompositions() is program
 
 
+@pytest.mark.parametrize("head", [Segmenter, Detector])
+def test_a_file_of_free_height_and_width_answers_as_pytorch_at_other_sizes(
+    head: type[Segmenter] | type[Detector], tmp_path: Path
+) -> None:
+    network = head(spec_of("resnet18"), 3).eval()
+    export_onnx(network, tmp_path / "net.onnx", input_size=(3, 128, 192), dynamic_size=True)
+    run = runtimes.open(tmp_path / "net.onnx").run
+
+    for size in ((160, 224), (224, 128)):
+        images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            wanted = network(images)
+        outputs = wanted if isinstance(wanted, tuple) else (wanted,)
+        for got, values in zip(run(images.numpy()).values(), outputs, strict=True):
+            torch.testing.assert_close(torch.from_numpy(got), values, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_boxes_lie_within_the_image_whatever_the_backbone(kind: str, images: Tensor) -> None:
     network = Detector(spec_of(kind), 3).eval()
