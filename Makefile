@@ -41,16 +41,15 @@ docs: $(VENV)/.installed  ## Build the documentation site into site/; warnings a
 clean:  ## Remove the environment and caches (runs stay)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# uv installs in half of pip's time. It does not read pip's configuration: where that names an index
-# or constraints, or uv fails, pip installs. The import compiles what is used: a sixth of all modules.
-# Otherwise all processes that start together would compile it.
+# uv installs in half of pip's time; pip installs where uv cannot. uv does not read pip's
+# configuration. The import compiles what is used: a sixth of all modules. Otherwise all processes
+# that start together would compile it.
 $(VENV)/.installed: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 	  uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
-	  ! $(BIN)/python -m pip config list | grep -qE '\.(index-url|no-index|constraint)=' && \
 	  $(BIN)/python -m pip install --quiet uv && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]' || \
 	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'; \

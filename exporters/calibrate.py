@@ -86,8 +86,9 @@ def calibrate(
     free = 1 if method == "mean" else batch_size
     step = feed.shape[0] if isinstance(feed.shape[0], int) else free
     largest = _of_tensors(model, learned or {})
+    run = _clipping(model, largest) if largest else model
     try:
-        ranges = _collect(_clipping(model, largest), feed.name, images, method, step, progress)
+        ranges = _collect(run, feed.name, images, method, step, progress)
     except Exception as error:  # the calibrator raises many exception types
         if method in _HISTOGRAMS and isinstance(error, (ValueError, MemoryError)):
             log.warning(
