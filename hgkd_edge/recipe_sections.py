@@ -57,7 +57,10 @@ class DataConfig(Section):
     `train/` only). 0 holds out none. Images are chosen by a hash of their name, so adding images
     never moves existing ones."""
     crop_scale: tuple[float, float] = (0.67, 1.0)
-    """Area of the random crop. The only other default augmentation is a horizontal flip."""
+    """Area of the random crop, whose shape varies too. `[1, 1]` keeps whole images."""
+    flip: bool = True
+    """Mirror half of the training views. false: for text, for classes that differ by side, and for
+    a camera that never moves."""
     bits: Literal["auto"] | Annotated[int, Field(ge=8, le=16)] = "auto"
     """Bits that 16-bit image files use (8 to 16). `auto` checks a sample of the data set, scales
     all images by the same factor, and reports the decision."""

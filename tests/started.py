@@ -115,6 +115,11 @@ class Started:
 
 
 def started_twice(*arguments: str, code: str = COMMAND) -> list[Ended]:
+    """How two processes of one training end."""
+    return [process.end() for process in start_twice(*arguments, code=code)]
+
+
+def start_twice(*arguments: str, code: str = COMMAND) -> list[Started]:
     """Two processes of one training, with the variables that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -122,8 +127,7 @@ def started_twice(*arguments: str, code: str = COMMAND) -> list[Ended]:
     both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     both["MASTER_PORT"] = str(port)
     ranks = [{**both, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    started = [Started(*arguments, code=code, environment=rank) for rank in ranks]
-    return [process.end() for process in started]
+    return [Started(*arguments, code=code, environment=rank) for rank in ranks]
 
 
 def _run(

@@ -93,9 +93,12 @@ def test_a_second_run_finds_the_targets_and_another_teacher_or_image_does_not(
         teacher.center += 1
     folders.add(cached_targets(teacher, source, recipe).folder)
     folders.add(cached_targets(teacher, source, with_cache(tiny_recipe, seed=1)).folder)
+    for data in ({"flip": False}, {"crop_scale": (0.5, 1.0)}):
+        views = with_cache(tiny_recipe, data={**tiny_recipe["data"], **data})
+        folders.add(cached_targets(teacher, source, views).folder)
     teacher.mean = (0.0, 0.0, 0.0)  # of the images that the teacher sees
     folders.add(cached_targets(teacher, source, recipe).folder)
-    assert len(folders) == 5
+    assert len(folders) == 7
 
 
 def test_a_stopped_filling_continues_where_it_was(

@@ -56,17 +56,20 @@ class Augmentation:
     Attributes:
         size: Height and width of the view in pixels.
         crop_scale: Smallest and largest share of the canvas's area.
+        flip: Mirror half of the views.
         colors: Also distort colors and sharpness.
     """
 
     size: tuple[int, int]
     crop_scale: tuple[float, float]
+    flip: bool
     colors: bool
 
     @classmethod
     def of(cls, recipe: Recipe) -> Augmentation:
         """The augmentation that a recipe asks for."""
-        return cls(recipe.data.size, recipe.data.crop_scale, recipe.augment.colors)
+        data = recipe.data
+        return cls(data.size, data.crop_scale, data.flip, recipe.augment.colors)
 
     @property
     def draws(self) -> int:
@@ -80,14 +83,21 @@ class Augmentation:
             canvas: On the device.
             draws: float [B, `draws`], uniform in [0, 1), on the CPU.
         """
-        view = random_view(canvas, draws[:, :CROP_DRAWS], size=self.size, scale=self.crop_scale)
+        view = random_view(
+            canvas, draws[:, :CROP_DRAWS], size=self.size, scale=self.crop_scale, flip=self.flip
+        )
         if not self.colors:
             return view
         return distort(view, to_device(draws[:, CROP_DRAWS:], view.device))
 
 
 def random_view(
-    canvas: Tensor, draws: Tensor, *, size: tuple[int, int], scale: tuple[float, float]
+    canvas: Tensor,
+    draws: Tensor,
+    *,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    flip: bool = True,
 ) -> Tensor:
     """Random resized crop and horizontal flip, the augmentation of SparK and MAE.
 
@@ -97,27 +107,29 @@ def random_view(
             the boxes are computed.
         size: Height and width of the result in pixels.
         scale: Smallest and largest share of the canvas's area.
+        flip: Mirror half of the views.
 
     Returns:
         float32 [B, 3, H, W] in [0, 1].
     """
-    boxes = [_box(row, canvas.shape[-2:], scale) for row in draws.tolist()]
+    boxes = [_box(row, canvas.shape[-2:], scale, flip) for row in draws.tolist()]
     if canvas.device.type == "cpu":
         return torch.stack([_cut(*each, size) for each in zip(canvas, boxes, strict=True)])
     return _cut_all(canvas, to_device(torch.tensor(boxes), canvas.device), size)
 
 
 def _box(
-    draws: Sequence[float], canvas: Sequence[int], scale: tuple[float, float]
+    draws: Sequence[float], canvas: Sequence[int], scale: tuple[float, float], flip: bool
 ) -> tuple[int, int, int, int, bool]:
     """Top, left, height and width of a crop in pixels, and whether it is mirrored."""
-    (area, aspect, top, left, flip), (height, width) = draws, canvas
+    (area, aspect, top, left, mirror), (height, width) = draws, canvas
     share = scale[0] + area * (scale[1] - scale[0])
-    ratio = math.exp((2 * aspect - 1) * math.log(4 / 3))  # aspect change in [3/4, 4/3]
+    # The aspect changes by a factor in [3/4, 4/3], except that of whole images.
+    ratio = math.exp((2 * aspect - 1) * math.log(4 / 3)) if scale[0] < 1 else 1.0
     crop_height = min(height, round(height * math.sqrt(share / ratio)))
     crop_width = min(width, round(width * math.sqrt(share * ratio)))
     y, x = int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1))
-    return y, x, crop_height, crop_width, flip < 0.5
+    return y, x, crop_height, crop_width, flip and mirror < 0.5
 
 
 def _cut(image: Tensor, box: tuple[int, int, int, int, bool], size: tuple[int, int]) -> Tensor:

@@ -84,12 +84,15 @@ class Zoom:
         return torch.stack([across[:, None].expand(size), down[:, :, None].expand(size)], dim=-1)
 
 
-def random_zoom(draws: Tensor, *, zoom: tuple[float, float], vertical_flip: bool) -> Zoom:
+def random_zoom(
+    draws: Tensor, *, zoom: tuple[float, float], flip: bool = True, vertical_flip: bool
+) -> Zoom:
     """Draw views.
 
     Args:
         draws: float [B, 5], uniform in [0, 1): scale, shift in x and y, mirror in x and y.
         zoom: Smallest and largest enlargement, drawn evenly on a logarithmic scale.
+        flip: Mirror half of the images horizontally.
         vertical_flip: Also flip half of the images vertically, for images without an up.
     """
     low, high = math.log(zoom[0]), math.log(zoom[1])
@@ -97,8 +100,9 @@ def random_zoom(draws: Tensor, *, zoom: tuple[float, float], vertical_flip: bool
     # Enlarged, the view stays within the canvas; reduced, the canvas stays within the view.
     shift = (2 * draws[:, 1:3] - 1) * (1 - seen).abs()
     mirror = torch.where(draws[:, 3:5] < 0.5, -1.0, 1.0)
-    if not vertical_flip:
-        mirror[:, 1] = 1.0
+    for axis, wanted in enumerate((flip, vertical_flip)):
+        if not wanted:
+            mirror[:, axis] = 1.0
     return Zoom(seen * mirror, shift)
 
 

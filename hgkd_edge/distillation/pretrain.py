@@ -34,7 +34,7 @@ from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
 from hgkd_edge.pretrain_settings import IbotConfig, PretrainConfig
 from hgkd_edge.processes import count, on_main
 from hgkd_edge.recipe import Recipe
-from hgkd_edge.recipe_sections import TrainConfig
+from hgkd_edge.recipe_sections import DataConfig, TrainConfig
 
 __all__ = ["pretrain_teacher", "pretraining"]
 
@@ -45,10 +45,10 @@ class MaskedAutoencoding(Training):
     def __init__(self, model: MaskedAutoencoder, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
         self.num_tokens = model.num_tokens
-        self.size, self.crop_scale = size, recipe.data.crop_scale
+        self.size, self.data = size, recipe.data
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        view = _view(images, draws, self.size, self.crop_scale)
+        view = _view(images, draws, self.size, self.data)
         yield view, draws.uniform(len(images), self.num_tokens)
 
 
@@ -58,9 +58,11 @@ class SelfDistillation(Training):
     One of the two global views is masked, so every image has masked patches.
     """
 
-    def __init__(self, model: OnlineTokenizer, config: IbotConfig, size: tuple[int, int]) -> None:
+    def __init__(
+        self, model: OnlineTokenizer, config: IbotConfig, size: tuple[int, int], *, flip: bool
+    ) -> None:
         self.model: nn.Module = model
-        self.config, self.size = config, size
+        self.config, self.size, self.flip = config, size, flip
         encoder = model.student.encoder
         self.grid: tuple[int, int] = encoder.patch_embed.grid_size
         side = encoder.patch_embed.patch_size[0]
@@ -88,7 +90,8 @@ class SelfDistillation(Training):
     def _view(
         self, images: Tensor, draws: Draws, size: tuple[int, int], scale: tuple[float, float]
     ) -> Tensor:
-        view = random_view(images, draws.on_cpu(len(images), CROP_DRAWS), size=size, scale=scale)
+        numbers = draws.on_cpu(len(images), CROP_DRAWS)
+        view = random_view(images, numbers, size=size, scale=scale, flip=self.flip)
         view = distort(view, draws.uniform(len(images), DISTORT_DRAWS))
         return normalize(view, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -98,10 +101,10 @@ class LabelTuning(Training):
 
     def __init__(self, model: LabelTuner, recipe: Recipe, size: tuple[int, int]) -> None:
         self.model: nn.Module = model
-        self.size, self.crop_scale = size, recipe.data.crop_scale
+        self.size, self.data = size, recipe.data
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[Inputs]:
-        yield _view(images, draws, self.size, self.crop_scale), labels
+        yield _view(images, draws, self.size, self.data), labels
 
 
 def pretrain_teacher(
@@ -196,7 +199,7 @@ def _task(vit: VisionTransformer, recipe: Recipe, size: tuple[int, int]) -> Trai
             momentum=config.ibot.momentum,
             temperature=config.ibot.temperature,
         )
-        return SelfDistillation(model, config.ibot, size)
+        return SelfDistillation(model, config.ibot, size, flip=recipe.data.flip)
     mae = MaskedAutoencoder(
         vit,
         mask_ratio=config.mask_ratio,
@@ -244,10 +247,9 @@ def _tune_with_labels(
     return tuned.get_submodule("encoder")
 
 
-def _view(
-    images: Tensor, draws: Draws, size: tuple[int, int], crop_scale: tuple[float, float]
-) -> Tensor:
-    view = random_view(images, draws.on_cpu(len(images), 5), size=size, scale=crop_scale)
+def _view(images: Tensor, draws: Draws, size: tuple[int, int], data: DataConfig) -> Tensor:
+    numbers = draws.on_cpu(len(images), CROP_DRAWS)
+    view = random_view(images, numbers, size=size, scale=data.crop_scale, flip=data.flip)
     return normalize(view, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -281,6 +283,7 @@ def _content_hash(recipe: Recipe, source: ImageSource, size: tuple[int, int]) ->
         "pretrain": recipe.teacher.pretrain.effective,
         "photos": source.fingerprint,
         "crop_scale": recipe.data.crop_scale,
+        "flip": recipe.data.flip,
         "size": size,
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),

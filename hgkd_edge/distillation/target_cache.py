@@ -309,6 +309,7 @@ def _content_hash(
         "normalization": [teacher.mean, teacher.std],
         "image_size": recipe.data.size,
         "crop_scale": recipe.data.crop_scale,
+        "flip": recipe.data.flip,
         "augment": recipe.augment.model_dump(),
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgkd_edge.data.augment import center_view, normalize, random_view
+from hgkd_edge.data.augment import CROP_DRAWS, center_view, normalize, random_view
 from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabeled
 from hgkd_edge.engine import Draws, Training
 from hgkd_edge.errors import DataError
@@ -139,7 +139,7 @@ class ClassifyTraining(Training):
         options = config.classify
         self.model: nn.Module = self.with_loss(network, source, options)
         self.layer_decay: float | None = config.train.layer_decay
-        self.spec, self.crop_scale = card.backbone, config.data.crop_scale
+        self.spec, self.data = card.backbone, config.data
         self.num_classes = len(card.classes)
         self.augment = augmentation(options)
         self.options = options
@@ -155,7 +155,11 @@ class ClassifyTraining(Training):
         if self.augment is not None:
             images = torch.stack([self.augment(image) for image in images])
         view = random_view(
-            images, draws.on_cpu(len(images), 5), size=self.spec.size, scale=self.crop_scale
+            images,
+            draws.on_cpu(len(images), CROP_DRAWS),
+            size=self.spec.size,
+            scale=self.data.crop_scale,
+            flip=self.data.flip,
         )
         yield self.mixed(normalize(view, self.spec.mean, self.spec.std), labels)
 

@@ -65,11 +65,13 @@ def labeled_share(splits: dict[str, ImageSource], config: FinetuneConfig) -> dic
 
 
 def random_views(
-    images: Tensor, draws: Draws, spec: BackboneSpec, options: ViewConfig
+    images: Tensor, draws: Draws, spec: BackboneSpec, options: ViewConfig, *, flip: bool
 ) -> tuple[Tensor, Zoom]:
     """Training views float [B, 3, H, W], normalized, of canvases uint8; and their geometry."""
     numbers = draws.uniform(len(images), 7)  # [B, 7]
-    zoom = random_zoom(numbers[:, :5], zoom=options.zoom, vertical_flip=options.vertical_flip)
+    zoom = random_zoom(
+        numbers[:, :5], zoom=options.zoom, flip=flip, vertical_flip=options.vertical_flip
+    )
     views = jitter(zoom.images(images), numbers[:, 5:], strength=options.color)
     return normalize(views, spec.mean, spec.std), zoom
 

@@ -104,9 +104,10 @@ class DetectTraining(Training):
         self.model: nn.Module = DetectLoss(network)
         self.layer_decay: float | None = config.train.layer_decay
         self.spec, self.options = card.backbone, config.detect
+        self.flip = config.data.flip
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
-        views, zoom = random_views(images, draws, self.spec, self.options)
+        views, zoom = random_views(images, draws, self.spec, self.options, flip=self.flip)
         yield views, zoom.boxes(labels, self.spec.size)
 
 

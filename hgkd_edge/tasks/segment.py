@@ -102,9 +102,10 @@ class SegmentTraining(Training):
         self.model: nn.Module = SegmentLoss(network)
         self.layer_decay: float | None = config.train.layer_decay
         self.spec, self.options = card.backbone, config.segment
+        self.flip = config.data.flip
 
     def inputs(self, images: Tensor, labels: Tensor, draws: Draws) -> Iterator[tuple[Tensor, ...]]:
-        views, zoom = random_views(images, draws, self.spec, self.options)
+        views, zoom = random_views(images, draws, self.spec, self.options, flip=self.flip)
         yield views, zoom.labels(labels)
 
 

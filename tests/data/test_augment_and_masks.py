@@ -40,13 +40,15 @@ def test_every_draw_gives_a_view_of_the_asked_size(draws: list[float], low: floa
 
 def test_the_flip_mirrors_and_a_whole_crop_shows_everything() -> None:
     canvas = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    flipped = torch.tensor([[0.99, 0.5, 0.0, 0.0, 0.0]])
-    straight = torch.tensor([[0.99, 0.5, 0.0, 0.0, 0.9]])
+    flipped = torch.tensor([[0.99, 0.1, 0.0, 0.0, 0.0]])
+    straight = torch.tensor([[0.99, 0.9, 0.0, 0.0, 0.9]])
 
     views = [random_view(canvas, d, size=(32, 32), scale=(1.0, 1.0)) for d in (flipped, straight)]
 
     torch.testing.assert_close(views[0].flip(-1), views[1])
     torch.testing.assert_close(views[1], center_view(canvas, size=(32, 32)))
+    unflipped = random_view(canvas, flipped, size=(32, 32), scale=(1.0, 1.0), flip=False)
+    torch.testing.assert_close(unflipped, views[1])
 
 
 def test_crops_of_a_whole_batch_are_those_of_one_image_at_a_time(photos: Path) -> None:
@@ -55,7 +57,7 @@ def test_crops_of_a_whole_batch_are_those_of_one_image_at_a_time(photos: Path) -
     draws = torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
 
     one_by_one = random_view(canvas, draws, size=(56, 64), scale=(0.67, 1.0))
-    boxes = [augment._box(row, canvas.shape[-2:], (0.67, 1.0)) for row in draws.tolist()]
+    boxes = [augment._box(row, canvas.shape[-2:], (0.67, 1.0), True) for row in draws.tolist()]
     at_once = augment._cut_all(canvas, torch.tensor(boxes), (56, 64))
 
     gap = (at_once - one_by_one).abs().mean()

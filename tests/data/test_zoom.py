@@ -92,6 +92,12 @@ def test_images_with_an_up_are_never_turned_upside_down() -> None:
     assert 60 < (turned.factor[:, 1] < 0).sum() < 140
 
 
+def test_without_flips_no_view_is_mirrored() -> None:
+    zoom = random_zoom(draw(200), zoom=(0.7, 1.5), flip=False, vertical_flip=False)
+
+    assert (zoom.factor > 0).all()
+
+
 def test_enlarged_views_stay_within_the_canvas() -> None:
     zoom = random_zoom(draw(300), zoom=(1.0, 2.0), vertical_flip=False)
 

@@ -45,9 +45,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Tracing]:
         ({}, {}, 1, UPDATES - 2),
         ({}, {"ema": 0.0, "clip_grad": 0}, 1, UPDATES - 2),
         ({}, {"optimizer": "lamb"}, 1, UPDATES - 2),
-        ({}, {"accumulate": 4}, 2, 4 * (UPDATES - 2)),
+        ({}, {"accumulate": 4, "epochs": 2}, 2, 4 * (UPDATES // 2 - 2)),
         ({"changes": 0.5}, {}, 2, UPDATES - 4),
-        ({"changes": 0.5}, {"accumulate": 2}, 4, 2 * (UPDATES - 4)),
+        ({"changes": 0.5}, {"accumulate": 2, "epochs": 2}, 4, 2 * (UPDATES // 2 - 4)),
     ],
 )
 def test_a_recorded_training_is_the_same_to_the_last_bit(
@@ -151,10 +151,10 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before_and_one_line_says_why(
     capsys: pytest.CaptureFixture[str],
     accumulated_only: bool,
 ) -> None:
-    run(Masks(), source, tmp_path / "eager", accumulate=2, graph="off")
+    run(Masks(), source, tmp_path / "eager", accumulate=2, epochs=2, graph="off")
     capsys.readouterr()
 
-    run(Asks(accumulated_only), source, tmp_path / "asks", accumulate=2)
+    run(Asks(accumulated_only), source, tmp_path / "asks", accumulate=2, epochs=2)
 
     printed = [line for line in capsys.readouterr().err.splitlines() if "CUDA graph" in line]
     assert len(printed) == 1

@@ -31,6 +31,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_read_late_change_nothing(
     source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
+    more = {"epochs": 2, **more}
     now = run(Masks(), source, tmp_path / "now", **more)
     monkeypatch.setattr(loop, "reads_late", lambda *_: True)
 

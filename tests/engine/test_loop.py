@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from hgkd_edge.engine import resolve_precision
 from hgkd_edge.engine.batches import global_batch
 from hgkd_edge.errors import RecipeError, RunError, TrainingError
 from tests.engine.helpers import Classify, config, losses, place, run, tiny_source
+from tests.started import Started
 
 
 @pytest.fixture
@@ -202,13 +200,8 @@ print(fresh, faults())
 
 
 def test_freed_memory_is_kept_once_a_training_has_begun(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", COUNT_FAULTS, str(tmp_path)],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ended = Started(str(tmp_path), code=COUNT_FAULTS).end()
 
+    assert ended.returncode == 0, ended.stderr
     fresh, kept = map(int, ended.stdout.split()[-2:])
     assert kept < fresh / 10

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from hgkd_edge import processes
 from hgkd_edge.cli import app
 from hgkd_edge.errors import RecipeError
 from tests.engine.helpers import losses
-from tests.started import ENVIRONMENT, Ended, started_twice
+from tests.started import ENVIRONMENT, Ended, start_twice, started_twice
 
 pytestmark = pytest.mark.slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -114,37 +113,47 @@ def test_more_processes_than_gpus_are_refused_with_the_way_out(
     assert "CUDA_VISIBLE_DEVICES= " in caught.value.hint
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "one is killed"])
-def test_what_ends_one_process_ends_all(tiny_recipe_file: Path, tmp_path: Path, how: str) -> None:
+ENDLESS = ["train.epochs=400", "train.checkpoint_every=400"]
+
+
+def test_ctrl_c_in_a_terminal_stops_all(tiny_recipe_file: Path, tmp_path: Path) -> None:
     log = tmp_path / "run" / "log.jsonl"
-    process = start_two(tiny_recipe_file, tmp_path / "run")
+    process = torchrun(command(tiny_recipe_file, tmp_path / "run", *ENDLESS))
     wait_for_lines(log, 4, process)
 
-    if how == "Ctrl-C":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    else:
-        os.kill(child_of_rank_1(process.pid), signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, printed = process.communicate(timeout=60)
 
     assert process.returncode != 0
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
-    if how == "Ctrl-C":
-        assert printed.count("stopped at step") == 1
-        assert "error: stopped" not in printed
-        state = torch.load(checkpoint, weights_only=True)
-        assert state["step"] == log.read_text().count("\n")
-    else:
-        assert printed.count("error: another process of this training has ended") == 1
-        assert not checkpoint.exists()
+    assert printed.count("stopped at step") == 1
+    assert "error: stopped" not in printed
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert state["step"] == log.read_text().count("\n")
 
 
-def start_two(recipe: Path, run: Path) -> subprocess.Popen[str]:
-    command = [*TORCHRUN, "-m", "--", "hgkd_edge", "distill", str(recipe), "--run", str(run)]
+def test_where_one_process_is_killed_the_other_ends_and_says_so(
+    tiny_recipe_file: Path, tmp_path: Path
+) -> None:
+    first, second = start_twice(*command(tiny_recipe_file, tmp_path / "run", *ENDLESS))
+    first.wait_for(tmp_path / "run" / "log.jsonl", 4)
+
+    second.send_signal(signal.SIGKILL)
+    second.end(timeout=60)
+    first.send_signal(signal.SIGTERM)  # as torchrun does
+    ended = first.end(timeout=60)
+
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: another process of this training has ended") == 1
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def torchrun(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*command, "--set", "train.epochs=400", "--set", "train.checkpoint_every=400"],
+        [*TORCHRUN, "-m", "--", "hgkd_edge", *arguments],
         env={**os.environ, **ENVIRONMENT},
         stderr=subprocess.PIPE,
         text=True,
+        stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
 
@@ -155,12 +164,3 @@ def wait_for_lines(log: Path, lines: int, process: subprocess.Popen[str]) -> Non
         assert time.monotonic() < deadline, "never came to the step"
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-
-
-def child_of_rank_1(launcher: int) -> int:
-    import psutil
-
-    def rank(child: Any) -> str:
-        return child.environ().get("RANK", "")
-
-    return next(c.pid for c in psutil.Process(launcher).children() if rank(c) == "1")

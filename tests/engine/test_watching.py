@@ -46,8 +46,8 @@ def test_scores_are_in_the_log_at_their_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_look_changes_nothing_of_the_training(tmp_path: Path, ema: float) -> None:
-    plain = looked_at(tmp_path / "plain", None, task=Masks(), ema=ema)
-    seen = looked_at(tmp_path / "seen", score, task=Masks(), ema=ema, evaluate_every=1)
+    plain = looked_at(tmp_path / "plain", None, task=Masks(), epochs=2, ema=ema)
+    seen = looked_at(tmp_path / "seen", score, task=Masks(), epochs=2, ema=ema, evaluate_every=1)
 
     lines = [line for line in log_lines(tmp_path / "seen") if "loss" in line]
     assert lines == log_lines(tmp_path / "plain")

@@ -24,15 +24,23 @@ def spec(name: str, stem_stride: int = 4, **args: object) -> BackboneSpec:
     return BackboneSpec(name, stem_stride, (64, 96), (0.5,) * 3, (0.25,) * 3, dict(args))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("resnet18", {"channels": [16, 32, 48, 64]}),
+        ("resnet50", {"channels": [24, 32, 48, 64], "layers": [2, 1, 1, 1]}),
+        ("mobilenetv3_small_050", {}),
+        ("convnext_atto", {}),
+    ],
+)
 def test_a_densified_backbone_loads_strictly_into_the_plain_timm_model(
-    name: str, tmp_path: Path
+    name: str, args: dict[str, object], tmp_path: Path
 ) -> None:
-    encoder = sparsify(create_features(name), backend="tiles")
+    encoder = sparsify(create_features(name, args=args), backend="tiles")
 
-    save_backbone(densify(encoder), spec(name), tmp_path / "b.safetensors")
+    save_backbone(densify(encoder), spec(name, **args), tmp_path / "b.safetensors")
 
-    model = timm.create_model(name, num_classes=0)
+    model = timm.create_model(name, num_classes=0, **args)
     model.load_state_dict(load_file(tmp_path / "b.safetensors"), strict=True)
     features, _ = load_features(tmp_path / "b.safetensors")
     images = torch.rand(1, 3, 64, 96)

@@ -61,9 +61,14 @@ def with_statistics(make: Callable[[], nn.Module]) -> nn.Module:
     """A network whose BatchNorms have seen the images."""
     torch.manual_seed(0)
     network = make().train()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
     with torch.no_grad():
-        for _ in range(20):
-            network(IMAGES)
+        network(IMAGES)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
     return network.eval()
 
 

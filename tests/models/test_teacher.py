@@ -50,7 +50,8 @@ def test_targets_are_normalized_patch_tokens_without_class_or_register_tokens(
     name: str, args: dict[str, Any]
 ) -> None:
     config = TeacherConfig(name=name, args=args)
-    patch = teacher_patch(create_vit(config))
+    with torch.device("meta"):
+        patch = teacher_patch(create_vit(config))
     size = (3 * patch, 4 * patch)
 
     teacher = Teacher(create_vit(config, size=size), layers="last", size=size)
@@ -109,7 +110,8 @@ def test_the_embedding_is_the_class_token_or_else_the_mean_token(
     name: str, args: dict[str, Any], has_class: bool
 ) -> None:
     config = TeacherConfig(name=name, args=args)
-    patch = teacher_patch(create_vit(config))
+    with torch.device("meta"):
+        patch = teacher_patch(create_vit(config))
     vit = create_vit(config, size=(2 * patch, 2 * patch)).eval()
     images, passes = torch.rand(2, 3, 2 * patch, 2 * patch), []
     vit.blocks[0].register_forward_hook(lambda *_: passes.append(1))

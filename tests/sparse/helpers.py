@@ -23,6 +23,14 @@ def network(name: str, dtype: torch.dtype = torch.float32, **settings: object) -
     return model
 
 
+WIDTHS = (24, 32, 48, 64)
+
+
+def narrow(name: str, dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
+    """A narrow ResNet, as `network` makes it: no rule of the engine depends on the width."""
+    return network(name, dtype, channels=WIDTHS, **settings)
+
+
 def shallow(model: nn.Module) -> nn.Module:
     """The same network without the blocks of a stage that equal the one before.
 

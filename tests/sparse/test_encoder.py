@@ -15,7 +15,16 @@ from hgkd_edge.errors import ConversionError
 from hgkd_edge.sparse import densify, proof, sparsify
 from hgkd_edge.sparse.encoder import BACKENDS
 from hgkd_edge.sparse.proof import TOLERANCE, _same
-from tests.sparse.helpers import assert_same_step, gap, network, pair, random_visible, shallow
+from tests.sparse.helpers import (
+    WIDTHS,
+    assert_same_step,
+    gap,
+    narrow,
+    network,
+    pair,
+    random_visible,
+    shallow,
+)
 
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 
@@ -31,7 +40,7 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
     ids=["float32", "float64"],
 )
 def test_training_step_on_tiles_equals_the_masked_reference(name, share, dtype, activation, bound):
-    tiles, masked = pair(shallow(network(name, dtype, act_layer=activation)))
+    tiles, masked = pair(shallow(narrow(name, dtype, act_layer=activation)), check=False)
     images = torch.rand(3, 3, 96, 160, generator=torch.Generator().manual_seed(5), dtype=dtype)
 
     assert_same_step(tiles, masked, images, random_visible(3, 3, 5, share), bound)
@@ -41,7 +50,8 @@ def test_training_step_on_tiles_equals_the_masked_reference(name, share, dtype, 
 @pytest.mark.parametrize("share", [0.25, 0.6])
 def test_float32_step_agrees_at_timms_own_initialization(name, share):
     torch.manual_seed(0)
-    tiles, masked = pair(shallow(timm.create_model(name, features_only=True)))
+    model = timm.create_model(name, features_only=True, channels=WIDTHS)
+    tiles, masked = pair(shallow(model), check=False)
     images = torch.rand(3, 3, 96, 160, generator=torch.Generator().manual_seed(5))
 
     assert_same_step(tiles, masked, images, random_visible(3, 3, 5, share), bound=1e-4)
@@ -49,7 +59,7 @@ def test_float32_step_agrees_at_timms_own_initialization(name, share):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_nothing_masked_equals_the_plain_network(name):
-    model = network(name).eval()
+    model = narrow(name).eval()
 
     encoder, everything = sparsify(copy.deepcopy(model)), torch.ones(2, 2, 3, dtype=torch.bool)
 
@@ -63,7 +73,7 @@ def test_nothing_masked_equals_the_plain_network(name):
 def test_a_known_number_of_visible_patches_gives_the_same_maps(backend, count):
     visible = torch.rand(2, 6, generator=torch.Generator().manual_seed(count)).argsort(1) < count
     visible = visible.view(2, 2, 3)
-    counted, known = (sparsify(network("resnet18"), backend, check=False) for _ in range(2))
+    counted, known = (sparsify(narrow("resnet18"), backend, check=False) for _ in range(2))
 
     maps, again = counted(IMAGES, visible), known(IMAGES, visible, count)
     for results in (maps, again):
@@ -79,21 +89,21 @@ def test_a_wrong_number_of_visible_patches_is_an_error(claimed):
     visible = torch.tensor([[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [1, 0, 0]]]).bool()
 
     with pytest.raises(RuntimeError, match=f"not every image has {claimed} visible patches"):
-        sparsify(network("resnet18"), check=False)(IMAGES, visible, claimed)
+        sparsify(narrow("resnet18"), check=False)(IMAGES, visible, claimed)
 
 
 def test_nothing_masked_runs_the_plain_layers(monkeypatch):
-    encoder = sparsify(network("resnet18"))
+    encoder = sparsify(narrow("resnet18"))
     monkeypatch.delitem(BACKENDS, "tiles")
 
-    assert encoder(IMAGES, torch.ones(2, 2, 3, dtype=torch.bool))[-1].shape == (2, 512, 2, 3)
+    assert encoder(IMAGES, torch.ones(2, 2, 3, dtype=torch.bool))[-1].shape == (2, 64, 2, 3)
     with pytest.raises(KeyError):
         encoder(IMAGES, random_visible(2, 2, 3))
 
 
 @pytest.mark.parametrize("backend", ["tiles", "masked"])
 def test_masked_pixels_never_influence_visible_features(backend):
-    encoder, visible = sparsify(network("resnet18"), backend=backend), random_visible(2, 2, 3)
+    encoder, visible = sparsify(narrow("resnet18"), backend=backend), random_visible(2, 2, 3)
     hidden = ~visible.repeat_interleave(32, 1).repeat_interleave(32, 2).unsqueeze(1)
 
     before = encoder(IMAGES, visible)
@@ -105,7 +115,7 @@ def test_masked_pixels_never_influence_visible_features(backend):
 
 @pytest.mark.parametrize("backend", ["tiles", "masked"])
 def test_maps_have_the_promised_shapes_and_are_zero_at_masked_sites(backend):
-    encoder, visible = sparsify(network("resnet18"), backend=backend), random_visible(2, 2, 3)
+    encoder, visible = sparsify(narrow("resnet18"), backend=backend), random_visible(2, 2, 3)
 
     maps = encoder(IMAGES, visible)
 
@@ -137,7 +147,7 @@ def test_modules_given_for_each_map_run_before_it_is_put_on_the_grid(
     backend: str, channels_last: bool, share: float
 ) -> None:
     encoder = sparsify(
-        ChannelsLast(network("resnet18")) if channels_last else network("resnet18"), backend
+        ChannelsLast(narrow("resnet18")) if channels_last else narrow("resnet18"), backend
     )
     visible = random_visible(2, 2, 3, share=share)
     heads = [nn.Conv2d(c, 5, kernel_size=1, bias=False) for c in encoder.channels]
@@ -152,7 +162,7 @@ def test_modules_given_for_each_map_run_before_it_is_put_on_the_grid(
 def test_batch_of_one_with_one_visible_patch():
     visible = torch.zeros(1, 2, 3, dtype=torch.bool)
     visible[0, 1, 2] = True
-    tiles, masked = pair(network("resnet18").eval())
+    tiles, masked = pair(narrow("resnet18").eval(), check=False)
 
     assert_same_step(tiles, masked, IMAGES[:1], visible, bound=1e-4)
 
@@ -162,8 +172,8 @@ def test_an_image_without_a_visible_patch_gives_zeros_and_disturbs_nothing():
     visible[1] = False
     images = IMAGES.double()
 
-    both = sparsify(network("seresnet33ts", torch.float64))(images, visible)
-    alone = sparsify(network("seresnet33ts", torch.float64))(images[:1], visible[:1])
+    both = sparsify(network("seresnet33ts", torch.float64, width_factor=0.5))(images, visible)
+    alone = sparsify(network("seresnet33ts", torch.float64, width_factor=0.5))(images[:1], visible[:1])
 
     for b, a in zip(both, alone, strict=True):
         assert not b[1].any()
@@ -171,8 +181,8 @@ def test_an_image_without_a_visible_patch_gives_zeros_and_disturbs_nothing():
 
 
 def test_state_dict_has_the_keys_of_the_plain_feature_network():
-    model = network("resnet50")
-    plain = timm.create_model("resnet50", features_only=True)
+    model = narrow("resnet50")
+    plain = timm.create_model("resnet50", features_only=True, channels=WIDTHS)
 
     encoder = sparsify(model)
 
@@ -183,20 +193,20 @@ def test_state_dict_has_the_keys_of_the_plain_feature_network():
 
 
 def test_densify_is_bit_exact_and_loads_strictly_into_timm():
-    encoder = sparsify(network("resnet50"))
+    encoder = sparsify(narrow("resnet50"))
     encoder(IMAGES, random_visible(2, 2, 3))
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
 
     dense = densify(encoder)
 
     assert not any(type(m).__module__.startswith("hgkd_edge") for m in dense.modules())
-    fresh = timm.create_model("resnet50", features_only=True)
+    fresh = timm.create_model("resnet50", features_only=True, channels=WIDTHS)
     fresh.load_state_dict(dense.state_dict(), strict=True)
     assert all(torch.equal(fresh.state_dict()[k], v) for k, v in before.items())
 
 
 def test_parameters_are_shared_not_copied():
-    model = network("resnet18")
+    model = narrow("resnet18")
 
     encoder = sparsify(model)
 
@@ -204,7 +214,7 @@ def test_parameters_are_shared_not_copied():
 
 
 def test_a_deep_copy_lives_its_own_life():
-    encoder = sparsify(network("resnet18"))
+    encoder = sparsify(narrow("resnet18"))
     visible = random_visible(2, 2, 3)
     twin = copy.deepcopy(encoder)
 
@@ -220,7 +230,7 @@ def test_a_deep_copy_lives_its_own_life():
 
 
 def test_two_encoders_with_different_masks_do_not_disturb_each_other():
-    one, two = sparsify(network("resnet18")), sparsify(network("resnet34"))
+    one, two = sparsify(narrow("resnet18")), sparsify(narrow("resnet34"))
     seen, other = random_visible(2, 2, 3, seed=1), random_visible(2, 2, 3, seed=2)
 
     alone = one(IMAGES, seen)
@@ -233,7 +243,7 @@ def test_two_encoders_with_different_masks_do_not_disturb_each_other():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_stays_near_full_precision(dtype):
-    tiles = sparsify(network("resnet18").eval())
+    tiles = sparsify(narrow("resnet18").eval())
     visible = random_visible(2, 2, 3)
 
     with torch.autocast("cpu", dtype):
@@ -247,7 +257,7 @@ def test_autocast_stays_near_full_precision(dtype):
 
 
 def test_inference_mode_and_train_eval():
-    encoder, visible = sparsify(network("resnet18")), random_visible(2, 2, 3)
+    encoder, visible = sparsify(narrow("resnet18")), random_visible(2, 2, 3)
 
     encoder.eval()
     with torch.inference_mode():
@@ -258,7 +268,7 @@ def test_inference_mode_and_train_eval():
 
 
 def test_sync_batchnorm_converts_and_comes_back():
-    encoder, visible = sparsify(network("resnet18")), random_visible(2, 2, 3)
+    encoder, visible = sparsify(narrow("resnet18")), random_visible(2, 2, 3)
     plain = encoder(IMAGES, visible)
 
     encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
@@ -268,7 +278,7 @@ def test_sync_batchnorm_converts_and_comes_back():
 
 
 def test_encoder_survives_torch_save():
-    encoder, visible = sparsify(network("resnet18")).eval(), random_visible(2, 2, 3)
+    encoder, visible = sparsify(narrow("resnet18")).eval(), random_visible(2, 2, 3)
     file = io.BytesIO()
 
     torch.save(encoder, file)
@@ -280,14 +290,14 @@ def test_encoder_survives_torch_save():
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
 def test_a_smaller_stem_stride_makes_smaller_patches(stem_stride):
-    model = network("resnet18")
+    model = narrow("resnet18")
     model.maxpool = nn.Identity()
     if stem_stride == 1:
         model.conv1.stride = (1, 1)
     for entry in model.feature_info.info:
         entry["reduction"] = max(1, entry["reduction"] * stem_stride // 4)
     model.feature_info.info[0]["reduction"] = stem_stride
-    tiles, masked = pair(model)
+    tiles, masked = pair(model, check=False)
 
     assert tiles.patch == 8 * stem_stride
     assert_same_step(
@@ -296,7 +306,7 @@ def test_a_smaller_stem_stride_makes_smaller_patches(stem_stride):
 
 
 def test_wrong_shapes_and_empty_masks_are_refused_with_the_fix():
-    encoder = sparsify(network("resnet18"))
+    encoder = sparsify(narrow("resnet18"))
 
     with pytest.raises(ConversionError, match="multiple of 32"):
         encoder(torch.rand(1, 3, 60, 64), torch.ones(1, 2, 2, dtype=torch.bool))
@@ -307,19 +317,19 @@ def test_wrong_shapes_and_empty_masks_are_refused_with_the_fix():
     with pytest.raises(ConversionError, match="no patch of the batch is visible"):
         encoder(torch.rand(1, 3, 64, 64), torch.zeros(1, 2, 2, dtype=torch.bool))
     with pytest.raises(ConversionError, match="unknown backend"):
-        sparsify(network("resnet18"), backend="cuda")
+        sparsify(narrow("resnet18"), backend="cuda")
     with pytest.raises(ConversionError, match="features_only=True"):
         sparsify(timm.create_model("resnet18"))
 
 
 def test_a_caller_that_only_infers_may_convert_too() -> None:
-    model = timm.create_model("resnet18", features_only=True).eval()
+    model = timm.create_model("resnet18", features_only=True, channels=WIDTHS).eval()
 
     with torch.inference_mode():
         encoder = sparsify(model)
         maps = encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 2, 2, dtype=torch.bool))
 
-    assert maps[-1].shape == (1, 512, 2, 2)
+    assert maps[-1].shape == (1, 64, 2, 2)
 
 
 def test_a_map_that_overflows_proves_nothing_and_hides_no_other() -> None:
@@ -335,7 +345,7 @@ def test_a_map_that_overflows_proves_nothing_and_hides_no_other() -> None:
 def test_where_float64_leaves_a_doubt_the_check_is_repeated_with_settled_statistics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, prove_in = network("resnet18"), proof._prove_in
+    model, prove_in = narrow("resnet18"), proof._prove_in
     before = {key: value.clone() for key, value in model.state_dict().items()}
     seen = []
 
@@ -358,7 +368,7 @@ def test_where_float64_leaves_a_doubt_the_check_is_repeated_with_settled_statist
 
 
 def test_the_check_draws_no_random_numbers_of_the_caller() -> None:
-    model = network("resnet18", drop_path_rate=0.5)
+    model = narrow("resnet18", drop_path_rate=0.5)
     torch.manual_seed(1)
     expected = torch.rand(3)
 

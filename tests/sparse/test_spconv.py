@@ -9,14 +9,21 @@ import torch
 
 from hgkd_edge.errors import ConversionError
 from hgkd_edge.sparse import sparsify
-from tests.sparse.helpers import gap, network, random_visible
+from tests.sparse.helpers import WIDTHS, gap, network, random_visible
 
 pytest.importorskip("spconv", reason="the [spconv] extra is not installed")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet26d", "vgg11_bn"])
-def test_spconv_agrees_with_tiles(name):
-    model = network(name).eval()
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet18", {"channels": WIDTHS}),
+        ("resnet26d", {"channels": WIDTHS, "stem_width": 16}),
+        ("vgg11_bn", {"mlp_ratio": 0.01}),  # of the head, which a feature network does not have
+    ],
+)
+def test_spconv_agrees_with_tiles(name, settings):
+    model = network(name, **settings).eval()
     images, visible = torch.rand(2, 3, 64, 96), random_visible(2, 2, 3)
 
     with torch.no_grad():

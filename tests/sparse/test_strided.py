@@ -33,7 +33,7 @@ for c in (4, 8, 15):
     for net in layers:
         guard_strided(net)
         for bfloat16 in (False, True, False, True):
-            images = torch.rand(16, c, 96, 96).contiguous(memory_format=torch.channels_last)
+            images = torch.rand(4, c, 96, 96).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", enabled=bfloat16):
                 out = net(images.requires_grad_())
             out.float().square().mean().backward()
