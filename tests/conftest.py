@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+import typer.testing
 import yaml
 
 # Set before torch is imported anywhere: tests run in parallel on few cores.
@@ -81,12 +85,25 @@ def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Equal networks are converted to ONNX once in all tests together."""
+    if "torch" not in sys.modules:  # no test that was collected converts
+        yield
+        return
     from tests.converted import ConvertOnce
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporters.onnx_export._convert", ConvertOnce(shared / "converted"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """Typer makes its tree of commands at every call, of which a process has only one."""
+    once = functools.cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", once)
+        patch.setattr("typer.testing._get_command", once)
         yield
 
 

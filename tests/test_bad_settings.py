@@ -200,7 +200,7 @@ def wrong_values(option: Any) -> Iterator[str]:
     if "integer" in kind or "float" in kind:
         yield from ("x", "", "nan", "-1", "1e400", "9" * 400)
     else:
-        yield from ("", "\x1b[2J", "\u202e", "a\nb", "../" * 50, "x" * 5000, "/dev/zero", "0")
+        yield from ("", "\x1b[2J", "\u202e", "a\nb", "../" * 50 + "x", "x" * 5000, "/dev/zero", "0")
 
 
 def command_lines(command: Any) -> Iterator[list[str]]:

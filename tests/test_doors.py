@@ -267,7 +267,8 @@ def put(thing: str, place: Path) -> None:
             place.write_text("{}")
         case "vast":
             with place.open("wb") as file:
-                file.truncate(2**30 + 1)
+                # Weights may be of any size; they are read for their checksum.
+                file.truncate((2**26 if place.suffix == ".safetensors" else 2**30) + 1)
         case "a pipe":
             os.mkfifo(place)
         case "a link out":

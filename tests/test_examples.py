@@ -24,7 +24,7 @@ SMALL_TEACHER = {
 }
 SMALL: dict[str, Any] = {
     "data.image_size": 64,
-    "student.args": {"channels": [8, 16, 24, 32]},
+    "student.args": {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]},
     "student.stem_stride": 2,
     "student.decoder_width": 16,
     "train.epochs": 1,
@@ -78,7 +78,7 @@ def settings_of(name: str, photos: Path, teacher: dict[str, Any]) -> dict[str, A
     pretrain = {"epochs": 1, "batch_size": 16, "decoder_width": 32, "decoder_depth": 1}
     student = {
         "name": "resnet18",
-        "args": {"channels": [8, 16, 24, 32]},
+        "args": {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]},
         "stem_stride": 2,
         "decoder_width": 16,
     }

@@ -41,9 +41,18 @@ def _make_shallow(model) -> None:
             delattr(stage, block)
 
 
+# Half as wide: the same layers and names, a quarter of the weights. ResNet's first stage keeps its
+# width, which is that of its stem: otherwise it would have a projection.
+NARROW: dict[str, dict[str, object]] = {
+    "resnet18": {"channels": (64, 64, 128, 256)},
+    "resnet50": {"channels": (32, 64, 128, 256)},
+    "convnext_tiny": {"dims": (48, 96, 192, 384)},
+}
+
+
 @cache
 def settled(architecture: str, *, shallow: bool = False, **options: object):
-    """A timm model whose outputs depend on its input; shallow: with the first block of each stage.
+    """A narrow timm model whose outputs depend on its input; shallow: one block in each stage.
 
     Freshly made networks have zeroed or tiny residual branches, zero biases and unset batch
     statistics: almost any damage would go unseen in their outputs.
@@ -53,6 +62,7 @@ def settled(architecture: str, *, shallow: bool = False, **options: object):
     from torch import nn
 
     torch.manual_seed(0)
+    options = {**NARROW.get(architecture, {}), **options}
     model = timm.create_model(architecture, pretrained=False, **options)
     if shallow:
         _make_shallow(model)

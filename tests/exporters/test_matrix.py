@@ -63,7 +63,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Chain]:
         model, source = settled(name, shallow=True, num_classes=10), folder / "net.fp32.onnx"
         export_onnx(model, source, input_size=(3, SIZE, SIZE))
         convert_fp16(source, folder / "net.fp16.onnx", images=photo_like(4, seed=3))
-        calibration = calibrate(read_onnx(source), photo_like(32, seed=7))
+        calibration = calibrate(read_onnx(source), photo_like(8, seed=7))
         small = {flavor: folder / f"net.int8-{flavor}.onnx" for flavor in FLAVORS}
         for flavor, path in small.items():
             quantize_int8(source, path, calibration=calibration, flavor=flavor)

@@ -75,7 +75,7 @@ def test_feature_maps_are_named_by_stride(tmp_path, images):
     written = export_onnx(model, tmp_path / "maps.onnx", input_size=(3, SIZE, SIZE))
 
     assert [o.name for o in written.outputs] == ["stride4", "stride8", "stride16", "stride32"]
-    assert written.outputs[3].shape == ("batch", 512, 2, 2)
+    assert written.outputs[3].shape == ("batch", 256, 2, 2)
 
 
 def test_backbone_without_classifier_gives_an_embedding(tmp_path):
@@ -83,7 +83,7 @@ def test_backbone_without_classifier_gives_an_embedding(tmp_path):
 
     written = export_onnx(model, tmp_path / "e.onnx", input_size=(3, SIZE, SIZE))
 
-    assert [(o.name, o.shape) for o in written.outputs] == [("embedding", ("batch", 512))]
+    assert [(o.name, o.shape) for o in written.outputs] == [("embedding", ("batch", 256))]
 
 
 def test_fixed_batch_has_no_free_axis(tmp_path):

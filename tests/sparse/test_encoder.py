@@ -173,7 +173,9 @@ def test_an_image_without_a_visible_patch_gives_zeros_and_disturbs_nothing():
     images = IMAGES.double()
 
     both = sparsify(network("seresnet33ts", torch.float64, width_factor=0.5))(images, visible)
-    alone = sparsify(network("seresnet33ts", torch.float64, width_factor=0.5))(images[:1], visible[:1])
+    alone = sparsify(network("seresnet33ts", torch.float64, width_factor=0.5))(
+        images[:1], visible[:1]
+    )
 
     for b, a in zip(both, alone, strict=True):
         assert not b[1].any()

@@ -5,7 +5,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ from hgkd_edge.tasks.config import FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 from tests.engine.helpers import exact_on_a_cpu
 from tests.started import Started
+from tests.tasks.conftest import untrained
 
 QUICK = ["train.precision=fp32", "train.lr=3e-3", "train.layer_decay=1", "classify.augment=none"]
 CARD = ModelCard(
@@ -51,39 +52,45 @@ def judge(logits: list[list[float]], labels: list[int]) -> TaskScores:
     return Classification().judge([batch], CARD)
 
 
-def test_a_few_epochs_beat_the_majority_class_and_the_loss_falls(run: RunDir) -> None:
-    result = finetune(configure(run, "train.epochs=4", "classify.probe_first=false"), run)
+class Tuned(NamedTuple):
+    """A fine-tuned run, which tests only read."""
 
-    losses = [json.loads(line)["loss"] for line in (run.path / "finetune.jsonl").open()]
+    run: RunDir
+    config: FinetuneConfig
+    record: TaskRecord
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    run = untrained(tmp_path_factory.mktemp("tuned") / "demo")
+    config = configure(run, "train.epochs=3", "train.warmup_epochs=1", "classify.probe_first=false")
+    return Tuned(run, config, finetune(config, run))
+
+
+def test_a_few_epochs_beat_the_majority_class_and_the_loss_falls(tuned: Tuned) -> None:
+    losses = [json.loads(line)["loss"] for line in (tuned.run.path / "finetune.jsonl").open()]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
-    assert result.scores.top1 > 0.25, "the majority class is 14 %"
+    assert tuned.record.scores.top1 > 0.25, "the majority class is 14 %"
 
 
-def test_the_model_file_is_a_plain_timm_classifier(run: RunDir) -> None:
-    finetune(configure(run, "train.epochs=1", "label_share=0.1"), run)
-
+def test_the_model_file_is_a_plain_timm_classifier(tuned: Tuned) -> None:
     model = timm.create_model("resnet18", num_classes=10, channels=[16, 32, 64, 128])
-    model.load_state_dict(load_file(run.model_file))
+    model.load_state_dict(load_file(tuned.run.model_file))
 
 
-def test_a_loaded_model_scores_what_was_reported(run: RunDir) -> None:
-
-    config = configure(run, "train.epochs=1", "label_share=0.2")
-    reported = finetune(config, run).scores
-
-    network, card = load_model(run.model_file)
+def test_a_loaded_model_scores_what_was_reported(tuned: Tuned) -> None:
+    network, card = load_model(tuned.run.model_file)
     task = Classification()
-    test = task.open_splits(config)["test"]
+    test = task.open_splits(tuned.config)["test"]
     run = runtimes.open(network, names=["logits"]).run
     again = task.judge(answers(run, task, card, test), card)
 
-    assert again.confusion == reported.confusion
+    assert again.confusion == tuned.record.scores.confusion
     assert card.classes[:2] == ("dress", "hat")
 
 
-def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
-    result = finetune(configure(run, "train.epochs=1", "label_share=0.1"), run)
-
+def test_the_card_names_classes_preprocessing_and_scores(tuned: Tuned) -> None:
+    run, _, result = tuned
     card = run.card_file.read_text()
     assert "dress, hat, longsleeve" in card
     assert "32 x 32 px" in card
@@ -93,14 +100,15 @@ def test_the_card_names_classes_preprocessing_and_scores(run: RunDir) -> None:
         assert min(picture.size) > 300
 
 
-def test_the_cards_snippet_gives_what_predict_answers(run: RunDir, photos: Path) -> None:
-    finetune(configure(run, "train.epochs=1", "label_share=0.1"), run)
-    network, card = load_model(run.model_file)
-    snippet = run.card_file.read_text().split("```python\n")[1].split("```")[0]
+def test_the_cards_snippet_gives_what_predict_answers(
+    tuned: Tuned, photos: Path, tmp_path: Path
+) -> None:
+    network, card = load_model(tuned.run.model_file)
+    snippet = tuned.run.card_file.read_text().split("```python\n")[1].split("```")[0]
     scope: dict[str, Any] = {}
     exec(snippet, scope)
 
-    made = predict(run.model_file, [photos / "test"], run.path / "predictions")
+    made = predict(tuned.run.model_file, [photos / "test"], tmp_path / "predictions")
 
     for one in made:
         with torch.inference_mode():
@@ -378,23 +386,21 @@ def test_evaluate_says_which_split_cannot_be_scored_and_why(run: RunDir, photos:
     assert evaluate_model(run, split="train").photos == 48
 
 
-def test_a_model_of_another_input_is_not_scored(run: RunDir, tmp_path: Path) -> None:
-    config = configure(run, "train.epochs=1", "label_share=0.1")
-    finetune(config, run)
-    network, card = load_model(run.model_file)
+def test_a_model_of_another_input_is_not_scored(tuned: Tuned, tmp_path: Path) -> None:
+    network, card = load_model(tuned.run.model_file)
     other = replace(card, backbone=replace(card.backbone, size=(64, 64)))
     save_model(network, other, tmp_path / "other.safetensors")
 
     with pytest.raises(RunError, match="takes 64 x 64 px"):
-        evaluate_model(run, model=tmp_path / "other.safetensors")
+        evaluate_model(tuned.run, model=tmp_path / "other.safetensors")
 
 
 def test_evaluate_gives_the_same_scores_whichever_runtime_serves(
-    run: RunDir, tmp_path: Path
+    tuned: Tuned, tmp_path: Path
 ) -> None:
     from hgkd_edge.export import export_run
 
-    finetune(configure(run, "train.epochs=1", "label_share=0.3"), run)
+    run = RunDir(Path(shutil.copytree(tuned.run.path, tmp_path / "demo")))
     export_run(run)
     (onnx_file,) = run.export_dir.glob("*.onnx")
 

@@ -40,7 +40,8 @@ SPEC = BackboneSpec("resnet18", 4, (32, 32), (0.5,) * 3, (0.25,) * 3)
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run with a classifier that has learned something."""
     run = untrained(tmp_path_factory.mktemp("qat") / "demo")
-    overrides = [*QUICK, "train.epochs=2", "train.lr=3e-3", "classify.probe_first=false"]
+    short = ["train.epochs=1", "train.warmup_epochs=0.25", "train.lr=3e-3"]
+    overrides = [*QUICK, *short, "classify.probe_first=false"]
     finetune(settings.resolve(run, "classify", None, "distilled", overrides), run)
     return run
 
@@ -54,9 +55,10 @@ def test_a_quantization_aware_run_exports_int8_files_of_the_score_that_training_
     tuned: RunDir,
 ) -> None:
     made = tuned.branch("qat")
-    result = finetune(settings.quantization_aware(tuned, ["train.epochs=1"]), made)
+    few = ["train.epochs=1", "label_share=0.25", "qat.calibration=64"]
+    result = finetune(settings.quantization_aware(tuned, few), made)
 
-    exported = export_run(made, ExportOptions(precision="int8", openvino=True))
+    exported = export_run(made, ExportOptions(precision="int8", openvino=True, calibration=64))
 
     _, card = read_model(made.model_file)
     origin = made.manifest().quantization_aware
@@ -167,7 +169,10 @@ def test_int8_files_are_proven_against_the_network_that_clips_not_against_the_fl
     save_model(load_model(run.model_file)[0], replace(card, input_ranges=clipping), run.model_file)
     run.add_artifact(run.model_file)
 
-    exported = export_run(run, ExportOptions(precision="int8", flavors=("tensorrt",)))
+    exported = export_run(
+        run,
+        ExportOptions(precision="int8", flavors=("tensorrt",), calibration=64),
+    )
 
     quantized = next(file for file in exported.files if file.precision == "int8")
     assert quantized.verification is not None

@@ -89,7 +89,7 @@ def test_a_few_dozen_steps_beat_all_background_and_onnx_scores_the_same(run: Run
 def test_broken_off_and_resumed_it_ends_with_the_same_weights(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = nuclei(run, "train.epochs=3", "train.checkpoint_every=1")
+    config = nuclei(run, "data.image_size=32", "train.epochs=3", "train.checkpoint_every=1")
 
     check_resume_is_exact(run, config, SegmentLoss, monkeypatch)
 
