@@ -40,8 +40,7 @@ SPEC = BackboneSpec("resnet18", 4, (32, 32), (0.5,) * 3, (0.25,) * 3)
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run with a classifier that has learned something."""
     run = untrained(tmp_path_factory.mktemp("qat") / "demo")
-    short = ["train.epochs=1", "train.warmup_epochs=0.25", "train.lr=3e-3"]
-    overrides = [*QUICK, *short, "classify.probe_first=false"]
+    overrides = [*QUICK, "train.epochs=2", "train.lr=3e-3", "classify.probe_first=false"]
     finetune(settings.resolve(run, "classify", None, "distilled", overrides), run)
     return run
 
