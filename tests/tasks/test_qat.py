@@ -168,10 +168,7 @@ def test_int8_files_are_proven_against_the_network_that_clips_not_against_the_fl
     save_model(load_model(run.model_file)[0], replace(card, input_ranges=clipping), run.model_file)
     run.add_artifact(run.model_file)
 
-    exported = export_run(
-        run,
-        ExportOptions(precision="int8", flavors=("tensorrt",), calibration=64),
-    )
+    exported = export_run(run, ExportOptions(precision="int8", flavors=("tensorrt",)))
 
     quantized = next(file for file in exported.files if file.precision == "int8")
     assert quantized.verification is not None
