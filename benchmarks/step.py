@@ -40,6 +40,7 @@ PARTS = ("data", "augment", "teacher", "student", "optimizer", "other")
 # Name -> changes to the base recipe. "dense" is the plain student: everything visible, no masks.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dense, K=1": {"mask": {"ratio": 0.0}},
+    "dense, K=4": {"mask": {"ratio": 0.0, "per_image": 4}},
     "sparse, K=1": {},
     "sparse, K=1, teacher compiled": {"train": {"compile": True}},
     "sparse, K=4": {"mask": {"per_image": 4}},

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from benchmarks.study import equal_time, static_camera
 from benchmarks.study.__main__ import HERE
-from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, spelled
+from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, STATIC_CAMERA, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
 from benchmarks.study.report import read_cells, report
 from hgkd_edge.distillation.parts import build
@@ -58,9 +58,9 @@ def test_frames_of_the_static_camera_differ_by_an_object_and_little_else(tmp_pat
     assert 0.85 < still < 1
 
 
-@pytest.mark.parametrize("setting", static_camera.SETTINGS)
+@pytest.mark.parametrize("setting", STATIC_CAMERA)
 def test_every_setting_of_the_static_camera_is_a_recipe(setting: str) -> None:
-    assert load_recipe(static_camera.RECIPE, static_camera.SETTINGS[setting]).name in PROTOCOLS
+    assert load_recipe(static_camera.RECIPE, STATIC_CAMERA[setting]).name in PROTOCOLS
 
 
 def test_a_masked_stage_takes_its_share_of_the_time() -> None:

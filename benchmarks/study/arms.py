@@ -11,6 +11,7 @@ __all__ = [
     "ON_REQUEST",
     "SCRATCH",
     "SPARK",
+    "STATIC_CAMERA",
     "TEACHERS",
     "Arm",
     "spelled",
@@ -116,6 +117,22 @@ class Arm(NamedTuple):
     share: float = 0.0
     same_updates_as: str = ""
 
+
+# Whole frames are never mirrored either: the teacher's mean token of each position is the scene.
+_WHOLE_FRAMES = ["data.crop_scale=[1, 1]", "data.flip=false"]
+# Of the rendered camera that never moves.
+STATIC_CAMERA: dict[str, list[str]] = {
+    "scratch": [],
+    "H-GKD": [],
+    "H-GKD, not standardized": PLAIN,
+    "H-GKD, crops from 14 %": ["data.crop_scale=[0.14, 1]"],
+    "H-GKD, embedding": ["loss.embedding_weight=1"],
+    "H-GKD, whole frames": _WHOLE_FRAMES,
+    "dense": ["mask.ratio=0"],
+    "dense, embedding": ["mask.ratio=0", "loss.embedding_weight=1"],
+    "dense, whole frames": ["mask.ratio=0", *_WHOLE_FRAMES],
+    "dense, whole frames, embedding": ["mask.ratio=0", "loss.embedding_weight=1", *_WHOLE_FRAMES],
+}
 
 _NO_EMBEDDING = ["loss.embedding_weight=0"]
 # Run only if asked for. The cost of an update is that of the chosen recipe, at the same ratio.

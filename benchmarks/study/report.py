@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME
+from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, STATIC_CAMERA
 
 __all__ = ["read_cells", "report", "table"]
 
@@ -28,6 +28,7 @@ SCORES: dict[str, Callable[[Cell], float | None]] = {
 KINDS: dict[str, tuple[Iterable[str], str]] = {
     "arms": (ARMS, "arms"),
     "ablation": (ABLATION, "ablation"),
+    "static": (STATIC_CAMERA, "a camera that never moves"),
     "equal": (EQUAL_TIME, "{minutes:g} minutes of the student"),
     "chosen-by": (EQUAL_TIME, "{minutes:g} minutes of the student, scored on `val`"),
 }

@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.study.arms import STATIC_CAMERA
 from benchmarks.study.cell import score_cell
 from benchmarks.study.report import table
+from hgkd_edge.bench.environment import environment
 from hgkd_edge.files import write_json
 from hgkd_edge.recipe import load_recipe
 
@@ -32,16 +34,6 @@ KINDS = ("hat", "pants", "shoes")
 SIDE, TILE, OBJECT = 128, 32, 40  # pixels: of a frame, of an image of the background, of an object
 NOISE, DRIFT = 2.0, 0.05  # gray levels of sensor noise; share of the brightness that drifts
 FRAMES = {"train": 400, "val": 100, "test": 200}
-
-# Each given as changes to the recipe; an untrained student is "scratch".
-SETTINGS = {
-    "scratch": [],
-    "H-GKD": [],
-    "H-GKD, not standardized": ["teacher.standardize=false"],
-    "H-GKD, crops from 14 %": ["data.crop_scale=[0.14, 1]"],
-    "H-GKD, embedding": ["loss.embedding_weight=1"],
-    "dense": ["mask.ratio=0"],
-}
 
 
 def render(out: Path, frames: dict[str, int] = FRAMES, seed: int = 0) -> Path:
@@ -91,7 +83,7 @@ def _as_a_camera_sees(frame: Image.Image, number: int, random: np.random.Generat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of frames, runs and cells")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=STATIC_CAMERA, default=list(STATIC_CAMERA))
     parser.add_argument("--set", nargs="+", default=[], help="changes to the recipe of all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
@@ -101,12 +93,12 @@ def main() -> None:
     cells = []
     for seed in arguments.seeds:
         for setting in arguments.settings:
-            name = f"{setting}.{seed}".replace(" ", "-").replace(",", "")
+            name = f"static.static.{setting}.{seed}".replace(" ", "-").replace(",", "")
             file = arguments.out / f"{name}.json"
             if not file.is_file():
                 changes = [
                     f"data.path={frames}",
-                    *SETTINGS[setting],
+                    *STATIC_CAMERA[setting],
                     *arguments.set,
                     f"seed={seed}",
                 ]
@@ -114,9 +106,10 @@ def main() -> None:
                 run = arguments.out / "runs" / name
                 scratch = setting == "scratch"
                 cell = score_cell(recipe, run, frames, scratch=scratch, finetuned=True)
-                write_json(file, {"arm": setting, "seed": seed, **cell})
+                head = {"base": "static", "kind": "static", "arm": setting, "seed": seed}
+                write_json(file, {**head, **cell, "machine": environment().cpu})
             cells.append(json.loads(file.read_text()))
-    print(table(cells, arguments.settings))
+    print(table(cells, list(arguments.settings)))
 
 
 if __name__ == "__main__":

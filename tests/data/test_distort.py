@@ -81,8 +81,8 @@ def test_mixup_adds_the_image_before_in_each_images_own_proportion() -> None:
 
 
 def test_without_color_changes_the_draws_are_those_of_the_crop_alone() -> None:
-    plain = Augmentation((24, 24), (0.5, 1.0), colors=False)
-    strong = Augmentation((24, 24), (0.5, 1.0), colors=True)
+    plain = Augmentation((24, 24), (0.5, 1.0), flip=True, colors=False)
+    strong = Augmentation((24, 24), (0.5, 1.0), flip=True, colors=True)
     canvas = (images() * 255).to(torch.uint8)
     crop = torch.rand(2, 5, generator=torch.Generator().manual_seed(2))
 
