@@ -225,7 +225,7 @@ def _teacher_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, An
     elif not own and wish.teacher != "default":
         yield "teacher.name", wish.teacher, "see its license before you use the student"
     if wish.count <= FEW_IMAGES:
-        yield "teacher.cache", 4, "the teacher runs once, on four views of every image"
+        yield "teacher.cache", 16, "the teacher runs once, on 16 views of every image"
     if not own:
         yield "loss.embedding_weight", 1.0, "the teacher's image embedding too: the largest gain"
 

@@ -32,10 +32,10 @@ def test_few_images_take_the_recipe_and_the_cache_that_results_recommend() -> No
 
     recipe = made(count=3000)
 
-    assert "`resnet18_dinov2_s` with `teacher.cache: 4`" in row
+    assert "`resnet18_dinov2_s` with `teacher.cache: 16`" in row
     assert recipe.teacher.name == "vit_small_patch14_dinov2.lvd142m"
     assert recipe.student.name == "resnet18"
-    assert recipe.teacher.cache == 4
+    assert recipe.teacher.cache == 16
     assert (recipe.mask.ratio, recipe.loss.embedding_weight) == (0, 1)
 
 

@@ -52,7 +52,7 @@ NARROW: dict[str, dict[str, object]] = {
 
 @cache
 def settled(architecture: str, *, shallow: bool = False, **options: object):
-    """A narrow timm model whose outputs depend on its input; shallow: one block in each stage.
+    """A timm model whose outputs depend on its input; shallow: narrow, one block in each stage.
 
     Freshly made networks have zeroed or tiny residual branches, zero biases and unset batch
     statistics: almost any damage would go unseen in their outputs.
@@ -62,7 +62,8 @@ def settled(architecture: str, *, shallow: bool = False, **options: object):
     from torch import nn
 
     torch.manual_seed(0)
-    options = {**NARROW.get(architecture, {}), **options}
+    if shallow:
+        options = {**NARROW.get(architecture, {}), **options}
     model = timm.create_model(architecture, pretrained=False, **options)
     if shallow:
         _make_shallow(model)
