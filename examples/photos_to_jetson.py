@@ -3,7 +3,8 @@
 # %% Settings
 PHOTOS = "photos"  # {train,test}/<class>/*.jpg; images without a class are used for distillation
 RECIPE = "resnet18_dinov2_s"  # hgkd-edge recipes list
-DISTILL = {"data.path": PHOTOS, "teacher.cache": 16}  # the cache: for up to some 10,000 images
+# The cache and one update per view: for up to some 10,000 images.
+DISTILL = {"data.path": PHOTOS, "teacher.cache": 16, "mask.per_image": 1}
 FINETUNE = {"train.epochs": 50}
 PRECISION = "fp16"
 JETSON = None  # "nvidia@orin" also measures on the device, over SSH

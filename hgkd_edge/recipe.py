@@ -93,6 +93,10 @@ class Recipe(Section):
             raise ValueError("augment.mixup makes a new image each time: set teacher.cache to 0")
         if not self.loss.feature_weight:
             raise ValueError("loss.feature_weight 0 has no teacher: set teacher.cache to 0")
+        data = self.data
+        varied = data.flip or data.crop_scale != (1, 1) or self.augment.colors
+        if self.teacher.cache > 1 and not varied:
+            raise ValueError("without crops and flips all views are equal: set teacher.cache to 1")
 
     def to_yaml(self) -> str:
         """The recipe as YAML, in the schema's own order."""

@@ -57,7 +57,7 @@ class DataConfig(Section):
     `train/` only). 0 holds out none. Images are chosen by a hash of their name, so adding images
     never moves existing ones."""
     crop_scale: tuple[float, float] = (0.67, 1.0)
-    """Area of the random crop, whose shape varies too. `[1, 1]` keeps whole images."""
+    """Area of the random crop, whose shape varies too. `[1, 1]`: no random crop."""
     flip: bool = True
     """Mirror half of the training views. false: for text, for classes that differ by side, and for
     a camera that never moves."""

@@ -85,7 +85,7 @@ def working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Equal networks are converted to ONNX once in all tests together."""
-    if "torch" not in sys.modules:  # no test that was collected converts
+    if "torch" not in sys.modules:  # of the tests that were collected, none converts here
         yield
         return
     from tests.converted import ConvertOnce

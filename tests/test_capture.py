@@ -203,7 +203,7 @@ def test_crops_are_computed_where_they_are_drawn(monkeypatch: pytest.MonkeyPatch
         canvas = torch.empty(4, 3, 73, 73, dtype=torch.uint8, device="cuda")
 
         with StaysOnTheDevice():
-            view = random_view(canvas, draws, size=(64, 64), scale=(0.67, 1.0))
+            view = random_view(canvas, draws, size=(64, 64), scale=(0.67, 1.0), flip=True)
 
     assert view.shape == (4, 3, 64, 64)
     assert moved == [(4, 5)]
@@ -216,7 +216,7 @@ def test_views_of_annotated_images_copy_nothing_from_the_host() -> None:
         boxes, labels = torch.empty(4, 6, 5, device="cuda"), canvas[:, 0]
 
         with StaysOnTheDevice():
-            zoom = random_zoom(draws, zoom=(0.8, 1.2), vertical_flip=True)
+            zoom = random_zoom(draws, zoom=(0.8, 1.2), flip=True, vertical_flip=True)
             seen = zoom.images(canvas), zoom.labels(labels), zoom.boxes(boxes, (48, 80))
             views = normalize(seen[0], (0.5,) * 3, (0.5,) * 3), *seen[1:]
 

@@ -405,7 +405,9 @@ def test_targets_from_visible_patches_are_standardized_by_such_targets(
         noise = torch.rand(48, 16, generator=torch.Generator().manual_seed(seed))
         visible = upsample_mask(random_masks(noise, (4, 4), 0.6), (8, 8)).flatten(1)
         views = torch.rand(48, 5, generator=torch.Generator().manual_seed(100 + seed))
-        images = random_view(source.images[torch.arange(48)], views, size=(64, 64), scale=(0.67, 1))
+        images = random_view(
+            source.images[torch.arange(48)], views, size=(64, 64), scale=(0.67, 1), flip=True
+        )
         tokens.append(task.teacher.forward_visible(images, visible)[visible])
     assert torch.cat(tokens).mean(dim=0).abs().mean() < 0.05
 

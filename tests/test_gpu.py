@@ -84,8 +84,10 @@ def test_crops_on_the_gpu_are_those_on_the_cpu() -> None:
     canvas = (smooth[:, None] * 0.5 + smooth * 0.5).byte().expand(8, 3, 73, 73).contiguous()
     draws = torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
 
-    on_cpu = augment.random_view(canvas, draws, size=(64, 64), scale=(0.67, 1.0))
-    on_gpu = augment.random_view(canvas.cuda(), draws.cuda(), size=(64, 64), scale=(0.67, 1.0))
+    on_cpu = augment.random_view(canvas, draws, size=(64, 64), scale=(0.67, 1.0), flip=True)
+    on_gpu = augment.random_view(
+        canvas.cuda(), draws.cuda(), size=(64, 64), scale=(0.67, 1.0), flip=True
+    )
 
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=2 / 255, rtol=0)
 

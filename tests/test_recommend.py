@@ -36,6 +36,7 @@ def test_few_images_take_the_recipe_and_the_cache_that_results_recommend() -> No
     assert recipe.teacher.name == "vit_small_patch14_dinov2.lvd142m"
     assert recipe.student.name == "resnet18"
     assert recipe.teacher.cache == 16
+    assert recipe.mask.per_image == 1
     assert (recipe.mask.ratio, recipe.loss.embedding_weight) == (0, 1)
 
 
@@ -43,6 +44,7 @@ def test_more_images_take_no_cache_and_fewer_epochs() -> None:
     some, more = made(count=100_000), made(count=1_000_000)
 
     assert some.teacher.cache == more.teacher.cache == 0
+    assert some.mask.per_image == 2
     assert some.train.epochs == 50
     assert more.train.epochs < some.train.epochs
     assert more.train.warmup_epochs < 5

@@ -238,6 +238,10 @@ def test_the_held_out_baseline_is_the_mean_of_the_cached_targets(
         ({"teacher": {"view": "visible"}, "loss": {"where": "visible"}}, "changes with every mask"),
         ({"augment": {"mixup": True}}, "augment.mixup makes a new image"),
         (
+            {"data": {"crop_scale": [1, 1], "flip": False}},
+            "all views are equal: set teacher.cache to 1",
+        ),
+        (
             {"loss": {"feature_weight": 0, "pixel_weight": 1, "where": "masked"}},
             "feature_weight 0 has no teacher",
         ),
@@ -246,6 +250,7 @@ def test_the_held_out_baseline_is_the_mean_of_the_cached_targets(
 def test_what_cannot_be_cached_is_refused(
     tiny_recipe: dict[str, Any], sections: dict[str, Any], expected: str
 ) -> None:
+    sections = {key: {**tiny_recipe.get(key, {}), **keys} for key, keys in sections.items()}
     with pytest.raises(ValueError, match=expected):
         with_cache(tiny_recipe, **sections)
 

@@ -123,6 +123,7 @@ _WHOLE_FRAMES = ["data.crop_scale=[1, 1]", "data.flip=false"]
 # Of the rendered camera that never moves.
 STATIC_CAMERA: dict[str, list[str]] = {
     "scratch": [],
+    "scratch, whole frames": _WHOLE_FRAMES,  # fine-tuning takes crops and flips from the recipe
     "H-GKD": [],
     "H-GKD, not standardized": PLAIN,
     "H-GKD, crops from 14 %": ["data.crop_scale=[0.14, 1]"],

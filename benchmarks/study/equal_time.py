@@ -187,6 +187,7 @@ def _fill(
         "ratio": recipe.model_dump(mode="json")["mask"]["ratio"],
         **scores,
         "machine": environment().cpu,
+        "precision": resolve_precision(recipe.train.precision),
         "torch": torch.__version__,
     }
     write_json(file, cell)

@@ -5,7 +5,7 @@
 #   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors         on a machine with an NVIDIA GPU
 #   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors --dry   on any CPU: shows that it works
 #
-# With the folder of clothing10, nuclei or bccd instead of imagenette-160: the chosen recipe on those.
+# With the folder of clothing10, nuclei or bccd instead of imagenette-160: the same settings on those.
 # To continue on another machine, put the cells of the last call into $CELLS (default: study-cells/).
 # $PYTHON needs what `pip install hgkd-edge[train]` installs; $WHEELS as in benchmarks/gpu.sh.
 set -euo pipefail
@@ -27,28 +27,30 @@ study() {  # options of `equal_time run`
   left=$((end - SECONDS))
   [ "$left" -gt 5 ] || return 0
   timeout "$left" "$python" -m benchmarks.study.equal_time run --data "$data" --teacher "$teacher" \
-    --out "$work" "$@" || echo "stopped after $SECONDS s: run it again for the rest"
+    --out "$work" "$@" || { [ $? -eq 124 ] && echo "stopped after $SECONDS s: run it again for the rest"; }
   cp "$work"/*.json "$out/cells/"
 }
 
 name=$(basename "$data")
 both=("dense, embedding" "masked half the time, embedding")
-case $name$dry in
-  imagenette*--dry)
+views=("${both[0]}, 16 views" "${both[1]}, 16 views")
+base=${name%%[-_.]*}
+case $base$dry in
+  imagenette--dry)
     study --base imagenette-300 --choose --minutes 0.02 --arms pixels "${both[@]}" ;;
-  imagenette*)
+  imagenette)
     study --minutes 1 --seeds 0 --arms teacher scratch pixels dense "${both[@]}" "${both[1]}, equal updates"
     study --minutes 1 --seeds 1 2 --arms "${both[@]}"
-    study --base imagenette-mobilenet --minutes 0.5 --seeds 0 1 2 --arms scratch "${both[@]}"
+    study --base imagenette-mobilenet --minutes 0.5 --seeds 0 1 2 --arms scratch "${both[@]}" "${views[@]}"
     study --choose --minutes 0.25 0.5 2 --arms "${both[@]}"
     study --base imagenette-300 --choose --minutes 0.5 2 --arms "${both[@]}" ;;
   *--dry)
     echo "error: $data: --dry needs the folder of imagenette" >&2
     exit 2 ;;
-  clothing10* | nuclei* | bccd*)
-    study --base "${name%%-*}-vit-s" --minutes 1 --seeds 0 1 2 --arms scratch "${both[@]}" ;;
+  clothing10 | nuclei | bccd)
+    study --base "$base-vit-s" --minutes 1 --seeds 0 1 2 --arms scratch "${views[@]}" ;;
   *)
-    echo "error: $data: expected the folder of imagenette, clothing10, nuclei or bccd" >&2
+    echo "error: $data $dry: expected the folder of imagenette, clothing10, nuclei or bccd, and perhaps --dry" >&2
     exit 2 ;;
 esac
 "$python" -m benchmarks.study.equal_time report --out "$out/cells"

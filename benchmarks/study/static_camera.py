@@ -104,7 +104,7 @@ def main() -> None:
                 ]
                 recipe = load_recipe(RECIPE, changes)
                 run = arguments.out / "runs" / name
-                scratch = setting == "scratch"
+                scratch = setting.startswith("scratch")
                 cell = score_cell(recipe, run, frames, scratch=scratch, finetuned=True)
                 head = {"base": "static", "kind": "static", "arm": setting, "seed": seed}
                 write_json(file, {**head, **cell, "machine": environment().cpu})

@@ -97,7 +97,7 @@ def random_view(
     *,
     size: tuple[int, int],
     scale: tuple[float, float],
-    flip: bool = True,
+    flip: bool,
 ) -> Tensor:
     """Random resized crop and horizontal flip, the augmentation of SparK and MAE.
 

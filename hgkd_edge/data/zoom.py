@@ -85,7 +85,7 @@ class Zoom:
 
 
 def random_zoom(
-    draws: Tensor, *, zoom: tuple[float, float], flip: bool = True, vertical_flip: bool
+    draws: Tensor, *, zoom: tuple[float, float], flip: bool, vertical_flip: bool
 ) -> Zoom:
     """Draw views.
 

@@ -30,7 +30,7 @@ def test_every_draw_gives_a_view_of_the_asked_size(draws: list[float], low: floa
     canvas = torch.arange(3 * 37 * 55, dtype=torch.int32).remainder(256).to(torch.uint8)
 
     view = random_view(
-        canvas.view(1, 3, 37, 55), torch.tensor([draws]), size=(32, 48), scale=(low, 1.0)
+        canvas.view(1, 3, 37, 55), torch.tensor([draws]), size=(32, 48), scale=(low, 1.0), flip=True
     )
 
     assert view.shape == (1, 3, 32, 48)
@@ -43,7 +43,10 @@ def test_the_flip_mirrors_and_a_whole_crop_shows_everything() -> None:
     flipped = torch.tensor([[0.99, 0.1, 0.0, 0.0, 0.0]])
     straight = torch.tensor([[0.99, 0.9, 0.0, 0.0, 0.9]])
 
-    views = [random_view(canvas, d, size=(32, 32), scale=(1.0, 1.0)) for d in (flipped, straight)]
+    views = [
+        random_view(canvas, d, size=(32, 32), scale=(1.0, 1.0), flip=True)
+        for d in (flipped, straight)
+    ]
 
     torch.testing.assert_close(views[0].flip(-1), views[1])
     torch.testing.assert_close(views[1], center_view(canvas, size=(32, 32)))
@@ -51,12 +54,23 @@ def test_the_flip_mirrors_and_a_whole_crop_shows_everything() -> None:
     torch.testing.assert_close(unflipped, views[1])
 
 
+def test_without_crops_and_flips_the_view_is_the_whole_canvas_on_a_gpu_too() -> None:
+    canvas = torch.randint(0, 256, (2, 3, 40, 64), dtype=torch.uint8)
+    whole = center_view(canvas, size=(40, 64))
+
+    view = random_view(canvas, torch.zeros(2, 5), size=(40, 64), scale=(1.0, 1.0), flip=False)
+
+    torch.testing.assert_close(view, whole)
+    boxes = torch.tensor([[0, 0, 40, 64, 0]] * 2)
+    torch.testing.assert_close(augment._cut_all(canvas, boxes, (40, 64)), whole)
+
+
 def test_crops_of_a_whole_batch_are_those_of_one_image_at_a_time(photos: Path) -> None:
     source = open_splits(DataConfig(source="folder", path=photos, image_size=(56, 64)))["train"]
     canvas = source.images[torch.arange(16)]
     draws = torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
 
-    one_by_one = random_view(canvas, draws, size=(56, 64), scale=(0.67, 1.0))
+    one_by_one = random_view(canvas, draws, size=(56, 64), scale=(0.67, 1.0), flip=True)
     boxes = [augment._box(row, canvas.shape[-2:], (0.67, 1.0), True) for row in draws.tolist()]
     at_once = augment._cut_all(canvas, torch.tensor(boxes), (56, 64))
 

@@ -32,7 +32,7 @@ def extent(mask: Tensor) -> list[float]:
 @given(st.integers(0, 10_000))
 @settings(max_examples=25, deadline=None)
 def test_image_label_map_and_box_move_together(seed: int) -> None:
-    zoom = random_zoom(draw(8, seed), zoom=(0.6, 1.8), vertical_flip=True)
+    zoom = random_zoom(draw(8, seed), zoom=(0.6, 1.8), flip=True, vertical_flip=True)
     boxes = torch.tensor([[2.0, 30.0, 14.0, 54.0, 38.0]]).expand(8, 1, 5)
     images, labels = rectangles(boxes)
 
@@ -84,8 +84,8 @@ def test_boxes_that_leave_the_view_are_taken_for_absent() -> None:
 
 
 def test_images_with_an_up_are_never_turned_upside_down() -> None:
-    upright = random_zoom(draw(200), zoom=(0.7, 1.5), vertical_flip=False)
-    turned = random_zoom(draw(200), zoom=(0.7, 1.5), vertical_flip=True)
+    upright = random_zoom(draw(200), zoom=(0.7, 1.5), flip=True, vertical_flip=False)
+    turned = random_zoom(draw(200), zoom=(0.7, 1.5), flip=True, vertical_flip=True)
 
     assert (upright.factor[:, 1] > 0).all()
     assert 60 < (upright.factor[:, 0] < 0).sum() < 140
@@ -99,7 +99,7 @@ def test_without_flips_no_view_is_mirrored() -> None:
 
 
 def test_enlarged_views_stay_within_the_canvas() -> None:
-    zoom = random_zoom(draw(300), zoom=(1.0, 2.0), vertical_flip=False)
+    zoom = random_zoom(draw(300), zoom=(1.0, 2.0), flip=True, vertical_flip=False)
 
     labels = zoom.labels(torch.ones(300, *SIZE, dtype=torch.uint8))
 
@@ -107,7 +107,7 @@ def test_enlarged_views_stay_within_the_canvas() -> None:
 
 
 def test_views_are_exact_under_autocast() -> None:
-    zoom = random_zoom(draw(4), zoom=(0.6, 1.8), vertical_flip=True)
+    zoom = random_zoom(draw(4), zoom=(0.6, 1.8), flip=True, vertical_flip=True)
     images = torch.randint(0, 256, (4, 3, *SIZE), dtype=torch.uint8)
     wanted = zoom.images(images)
 

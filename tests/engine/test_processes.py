@@ -135,9 +135,10 @@ def test_where_one_process_is_killed_the_other_ends_and_says_so(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
     first, second = start_twice(*command(tiny_recipe_file, tmp_path / "run", *ENDLESS))
-    first.wait_for(tmp_path / "run" / "log.jsonl", 4)
-
-    second.send_signal(signal.SIGKILL)
+    try:
+        first.wait_for(tmp_path / "run" / "log.jsonl", 4)
+    finally:
+        second.send_signal(signal.SIGKILL)
     second.end(timeout=60)
     first.send_signal(signal.SIGTERM)  # as torchrun does
     ended = first.end(timeout=60)
