@@ -213,7 +213,7 @@ def _changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any, str]]
     else:
         yield "mask.ratio", 0, "whole images: masks did not raise accuracy; 0.6 is H-GKD"
     if wish.count <= FEW_IMAGES:
-        yield "mask.per_image", 1, "every update gets a view of its own"
+        yield "mask.per_image", 1, "a new view for every update"
     else:
         yield "mask.per_image", 2, "updates that share one teacher pass"
     yield from _train_changes(wish, base)
