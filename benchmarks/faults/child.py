@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -27,7 +28,8 @@ SOCKET_EVENTS = tuple(
 # ONNX Runtime and `bench`, which start a thread.
 LIBRARIES = (
     *("torch", "timm", "accelerate", "onnx", "safetensors.torch"),
-    *("torch._dynamo", "torch.onnx", "onnxscript", "torchvision.transforms.v2"),
+    *("torch._dynamo", "torch.onnx", "torch.export._trace", "torchvision.transforms.v2"),
+    *("onnxscript.function_libs.torch_lib.ops", "matplotlib.figure"),
 )
 OURS = (
     *("hgkd_edge.cli", "hgkd_edge.distillation.distill", "hgkd_edge.distillation.pretrain"),
@@ -94,6 +96,7 @@ def preload() -> None:
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import started threads: commands cannot be forked")
+    gc.freeze()  # else every collection in a command visits, and so copies, all of this
 
 
 def start(

@@ -20,6 +20,7 @@ from exporters.verify import verify
 from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.exportable import Exportable
 from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, read_backbone
+from hgkd_edge.models.meta import on_meta
 from hgkd_edge.tasks.metadata import EMBED
 
 __all__ = ["BUNDLE"]
@@ -59,7 +60,7 @@ def _write(source: BundleSource, folder: Path) -> Path:
 def _config(spec: BackboneSpec, classes: tuple[str, ...]) -> dict[str, Any]:
     """The configuration that timm writes for a model on the Hub, with the same keys."""
     settings: dict[str, Any] = {**spec.args, "num_classes": len(classes)}
-    with torch.device("meta"):
+    with on_meta():
         plain: Any = timm.create_model(spec.name, **settings)
     published = plain.pretrained_cfg
     return {

@@ -20,6 +20,7 @@ from hgkd_edge.models.backbone import (
     require_plain_form,
 )
 from hgkd_edge.models.ibot import require_lightly
+from hgkd_edge.models.meta import on_meta
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.student_weights import initial_weights, published_student
 from hgkd_edge.recipe import Recipe
@@ -80,7 +81,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     for key, path in (("teacher.path", teacher.path), ("student.path", student.path)):
         if path is not None and not path.is_file():
             raise RecipeError(f"{key} = '{path}': no such file")
-    with torch.device("meta"):  # only strides are needed, not weights
+    with on_meta():  # only strides are needed, not weights
         patch = teacher_patch(create_vit(teacher))
         every = create_features(student.name, stem_stride=student.stem_stride, args=student.args)
     reductions = every.feature_info.reduction()  # type: ignore[union-attr,operator]

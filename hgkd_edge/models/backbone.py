@@ -25,6 +25,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.resize import Geometry
 from hgkd_edge.errors import ConversionError, RecipeError, RunError, reason_of
 from hgkd_edge.files import atomic_write
+from hgkd_edge.models.meta import on_meta
 from hgkd_edge.models.untrusted import bounded, check_args, check_name, not_finite
 from hgkd_edge.parsing import MAX_SETTINGS_BYTES, brief, parse_json
 from hgkd_edge.run_files import require_recorded
@@ -205,7 +206,7 @@ def require_plain_form(features: nn.Module, name: str, args: dict[str, object]) 
     Raises:
         ConversionError: A weight has none, so `save_backbone` would fail after training.
     """
-    with torch.device("meta"):  # only names are needed, not weights
+    with on_meta():  # only names are needed, not weights
         plain = create_timm_model("student.name", name, args, num_classes=0).state_dict()
     for key in features.state_dict():
         _full_key(key, plain)
@@ -267,7 +268,7 @@ def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneSpec]:
 
 def _require_complete(state: dict[str, Tensor], spec: BackboneSpec, path: Path) -> None:
     """Check that a file holds exactly the weights of the network that it describes."""
-    with torch.device("meta"):
+    with on_meta():
         plain = create_timm_model("student.name", spec.name, spec.args, num_classes=0).state_dict()
     for key in sorted(plain.keys() | state.keys()):
         sides = [list(s[key].shape) if key in s else "missing" for s in (state, plain)]

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hgkd_edge.errors import RecipeError
+from hgkd_edge.models.meta import on_meta
 
 __all__ = ["bounded", "check_args", "check_name", "is_array", "not_finite", "require_stored"]
 
@@ -177,7 +178,7 @@ def bounded(key: str) -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(add)
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with on_meta(), torch.random.fork_rng(devices=[]):
             yield
     except _TooLargeError:
         raise RecipeError(
