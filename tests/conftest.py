@@ -98,6 +98,20 @@ def converted_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def made_once() -> Iterator[None]:
+    """A worker makes equal students, and decodes equal photos, once."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.made import DecodeOnce, MakeOnce
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hgkd_edge.distillation.parts._encoder", MakeOnce())
+        patch.setattr("hgkd_edge.data.decode.decode_rgb", DecodeOnce())
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def commands_made_once() -> Iterator[None]:
     """Typer makes its tree of commands at every call, of which a process has only one."""
     once = functools.cache(typer.main.get_command)

@@ -204,7 +204,7 @@ def test_the_command_builds_both_networks_once(
     tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     folder, built = tmp_path / "run", []
-    sparsify = parts.sparsify
+    make = parts._encoder
     arguments = ["distill", str(tiny_recipe_file), "--run", str(folder)]
     if command == "resumed":
         RunDir.create(load_recipe(tiny_recipe_file), folder)
@@ -212,14 +212,14 @@ def test_the_command_builds_both_networks_once(
         arguments.append("--resume")
 
     def counted(*of: Any, **options: Any) -> Any:
-        built.append(sparsify(*of, **options))
+        built.append(make(*of, **options))
         return built[-1]
 
     def trained(task: Distilling, *of: Any, **options: Any) -> None:
         built.append(task.parts.encoder)
         raise TrainingError("far enough")
 
-    monkeypatch.setattr(parts, "sparsify", counted)
+    monkeypatch.setattr(parts, "_encoder", counted)
     monkeypatch.setattr("hgkd_edge.distillation.distill.train", trained)
 
     CliRunner().invoke(app, arguments)
