@@ -41,7 +41,7 @@ class ConvertOnce:
         file = self._file(arguments)
         if file is not None and file.is_file():
             return onnx.load_model_from_string(file.read_bytes())
-        _parse_operators_once()
+        _look_up_operators_once()
         proto = _convert(model, example, free, output_names=output_names)
         if file is not None:
             with atomic_write(file) as temporary:
@@ -60,11 +60,17 @@ class ConvertOnce:
 
 
 @functools.cache
-def _parse_operators_once() -> None:
-    """PyTorch parses the source of all its ONNX functions in every conversion: .5 s."""
+def _look_up_operators_once() -> None:
+    """PyTorch collects its operators and their ONNX functions in every conversion: a second."""
+    from torch._export import utils
     from torch.onnx._internal._lazy_import import onnxscript_apis
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+    of_namespace = functools.cache(utils._collect_all_valid_cia_ops_for_namespace)
+    utils._collect_all_valid_cia_ops_for_namespace = of_namespace
+    registry = functools.cache(ONNXRegistry.from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(registry)  # type: ignore[assignment,method-assign]
 
 
 class _Pickler(pickle.Pickler):
