@@ -131,6 +131,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of mAP that nobody looks at."""
+    monkeypatch.setattr("hgkd_edge.tasks.precision_bootstrap.RESAMPLES", 10)
+
+
+@pytest.fixture
 def tiny_recipe(photos: Path) -> dict[str, Any]:
     """A recipe as a mapping: a teacher of two narrow blocks, a quarter-width ResNet-18."""
     return {

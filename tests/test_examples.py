@@ -99,6 +99,7 @@ def cells_of(script: Path) -> tuple[str, str]:
     return settings, rest
 
 
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_an_example_runs(
     script: Path,

@@ -81,7 +81,7 @@ def new_run(photos: Path, path: Path) -> RunDir:
 
 
 @pytest.fixture(autouse=True)
-def few_ranking_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_ranking_photos(monkeypatch: pytest.MonkeyPatch, few_resamples: None) -> None:
     monkeypatch.setattr("hgkd_edge.export_int8.RANKING_PHOTOS", 8)
 
 

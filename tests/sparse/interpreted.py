@@ -121,8 +121,17 @@ def test_gathers_of_dense_convolutions(
 
 
 @DTYPES
-@pytest.mark.parametrize("outside", [0.0, -9.0, float("-inf")])
-@pytest.mark.parametrize("window", [Window(1, 6), Window(5, 14), Window(0, 3), Window(-1, 2)])
+@pytest.mark.parametrize(
+    ("window", "outside"),
+    [
+        (Window(1, 6), 0.0),
+        (Window(1, 6), -9.0),
+        (Window(1, 6), float("-inf")),
+        (Window(5, 14), float("-inf")),
+        (Window(0, 3), -9.0),
+        (Window(-1, 2), -9.0),
+    ],
+)
 def test_windows(window, outside, dtype):
     visible, tiles = make(4, 33, dtype)
 

@@ -46,6 +46,7 @@ def judge(boxes: Any, scores: Any, pictures: Path | None = None) -> TaskScores:
     return ObjectDetection().judge([Answers(images, TRUTH, outputs)], CARD, pictures)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_a_few_dozen_steps_find_cells_and_onnx_scores_the_same(run: RunDir) -> None:
     config = cells(run, "train.epochs=20")
 
