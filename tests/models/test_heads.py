@@ -14,7 +14,7 @@ from exporters.openvino_export import export_openvino
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.models.heads import Detector, Pyramid, Segmenter, mean_probability
 
-NARROW = {"channels": [16, 32, 64, 128]}
+NARROW = {"channels": [16, 32, 64, 128], "layers": [1, 1, 1, 1]}
 BACKBONES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet18": ("resnet18", 4, NARROW),
     "stem of stride 2": ("resnet18", 2, NARROW),
@@ -44,8 +44,9 @@ def test_every_pixel_gets_logits_whatever_the_backbone(kind: str, images: Tensor
     assert logits.shape == (2, 5, *images.shape[-2:])
 
 
-@pytest.mark.parametrize("head", [Segmenter, Detector])
-@pytest.mark.parametrize("kind", BACKBONES)
+@pytest.mark.parametrize(
+    ("kind", "head"), [*((kind, Segmenter) for kind in BACKBONES), ("resnet18", Detector)]
+)
 def test_conversion_does_not_trace_again(kind: str, head: type[Segmenter] | type[Detector]) -> None:
     example, free = (torch.rand(2, 3, 64, 96),), ({0: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(head(spec_of(kind), 3).eval(), example, dynamic_shapes=free)
