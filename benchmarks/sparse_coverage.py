@@ -16,16 +16,16 @@ import warnings
 from pathlib import Path
 
 import timm
-import torch
 
 from hgkd_edge.errors import ConversionError
+from hgkd_edge.models.meta import on_meta
 from hgkd_edge.sparse import sparsify
 
 
 def examine(name: str, limit: float) -> tuple[str, str]:
     """Outcome ('taken', 'refused', 'no features', 'too large', 'error') and its reason."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             model = timm.create_model(name, features_only=True)
     except Exception as error:
         return "no features", str(error).split("\n")[0]

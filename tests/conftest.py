@@ -111,6 +111,14 @@ def made_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make equal students again, for tests that replace parts of how they are made."""
+    from tests.made import _encoder
+
+    monkeypatch.setattr("hgkd_edge.distillation.parts._encoder", _encoder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def commands_made_once() -> Iterator[None]:
     """Typer makes its tree of commands at every call, of which a process has only one."""
@@ -132,7 +140,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals of mAP that nobody looks at."""
+    """Compute intervals of mAP from ten resamples, for tests that do not check them."""
     monkeypatch.setattr("hgkd_edge.tasks.precision_bootstrap.RESAMPLES", 10)
 
 

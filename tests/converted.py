@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 import torch
 from torch import nn
 
@@ -41,9 +43,8 @@ class ConvertOnce:
         file = self._file(arguments)
         if file is not None and file.is_file():
             return onnx.load_model_from_string(file.read_bytes())
-        _look_up_operators_once()
-        _compare_operators_first()
-        proto = _convert(model, example, free, output_names=output_names)
+        with quick_conversion():
+            proto = _convert(model, example, free, output_names=output_names)
         if file is not None:
             with atomic_write(file) as temporary:
                 temporary.write_bytes(proto.SerializeToString())
@@ -60,34 +61,51 @@ class ConvertOnce:
             return None
 
 
+@contextlib.contextmanager
+def quick_conversion() -> Iterator[None]:
+    """Speed up conversions without a change to their results.
+
+    PyTorch's tables of operators are made once instead of in every conversion. onnxscript tries
+    every rule at every node, some by a pass over the whole graph; rules for another operator than
+    the node's are passed over.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in _quick().items():
+            patch.setattr(name, function)
+        yield
+
+
 @functools.cache
-def _look_up_operators_once() -> None:
-    """PyTorch collects its operators and their ONNX functions in every conversion: a second."""
+def _quick() -> dict[str, Any]:
+    from onnxscript.rewriter._basics import MatchResult
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
     from torch._export import utils
     from torch.onnx._internal._lazy_import import onnxscript_apis
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
-    of_namespace = functools.cache(utils._collect_all_valid_cia_ops_for_namespace)
-    utils._collect_all_valid_cia_ops_for_namespace = of_namespace
-    registry = functools.cache(ONNXRegistry.from_torchlib)
-    ONNXRegistry.from_torchlib = staticmethod(registry)  # type: ignore[assignment,method-assign]
+    collect, match = utils._collect_all_valid_cia_ops_for_namespace, SimplePatternMatcher.match
+    collected: dict[tuple[Any, int], Any] = {}
 
+    def collect_once(namespace: Any) -> Any:
+        key = namespace, len(torch._C._dispatch_get_all_op_names())
+        if key not in collected:
+            collected[key] = collect(namespace)
+        return collected[key]
 
-@functools.cache
-def _compare_operators_first() -> None:
-    """onnxscript tries every rule at every node, some by a pass over the graph: a quarter."""
-    from onnxscript.rewriter._basics import MatchResult
-    from onnxscript.rewriter._matcher import SimplePatternMatcher
-
-    match = SimplePatternMatcher.match
-
-    def of_same_operator(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+    def match_operator_first(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
         if not self.pattern.output_nodes[0].op.matches(node.op_type):
             return MatchResult().fail("another operator")
         return match(self, model, graph, node, **options)
 
-    SimplePatternMatcher.match = of_same_operator  # type: ignore[method-assign]
+    registration = "torch.onnx._internal.exporter._registration"
+    get_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
+    make_registry = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+    return {
+        "torch.onnx._internal._lazy_import.onnxscript_apis.get_torchlib_ops": get_ops,
+        "torch._export.utils._collect_all_valid_cia_ops_for_namespace": collect_once,
+        f"{registration}.ONNXRegistry.from_torchlib": make_registry,
+        "onnxscript.rewriter._matcher.SimplePatternMatcher.match": match_operator_first,
+    }
 
 
 class _Pickler(pickle.Pickler):

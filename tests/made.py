@@ -18,17 +18,17 @@ from hgkd_edge.sparse import SparseEncoder
 class MakeOnce:
     """Stands for `hgkd_edge.distillation.parts._encoder`; returns copies of its results.
 
-    The conversion takes a third of a second. Students with weights from elsewhere are always made:
-    the files may have changed.
+    The conversion takes a third of a second. Students with weights from a file or the hub are
+    always made: the file may have changed.
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, int, int], tuple[SparseEncoder, Tensor]] = {}
+        self._made: dict[tuple[str, int, bytes], tuple[SparseEncoder, Tensor]] = {}
 
     def __call__(self, student: StudentConfig, stride: int, *, download: bool) -> SparseEncoder:
-        if student.weights != "none":
+        if student.weights != "none" or torch.is_inference_mode_enabled():
             return _encoder(student, stride, download=download)
-        key = student.model_dump_json(), stride, torch.initial_seed()
+        key = student.model_dump_json(), stride, torch.get_rng_state().numpy().tobytes()
         if key not in self._made:
             made = _encoder(student, stride, download=download)
             self._made[key] = made, torch.get_rng_state()
@@ -38,16 +38,17 @@ class MakeOnce:
 
 
 class DecodeOnce:
-    """Stands for `decode_rgb`, for files like the bundled photos."""
+    """Stands for `decode_rgb`, for WebP files of the bundled photos' size."""
 
     def __init__(self) -> None:
-        self._decoded: dict[bytes, Image.Image] = {}
+        self._decoded: dict[tuple[bytes, Turn, int], Image.Image] = {}
 
     def __call__(
         self, image: ImageFile.ImageFile, content: bytes, turn: Turn, *, bits: int = 0
     ) -> Image.Image:
         if image.format != "WEBP" or image.size != (96, 96):
             return decode_rgb(image, content, turn, bits=bits)
-        if content not in self._decoded:
-            self._decoded[content] = decode_rgb(image, content, turn, bits=bits)
-        return self._decoded[content].copy()
+        key = content, turn, bits
+        if key not in self._decoded:
+            self._decoded[key] = decode_rgb(image, content, turn, bits=bits).copy()
+        return self._decoded[key].copy()

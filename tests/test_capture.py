@@ -58,8 +58,8 @@ def run(model: nn.Module, inputs: Inputs, *, half: bool = False) -> dict[str, Te
 
 
 @pytest.fixture
-def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, the kernels that the table has for a GPU."""
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch, made_again: None) -> None:
+    """On the CPU, the kernels that the table has for a GPU; they must pass the proof too."""
     monkeypatch.setattr(convolution, "choose", lambda device, *of: choice.choose("cuda", *of))
 
 

@@ -199,12 +199,13 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     assert not list(run.path.rglob("*.tmp"))
 
 
+@pytest.mark.usefixtures("made_again")
 @pytest.mark.parametrize("command", ["new", "resumed"])
 def test_the_command_builds_both_networks_once(
     tiny_recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     folder, built = tmp_path / "run", []
-    make = parts._encoder
+    sparsify = parts.sparsify
     arguments = ["distill", str(tiny_recipe_file), "--run", str(folder)]
     if command == "resumed":
         RunDir.create(load_recipe(tiny_recipe_file), folder)
@@ -212,14 +213,14 @@ def test_the_command_builds_both_networks_once(
         arguments.append("--resume")
 
     def counted(*of: Any, **options: Any) -> Any:
-        built.append(make(*of, **options))
+        built.append(sparsify(*of, **options))
         return built[-1]
 
     def trained(task: Distilling, *of: Any, **options: Any) -> None:
         built.append(task.parts.encoder)
         raise TrainingError("far enough")
 
-    monkeypatch.setattr(parts, "_encoder", counted)
+    monkeypatch.setattr(parts, "sparsify", counted)
     monkeypatch.setattr("hgkd_edge.distillation.distill.train", trained)
 
     CliRunner().invoke(app, arguments)

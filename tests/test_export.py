@@ -80,8 +80,11 @@ def new_run(photos: Path, path: Path) -> RunDir:
     return run
 
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
 @pytest.fixture(autouse=True)
-def few_ranking_photos(monkeypatch: pytest.MonkeyPatch, few_resamples: None) -> None:
+def few_ranking_photos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hgkd_edge.export_int8.RANKING_PHOTOS", 8)
 
 

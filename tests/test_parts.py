@@ -105,6 +105,7 @@ def test_a_student_that_cannot_be_sparse_is_refused_by_module_path(tiny_recipe_f
         build(recipe)
 
 
+@pytest.mark.usefixtures("made_again")
 def test_a_student_that_could_not_be_saved_is_refused_before_the_training(
     tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +117,6 @@ def test_a_student_that_could_not_be_saved_is_refused_before_the_training(
         return model
 
     monkeypatch.setattr("hgkd_edge.models.backbone.create_timm_model", plain)
-    tiny_recipe["seed"] = 1  # equal students are made once in all tests
 
     with pytest.raises(ConversionError, match=r"'conv1.weight' has no place"):
         build(Recipe.model_validate(tiny_recipe))

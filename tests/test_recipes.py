@@ -17,6 +17,7 @@ from hgkd_edge.distillation.license import published_license
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.teacher_network import create_vit
 from hgkd_edge.models.backbone import read_backbone
+from hgkd_edge.models.meta import on_meta
 from hgkd_edge.recipe import Recipe, builtin_recipes, find_recipe, load_recipe
 from hgkd_edge.rundir import RunDir
 
@@ -87,7 +88,7 @@ def test_the_license_of_a_recipe_is_that_of_its_teacher(name: str) -> None:
     recipe = load_recipe(find_recipe(name))
     text = find_recipe(name).read_text()
 
-    with torch.device("meta"):  # without its weights
+    with on_meta():
         vit = create_vit(recipe.teacher)
     license = published_license(vit) if recipe.teacher.weights == "hub" else ""
 

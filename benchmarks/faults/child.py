@@ -96,7 +96,8 @@ def preload() -> None:
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import started threads: commands cannot be forked")
-    gc.freeze()  # else every collection in a command visits, and so copies, all of this
+    gc.collect()
+    gc.freeze()  # otherwise each collection in a command copies these pages
 
 
 def start(

@@ -23,7 +23,7 @@ _FILLING = frozenset(
 
 
 class _NothingFilled(TorchFunctionMode):
-    """PyTorch takes up to half a millisecond to draw numbers for a tensor that holds none."""
+    """Skips in-place initialization of meta tensors, which hold no values."""
 
     def __torch_function__(
         self,
@@ -34,12 +34,14 @@ class _NothingFilled(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _FILLING:
-            return args[0] if args else kwargs["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """Networks made in this context are on the meta device."""
+    """Create networks on the meta device: names and shapes only, nothing is initialized."""
     with torch.device("meta"), _NothingFilled():
         yield

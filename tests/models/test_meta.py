@@ -1,4 +1,4 @@
-"""Networks without weights: the names and shapes of the real ones, and nothing computed."""
+"""Networks on the meta device: the names and shapes of the real ones, and nothing computed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hgkd_edge.models.meta import on_meta
+
+FAMILIES = ["resnet18", "mobilenetv3_small_100", "convnext_atto", "vit_tiny_patch16_224"]
+DRAWING = {"normal_", "normal", "uniform_", "uniform", "erfinv_", "clamp_", "mul_", "add_"}
 
 
 class Computed(TorchDispatchMode):
@@ -24,26 +28,35 @@ class Computed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenetv3_small_100", "convnext_atto", "vit_tiny_patch16_224"]
-)
-def test_they_have_the_names_and_shapes_of_the_real_ones_and_nothing_is_drawn(name: str) -> None:
-    real = timm.create_model(name).state_dict()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_have_the_names_and_shapes_of_the_real_ones_and_nothing_is_drawn(
+    name: str,
+) -> None:
+    real, before = timm.create_model(name).state_dict(), torch.get_rng_state()
 
-    with Computed() as computed, on_meta():
+    with Computed() as computed, on_meta(), on_meta():
         made = timm.create_model(name).state_dict()
 
-    assert {key: value.shape for key, value in made.items()} == {
-        key: value.shape for key, value in real.items()
+    assert {key: (value.shape, value.dtype) for key, value in made.items()} == {
+        key: (value.shape, value.dtype) for key, value in real.items()
     }
     assert all(value.is_meta for value in made.values())
-    drawing = {"normal_", "normal", "uniform_", "uniform", "erfinv_", "clamp_"}
-    assert not computed.names & drawing
+    assert not computed.names & DRAWING
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_afterwards_networks_have_weights_again() -> None:
+def test_tensors_that_are_on_the_cpu_all_the_same_are_filled() -> None:
     with on_meta():
-        timm.create_model("resnet18")
+        values = torch.full((3,), 2.0, device="cpu").mul_(2)
+        drawn = nn.init.trunc_normal_(torch.zeros(1000, device="cpu"))
+
+    assert values.tolist() == [4, 4, 4]
+    assert drawn.std() > 0.5
+
+
+def test_afterwards_networks_have_weights_again_even_after_an_error() -> None:
+    with pytest.raises(RuntimeError, match="unknown"), on_meta():
+        timm.create_model("unknown")
 
     layer = torch.nn.Linear(4, 4)
     assert not layer.weight.is_meta

@@ -19,6 +19,7 @@ from hgkd_edge.distillation.teacher_network import create_vit, teacher_patch
 from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.mae import MaskedAutoencoder
+from hgkd_edge.models.meta import on_meta
 from hgkd_edge.models.vit import encode_visible, patches_of
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recipe_sections import TeacherConfig
@@ -50,7 +51,7 @@ def test_targets_are_normalized_patch_tokens_without_class_or_register_tokens(
     name: str, args: dict[str, Any]
 ) -> None:
     config = TeacherConfig(name=name, args=args)
-    with torch.device("meta"):
+    with on_meta():
         patch = teacher_patch(create_vit(config))
     size = (3 * patch, 4 * patch)
 
@@ -110,7 +111,7 @@ def test_the_embedding_is_the_class_token_or_else_the_mean_token(
     name: str, args: dict[str, Any], has_class: bool
 ) -> None:
     config = TeacherConfig(name=name, args=args)
-    with torch.device("meta"):
+    with on_meta():
         patch = teacher_patch(create_vit(config))
     vit = create_vit(config, size=(2 * patch, 2 * patch)).eval()
     images, passes = torch.rand(2, 3, 2 * patch, 2 * patch), []

@@ -127,6 +127,7 @@ def test_gathers_of_dense_convolutions(
         (Window(1, 6), 0.0),
         (Window(1, 6), -9.0),
         (Window(1, 6), float("-inf")),
+        (Window(5, 14), 0.0),
         (Window(5, 14), float("-inf")),
         (Window(0, 3), -9.0),
         (Window(-1, 2), -9.0),
