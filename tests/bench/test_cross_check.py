@@ -1,7 +1,9 @@
-"""Our medians against those of onnxruntime's own profiler and OpenVINO's benchmark_app.
+"""Our times against those of onnxruntime's own profiler and OpenVINO's benchmark_app.
 
 The machine may be busy. So both sides are measured in turn, in short pieces, and the test checks
-the median *ratio* over the pieces: other load slows both sides of a piece.
+the median *ratio* over the pieces: other load slows both sides of a piece. What is compared is a
+low percentile of the runs: on a shared core, the median may be a run that waited for the core, and
+one process waits more often than another.
 """
 
 from __future__ import annotations
@@ -26,12 +28,18 @@ MakeModel = Callable[..., Path]
 
 PIECE = Plan(duration_s=0.4, rounds=1, min_runs=30, warmup_min_s=0.05, warmup_max_s=0.3)
 LEAST_PIECES, MOST_PIECES = 5, 15
+PERCENTILE = 10
 
 
 @pytest.fixture
 def model(make_model: MakeModel) -> ModelFile:
     """A few milliseconds of convolution: long compared with the overhead of a call."""
     return resolve_models([make_model("cross", width=64, layers=5, side=56)])[0]
+
+
+def typical(times: np.ndarray | list[float]) -> float:
+    """Milliseconds of a run that did not wait for the core."""
+    return float(np.percentile(times, PERCENTILE))
 
 
 def agreed_ratio(piece: Callable[[], tuple[float, float]]) -> float:
@@ -49,7 +57,7 @@ def agreed_ratio(piece: Callable[[], tuple[float, float]]) -> float:
     return float(np.median(ratios))
 
 
-def test_medians_agree_with_onnxruntimes_profiler(model: ModelFile, tmp_path: Path) -> None:
+def test_times_agree_with_onnxruntimes_profiler(model: ModelFile, tmp_path: Path) -> None:
     import onnxruntime
 
     feeds, _ = make_inputs(model, batch=1)
@@ -68,12 +76,12 @@ def test_medians_agree_with_onnxruntimes_profiler(model: ModelFile, tmp_path: Pa
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
         runs = [event["dur"] / 1000 for event in events if event["name"] == "model_run"]
-        return float(np.median(trace.times_ms)), float(np.median(runs[10:]))
+        return typical(trace.times_ms), typical(runs[10:])
 
     assert agreed_ratio(piece) == pytest.approx(1, abs=0.10)
 
 
-def test_medians_agree_with_openvinos_benchmark_app(model: ModelFile) -> None:
+def test_times_agree_with_openvinos_benchmark_app(model: ModelFile) -> None:
     pytest.importorskip("openvino")
     tool = shutil.which("benchmark_app") or str(Path(sys.executable).parent / "benchmark_app")
     if not Path(tool).exists():
@@ -84,16 +92,17 @@ def test_medians_agree_with_openvinos_benchmark_app(model: ModelFile) -> None:
     run = session.bind(feeds, "out")
     command = [
         tool, "-m", str(model.path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1",
-        "-nthreads", "1", "-niter", "80", "-data_shape", "[1,3,56,56]", "-shape", "[1,3,56,56]",
+        "-nthreads", "1", "-niter", "80", "-latency_percentile", str(PERCENTILE),
+        "-data_shape", "[1,3,56,56]", "-shape", "[1,3,56,56]",
     ]  # fmt: skip
 
     def piece() -> tuple[float, float]:
         [before] = measure([run], PIECE)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         [after] = measure([run], PIECE)
-        theirs = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
+        theirs = re.search(rf"{PERCENTILE} percentile:\s+([\d.]+) ms", done.stdout)
         assert theirs, done.stdout
         times = np.concatenate([before.times_ms, after.times_ms])
-        return float(np.median(times)), float(theirs[1])
+        return typical(times), float(theirs[1])
 
     assert agreed_ratio(piece) == pytest.approx(1, abs=0.10)
