@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.study import equal_time, static_camera
+from benchmarks.study import equal_time, static_camera, teacher_time
 from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, STATIC_CAMERA, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
@@ -161,3 +161,13 @@ def test_students_of_equal_time_are_trained_and_scored(
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())
     assert known.keys() == {"pixels 0.6", "tokens 0", "tokens 0.75"}
+
+
+def test_the_teachers_time_is_measured_with_the_weights_of_a_file(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate(tiny_recipe)
+    weights = tmp_path / "vit.safetensors"
+    save_file(build(recipe).vit.state_dict(), weights)
+
+    assert teacher_time.seconds_per_batch(recipe, weights, rounds=1) > 0
