@@ -110,8 +110,10 @@ class ExportOptions:
         ):
             if value is not None and value < 1:
                 raise ExportError(f"{option} {value} is too small", hint="1 or more")
-        if self.max_drop is not None and self.max_drop < 0:
-            raise ExportError(f"--max-drop {self.max_drop:g} is negative", hint="points, 0 or more")
+        if self.max_drop is not None and not self.max_drop >= 0:  # NaN neither
+            raise ExportError(
+                f"--max-drop {self.max_drop:g} is no loss that is allowed", hint="points, 0 or more"
+            )
 
     def _check_int8(self) -> None:
         asked = {

@@ -9,13 +9,16 @@ pipes and swapped files in a run: `tests/test_hostile_run.py`; whole sessions wi
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import gzip
 import io
 import itertools
 import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +34,14 @@ from exporters.network_files import network_digest
 from exporters.onnx_info import onnx_info
 from exporters.sidecar import Sidecar, read_sidecar
 from hgkd_edge.bench.edge.facts import machine_of
+from hgkd_edge.bench.edge.hosts import _understood
+from hgkd_edge.bench.edge.messages import MessageStream, StreamFault
 from hgkd_edge.bench.edge.tegrastats import parse_line
-from hgkd_edge.bench.edge.trtexec import parse_log, parse_outputs, parse_times
+from hgkd_edge.bench.edge.trtexec import Trtexec, parse_log, parse_outputs, parse_times
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.orientation import turn_of
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import UserError
 from hgkd_edge.models.backbone import BackboneSpec, create_features, read_backbone, save_backbone
 from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.parsing import parse_json, parse_yaml
@@ -44,7 +49,7 @@ from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.answers import load_photo
 from hgkd_edge.tasks.base import ModelCard, read_model, save_model
 from tests.bench.conftest import build_convnet
-from tests.damage import BINARY, TEXT, VALUES, damaged
+from tests.damage import BINARY, TEXT, VALUES, bounded, damaged
 from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
 
 LINES = st.text(max_size=120) | st.sampled_from(VALUES)
@@ -65,27 +70,90 @@ TIMES = [
 OUTPUTS = [{"name": "y", "dimensions": "1x3", "values": [0.1, 0.2, 0.7]}]
 
 
+TRTEXEC = """&&&& RUNNING TensorRT.trtexec [TensorRT v8602] # /usr/src/tensorrt/bin/trtexec
+[12/06/2022-15:00:20] [I] Data transfers: Enabled
+[12/06/2022-15:00:20] [I] Engine built in 93.2 sec.
+[12/06/2022-15:00:20] [I] Engine deserialized in 0.0112 sec.
+[12/06/2022-15:00:20] [I] Warmup completed 2 queries over 2000 ms
+[12/06/2022-15:00:20] [I] Latency: min = 0.56 ms, max = 5.9e-1 ms, median = 0.572998 ms
+[12/06/2022-15:00:20] [I] GPU Compute Time: min = 0.55 ms, median = 0.564087 ms
+[12/06/2022-15:00:20] [W] * GPU compute time is unstable, with coefficient of variance = 2.31%.
+"""
+
+
+def as_bench_does(read: Callable[[], object]) -> UserError | None:
+    """What cannot be read is an error of that device."""
+
+    def reading() -> None:
+        with _understood("the device"):
+            read()
+
+    return refused_or_read(reading)
+
+
 @given(seed=st.integers(0, 2**32), text=LINES)
 @fuzz(50)
 def test_telemetry_of_a_device(seed: int, text: str) -> None:
     for line in (text, damaged(TEGRASTATS.encode(), TEXT, seed).decode(errors="replace")):
         refused_or_read(lambda line=line: parse_line(line))  # type: ignore[misc]
-        refused_or_read(lambda line=line: parse_log([line]))  # type: ignore[misc]
+
+
+@given(seed=st.integers(0, 2**32), text=LINES)
+@fuzz(100)
+def test_words_of_trtexec(seed: int, text: str) -> None:
+    for log in (text, damaged(TRTEXEC.encode(), TEXT, seed).decode(errors="replace")):
+        as_bench_does(lambda log=log: parse_log(log.splitlines()))  # type: ignore[misc]
+        as_bench_does(lambda log=log: Trtexec.from_help(log))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("number", ["1.2.3", "..", "9" * 5000])
+def test_a_number_of_trtexec_that_is_none(number: str) -> None:
+    for right in ("0.572998", "93.2", "0.0112"):
+        log = TRTEXEC.replace(right, number).splitlines()
+        assert as_bench_does(lambda log=log: parse_log(log))  # type: ignore[misc]
 
 
 @given(content=changed(TIMES), outputs=changed(OUTPUTS))
 @fuzz(50)
 def test_times_and_outputs_of_a_device(content: Any, outputs: Any) -> None:
     refused_or_read(lambda: parse_times(json.dumps(content), copies="in", warmup_ms=100))
-    refused_or_read(lambda: _outputs(json.dumps(outputs)))
+    as_bench_does(lambda: parse_outputs(json.dumps(outputs)))
 
 
-def _outputs(text: str) -> None:
-    """As `bench` calls it: a value error is that device's."""
-    try:
-        parse_outputs(text)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"unusable: {type(error).__name__}") from error
+MARK = b"@hgkd-edge 0123456789abcdef "
+
+
+def sent(name: str, text: str) -> bytes:
+    """A message as `device.sh` sends it."""
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    lines = [*(packed[at : at + 60] for at in range(0, len(packed), 60)), "."]
+    return b"".join(MARK + f"{name} {line}\n".encode() for line in lines)
+
+
+STREAM = b"Welcome\r\n" + sent("facts", "free\n9 9 9") + b"\x1b[0m" + sent("done", "0 0 1\n" * 40)
+
+
+def messages(stream: bytes, pieces: int) -> list[tuple[str, str]]:
+    """What arrives of a stream that comes in pieces of this size."""
+    parser = MessageStream(MARK)
+    chunks = (stream[at : at + pieces] for at in range(0, len(stream), pieces))
+    return [message for chunk in chunks for message in parser.feed(chunk)]
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 4096])
+def test_the_stream_that_is_damaged_below_is_whole(pieces: int) -> None:
+    assert messages(STREAM, pieces) == [("facts", "free\n9 9 9"), ("done", "0 0 1\n" * 40)]
+
+
+@given(seed=st.integers(0, 2**32), pieces=st.integers(1, 300))
+@fuzz(100)
+def test_a_damaged_stream_of_messages(seed: int, pieces: int) -> None:
+    stream = damaged(STREAM, (*BINARY, *TEXT), seed)
+
+    with bounded(2), contextlib.suppress(StreamFault):
+        for name, text in messages(stream, pieces):
+            assert len(name) <= 40
+            assert all(each.isprintable() or each.isspace() for each in text)
 
 
 NAMES = ("model", "compatible", "nvpmodel", "packages", "release", "machine", "clocks", "cpu")

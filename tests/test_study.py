@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.study import equal_time, static_camera, teacher_time
+from benchmarks.study import equal_time, objectives, static_camera, teacher_time
 from benchmarks.study.__main__ import HERE
 from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, STATIC_CAMERA, spelled
 from benchmarks.study.protocols import PROTOCOLS, Protocol
@@ -104,6 +104,15 @@ def test_every_arm_gets_the_same_time(name: str, costs: equal_time.Costs) -> Non
         assert seconds == pytest.approx(600, rel=0.05)
 
 
+def test_an_arm_starts_from_the_given_weights_of_the_student(costs: equal_time.Costs) -> None:
+    weights = "student.path=/weights/lite0.safetensors"
+    base = load_recipe(HERE / "clothing10-lite0-imagenet.yaml", [weights])
+
+    recipe = equal_time.recipe_of("dense, embedding", base, 0, 10, 1000, costs)
+
+    assert recipe.student.path == Path("/weights/lite0.safetensors")
+
+
 @pytest.fixture
 def labeled(photos: Path, tmp_path: Path) -> Path:
     """The photos with their test split divided into `val` and `test`."""
@@ -139,17 +148,18 @@ def test_students_of_equal_time_are_trained_and_scored(
     def fill(*arms: str, minutes: list[float], choose: bool) -> None:
         arguments = SimpleNamespace(
             base="imagenette", data=photos, teacher=weights, minutes=minutes, seeds=[0],
-            arms=arms, choose=choose, out=out,
+            arms=arms, choose=choose, out=out, student=None,
         )  # fmt: skip
         equal_time.run(arguments)  # type: ignore[arg-type]
 
     out.mkdir()
-    fill("teacher", "pixels", minutes=[0.001], choose=False)
+    fill("teacher", "teacher, class token", "pixels", minutes=[0.001], choose=False)
     fill("masked half the time, embedding", minutes=[0.0005, 0.001], choose=True)
 
     cells = read_cells(out)
     scored = {cell["arm"]: cell for cell in cells if cell["kind"] == "equal"}
-    assert scored.keys() == {"pixels", "teacher"}
+    assert scored.keys() == {"pixels", "teacher", "teacher, class token"}
+    assert scored["teacher"]["val"] != scored["teacher, class token"]["val"]
     assert 0 <= scored["pixels"]["finetune"]["1.0"] <= 1
     assert all(0 <= cell["knn"] <= 1 for cell in scored.values())
     assert scored["teacher"]["finetune"] == {}  # a teacher is not fine-tuned
@@ -171,3 +181,16 @@ def test_the_teachers_time_is_measured_with_the_weights_of_a_file(
     save_file(build(recipe).vit.state_dict(), weights)
 
     assert teacher_time.seconds_per_batch(recipe, weights, rounds=1) > 0
+
+
+def test_objectives_of_a_teacher_are_compared_in_training_time(
+    tiny_recipe: dict[str, Any], photos: Path, labeled: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tiny_recipe))
+
+    result = objectives.compared(file, labeled, ["teacher.pretrain.objective=mae"], 0.001)
+
+    assert result["epochs"] >= 1
+    assert result["seconds"] >= 0
+    assert 0 <= result["knn"] <= 1

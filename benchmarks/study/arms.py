@@ -7,6 +7,7 @@ from typing import NamedTuple
 __all__ = [
     "ABLATION",
     "ARMS",
+    "CLASS_TOKEN",
     "EQUAL_TIME",
     "ON_REQUEST",
     "SCRATCH",
@@ -39,6 +40,8 @@ SPARK = [
 ]
 
 # The teachers, scored by themselves: students cannot be expected to know much more.
+# By the mean of their patch tokens, unless by the class token.
+CLASS_TOKEN = "teacher, class token"
 TEACHERS: dict[str, list[str]] = {"teacher": MAE, "labeled teacher": []}
 
 # (a) to (d) of the comparison; the student, its updates and its fine-tuning are the same in all.
@@ -155,6 +158,7 @@ ON_REQUEST = {
 # At equal student time, unless stated otherwise.
 EQUAL_TIME = {
     "teacher": Arm([]),  # scored by itself
+    CLASS_TOKEN: Arm([]),
     "scratch": Arm([]),
     "pixels": Arm(SPARK, ratio=0.6, share=1.0),
     "dense": Arm(_NO_EMBEDDING),

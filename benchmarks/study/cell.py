@@ -86,23 +86,33 @@ def _save_untrained(recipe: Recipe, source: ImageSource, run: RunDir) -> None:
 
 
 class _TeacherFeatures(EmbeddingNet):
-    """A teacher in the form that `score_features` expects: images -> mean of its tokens."""
+    """A teacher in the form that `score_features` expects: images -> one vector of each."""
 
     def __init__(self, teacher: Teacher, size: tuple[int, int]) -> None:
         # The teacher normalizes by itself.
         super().__init__(teacher, BackboneSpec("", 4, size, mean=(0.0,) * 3, std=(1.0,) * 3))
+        self.whole_image = teacher.embedding
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(images).mean(dim=1)  # [B, N, D] -> [B, D]
+        rows = self.features(images)  # [B, N or N + 1, D] -> [B, D]
+        return rows[:, -1] if self.whole_image else rows.mean(dim=1)
 
 
-def score_teacher(recipe: Recipe, annotated: Path) -> dict[str, Any]:
-    """`knn` and `linear_probe` top-1 of the teacher itself, and the same two in `val`."""
+def score_teacher(recipe: Recipe, annotated: Path, *, class_token: bool = False) -> dict[str, Any]:
+    """`knn` and `linear_probe` top-1 of the teacher itself, and the same two in `val`.
+
+    Args:
+        recipe: The recipe with the teacher's weights.
+        annotated: The data set with its labels.
+        class_token: Score the class token, instead of the mean of the patch tokens.
+    """
     parts = build(recipe, download=False)
     splits = open_splits(recipe.data.model_copy(update={"path": annotated}))
     assert recipe.teacher.path is not None
     load_vit_weights(parts.vit, recipe.teacher.path)
-    teacher = Teacher(parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size)
+    teacher = Teacher(
+        parts.vit, layers=recipe.teacher.layers, size=parts.teacher_size, embedding=class_token
+    )
     network = _TeacherFeatures(teacher.eval(), recipe.data.size)
     scores = {
         split: score_features(network, splits["train"], splits[split]).to_dict()

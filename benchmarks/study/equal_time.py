@@ -24,7 +24,15 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from benchmarks.study.arms import EQUAL_TIME, ON_REQUEST, SCRATCH, SPARK, TEACHERS, Arm
+from benchmarks.study.arms import (
+    CLASS_TOKEN,
+    EQUAL_TIME,
+    ON_REQUEST,
+    SCRATCH,
+    SPARK,
+    TEACHERS,
+    Arm,
+)
 from benchmarks.study.cell import score_cell, score_teacher
 from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import read_cells, report
@@ -39,6 +47,7 @@ from hgkd_edge.files import write_json
 from hgkd_edge.recipe import Recipe, load_recipe
 
 HERE = Path(__file__).parent
+NO_STUDENT = {*TEACHERS, CLASS_TOKEN}
 
 
 def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> dict[float, float]:
@@ -114,8 +123,9 @@ def changed_recipe(base: Recipe, changes: list[str]) -> Recipe:
 
 
 def located(base: Recipe) -> list[str]:
-    """The locations of the images and the teacher, as changes."""
-    return [f"data.path={base.data.path}", f"teacher.path={base.teacher.path}"]
+    """The locations of the images, the teacher, and the student's initial weights, as changes."""
+    changes = [f"data.path={base.data.path}", f"teacher.path={base.teacher.path}"]
+    return changes + ([f"student.path={base.student.path}"] if base.student.path else [])
 
 
 def recipe_of(
@@ -145,11 +155,12 @@ def run(arguments: argparse.Namespace) -> None:
     listed = PROTOCOLS[arguments.base].listing
     unlabeled = photos if listed else photos / "train"
     changes = [f"data.path={unlabeled}", f"teacher.path={arguments.teacher}"]
+    changes += [f"student.path={arguments.student}"] if arguments.student else []
     base = load_recipe(HERE / f"{arguments.base}.yaml", changes)
     costs = Costs(arguments.out / f"{arguments.base}.costs.json", base)
     count = len(open_splits(base.data)["train"])
     features = PROTOCOLS[arguments.base].task == "classify"  # what a teacher can be scored by
-    arms = [name for name in arguments.arms if features or name not in TEACHERS]
+    arms = [name for name in arguments.arms if features or name not in NO_STUDENT]
     for seed in arguments.seeds:
         for minutes in arguments.minutes:
             for name in arms:
@@ -165,8 +176,8 @@ def _fill(
     file = arguments.out / f"{arguments.base}.{kind}.{slug}.{recipe.seed}-{minutes:g}min.json"
     if file.is_file():
         return
-    if name in TEACHERS:
-        scores = score_teacher(recipe, annotated)
+    if name in NO_STUDENT:
+        scores = score_teacher(recipe, annotated, class_token=name == CLASS_TOKEN)
     else:
         scores = score_cell(
             recipe,
@@ -183,7 +194,7 @@ def _fill(
         "arm": name,
         "seed": recipe.seed,
         "minutes": minutes,
-        "epochs": 0 if name in {*SCRATCH, *TEACHERS} else recipe.train.epochs,
+        "epochs": 0 if name in {*SCRATCH, *NO_STUDENT} else recipe.train.epochs,
         "ratio": recipe.model_dump(mode="json")["mask"]["ratio"],
         **scores,
         "machine": environment().cpu,
@@ -233,6 +244,7 @@ def main() -> None:
     fill = commands.add_parser("run", help="fill in cells that are missing")
     fill.add_argument("--data", type=Path, required=True, help="the data set's folder")
     fill.add_argument("--teacher", type=Path, required=True, help="weights of the base's teacher")
+    fill.add_argument("--student", type=Path, help="weights of the base's student, if it has any")
     fill.add_argument(
         "--minutes", type=float, nargs="+", default=[5.0], help="of the student's updates"
     )

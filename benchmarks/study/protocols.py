@@ -81,6 +81,8 @@ PROTOCOLS = {
 PROTOCOLS |= {f"{base}-vit-s": PROTOCOLS[base] for base in ("clothing10", "nuclei", "bccd")}
 # The same data with another student.
 PROTOCOLS["imagenette-mobilenet"] = PROTOCOLS["imagenette"]
+PROTOCOLS["clothing10-lite0"] = PROTOCOLS["clothing10"]
+PROTOCOLS["clothing10-lite0-imagenet"] = PROTOCOLS["clothing10"]
 
 
 def training_photos(base: str, data: Path, out: Path) -> Path:

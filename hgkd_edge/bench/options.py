@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -96,9 +97,9 @@ class RunBenchOptions:
             wrong = [value for value in values if value is not None and value < 1]
             if wrong:
                 raise DeviceError(f"--{option} {wrong[0]} measures nothing", hint="1 or more")
-        if self.duration_s <= 0:
+        if not 0 < self.duration_s < math.inf:
             raise DeviceError(
-                f"--duration {self.duration_s:g} measures nothing", hint="seconds, such as 5"
+                f"--duration {self.duration_s:g} is no time to measure", hint="seconds, such as 5"
             )
         if self.host is not None and self.hosts is not None:
             raise DeviceError("--host and --hosts were both given", hint="give one of them")

@@ -32,8 +32,11 @@ def compare_runs(
         max_drop: Points that a file may score below fp32 without a warning.
 
     Raises:
-        RunError: A run has nothing exported, or one of its records is damaged.
+        RunError: A run has nothing exported, or one of its records is damaged, or `max_drop` is no
+            number of points.
     """
+    if not max_drop >= 0:  # NaN neither
+        raise RunError(f"--max-drop {max_drop:g} is no number of points", hint="0 or more")
     placed: list[tuple[Circumstances, Row]] = []
     warnings: list[str] = []
     remarks: list[str] = []

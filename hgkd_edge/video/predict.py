@@ -43,6 +43,9 @@ class Options:
         limit: Frames (or images of a watched folder) to answer at most; None: all.
         annotate: Whether an annotated video is written.
         patience: Seconds to wait for a broken live source.
+
+    Raises:
+        DataError: The patience is not a time.
     """
 
     threshold: float | None = None
@@ -50,6 +53,10 @@ class Options:
     limit: int | None = None
     annotate: bool = True
     patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.patience >= 0:  # NaN neither
+            raise DataError(f"--reconnect {self.patience:g} is no time to wait", hint="seconds")
 
 
 @dataclass

@@ -12,6 +12,7 @@ So every flag that matters is set, and the settings that trtexec prints are read
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -210,17 +211,28 @@ class Log:
 
 
 def parse_log(lines: Sequence[str]) -> Log:
-    """Read a log; whatever is missing stays None."""
+    """Read a log; whatever is missing stays None.
+
+    Raises:
+        ValueError: A figure is no finite number.
+    """
     text = "\n".join(lines)
     built, loaded, warmed = _BUILT.search(text), _LOADED.search(text), _WARMED.search(text)
     return Log(
-        medians_ms={name: float(value) for name, value in _SUMMARY.findall(text)},
+        medians_ms={name: _finite(value) for name, value in _SUMMARY.findall(text)},
         settings=dict(_SETTING.findall(text)),
-        build_s=float(built[1]) if built else None,
-        load_s=float(loaded[1]) if loaded else None,
+        build_s=_finite(built[1]) if built else None,
+        load_s=_finite(loaded[1]) if loaded else None,
         warmup_runs=int(warmed[1]) if warmed else None,
         warnings=[line.split("[W] ", 1)[1].strip() for line in lines if "[W] * " in line],
     )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]}... is no figure")
+    return value
 
 
 @dataclass(frozen=True)
