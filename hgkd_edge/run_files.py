@@ -101,17 +101,23 @@ class RunFiles:
         return file
 
     def require_own_files(self) -> None:
-        """Check that every file of the run stays in the run, as `own` does.
+        """Check that every file of the run stays in the run, as `own` does, and is a file.
+
+        A folder in the place of a file would be noticed only when hours of work are to be written.
 
         Raises:
             RunError: One is not.
         """
         for entry in self.path.iterdir():
             self.own(entry)
-        for folder in FOLDERS:
-            if (self.path / folder).is_dir():
-                for entry in (self.path / folder).rglob("*"):
-                    self.own(entry)
+        for name, place in vars(self).items():
+            if name.endswith("_file") and place.is_dir():
+                raise RunError(f"{place}: is a folder, not a file", hint="move it elsewhere")
+        for folder in (self.path / name for name in FOLDERS):
+            if folder.is_file():
+                raise RunError(f"{folder}: is a file, not a folder", hint="move it elsewhere")
+            for entry in folder.rglob("*"):
+                self.own(entry)
 
     def is_run(self) -> bool:
         """Whether the folder is a run that has recorded something."""

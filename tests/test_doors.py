@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -45,12 +46,17 @@ from hgkd_edge.errors import UserError
 from hgkd_edge.models.backbone import BackboneSpec, create_features, read_backbone, save_backbone
 from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.parsing import parse_json, parse_yaml
+from hgkd_edge.recipe import Recipe, builtin_recipes, load_recipe
+from hgkd_edge.rundir import RunDir
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.answers import load_photo
 from hgkd_edge.tasks.base import ModelCard, read_model, save_model
+from hgkd_edge.tasks.classify import Classification
+from hgkd_edge.tasks.config import FinetuneConfig
 from tests.bench.conftest import build_convnet
 from tests.damage import BINARY, TEXT, VALUES, bounded, damaged
 from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
+from tests.test_comparison import FILES, add_file, keep, measure
 
 LINES = st.text(max_size=120) | st.sampled_from(VALUES)
 TEGRASTATS = (
@@ -320,6 +326,8 @@ PLACES = (
     *("recipe.yaml", "manifest.json", "export.json", "bench.json", "finetune.yaml"),
     *("finetune.json", "evaluation.json", "scores.json", "log.jsonl", "model.safetensors"),
     *("backbone.safetensors", "checkpoints", "checkpoints/last.pt", "export", "pictures"),
+    *("finetune.jsonl", "finetune.pt", "checkpoints/last.pt.sha256", "export/whole.fp32.onnx"),
+    *("demo.json", "model_card.md"),
 )
 THINGS = ("nothing", "garbage", "a folder", "a file", "vast", "a pipe", "a link out", "a loop")
 
@@ -378,3 +386,67 @@ def test_a_run_made_hostile_file_by_file(
             assert ended.value.code in (0, 2), (thing, command, printed)
             assert "bug" not in printed, (thing, command, printed)
             assert "Traceback" not in printed, (thing, command, printed)
+
+
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every file that the commands write, of an untrained network."""
+    data = {"source": "folder", "path": str(photos), "image_size": 64}
+    recipe = load_recipe(builtin_recipes()["demo"]).model_dump(mode="json") | {"data": data}
+    run = RunDir.create(Recipe.model_validate(recipe), tmp_path_factory.mktemp("runs") / "whole")
+    spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.25,) * 3, {"channels": [8] * 4})
+    card = ModelCard("classify", ("dress", "hat", "shirt"), spec)
+    save_model(Classification().create(card), card, run.model_file)
+    save_backbone(
+        create_features(spec.name, stem_stride=2, args=spec.args), spec, run.backbone_file
+    )
+    for file in (run.model_file, run.backbone_file):
+        run.add_artifact(file)
+    run.export_dir.mkdir()
+    exported = [add_file(run, ending, layers) for ending, layers in FILES.items()]
+    run.export_file.write_text(json.dumps({"files": exported}))
+    settings = FinetuneConfig.model_validate(
+        {
+            **{"task": "classify", "backbone": str(run.backbone_file), "data": data},
+            "train": {"epochs": 1, "warmup_epochs": 0, "batch_size": 16},
+        }
+    )
+    run.finetune_file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    measure(run, fp32=2.0, fp16=1.0)
+    keep(run, fp32=80.0, fp16=79.0)
+    return run.path
+
+
+WORK = (
+    *(["report"], ["evaluate"], ["compare"], ["predict", "photo.png"]),
+    *(["bench", "--duration", "0.01", "--rounds", "1"], ["finetune", "--resume"]),
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_whole_run_made_hostile_file_by_file(
+    whole: Path,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from hgkd_edge.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("photo.png")
+    for number, (command, *options) in enumerate(WORK):
+        thing = THINGS[(PLACES.index(place) + number) % len(THINGS)]
+        run = tmp_path / "runs" / command
+        shutil.copytree(whole, run)
+        target = run / place
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        put(thing, target)
+
+        monkeypatch.setattr(sys, "argv", ["hgkd-edge", command, str(run), *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr().err
+        assert ended.value.code in (0, 1, 2), (thing, command, printed)
+        assert "bug" not in printed, (thing, command, printed)
+        assert "Traceback" not in printed, (thing, command, printed)

@@ -12,7 +12,18 @@ import numpy as np
 
 from ..errors import ConversionFailed, ExportError, MissingPackageError
 from ..network_files import network_files
-from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, Session, ms_since
+from .session import (
+    Copies,
+    Details,
+    Feeds,
+    Input,
+    Options,
+    Outputs,
+    Runtime,
+    Session,
+    cannot_run,
+    ms_since,
+)
 
 if TYPE_CHECKING:
     import openvino
@@ -95,7 +106,10 @@ class OpenVinoSession(Session):
         return Input(port.any_name, dtype, least=batch or 1, most=batch)
 
     def infer(self, feeds: Feeds) -> Outputs:
-        results = self._request.infer(dict(feeds))
+        try:
+            results = self._request.infer(dict(feeds))
+        except Exception as error:  # as when it is opened
+            raise cannot_run("OpenVINO", last_line(error)) from error
         return {name: np.array(results[port]) for port, name in self._names.items()}
 
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:

@@ -13,7 +13,18 @@ import numpy as np
 
 from ..errors import ConversionFailed, ExportError, reason_of
 from ..network_files import network_files
-from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, Session, ms_since
+from .session import (
+    Copies,
+    Details,
+    Feeds,
+    Input,
+    Options,
+    Outputs,
+    Runtime,
+    Session,
+    cannot_run,
+    ms_since,
+)
 
 __all__ = ["RUNTIMES", "SILENT", "OrtSession"]
 
@@ -98,7 +109,11 @@ class OrtSession(Session):
         )
 
     def infer(self, feeds: Feeds) -> Outputs:
-        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        try:
+            values = self._session.run(self._names, feeds)
+        except Exception as error:  # as when it is opened
+            raise cannot_run("ONNX Runtime", reason_of(error)) from error
+        return dict(zip(self._names, values, strict=True))
 
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:
         if copies == "in":

@@ -32,6 +32,7 @@ __all__ = [
     "Runtime",
     "Session",
     "Source",
+    "cannot_run",
     "in_batches",
     "ms_since",
 ]
@@ -151,6 +152,14 @@ class Session(ABC):
             return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
 
         return in_batches(call, taken.least, taken.most)(images)
+
+
+def cannot_run(runtime: str, reason: str) -> ExportError:
+    """A file that a runtime opens, and that fails on these inputs."""
+    return ExportError(
+        f"{runtime} cannot run the network on these inputs: {reason}",
+        hint="is it a file of this run? export it again",
+    )
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,16 @@ def _truncate(log_file: Path, step: int) -> None:
 
 
 def _lines_up_to(log_file: Path, step: int) -> Iterator[str]:
-    """Lines of a log whose step is at most `step`; stops at a line cut off by a kill."""
-    for line in read_file(log_file, MAX_LOG_BYTES).splitlines(keepends=True):
+    """Lines of a log whose step is at most `step`; stops at a line cut off by a kill.
+
+    Raises:
+        TrainingError: The file is too large to be a log.
+    """
+    try:
+        content = read_file(log_file, MAX_LOG_BYTES)
+    except ValueError as error:
+        raise TrainingError(f"log {log_file} {error}", hint="move it elsewhere") from error
+    for line in content.splitlines(keepends=True):
         try:
             text = line.decode()
             if parse_json(text)["step"] > step:
