@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from benchmarks import soak
+from benchmarks import million, soak
 from benchmarks.gpu import table
 from benchmarks.gpu.__main__ import Results
 from benchmarks.gpu.__main__ import test_summary as summary
@@ -149,3 +149,14 @@ def test_a_command_that_grows_while_it_runs_is_not_flat(
 
     assert outcome["flat"] == flat
     assert outcome["samples"] == 40
+
+
+@pytest.mark.parametrize("folders", [1, 500])
+def test_a_vast_folder_is_listed_whole_in_little_memory(tmp_path: Path, folders: int) -> None:
+    million.make(tmp_path, 20_000, folders)
+
+    figures = million.listed(tmp_path / "photos")
+
+    assert figures["listed"] == 20_000
+    assert figures["classes"] == (folders if folders > 1 else 0)  # one subfolder is no label
+    assert figures["memory_mib"] < 200

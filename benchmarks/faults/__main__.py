@@ -12,7 +12,8 @@ many, at least once per job. After each fault:
 - the next command works, and no temporary file is left;
 - Python opened no socket: no recipe here asks for one.
 
-Exit status 1 if anything is wrong. The seed is printed: the same seed gives the same moments.
+A fault "struck" if it met the command: it had not ended before, nor had room enough. Exit status 1
+if anything is wrong. The seed is printed: the same seed gives the same moments.
 """
 
 from __future__ import annotations
@@ -59,18 +60,24 @@ def _try_all(
         if name not in options.faults:
             continue
         moments = options.moments if name == "kill" else options.moments // 10
-        chosen = [stages[i % len(stages)] for i in range(max(moments, options.least))]
-        began, wrong = time.monotonic(), list[str]()
+        first = chance.randrange(len(stages))
+        count = max(moments, options.least)
+        chosen = [stages[(first + i) % len(stages)] for i in range(count)]
+        began, struck, wrong = time.monotonic(), 0, list[str]()
         for stage in chosen:
             trial = Trial(stage, now, chance)
             found = fault(trial)
+            struck += trial.struck
             for line in found:
                 print(f"{name}, {stage.job.name} at {trial.moment:.3f} s: {line}", flush=True)
             wrong += found
         seconds = time.monotonic() - began
         verdict = f"{len(wrong)} wrong" if wrong else "nothing lost"
-        print(f"{name:<13} {len(chosen):>4} trials {seconds:6.0f} s  {verdict}", flush=True)
-        rows.append({"fault": name, "trials": len(chosen), "wrong": wrong})
+        print(
+            f"{name:<13} {count:>4} trials, {struck:>3} struck {seconds:6.0f} s  {verdict}",
+            flush=True,
+        )
+        rows.append({"fault": name, "trials": count, "struck": struck, "wrong": wrong})
     return rows
 
 

@@ -22,7 +22,10 @@ OPENED_A_SOCKET = 99  # exit code
 SOCKET = "opened a socket: "  # printed then
 SOCKET_EVENTS = tuple(
     f"socket.{name}"
-    for name in ("connect", "bind", "sendto", "getaddrinfo", "gethostbyname", "gethostbyaddr")
+    for name in (
+        *("connect", "bind", "sendto", "sendmsg"),
+        *("getaddrinfo", "gethostbyname", "gethostbyaddr"),
+    )
 )
 # Imported before the first fork, so that a signal meets the work and not the imports; without
 # ONNX Runtime and `bench`, which start a thread.

@@ -9,9 +9,11 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from benchmarks.faults import child, whole
@@ -35,6 +37,7 @@ class Trial:
         self.folder = stage.reset(folder)
         self.log = stage.before.parent / "log.txt"
         self.moment = chance.uniform(0.0, stage.seconds)
+        self.struck = True  # whether the fault met the command, which may have ended before
         self.wrong: list[str] = []
 
     def start(self, before: Callable[[], object] | None = None) -> child.Child:
@@ -43,7 +46,7 @@ class Trial:
     def interrupted(self, number: int) -> Ended:
         """Run the job and send it a signal at the chosen moment."""
         process = self.start()
-        process.signal_after(self.moment, number)
+        self.struck = process.signal_after(self.moment, number)
         return process.wait()
 
     def check(self, condition: bool, otherwise: str) -> None:
@@ -106,6 +109,7 @@ def full_disk(trial: Trial) -> list[str]:
         else:
             limit = int(10 ** trial.chance.uniform(2, 6))
             process = trial.start(lambda: _limit_files(limit)).wait()
+        trial.struck = process.code != 0
         trial.check_message(process, 0, 1, 2)
         trial.check_whole()
         if small:
@@ -121,6 +125,7 @@ def read_only(trial: Trial) -> list[str]:
     while time.monotonic() - process.began < trial.moment and not ended:
         ended = process.ended_already()
         time.sleep(0.002)
+    trial.struck = not ended
     _set_modes(trial.folder, 0o555)
     trial.check_message(process.wait(), 0, 1, 2)
     _set_modes(trial.folder, 0o777)
@@ -177,7 +182,10 @@ def stale_lock(trial: Trial) -> list[str]:
 
 
 def clock_jumps(trial: Trial) -> list[str]:
-    """A clock that jumps by up to a day, forwards and backwards, at every look."""
+    """A clock that jumps by up to a day, forwards and backwards, at every look.
+
+    Both of Python's; the times of files are right, and a monotonic clock cannot jump.
+    """
     trial.check_message(trial.start(lambda: _spoil_clock(trial.chance.random())).wait(), 0)
     trial.check_whole()
     return trial.recover()
@@ -195,6 +203,7 @@ def no_memory(trial: Trial) -> list[str]:
     """Memory that runs out: an address space little larger than what is in use."""
     megabytes = int(10 ** trial.chance.uniform(0.5, 2.5))
     ended = trial.start(lambda: _limit_memory(megabytes)).wait()
+    trial.struck = ended.code != 0
     # A library may abort the process where it cannot report the failure.
     aborted = {-signal.SIGABRT, -signal.SIGSEGV, 134, 139}
     if ended.code not in aborted:
@@ -268,6 +277,17 @@ def _refuse_locks() -> None:
 def _spoil_clock(seed: float) -> None:
     real, chance = time.time, random.Random(seed)
     time.time = lambda: real() + chance.uniform(-86_400, 86_400)
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=chance.uniform(-86_400, 86_400))
+
+    # In modules that have imported it, and for those that will.
+    names = [name for name in sys.modules if name.split(".")[0] in ("hgkd_edge", "datetime")]
+    for module in map(sys.modules.__getitem__, names):
+        if getattr(module, "datetime", None) is datetime:
+            module.datetime = Jumping  # type: ignore[attr-defined]
 
 
 def _break_decoding() -> None:

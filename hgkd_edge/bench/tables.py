@@ -153,10 +153,10 @@ def _method(session: Session) -> Iterator[str]:
     if passed:
         which = f"{len(passed)} of {len(measured)}: " if len(passed) < len(measured) else ""
         where = " on the device" if session.is_remote else ""
-        real = all(one.source == "images" for one in passed)
+        kind = "real" if all(one.source == "images" for one in passed) else "synthetic"
+        images = counted(min(one.images for one in passed), f"{kind} image")
         yield (
-            f"{which}outputs verified{where} before measuring: at least "
-            f"{min(one.images for one in passed)} {'real' if real else 'synthetic'} images "
+            f"{which}outputs verified{where} before measuring: at least {images} "
             "against ONNX Runtime, largest relative error "
             f"{max(one.relative_error or 0.0 for one in passed):.1e}"
         )

@@ -66,6 +66,13 @@ def finish(command: list[str]) -> None:
     assert done.exit_code == 0, done.output
 
 
+def any_step(first: int, last: int) -> int:
+    """The promise does not depend on the step."""
+    step = random.randint(first, last)
+    print(f"step {step}")  # pytest shows it where the test fails
+    return step
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     assert losses(one) == losses(other)
     first, second = (load_file(folder / "backbone.safetensors") for folder in (one, other))
@@ -76,7 +83,7 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
     tiny_recipe_file: Path, whole: Path, tmp_path: Path
 ) -> None:
     command = distill_command(tiny_recipe_file, tmp_path / "killed")
-    step = random.randint(1, 11)  # any: the promise does not depend on it
+    step = any_step(1, 11)
 
     start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
     assert not (tmp_path / "killed/backbone.safetensors").exists()
@@ -99,7 +106,7 @@ def test_with_stages_disjoint_masks_and_an_embedding_a_killed_run_resumes_exactl
     finish(distill_command(tiny_recipe_file, tmp_path / "whole", *settings))
     command = distill_command(tiny_recipe_file, tmp_path / "killed", *settings)
 
-    step = random.randint(1, 11)
+    step = any_step(1, 11)
     start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
     finish([*command, "--resume"])
 
@@ -113,7 +120,7 @@ def test_streamed_from_shards_and_killed_the_run_is_still_the_same(
     data = ["data.source=webdataset", f"data.path='{shards}'", "data.decode=streaming"]
     settings = [part for setting in data for part in ("--set", setting)]
     command = distill_command(tiny_recipe_file, tmp_path / "killed", *settings)
-    step = random.randint(1, 11)
+    step = any_step(1, 11)
 
     start_and_stop(command, tmp_path / "killed/log.jsonl", step=step, number=signal.SIGKILL)
     finish([*command, "--resume"])
@@ -156,7 +163,7 @@ def test_a_teacher_killed_in_ibot_resumes_to_the_same_weights(
     (whole,) = (tmp_path / "whole/teachers").iterdir()
     killed = tmp_path / "killed/teachers" / whole.name
     monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "killed"))
-    step = random.randint(31, 42)  # after the first checkpoint
+    step = any_step(31, 42)  # after the first checkpoint
 
     start_and_stop(command, killed / "ibot.jsonl", step=step, number=signal.SIGKILL)
     assert not (killed / "model.safetensors").exists()
