@@ -19,8 +19,9 @@ from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import convolution, launch, sparsify
-from tests.engine.helpers import Masks, losses, run, tiny_source
+from tests.engine.helpers import Classify, Masks, losses, run, tiny_source
 from tests.engine.test_graph import Asks
+from tests.engine.test_memory import Huge
 from tests.sparse.helpers import distance, network, pair, random_visible
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -232,3 +233,16 @@ def test_a_pass_that_cannot_be_captured_runs_as_before(
     assert "without a CUDA graph: it cannot be captured" in capsys.readouterr().err
     curves = [torch.tensor(losses(tmp_path / name)) for name in ("asks", "eager")]
     torch.testing.assert_close(*curves, rtol=1e-3, atol=1e-3)
+
+
+def test_a_gpu_whose_memory_runs_out_is_one_error_with_the_batch_size_to_try(
+    tmp_path: Path,
+) -> None:
+    task = Classify()
+    task.model = Huge(None)
+
+    with pytest.raises(TrainingError, match="out of memory with train.batch_size") as raised:
+        run(task, tiny_source(), tmp_path, batch_size=8)
+
+    assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
+    assert "train.batch_size=4" in raised.value.hint

@@ -81,8 +81,10 @@ PROTOCOLS = {
 PROTOCOLS |= {f"{base}-vit-s": PROTOCOLS[base] for base in ("clothing10", "nuclei", "bccd")}
 # The same data with another student.
 PROTOCOLS["imagenette-mobilenet"] = PROTOCOLS["imagenette"]
-PROTOCOLS["clothing10-lite0"] = PROTOCOLS["clothing10"]
-PROTOCOLS["clothing10-lite0-imagenet"] = PROTOCOLS["clothing10"]
+PROTOCOLS |= {
+    base: Protocol("classify", {0.1: 60, 1.0: 10}, batch_size=64)
+    for base in ("clothing10-lite0", "clothing10-lite0-imagenet")
+}
 
 
 def training_photos(base: str, data: Path, out: Path) -> Path:
