@@ -21,18 +21,20 @@ __all__ = [
     "atomic_write",
     "file_sha256",
     "flush",
+    "hidden_folder",
     "new_artifact",
     "remove_leftovers",
     "require_writable_folder",
     "set_aside",
     "take_lock",
+    "temporary_folder",
     "until_proven",
     "was_set_aside",
 ]
 
 
 SET_ASIDE = "failed-verification"
-_UNPROVEN = ".unproven-"  # prefix of a folder of files that are not verified yet
+_UNPROVEN = ".unproven-"  # prefix of a folder of files that are not finished or verified yet
 _TEMPORARY = re.compile(rf"{re.escape(_UNPROVEN)}.+|\..+\.[0-9a-f]{{16}}\.tmp", re.DOTALL)
 
 
@@ -124,7 +126,7 @@ def until_proven(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     require_writable_folder(path)
-    with _hidden_folder(path.parent) as folder:
+    with hidden_folder(path.parent) as folder:
         lent = folder / path.name
         try:
             yield lent
@@ -180,13 +182,30 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _hidden_folder(parent: Path) -> Iterator[Path]:
-    """A locked folder for files that are not verified yet."""
+def temporary_folder(prefix: str = "hgkd-edge-", parent: Path | None = None) -> Iterator[Path]:
+    """A new folder that is removed at the end, as far as that is allowed.
+
+    Where the parent has become read-only, Python's own `TemporaryDirectory` recurses without end.
+
+    Args:
+        prefix: Start of its name.
+        parent: Where it is made; None: in TMPDIR.
+    """
+    name = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hidden_folder(parent: Path) -> Iterator[Path]:
+    """A locked folder for files that are not finished or verified; one of a killed process goes."""
     remove_leftovers(parent)
     with contextlib.ExitStack() as held:
         name = ""
         while not os.path.isdir(name):  # taken for a leftover before it was locked
-            name = held.enter_context(tempfile.TemporaryDirectory(prefix=_UNPROVEN, dir=parent))
+            name = str(held.enter_context(temporary_folder(_UNPROVEN, parent)))
             with contextlib.suppress(FileNotFoundError):
                 if take_lock(held.enter_context(_opened(Path(name)))) is False:
                     name = ""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._graph import WEIGHTED, module_of, sort_nodes
+from .atomic_files import temporary_folder
 from .choices import METHODS
 from .errors import ConversionFailed, ExportError, reason_of
 from .onnx_info import graph_inputs
@@ -164,13 +163,13 @@ def _collect(
         "minmax": CalibrationMethod.MinMax,
         "entropy": CalibrationMethod.Entropy,
     }
-    with tempfile.TemporaryDirectory() as folder, quiet("calibrator"):
-        source = Path(folder) / "model.onnx"
+    with temporary_folder() as folder, quiet("calibrator"):
+        source = folder / "model.onnx"
         source.write_bytes(model.SerializeToString())
         calibrator = create_calibrator(
             source,
             _WATCHED,
-            augmented_model_path=str(Path(folder) / "watched.onnx"),
+            augmented_model_path=str(folder / "watched.onnx"),
             calibrate_method=kinds[method],
             extra_options={"moving_average": method == "mean"},
         )

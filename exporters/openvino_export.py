@@ -8,14 +8,13 @@ nodes into its own fake-quantize form, and stores int8 weights.
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .atomic_files import file_sha256, flush, require_writable_folder
+from .atomic_files import file_sha256, flush, hidden_folder, require_writable_folder
 from .errors import ConversionFailed, ExportError
 from .onnx_info import onnx_info
 from .runtimes.openvino import OpenVinoSession, last_line, require_openvino
@@ -62,8 +61,8 @@ def export_openvino(
     if path.suffix != ".xml":
         raise ExportError(f"an OpenVINO model is an .xml file, not '{path.name}'")
     require_writable_folder(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with hidden_folder(path.parent) as folder:
+        temporary = folder / path.name
         try:
             model = openvino.convert_model(str(onnx_path))
             openvino.save_model(model, temporary, compress_to_fp16=half_weights)

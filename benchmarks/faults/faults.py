@@ -220,15 +220,17 @@ FAULTS = (
 
 @contextlib.contextmanager
 def _small_disk(folder: Path, stage: Stage, chance: random.Random) -> Iterator[bool]:
-    """Put a small file system below the folder and fill it again; yields whether that worked."""
-    used = sum(f.stat().st_size for f in stage.before.rglob("*") if f.is_file())
-    kibibytes = int(used * 1.1 / 1024 + 10 ** chance.uniform(1, 3.5)) + 400
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
+    """Put a file system with too little room below the folder; yields whether that worked."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:
         yield False
         return
     try:
         stage.reset(folder)
+        room = os.statvfs(folder)
+        used = (room.f_blocks - room.f_bfree) * room.f_frsize
+        size = used + int(chance.uniform(0, stage.written))
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
         yield True
     finally:
         subprocess.run(["umount", "-l", folder], check=True)

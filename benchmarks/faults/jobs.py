@@ -86,12 +86,14 @@ class Stage:
     Attributes:
         before: A copy of the folder as the job found it.
         seconds: How long the job took.
+        written: Bytes by which its files grew.
         wanted: Digest by name of its results.
     """
 
     job: Job
     before: Path
     seconds: float
+    written: int
     wanted: dict[str, str]
 
     def reset(self, folder: Path) -> Path:
@@ -127,8 +129,14 @@ def prepare(root: Path, now: Path) -> list[Stage]:
         seconds = time.monotonic() - began
         if ended.code or (found := whole.problems(now)):
             raise RuntimeError(f"{job.name} ended with {ended.code}: {ended.printed}{found}")
-        stages.append(Stage(job, before, seconds, whole.results(now, job.results or "-")))
+        written = max(_size(now) - _size(before), 0)
+        wanted = whole.results(now, job.results or "-")
+        stages.append(Stage(job, before, seconds, written, wanted))
     return stages
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _write_photos(to: Path) -> None:

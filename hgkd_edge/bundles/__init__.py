@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from exporters import ExportError
+from exporters.atomic_files import hidden_folder
 from hgkd_edge.bundles import deepstream, jetson, script, timm_folder, triton
 from hgkd_edge.bundles.source import Bundle, BundleSource
 from hgkd_edge.export_record import MadeBundle
@@ -80,8 +80,8 @@ def make_bundle(name: str, source: BundleSource, folder: Path) -> MadeBundle:
     """
     require_bundle(name, source.subject)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder.parent) as temporary:
-        new, old = Path(temporary) / folder.name, Path(temporary) / "replaced"
+    with hidden_folder(folder.parent) as temporary:
+        new, old = temporary / folder.name, temporary / "replaced"
         new.mkdir()
         made_from = BUNDLES[name].write(source, new)
         files = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())

@@ -10,7 +10,6 @@ import math
 import resource
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from exporters.atomic_files import temporary_folder
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.parts import Parts, build
@@ -104,8 +104,7 @@ def dry_run(recipe: Recipe, *, parts: Parts | None = None) -> DryRun:
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
-    with tempfile.TemporaryDirectory(prefix="hgkd-edge-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         seconds, aside = {"set_up": 0.0}, 0.0
         if recipe.teacher.weights == "pretrain" and recipe.loss.feature_weight:
             begun = time.perf_counter()

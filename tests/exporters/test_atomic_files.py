@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporters import ExportError
-from exporters.atomic_files import atomic_write, new_artifact
+from exporters.atomic_files import atomic_write, hidden_folder, new_artifact, temporary_folder
 
 WRITERS = [atomic_write, new_artifact]
 Writer = Callable[[Path], AbstractContextManager[Path]]
@@ -51,3 +52,20 @@ def test_a_place_that_cannot_be_written_is_an_error_of_the_users(tmp_path: Path)
     for place in (tmp_path, tmp_path / "file" / "net.onnx"):
         with pytest.raises(ExportError, match="cannot write"), new_artifact(place):
             pass
+
+
+def test_a_folder_below_one_that_became_read_only_stays_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with temporary_folder(".unproven-", tmp_path) as folder:
+        (folder / "half").touch()
+        monkeypatch.setattr("os.rmdir", denied)
+
+    assert folder.is_dir()
+    monkeypatch.undo()
+    with hidden_folder(tmp_path) as other:  # as the next command does
+        assert list(tmp_path.iterdir()) == [other]
+    assert list(tmp_path.iterdir()) == []
