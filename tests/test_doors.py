@@ -55,7 +55,7 @@ from hgkd_edge.tasks.classify import Classification
 from hgkd_edge.tasks.config import FinetuneConfig
 from tests.bench.conftest import build_convnet
 from tests.damage import BINARY, TEXT, VALUES, bounded, damaged
-from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
+from tests.fuzzing import ANYTHING, EXAMPLES, changed, fuzz, refused_or_read
 from tests.test_comparison import FILES, add_file, keep, measure
 
 LINES = st.text(max_size=120) | st.sampled_from(VALUES)
@@ -423,6 +423,12 @@ WORK = (
 )
 
 
+# A few in CI, together each several times; all on demand.
+PAIRS = list(itertools.product(THINGS, WORK))
+STEP = 1 if EXAMPLES else 16
+
+
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize("place", PLACES)
 def test_a_whole_run_made_hostile_file_by_file(
     whole: Path,
@@ -435,9 +441,8 @@ def test_a_whole_run_made_hostile_file_by_file(
 
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save("photo.png")
-    for number, (command, *options) in enumerate(WORK):
-        thing = THINGS[(PLACES.index(place) + number) % len(THINGS)]
-        run = tmp_path / "runs" / command
+    for thing, (command, *options) in PAIRS[PLACES.index(place) % STEP :: STEP]:
+        run = tmp_path / "runs" / f"{command}-{thing}".replace(" ", "-")
         shutil.copytree(whole, run)
         target = run / place
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
