@@ -225,6 +225,7 @@ class Refused:
         assert "bug" not in printed, (arguments, printed)
         lines = [line for line in printed.splitlines() if line.lower().startswith("error: ")]
         assert len(lines) == (0 if code == 0 else 1), (arguments, printed)
+        assert max(map(len, printed.splitlines()), default=0) < 2100, arguments
         return printed
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hgkd_edge.errors import DeviceError
+from hgkd_edge.parsing import cut
 
 __all__ = ["Device", "DeviceTable", "JetPack", "device_table", "devices_view", "find_devices"]
 
@@ -108,7 +109,7 @@ def find_devices(name: str) -> list[Device]:
         return found
     near = difflib.get_close_matches(name, [one.id for one in known], n=2, cutoff=0.5)
     raise DeviceError(
-        f"device '{name}' is not in the table",
+        f"device '{cut(name)}' is not in the table",
         hint=f"did you mean {' or '.join(near)}? " * bool(near) + "see: hgkd-edge devices",
     )
 

@@ -21,6 +21,7 @@ __all__ = ["run_app"]
 # click's, which some releases of typer bring under another name.
 UsageError: Any = typer.BadParameter.__base__
 STOPPED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
+MOST_SHOWN = 2000  # characters of an error, and of its hint
 # What an OSError says when a file could not be written.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -89,6 +90,7 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
     """One line for what and where, one for the fix, on stderr; being stopped is no error."""
     from hgkd_edge.console import printable
 
+    message, hint = _shortened(message), _shortened(hint)
     where = "" if is_main() else f" in process {rank()}"
     typer.echo(
         printable(message if code in {STOPPED, TERMINATED} else f"error{where}: {message}"),
@@ -97,6 +99,11 @@ def _fail(message: str, hint: str, code: int) -> NoReturn:
     if hint:
         typer.echo(printable(f"hint: {hint}"), err=True)
     end(code)
+
+
+def _shortened(text: str) -> str:
+    """The start and the end of a long text: an argument may be of any length."""
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 500]} ... {text[-400:]}"
 
 
 def _show_traceback() -> None:
