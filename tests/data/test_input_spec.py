@@ -229,3 +229,16 @@ def test_damaged_metadata_are_refused(damage: dict[str, Any]) -> None:
     deep = stored | {"hgkd_edge.preprocessing": "[" * 100_000}
     with pytest.raises(ValueError, match="nested|deep"):
         InputSpec.from_metadata(deep, geometry="cover")
+
+
+def test_the_largest_input_is_the_stated_number_of_values() -> None:
+    entries = InputSpec((1, 1), MEAN, STD, "cover").metadata()
+
+    def of(height: int, width: int) -> InputSpec:
+        size = {"input_size": json.dumps([3, height, width])}
+        stored = {f"hgkd_edge.{key}": text for key, text in (entries | size).items()}
+        return InputSpec.from_metadata(stored, geometry="cover")
+
+    assert of(6688, 6688).size == (6688, 6688)  # as the message says: 2**27 values
+    with pytest.raises(ValueError, match="more than 134,217,728 values"):
+        of(6690, 6690)
