@@ -92,7 +92,7 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
     assert_same_run(tmp_path / "killed", whole)
 
 
-def test_with_stages_disjoint_masks_and_an_embedding_a_killed_run_resumes_exactly(
+def test_with_stages_disjoint_masks_mixup_and_an_embedding_a_killed_run_resumes_exactly(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
     keys = [
@@ -101,6 +101,7 @@ def test_with_stages_disjoint_masks_and_an_embedding_a_killed_run_resumes_exactl
         "teacher.layers=[0, 1]",
         "teacher.combine=concat",
         "student.head=mlp",
+        "augment={colors: true, mixup: true}",
     ]
     settings = [part for key in keys for part in ("--set", key)]
     finish(distill_command(tiny_recipe_file, tmp_path / "whole", *settings))
