@@ -65,7 +65,7 @@ def try_shapes(
                 outputs = model(torch.from_numpy(images))
             results = session.infer({session.input.name: images})
         except Exception as error:  # from the model or from onnxruntime; no common base class
-            raise _frozen(shape, reason_of(error)) from error
+            raise _frozen(shape, reason_of(error.__cause__ or error)) from error
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
         wanted = [tuple(output.shape) for output in outputs]
         found = [result.shape for result in results.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -64,6 +65,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         # A disk-full error has no file name, and is not an OSError when a Rust library raises it.
         number = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else number and int(number[1])
+        if re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+            code = errno.ENOSPC  # NumPy gives no number
         if code is None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from error

@@ -216,4 +216,5 @@ def _try(path: Path, info: OnnxInfo) -> None:
     except ConversionFailed:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ConversionFailed(f"the baked network does not run: {reason_of(error)}") from error
+        reason = reason_of(error.__cause__ or error)
+        raise ConversionFailed(f"the baked network does not run: {reason}") from error

@@ -64,7 +64,7 @@ def answer_image(
 def require_threshold(opened: TaskModel, threshold: float | None) -> None:
     """Reject a threshold that is no score, or below the one built into the file's suppression."""
     if threshold is not None and not 0 <= threshold <= 1:
-        raise DataError(f"--threshold {threshold:g} is no score", hint="a number from 0 to 1")
+        raise DataError(f"--threshold must be from 0 to 1, not {threshold:g}", hint="such as 0.4")
     inside = opened.task == "detect" and "postprocessing" in opened.baked
     if inside and threshold is not None and threshold < THRESHOLD:
         raise DataError(

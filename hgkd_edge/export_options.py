@@ -112,7 +112,7 @@ class ExportOptions:
                 raise ExportError(f"{option} {value} is too small", hint="1 or more")
         if self.max_drop is not None and not self.max_drop >= 0:  # NaN neither
             raise ExportError(
-                f"--max-drop {self.max_drop:g} is no loss that is allowed", hint="points, 0 or more"
+                f"--max-drop must be 0 or more, not {self.max_drop:g}", hint="points, such as 1"
             )
 
     def _check_int8(self) -> None:

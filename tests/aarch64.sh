@@ -2,7 +2,7 @@
 # Measures a model with the agent that `bench --host` sends, on an emulated aarch64 "device": Debian's
 # Python and ONNX Runtime's wheel for aarch64, run by qemu-user. Times are those of the emulation.
 #
-#   bash tests/aarch64.sh MODEL.onnx [FOLDER]        on Debian for amd64, as root; FOLDER keeps the downloads
+#   bash tests/aarch64.sh MODEL.onnx [FOLDER]        on Debian 12 for amd64, as root; FOLDER keeps the downloads
 #
 # Exit status 0 if the outputs were verified there. $PYTHON has hgkd-edge installed.
 set -euo pipefail
@@ -12,12 +12,12 @@ cd "$folder"
 
 if [ ! -d root ]; then
   dpkg --add-architecture arm64
+  trap 'dpkg --remove-architecture arm64' EXIT
   apt-get update -qq
   apt-get install -y -qq qemu-user
   mkdir -p debs
   (cd debs && apt-get download -qq $(printf '%s:arm64 ' python3.11-minimal libpython3.11-minimal \
     libpython3.11-stdlib libc6 libexpat1 zlib1g libssl3 libgcc-s1 libffi8 libbz2-1.0 liblzma5 libstdc++6 libcrypt1))
-  dpkg --remove-architecture arm64
   for package in debs/*.deb; do dpkg -x "$package" unpacked; done
   mv unpacked root
 fi
@@ -41,5 +41,5 @@ PATH=$PWD/bin:/usr/bin:/bin exec /bin/sh -c "\$last"
 END
 chmod +x bin/* ssh/ssh
 export PATH=$PWD/ssh:$PATH PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-"$python" -m hgkd_edge bench "$model" --host emulated --duration 2 --rounds 2 | tee bench.txt
+"$python" -m hgkd_edge bench "$model" --host emulated --duration 2 --rounds 2 --out bench.json | tee bench.txt
 grep -q "outputs verified on the device" bench.txt

@@ -177,7 +177,7 @@ def tiny_recipe_file(tiny_recipe: dict[str, Any], tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """What a test draws without a seed is the same in every run."""
+    """NumPy's and torch's global generators start alike in every test."""
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)

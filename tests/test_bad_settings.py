@@ -225,7 +225,7 @@ class Refused:
         assert "bug" not in printed, (arguments, printed)
         lines = [line for line in printed.splitlines() if line.lower().startswith("error: ")]
         assert len(lines) == (0 if code == 0 else 1), (arguments, printed)
-        assert max(map(len, printed.splitlines()), default=0) < 2100, arguments
+        assert max(map(len, printed.splitlines()), default=0) <= 4000, arguments
         return printed
 
 
@@ -285,5 +285,7 @@ def test_a_number_that_nothing_can_be_compared_with_is_refused(name: str) -> Non
     error = refused_or_read(NO_NUMBERS[name])
 
     assert error is not None
-    assert error.message.startswith(name.removesuffix(" of export"))
+    option, value, *_ = name.split()
+    assert error.message.startswith(f"{option} must be ")
+    assert error.message.endswith(f"not {value}")
     assert error.hint

@@ -45,4 +45,4 @@ def test_nothing_is_lost_and_no_socket_is_opened(
 
     assert row["trials"] == trials
     assert row["wrong"] == [], f"seed {outcome['seed']}"
-    assert fault != "kill" or row["struck"] >= 5, f"seed {outcome['seed']}"
+    assert fault != "kill" or row["struck"] >= 3, f"seed {outcome['seed']}"

@@ -183,14 +183,24 @@ def test_the_teachers_time_is_measured_with_the_weights_of_a_file(
     assert teacher_time.seconds_per_batch(recipe, weights, rounds=1) > 0
 
 
-def test_objectives_of_a_teacher_are_compared_in_training_time(
-    tiny_recipe: dict[str, Any], photos: Path, labeled: Path, tmp_path: Path
+def test_objectives_of_a_teacher_get_the_epochs_that_fit(
+    tiny_recipe: dict[str, Any], labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(tiny_recipe))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe))
+    asked = []
 
-    result = objectives.compared(file, labeled, ["teacher.pretrain.objective=mae"], 0.001)
+    def trained(recipe: Recipe) -> tuple[Path, float]:
+        settings = recipe.teacher.pretrain
+        asked.append((settings.objective, settings.label_epochs, settings.epochs))
+        weights = tmp_path / "vit.safetensors"
+        save_file(build(recipe).vit.state_dict(), weights)
+        return weights, 5.0 + 10.0 * settings.epochs
 
-    assert result["epochs"] >= 1
-    assert result["seconds"] >= 0
-    assert 0 <= result["knn"] <= 1
+    monkeypatch.setattr(objectives, "trained", trained)
+
+    changes = ["teacher.pretrain.objective=ibot"]
+    result = objectives.compared(tmp_path / "tiny.yaml", labeled, changes, minutes=1.0)
+
+    assert asked[-1] == ("ibot", 0, 6)  # a minute of 10 s an epoch
+    assert (result["epochs"], result["seconds"]) == (6, 65)
+    assert 0 < result["knn"] <= 1

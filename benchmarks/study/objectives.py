@@ -47,8 +47,9 @@ def compared(recipe: Path, data: Path, changes: list[str], minutes: float) -> di
     def of(epochs: int) -> tuple[Path, float]:
         return trained(load_recipe(recipe, [*changes, f"teacher.pretrain.epochs={epochs}"]))
 
-    epoch = (of(3)[1] - of(1)[1]) / 2  # without what happens once
-    epochs = max(1, round(60 * minutes / epoch))
+    of(2)  # the first training of a process also loads libraries
+    epoch = (of(3)[1] - of(1)[1]) / 2  # without what happens once in a training
+    epochs = max(1, round(60 * minutes / max(epoch, 1e-3)))
     weights, seconds = of(epochs)
     scored = load_recipe(recipe, [*changes, "teacher.weights=path", f"teacher.path={weights}"])
     scores = score_teacher(scored, data)

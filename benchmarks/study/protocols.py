@@ -81,6 +81,7 @@ PROTOCOLS = {
 PROTOCOLS |= {f"{base}-vit-s": PROTOCOLS[base] for base in ("clothing10", "nuclei", "bccd")}
 # The same data with another student.
 PROTOCOLS["imagenette-mobilenet"] = PROTOCOLS["imagenette"]
+# EfficientNet-Lite0 takes so long on a CPU that it is fine-tuned for fewer epochs.
 PROTOCOLS |= {
     base: Protocol("classify", {0.1: 60, 1.0: 10}, batch_size=64)
     for base in ("clothing10-lite0", "clothing10-lite0-imagenet")

@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[Iterable[str], str]] = {
 def read_cells(folder: Path) -> list[Cell]:
     """Every cell in a folder."""
     cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return [cell for cell in cells if "arm" in cell]  # the other files are measured costs
+    return [cell for cell in cells if "arm" in cell]  # others: costs, objectives
 
 
 def report(folder: Path) -> str:

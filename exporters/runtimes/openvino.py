@@ -21,8 +21,8 @@ from .session import (
     Outputs,
     Runtime,
     Session,
-    cannot_run,
     ms_since,
+    running,
 )
 
 if TYPE_CHECKING:
@@ -106,10 +106,8 @@ class OpenVinoSession(Session):
         return Input(port.any_name, dtype, least=batch or 1, most=batch)
 
     def infer(self, feeds: Feeds) -> Outputs:
-        try:
+        with running("OpenVINO", last_line):
             results = self._request.infer(dict(feeds))
-        except Exception as error:  # as when it is opened
-            raise cannot_run("OpenVINO", last_line(error)) from error
         return {name: np.array(results[port]) for port, name in self._names.items()}
 
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:

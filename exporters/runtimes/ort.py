@@ -22,8 +22,8 @@ from .session import (
     Outputs,
     Runtime,
     Session,
-    cannot_run,
     ms_since,
+    running,
 )
 
 __all__ = ["RUNTIMES", "SILENT", "OrtSession"]
@@ -109,10 +109,8 @@ class OrtSession(Session):
         )
 
     def infer(self, feeds: Feeds) -> Outputs:
-        try:
+        with running("ONNX Runtime"):
             values = self._session.run(self._names, feeds)
-        except Exception as error:  # as when it is opened
-            raise cannot_run("ONNX Runtime", reason_of(error)) from error
         return dict(zip(self._names, values, strict=True))
 
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:

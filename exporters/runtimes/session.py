@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from ..errors import ExportError, MissingPackageError, UserError
+from ..errors import ExportError, MissingPackageError, UserError, reason_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,9 +33,9 @@ __all__ = [
     "Runtime",
     "Session",
     "Source",
-    "cannot_run",
     "in_batches",
     "ms_since",
+    "running",
 ]
 
 Feeds = Mapping[str, np.ndarray]
@@ -130,7 +131,11 @@ class Session(ABC):
 
     @abstractmethod
     def infer(self, feeds: Feeds) -> Outputs:
-        """One call: inputs by name, as the network takes them -> outputs, as it gives them."""
+        """One call: inputs by name, as the network takes them -> outputs, as it gives them.
+
+        Raises:
+            ExportError: The network cannot be run on them.
+        """
 
     @abstractmethod
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:
@@ -143,7 +148,8 @@ class Session(ABC):
         """Any number of images, cast to the network's type -> f32 outputs.
 
         Raises:
-            ExportError: The network's batch is fixed, and this is no multiple of it.
+            ExportError: The network's batch is fixed, and this is no multiple of it; or it cannot
+                be run on images of this size.
         """
         taken = self.input
 
@@ -154,12 +160,26 @@ class Session(ABC):
         return in_batches(call, taken.least, taken.most)(images)
 
 
-def cannot_run(runtime: str, reason: str) -> ExportError:
-    """A file that a runtime opens, and that fails on these inputs."""
-    return ExportError(
-        f"{runtime} cannot run the network on these inputs: {reason}",
-        hint="is it a file of this run? export it again",
-    )
+@contextlib.contextmanager
+def running(runtime: str, explain: Callable[[Exception], str] = reason_of) -> Iterator[None]:
+    """A runtime's failure on inputs that do not fit is an error of the file.
+
+    Args:
+        runtime: Its name in the message.
+        explain: One line from its exception.
+
+    Raises:
+        ExportError: The block failed, but not for lack of memory.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # the runtimes' exceptions have no common base
+        raise ExportError(
+            f"{runtime} cannot run the network on these inputs: {explain(error)}",
+            hint="is the file of another network or size? export it again",
+        ) from error
 
 
 @dataclass(frozen=True)

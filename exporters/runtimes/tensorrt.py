@@ -19,7 +19,18 @@ from .._trt_compat import EXTRAS, Flavor, choose, gpu_name, select_for_polygraph
 from ..errors import ConversionFailed, ExportError
 from ..network_files import require_usual_size
 from ..sidecar import Sidecar, read_sidecar, require_built_here, require_own_engine
-from .session import Copies, Details, Feeds, Input, Options, Outputs, Runtime, Session, ms_since
+from .session import (
+    Copies,
+    Details,
+    Feeds,
+    Input,
+    Options,
+    Outputs,
+    Runtime,
+    Session,
+    ms_since,
+    running,
+)
 
 __all__ = ["RUNTIMES", "TensorRtSession", "load_engine"]
 
@@ -79,7 +90,9 @@ class TensorRtSession(Session):
 
     def infer(self, feeds: Feeds) -> Outputs:
         # Polygraphy hands out its own buffers, which the next call overwrites.
-        return {name: np.array(value) for name, value in self._runner.infer(feeds).items()}
+        with running("TensorRT"):
+            results = self._runner.infer(feeds)
+        return {name: np.array(value) for name, value in results.items()}
 
     def bind(self, feeds: Feeds, copies: Copies) -> Callable[[], object]:
         if copies == "in":  # Polygraphy synchronizes the stream before it returns

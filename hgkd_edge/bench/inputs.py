@@ -194,8 +194,8 @@ def make_probe(
             for arrays in feeds
         ]
     except Exception as error:  # onnxruntime's exceptions share no public base
-        text = next(iter(str(error).splitlines()), type(error).__name__)
-        return Probe(feeds, inputs, None, onnx, f"ONNX Runtime here cannot run it: {text[:160]}")
+        reason = reason_of(error.__cause__ or error)[:160]
+        return Probe(feeds, inputs, None, onnx, f"ONNX Runtime here cannot run it: {reason}")
     values = sum(array.size for outputs in wanted for array in outputs.values())
     if most_values is not None and values > most_values:
         return Probe(feeds, inputs, None, onnx, "the outputs are too large to be fetched")

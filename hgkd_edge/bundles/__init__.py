@@ -87,7 +87,12 @@ def make_bundle(name: str, source: BundleSource, folder: Path) -> MadeBundle:
         files = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
         if folder.is_dir():
             os.replace(folder, old)
-        os.replace(new, folder)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.is_dir():
+                os.replace(old, folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     return MadeBundle(
         bundle=name,

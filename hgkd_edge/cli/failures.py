@@ -21,7 +21,7 @@ __all__ = ["run_app"]
 # click's, which some releases of typer bring under another name.
 UsageError: Any = typer.BadParameter.__base__
 STOPPED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
-MOST_SHOWN = 2000  # characters of an error, and of its hint
+MOST_SHOWN = 4000  # characters of an error, and of its hint
 # What an OSError says when a file could not be written.
 WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
@@ -88,22 +88,22 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
     """One line for what and where, one for the fix, on stderr; being stopped is no error."""
-    from hgkd_edge.console import printable
-
-    message, hint = _shortened(message), _shortened(hint)
     where = "" if is_main() else f" in process {rank()}"
     typer.echo(
-        printable(message if code in {STOPPED, TERMINATED} else f"error{where}: {message}"),
+        _shown(message if code in {STOPPED, TERMINATED} else f"error{where}: {message}"),
         err=True,
     )
     if hint:
-        typer.echo(printable(f"hint: {hint}"), err=True)
+        typer.echo(_shown(f"hint: {hint}"), err=True)
     end(code)
 
 
-def _shortened(text: str) -> str:
-    """The start and the end of a long text: an argument may be of any length."""
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 500]} ... {text[-400:]}"
+def _shown(line: str) -> str:
+    """A line for the terminal; of a long one, start and end: an argument may be of any length."""
+    from hgkd_edge.console import printable
+
+    line = printable(line)
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 500]} ... {line[-400:]}"
 
 
 def _show_traceback() -> None:

@@ -36,7 +36,7 @@ def compare_runs(
             number of points.
     """
     if not max_drop >= 0:  # NaN neither
-        raise RunError(f"--max-drop {max_drop:g} is no number of points", hint="0 or more")
+        raise RunError(f"--max-drop must be 0 or more, not {max_drop:g}", hint="points, such as 1")
     placed: list[tuple[Circumstances, Row]] = []
     warnings: list[str] = []
     remarks: list[str] = []

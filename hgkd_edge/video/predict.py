@@ -56,7 +56,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if not self.patience >= 0:  # NaN neither
-            raise DataError(f"--reconnect {self.patience:g} is no time to wait", hint="seconds")
+            raise DataError(
+                f"--reconnect must be 0 or more, not {self.patience:g}", hint="seconds, such as 60"
+            )
 
 
 @dataclass

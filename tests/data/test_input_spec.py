@@ -241,4 +241,4 @@ def test_the_largest_input_is_the_stated_number_of_values() -> None:
 
     assert of(6688, 6688).size == (6688, 6688)  # as the message says: 2**27 values
     with pytest.raises(ValueError, match="more than 134,217,728 values"):
-        of(6690, 6690)
+        of(6689, 6689)

@@ -231,7 +231,7 @@ def parse_log(lines: Sequence[str]) -> Log:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]}... is no figure")
+        raise ValueError(f"'{text[:20]}' is not a finite number")
     return value
 
 
