@@ -198,9 +198,9 @@ def test_objectives_of_a_teacher_get_the_epochs_that_fit(
 
     monkeypatch.setattr(objectives, "trained", trained)
 
-    changes = ["teacher.pretrain.objective=ibot"]
+    changes = ["teacher.pretrain.objective=mae"]
     result = objectives.compared(tmp_path / "tiny.yaml", labeled, changes, minutes=1.0)
 
-    assert asked[-1] == ("ibot", 0, 6)  # a minute of 10 s an epoch
+    assert asked[-1] == ("mae", 0, 6)  # a minute of 10 s an epoch
     assert (result["epochs"], result["seconds"]) == (6, 65)
     assert 0 < result["knn"] <= 1
