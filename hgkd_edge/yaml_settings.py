@@ -179,9 +179,10 @@ class _Problem(NamedTuple):
         return f"{name}: {self.where}{self.text}"
 
     def fix(self, overrides: Sequence[str]) -> str:
-        """The override that was probably meant; '' if there is none."""
+        """The override that was probably meant; '' if there is none, or a whole section was given."""
         key, _, value = self._override(overrides).partition("=")
-        if not key or not (self.meant_key or self.meant_value):
+        itself = f"{key.strip()}.".startswith(f"{self.key}.")
+        if not itself or not (self.meant_key or self.meant_value):
             return ""
         rest = key.removeprefix(self.key) if self.meant_key else ""
         return f"--set {self.meant_key or key}{rest}={self.meant_value or value}"
@@ -217,7 +218,7 @@ def _without_types(location: Sequence[Any], model: Any) -> list[Any]:
             model = next(iter(get_args(model)), None)
         else:
             field = model.model_fields.get(part) if in_section else None
-            model = field.annotation if field else None
+            model = _if_given(field.annotation) if field else None
     return kept
 
 
@@ -268,6 +269,11 @@ def is_section(kind: Any) -> TypeGuard[type[Section]]:
     return isinstance(kind, type) and get_origin(kind) is None and issubclass(kind, Section)
 
 
+def _if_given(kind: Any) -> Any:
+    """The type of an optional section (`QatConfig | None`) where it is given; others as they are."""
+    return next(filter(is_section, get_args(kind)), kind) if type(None) in get_args(kind) else kind
+
+
 def _dotted_keys(model: Any, prefix: str = "") -> Iterator[str]:
     """Every key of a section and of the sections in it."""
     for name, field in model.model_fields.items():
@@ -280,5 +286,6 @@ def _dotted_keys(model: Any, prefix: str = "") -> Iterator[str]:
 def _keys_of(model: Any, section: Sequence[str]) -> Iterator[str]:
     """Valid keys of a section such as ['train'] or ['hosts', '0'] (the model's own for [])."""
     for name in section:
-        model = get_args(model)[0] if name.isdigit() else model.model_fields[name].annotation
+        kind = get_args(model)[0] if name.isdigit() else model.model_fields[name].annotation
+        model = _if_given(kind)
     yield from model.model_fields

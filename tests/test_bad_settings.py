@@ -104,6 +104,23 @@ def test_finetuning_settings_are_valid_or_refused(content: Any, override: str) -
     refused_or_read(lambda: parse_settings(FinetuneConfig, raw, [override], name="finetune"))
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("qat=[]", "must be a section with the keys model, calibration"),
+        ("qat={model: a, calibration: 0}", "qat.calibration = 0: must be greater than 0"),
+        ("qat={model: a, calibrate: 9}", "'qat.calibrate' (did you mean 'qat.calibration'?)"),
+    ],
+)
+def test_a_problem_in_a_section_that_may_be_missing_is_named(override: str, problem: str) -> None:
+    error = refused_or_read(
+        lambda: parse_settings(FinetuneConfig, FINETUNE, [override], name="finetune")
+    )
+
+    assert error is not None
+    assert problem in error.message
+
+
 @given(content=changed(FLEET))
 @fuzz(20)
 def test_a_fleet_file_is_valid_or_refused(folder: Path, content: Any) -> None:

@@ -288,6 +288,8 @@ def test_a_recipe_file_that_is_not_there_is_not_taken_for_a_built_in_one() -> No
         ("studnet.name=x", "--set student.name=x"),
         ("loss.target=smoth_l1", "--set loss.target=smooth_l1"),
         ("train.xyzzy=1", ""),
+        ("train={epoch: 3}", ""),
+        ("loss={target: smoth_l1}", ""),
     ],
 )
 def test_a_wrong_override_is_named_and_fixed_by_the_hint(
