@@ -179,7 +179,7 @@ class _Problem(NamedTuple):
         return f"{name}: {self.where}{self.text}"
 
     def fix(self, overrides: Sequence[str]) -> str:
-        """The override that was probably meant; '' if there is none, or a whole section was given."""
+        """The override that was probably meant; '' if there is none, or it sets a whole section."""
         key, _, value = self._override(overrides).partition("=")
         itself = f"{key.strip()}.".startswith(f"{self.key}.")
         if not itself or not (self.meant_key or self.meant_value):
@@ -270,7 +270,7 @@ def is_section(kind: Any) -> TypeGuard[type[Section]]:
 
 
 def _if_given(kind: Any) -> Any:
-    """The type of an optional section (`QatConfig | None`) where it is given; others as they are."""
+    """An optional section's type (`QatConfig | None`) where it is given; others as they are."""
     return next(filter(is_section, get_args(kind)), kind) if type(None) in get_args(kind) else kind
 
 

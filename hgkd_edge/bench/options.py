@@ -99,7 +99,8 @@ class RunBenchOptions:
                 raise DeviceError(f"--{option} {wrong[0]} measures nothing", hint="1 or more")
         if not 0 < self.duration_s < math.inf:
             raise DeviceError(
-                f"--duration must be finite and above 0, not {self.duration_s:g}", hint="seconds, such as 5"
+                f"--duration must be finite and above 0, not {self.duration_s:g}",
+                hint="seconds, such as 5",
             )
         if self.host is not None and self.hosts is not None:
             raise DeviceError("--host and --hosts were both given", hint="give one of them")
