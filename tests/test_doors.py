@@ -33,6 +33,7 @@ from PIL import Image
 
 from exporters.network_files import network_digest
 from exporters.onnx_info import onnx_info
+from exporters.runtimes.ort import OrtSession
 from exporters.sidecar import Sidecar, read_sidecar
 from hgkd_edge.bench.edge.facts import machine_of
 from hgkd_edge.bench.edge.hosts import _understood
@@ -190,6 +191,16 @@ def test_the_model_that_is_damaged_below_is_whole(folder: Path) -> None:
     (folder / "whole.onnx").write_bytes(described())
 
     assert open_task_model(folder / "whole.onnx").classes == ("a", "b")
+
+
+@pytest.mark.parametrize("text", [b"classify", b"features"])  # in the metadata; an output's name
+def test_an_onnx_file_with_text_that_is_none(folder: Path, text: bytes) -> None:
+    file = folder / "net.onnx"
+    file.write_bytes(described().replace(text, b"\xe5" + text[1:]))
+
+    refused_or_read(lambda: onnx_info(file))
+    assert refused_or_read(lambda: open_task_model(file)) is not None
+    assert refused_or_read(lambda: OrtSession(file)) is not None
 
 
 @given(seed=st.integers(0, 2**32))

@@ -77,6 +77,8 @@ class OrtSession(Session):
         start = perf_counter()
         try:
             self._session = _open(model, providers, threads, optimize, exact=provider == CPU)
+            self.metadata = self._session.get_modelmeta().custom_metadata_map
+            self._names = [output.name for output in self._session.get_outputs()]
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a base
             name = "the model" if isinstance(source, bytes) else f"'{source}'"
             raise ConversionFailed(
@@ -90,14 +92,12 @@ class OrtSession(Session):
                 f"{provider} did not start; onnxruntime fell back to {started[0]}",
                 hint="check the driver and the CUDA and TensorRT libraries it needs",
             )
-        self.metadata = self._session.get_modelmeta().custom_metadata_map
         self.details = Details(
             load_ms=ms_since(start),
             threads=threads or None,
             computes="tf32" if provider in _ON_GPU else None,
             settings={"providers": started},
         )
-        self._names = [output.name for output in self._session.get_outputs()]
         self._device = "cuda" if provider in _ON_GPU else "cpu"
 
     @property
