@@ -225,12 +225,14 @@ def _teacher_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, An
         yield "teacher.name", "vit_small_patch16_224", "trained on your images, without labels"
         yield "teacher.weights", "pretrain", "your own: no license, no download"
         yield "loss.embedding_weight", None, ""
+        yield "student.weights", None, ""
     elif not own and wish.teacher != "default":
         yield "teacher.name", wish.teacher, "see its license before you use the student"
     if wish.count <= FEW_IMAGES:
         yield "teacher.cache", 16, "the teacher runs once, on 16 views of every image"
     if not own:
-        yield "loss.embedding_weight", 1.0, "the teacher's image embedding too: the largest gain"
+        yield "student.weights", "hub", "trained on ImageNet: a far better start than none"
+        yield "loss.embedding_weight", 1.0, "the teacher's image embedding too: a large gain"
 
 
 def _train_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -53,6 +54,9 @@ def reduced(name: str, photos: Path, folder: Path) -> Recipe:
     raw["data"] |= {"path": str(photos), "image_size": min(64, raw["data"]["image_size"])}
     raw["train"] |= {"epochs": 1, "batch_size": 16, "warmup_epochs": 0, "precision": "fp32"}
     raw["student"]["decoder_width"] = 16
+    if raw["student"].get("weights") == "hub":
+        raw["student"] |= {"weights": "path", "path": str(folder / "student.safetensors")}
+        save_file(timm.create_model(raw["student"]["name"]).state_dict(), raw["student"]["path"])
     if raw["teacher"]["weights"] == "pretrain":
         raw["teacher"]["args"] = {**raw["teacher"]["args"], "depth": 2, "embed_dim": 48}
         raw["teacher"]["pretrain"] |= {"epochs": 1, "batch_size": 16}
