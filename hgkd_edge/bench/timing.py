@@ -7,7 +7,6 @@ different conditions; interleaved cases run under the same ones.
 from __future__ import annotations
 
 import gc
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,7 +57,7 @@ class Plan:
     warmup_max_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.duration_s < math.inf:
+        if not 0 < self.duration_s < float("inf"):
             raise ValueError(f"duration must be positive and finite, not {self.duration_s} s")
         if self.rounds < 1 or self.min_runs < 1 or (self.count is not None and self.count < 1):
             raise ValueError("rounds, min_runs and count must be at least 1")
