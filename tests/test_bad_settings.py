@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -114,7 +115,7 @@ def test_finetuning_settings_are_valid_or_refused(content: Any, override: str) -
 )
 def test_a_problem_in_a_section_that_may_be_missing_is_named(override: str, problem: str) -> None:
     error = refused_or_read(
-        lambda: parse_settings(FinetuneConfig, FINETUNE, [override], name="finetune")
+        lambda: parse_settings(FinetuneConfig, copy.deepcopy(FINETUNE), [override], name="finetune")
     )
 
     assert error is not None

@@ -434,9 +434,9 @@ WORK = (
 )
 
 
-# Three or so of each place in CI, all on demand.
+# Two or three of each place in CI, all on demand.
 PAIRS = list(itertools.product(THINGS, WORK))
-STEP = 1 if EXAMPLES else 17  # prime: every place meets different commands
+STEP = 1 if EXAMPLES else 23  # prime: every place meets different commands
 
 
 @pytest.mark.usefixtures("few_resamples")

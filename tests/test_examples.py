@@ -24,6 +24,7 @@ SMALL_TEACHER = {
 }
 SMALL: dict[str, Any] = {
     "data.image_size": 64,
+    "student.weights": "none",  # not from the hub
     "student.args": {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]},
     "student.stem_stride": 2,
     "student.decoder_width": 16,

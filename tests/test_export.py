@@ -368,7 +368,7 @@ def test_calibration_images_that_cannot_be_had_are_one_clear_error(
         ({"calibration": 100}, "--calib: only with --precision int8"),
         ({"max_drop": 0.5, "precision": "fp16"}, "--max-drop: only with"),
         ({"precision": "int8", "calibration": 0}, "--calib 0 is too small"),
-        ({"precision": "int8", "max_drop": -1.0}, "negative"),
+        ({"precision": "int8", "max_drop": -1.0}, "--max-drop must be 0 or more, not -1"),
         ({"precision": "int8", "calibration_method": "guess"}, "--calib-method 'guess'"),
         ({"precision": "int8", "flavors": ("cpu",), "trt": True}, "flavor 'tensorrt'"),
         ({"precision": "int8", "flavors": ("tensorrt",), "openvino": True}, "flavor 'cpu'"),
