@@ -20,7 +20,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import _with_kept_images
 from hgkd_edge.cli import main
 from hgkd_edge.engine.journal import _open_log, _truncate
-from hgkd_edge.errors import RunError
+from hgkd_edge.errors import RunError, TrainingError
 from hgkd_edge.files import atomic_write, open_regular, write_json
 from hgkd_edge.manifest_record import Circumstances, ManifestRecord
 from hgkd_edge.models.backbone import read_backbone
@@ -94,6 +94,35 @@ def test_a_link_that_leaves_the_run_is_refused_in_one_line(
 
     assert untouched(home)
     assert not (run.path / "report.html").is_file() or name == "report.html"
+
+
+@pytest.mark.parametrize("name", ["finetune.json", "log.jsonl", "model.safetensors", "export"])
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_refused_before_training(
+    run: RunDir, name: str
+) -> None:
+    place = run.path / name
+    if name == "export":
+        place.rmdir()
+        place.touch()
+    else:
+        place.mkdir()
+
+    with pytest.raises(RunError, match="is a (folder, not a file|file, not a folder)") as raised:
+        start_training(run.path)
+
+    assert str(place) in raised.value.message
+
+
+def test_a_log_that_is_too_large_is_an_error_of_the_run(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hgkd_edge.engine.journal.MAX_LOG_BYTES", 5)
+    run.log_file.write_text('{"step": 1}\n')
+
+    with pytest.raises(TrainingError, match=r"log\.jsonl has 12 bytes"):
+        _truncate(run.log_file, 1)
+
+    assert run.log_file.read_text() == '{"step": 1}\n'
 
 
 def start_training(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,3 +164,24 @@ def test_programs_and_templates_are_in_the_wheel(tmp_path: Path) -> None:
         for file in (root / "hgkd_edge" / "bundles" / folder).iterdir():
             if file.is_file():
                 assert f"hgkd_edge/bundles/{folder}/{file.name}" in inside
+
+
+def test_a_bundle_that_cannot_be_replaced_stays(
+    deployed: Callable[[str], Deployed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = source_of(deployed("classify")), tmp_path / "timm"
+    make_bundle("timm", source, folder)
+    before = sorted(folder.rglob("*"))
+    real = os.replace
+
+    def replace(one: Path, other: Path) -> None:
+        if other == folder and one.name == folder.name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(one, other)
+
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.raises(PermissionError):
+        make_bundle("timm", source, folder)
+
+    assert sorted(folder.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == [folder]

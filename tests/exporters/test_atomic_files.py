@@ -69,3 +69,10 @@ def test_a_folder_below_one_that_became_read_only_stays_without_an_error(
     with hidden_folder(tmp_path) as other:  # as the next command does
         assert list(tmp_path.iterdir()) == [other]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_write_of_numpys_is_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as raised, atomic_write(tmp_path / "a.npy"):
+        raise OSError("110592 requested and 28640 written")  # without a number, as NumPy does
+
+    assert raised.value.filename == str(tmp_path / "a.npy")
