@@ -114,7 +114,7 @@ def _all_steps(recipe: Recipe, run: RunDir) -> DemoRecord:
 
 def _print_plan() -> None:
     total = sum(usual for _, usual in STEPS.values())
-    console.print(f"four steps, about {total} s on two idle CPU cores:")
+    console.print(f"four steps, about {total} s on two recent CPU cores, twice that on older ones:")
     for number, (title, usual) in enumerate(STEPS.values(), 1):
         console.print(f"  {number}  {title:<56}{usual:>4} s")
 
