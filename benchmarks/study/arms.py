@@ -148,6 +148,7 @@ ON_REQUEST = {
     "dense, embedding, middle and late block": Arm(["teacher.layers=[5, 10]"]),
     "dense, embedding, colors": Arm(["augment.colors=true"]),
     "dense, embedding, small crops": Arm(["data.crop_scale=[0.14, 1.0]"]),
+    "dense, embedding, large crops": Arm(["data.crop_scale=[0.67, 1.0]"]),
     "dense, embedding, mixup": Arm(["augment.mixup=true", "teacher.cache=0"]),
     "masked, embedding": Arm([], 0.75, 1.0),
     "masked, embedding, two masks": Arm(["mask.per_image=2"], 0.75, 1.0),
