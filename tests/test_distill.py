@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -476,17 +477,26 @@ def test_a_pretraining_stopped_in_a_distillation_says_how_that_resumes(
 
 
 @pytest.mark.parametrize(
-    ("gain", "warned"), [((-0.01, 0.03), True), ((-0.2, -0.1), True), ((0.001, 0.03), False)]
+    ("gain", "between", "warning"),
+    [
+        ((-0.01, 0.03), 0.5, "(95 % interval over 18 images)"),
+        ((-0.2, -0.1), 0.5, "(95 % interval over 18 images)"),
+        ((0.001, 0.03), 0.04, "correlation 0.04 (an untrained one has 0)"),
+        ((0.001, 0.03), 0.06, ""),
+        ((0.001, 0.03), math.nan, ""),  # not measured by an earlier version
+    ],
 )
-def test_a_student_no_better_than_the_mean_token_says_so(
-    gain: tuple[float, float], warned: bool
+def test_a_student_that_knows_only_what_all_images_share_says_so(
+    gain: tuple[float, float], between: float, warning: str
 ) -> None:
-    held_out = HeldOut(student=0.02, mean_token=0.01, photos=18, gain_ci95=gain)
+    held_out = HeldOut(
+        student=0.02, mean_token=0.01, photos=18, gain_ci95=gain, between_images=between
+    )
 
     line = not_better_than_the_mean(held_out)
 
-    assert bool(line) == warned
-    assert not warned or line.endswith("(95 % interval over 18 images)")
+    assert line.endswith(warning)
+    assert bool(line) == bool(warning)
 
 
 def batch_of(task: Distilling, count: int = 3) -> tuple[torch.Tensor, ...]:
@@ -645,6 +655,18 @@ def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
     distill(recipe, checked, resume=True)
     ends = [load_file(run.backbone_file) for run in (whole, checked)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_check_doubts_a_student_that_learned_nothing(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["train"]["lr"] = 1e-12
+    recipe = Recipe.model_validate(tiny_recipe)
+
+    found = first_updates(recipe, RunDir.create(recipe, tmp_path / "run"), 2)
+
+    assert found.signs == []
+    assert [line.split()[0] for line in found.doubts] == ["predicts", "k-NN"]
 
 
 def test_color_changes_and_mixup_reach_teacher_and_student_alike(

@@ -171,6 +171,8 @@ def test_students_of_equal_time_are_trained_and_scored(
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())
     assert known.keys() == {"pixels 0.6", "tokens 0", "tokens 0.75"}
+    changed = load_recipe(tmp_path / "imagenette.yaml", [f"data.path={photos}"])
+    assert 0 < equal_time.seconds_in_training(changed, updates=2) < 60
 
 
 def test_the_teachers_time_is_measured_with_the_weights_of_a_file(

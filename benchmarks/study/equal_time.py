@@ -4,11 +4,12 @@
         --minutes 5 --seeds 0 1 2 --out study
     python -m benchmarks.study.equal_time report --out study [--plot study.png]
 
-The cost of an update is measured first, for each ratio, on one thread of an otherwise idle machine,
-in CPU time (on a GPU: wall clock). Every arm then gets the epochs that fit into the minutes. All
-arms share the teacher's cached targets, so the teacher costs the same for all and is not counted
-(mixup cannot use them); pixels need no teacher and could use its time. `--minutes` takes several
-values: each is a separate training with its own schedule, and together they form the curve.
+The cost of an update is measured first, for each ratio: on a CPU in CPU time of one thread, which
+needs an otherwise idle machine; on a GPU in seconds of a training. Every arm then gets the epochs
+that fit into the minutes. The teacher is not counted (`teacher_time.py` measures it): arms with as
+many views share its cached targets, those with more take longer, mixup cannot use them, and pixels
+need none. `--minutes` takes several values: each is a separate training with its own schedule, and
+together they form the curve.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from benchmarks.study.protocols import PROTOCOLS, fresh, training_photos
 from benchmarks.study.report import read_cells, report
 from hgkd_edge.bench.environment import environment
 from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distillation.distill import first_updates
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import make_model, make_teacher
 from hgkd_edge.distillation.training import Distilling
@@ -45,6 +48,7 @@ from hgkd_edge.engine import Draws
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.files import write_json
 from hgkd_edge.recipe import Recipe, load_recipe
+from hgkd_edge.rundir import RunDir
 
 HERE = Path(__file__).parent
 NO_STUDENT = {*TEACHERS, CLASS_TOKEN}
@@ -66,38 +70,40 @@ def staged(ratio: float, share_of_time: float, masked: float, dense: float) -> d
 
 
 def seconds_per_update(recipe: Recipe, *, rounds: int = 6) -> float:
-    """The fastest of a few updates of the student, with given targets, at one ratio."""
+    """CPU seconds of the fastest of a few updates of the student, with given targets."""
     parts = build(recipe, download=False)
     teacher = make_teacher(recipe, parts)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = make_model(recipe, parts, teacher).to(device).train()
+    model = make_model(recipe, parts, teacher).train()
     count = recipe.train.batch_size
-    images = torch.randint(0, 256, (count, 3, *recipe.data.size), dtype=torch.uint8, device=device)
-    targets = torch.randn(count, *teacher.center.shape, device=device)
-    task = Distilling(model, teacher.to(device), parts, recipe)
+    images = torch.randint(0, 256, (count, 3, *recipe.data.size), dtype=torch.uint8)
+    targets = torch.randn(count, *teacher.center.shape)
+    task = Distilling(model, teacher, parts, recipe)
     task._shared_targets = lambda view: targets  # type: ignore[method-assign]
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-4, fused=True)
     average = ModelEmaV3(model, decay=0.999)
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-        resolve_precision(recipe.train.precision)
-    )
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    half = resolve_precision(recipe.train.precision) == "bf16"
     taken = []
     for step in range(rounds):
-        draws = Draws(torch.Generator().manual_seed(step), 0, 1, device)
-        begin = clock()
+        draws = Draws(torch.Generator().manual_seed(step), 0, 1, torch.device("cpu"))
+        begin = time.process_time()
         for inputs in task.inputs(images, torch.zeros(count), draws):
-            with torch.autocast(device.type, low, enabled=low is not None):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = model(*inputs)["loss"]
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             optimizer.zero_grad()
             average.update(model)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append((clock() - begin) / task.updates_per_batch)
+        taken.append((time.process_time() - begin) / task.updates_per_batch)
     return min(taken[1:])
+
+
+def seconds_in_training(recipe: Recipe, *, updates: int = 60) -> float:
+    """Seconds of an update in a training, which on a GPU replays recorded passes."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = first_updates(recipe, RunDir.create(recipe, Path(folder) / "run"), updates)
+    assert found is not None, "one process"
+    return recipe.train.batch_size / found.images_per_s / recipe.mask.per_image
 
 
 class Costs:
@@ -112,7 +118,8 @@ class Costs:
         name = f"{kind} {ratio:g}"
         if name not in self.seconds:
             changed = changed_recipe(self.base, [*changes, f"mask.ratio={ratio}"])
-            self.seconds[name] = seconds_per_update(changed)
+            measured = seconds_in_training if torch.cuda.is_available() else seconds_per_update
+            self.seconds[name] = measured(changed)
             write_json(self.file, self.seconds)
         return self.seconds[name]
 

@@ -1,35 +1,50 @@
 #!/usr/bin/env bash
 # The comparison at equal time on a GPU, in calls of under seven minutes: each computes the cells
-# that are missing and ends when its time is up. The cells land in $OUT/cells (default: study-results/).
+# that are missing, the most important first, and ends when its time is up. It leaves cells.tgz and
+# report.md in $OUT (default: study-results/).
 #
 #   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors         on a machine with an NVIDIA GPU
 #   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors --dry   on any CPU: shows that it works
 #
 # With the folder of clothing10, nuclei or bccd instead of imagenette-160: the same settings on those.
-# To continue on another machine, put the cells of the last call into $CELLS (default: study-cells/).
-# Only the dry run was tried.
+# To continue, put the last call's cells.tgz where $CELLS says (default: study-results/cells.tgz).
+# Only the dry run was tried: how many calls a GPU needs is not known.
 # $PYTHON needs what `pip install hgkd-edge[train]` installs; $WHEELS as in benchmarks/gpu.sh.
 set -euo pipefail
 data=$(realpath "$1") teacher=$(realpath "$2") dry=${3:-}
 cd "$(dirname "$0")/../.."
-out=${OUT:-study-results} python=${PYTHON:-python3} wheels=${WHEELS:-wheels} cells=${CELLS:-study-cells}
-end=$((SECONDS + ${LIMIT:-400}))
+out=${OUT:-study-results} python=${PYTHON:-python3} wheels=${WHEELS:-wheels}
+cells=${CELLS:-study-results/cells.tgz}
+end=$((SECONDS + ${LIMIT:-400})) failed=0
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-mkdir -p "$out/cells"
 work=$(mktemp -d)  # runs and caches, which need not come back
 export HGKD_EDGE_CACHE=$work/cache
+mkdir -p "$out"
 if [ -d "$wheels" ]; then
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$wheels"/*.whl
   export PYTHONPATH=$PYTHONPATH:$work/site
 fi
-for file in "$cells"/*.json; do [ -f "$file" ] && cp "$file" "$work/"; done
+[ -f "$cells" ] && tar -xzf "$cells" -C "$work"
+
+pack() {  # whatever happened: each cell cost minutes of a GPU
+  (cd "$work" && find . -maxdepth 1 -name '*.json' -print0 | tar -czf cells.tgz --null -T -)
+  mv "$work/cells.tgz" "$out/"
+}
+trap pack EXIT
+
+limited() {  # arguments of python: a failure is shown and does not stop the rest
+  local left=$((end - SECONDS)) status=0
+  [ "$left" -gt 5 ] || return 0
+  timeout "$left" "$python" "$@" || status=$?
+  case $status in
+    0) ;;
+    124) echo "stopped after $SECONDS s: run it again for the rest" ;;
+    *) failed=1 ;;
+  esac
+}
 
 study() {  # options of `equal_time run`
-  left=$((end - SECONDS))
-  [ "$left" -gt 5 ] || return 0
-  timeout "$left" "$python" -m benchmarks.study.equal_time run --data "$data" --teacher "$teacher" \
-    --out "$work" "$@" || { [ $? -eq 124 ] && echo "stopped after $SECONDS s: run it again for the rest"; }
-  cp "$work"/*.json "$out/cells/"
+  limited -m benchmarks.study.equal_time run --data "$data" --teacher "$teacher" --out "$work" "$@"
 }
 
 name=$(basename "$data")
@@ -40,28 +55,27 @@ case $base$dry in
   imagenette--dry)
     study --base imagenette-300 --choose --minutes 0.02 --arms pixels "${both[@]}" ;;
   imagenette)
-    study --minutes 1 --seeds 0 --arms teacher scratch pixels dense "${both[@]}" "${both[1]}, equal updates"
-    study --minutes 1 --seeds 1 2 --arms "${both[@]}"
-    study --base imagenette-mobilenet --minutes 0.5 --seeds 0 1 2 --arms scratch "${both[@]}" "${views[@]}"
-    study --choose --minutes 0.25 0.5 2 --arms "${both[@]}"
-    study --base imagenette-300 --choose --minutes 0.5 2 --arms "${both[@]}" ;;
+    study --minutes 0.25 --seeds 0 1 2 --arms "${both[@]}" "${views[@]}"
+    study --minutes 0.25 --arms "teacher, class token" teacher scratch pixels dense "${both[1]}, equal updates"
+    study --base imagenette-mobilenet --minutes 0.25 --seeds 0 1 2 --arms "${both[@]}" "${views[@]}"
+    study --base imagenette-mobilenet --minutes 0.25 --arms scratch pixels dense
+    study --choose --minutes 0.0625 0.125 1 --arms "${both[@]}"
+    study --base imagenette-300 --choose --minutes 0.25 --arms "${both[@]}" ;;
   *--dry)
     echo "error: $data: --dry needs the folder of imagenette" >&2
     exit 2 ;;
   clothing10 | nuclei | bccd)
-    study --base "$base-vit-s" --minutes 1 --seeds 0 1 2 --arms scratch "${views[@]}"
-    if [ "$base" = clothing10 ]; then  # the user's own teacher by MAE and by iBOT, where `lightly` is installed
+    study --base "$base-vit-s" --minutes 0.25 --seeds 0 1 2 --arms scratch "${views[@]}"
+    if [ "$base" = clothing10 ]; then  # the user's own teacher by MAE and by iBOT, which needs `lightly`
       for objective in mae ibot; do
-        left=$((end - SECONDS))
-        if [ "$left" -gt 150 ] && [ ! -f "$out/objective.$objective.json" ]; then
-          timeout "$left" "$python" -m benchmarks.study.objectives --data "$data" --minutes 1.5 \
-            --objectives "$objective" --out "$out"
-        fi
+        [ -f "$work/objective.$objective.json" ] ||
+          limited -m benchmarks.study.objectives --data "$data" --minutes 1.5 --objectives "$objective" --out "$work"
       done
     fi ;;
   *)
     echo "error: $data $dry: expected the folder of imagenette, clothing10, nuclei or bccd, and perhaps --dry" >&2
     exit 2 ;;
 esac
-"$python" -m benchmarks.study.equal_time report --out "$out/cells"
-echo "cells: $out/cells"
+"$python" -m benchmarks.study.equal_time report --out "$work" | tee "$out/report.md"
+echo "cells: $out/cells.tgz"
+exit $failed

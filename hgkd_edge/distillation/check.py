@@ -8,7 +8,7 @@ from torch import nn
 from hgkd_edge.cells import counted
 from hgkd_edge.confidence import wilson
 from hgkd_edge.data.sources import held_out_split
-from hgkd_edge.distillation.held_out import held_out_if_readable
+from hgkd_edge.distillation.held_out import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.setup import Setup
 from hgkd_edge.knn_and_probe import embed, knn_top1
@@ -74,7 +74,7 @@ def check(
             f"(difference {low:.3f} to {high:.3f}); what differs between images with correlation "
             f"{held_out.between_images:.2f}"
         )
-        (found.signs if low > 0 else found.doubts).append(line)
+        (found.doubts if not_better_than_the_mean(held_out) else found.signs).append(line)
     name = held_out_split(setup.splits, labeled=True)
     if name is not None and setup.source.one_class:
         now = dense_copy(model.student.encoder)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hgkd_edge.cli import app
@@ -92,10 +93,14 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
     assert_same_run(tmp_path / "killed", whole)
 
 
-def test_with_stages_disjoint_masks_mixup_and_an_embedding_a_killed_run_resumes_exactly(
+def test_with_every_option_of_the_method_a_killed_run_resumes_exactly(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
+    trained = timm.create_model("resnet18", num_classes=3, channels=[8, 16, 24, 32])
+    save_file(trained.state_dict(), tmp_path / "trained.safetensors")
     keys = [
+        "student.weights=path",
+        f"student.path={tmp_path / 'trained.safetensors'}",
         "mask={ratio: {0: 0.75, 0.4: 0.5, 0.8: 0}, per_image: 2, disjoint: true}",
         "loss={embedding_weight: 0.5, cosine_weight: 0.5}",
         "teacher.layers=[0, 1]",

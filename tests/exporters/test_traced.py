@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -157,29 +157,49 @@ LEFT_TO_PYTORCH: dict[str, Then] = {
 }
 
 
-class Network(nn.Module):
-    """A convolution, and what `then` makes of its input and output."""
+class Networks(nn.Module):
+    """A convolution for each case, and what the case makes of its input and output."""
 
-    def __init__(self, then: Then) -> None:
+    def __init__(self, cases: dict[str, Then]) -> None:
         super().__init__()
-        self.then, self.conv = then, nn.Conv2d(3, 8, 3, padding=1)
+        self.cases = list(cases.values())
+        self.convs = nn.ModuleList(nn.Conv2d(3, 8, 3, padding=1) for _ in cases)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.then(images, self.conv(images))
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(self.cases, self.convs, strict=True)
+        return tuple(then(images, conv(images)) for then, conv in pairs)
 
 
 @pytest.mark.parametrize("how", [*REWRITTEN, *LEFT_TO_PYTORCH])
+def test_what_is_rewritten_is_not_traced_again_and_all_else_is(how: str) -> None:
+    model = Networks({how: (REWRITTEN | LEFT_TO_PYTORCH)[how]}).eval()
+    free = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(model, (torch.rand(2, 3, 8, 8),), dynamic_shapes=free)
+
+    in_onnx_operators(program)
+
+    assert (program.run_decompositions() is program) == (how in REWRITTEN)
+
+
+CHANGED = {"the input"}  # by one case, for all that follow
+
+
+@pytest.mark.parametrize(
+    "names", [REWRITTEN, LEFT_TO_PYTORCH.keys() - CHANGED, CHANGED], ids=["ours", "left", "input"]
+)
 def test_the_file_gives_pytorchs_numbers_whichever_way_it_is_converted(
-    how: str, tmp_path: Path, decomposed: list[ExportedProgram]
+    names: Collection[str], tmp_path: Path, decomposed: list[ExportedProgram]
 ) -> None:
     torch.manual_seed(0)
-    model = Network((REWRITTEN | LEFT_TO_PYTORCH)[how]).eval()
+    cases = {name: (REWRITTEN | LEFT_TO_PYTORCH)[name] for name in sorted(names)}
+    model = Networks(cases).eval()
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
     written = export_onnx(model, tmp_path / "file.onnx", input_size=(3, 8, 8))
 
-    (got,) = OrtSession(written.path).infer({"images": images.numpy()}).values()
-    wanted = model(images.clone()).detach().numpy()
-    assert bool(decomposed) == (how in LEFT_TO_PYTORCH)
-    assert got.dtype == wanted.dtype
-    np.testing.assert_allclose(got, wanted, atol=1e-6)
+    found = OrtSession(written.path).infer({"images": images.numpy()}).values()
+    wanted = [values.detach().numpy() for values in model(images.clone())]
+    assert bool(decomposed) == (names is not REWRITTEN)
+    for name, got, values in zip(cases, found, wanted, strict=True):
+        assert got.dtype == values.dtype, name
+        np.testing.assert_allclose(got, values, atol=1e-6, err_msg=name)
