@@ -263,7 +263,7 @@ class LossConfig(Section):
     """Weight of SparK's loss: pixels of masked patches, normalized per patch."""
     cosine_weight: Annotated[float, Field(ge=0)] = 0.0
     """Adds this times (1 - cosine) to each token's `target` distance. With the default target, the
-    loss is cosine plus smooth L1, which scored the same."""
+    loss is cosine plus smooth L1, which scored at most 1 point lower in one short training."""
     embedding_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the embedding loss: 1 - cosine of one vector per image, predicted from the
     student's deepest map, and the teacher's class token (its mean token if it has none). Needs

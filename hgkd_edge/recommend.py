@@ -56,7 +56,7 @@ MOST_EPOCHS, FEWEST_EPOCHS = 400, 10
 SLOW_TFLOPS = 2.0  # FP16, of devices that need a smaller network than ResNet-18
 SAMPLE = 32  # images whose size is read
 SMALL = 48  # pixels: smaller images need a stem that keeps resolution
-# With about ten labels per class (docs/results.md).
+# With about ten labels per class (docs/lab-notebook.md).
 FEW_LABELS = {
     "classify.label_smoothing": 0,
     "classify.mixup": 0,

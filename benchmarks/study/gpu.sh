@@ -7,14 +7,19 @@
 #   bash benchmarks/study/gpu.sh imagenette-160 vit.safetensors --dry   on any CPU: shows that it works
 #
 # With the folder of clothing10, nuclei or bccd instead of imagenette-160: the same settings on those.
-# To continue, put the last call's cells.tgz where $CELLS says (default: study-results/cells.tgz).
+# To continue on another machine, give the last call's cells.tgz as $CELLS (default: $OUT/cells.tgz).
 # Only the dry run was tried: how many calls a GPU needs is not known.
 # $PYTHON needs what `pip install hgkd-edge[train]` installs; $WHEELS as in benchmarks/gpu.sh.
 set -euo pipefail
 data=$(realpath "$1") teacher=$(realpath "$2") dry=${3:-}
 cd "$(dirname "$0")/../.."
 out=${OUT:-study-results} python=${PYTHON:-python3} wheels=${WHEELS:-wheels}
-cells=${CELLS:-study-results/cells.tgz}
+[ -z "$dry" ] || out=$out/dry  # its costs are a CPU's
+cells=${CELLS:-$out/cells.tgz}
+if [ -n "${CELLS:-}" ] && [ ! -f "$CELLS" ]; then
+  echo "error: \$CELLS: $CELLS is no file" >&2
+  exit 2
+fi
 end=$((SECONDS + ${LIMIT:-400})) failed=0
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 work=$(mktemp -d)  # runs and caches, which need not come back
@@ -35,10 +40,10 @@ trap pack EXIT
 limited() {  # arguments of python: a failure is shown and does not stop the rest
   local left=$((end - SECONDS)) status=0
   [ "$left" -gt 5 ] || return 0
-  timeout "$left" "$python" "$@" || status=$?
+  timeout --kill-after 10 "$left" "$python" "$@" || status=$?
   case $status in
     0) ;;
-    124) echo "stopped after $SECONDS s: run it again for the rest" ;;
+    124 | 137) echo "stopped after $SECONDS s: run it again for the rest" ;;
     *) failed=1 ;;
   esac
 }
@@ -68,7 +73,7 @@ case $base$dry in
     study --base "$base-vit-s" --minutes 0.25 --seeds 0 1 2 --arms scratch "${views[@]}"
     if [ "$base" = clothing10 ]; then  # the user's own teacher by MAE and by iBOT, which needs `lightly`
       for objective in mae ibot; do
-        [ -f "$work/objective.$objective.json" ] ||
+        [ -f "$work/objective.$objective.json" ] || [ $((end - SECONDS)) -lt 150 ] ||
           limited -m benchmarks.study.objectives --data "$data" --minutes 1.5 --objectives "$objective" --out "$work"
       done
     fi ;;

@@ -93,7 +93,7 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
     assert_same_run(tmp_path / "killed", whole)
 
 
-def test_with_every_option_of_the_method_a_killed_run_resumes_exactly(
+def test_with_stages_concat_mixup_an_embedding_and_given_weights_a_killed_run_resumes_exactly(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
     trained = timm.create_model("resnet18", num_classes=3, channels=[8, 16, 24, 32])

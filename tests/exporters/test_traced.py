@@ -181,7 +181,7 @@ def test_what_is_rewritten_is_not_traced_again_and_all_else_is(how: str) -> None
     assert (program.run_decompositions() is program) == (how in REWRITTEN)
 
 
-CHANGED = {"the input"}  # by one case, for all that follow
+CHANGED = {"the input"}  # this case overwrites it for all that follow
 
 
 @pytest.mark.parametrize(
