@@ -9,7 +9,7 @@ EXTRAS := train,openvino,trt-rtx,dev,ibot,video,qat
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-bench test-rest lint format docs clean
+.PHONY: help demo test lint format docs clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,17 +17,13 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2.5 to 4.5 minutes)
 	$(BIN)/hgkd-edge demo
 
-test: test-bench test-rest  ## Run the tests
-
-# The bench tests mostly wait; CI runs them and lint next to the others.
-test-bench: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
-
 # glibc keeps freed memory: getting it from the kernel again takes up to a fifth of a test's time.
-test-rest: export MALLOC_MMAP_THRESHOLD_ = 1073741824
-test-rest: export MALLOC_TRIM_THRESHOLD_ = 4294967296
-test-rest: export MALLOC_TOP_PAD_ = 67108864
-test-rest: $(VENV)/.installed
+test: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+test: export MALLOC_TRIM_THRESHOLD_ = 4294967296
+test: export MALLOC_TOP_PAD_ = 67108864
+# The bench tests mostly wait; CI runs lint at the same time.
+test: $(VENV)/.installed  ## Run the tests
+	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
 	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
 
 lint: $(VENV)/.installed  ## Check format, style and types
