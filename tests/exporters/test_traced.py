@@ -152,6 +152,7 @@ LEFT_TO_PYTORCH: dict[str, Then] = {
     "a negative start": lambda _, maps: maps.narrow(1, -3, 3),
     "a moved axis": lambda _, maps: maps.movedim(1, -1),
     "a bound by the shape": lambda images, maps: maps.clamp(max=images.shape[0] / 8),
+    "a size as bound": lambda images, maps: maps.clamp(max=images.shape[0]),
     "a cast": lambda _, maps: maps.to(torch.float64).to(torch.float32),
     "statistics of the batch": lambda _, maps: F.batch_norm(maps, None, None, training=True),
 }
