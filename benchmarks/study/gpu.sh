@@ -34,6 +34,7 @@ fi
 pack() {  # whatever happened: each cell cost minutes of a GPU
   (cd "$work" && find . -maxdepth 1 -name '*.json' -print0 | tar -czf cells.tgz --null -T -)
   mv "$work/cells.tgz" "$out/"
+  rm -rf "$work"
 }
 trap pack EXIT
 
@@ -43,7 +44,12 @@ limited() {  # arguments of python: a failure is shown and does not stop the res
   timeout --kill-after 10 "$left" "$python" "$@" || status=$?
   case $status in
     0) ;;
-    124 | 137) echo "stopped after $SECONDS s: run it again for the rest" ;;
+    124 | 137)  # 137 before the time is up: out of memory
+      if [ $((end - SECONDS)) -gt 1 ]; then
+        failed=1
+      else
+        echo "stopped after $SECONDS s: run it again for the rest"
+      fi ;;
     *) failed=1 ;;
   esac
 }
