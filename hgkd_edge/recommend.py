@@ -223,7 +223,7 @@ def _teacher_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, An
     own = wish.teacher == "own"
     if own and base["teacher"]["weights"] != "pretrain":
         yield "teacher.name", "vit_small_patch16_224", "trained on your images, without labels"
-        yield "teacher.weights", "pretrain", "your own: no license, no download (the student starts untrained)"
+        yield "teacher.weights", "pretrain", "no license, no download; the student starts untrained"
         yield "loss.embedding_weight", None, ""
         yield "student.weights", None, ""
     elif not own and wish.teacher != "default":
