@@ -658,14 +658,18 @@ def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
 
 
 def test_a_check_doubts_a_student_that_learned_nothing(
-    tiny_recipe: dict[str, Any], tmp_path: Path
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_recipe["train"]["lr"] = 1e-12
     recipe = Recipe.model_validate(tiny_recipe)
+    # As torch 2.14 draws the initial weights: nearer to the images than the mean token is.
+    untrained = HeldOut(
+        student=0.035, mean_token=-0.036, photos=18, gain_ci95=(0.029, 0.112), between_images=-0.001
+    )
+    monkeypatch.setattr("hgkd_edge.distillation.check.held_out_if_readable", lambda *_: untrained)
 
     found = first_updates(recipe, RunDir.create(recipe, tmp_path / "run"), 2)
 
-    assert found.held_out.gain_ci95[0] > 0, "else the correlation would not matter"
     assert found.signs == []
     assert [line.split()[0] for line in found.doubts] == ["predicts", "k-NN"]
 

@@ -173,7 +173,7 @@ def stack_of(cubin: bytes, folder: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("name", "channels", "capability"),
     [
-        *((name, 64, c) for name in KERNELS for c in (87, 90)),
+        *((name, 64, c) for name in KERNELS for c in (80, 87, 90)),
         *(("window", c, 90) for c in (3, 72)),
         *(("depthwise", c, 90) for c in (20, 96)),
     ],
