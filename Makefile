@@ -21,8 +21,8 @@ demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2
 test: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 test: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 test: export MALLOC_TOP_PAD_ = 67108864
-# The bench tests mostly wait; CI runs lint at the same time.
-test: $(VENV)/.installed  ## Run the tests
+# The bench tests mostly wait; CI runs lint at the same time as compilation and these.
+test: $(VENV)/.compiled  ## Run the tests
 	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
 	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
 
@@ -42,8 +42,7 @@ clean:  ## Remove the environment and caches (runs stay)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # uv installs in half of pip's time; pip installs where uv cannot. uv does not read pip's
-# configuration. The import compiles what is used: a sixth of all modules. Otherwise all processes
-# that start together would compile it.
+# configuration.
 $(VENV)/.installed: pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
@@ -54,5 +53,10 @@ $(VENV)/.installed: pyproject.toml
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]' || \
 	  $(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)]'; \
 	fi
+	@touch $@
+
+# The import compiles what is used: a sixth of all modules. Otherwise all tests that start together
+# would compile it.
+$(VENV)/.compiled: $(VENV)/.installed
 	@$(BIN)/python -c "import hgkd_edge.distillation.distill, hgkd_edge.finetune, hgkd_edge.export"
 	@touch $@

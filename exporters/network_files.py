@@ -6,6 +6,7 @@ keeps them in a .bin. Looking at the first file alone can confuse two networks.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ MOST_SHARED = 8
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
 __all__ = [
@@ -144,9 +146,23 @@ def external_tensors(message: Message) -> Iterator[onnx.TensorProto]:
             yield message
         return
     for field, value in message.ListFields():
-        if field.message_type is not None:
+        if field.message_type is not None and _holds_tensors(field.message_type):
             for inner in [value] if isinstance(value, Message) else value:
                 yield from external_tensors(inner)
+
+
+@functools.cache
+def _holds_tensors(kind: Descriptor) -> bool:
+    """Whether a message of this kind can hold a tensor; most of a model's messages cannot."""
+    import onnx
+
+    found, ahead = {kind.full_name}, [kind]
+    while ahead:
+        fields = ahead.pop().fields
+        inner = {f.message_type.full_name: f.message_type for f in fields if f.message_type}
+        ahead += [message for name, message in inner.items() if name not in found]
+        found.update(inner)
+    return onnx.TensorProto.DESCRIPTOR.full_name in found
 
 
 def location_of(tensor: onnx.TensorProto) -> str:

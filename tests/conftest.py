@@ -108,7 +108,7 @@ def made_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hgkd_edge.distillation.parts._encoder", MakeOnce())
-        patch.setattr("hgkd_edge.data.decode.decode_rgb", DecodeOnce())
+        patch.setattr("hgkd_edge.data.decode.decode_into", DecodeOnce())
         yield
 
 

@@ -83,14 +83,14 @@ def _quick() -> dict[str, Any]:
     from torch.onnx._internal._lazy_import import onnxscript_apis
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    collect, match = utils._collect_all_valid_cia_ops_for_namespace, SimplePatternMatcher.match
-    collected: dict[tuple[Any, int], Any] = {}
+    collect, match = utils._collect_all_valid_cia_ops, SimplePatternMatcher.match
+    collected: dict[int, Any] = {}
 
-    def collect_once(namespace: Any) -> Any:
-        key = namespace, len(torch._C._dispatch_get_all_op_names())
-        if key not in collected:
-            collected[key] = collect(namespace)
-        return collected[key]
+    def collect_once() -> Any:
+        known = len(torch._C._dispatch_get_all_op_names())
+        if known not in collected:
+            collected[known] = collect()
+        return collected[known]
 
     def match_operator_first(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
         if not self.pattern.output_nodes[0].op.matches(node.op_type):
@@ -102,7 +102,8 @@ def _quick() -> dict[str, Any]:
     make_registry = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
     return {
         "torch.onnx._internal._lazy_import.onnxscript_apis.get_torchlib_ops": get_ops,
-        "torch._export.utils._collect_all_valid_cia_ops_for_namespace": collect_once,
+        "torch.export.exported_program._collect_all_valid_cia_ops": collect_once,
+        "torch.export.decomp_utils._collect_all_valid_cia_ops": collect_once,
         f"{registration}.ONNXRegistry.from_torchlib": make_registry,
         "onnxscript.rewriter._matcher.SimplePatternMatcher.match": match_operator_first,
     }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
-from PIL import Image, ImageFile
 from torch import Tensor
 
-from hgkd_edge.data.depth import decode_rgb
-from hgkd_edge.data.orientation import Turn
+from hgkd_edge.data.decode import Canvas, decode_into
 from hgkd_edge.distillation.parts import _encoder
 from hgkd_edge.recipe_sections import StudentConfig
 from hgkd_edge.sparse import SparseEncoder
@@ -38,17 +37,17 @@ class MakeOnce:
 
 
 class DecodeOnce:
-    """Stands for `decode_rgb`, for WebP files of the bundled photos' size."""
+    """Stands for `decode_into`, for small WebP files such as the bundled photos."""
 
     def __init__(self) -> None:
-        self._decoded: dict[tuple[bytes, Turn, int], Image.Image] = {}
+        self._decoded: dict[tuple[bytes, Canvas, int], tuple[np.ndarray, str]] = {}
 
-    def __call__(
-        self, image: ImageFile.ImageFile, content: bytes, turn: Turn, *, bits: int = 0
-    ) -> Image.Image:
-        if image.format != "WEBP" or image.size != (96, 96):
-            return decode_rgb(image, content, turn, bits=bits)
-        key = content, turn, bits
+    def __call__(self, content: bytes, pixels: np.ndarray, canvas: Canvas, *, bits: int = 0) -> str:
+        if content[8:12] != b"WEBP" or max(len(content), pixels.size) > 50_000:
+            return decode_into(content, pixels, canvas, bits=bits)
+        key = content, canvas, bits
         if key not in self._decoded:
-            self._decoded[key] = decode_rgb(image, content, turn, bits=bits).copy()
-        return self._decoded[key].copy()
+            fault = decode_into(content, pixels, canvas, bits=bits)
+            self._decoded[key] = pixels.copy(), fault
+        pixels[:], fault = self._decoded[key]
+        return fault

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import zipfile
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 
 from exporters.onnx_export import _convert
-from hgkd_edge.data.decode import open_image
-from hgkd_edge.data.depth import decode_rgb
-from hgkd_edge.data.orientation import Turn, turn_of
+from hgkd_edge.data.decode import Canvas, decode_into
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.recipe import Recipe
 from tests.conftest import BUNDLED
@@ -60,23 +60,26 @@ def test_the_initial_student_does_not_depend_on_the_teacher(tiny_recipe: dict[st
         assert torch.equal(a, b)
 
 
-def test_shared_pixels_are_those_of_the_file_and_its_turn() -> None:
+def test_shared_pixels_are_those_of_the_file_on_its_canvas() -> None:
     with zipfile.ZipFile(BUNDLED) as archive:
-        content = archive.read(next(name for name in archive.namelist() if name.endswith(".webp")))
+        names = [name for name in archive.namelist() if name.endswith(".webp")]
+        photos = [archive.read(name) for name in names[:2]]
     once = DecodeOnce()
-    for turn in (None, Turn(3, (96, 96)), None):
-        with open_image(content) as image:
-            wanted = decode_rgb(image, content, turn or turn_of(image))
-        with open_image(content) as image:
-            shared = once(image, content, turn or turn_of(image))
+    small, exact = Canvas(32, 40, exact=False), Canvas(32, 40, exact=True)
+    for content, canvas in [*product(photos, (small, exact)), (photos[0], small)]:
+        wanted, shared = (np.zeros((3, 32, 40), np.uint8) for _ in range(2))
+        assert decode_into(content, wanted, canvas) == once(content, shared, canvas) == ""
 
-        assert shared.tobytes() == wanted.tobytes()
-        shared.paste((0, 0, 0), (0, 0, 96, 96))  # must not reach the next copy
+        assert np.array_equal(shared, wanted)
+        shared[:] = 0  # must not reach the next copy
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_a_quick_conversion_gives_the_same_file(name: str) -> None:
-    network, example = timm.create_model(name).eval(), torch.rand(2, 3, 64, 64)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("resnet18", {"layers": (1, 1, 1, 1)}), ("convnext_atto", {"depths": (1, 1, 1, 1)})],
+)
+def test_a_quick_conversion_gives_the_same_file(name: str, settings: dict[str, Any]) -> None:
+    network, example = timm.create_model(name, **settings).eval(), torch.rand(2, 3, 64, 64)
 
     def convert() -> bytes:
         return _convert(network, example, {0: "batch"}, output_names=["y"]).SerializeToString()
