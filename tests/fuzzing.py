@@ -71,7 +71,7 @@ def changed(draw: st.DrawFn, whole: Any) -> Any:
     return copy
 
 
-def refused_or_read(read: Callable[[], Any], *, seconds: float = 2) -> UserError | None:
+def refused_or_read(read: Callable[[], Any], *, seconds: float = 1) -> UserError | None:
     """Read something foreign: it works, or there is one short line; in bounded time and memory."""
     with bounded(seconds):
         try:
@@ -81,6 +81,7 @@ def refused_or_read(read: Callable[[], Any], *, seconds: float = 2) -> UserError
         else:
             return None
     assert refused.message.strip(), "an error without a message"
+    assert "\n" not in refused.message, refused.message[:300]
     assert len(refused.message) < 3000, refused.message[:300]
     return refused
 

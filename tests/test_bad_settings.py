@@ -35,7 +35,7 @@ from hgkd_edge.task_model import TaskModel
 from hgkd_edge.tasks.config import FinetuneConfig, recorded_settings
 from hgkd_edge.video.predict import Options
 from hgkd_edge.yaml_settings import parse_settings
-from tests.damage import TEXT, VALUES, damaged
+from tests.damage import TEXT, VALUES, bounded, damaged
 from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
 from tests.test_comparison import fine_tuned, keep, measure
 
@@ -234,7 +234,7 @@ class Refused:
     def __call__(self, *arguments: str) -> str:
         """What it prints."""
         self._patch.setattr(sys, "argv", ["hgkd-edge", *self.name.split(), *arguments])
-        with pytest.raises(SystemExit) as ended:
+        with bounded(1), pytest.raises(SystemExit) as ended:
             main()
         printed: str = self._capsys.readouterr().err
         code = ended.value.code

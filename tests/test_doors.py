@@ -33,6 +33,7 @@ from PIL import Image
 
 from exporters.network_files import network_digest
 from exporters.onnx_info import onnx_info
+from exporters.openvino_export import export_openvino
 from exporters.runtimes.ort import OrtSession
 from exporters.sidecar import Sidecar, read_sidecar
 from hgkd_edge.bench.edge.facts import machine_of
@@ -233,6 +234,26 @@ def test_metadata_of_an_onnx_file(folder: Path, data: st.DataObject) -> None:
     file = folder / "net.onnx"
     file.write_bytes(described(**{key: data.draw(ANYTHING)}))
 
+    refused_or_read(lambda: open_task_model(file))
+
+
+@pytest.fixture(scope="module")
+def openvino_file(folder: Path) -> Path:
+    pytest.importorskip("openvino")
+    (folder / "whole.onnx").write_bytes(described())
+    export_openvino(folder / "whole.onnx", folder / "whole.xml")
+    assert open_task_model(folder / "whole.xml").classes == ("a", "b")
+    return folder / "whole.xml"
+
+
+@given(seed=st.integers(0, 2**32))
+@fuzz(30)
+def test_a_damaged_openvino_file(openvino_file: Path, seed: int) -> None:
+    file = openvino_file.with_name("net.xml")
+    file.write_bytes(damaged(openvino_file.read_bytes(), TEXT, seed))
+    file.with_suffix(".bin").write_bytes(openvino_file.with_suffix(".bin").read_bytes())
+
+    refused_or_read(lambda: network_digest(file))
     refused_or_read(lambda: open_task_model(file))
 
 

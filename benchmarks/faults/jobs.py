@@ -69,7 +69,7 @@ class Job:
 
 FINETUNE = ("--set", "train.epochs=4", "--set", "train.batch_size=8")
 JOBS = (
-    Job("pretrain", ("tiny.yaml",), results="cache/teachers/*"),
+    Job("pretrain", ("tiny.yaml",), results="cache/teachers/*/model.safetensors"),
     Job("distill", ("tiny.yaml", "--run", RUN), f"{RUN}/recipe.yaml", f"{RUN}/*.safetensors"),
     Job("finetune", (RUN, *FINETUNE), f"{RUN}/finetune.yaml", f"{RUN}/model.safetensors"),
     Job("export", (RUN, "--onnx"), results=f"{RUN}/export/*.onnx"),
@@ -131,6 +131,8 @@ def prepare(root: Path, now: Path) -> list[Stage]:
             raise RuntimeError(f"{job.name} ended with {ended.code}: {ended.printed}{found}")
         written = max(_size(now) - _size(before), 0)
         wanted = whole.results(now, job.results or "-")
+        if job.results and not wanted:
+            raise RuntimeError(f"{job.name} left no {job.results}")
         stages.append(Stage(job, before, seconds, written, wanted))
     return stages
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from hgkd_edge.errors import RunError, UserError
-from hgkd_edge.files import atomic_write
+from hgkd_edge.files import atomic_write, remove_leftovers
 from hgkd_edge.parsing import MAX_RECORD_BYTES, brief, parse_json, read_text
 
 __all__ = [
@@ -358,5 +358,6 @@ def save_session(path: Path, session: Session) -> None:
     earlier = load_bench(path).sessions if path.exists() else []
     kept = [one for one in earlier if one.target != session.target]
     text = BenchFile(sessions=[*kept, session]).model_dump_json(indent=2, by_alias=True)
+    remove_leftovers(path.parent)  # of a session that was killed
     with atomic_write(path) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")

@@ -13,7 +13,10 @@ from hgkd_edge.cli.output import next_lines, show_result
 
 def data(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Folder of images, data.yaml, or CSV file.")
+        Path,
+        typer.Argument(
+            metavar="PATH", exists=True, help="Folder of images, data.yaml, or CSV file."
+        ),
     ],
     draw: Annotated[
         int, typer.Option(metavar="N", min=0, help="Draw this many annotated images as PNG files.")

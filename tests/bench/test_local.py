@@ -167,9 +167,12 @@ def test_a_run_folder_gets_its_bench_json_and_a_precision_filter(make_model: Mak
     path = make_model("run/export/half", dtype=np.float16)
     run = path.parent.parent
     (run / "recipe.yaml").write_text("name: x\n")
+    left = run / ".bench.json.0123456789abcdef.tmp"  # by a session that was killed
+    left.touch()
 
     result = run_bench(quick(run, precisions=("fp16",)))
 
+    assert not left.exists()
     assert result.file == run / "bench.json"
     assert [one.model for one in result.sessions[0].measurements] == ["half"]
     with pytest.raises(RunError, match=r"no model of precision int8; found .*half\.onnx \(fp16\)"):

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hgkd_edge.console import printable
 from hgkd_edge.data.annotations import open_boxes, open_masks
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.errors import DataError
@@ -29,10 +30,11 @@ from tests.damage import BINARY, TEXT, bounded, damaged
 from tests.data.annotated import write_coco
 from tests.data.helpers import data_config
 from tests.data.image_files import damaged_exif, png, save_image, tiff
+from tests.fuzzing import EXAMPLES
 
-pytestmark = pytest.mark.timeout(120)
-PER_FORMAT = 60  # damaged files of each image format
-PER_TEXT = 100  # damaged annotation files of each format
+pytestmark = pytest.mark.timeout(3600 if EXAMPLES else 120)
+PER_FORMAT = EXAMPLES or 60  # damaged files of each image format
+PER_TEXT = EXAMPLES or 100  # damaged annotation files of each format
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 PHOTO = Image.fromarray(PIXELS)
 FRAMES: list[Image.Image] = [Image.fromarray(PIXELS // (i + 2)) for i in range(3)]
@@ -119,7 +121,8 @@ def assert_reasons(skipped: list[tuple[str, str]]) -> None:
     for name, reason in skipped:
         assert reason, name
         assert len(reason) < 400, (name, reason)
-        assert reason.isprintable(), (name, reason)
+        assert "\n" not in reason, (name, reason)
+        assert printable(reason).isprintable(), (name, reason)
 
 
 @pytest.mark.parametrize("decode", ["once", "streaming"])

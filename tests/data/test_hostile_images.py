@@ -256,8 +256,30 @@ def tiled_tiff(tile: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + b"\0\0\0\0"
 
 
+def huge_jpeg(side: int) -> bytes:
+    content = encoded("JPEG")
+    sizes = content.index(b"\xff\xc0") + 5
+    return content[:sizes] + struct.pack(">HH", side, side) + content[sizes + 4 :]
+
+
+def huge_webp(side: int) -> bytes:
+    content = encoded("WEBP")
+    sizes = content.index(b"\x9d\x01\x2a") + 3
+    most = 2**14 - 1  # of the format
+    return content[:sizes] + struct.pack("<HH", *[min(side, most)] * 2) + content[sizes + 4 :]
+
+
+def encoded(format: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, format)
+    return out.getvalue()
+
+
+HUGE = [huge_png, huge_bmp, huge_gif, huge_pgm, huge_jpeg, huge_webp]
+
+
 @pytest.mark.parametrize("side", [12_000, 50_000])  # below and above Pillow's own bound
-@pytest.mark.parametrize("make", [huge_png, huge_bmp, huge_gif, huge_pgm, tiled_tiff])
+@pytest.mark.parametrize("make", [*HUGE, tiled_tiff])
 @pytest.mark.parametrize("read", [as_training_photo, as_annotated_photo, as_mask, by_predict])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(
@@ -270,6 +292,19 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(
     skipped = read(tmp_path / "data", tmp_path / "a.png")
 
     assert any(f"decoded up to {MAX_PIXELS:,}" in reason for _, reason in skipped), skipped
+
+
+@pytest.mark.parametrize("make", HUGE)
+@pytest.mark.parametrize("read", [as_training_photo, as_annotated_photo, as_mask, by_predict])
+def test_an_image_without_pixels_is_skipped_with_its_reason(
+    tmp_path: Path, read: Reader, make: Callable[[int], bytes]
+) -> None:
+    (tmp_path / "a.png").write_bytes(make(0))
+    (tmp_path / "data").mkdir()
+
+    skipped = read(tmp_path / "data", tmp_path / "a.png")
+
+    assert any(len(reason) > 5 for _, reason in skipped), skipped
 
 
 def scanned_jpeg(side: int, scans: int) -> bytes:

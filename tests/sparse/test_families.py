@@ -142,7 +142,7 @@ def test_family_agrees_in_float32_and_loses_no_more_in_bfloat16(name):
     model = timm.create_model(name, features_only=True, **settings)  # initialized as in training
     model = smooth(shallow(model))
     p = patch_of(model)
-    images, visible = torch.rand(2, 3, 2 * p, 3 * p), random_visible(2, 2, 3, share=0.7)
+    images, visible = torch.rand(4, 3, 2 * p, 3 * p), random_visible(4, 2, 3, share=0.7)
     tiles, masked = pair(model, check=False)
     maps, gradients = step(masked, images, visible)
 
