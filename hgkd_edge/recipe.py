@@ -74,6 +74,11 @@ class Recipe(Section):
                 "teacher.view 'visible' gives targets at visible patches only: "
                 "set loss.where to 'visible'"
             )
+        if self.loss.weigh_sites and not (self.teacher.standardize and self.loss.feature_weight):
+            raise ValueError(
+                "loss.weigh_sites weighs by standardized targets: set teacher.standardize to true "
+                "and loss.feature_weight above 0"
+            )
         if self.teacher.cache:
             self._targets_can_be_cached()
         whole = 0 in self.mask.stages.values()

@@ -69,7 +69,7 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch, made_again: None) -> None:
     [
         ("resnet18", {"loss": {"pixel_weight": 1.0}}, 0.0, False),
         ("resnet18", {"mask": {"whole_share": 0.5}}, 0.9, True),
-        ("resnet18", {"loss": {"embedding_weight": 0.5, "cosine_weight": 0.5}}, 0.0, True),
+        ("resnet18", {"loss": {"embedding_weight": 0.5, "weigh_sites": True}}, 0.0, True),
         ("mobilenetv3_small_100", {"loss": {"where": "masked", "target": "cosine"}}, 0.0, False),
         ("convnext_atto", {"loss": {"embedding_weight": 0.5}}, 0.0, False),
     ],

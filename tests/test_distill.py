@@ -94,6 +94,21 @@ def test_the_loss_looks_where_and_how_the_recipe_says(
     torch.testing.assert_close(loss, wanted)
 
 
+@pytest.mark.parametrize("where", ["masked", "all"])
+def test_weighed_sites_count_by_the_mean_square_of_their_target(where: str) -> None:
+    predicted, targets = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    targets[:, 1] *= 5
+    visible = torch.tensor([[True, False, True, False]] * 2)
+    weighed = DistillationLoss(target="mse", where=where, weigh_sites=True)
+
+    loss = weighed(Prediction(predicted, None, None), targets, torch.zeros(2, 3, 8, 8), visible)
+
+    chosen = ~visible if where == "masked" else visible | True
+    weights = targets.square().mean(dim=-1)[chosen]
+    distances = (predicted - targets).square().mean(dim=-1)[chosen]
+    torch.testing.assert_close(loss["loss"], (weights * distances).sum() / weights.sum())
+
+
 @pytest.mark.parametrize(
     ("size", "stem_stride"), [(32, 1), ([96, 160], 2), (224, 4), ([320, 512], 4), (512, 4)]
 )
@@ -553,6 +568,20 @@ def test_a_term_that_needs_the_teacher_is_refused_without_one(
         Recipe.model_validate({**tiny_recipe, "loss": loss})
 
 
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [("teacher", {"standardize": False}), ("loss", {"feature_weight": 0, "pixel_weight": 1})],
+)
+def test_weighed_sites_need_standardized_targets(
+    tiny_recipe: dict[str, Any], section: str, changes: dict[str, Any]
+) -> None:
+    tiny_recipe["loss"] = {"weigh_sites": True}
+    tiny_recipe[section] = {**tiny_recipe[section], **changes}
+
+    with pytest.raises(ValueError, match="loss.weigh_sites weighs by standardized targets"):
+        Recipe.model_validate(tiny_recipe)
+
+
 def test_disjoint_masks_of_one_teacher_pass_share_no_patch(tiny_recipe: dict[str, Any]) -> None:
     tiny_recipe["mask"] = {"ratio": 0.75, "per_image": 4, "disjoint": True, "patch": 16}
     task = make_task(tiny_recipe)
@@ -568,7 +597,7 @@ ALL_KEYS: dict[str, dict[str, Any]] = {
     "teacher": {"layers": [0, 1], "combine": "concat"},
     "student": {"head": "mlp"},
     "mask": {"ratio": {0: 0.75, 0.4: 0.5, 0.8: 0}, "per_image": 2, "disjoint": True},
-    "loss": {"cosine_weight": 0.5, "embedding_weight": 0.5},
+    "loss": {"cosine_weight": 0.5, "weigh_sites": True, "embedding_weight": 0.5},
 }
 
 

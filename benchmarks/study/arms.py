@@ -135,6 +135,9 @@ STATIC_CAMERA: dict[str, list[str]] = {
     "dense": ["mask.ratio=0"],
     "dense, embedding": ["mask.ratio=0", "loss.embedding_weight=1"],
     "dense, whole frames": ["mask.ratio=0", *_WHOLE_FRAMES],
+    "dense, whole frames, weighed sites": [
+        *("mask.ratio=0", "loss.weigh_sites=true", *_WHOLE_FRAMES)
+    ],
     "dense, whole frames, embedding": ["mask.ratio=0", "loss.embedding_weight=1", *_WHOLE_FRAMES],
 }
 

@@ -26,6 +26,7 @@ class DistillationLoss:
         feature_weight: Weight of the mean token distance; 0: targets are not used.
         pixel_weight: Weight of the masked tokens' pixels (SparK, arXiv 2301.03580).
         cosine_weight: Weight of 1 - cosine, added to each token's distance.
+        weigh_sites: Weigh every token's distance by its target's mean square.
         embedding_weight: Weight of 1 - cosine of the whole-image row.
     """
 
@@ -34,6 +35,7 @@ class DistillationLoss:
     feature_weight: float = 1.0
     pixel_weight: float = 0.0
     cosine_weight: float = 0.0
+    weigh_sites: bool = False
     embedding_weight: float = 0.0
 
     def __call__(
@@ -54,8 +56,11 @@ class DistillationLoss:
             wanted = targets if embedding is None else targets[:, :-1]
             chosen = self._chosen(visible)  # [B, N]
             cosine = F.cosine_similarity(predicted, wanted, dim=-1)  # [B, N]
-            distance = _mean(self._distance(predicted, wanted, cosine), chosen)
-            scalars["loss"] = self.feature_weight * distance
+            distance = self._distance(predicted, wanted, cosine)
+            if self.weigh_sites:
+                size = wanted.square().mean(dim=-1)  # [B, N]
+                distance = distance * size / _mean(size, chosen).clamp(min=1e-6)
+            scalars["loss"] = self.feature_weight * _mean(distance, chosen)
             scalars["cosine"] = _mean(cosine, chosen).detach()
         if embedding is not None:
             close = F.cosine_similarity(embedding.float(), targets[:, -1], dim=-1).mean()
