@@ -76,8 +76,8 @@ class Recipe(Section):
             )
         if self.loss.weigh_sites and not (self.teacher.standardize and self.loss.feature_weight):
             raise ValueError(
-                "loss.weigh_sites weighs by standardized targets: set teacher.standardize to true "
-                "and loss.feature_weight above 0"
+                "loss.weigh_sites needs standardized targets: set teacher.standardize to true and "
+                "loss.feature_weight above 0"
             )
         if self.teacher.cache:
             self._targets_can_be_cached()

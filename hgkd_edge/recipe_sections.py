@@ -265,9 +265,9 @@ class LossConfig(Section):
     """Adds this times (1 - cosine) to each token's `target` distance. With the default target, the
     loss is cosine plus smooth L1, which scored at most 1 point lower in one short training."""
     weigh_sites: bool = False
-    """Weigh every token's distance by its target's mean square, so that positions where the images
-    differ count more. For a camera that never moves: 6 points more in the linear probe of a
-    rendered scene. Needs `teacher.standardize`."""
+    """Multiply each token's distance by the mean square of its target, relative to the mean of the
+    batch: positions where the images differ count more. For a camera that never moves. Needs
+    `teacher.standardize`."""
     embedding_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the embedding loss: 1 - cosine of one vector per image, predicted from the
     student's deepest map, and the teacher's class token (its mean token if it has none). Needs

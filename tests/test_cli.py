@@ -109,6 +109,7 @@ def test_a_name_that_the_terminal_cannot_show_ends_nothing(
         (["report", "--jsn"], "error: no such option: --jsn"),
         (["predict"], "error: missing argument 'MODEL'"),
         (["nonsense"], "error: no such command 'nonsense'"),
+        (["data", "nowhere"], "error: 'nowhere': no such file or folder"),
         (["data", "x", "--draw", "-1"], "error: invalid value for '--draw'"),
     ],
 )

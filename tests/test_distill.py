@@ -578,8 +578,17 @@ def test_weighed_sites_need_standardized_targets(
     tiny_recipe["loss"] = {"weigh_sites": True}
     tiny_recipe[section] = {**tiny_recipe[section], **changes}
 
-    with pytest.raises(ValueError, match="loss.weigh_sites weighs by standardized targets"):
+    with pytest.raises(ValueError, match="loss.weigh_sites needs standardized targets"):
         Recipe.model_validate(tiny_recipe)
+
+
+def test_large_targets_of_a_cache_in_float16_have_a_finite_weight() -> None:
+    targets, visible = torch.full((1, 4, 8), 1000.0).half(), torch.ones(1, 4, dtype=torch.bool)
+    prediction = Prediction(torch.zeros(1, 4, 8))
+
+    loss = DistillationLoss(weigh_sites=True)(prediction, targets, torch.zeros(1, 3, 8, 8), visible)
+
+    assert loss["loss"].item() == pytest.approx(999.5)
 
 
 def test_disjoint_masks_of_one_teacher_pass_share_no_patch(tiny_recipe: dict[str, Any]) -> None:

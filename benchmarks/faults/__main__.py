@@ -12,9 +12,9 @@ many, at least once per job. After each fault:
 - the next command works, and no temporary file is left;
 - Python opened no socket: no recipe here asks for one.
 
-"struck" counts the trials in which a signal, a full disk, a read-only folder or a lack of memory
-met the command; the other faults always do. Exit status 1 if anything is wrong. The seed is
-printed: the same seed gives the same moments.
+"struck" counts the trials in which the fault met the command: some jobs end before a signal, do
+not decode, or have no run yet. Exit status 1 if anything is wrong. The seed is printed: the same
+seed gives the same moments.
 """
 
 from __future__ import annotations

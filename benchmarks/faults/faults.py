@@ -175,10 +175,11 @@ def two_at_once(trial: Trial) -> list[str]:
 
 
 def stale_lock(trial: Trial) -> list[str]:
-    """Locks, process numbers and temporary files of a machine that was switched off."""
+    """A lock and a temporary file in the run, of a machine that was switched off."""
     trial.interrupted(signal.SIGKILL)
     run = trial.folder / "runs" / "tiny"
-    if run.is_dir() and trial.job.name != "predict":  # which writes elsewhere
+    trial.struck = run.is_dir() and trial.job.name != "predict"  # which writes elsewhere
+    if trial.struck:
         (run / ".lock").write_text("1\n")
         (run / ".report.html.0123456789abcdef.tmp").write_text("<html>")
     return trial.recover()

@@ -9,14 +9,12 @@ import typer
 
 from hgkd_edge.cli.options import AsJson
 from hgkd_edge.cli.output import next_lines, show_result
+from hgkd_edge.errors import DataError
 
 
 def data(
     path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH", exists=True, help="Folder of images, data.yaml, or CSV file."
-        ),
+        Path, typer.Argument(metavar="PATH", help="Folder of images, data.yaml, or CSV file.")
     ],
     draw: Annotated[
         int, typer.Option(metavar="N", min=0, help="Draw this many annotated images as PNG files.")
@@ -30,6 +28,9 @@ def data(
 
     Example: hgkd-edge data photos --draw 20
     """
+    if not path.expanduser().exists():  # before torch is loaded, which takes seconds
+        raise DataError(f"'{path}': no such file or folder", hint="hgkd-edge data --help")
+
     from hgkd_edge.api.checking import check_data
 
     result = check_data(path, draw=draw, out=out)

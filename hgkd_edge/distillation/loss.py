@@ -26,7 +26,8 @@ class DistillationLoss:
         feature_weight: Weight of the mean token distance; 0: targets are not used.
         pixel_weight: Weight of the masked tokens' pixels (SparK, arXiv 2301.03580).
         cosine_weight: Weight of 1 - cosine, added to each token's distance.
-        weigh_sites: Weigh every token's distance by its target's mean square.
+        weigh_sites: Multiply every token's distance by the mean square of its target, relative to
+            the mean over the tokens that count.
         embedding_weight: Weight of 1 - cosine of the whole-image row.
     """
 
@@ -58,7 +59,7 @@ class DistillationLoss:
             cosine = F.cosine_similarity(predicted, wanted, dim=-1)  # [B, N]
             distance = self._distance(predicted, wanted, cosine)
             if self.weigh_sites:
-                size = wanted.square().mean(dim=-1)  # [B, N]
+                size = wanted.float().square().mean(dim=-1)  # [B, N]; cached targets are float16
                 distance = distance * size / _mean(size, chosen).clamp(min=1e-6)
             scalars["loss"] = self.feature_weight * _mean(distance, chosen)
             scalars["cosine"] = _mean(cosine, chosen).detach()
