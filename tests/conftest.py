@@ -26,12 +26,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 BUNDLED = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
 
 
+def own_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: the tests of `bench` mostly wait."""
+    return 1 + (len(own_cores()) or os.cpu_count() or 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Give every pytest-xdist worker its own core: otherwise their threads compete."""
-    worker = getattr(config, "workerinput", None)
-    if worker is not None and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker["workerid"][2:]) % len(cores)]})
+    """Give every pytest-xdist worker its own core, except the last: otherwise they compete."""
+    worker, cores = getattr(config, "workerinput", None), own_cores()
+    if worker is not None and cores:
+        number = int(worker["workerid"][2:])
+        if number < len(cores):
+            os.sched_setaffinity(0, {cores[number]})
         os.environ["OMP_NUM_THREADS"] = "1"
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
             del os.environ[name]  # set in the Makefile for this process, not for those it measures

@@ -40,6 +40,11 @@ LAYERS = layers()
 LEVEL = {part: -level for level, parts in enumerate(LAYERS.values()) for part in parts}
 
 
+@functools.cache
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def imports_of(nodes: Iterator[ast.AST], file: Path) -> set[str]:
     """Absolute names of the modules that these statements import."""
     package = file.relative_to(ROOT).parts[:-1]
@@ -55,9 +60,10 @@ def imports_of(nodes: Iterator[ast.AST], file: Path) -> set[str]:
     return found
 
 
+@functools.cache
 def all_imports(file: Path) -> set[str]:
     """What a file imports, anywhere in it."""
-    return imports_of(ast.walk(ast.parse(file.read_text())), file)
+    return imports_of(ast.walk(tree_of(file)), file)
 
 
 def at_start(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -123,7 +129,7 @@ def test_every_module_that_is_imported_exists() -> None:
 
 def test_no_module_is_imported_by_what_it_imports() -> None:
     graph = {
-        module: imports_of(at_start(ast.parse(file.read_text()).body), file) - {module}
+        module: imports_of(at_start(tree_of(file).body), file) - {module}
         for module, file in MODULES.items()
     }
 
@@ -142,7 +148,7 @@ def test_files_and_functions_are_short() -> None:
     long = {}
     for module, file in MODULES.items():
         text = file.read_text(encoding="utf-8")
-        functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+        functions = [n for n in ast.walk(tree_of(file)) if isinstance(n, ast.FunctionDef)]
         sizes = {f"{module}.{n.name}": (n.end_lineno or 0) - n.lineno + 1 for n in functions}
         long |= {name: size for name, size in sizes.items() if size > LINES[0]}
         if (size := text.count("\n")) > LINES[1]:
@@ -193,11 +199,6 @@ def test_what_starts_fast_or_runs_on_the_edge_never_loads_torch(module: str) -> 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 # Methods that PyTorch documents.
 OF_TORCH = ("forward", "backward", "train", "extra_repr")
-
-
-@functools.cache
-def tree_of(file: Path) -> ast.Module:
-    return ast.parse(file.read_text())
 
 
 @functools.cache

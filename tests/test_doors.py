@@ -44,11 +44,13 @@ from hgkd_edge.bench.edge.trtexec import Trtexec, parse_log, parse_outputs, pars
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.orientation import turn_of
+from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import UserError
 from hgkd_edge.models.backbone import BackboneSpec, create_features, read_backbone, save_backbone
 from hgkd_edge.models.third_party_weights import fitting_weights
 from hgkd_edge.parsing import parse_json, parse_yaml
 from hgkd_edge.recipe import Recipe, builtin_recipes, load_recipe
+from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.task_model import open_task_model
 from hgkd_edge.tasks.answers import load_photo
@@ -341,6 +343,27 @@ def test_exif_data(folder: Path, seed: int, tags: bytes) -> None:
         refused_or_read(lambda: load_photo(folder / "a.jpg"))
         with open_image(out.getvalue()) as image:
             assert 1 <= turn_of(image).orientation <= 8
+
+
+CONFIGS = b"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train/**\n"
+DESCRIBED = {
+    "README.md": b"---\nlicense: mit\n" + CONFIGS + b"---\n# Data\n",
+    ".huggingface.yaml": CONFIGS,
+}
+
+
+@given(name=st.sampled_from(sorted(DESCRIBED)), seed=st.integers(0, 2**32))
+@fuzz(12)
+def test_what_a_folder_says_of_itself_to_datasets(folder: Path, name: str, seed: int) -> None:
+    pytest.importorskip("datasets")
+    place = folder / "described"
+    shutil.rmtree(place, ignore_errors=True)
+    for label in "ab":
+        (place / "train" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place / "train" / label / "0.png")
+    (place / name).write_bytes(damaged(DESCRIBED[name], TEXT, seed))
+
+    refused_or_read(lambda: open_splits(DataConfig(source="hf", path=place, holdout=0)), seconds=10)
 
 
 @given(text=st.text(max_size=300), content=ANYTHING)

@@ -10,15 +10,17 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, tzinfo
+from functools import partial
 from pathlib import Path
 
 from benchmarks.faults import child, whole
 from benchmarks.faults.child import Ended
-from benchmarks.faults.jobs import Stage
+from benchmarks.faults.jobs import NEXT, Next, Stage
 
 __all__ = ["FAULTS", "Trial"]
 
@@ -74,43 +76,56 @@ class Trial:
         self.check_whole()
         left = whole.leftovers(self.folder)
         self.check(not left, f"left behind: {left}")
-        if self.job.name != "pretrain":
-            report = child.run(["report", "runs/tiny"], self.folder, self.log)
-            self.check_message(report, 0)
+        if working := [each for each in NEXT if each.works_after(self.job)]:
+            self.follow(self.chance.choice(working), 0)
         return self.wrong
+
+    def follow(self, command: Next, *codes: int) -> None:
+        """Run another command, which ends with one of the codes and leaves whole files."""
+        ended = child.run(command.arguments, self.folder, self.log)
+        self.check_message(ended, *codes)
+        self.check_whole()
+
+    def meet(self) -> None:
+        """Before the job continues, any command sees what was left."""
+        self.check_whole()
+        self.follow(self.chance.choice(NEXT), 0, 1, 2)
 
 
 def kill(trial: Trial) -> list[str]:
     """kill -9."""
     trial.interrupted(signal.SIGKILL)
-    trial.check_whole()
+    trial.meet()
     return trial.recover()
 
 
 def terminate(trial: Trial) -> list[str]:
     """SIGTERM, as schedulers send it."""
     trial.check_message(trial.interrupted(signal.SIGTERM), 0, 130, 143, -signal.SIGTERM)
-    trial.check_whole()
+    trial.meet()
     return trial.recover()
 
 
 def ctrl_c(trial: Trial) -> list[str]:
     """Ctrl-C."""
     trial.check_message(trial.interrupted(signal.SIGINT), 0, 130)
-    trial.check_whole()
+    trial.meet()
     return trial.recover()
 
 
 def full_disk(trial: Trial) -> list[str]:
-    """A disk that is full at some write: a tmpfs, else a limit on the size of every file."""
-    process: Ended
+    """A disk that is full at some write: a tmpfs, else a limit on the size of every file.
+
+    Every second time, temporary files are on the tmpfs too.
+    """
+    before: Callable[[], object] | None = None
     with contextlib.ExitStack() as mounted:
         small = mounted.enter_context(_small_disk(trial.folder, trial.stage, trial.chance))
-        if small:
-            process = trial.start().wait()
-        else:
-            limit = int(10 ** trial.chance.uniform(2, 6))
-            process = trial.start(lambda: _limit_files(limit)).wait()
+        if not small:
+            before = partial(_limit_files, int(10 ** trial.chance.uniform(2, 6)))
+        elif trial.chance.random() < 0.5:
+            before = partial(_put_temporary_files, trial.folder / "tmp")
+        process = trial.start(before).wait()
         trial.struck = process.code != 0
         trial.check_message(process, 0, 1, 2)
         trial.check_whole()
@@ -245,6 +260,11 @@ def _small_disk(folder: Path, stage: Stage, chance: random.Random) -> Iterator[b
 def _limit_files(limit: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def _put_temporary_files(folder: Path) -> None:
+    folder.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
 
 
 def _limit_memory(megabytes: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.faults import child, whole
 from hgkd_edge.data.folder import BUNDLED
 
-__all__ = ["JOBS", "Job", "Stage", "prepare"]
+__all__ = ["JOBS", "NEXT", "Job", "Next", "Stage", "prepare"]
 
 RUN = "runs/tiny"
 CLASSES, PER_CLASS = 3, 12
@@ -76,6 +76,34 @@ JOBS = (
     Job("bench", (RUN, "--duration", "0.2")),
     Job("predict", (f"{RUN}/export/tiny.fp32.onnx", "photos/test"), results="predictions/*.png"),
     Job("report", (RUN,)),
+)
+
+
+@dataclass(frozen=True)
+class Next:
+    """A command for a run, which also meets interrupted ones.
+
+    Attributes:
+        arguments: The command line.
+        needs: Name of the job after which it works.
+    """
+
+    arguments: tuple[str, ...]
+    needs: str
+
+    def works_after(self, job: Job) -> bool:
+        names = [each.name for each in JOBS]
+        return names.index(self.needs) <= names.index(job.name)
+
+
+NEXT = (
+    Next(("report", RUN), "distill"),
+    Next(("embed", RUN, "photos/test"), "distill"),
+    Next(("evaluate", RUN, "--features"), "distill"),
+    Next(("export", RUN, "--onnx"), "distill"),
+    Next(("predict", RUN, "photos/test"), "finetune"),
+    Next(("bench", RUN, "--duration", "0.1"), "export"),
+    Next(("compare", RUN), "export"),
 )
 
 

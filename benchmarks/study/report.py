@@ -34,10 +34,10 @@ KINDS: dict[str, tuple[Iterable[str], str]] = {
 }
 
 
-def read_cells(folder: Path) -> list[Cell]:
-    """Every cell in a folder."""
+def read_cells(folder: Path, key: str = "arm") -> list[Cell]:
+    """Every cell in a folder that has this key: `arm`, or `objective` of a teacher."""
     cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    return [cell for cell in cells if "arm" in cell]  # others: costs, objectives
+    return [cell for cell in cells if key in cell]
 
 
 def report(folder: Path) -> str:
@@ -48,10 +48,35 @@ def report(folder: Path) -> str:
             own = [cell for cell in cells if (cell["base"], cell["kind"]) == (base, kind)]
             for minutes in sorted({cell.get("minutes", 0) for cell in own}):
                 chosen = [cell for cell in own if cell.get("minutes", 0) == minutes]
-                machines = ", ".join(sorted({cell["machine"] for cell in chosen}))
                 head = f"### {base}: {title.format(minutes=minutes)}"
-                parts.append(f"{head}\n\n{table(chosen, list(order))}\n\nMachine: {machines}")
-    return "\n\n".join(parts)
+                parts += [head, table(chosen, list(order)), _machines(chosen)]
+    return "\n\n".join([*parts, *_objectives(read_cells(folder, "objective"))])
+
+
+def _machines(cells: list[Cell]) -> str:
+    """Where each student was trained: a line per machine and precision; seeds in brackets."""
+    students: dict[str, dict[str, list[int]]] = {}
+    for cell in cells:
+        machine = ", ".join([cell["machine"], *filter(None, [cell.get("precision")])])
+        students.setdefault(machine, {}).setdefault(cell["arm"], []).append(cell["seed"])
+    return "\n".join(
+        f"- {machine}: "
+        + "; ".join(f"'{arm}' ({', '.join(map(str, seeds))})" for arm, seeds in arms.items())
+        for machine, arms in sorted(students.items())
+    )
+
+
+def _objectives(cells: list[Cell]) -> list[str]:
+    """Teachers trained on the images themselves; scored by the mean of their patch tokens."""
+    if not cells:
+        return []
+    rows = [
+        f"| {cell['objective']} | {cell['epochs']} | {cell['seconds'] / 60:.0f} "
+        f"| {100 * cell['knn']:.1f} | {100 * cell['linear_probe']:.1f} | {cell['machine']} |"
+        for cell in cells
+    ]
+    head = "| objective | epochs | minutes | k-NN | linear probe | machine |"
+    return ["### teachers", "\n".join([head, "|---|---:|---:|---:|---:|---|", *rows])]
 
 
 def table(cells: list[Cell], order: list[str]) -> str:

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx
 import pytest
 from uv import find_uv_bin
 
-from .conftest import Exported, photo_like
+from .conftest import SIZE, Exported, photo_like
 
 ROOT = Path(__file__).parents[2]
 # Fast tests of what the base install does: none of them needs torch.
@@ -40,7 +40,7 @@ images = numpy.load(sys.argv[1])
 for file in sys.argv[2:]:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {session.get_inputs()[0].name: images})
-    numpy.save(file + ".npy", outputs[0])
+    numpy.savez(file + ".npz", *outputs)
 print(onnxruntime.__version__)
 """
 
@@ -115,17 +115,18 @@ def test_exported_files_run_on_the_onnxruntime_of_jetpack_5(
     folder = tmp_path_factory.mktemp("files")
     images = photo_like(8, seed=3)
     np.save(folder / "images.npy", images)
-    files = _files(exported("mobilenetv3_small_100").path, folder)
+    files = [*_files(exported("mobilenetv3_small_100").path, folder), *_of_other_tasks(folder)]
 
     done = run_with(packages, "-c", RUN, str(folder / "images.npy"), *map(str, files))
 
     assert done.stdout.startswith("1.15"), done.stderr[-2000:]
-    assert len(files) == 5
+    assert len(files) == 9
     for file in files:
         model = onnx.load(file)
         assert model.ir_version <= 8
         assert {entry.domain: entry.version for entry in model.opset_import}[""] <= 17
-        _agree(file, images, np.load(f"{file}.npy"))
+        with np.load(f"{file}.npz") as outputs:
+            _agree(file, images, list(outputs.values()))
 
 
 def _files(source: Path, folder: Path) -> list[Path]:
@@ -144,11 +145,30 @@ def _files(source: Path, folder: Path) -> list[Path]:
     return [source, half, baked, *small]
 
 
-def _agree(file: Path, images: np.ndarray, got: np.ndarray) -> None:
+def _of_other_tasks(folder: Path) -> Iterator[Path]:
+    """A segmenter and a detector, in fp32 and fp16."""
+    from exporters.fp16 import convert_fp16
+    from exporters.onnx_export import export_onnx
+    from hgkd_edge.models.backbone import BackboneSpec
+    from hgkd_edge.models.heads import Detector, Segmenter
+
+    narrow = {"channels": [16, 32, 64, 128], "layers": [1, 1, 1, 1]}
+    spec = BackboneSpec("resnet18", 2, (SIZE, SIZE), (0.5,) * 3, (0.25,) * 3, narrow)
+    for head in (Segmenter, Detector):
+        file, half = (folder / f"{head.__name__}.{kind}.onnx" for kind in ("fp32", "fp16"))
+        export_onnx(head(spec, 3).eval(), file, input_size=(3, SIZE, SIZE))
+        convert_fp16(file, half, images=photo_like(16, seed=7))
+        yield from (file, half)
+
+
+def _agree(file: Path, images: np.ndarray, outputs: list[np.ndarray]) -> None:
     """The old runtime's outputs point where the installed one's do."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    wanted = session.run(None, {session.get_inputs()[0].name: images})[0]
-    cosines = (wanted * got).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(got, axis=1)
-    assert cosines.min() > 0.99, f"{file.name}: {cosines.min()}"
+    expected = session.run(None, {session.get_inputs()[0].name: images})
+    for wanted, got in zip(expected, outputs, strict=True):
+        wanted, got = (each.reshape(len(images), -1) for each in (wanted, got))
+        lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1)
+        cosines = (wanted * got).sum(1) / lengths
+        assert cosines.min() > 0.99, f"{file.name}: {cosines.min()}"
