@@ -21,10 +21,10 @@ demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2
 test: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 test: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 test: export MALLOC_TOP_PAD_ = 67108864
-# Measured times are compared with other programs' first, while no other test runs.
+# The bench tests mostly wait; CI runs lint at the same time.
 test: $(VENV)/.compiled  ## Run the tests
-	$(BIN)/python -m pytest tests/bench/test_cross_check.py -q
-	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench/test_cross_check.py --durations 40
+	$(BIN)/python -m pytest tests/bench -q -n 4 --durations 10
+	$(BIN)/python -m pytest tests -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/bench --durations 40
 
 lint: $(VENV)/.installed  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -168,14 +168,19 @@ def write_recipe(wish: Wish, file: Path) -> Path:
     """Write a recipe, and the JSON schema that it names next to it; returns the schema's path.
 
     Raises:
-        RecipeError: The recipe exists already, or a value of the wish is unknown.
+        RecipeError: The recipe exists already or cannot be written, or a value of the wish is
+            unknown.
     """
     if file.exists():
         raise RecipeError(f"{file}: exists already", hint="choose another name: --out FILE")
     text, schema = recipe_for(wish), file.with_name(SCHEMA)
-    for path, content in ((file, text), (schema, json.dumps(recipe_schema(), indent=2) + "\n")):
-        with atomic_write(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    try:
+        for path, content in ((file, text), (schema, json.dumps(recipe_schema(), indent=2) + "\n")):
+            with atomic_write(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        hint = "choose another name: --out FILE"
+        raise RecipeError(f"cannot write '{file}': {error.strerror}", hint=hint) from error
     return schema
 
 

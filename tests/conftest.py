@@ -23,26 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # A runner may start tests with Ctrl-C ignored (nohup, a background job), and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+NARROW = {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]}  # of a ResNet
 BUNDLED = Path(__file__).parent.parent / "hgkd_edge" / "data" / "bundled" / "clothing10.zip"
 
 
-def own_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: the tests of `bench` mostly wait."""
-    return 1 + (len(own_cores()) or os.cpu_count() or 1)
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Give every pytest-xdist worker its own core, except the last: otherwise they compete."""
-    worker, cores = getattr(config, "workerinput", None), own_cores()
-    if worker is not None and cores:
-        number = int(worker["workerid"][2:])
-        if number < len(cores):
-            os.sched_setaffinity(0, {cores[number]})
+    """Give every pytest-xdist worker its own core: otherwise their threads compete."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"][2:]) % len(cores)]})
         os.environ["OMP_NUM_THREADS"] = "1"
         for name in [name for name in os.environ if name.startswith("MALLOC_")]:
             del os.environ[name]  # set in the Makefile for this process, not for those it measures
@@ -158,7 +148,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny_recipe(photos: Path) -> dict[str, Any]:
-    """A recipe as a mapping: a teacher of two narrow blocks, a quarter-width ResNet-18."""
+    """A recipe as a mapping: a teacher of two narrow blocks, a narrow ResNet of four blocks."""
     return {
         "name": "tiny",
         "data": {"source": "folder", "path": str(photos), "image_size": 64},
@@ -170,7 +160,7 @@ def tiny_recipe(photos: Path) -> dict[str, Any]:
         },
         "student": {
             "name": "resnet18",
-            "args": {"channels": [8, 16, 24, 32]},
+            "args": dict(NARROW),
             "stem_stride": 2,
             "decoder_width": 16,
         },

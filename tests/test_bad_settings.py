@@ -219,7 +219,7 @@ COMMANDS = {" ".join(names): command for names, command in commands(get_command(
 
 
 NUMBERS = ("", "nan", "-1", "1e400", "9" * 400)
-TEXTS = ("", "\x1b[2J", "\u202e", "a\nb", "../" * 50 + "x", "x" * 5000, "/dev/zero", "0")
+TEXTS = ("", "\x1b[2J", "\u202e", "a\nb", "../" * 50 + "proc/x", "x" * 5000, "/dev/zero", "0")
 # Typer's words for "x" where a number belongs, which differ by its version.
 NO_NUMBER = re.compile(r"valid (number|integer|float)")
 

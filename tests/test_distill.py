@@ -37,7 +37,7 @@ from hgkd_edge.models.decoder import upsample_mask
 from hgkd_edge.models.student import Prediction
 from hgkd_edge.recipe import Recipe, load_recipe
 from hgkd_edge.rundir import RunDir
-from tests.conftest import extract_photos
+from tests.conftest import NARROW, extract_photos
 
 
 def draws(progress: float = 0.0) -> Draws:
@@ -206,7 +206,7 @@ def test_a_run_folder_holds_all_that_the_next_commands_need(
     records = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 7))
     assert {"loss", "cosine", "lr", "images_per_s", "data_share"} <= records[0].keys()
-    model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
+    model = timm.create_model("resnet18", num_classes=0, **NARROW)
     model.load_state_dict(load_file(run.backbone_file), strict=True)
     panels = sorted(file.name for file in run.previews_dir.glob("0-*.webp"))
     assert panels == [
@@ -623,7 +623,7 @@ def test_a_run_with_every_key_on_is_judged_on_tokens_and_saves_a_plain_backbone(
     assert -1 <= result.held_out.student <= 1
     assert result.held_out.sites == "masked"
     assert "embedding_cosine" in _records(run.log_file)[-1]
-    model = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 24, 32))
+    model = timm.create_model("resnet18", num_classes=0, **NARROW)
     model.load_state_dict(load_file(run.backbone_file), strict=True)
 
 
@@ -659,6 +659,7 @@ def test_with_new_keys_at_their_defaults_a_run_is_the_one_of_before(
     extract_photos(tmp_path / "photos" / "train", split="train", per_class=6)
     tiny_recipe["data"] |= {"path": str(tmp_path / "photos"), "holdout": 0}
     tiny_recipe["train"] |= {"epochs": 3, "trackers": []}
+    tiny_recipe["student"]["args"].pop("layers")  # as it was then
     for section, keys in changes.items():
         tiny_recipe[section] = {**tiny_recipe.get(section, {}), **keys}
     recipe = Recipe.model_validate(tiny_recipe)

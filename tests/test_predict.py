@@ -29,8 +29,9 @@ from hgkd_edge.tasks.base import ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification
 from hgkd_edge.tasks.detect import ObjectDetection
 from hgkd_edge.tasks.segment import Segmentation
+from tests.conftest import NARROW
 
-SPEC = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.25,) * 3, {"channels": [8, 16, 24, 32]})
+SPEC = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.25,) * 3, NARROW)
 CARD = ModelCard("classify", ("hat", "dress", "shirt"), SPEC)
 
 

@@ -30,7 +30,7 @@ RECIPE = {
     },
     "student": {
         "name": "resnet18",
-        "args": {"channels": [8, 16, 24, 32]},
+        "args": {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]},
         "stem_stride": 2,
         "decoder_width": 16,
     },

@@ -11,6 +11,7 @@ from hgkd_edge.models.backbone import BackboneSpec, EmbeddingNet, create_feature
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
+from tests.conftest import NARROW
 from tests.tasks.helpers import SAMPLES
 
 FRAME = (96, 128)
@@ -26,7 +27,7 @@ def new_run(
     args: dict[str, list[int]] | None = None,
 ) -> RunDir:
     """A run whose backbone was never trained, but has BatchNorm statistics of real photos."""
-    args = {"channels": [8, 16, 24, 32]} if args is None else args
+    args = NARROW if args is None else args
     # A different mean and deviation per channel, so that swapped channels change the answers.
     spec = BackboneSpec(
         name, stem_stride, (64, 64), (0.48, 0.45, 0.4), (0.22, 0.25, 0.3), dict(args)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hgkd_edge.cli import app
+from tests.conftest import NARROW
 from tests.data.helpers import write_shards
 from tests.engine.helpers import losses
 from tests.started import Started
@@ -96,7 +97,7 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
 def test_with_stages_concat_mixup_an_embedding_and_given_weights_a_killed_run_resumes_exactly(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
-    trained = timm.create_model("resnet18", num_classes=3, channels=[8, 16, 24, 32])
+    trained = timm.create_model("resnet18", num_classes=3, **NARROW)
     save_file(trained.state_dict(), tmp_path / "trained.safetensors")
     keys = [
         "student.weights=path",
