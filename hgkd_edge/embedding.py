@@ -21,7 +21,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError, MissingPackageError, RunError, reason_of
-from hgkd_edge.files import atomic_write
+from hgkd_edge.files import atomic_write, require_writable_folder
 from hgkd_edge.predict import image_files
 from hgkd_edge.run_files import require_recorded
 from hgkd_edge.rundir import RunDir
@@ -206,6 +206,7 @@ def _read(
 def _writer(out: Path) -> Callable[[Embedded, Path], None]:
     if out.suffix not in FORMATS:
         raise DataError(f"--out {out}: must end in {' or '.join(FORMATS)}")
+    require_writable_folder(out)
     return _write_npz if out.suffix == ".npz" else _parquet_writer()
 
 

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from exporters.atomic_files import atomic_write, file_sha256, remove_leftovers, take_lock
+from exporters.atomic_files import (
+    atomic_write,
+    file_sha256,
+    remove_leftovers,
+    require_writable_folder,
+    take_lock,
+)
 from hgkd_edge.errors import RunError
 
 __all__ = [
@@ -28,6 +34,7 @@ __all__ = [
     "open_regular",
     "read_regular",
     "remove_leftovers",
+    "require_writable_folder",
     "reserve",
     "take_lock",
     "write_json",

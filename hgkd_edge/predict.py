@@ -15,7 +15,7 @@ from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps
 from hgkd_edge.data.find_images import find_images
 from hgkd_edge.errors import DataError, reason_of
-from hgkd_edge.files import remove_leftovers, write_json
+from hgkd_edge.files import remove_leftovers, require_writable_folder, write_json
 from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
@@ -51,6 +51,7 @@ def predict(
     Raises:
         RunError: The model cannot be opened.
         DataError: There are no images, none can be read, or `folder` is a file.
+        ExportError: `folder` cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--out {folder}: is a file", hint="name a folder")
@@ -63,6 +64,7 @@ def predict(
     require_threshold(opened, threshold)
     if save_as:
         require_format(save_as, opened.task)
+    require_writable_folder(folder / "predictions.json")
     remove_leftovers(folder)
     classes = counted(len(opened.classes), "class", "classes")
     console.print(f"{opened.task} with {opened.session.runtime}, {classes}")

@@ -25,7 +25,7 @@ from hgkd_edge.data.find_images import find_images
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError, RecipeError
-from hgkd_edge.files import atomic_write
+from hgkd_edge.files import atomic_write, require_writable_folder
 from hgkd_edge.recipe import Recipe, find_recipe
 from hgkd_edge.recipe_reference import descriptions, recipe_schema
 from hgkd_edge.recipe_sections import DataConfig
@@ -168,19 +168,16 @@ def write_recipe(wish: Wish, file: Path) -> Path:
     """Write a recipe, and the JSON schema that it names next to it; returns the schema's path.
 
     Raises:
-        RecipeError: The recipe exists already or cannot be written, or a value of the wish is
-            unknown.
+        RecipeError: The recipe exists already, or a value of the wish is unknown.
+        ExportError: Its folder cannot be written to.
     """
     if file.exists():
         raise RecipeError(f"{file}: exists already", hint="choose another name: --out FILE")
     text, schema = recipe_for(wish), file.with_name(SCHEMA)
-    try:
-        for path, content in ((file, text), (schema, json.dumps(recipe_schema(), indent=2) + "\n")):
-            with atomic_write(path) as temporary:
-                temporary.write_text(content, encoding="utf-8")
-    except OSError as error:
-        hint = "choose another name: --out FILE"
-        raise RecipeError(f"cannot write '{file}': {error.strerror}", hint=hint) from error
+    require_writable_folder(file)
+    for path, content in ((schema, json.dumps(recipe_schema(), indent=2) + "\n"), (file, text)):
+        with atomic_write(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     return schema
 
 
@@ -214,11 +211,11 @@ def _changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any, str]]
         yield "data.image_size", 32, f"the images have about {wish.side} px"
         yield "student.stem_stride", 1, "keeps resolution for small images"
     yield from _teacher_changes(wish, base)
+    ratio = 0.4 if stays_small else 0.6  # of 4 x 4 or 7 x 7 patches
     if wish.hidden:
-        ratio = 0.4 if stays_small else 0.6  # of 4 x 4 or 7 x 7 patches
         yield "mask.ratio", ratio, "objects are often partly hidden: masked students lose less"
     else:
-        yield "mask.ratio", 0, "whole images: masks did not raise accuracy; 0.6 is H-GKD"
+        yield "mask.ratio", 0, f"whole images: masks did not raise accuracy; {ratio} is H-GKD"
     if wish.count <= FEW_IMAGES:
         yield "mask.per_image", 1, "a new view for every update"
     else:

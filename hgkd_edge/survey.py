@@ -30,6 +30,7 @@ from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.sources import list_photos
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError
+from hgkd_edge.files import require_writable_folder
 from hgkd_edge.parsing import cut
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import Detection
@@ -108,6 +109,7 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
     boxes = find_boxes(place, config.holdout) if place.root.is_dir() else None
     if boxes is None:
         return []
+    require_writable_folder(folder / "picture.png")
     outlines = _outlines(place, config)
     shapes = (
         {p.name: p.annotation for p in outlines.listing.splits.get("train", [])} if outlines else {}

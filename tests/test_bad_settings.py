@@ -25,6 +25,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import load_bench
 from hgkd_edge.cli import app, main
 from hgkd_edge.comparison.compare_runs import compare_runs
+from hgkd_edge.errors import RunError
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_record import ExportRecord, write_exports
 from hgkd_edge.manifest_record import ManifestRecord
@@ -225,10 +226,11 @@ NO_NUMBER = re.compile(r"valid (number|integer|float)")
 
 
 WITHOUT_A_FILE = ("devices", "doctor", "recipes list", "recipes new", "recipes schema")
-NEEDED = {
-    "demo": ["--set", "no.such.key=1"],  # without it, the demo would run to its end
-    "recipes new": ["--images", "photos", "--count", "10"],
-}
+NEEDED = {"recipes new": ["--images", "photos", "--count", "10"]}
+
+
+def stop(*_: object) -> None:
+    raise RunError("stopped here", hint="no step of the demo runs")
 
 
 class Refused:
@@ -263,6 +265,7 @@ def test_every_option_of_every_command_takes_or_refuses_any_value(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hgkd_edge.demo._all_steps", stop)
     refused, parameters = Refused(name, monkeypatch, capsys), COMMANDS[name].params
     arguments = [p for p in parameters if p.param_type_name == "argument"]
     needed = NEEDED.get(name) or ["no/such/file.onnx" for p in arguments if p.required]

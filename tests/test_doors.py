@@ -363,7 +363,9 @@ def test_what_a_folder_says_of_itself_to_datasets(folder: Path, name: str, seed:
         Image.new("RGB", (8, 8)).save(place / "train" / label / "0.png")
     (place / name).write_bytes(damaged(DESCRIBED[name], TEXT, seed))
 
-    refused_or_read(lambda: open_splits(DataConfig(source="hf", path=place, holdout=0)), seconds=10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "cache"))
+        refused_or_read(lambda: open_splits(DataConfig(source="hf", path=place)), seconds=10)
 
 
 @given(text=st.text(max_size=300), content=ANYTHING)

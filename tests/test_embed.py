@@ -12,7 +12,7 @@ from PIL import Image
 from exporters.onnx_export import export_onnx
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.embedding import draw_neighbors, embed, nearest
-from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.errors import DataError, ExportError, RunError
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.rundir import RunDir
 from tests.test_export import new_run
@@ -97,4 +97,7 @@ def test_bad_input_is_refused_before_any_work(run: RunDir, photos: Path, tmp_pat
         embed(tmp_path / "absent.onnx", [photos], tmp_path / "features.npz")
     with pytest.raises(DataError, match="no image files"):
         embed(run.path, [tmp_path / "empty"], tmp_path / "features.npz")
+    for place in (Path("/proc/features.npz"), run.recipe_file / "features.npz"):
+        with pytest.raises(ExportError, match=f"cannot write '{place}'"):
+            embed(run.path, [tmp_path / "empty"], place)
     assert not (tmp_path / "features.npz").exists()

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from exporters.bake import Preprocessing, bake
 from exporters.onnx_export import export_onnx
 from hgkd_edge.data.input_spec import PREFIX
-from hgkd_edge.errors import DataError, RunError
+from hgkd_edge.errors import DataError, ExportError, RunError
 from hgkd_edge.export_plan import POSTPROCESSING
 from hgkd_edge.files import engines_dir, file_sha256
 from hgkd_edge.models.backbone import BackboneSpec
@@ -373,6 +373,8 @@ def test_images_none_of_which_can_be_read_are_an_error(
         DataError, match="none of 1 image could be processed; the first, .*broken.jpg: cannot"
     ):
         predict(models["onnx"], [tmp_path / "broken.jpg"], tmp_path / "out")
+    with pytest.raises(ExportError, match="cannot write '/proc/out/predictions.json'"):
+        predict(models["onnx"], [tmp_path / "broken.jpg"], Path("/proc/out"))
     with pytest.raises(DataError, match="is a file"):
         predict(models["onnx"], [tmp_path], tmp_path / "broken.jpg")
 

@@ -52,6 +52,8 @@ def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file
 
     with pytest.raises(RunError, match="not empty"):
         RunDir.create(recipe, Path("mine"))
+    with pytest.raises(RunError, match=f"'{tiny_recipe_file}' is no folder"):
+        RunDir.create(recipe, tiny_recipe_file)
 
 
 def test_a_run_that_ended_before_it_trained_does_not_block_its_folder(

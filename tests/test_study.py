@@ -42,6 +42,11 @@ def test_the_report_shows_every_cell_that_is_committed() -> None:
 
     assert len(cells) > 50
     assert all(f"| {cell['arm']} |" in printed for cell in cells)
+    assert all(f"- {cell['machine']}" in printed for cell in cells)
+    teachers = read_cells(HERE / "cells", "objective")
+    assert {cell["objective"] for cell in teachers} == {"mae", "ibot"}
+    for cell in teachers:
+        assert f"| {100 * cell['knn']:.1f} | {100 * cell['linear_probe']:.1f} |" in printed
 
 
 def test_frames_of_the_static_camera_differ_by_an_object_and_little_else(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ many, at least once per job. After each fault:
 - every file under its final name is whole: it loads, and the manifest's sha256 matches;
 - the command ended with a documented exit code and one line, never a traceback;
 - `--resume`, or the same command again, gives the uninterrupted result, bit for bit;
-- the next command works, and no temporary file is left;
+- the next command works, and no temporary file is left; after a kill, SIGTERM or Ctrl-C, in half of
+  the trials another command runs before the job continues;
 - Python opened no socket: no recipe here asks for one.
 
 "struck" counts the trials in which the fault met the command: some jobs end before a signal, do

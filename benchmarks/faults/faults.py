@@ -82,14 +82,16 @@ class Trial:
 
     def follow(self, command: Next, *codes: int) -> None:
         """Run another command, which ends with one of the codes and leaves whole files."""
-        ended = child.run(command.arguments, self.folder, self.log)
-        self.check_message(ended, *codes)
+        known = len(self.wrong)
+        self.check_message(child.run(command.arguments, self.folder, self.log), *codes)
         self.check_whole()
+        self.wrong[known:] = [f"{command.arguments[0]}: {line}" for line in self.wrong[known:]]
 
     def meet(self) -> None:
-        """Before the job continues, any command sees what was left."""
+        """In half of the trials, another command sees what was left before the job continues."""
         self.check_whole()
-        self.follow(self.chance.choice(NEXT), 0, 1, 2)
+        if self.chance.random() < 0.5:
+            self.follow(self.chance.choice(NEXT), 0, 1, 2)
 
 
 def kill(trial: Trial) -> list[str]:
@@ -116,7 +118,7 @@ def ctrl_c(trial: Trial) -> list[str]:
 def full_disk(trial: Trial) -> list[str]:
     """A disk that is full at some write: a tmpfs, else a limit on the size of every file.
 
-    Every second time, temporary files are on the tmpfs too.
+    In half of the trials, temporary files are on the tmpfs too.
     """
     before: Callable[[], object] | None = None
     with contextlib.ExitStack() as mounted:
@@ -129,6 +131,8 @@ def full_disk(trial: Trial) -> list[str]:
         trial.struck = process.code != 0
         trial.check_message(process, 0, 1, 2)
         trial.check_whole()
+        left = list(trial.folder.glob("tmp/*"))
+        trial.check(not left, f"left in TMPDIR: {left}")
         if small:
             subprocess.run(["mount", "-o", "remount,size=1g", trial.folder], check=True)
         return trial.recover()

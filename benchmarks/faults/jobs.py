@@ -81,7 +81,7 @@ JOBS = (
 
 @dataclass(frozen=True)
 class Next:
-    """A command for a run, which also meets interrupted ones.
+    """A command that a user may run next, after a job or after its interruption.
 
     Attributes:
         arguments: The command line.

@@ -57,7 +57,7 @@ def _machines(cells: list[Cell]) -> str:
     """Where each student was trained: a line per machine and precision; seeds in brackets."""
     students: dict[str, dict[str, list[int]]] = {}
     for cell in cells:
-        machine = ", ".join([cell["machine"], *filter(None, [cell.get("precision")])])
+        machine = ", ".join(filter(None, (cell["machine"], cell.get("precision"))))
         students.setdefault(machine, {}).setdefault(cell["arm"], []).append(cell["seed"])
     return "\n".join(
         f"- {machine}: "
@@ -71,12 +71,12 @@ def _objectives(cells: list[Cell]) -> list[str]:
     if not cells:
         return []
     rows = [
-        f"| {cell['objective']} | {cell['epochs']} | {cell['seconds'] / 60:.0f} "
+        f"| {cell['data']} | {cell['objective']} | {cell['epochs']} | {cell['seconds'] / 60:.0f} "
         f"| {100 * cell['knn']:.1f} | {100 * cell['linear_probe']:.1f} | {cell['machine']} |"
         for cell in cells
     ]
-    head = "| objective | epochs | minutes | k-NN | linear probe | machine |"
-    return ["### teachers", "\n".join([head, "|---|---:|---:|---:|---:|---|", *rows])]
+    head = "| images | objective | epochs | minutes | k-NN | linear probe | machine |"
+    return ["### teachers", "\n".join([head, "|---|---|---:|---:|---:|---:|---|", *rows])]
 
 
 def table(cells: list[Cell], order: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hgkd_edge.api.result import Result
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.files import write_json
+from hgkd_edge.files import require_writable_folder, write_json
 from hgkd_edge.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def measure_pipeline(
     from hgkd_edge.pipeline import measure_pipeline as measured
     from hgkd_edge.tables import pipeline_lines
 
+    if out is not None:
+        require_writable_folder(Path(out))
     chosen = [images] if isinstance(images, (str, os.PathLike)) else images
     found = measured(
         RunDir.resolve(None).path if model is None else Path(model),

@@ -10,8 +10,9 @@ from hgkd_edge.bench.inputs import load_images, make_inputs
 from hgkd_edge.bench.local import file_of, measure_here, runners_for
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
-from hgkd_edge.bench.records import Refusal, Session, save_session
+from hgkd_edge.bench.records import Refusal, Session, load_bench, save_session
 from hgkd_edge.errors import DeviceError
+from hgkd_edge.files import require_writable_folder
 from hgkd_edge.run_files import RunFiles, require_recorded
 
 __all__ = ["BenchResult", "result_file", "run_bench"]
@@ -48,14 +49,24 @@ def run_bench(
     kinds = {file_of(runner) for runner in runners}
     models = resolve_models(options.models, precisions=options.precisions, kinds=kinds)
     options = _with_kept_images(options, models)
-    file = result_file(options, "bench.json")
+    file = _bench_file(options)
     session = measure_here(models, runners, refusals, options, progress=progress)
     save_session(file, session)
     return BenchResult([session], file)
 
 
 def result_file(options: BenchOptions, name: str) -> Path:
-    """`--out`, else the run folder of the first model, else its own folder."""
+    """`--out`, else the run folder of the first model, else its own folder.
+
+    Raises:
+        ExportError: It could not be written.
+    """
+    file = _place_for(options, name)
+    require_writable_folder(file)
+    return file
+
+
+def _place_for(options: BenchOptions, name: str) -> Path:
     if options.out is not None:
         return Path(options.out)
     source = options.models[0] if options.models else None
@@ -64,6 +75,14 @@ def result_file(options: BenchOptions, name: str) -> Path:
         return run / name
     assert source is not None  # run_folder_of(None) finds the latest run or raises
     return (source if source.is_dir() else source.parent) / name
+
+
+def _bench_file(options: BenchOptions) -> Path:
+    """The file that sessions are added to; what is wrong with it shows before minutes are spent."""
+    file = result_file(options, "bench.json")
+    if file.exists():
+        load_bench(file)
+    return file
 
 
 def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> BenchOptions:
@@ -105,7 +124,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
         )
     models = resolve_models(options.models)
     options = _with_kept_images(options, models)
-    file = result_file(options, "bench.json")
+    file = _bench_file(options)
     sessions, refusals = measure_hosts(
         hosts, models, options, keep=lambda one: save_session(file, one), progress=progress
     )

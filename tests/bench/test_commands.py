@@ -15,7 +15,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.cli.bench import bench
 from hgkd_edge.cli.devices import devices
-from hgkd_edge.errors import DeviceError, RunError
+from hgkd_edge.errors import DeviceError, RunError, UserError
 
 MakeModel = Callable[..., Path]
 
@@ -74,6 +74,27 @@ def test_wrong_options_are_refused_in_one_line(
     assert expected in refusal.value.message
     assert "\n" not in refusal.value.message
     assert refusal.value.hint
+
+
+@pytest.mark.parametrize("place", ["{0}/bench.json", "/proc/bench.json", "{0}", "folder"])
+def test_a_result_that_could_not_be_kept_is_not_measured(
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "hgkd_edge.bench.run.measure_here", lambda *_, **__: pytest.fail("measured")
+    )
+    model = make_model()
+
+    with pytest.raises(UserError) as refusal:
+        invoke(bench, str(model), "--out", place.format(model))
+
+    assert refusal.value.exit_code == 2
+    assert place.format(model) in refusal.value.message
 
 
 def test_devices_lists_boards_and_what_runs_here() -> None:

@@ -168,7 +168,10 @@ def _agree(file: Path, images: np.ndarray, outputs: list[np.ndarray]) -> None:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     expected = session.run(None, {session.get_inputs()[0].name: images})
     for wanted, got in zip(expected, outputs, strict=True):
-        wanted, got = (each.reshape(len(images), -1) for each in (wanted, got))
-        lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(got, axis=1)
-        cosines = (wanted * got).sum(1) / lengths
+        # Most of an untrained detector's outputs is the same for all images, which proves little.
+        # INT8 rounds too coarsely for the rest.
+        same = 0.0 if "int8" in file.name else wanted.mean(axis=0, keepdims=True)
+        ours, theirs = ((each - same).reshape(len(images), -1) for each in (got, wanted))
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        cosines = (ours * theirs).sum(1) / lengths
         assert cosines.min() > 0.99, f"{file.name}: {cosines.min()}"

@@ -23,8 +23,7 @@ from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.sparse import densify
 from hgkd_edge.tasks.base import ModelCard, read_model, save_model
-
-CHANNELS = {"channels": [8, 16, 24, 32]}
+from tests.conftest import NARROW
 
 
 def recipe_of(mapping: dict[str, Any], path: Path, **student: Any) -> Recipe:
@@ -40,10 +39,10 @@ def test_the_students_weights_are_those_of_the_file(
 ) -> None:
     file = tmp_path / form
     torch.manual_seed(7)
-    plain = timm.create_model("resnet18", num_classes=5, **CHANNELS)
+    plain = timm.create_model("resnet18", num_classes=5, **NARROW)
     if form == "backbone.safetensors":
-        features = create_features("resnet18", stem_stride=2, args=CHANNELS)
-        spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, CHANNELS)
+        features = create_features("resnet18", stem_stride=2, args=NARROW)
+        spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, NARROW)
         save_backbone(features, spec, file)
         wanted = features.state_dict()
     else:
@@ -85,13 +84,13 @@ def test_weights_that_are_no_numbers_are_refused_wherever_they_come_from(
     tiny_recipe: dict[str, Any], tmp_path: Path, value: float
 ) -> None:
     student, model = tmp_path / "student.safetensors", tmp_path / "model.safetensors"
-    state = timm.create_model("resnet18", num_classes=0, **CHANNELS).state_dict()
+    state = timm.create_model("resnet18", num_classes=0, **NARROW).state_dict()
     state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
     save_file(state, student)
     backbone = tmp_path / "backbone.safetensors"
-    features = create_features("resnet18", stem_stride=2, args=CHANNELS)
+    features = create_features("resnet18", stem_stride=2, args=NARROW)
     features.load_state_dict(state)
-    spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, CHANNELS)
+    spec = BackboneSpec("resnet18", 2, (64, 64), (0.5,) * 3, (0.5,) * 3, NARROW)
     save_backbone(features, spec, backbone)
     save_model(features, ModelCard("classify", ("a", "b"), spec), model)
 
@@ -107,7 +106,7 @@ def test_a_run_records_what_its_student_started_from(
     tiny_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "start.safetensors"
-    save_file(timm.create_model("resnet18", num_classes=0, **CHANNELS).state_dict(), file)
+    save_file(timm.create_model("resnet18", num_classes=0, **NARROW).state_dict(), file)
     recipe = recipe_of({**tiny_recipe, "train": {**tiny_recipe["train"], "lr": 1e-9}}, file)
     run = RunDir.create(recipe, tmp_path / "run")
 
