@@ -11,6 +11,7 @@ A key's description is the text under it in the model's source:
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -44,7 +45,8 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def descriptions(model: type[Section]) -> dict[str, str]:
+@functools.cache
+def descriptions(model: type[Section]) -> Mapping[str, str]:
     """The text under each key of a model's source, in one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(body, ast.ClassDef)
