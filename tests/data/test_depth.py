@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgkd_edge.data.depth import Depth, settle_bits
+from hgkd_edge.data.depth import Depth, depth_of, settle_bits
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.tasks.answers import load_photo
@@ -149,6 +150,21 @@ def test_bits_hold_for_annotated_images_too(tmp_path: Path) -> None:
 )
 def test_the_least_bits_that_hold_every_pixel_are_taken(found: list[Depth], bits: int) -> None:
     assert settle_bits(found) == bits
+
+
+def test_a_file_shows_its_highest_pixel_and_the_bits_that_it_states() -> None:
+    assert depth_of(png(ramp(1))) == (1, 0)  # nothing stated, even where one bit would do
+    assert depth_of(png(ramp(900), (b"sBIT", b"\x0c"))) == (900, 12)
+
+
+@pytest.mark.parametrize(("highest", "depth"), [(65_535, (65_535, 0)), (65_536, None)])
+def test_files_of_32_bits_count_where_16_hold_their_pixels(
+    highest: int, depth: tuple[int, int] | None
+) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.full(SHAPE, highest, np.int32)).save(out, "TIFF")
+
+    assert depth_of(out.getvalue()) == depth
 
 
 def test_images_of_8_bits_need_no_decision(photos: Path) -> None:
