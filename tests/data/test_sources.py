@@ -276,6 +276,15 @@ def test_hidden_files_are_no_images_and_linked_folders_are_followed(
     assert all(name.startswith("linked/") for name in names)
 
 
+def test_images_are_in_the_order_of_their_folders(tmp_path: Path) -> None:
+    names = ["a/b.png", "a/b/c.png", "a b/c.png", "a!.png", "a.png", "a-1/x.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    assert find_images(tmp_path).names == sorted(names, key=lambda name: name.split("/"))
+
+
 def test_decoded_images_that_no_disk_can_take_are_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
