@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from hgkd_edge.api.measuring import measure_pipeline
 from hgkd_edge.bench.compare import compare_files
 from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
@@ -95,6 +96,11 @@ def test_a_result_that_could_not_be_kept_is_not_measured(
 
     assert refusal.value.exit_code == 2
     assert place.format(model) in refusal.value.message
+
+
+def test_the_times_of_a_pipeline_that_could_not_be_kept_are_not_measured() -> None:
+    with pytest.raises(UserError, match="cannot write '/proc/times.json'"):
+        measure_pipeline([], out="/proc/times.json")
 
 
 def test_devices_lists_boards_and_what_runs_here() -> None:
