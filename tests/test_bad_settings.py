@@ -36,7 +36,7 @@ from hgkd_edge.task_model import TaskModel
 from hgkd_edge.tasks.config import FinetuneConfig, recorded_settings
 from hgkd_edge.video.predict import Options
 from hgkd_edge.yaml_settings import parse_settings
-from tests.damage import TEXT, VALUES, bounded, damaged
+from tests.damage import TEXT, VALUES, damaged, within
 from tests.fuzzing import ANYTHING, changed, fuzz, refused_or_read
 from tests.test_comparison import fine_tuned, keep, measure
 
@@ -243,11 +243,7 @@ class Refused:
     def __call__(self, *arguments: str) -> str:
         """What it prints."""
         self._patch.setattr(sys, "argv", ["hgkd-edge", *self.name.split(), *arguments])
-        Path("recipe.yaml").unlink(missing_ok=True)  # of the call before
-        with bounded(1), pytest.raises(SystemExit) as ended:
-            main()
-        printed: str = self._capsys.readouterr().err
-        code = ended.value.code
+        code, printed = within(1, self._exit)
         assert code == 2 or (code == 0 and self.works), (arguments, printed)
         assert "Traceback" not in printed, arguments
         assert "bug" not in printed, (arguments, printed)
@@ -255,6 +251,13 @@ class Refused:
         assert len(lines) == (0 if code == 0 else 1), (arguments, printed)
         assert max(map(len, printed.splitlines()), default=0) <= 4000, arguments
         return printed
+
+    def _exit(self) -> tuple[Any, str]:
+        """Its exit status, and what it prints as errors."""
+        Path("recipe.yaml").unlink(missing_ok=True)  # of the call before
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, self._capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
