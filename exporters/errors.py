@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 MOST_CHARACTERS = 300  # of a reason
+_MOST_READ = 2_000  # of a library's message, which may hold names of any length from a file
 _OBJECT = re.compile(r"\s*<[^<>]*\bat 0x[0-9a-fA-F]+[^<>]*>")
 _RUNTIME_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE_PLACE = re.compile(r"/\S+\.(?:cc|cpp|h|hpp):\d+ (?:[^\n]*?\) (?=[A-Z]))?")
@@ -89,7 +90,7 @@ def reason_of(error: BaseException) -> str:
     """
     if isinstance(error, UserError):
         return error.message
-    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", _OBJECT.sub("", str(error))))
+    text = _RUNTIME_PREFIX.sub("", _SOURCE_PLACE.sub("", _OBJECT.sub("", str(error)[:_MOST_READ])))
     lines = (line.strip() for line in text.splitlines())
     first = next((line for line in lines if line), "")[:MOST_CHARACTERS]
     kind = type(error).__name__

@@ -156,6 +156,18 @@ _SIGNS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, but duplicate keys are errors (by default the last value wins)."""
 
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in YAML's loader, to a limited depth: its time grows with the square of the depth."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH + 1:
+            raise _too_deep()
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As in YAML's loader, after a check that no key occurs twice."""
         seen: set[Any] = set()

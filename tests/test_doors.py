@@ -1,7 +1,8 @@
 """The threat model of docs/security.md, door by door: what a stranger or a device sends is fuzzed.
 
 Each parser gets valid content with generated damage. It reads it or raises its documented error,
-within 2 seconds of processor time and 1 GB. Images, annotations, tables and shards:
+within a second of processor time and 1 GB (weights: ten seconds). Text of any length:
+`tests/test_long_input.py`; images, annotations, tables and shards:
 `tests/data/test_corruptions.py`; recipes, records and options: `tests/test_bad_settings.py`; links,
 pipes and swapped files in a run: `tests/test_hostile_run.py`; whole sessions with a hostile device:
 `tests/bench/edge/test_hostile_device.py`; sockets that nobody asked for: `tests/test_faults.py`.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from hypothesis import given
@@ -36,7 +38,7 @@ from exporters.onnx_info import onnx_info
 from exporters.openvino_export import export_openvino
 from exporters.runtimes.ort import OrtSession
 from exporters.sidecar import Sidecar, read_sidecar
-from hgkd_edge.bench.edge.facts import machine_of
+from hgkd_edge.bench.edge.facts import clock_warnings, machine_of
 from hgkd_edge.bench.edge.hosts import _understood
 from hgkd_edge.bench.edge.messages import MessageStream, StreamFault
 from hgkd_edge.bench.edge.tegrastats import parse_line
@@ -58,6 +60,7 @@ from hgkd_edge.tasks.base import ModelCard, read_model, save_model
 from hgkd_edge.tasks.classify import Classification
 from hgkd_edge.tasks.config import FinetuneConfig
 from tests.bench.conftest import build_convnet
+from tests.bench.edge.test_facts import facts_of_a_jetson
 from tests.damage import BINARY, TEXT, VALUES, bounded, damaged
 from tests.fuzzing import ANYTHING, EXAMPLES, argv, changed, fuzz, refused_or_read
 from tests.test_comparison import FILES, add_file, keep, measure
@@ -166,13 +169,13 @@ def test_a_damaged_stream_of_messages(seed: int, pieces: int) -> None:
             assert all(each.isprintable() or each.isspace() for each in text)
 
 
-NAMES = ("model", "compatible", "nvpmodel", "packages", "release", "machine", "clocks", "cpu")
-
-
-@given(facts=st.dictionaries(st.sampled_from(NAMES), LINES))
-@fuzz(25)
-def test_facts_of_a_device(facts: dict[str, str]) -> None:
-    refused_or_read(lambda: machine_of(facts))
+@given(seed=st.integers(0, 2**32), text=LINES, data=st.data())
+@fuzz(50)
+def test_facts_of_a_device(seed: int, text: str, data: st.DataObject) -> None:
+    facts = facts_of_a_jetson()
+    name = data.draw(st.sampled_from(sorted(facts)))
+    for bad in (text, damaged(facts[name].encode(), TEXT, seed).decode(errors="replace")):
+        refused_or_read(lambda bad=bad: clock_warnings(machine_of({**facts, name: bad})))  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +206,23 @@ def test_an_onnx_file_with_text_that_is_none(folder: Path, text: bytes) -> None:
 
     refused_or_read(lambda: onnx_info(file))
     assert refused_or_read(lambda: open_task_model(file)) is not None
+    assert refused_or_read(lambda: OrtSession(file)) is not None
+
+
+@pytest.mark.parametrize("of", ["an operator", "a node", "an input"])
+def test_an_onnx_file_with_a_vast_name_that_looks_like_a_place_in_source_code(
+    folder: Path, of: str
+) -> None:
+    model, name = onnx.load_from_string(described()), "/a.cc:1 " * 5000
+    if of == "an operator":
+        model.graph.node[0].op_type = name
+    elif of == "a node":
+        model.graph.node[0].name, model.graph.node[0].op_type = name, "Unknown"
+    else:
+        model.graph.node[0].input[0] = name
+    file = folder / "net.onnx"
+    file.write_bytes(model.SerializeToString())
+
     assert refused_or_read(lambda: OrtSession(file)) is not None
 
 
@@ -373,7 +393,7 @@ def test_what_a_folder_says_of_itself_to_datasets(folder: Path, name: str, seed:
 def test_yaml_and_json(text: str, content: Any) -> None:
     for parse in (parse_yaml, parse_json):
         for each in (text, yaml.safe_dump(content), json.dumps(content)):
-            with contextlib.suppress(ValueError, yaml.YAMLError):
+            with bounded(1), contextlib.suppress(ValueError, yaml.YAMLError):
                 parse(each)
 
 
@@ -381,7 +401,8 @@ def test_yaml_and_json(text: str, content: Any) -> None:
 @fuzz(15)
 def test_metadata_of_a_network_never_gives_a_wrong_input(metadata: dict[str, str]) -> None:
     try:
-        spec = InputSpec.from_metadata(metadata, geometry="cover")
+        with bounded(1):
+            spec = InputSpec.from_metadata(metadata, geometry="cover")
     except (KeyError, ValueError, TypeError):
         return
     assert min(spec.size) > 0

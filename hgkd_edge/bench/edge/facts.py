@@ -106,7 +106,7 @@ def machine_of(facts: Mapping[str, str]) -> Machine:
     if not machine.is_jetson:
         return machine
     mode, mode_id = parse_nvpmodel(facts["nvpmodel"])
-    mode_line = r"^\s*<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+?)\s*>"
+    mode_line = r"^[ \t]*<[ \t]*POWER_MODEL[ \t]+ID=\d+[ \t]+NAME=([^\s>]+)[ \t]*>"
     gpu = gpu_clocks(facts["devfreq"])
     of_jetson = {
         "device": model or "Jetson",
@@ -135,7 +135,7 @@ def parse_release(text: str) -> str | None:
 def parse_nvpmodel(text: str) -> tuple[str | None, int | None]:
     """`NV Power Mode: MODE_15W_6CORE` and, on a separate line, `2`."""
     name = re.search(r"NV Power Mode:\s*(\S+)", text)
-    number = re.search(r"^\s*(\d{1,3})\s*$", text, re.MULTILINE)
+    number = re.search(r"^[ \t]*(\d{1,3})[ \t]*$", text, re.MULTILINE)
     return (name[1] if name else None), (int(number[1]) if number else None)
 
 

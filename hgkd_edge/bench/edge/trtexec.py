@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 _BANNER = re.compile(r"\[TensorRT v(\d+)(?:\.(\d+)\.(\d+)(?:\.\d+)*)?\]")
-_SUMMARY = re.compile(r"\] (Latency|GPU Compute Time): .*?median = ([\d.e+-]+) ms")
+_SUMMARY = re.compile(r"\] (Latency|GPU Compute Time): (.*)")
+_MEDIAN = re.compile(r"median = ([\d.e+-]+) ms")
 _SETTING = re.compile(r"\] (Data transfers|Spin-wait|CUDA Graph): (\w+)")
 _BUILT = re.compile(r"Engine built in ([\d.]+) sec")
 _LOADED = re.compile(r"Engine deserialized in ([\d.]+) sec")
@@ -217,9 +218,10 @@ def parse_log(lines: Sequence[str]) -> Log:
         ValueError: A figure is no finite number.
     """
     text = "\n".join(lines)
+    summaries = [(name, _MEDIAN.search(rest)) for name, rest in _SUMMARY.findall(text)]
     built, loaded, warmed = _BUILT.search(text), _LOADED.search(text), _WARMED.search(text)
     return Log(
-        medians_ms={name: _finite(value) for name, value in _SUMMARY.findall(text)},
+        medians_ms={name: _finite(median[1]) for name, median in summaries if median},
         settings=dict(_SETTING.findall(text)),
         build_s=_finite(built[1]) if built else None,
         load_s=_finite(loaded[1]) if loaded else None,

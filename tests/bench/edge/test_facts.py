@@ -43,7 +43,7 @@ def test_power_mode_and_clocks_as_the_tools_print_them() -> None:
     assert gpu_clocks("") is None
 
 
-def _facts(**changes: object) -> dict:
+def facts_of_a_jetson(**changes: str) -> dict[str, str]:
     return {
         "nv_tegra_release": "# R35 (release), REVISION: 4.1",
         "compatible": "nvidia,p3737-0000+p3701-0005\nnvidia,p3701-0005\nnvidia,tegra234",
@@ -56,7 +56,7 @@ def _facts(**changes: object) -> dict:
 
 
 def test_a_board_at_full_locked_clocks_has_no_warnings() -> None:
-    machine = machine_of(_facts())
+    machine = machine_of(facts_of_a_jetson())
 
     assert (machine.device_id, machine.jetpack) == ("agx-orin-64", "5.1.2")
     assert machine.clocks_locked is True
@@ -76,7 +76,7 @@ def test_a_board_at_full_locked_clocks_has_no_warnings() -> None:
 def test_what_makes_a_number_misleading_is_reported(change: dict, expected: str) -> None:
     import re
 
-    notes = clock_warnings(machine_of(_facts(**change)))
+    notes = clock_warnings(machine_of(facts_of_a_jetson(**change)))
     assert any(re.search(expected, note) for note in notes)
 
 
@@ -89,7 +89,7 @@ def test_the_fastest_mode_of_a_board_without_maxn_is_not_called_a_cap(
     conf = "".join(f"< POWER_MODEL ID={i} NAME={name} >\n" for i, name in enumerate(modes))
 
     machine = machine_of(
-        _facts(
+        facts_of_a_jetson(
             compatible="nvidia,p3768-0000+p3767-0005\nnvidia,tegra234",
             nvpmodel="NV Power Mode: 15W\n0\n",
             nvpmodel_conf=conf,
@@ -113,14 +113,14 @@ def test_the_fastest_mode_of_a_board_without_maxn_is_not_called_a_cap(
     ],
 )  # fmt: skip
 def test_boards_are_recognized(compatible: str, model: str, device: str | None) -> None:
-    machine = machine_of(_facts(compatible=compatible, model=model))
+    machine = machine_of(facts_of_a_jetson(compatible=compatible, model=model))
 
     assert machine.is_jetson
     assert machine.device_id == device
 
 
 def test_an_unknown_release_is_named_not_refused() -> None:
-    machine = machine_of(_facts(nv_tegra_release="# R36 (release), REVISION: 9.9"))
+    machine = machine_of(facts_of_a_jetson(nv_tegra_release="# R36 (release), REVISION: 9.9"))
 
     assert machine.jetpack == "about 6.2 (L4T 36.9.9 is not in the table)"
 
