@@ -20,7 +20,13 @@ from hgkd_edge.console import track_steps
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.names import readable
 from hgkd_edge.data.spread import evenly
-from hgkd_edge.errors import DataError, MissingPackageError, RunError, reason_of
+from hgkd_edge.errors import (
+    DataError,
+    MissingPackageError,
+    RunError,
+    raise_if_out_of_memory,
+    reason_of,
+)
 from hgkd_edge.files import atomic_write, require_writable_folder
 from hgkd_edge.predict import image_files
 from hgkd_edge.run_files import require_recorded
@@ -199,6 +205,7 @@ def _read(
         try:
             yield file, spec.array(load_photo(file, bits=spec.bits))
         except Exception as error:  # a damaged file may raise anything
+            raise_if_out_of_memory(error)
             reason = reason_of(error)
             skipped.append((str(file), reason.removeprefix(f"{file}: ")))
 

@@ -50,6 +50,7 @@ __all__ = [
     "WorkFailed",
     "WrongOutputs",
     "is_out_of_memory",
+    "raise_if_out_of_memory",
     "reason_of",
 ]
 
@@ -102,6 +103,15 @@ class StreamLost(UserError):
     """A live source that broke and did not come back in time."""
 
     exit_code = 1
+
+
+def raise_if_out_of_memory(error: BaseException) -> None:
+    """For code that skips an image whatever is wrong with it: the image does not cause this.
+
+    Sizes are limited before pixels are allocated, so one image cannot need that much.
+    """
+    if is_out_of_memory(error):
+        raise error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

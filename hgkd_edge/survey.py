@@ -29,7 +29,7 @@ from hgkd_edge.data.images import open_image
 from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.sources import list_photos
 from hgkd_edge.data.spread import evenly
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, raise_if_out_of_memory
 from hgkd_edge.files import require_writable_folder
 from hgkd_edge.parsing import cut
 from hgkd_edge.recipe_sections import DataConfig
@@ -163,6 +163,7 @@ def _split(
         try:
             usable.append((photo, *_way_up(photo, turns)))
         except Exception as error:  # a broken file may raise anything
+            raise_if_out_of_memory(error)
             skipped.append((str(photo.file), f"{error or type(error).__name__}; image skipped"))
     for photo, turn, stated in usable:
         upright = turns.default if stated is None else stated

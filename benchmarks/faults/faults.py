@@ -24,7 +24,7 @@ from benchmarks.faults.jobs import NEXT, Next, Stage
 
 __all__ = ["FAULTS", "Trial"]
 
-LOST = "a decoding thread died"
+LOST, REASON = "a decoding thread failed", "the decoder broke"
 
 
 class Trial:
@@ -207,20 +207,31 @@ def stale_lock(trial: Trial) -> list[str]:
 def clock_jumps(trial: Trial) -> list[str]:
     """A clock that jumps by up to a day, forwards and backwards, at every look.
 
-    `time.time` and `datetime.now` jump; the times of files do not.
+    `time.time` and `datetime.now` jump, and every file's time is moved once by as much.
     """
+    _spoil_times(trial.folder, trial.chance)
     trial.check_message(trial.start(lambda: _spoil_clock(trial.chance.random())).wait(), 0)
     trial.check_whole()
     return trial.recover()
 
 
 def lost_decoder(trial: Trial) -> list[str]:
-    """Decoding threads in which every tenth image raises: such images are skipped, or named."""
-    ended = trial.start(_break_decoding).wait()
+    """Decoding threads in which every tenth image raises: it is skipped, or no memory is left.
+
+    Missing memory is not caused by an image, so the command ends; continued, it uses all images.
+    """
+    no_memory = trial.chance.random() < 0.5
+    ended = trial.start(partial(_break_decoding, MemoryError if no_memory else ValueError)).wait()
     trial.struck = LOST in ended.printed  # not all jobs decode
-    trial.check_message(ended, 0, 1, 2)
+    trial.check_message(ended, int(trial.struck and no_memory))
     trial.check_whole()
-    trial.stage.reset(trial.folder)  # other images were trained on: nothing to compare
+    if trial.struck and no_memory:
+        trial.check("memory" in ended.printed, f"does not name memory: {ended.printed[-1500:]}")
+    elif trial.struck:
+        records = [file.read_text() for file in trial.folder.glob("runs/tiny/*.json")]
+        named = any(REASON in text for text in (ended.printed, *records))
+        trial.check(named, "does not name the image that it skips")
+        trial.stage.reset(trial.folder)  # other images were trained on: nothing to compare
     return trial.recover()
 
 
@@ -233,6 +244,8 @@ def no_memory(trial: Trial) -> list[str]:
     aborted = {-signal.SIGABRT, -signal.SIGSEGV, 134, 139}
     if ended.code not in aborted:
         trial.check_message(ended, 0, 1, 2)
+        named = ended.code == 0 or "memory" in ended.printed
+        trial.check(named, f"does not name memory: {ended.printed[-1500:]}")
     trial.check_whole()
     return trial.recover()
 
@@ -306,6 +319,12 @@ def _refuse_locks() -> None:
     fcntl.flock = flock
 
 
+def _spoil_times(folder: Path, chance: random.Random) -> None:
+    for file in folder.rglob("*"):
+        moved = file.lstat().st_mtime + chance.uniform(-86_400, 86_400)
+        os.utime(file, (moved, moved), follow_symlinks=False)
+
+
 def _spoil_clock(seed: float) -> None:
     real, chance = time.time, random.Random(seed)
     time.time = lambda: real() + chance.uniform(-86_400, 86_400)
@@ -322,7 +341,7 @@ def _spoil_clock(seed: float) -> None:
         module.datetime = Jumping  # type: ignore[attr-defined]
 
 
-def _break_decoding() -> None:
+def _break_decoding(kind: type[Exception]) -> None:
     from hgkd_edge.data import decode
 
     real, calls = decode.decode_into, iter(range(10**9))
@@ -330,7 +349,7 @@ def _break_decoding() -> None:
     def decode_into(*arguments: object, **options: object) -> str:
         if next(calls) % 10 == 9:
             print(LOST, file=sys.stderr, flush=True)
-            raise MemoryError(LOST)
+            raise kind(REASON)
         return real(*arguments, **options)  # type: ignore[arg-type]
 
     decode.decode_into = decode_into

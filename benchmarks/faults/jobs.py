@@ -75,6 +75,9 @@ JOBS = (
     Job("export", (RUN, "--onnx"), results=f"{RUN}/export/*.onnx"),
     Job("bench", (RUN, "--duration", "0.2")),
     Job("predict", (f"{RUN}/export/tiny.fp32.onnx", "photos/test"), results="predictions/*.png"),
+    Job("evaluate", (RUN, "--features")),
+    Job("embed", (RUN, "photos/test"), results="*.npz"),
+    Job("compare", (RUN,)),
     Job("report", (RUN,)),
 )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import yaml
@@ -48,7 +50,7 @@ def results(root: Path, pattern: str) -> dict[str, str]:
 
 
 def _read(file: Path) -> None:
-    kind = "".join(file.suffixes[-2:]) if file.suffix == ".sha256" else file.suffix
+    kind = file.suffix
     if kind == ".json":
         json.loads(file.read_text())
     elif kind == ".jsonl":
@@ -68,11 +70,19 @@ def _read(file: Path) -> None:
         onnx.checker.check_model(onnx.load(file))
     elif kind == ".html":
         assert file.read_text().rstrip().endswith("</html>"), "is cut off"
-    elif kind in (".png", ".jpg"):
+    elif kind in (".png", ".jpg", ".webp"):
         with Image.open(file) as image:
             image.load()
+    elif kind in (".npz", ".npy"):
+        content = np.load(file)
+        _ = {name: content[name] for name in content} if kind == ".npz" else content
+    elif kind in (".svg", ".xml"):
+        xml.etree.ElementTree.parse(file)
     elif kind == ".md":
         assert file.read_text().endswith("\n"), "is cut off"
+    else:
+        grows = ".tfevents." in file.name  # as a log does
+        assert grows or kind in (".txt", ".sha256"), "is of no known kind"
 
 
 def _recorded(manifest: Path) -> Iterator[str]:

@@ -26,7 +26,7 @@ from hgkd_edge.data.images import open_image
 from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.photos import Photos
 from hgkd_edge.data.resize import Geometry, cover, letterbox
-from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.errors import DataError, raise_if_out_of_memory, reason_of
 from hgkd_edge.files import reserve
 
 __all__ = ["Canvas", "Kept", "StreamedPixels", "allocate", "keep", "memory_bytes", "read_ahead"]
@@ -97,6 +97,7 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
             if fault := decode_into(content, pixels[i], canvas, bits=bits):
                 noted.append((photos.names[i], fault))
         except Exception as error:  # a broken file may raise anything
+            raise_if_out_of_memory(error)
             return "", reason_of(error)
         return hashlib.sha256(content).hexdigest(), ""
 
@@ -190,6 +191,7 @@ class StreamedPixels:
                 content = self.photos.read(candidate)
                 fault = decode_into(content, pixels, self.canvas, bits=self.bits)
             except Exception as error:  # a broken file may raise anything
+                raise_if_out_of_memory(error)
                 self._add(self.skipped, name, reason_of(error))
                 continue
             if fault and self._add(self.noted, name, fault) and len(self.noted) == 1:

@@ -18,6 +18,7 @@ from hgkd_edge.data.color import row_blocks, scale_to_8, to_rgb
 from hgkd_edge.data.images import MAX_PIXELS, open_image
 from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.spread import evenly
+from hgkd_edge.errors import raise_if_out_of_memory
 
 __all__ = ["Depth", "decode_rgb", "depth_of", "settle_bits", "settled_bits"]
 
@@ -69,7 +70,8 @@ def settled_bits(
     def look(i: int) -> Depth | None:
         try:
             return depth_of(read(i))
-        except Exception:  # a broken file is reported when it is decoded
+        except Exception as error:  # a broken file is reported when it is decoded
+            raise_if_out_of_memory(error)
             return None
 
     with ThreadPoolExecutor(threads) as pool:

@@ -18,7 +18,7 @@ from hgkd_edge.data.depth import decode_rgb
 from hgkd_edge.data.images import open_image, read_image_file
 from hgkd_edge.data.orientation import turn_of
 from hgkd_edge.data.resize import Geometry, Placement
-from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.errors import DataError, raise_if_out_of_memory, reason_of
 from hgkd_edge.tasks.suppression import THRESHOLD, select_boxes
 
 __all__ = [
@@ -131,6 +131,7 @@ def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
         with open_image(content) as image:
             return decode_rgb(image, content, turn_of(image), bits=bits)
     except Exception as error:  # a broken file may raise anything
+        raise_if_out_of_memory(error)
         raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 

@@ -35,7 +35,7 @@ from hgkd_edge.data.orientation import Turn
 from hgkd_edge.data.photos import outside
 from hgkd_edge.data.resize import IGNORED, place
 from hgkd_edge.data.sources import ImageSource, decoding_threads
-from hgkd_edge.errors import DataError
+from hgkd_edge.errors import DataError, raise_if_out_of_memory
 from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["open_boxes", "open_masks"]
@@ -178,7 +178,8 @@ def _coding(
     def look(photo: Annotated[Path]) -> Tally | None:
         try:
             return Tally.of(in_range(read_mask(photo.annotation)))
-        except Exception:  # a broken mask is reported when its image is read
+        except Exception as error:  # a broken mask is reported when its image is read
+            raise_if_out_of_memory(error)
             return None
 
     tallies = {}

@@ -23,7 +23,7 @@ from hgkd_edge.data.orientation import Turn, turn_of
 from hgkd_edge.data.photos import UNLABELED, Photos
 from hgkd_edge.data.resize import IGNORED, letterbox
 from hgkd_edge.data.sources import ImageSource, decoding_threads, streams
-from hgkd_edge.errors import DataError, reason_of
+from hgkd_edge.errors import DataError, raise_if_out_of_memory, reason_of
 from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = ["AnnotatedPhotos", "FilledBoxes", "FilledMaps", "Labels", "Reader", "StreamedMaps"]
@@ -189,6 +189,7 @@ class StreamedMaps:
         try:
             own, _ = self.read(annotation, size_of(turn, upright=upright))
         except Exception as error:  # a broken file may raise anything
+            raise_if_out_of_memory(error)
             raise DataError(
                 f"a label map was readable and no longer is: {reason_of(error)}",
                 hint="check that the disk is mounted and that nothing changes the data set",
@@ -341,6 +342,7 @@ class AnnotatedPhotos:
                 decode_into(content, pixels[i], canvas, bits=self.bits)
             label, faults = labels.fill(i, photo.annotation, turn, upright)
         except Exception as error:  # a broken file may raise anything
+            raise_if_out_of_memory(error)
             return _Outcome(
                 "", [(str(photo.file), f"{error or type(error).__name__}; image skipped")]
             )
