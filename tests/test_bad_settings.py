@@ -63,14 +63,18 @@ def in_file(folder: Path, content: Any, name: str = "file.yaml") -> Path:
     return file
 
 
+def valid_or_refused(read: Callable[[], object]) -> None:
+    """Settings that are wrong end a command with status 2."""
+    error = refused_or_read(read)
+    assert error is None or error.exit_code == 2, error.message
+
+
 @given(content=changed(WHOLE))
 @fuzz(20)
 def test_a_recipe_with_one_wrong_part_is_valid_or_refused(folder: Path, content: Any) -> None:
     file = in_file(folder, content)
 
-    refused = refused_or_read(lambda: load_recipe(file))
-
-    assert refused is None or refused.exit_code == 2
+    valid_or_refused(lambda: load_recipe(file))
 
 
 @pytest.mark.parametrize("recipe", builtin_recipes())
@@ -79,7 +83,7 @@ def test_a_damaged_recipe_file_is_valid_or_refused(folder: Path, recipe: str) ->
 
     for seed in range(8):
         file = in_file(folder, damaged(whole, TEXT, seed))
-        refused_or_read(lambda file=file: load_recipe(file))  # type: ignore[misc]
+        valid_or_refused(lambda file=file: load_recipe(file))  # type: ignore[misc]
 
 
 KEYS = [
@@ -95,7 +99,7 @@ KEYS = [
 def test_any_override_is_valid_or_refused(key: str, value: str) -> None:
     demo = builtin_recipes()["demo"]
 
-    refused_or_read(lambda: load_recipe(demo, [f"{key}={value}"]))
+    valid_or_refused(lambda: load_recipe(demo, [f"{key}={value}"]))
 
 
 @given(content=changed(FINETUNE), override=st.text(max_size=20))
@@ -103,7 +107,7 @@ def test_any_override_is_valid_or_refused(key: str, value: str) -> None:
 def test_finetuning_settings_are_valid_or_refused(content: Any, override: str) -> None:
     raw = content if isinstance(content, dict) else {"task": content}
 
-    refused_or_read(lambda: parse_settings(FinetuneConfig, raw, [override], name="finetune"))
+    valid_or_refused(lambda: parse_settings(FinetuneConfig, raw, [override], name="finetune"))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +132,13 @@ def test_a_problem_in_a_section_that_may_be_missing_is_named(override: str, prob
 def test_a_fleet_file_is_valid_or_refused(folder: Path, content: Any) -> None:
     file = in_file(folder, content)
 
-    refused_or_read(lambda: load_fleet(file))
+    valid_or_refused(lambda: load_fleet(file))
 
 
 @given(name=st.text() | st.sampled_from(VALUES))
 @fuzz(15)
 def test_a_device_is_known_or_refused(name: str) -> None:
-    refused_or_read(lambda: find_devices(name))
+    valid_or_refused(lambda: find_devices(name))
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +289,8 @@ def test_every_option_of_every_command_takes_or_refuses_any_value(
             continue
         number = NO_NUMBER.search(refused(*needed, option.opts[0], *["x"] * option.nargs))
         for value in NUMBERS if number else TEXTS:
-            refused(*needed, option.opts[0], *[value] * option.nargs)
+            printed = refused(*needed, option.opts[0], *[value] * option.nargs)
+            assert value or "it is empty" in printed, option.opts
 
 
 def test_numbers_are_recognized_in_this_version_of_typer(

@@ -29,6 +29,7 @@ __all__ = [
 
 DEVICES = ("cpu", "cuda", "openvino", "jetson")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+MOST_ROUNDS, MOST_RUNS = 10_000, 10_000_000  # all times are kept in memory
 
 AnyPath = str | os.PathLike[str]
 Progress = Callable[[str, float], None]
@@ -97,6 +98,12 @@ class RunBenchOptions:
             wrong = [value for value in values if value is not None and value < 1]
             if wrong:
                 raise DeviceError(f"--{option} {wrong[0]} measures nothing", hint="1 or more")
+        for option, number, most in (
+            ("rounds", self.rounds, MOST_ROUNDS),
+            ("count", self.count, MOST_RUNS),
+        ):
+            if number is not None and number > most:
+                raise DeviceError(f"--{option} is too high", hint=f"{most:,} at most")
         if not 0 < self.duration_s < math.inf:
             raise DeviceError(
                 f"--duration must be finite and above 0, not {self.duration_s:g}",
@@ -104,6 +111,12 @@ class RunBenchOptions:
             )
         if self.host is not None and self.hosts is not None:
             raise DeviceError("--host and --hosts were both given", hint="give one of them")
+        local = self.host is None and self.hosts is None
+        for option, given in (("ssh-config", self.ssh_config), ("resume", self.resume)):
+            if given and local:
+                raise DeviceError(
+                    f"--{option}: only with --host or --hosts", hint="add --host USER@HOST"
+                )
 
     def plan(self) -> Plan:
         """How long and how to measure."""

@@ -133,7 +133,7 @@ def bench(
     )
     if pipeline is not None:
         return _measure_pipeline(pipeline, options, as_json=as_json)
-    return _measure(options, _names(on) if estimate else None, as_json=as_json)
+    return _measure(options, _estimated_on(on, estimate), as_json=as_json)
 
 
 def _compare(files: tuple[Path, Path], *, as_json: bool) -> None:
@@ -171,6 +171,15 @@ def _measure(options: BenchOptions, estimated_on: tuple[str, ...] | None, *, as_
         say(f"written to {result['file']}")
     if result.get("refusals"):  # a host of several
         raise typer.Exit(1)
+
+
+def _estimated_on(on: str, estimate: bool) -> tuple[str, ...] | None:
+    """Names of the devices to estimate for; None without `--estimate`."""
+    from hgkd_edge.errors import DeviceError
+
+    if on and not estimate:
+        raise DeviceError("--on: only with --estimate", hint="add --estimate")
+    return _names(on) if estimate else None
 
 
 def _names(text: str) -> tuple[str, ...]:

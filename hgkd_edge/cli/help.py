@@ -1,4 +1,4 @@
-"""Commands whose help and end are the same under every version of Typer."""
+"""Commands whose arguments, help and end are the same under every version of Typer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ __all__ = ["Command", "help_rows"]
 
 class Command(TyperCommand):
     """A command whose help shows arguments by name: Typer adds `<list[Path]>` or braces."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line. An empty value, as of an unset shell variable, is an error.
+
+        Otherwise it would be the default value, or as a path the current folder.
+        """
+        if not ctx.resilient_parsing:
+            given = self.make_parser(ctx).parse_args(list(args))[0]
+            params: list[Any] = list(self.get_params(ctx))
+            for param in params:
+                value = given.get(param.name)
+                if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+                    raise typer.BadParameter("it is empty", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. Ctrl-C is passed on as `Abort`: Typer would end without a message."""

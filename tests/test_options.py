@@ -1,0 +1,65 @@
+"""Options with a wrong value where everything else is right: the error is about that option."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hgkd_edge.console import printable
+from tests.test_bad_settings import COMMANDS, NO_NUMBER, NUMBERS, TEXTS, Refused
+from tests.test_doors import whole as whole
+
+RIGHT = {
+    "bench": ("runs/whole", "--duration", "0.01", "--rounds", "1"),
+    "compare": ("runs/whole",),
+    "data": ("photos",),
+    "distill": ("cifar_small",),
+    "embed": ("runs/whole", "photos"),
+    "evaluate": ("runs/whole",),
+    "export": ("runs/whole", "--onnx", "--precision", "int8"),
+    "finetune": ("runs/whole",),
+    "predict": ("runs/whole", "photo.png"),
+    "pretrain": ("cifar_small",),
+    "recipes validate": ("cifar_small",),
+}
+# They take any name or number, or (the run) are read after the data, which `cifar_small` lacks.
+LENIENT = (
+    *("predict --out", "predict --frames", "predict --reconnect", "data --out", "data --draw"),
+    *("compare --max-drop", "distill --run", "distill --check-updates"),
+)
+# Their values are read; then the work starts, which takes more than a second.
+STARTING = ("bench --out", "export --calib", "export --max-drop")
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_error_is_about_the_option_whose_value_is_wrong(
+    name: str,
+    whole: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, tmp_path / "runs" / "whole")
+    Path("photos").symlink_to(photos)
+    Image.new("RGB", (64, 64)).save("photo.png")
+
+    refused = Refused(name, monkeypatch, capsys)
+    options: list[Any] = [p for p in COMMANDS[name].params if p.param_type_name == "option"]
+    for option in options:
+        label, count = option.opts[0], option.nargs
+        if option.is_flag or f"{name} {label}" in STARTING:
+            continue
+        refused.works = f"{name} {label}" in LENIENT
+        number = NO_NUMBER.search(refused(*RIGHT[name], label, *["x"] * count))
+        for value in NUMBERS if number else TEXTS:
+            printed = refused(*RIGHT[name], label, *[value] * count)
+            about = (label.strip("-").rstrip("s"), printable(value)[:20] or "empty")
+            named = any(each in printed for each in about)
+            assert named or refused.works, (label, value, printed)
