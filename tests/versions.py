@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("train", "openvino", "video")
+EXTRAS = ("train", "openvino", "video", "hf")
 TOOLS = (
     *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "hatchling"),
     *("jsonschema", "webdataset"),
@@ -28,6 +28,8 @@ TESTS = (
     *(f"tests/{part}" for part in ("bench/test_commands.py", "bench/test_estimate.py", "data")),
     *(f"tests/{part}" for part in ("exporters", "models", "sparse", "tasks", "engine")),
     *(f"tests/test_{part}.py" for part in ("recipe", "recipes", "parsing", "distill", "predict")),
+    *(f"tests/{part}" for part in ("video", "test_doors.py", "test_report.py", "test_embed.py")),
+    "tests/test_pretrain.py",
 )
 
 

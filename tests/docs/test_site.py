@@ -93,8 +93,8 @@ def test_the_lowest_versions_are_those_of_the_package() -> None:
 
     stated = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, flags=re.MULTILINE)
 
-    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
-    assert {name for name, _ in stated} >= set(re.findall(r'"([\w-]+)>=', base))
+    required = text[text.index("\ndependencies = [") : text.index("\ndev = [")]
+    assert {name for name, _ in stated} >= set(re.findall(r'"([\w-]+)>=', required))
     assert [f"{name}>={low}" for name, low in stated if f'"{name}>={low}"' not in text] == []
 
 
