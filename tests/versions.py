@@ -68,9 +68,9 @@ def main() -> int:
         wanted = requirements(tuple(asked.extras.split(",")), lowest=asked.which == "lowest")
         if not python.exists():
             subprocess.run([asked.python, "-m", "venv", folder], check=True)
-            pip = [python, "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, "--only-binary", ":all:", *wanted, *TOOLS], check=True)
-            subprocess.run([*pip, "--no-deps", "-e", ROOT], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--only-binary", ":all:", *wanted, *TOOLS], check=True)
+        subprocess.run([*pip, "--no-deps", "-e", ROOT], check=True)
         subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True)
         options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "-n", asked.workers]
         paths = () if any(text.startswith("tests") for text in for_pytest) else TESTS
