@@ -43,6 +43,7 @@ from hgkd_edge.bench.edge.hosts import _understood
 from hgkd_edge.bench.edge.messages import MessageStream, StreamFault
 from hgkd_edge.bench.edge.tegrastats import parse_line
 from hgkd_edge.bench.edge.trtexec import Trtexec, parse_log, parse_outputs, parse_times
+from hgkd_edge.bench.inputs import load_images
 from hgkd_edge.data.images import open_image
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.orientation import turn_of
@@ -325,6 +326,17 @@ def test_damaged_weights(folder: Path, weights: tuple[Path, Path]) -> None:
         for seed in range(20):
             bad.write_bytes(damaged(content, BINARY, seed))
             refused_or_read(lambda bad=bad: fitting_weights(network, bad, key="student.path"))  # type: ignore[misc]
+
+
+@given(seed=st.integers(0, 2**32))
+@fuzz(30)
+def test_a_damaged_array_of_images(folder: Path, seed: int) -> None:
+    stored = io.BytesIO()
+    np.save(stored, np.ones((2, 3, 8, 8), np.float32))
+    file = folder / "images.npy"
+    file.write_bytes(damaged(stored.getvalue()[:300], (*BINARY, *TEXT), seed))
+
+    refused_or_read(lambda: load_images(file))
 
 
 SIDECAR = Sidecar(

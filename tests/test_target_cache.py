@@ -131,16 +131,25 @@ def test_a_stopped_filling_continues_where_it_was(
 
 
 @pytest.mark.parametrize("filled", [True, False], ids=["whole", "stopped in the middle"])
-@pytest.mark.parametrize("kept", [0, 1000], ids=["removed", "cut off"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:1000],
+        lambda content: content.replace(b"(", b"((", 1),
+        lambda content: content.replace(b"'", b"7", 1),
+    ],
+    ids=["removed", "cut off", "an open bracket in the header", "a name without its quote"],
+)
 def test_damaged_targets_are_computed_again(
-    tiny_recipe: dict[str, Any], kept: int, filled: bool
+    tiny_recipe: dict[str, Any], damage: Callable[[bytes], bytes], filled: bool
 ) -> None:
     recipe = with_cache(tiny_recipe)
     teacher, _, source = made(recipe)
     first = cached_targets(teacher, source, recipe)
     wanted = np.array(first.targets)
     file = first.folder / "targets.npy"
-    content = file.read_bytes()[:kept]
+    content = damage(file.read_bytes())
     file.unlink()
     if content:
         file.write_bytes(content)

@@ -82,7 +82,9 @@ def _mapped(path: Path) -> np.ndarray:
     """An array in a file: its header may state any shape, which numpy would allocate first."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError) as error:  # numpy's text recommends to load it unsafely
+    except OSError:
+        raise
+    except Exception as error:  # numpy parses the header as Python, and its texts may mislead
         raise ValueError("not a .npy file") from error
 
 

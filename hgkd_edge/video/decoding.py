@@ -101,7 +101,7 @@ class Opened:
         """All frames in the order in which they are shown; closes the source at the end.
 
         Raises:
-            DataError: A live source broke.
+            DataError: A live source broke, or a frame has too many pixels.
         """
         start = (self._container.start_time or 0) / 1e6
         rate = float(self._stream.average_rate or 25)
@@ -223,8 +223,17 @@ class _Upright:
         self._turn: Image.Transpose | None = None
 
     def image(self, frame: Any) -> Image.Image:
-        """PyAV's frame as a picture."""
+        """PyAV's frame as a picture.
+
+        Raises:
+            DataError: It has more pixels than an image may have.
+        """
         width = frame.width
+        if width * frame.height > MAX_PIXELS:
+            raise DataError(
+                f"a frame of {width} x {frame.height} pixels; {MAX_PIXELS:,} pixels are decoded",
+                hint="make the video smaller: ffmpeg -i VIDEO -vf scale=1920:-2 smaller.mp4",
+            )
         if 1 / MAX_STRETCH < self._stretch < MAX_STRETCH:
             stretched = max(1, round(frame.width * self._stretch))
             width = stretched if stretched * frame.height <= MAX_PIXELS else width

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from hgkd_edge.console import printable
 from hgkd_edge.data.annotations import open_boxes, open_masks
@@ -55,6 +55,7 @@ FORMATS: dict[str, bytes] = {
     "tiff": encoded(PHOTO, "TIFF", compression="tiff_lzw"),
     "gif": encoded(PHOTO, "GIF"),
     "ppm": encoded(PHOTO, "PPM"),
+    **({"avif": encoded(PHOTO, "AVIF")} if features.check("avif") else {}),
 }
 # Unusual and allowed.
 UNUSUAL: dict[str, bytes] = {

@@ -17,6 +17,8 @@ from hgkd_edge.predict import predict
 from hgkd_edge.video.decoding import Frame, open_source
 from hgkd_edge.video.predict import Options, Summary, predict_videos
 from hgkd_edge.video.sources import Source, find_source
+from tests.damage import BINARY, damaged
+from tests.fuzzing import refused_or_read
 from tests.video.clips import (
     SIZE,
     av,
@@ -59,6 +61,27 @@ def test_frames_that_were_read_hold_no_threads_and_no_memory(clip: Path) -> None
     assert read > 10
     assert after <= before
     assert kept <= 2
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "ts"])
+def test_a_damaged_video_is_read_as_far_as_it_goes_or_refused(kind: str, tmp_path: Path) -> None:
+    content = make_clip(tmp_path / f"whole.{kind}").read_bytes()
+    bad, read = tmp_path / f"bad.{kind}", list[int]()
+
+    for seed in range(15):
+        bad.write_bytes(damaged(content, BINARY, seed))
+        refused_or_read(lambda: read.append(len(frames_of(bad))))
+
+    assert max(read) >= 20  # repeated bytes may be frames, too
+
+
+def test_a_frame_of_too_many_pixels_is_refused(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", SIZE[0] * SIZE[1])
+    assert len(frames_of(clip)) == 20
+    monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
+
+    with pytest.raises(DataError, match=r"a frame of 96 x 64 pixels; 6,143 pixels are decoded"):
+        frames_of(clip)
 
 
 @pytest.mark.parametrize(
