@@ -171,7 +171,7 @@ def open_source(source: Source) -> Opened:
             format=source.format,
             options=source.options,
             timeout=READ_TIMEOUT,
-            metadata_errors="replace",
+            **_for_any_text(av),
         )
     except (_failures(), ValueError) as error:
         raise DataError(
@@ -193,6 +193,11 @@ def open_source(source: Source) -> Opened:
             hint=f"convert it: ffmpeg -i {source.shown} -c:v libx264 converted.mp4",
         )
     return Opened(source, container, streams[0])
+
+
+def _for_any_text(av: ModuleType) -> dict[str, Any]:
+    """Options of `av.open` by which metadata that are not UTF-8 do not raise: from 19 on, none."""
+    return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def what_failed(error: BaseException) -> str:
@@ -246,12 +251,13 @@ class _Upright:
 
 def _display_turn(frame: Any) -> Image.Transpose | None:
     """The rotation of a frame's display matrix; None if none, or not a right angle."""
-    for entry in frame.side_data:
-        if entry.type.name == "DISPLAYMATRIX":
-            matrix = struct.unpack("=9i", bytes(entry)[:36])
-            signs = tuple(round(math.copysign(1, v)) if v else 0 for v in matrix)
-            return UPRIGHT.get((signs[0], signs[1], signs[3], signs[4]))
-    return None
+    try:
+        stored = bytes(frame.side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return None
+    matrix = struct.unpack("=9i", stored[:36])
+    signs = tuple(round(math.copysign(1, v)) if v else 0 for v in matrix)
+    return UPRIGHT.get((signs[0], signs[1], signs[3], signs[4]))
 
 
 def _length(container: Any, stream: Any) -> float | None:
