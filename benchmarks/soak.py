@@ -3,14 +3,14 @@
     python -m benchmarks.soak [--minutes 30] [--jobs kept,streamed,video,bench] [--json FILE]
 
     kept       distill, with decoded images in memory; a checkpoint after every epoch
-    streamed   distill, with images decoded by worker processes in each epoch
+    streamed   distill, with images decoded by threads in each epoch
     video      predict on a clip that a local HTTP server repeats, with an annotated copy
     bench      every exported file of a run, in turns
 
 All run at the same time, and are stopped with Ctrl-C. A command and its worker processes count as
 one. Compared are the medians of the second and the last quarter of the time. Exit status 1 if
 memory grew by more than 5 % and 8 MiB, if there are more open files or threads, or if a command
-did not end as after any Ctrl-C. Needs FFmpeg.
+ended before its Ctrl-C or not as after any. Needs FFmpeg.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Soaked:
     process: subprocess.Popen[bytes]
     log: Path
     samples: list[Sample] = field(default_factory=list)
+    ended_early: bool = False
 
     def sample(self) -> None:
         with contextlib.suppress(psutil.Error):  # a worker that has just ended
@@ -73,7 +74,8 @@ class Soaked:
 
     def stop(self) -> int:
         """Press Ctrl-C; the exit code."""
-        if self.process.poll() is None:
+        self.ended_early = self.process.poll() is not None
+        if not self.ended_early:
             self.process.send_signal(signal.SIGINT)
         try:
             return self.process.wait(PATIENCE)
@@ -92,6 +94,7 @@ class Soaked:
         return {
             "job": self.name,
             "exit_code": code,
+            "ended_early": self.ended_early,
             "samples": len(self.samples),
             "before": early._asdict(),
             "after": late._asdict(),
@@ -119,12 +122,16 @@ def main() -> int:
                 row = one.outcome(one.stop())
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-                if row["exit_code"] not in (0, 128 + signal.SIGINT):
+                if not _is_well(row):
                     print(one.log.read_text(errors="replace")[-2000:], file=sys.stderr)
     if options.json:
         record = {"minutes": options.minutes, "rows": rows}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
-    return int(any(not row["flat"] or row["exit_code"] not in (0, 130) for row in rows))
+    return int(any(not _is_well(row) for row in rows))
+
+
+def _is_well(row: dict[str, object]) -> bool:
+    return bool(row["flat"]) and not row["ended_early"] and row["exit_code"] in (0, 130)
 
 
 def _start(name: str, folder: Path, url: str) -> Soaked:
