@@ -427,7 +427,7 @@ PLACES = (
     *("finetune.json", "evaluation.json", "scores.json", "log.jsonl", "model.safetensors"),
     *("backbone.safetensors", "checkpoints", "checkpoints/last.pt", "export", "pictures"),
     *("finetune.jsonl", "checkpoints/finetune.pt", "checkpoints/last.pt.sha256", "demo.json"),
-    *("export/whole.fp32.onnx", "model_card.md"),
+    *("export/whole.fp32.onnx", "model_card.md", "export/images.npy", "comparison.svg"),
 )
 THINGS = ("nothing", "garbage", "a folder", "a file", "vast", "a pipe", "a link out", "a loop")
 
@@ -529,6 +529,7 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 WORK = (
     *(["report"], ["evaluate"], ["compare"], ["predict", "photo.png"]),
     *(["bench", "--duration", "0.01", "--rounds", "1"], ["finetune", "--resume"]),
+    *(["embed", "photo.png"], ["export", "--onnx"]),
 )
 
 
@@ -557,3 +558,38 @@ def test_a_whole_run_made_hostile_file_by_file(
 
         with argv(monkeypatch, command, str(run), *options):
             ends_well_or_in_a_line(capsys)
+
+
+ASKING_FOR_NONE = (
+    *(["doctor"], ["devices"], ["recipes", "list"], ["recipes", "new", "--images", "photos"]),
+    *(["data", "photos"], ["embed", "RUN", "photo.png"], ["evaluate", "RUN", "--features"]),
+    *(["compare", "RUN"], ["predict", "RUN", "photo.png"], ["predict", "RUN", "clip.mp4"]),
+)
+
+
+@pytest.mark.parametrize("words", ASKING_FOR_NONE, ids=" ".join)
+def test_a_command_that_asks_for_no_socket_opens_none(
+    words: list[str],
+    whole: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of distill, pretrain, finetune, export, bench and report: `tests/test_faults.py`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, "run")
+    Path("photos").symlink_to(photos)
+    Image.new("RGB", (64, 64)).save("photo.png")
+    if "clip.mp4" in words:
+        pytest.importorskip("av")
+        from tests.video.clips import make_clip
+
+        make_clip(Path("clip.mp4"), count=2)
+    opened: list[object] = []
+    monkeypatch.setattr("socket.socket.connect", lambda _, address: opened.append(address))
+
+    with argv(monkeypatch, *("run" if word == "RUN" else word for word in words)):
+        assert ends_well_or_in_a_line(capsys) == 0
+
+    assert opened == []
