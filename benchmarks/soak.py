@@ -10,7 +10,7 @@
 All run at the same time, and are stopped with Ctrl-C. A command and its worker processes count as
 one. Compared are the medians of the second and the last quarter of the time. Exit status 1 if
 memory grew by more than 5 % and 8 MiB, if there are more open files or threads, or if a command
-ended before its Ctrl-C or not as after any. Needs FFmpeg.
+ended early, or with an exit code other than 0 and 130. Needs FFmpeg.
 """
 
 from __future__ import annotations
@@ -122,15 +122,15 @@ def main() -> int:
                 row = one.outcome(one.stop())
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-                if not _is_well(row):
+                if not _passed(row):
                     print(one.log.read_text(errors="replace")[-2000:], file=sys.stderr)
     if options.json:
         record = {"minutes": options.minutes, "rows": rows}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
-    return int(any(not _is_well(row) for row in rows))
+    return int(any(not _passed(row) for row in rows))
 
 
-def _is_well(row: dict[str, object]) -> bool:
+def _passed(row: dict[str, object]) -> bool:
     return bool(row["flat"]) and not row["ended_early"] and row["exit_code"] in (0, 130)
 
 

@@ -205,7 +205,7 @@ def _read(
         try:
             yield file, spec.array(load_photo(file, bits=spec.bits))
         except Exception as error:  # a damaged file may raise anything
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, file)
             reason = reason_of(error)
             skipped.append((str(file), reason.removeprefix(f"{file}: ")))
 

@@ -3,6 +3,7 @@
     UserError                 what was wrong and where; `hint` says how to fix it (exporters.errors)
     ├── RecipeError           a recipe file or --set value                      exit 2
     ├── DataError             images, labels, folders                           exit 2
+    ├── OutOfMemory           memory is missing while an image is read          exit 1
     ├── RunError              a run folder that is missing, foreign or broken   exit 2
     ├── DeviceError           a device that cannot be reached or used           exit 2
     ├── ConversionError       sparse <-> dense, or an unsupported layer         exit 2
@@ -41,6 +42,7 @@ __all__ = [
     "ExportError",
     "Interrupted",
     "MissingPackageError",
+    "OutOfMemory",
     "RecipeError",
     "RunError",
     "StreamLost",
@@ -61,6 +63,12 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """Images or labels that cannot be read or used."""
+
+
+class OutOfMemory(UserError):
+    """An image cannot be read because memory is missing."""
+
+    exit_code = 1
 
 
 class RunError(UserError):
@@ -105,13 +113,24 @@ class StreamLost(UserError):
     exit_code = 1
 
 
-def raise_if_out_of_memory(error: BaseException) -> None:
-    """For code that skips an image whatever is wrong with it: the image does not cause this.
+def raise_if_out_of_memory(error: BaseException, image: object) -> None:
+    """For code that skips an image whatever is wrong with it: missing memory is another matter.
 
-    Sizes are limited before pixels are allocated, so one image cannot need that much.
+    Args:
+        error: What reading the image raised.
+        image: Its name.
+
+    Raises:
+        OutOfMemory: The error says that memory is missing. Decoders of WebP and of progressive JPEG
+            do not say so: they report damage.
     """
-    if is_out_of_memory(error):
+    if isinstance(error, OutOfMemory):
         raise error
+    if is_out_of_memory(error):
+        raise OutOfMemory(
+            f"{image}: out of memory while it is read",
+            hint="close other programs, or use fewer threads (data.workers)",
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -126,4 +145,5 @@ def is_out_of_memory(error: BaseException) -> bool:
         *("can't start new thread", "could not create a primitive"),
     )
     kinds = (RuntimeError, OSError, ImportError)
-    return isinstance(error, kinds) and any(each in str(error).lower() for each in phrases)
+    text = (getattr(error, "strerror", None) or str(error)).lower()  # without a file's name
+    return isinstance(error, kinds) and any(each in text for each in phrases)

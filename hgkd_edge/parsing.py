@@ -230,8 +230,8 @@ def brief(value: Any) -> str:
 
 def cut(text: str) -> str:
     """Foreign text for a message, in one line of at most `MAX_SHOWN` characters."""
-    text = " ".join(text[: MAX_SHOWN + 1].splitlines())
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    shown = " ".join(text[:MAX_SHOWN].splitlines())
+    return shown if len(text) <= MAX_SHOWN else f"{shown[: MAX_SHOWN - 3]}..."
 
 
 class _Short(reprlib.Repr):

@@ -163,7 +163,7 @@ def _split(
         try:
             usable.append((photo, *_way_up(photo, turns)))
         except Exception as error:  # a broken file may raise anything
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, photo.file)
             skipped.append((str(photo.file), f"{error or type(error).__name__}; image skipped"))
     for photo, turn, stated in usable:
         upright = turns.default if stated is None else stated

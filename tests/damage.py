@@ -101,7 +101,7 @@ def bounded(seconds: float = 10, megabytes: int = 1000) -> Iterator[None]:
 def within(seconds: float, action: Callable[[], Result]) -> Result:
     """What an action gives that takes no longer; the quicker of two calls counts.
 
-    What the host of a virtual machine takes from it is billed to the process that it interrupts.
+    On a virtual machine, time that the host takes is counted for the process that was running.
     """
     try:
         with bounded(seconds):

@@ -67,6 +67,8 @@ READERS: dict[str, tuple[Callable[[str], object], tuple[str, ...]]] = {
 # The names under which a device sends facts.
 FACTS = re.findall(r"fact (\w+) && ", (Path(facts.__file__).parent / "device.sh").read_text())
 
+assert FACTS
+
 
 def machine_with(name: str) -> Callable[[str], object]:
     sent = facts_of_a_jetson()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ def test_the_error_is_about_the_option_whose_value_is_wrong(
         number = NO_NUMBER.search(refused(*RIGHT[name], label, *["x"] * count))
         for value in NUMBERS if number else TEXTS:
             printed = refused(*RIGHT[name], label, *[value] * count)
-            about = (label.strip("-").rstrip("s"), printable(value)[:20] or "empty")
-            named = any(each in printed for each in about)
+            word, text = label.strip("-").rstrip("s"), printable(value)
+            shown = [text[:20]] if len(text) > 20 else [f"{text}'", f"{text}:"]
+            named = re.search(rf"(?<![\w.])(--)?{word}s?\b", printed)
+            named = named or any(each in printed for each in shown)
+            assert value or "it is empty" in printed, label
             assert named or refused.works, (label, value, printed)

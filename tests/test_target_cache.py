@@ -138,8 +138,9 @@ def test_a_stopped_filling_continues_where_it_was(
         lambda content: content[:1000],
         lambda content: content.replace(b"(", b"((", 1),
         lambda content: content.replace(b"'", b"7", 1),
+        lambda content: b"PK\x05\x06" + bytes(18),  # an archive without files
     ],
-    ids=["removed", "cut off", "an open bracket in the header", "a name without its quote"],
+    ids=["removed", "cut off", "an open bracket", "a name without its quote", "a zip"],
 )
 def test_damaged_targets_are_computed_again(
     tiny_recipe: dict[str, Any], damage: Callable[[bytes], bytes], filled: bool

@@ -216,9 +216,9 @@ def clock_jumps(trial: Trial) -> list[str]:
 
 
 def lost_decoder(trial: Trial) -> list[str]:
-    """Decoding threads in which every tenth image raises: it is skipped, or no memory is left.
+    """Decoding threads in which every tenth image raises.
 
-    Missing memory is not caused by an image, so the command ends; continued, it uses all images.
+    A `ValueError` skips the image; a `MemoryError` ends the command, which then continues with all.
     """
     no_memory = trial.chance.random() < 0.5
     ended = trial.start(partial(_break_decoding, MemoryError if no_memory else ValueError)).wait()

@@ -73,9 +73,11 @@ def _read(file: Path) -> None:
     elif kind in (".png", ".jpg", ".webp"):
         with Image.open(file) as image:
             image.load()
-    elif kind in (".npz", ".npy"):
-        content = np.load(file)
-        _ = {name: content[name] for name in content} if kind == ".npz" else content
+    elif kind == ".npz":
+        with np.load(file) as content:
+            assert all(content[name] is not None for name in content.files)
+    elif kind == ".npy":
+        np.load(file)
     elif kind in (".svg", ".xml"):
         xml.etree.ElementTree.parse(file)
     elif kind == ".md":

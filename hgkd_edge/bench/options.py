@@ -103,7 +103,7 @@ class RunBenchOptions:
             ("count", self.count, MOST_RUNS),
         ):
             if number is not None and number > most:
-                raise DeviceError(f"--{option} is too high", hint=f"{most:,} at most")
+                raise DeviceError(f"--{option} {number:,} is too high", hint=f"{most:,} or less")
         if not 0 < self.duration_s < math.inf:
             raise DeviceError(
                 f"--duration must be finite and above 0, not {self.duration_s:g}",
@@ -111,12 +111,14 @@ class RunBenchOptions:
             )
         if self.host is not None and self.hosts is not None:
             raise DeviceError("--host and --hosts were both given", hint="give one of them")
-        local = self.host is None and self.hosts is None
-        for option, given in (("ssh-config", self.ssh_config), ("resume", self.resume)):
-            if given and local:
-                raise DeviceError(
-                    f"--{option}: only with --host or --hosts", hint="add --host USER@HOST"
-                )
+        over_ssh = self.host is not None or self.hosts is not None
+        if self.ssh_config is not None and not over_ssh:
+            raise DeviceError("--ssh-config: only with --host or --hosts", hint="add --host")
+        if self.resume and not (over_ssh or self.device == "jetson"):
+            raise DeviceError(
+                "--resume: only with --host, --hosts or --device jetson",
+                hint="only engines are built and kept",
+            )
 
     def plan(self) -> Plan:
         """How long and how to measure."""

@@ -109,6 +109,7 @@ def bench(
     from hgkd_edge.bench.inputs import load_images
     from hgkd_edge.bench.options import BenchOptions, parse_counts
 
+    estimated_on = _estimated_on(on, estimate)
     if compare is not None:
         return _compare(compare, as_json=as_json)
     options = BenchOptions(
@@ -133,7 +134,7 @@ def bench(
     )
     if pipeline is not None:
         return _measure_pipeline(pipeline, options, as_json=as_json)
-    return _measure(options, _estimated_on(on, estimate), as_json=as_json)
+    return _measure(options, estimated_on, as_json=as_json)
 
 
 def _compare(files: tuple[Path, Path], *, as_json: bool) -> None:

@@ -13,7 +13,13 @@ from typing import Any, NoReturn
 
 import typer
 
-from hgkd_edge.errors import DataError, MissingPackageError, UserError, is_out_of_memory
+from hgkd_edge.errors import (
+    DataError,
+    MissingPackageError,
+    OutOfMemory,
+    UserError,
+    is_out_of_memory,
+)
 from hgkd_edge.processes import end, is_main, rank
 
 __all__ = ["run_app"]
@@ -52,7 +58,7 @@ def run_app(app: Callable[[], Any]) -> NoReturn:
         if isinstance(error, ModuleNotFoundError) and error.name:
             error = _missing_package(error.name)
         if isinstance(error, UserError):
-            if not is_main() and not isinstance(error, DataError):
+            if not is_main() and not isinstance(error, (DataError, OutOfMemory)):
                 end(error.exit_code)  # every process meets it, and the main one reports it
             _fail(error.message, error.hint, error.exit_code)
         if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-"""Commands whose arguments, help and end are the same under every version of Typer."""
+"""The class of commands: empty values are errors; help and end are alike with every Typer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Command(TyperCommand):
         """
         if not ctx.resilient_parsing:
             given = self.make_parser(ctx).parse_args(list(args))[0]
+            if given.get("help"):
+                return super().parse_args(ctx, args)
             params: list[Any] = list(self.get_params(ctx))
             for param in params:
                 value = given.get(param.name)

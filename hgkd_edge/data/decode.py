@@ -97,7 +97,7 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
             if fault := decode_into(content, pixels[i], canvas, bits=bits):
                 noted.append((photos.names[i], fault))
         except Exception as error:  # a broken file may raise anything
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, photos.names[i])
             return "", reason_of(error)
         return hashlib.sha256(content).hexdigest(), ""
 
@@ -191,7 +191,7 @@ class StreamedPixels:
                 content = self.photos.read(candidate)
                 fault = decode_into(content, pixels, self.canvas, bits=self.bits)
             except Exception as error:  # a broken file may raise anything
-                raise_if_out_of_memory(error)
+                raise_if_out_of_memory(error, name)
                 self._add(self.skipped, name, reason_of(error))
                 continue
             if fault and self._add(self.noted, name, fault) and len(self.noted) == 1:

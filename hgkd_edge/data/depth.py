@@ -71,7 +71,7 @@ def settled_bits(
         try:
             return depth_of(read(i))
         except Exception as error:  # a broken file is reported when it is decoded
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, names[i])
             return None
 
     with ThreadPoolExecutor(threads) as pool:

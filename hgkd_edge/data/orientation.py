@@ -87,6 +87,8 @@ def turn_of(image: Image.Image) -> Turn:
     size = _stored_size(image)
     try:
         orientation = _orientation(image)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged tags raise almost anything
         return Turn(1, size, f"damaged EXIF data ({error or type(error).__name__}); used as stored")
     if orientation not in UPRIGHT:
@@ -121,6 +123,8 @@ def _damage(image: Image.Image) -> str:
         return ""
     try:
         image.getexif().tobytes()
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         return f"damaged EXIF data ({error}); turned as its orientation says"
     return ""

@@ -163,7 +163,7 @@ def _is_whole(file: Path, shape: tuple[int, ...]) -> bool:
     try:
         if file.is_symlink():  # its target would be overwritten
             return False
-        found = np.load(file, mmap_mode="r")
+        found = np.lib.format.open_memmap(file, mode="r")
     except Exception:  # numpy parses the header as Python: damaged, it may raise anything
         return False
     return (found.shape, found.dtype) == (shape, np.float16)

@@ -131,7 +131,7 @@ def load_photo(path: Path, *, bits: int = 0) -> Image.Image:
         with open_image(content) as image:
             return decode_rgb(image, content, turn_of(image), bits=bits)
     except Exception as error:  # a broken file may raise anything
-        raise_if_out_of_memory(error)
+        raise_if_out_of_memory(error, path)
         raise DataError(f"{path}: cannot be read as an image: {reason_of(error)}") from error
 
 

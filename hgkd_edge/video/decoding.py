@@ -142,6 +142,8 @@ class Opened:
                 self.damaged += 1
                 continue
             for frame in frames:
+                if frame.width * frame.height > MAX_PIXELS:
+                    raise _too_large(self.source, frame)
                 image = self._upright.image(frame)
                 yield frame, image, time.perf_counter() - begun
                 begun = time.perf_counter()
@@ -195,8 +197,16 @@ def open_source(source: Source) -> Opened:
     return Opened(source, container, streams[0])
 
 
+def _too_large(source: Source, frame: Any) -> FrameTooLarge:
+    size = f"{frame.width} x {frame.height}"
+    return FrameTooLarge(
+        f"{source.shown}: a frame has {size} pixels; frames have {MAX_PIXELS:,} at most",
+        hint=f"make it smaller: ffmpeg -i {source.shown} -vf scale=1920:-2 smaller.mp4",
+    )
+
+
 def _for_any_text(av: ModuleType) -> dict[str, Any]:
-    """Options of `av.open` by which metadata that are not UTF-8 do not raise: from 19 on, none."""
+    """Options of `av.open` that accept metadata not in UTF-8. PyAV 19 needs none."""
     return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
@@ -206,6 +216,10 @@ def what_failed(error: BaseException) -> str:
         return f"no data for {READ_TIMEOUT:.0f} s"
     reason = getattr(error, "strerror", None)
     return str(reason) if reason else type(error).__name__
+
+
+class FrameTooLarge(DataError):
+    """A frame with more pixels than an image may have; connecting again does not help."""
 
 
 class _Upright:
@@ -228,17 +242,8 @@ class _Upright:
         self._turn: Image.Transpose | None = None
 
     def image(self, frame: Any) -> Image.Image:
-        """PyAV's frame as a picture.
-
-        Raises:
-            DataError: It has more pixels than an image may have.
-        """
+        """PyAV's frame as a picture."""
         width = frame.width
-        if width * frame.height > MAX_PIXELS:
-            raise DataError(
-                f"a frame of {width} x {frame.height} pixels; {MAX_PIXELS:,} pixels are decoded",
-                hint="make the video smaller: ffmpeg -i VIDEO -vf scale=1920:-2 smaller.mp4",
-            )
         if 1 / MAX_STRETCH < self._stretch < MAX_STRETCH:
             stretched = max(1, round(frame.width * self._stretch))
             width = stretched if stretched * frame.height <= MAX_PIXELS else width

@@ -9,6 +9,7 @@ from threading import Event
 from typing import TypeVar
 
 from hgkd_edge.errors import StreamLost, reason_of
+from hgkd_edge.video.decoding import FrameTooLarge
 
 __all__ = ["LiveClock", "stay_connected"]
 
@@ -78,6 +79,8 @@ def stay_connected(
                 if stop.is_set():
                     return
             reason = "it ended"
+        except FrameTooLarge:
+            raise
         except Exception as error:  # networks and decoders raise many types
             reason = reason_of(error)
         left = last + patience - time.monotonic()

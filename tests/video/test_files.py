@@ -80,7 +80,7 @@ def test_a_frame_of_too_many_pixels_is_refused(clip: Path, monkeypatch: pytest.M
     assert len(frames_of(clip)) == 20
     monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
 
-    with pytest.raises(DataError, match=r"a frame of 96 x 64 pixels; 6,143 pixels are decoded"):
+    with pytest.raises(DataError, match=r"clip.mp4: a frame has 96 x 64 pixels; frames have 6,143"):
         frames_of(clip)
 
 

@@ -179,7 +179,7 @@ def _coding(
         try:
             return Tally.of(in_range(read_mask(photo.annotation)))
         except Exception as error:  # a broken mask is reported when its image is read
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, photo.annotation)
             return None
 
     tallies = {}

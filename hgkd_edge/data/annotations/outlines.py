@@ -52,6 +52,8 @@ def paint(shapes: list[Shape], size: tuple[int, int]) -> tuple[np.ndarray, list[
     for shape in shapes:
         try:
             runs = _runs(shape.in_pixels(size), size)
+        except MemoryError:
+            raise
         except Exception as error:  # pycocotools raises bare Exceptions
             faults.append((shape.where, f"no proper outline ({error}); skipped"))
             continue

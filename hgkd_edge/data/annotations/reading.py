@@ -189,7 +189,7 @@ class StreamedMaps:
         try:
             own, _ = self.read(annotation, size_of(turn, upright=upright))
         except Exception as error:  # a broken file may raise anything
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, annotation)
             raise DataError(
                 f"a label map was readable and no longer is: {reason_of(error)}",
                 hint="check that the disk is mounted and that nothing changes the data set",
@@ -342,7 +342,7 @@ class AnnotatedPhotos:
                 decode_into(content, pixels[i], canvas, bits=self.bits)
             label, faults = labels.fill(i, photo.annotation, turn, upright)
         except Exception as error:  # a broken file may raise anything
-            raise_if_out_of_memory(error)
+            raise_if_out_of_memory(error, photo.file)
             return _Outcome(
                 "", [(str(photo.file), f"{error or type(error).__name__}; image skipped")]
             )
