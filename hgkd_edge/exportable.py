@@ -22,6 +22,7 @@ from hgkd_edge.export_record import MOST_SCORED
 from hgkd_edge.finetune import TASKS, answers, load_model
 from hgkd_edge.knn_and_probe import knn_top1
 from hgkd_edge.models.backbone import BackboneSpec, load_embedding_net
+from hgkd_edge.provenance import report_skipped
 from hgkd_edge.records import Images
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.tasks.answers import GEOMETRY
@@ -123,6 +124,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
     network, card = load_model(run.model_file)
     task = TASKS[card.task]
     splits = task.open_splits(recorded_settings(run))
+    report_skipped(splits)
 
     def score(runner: Runner) -> float:
         judged = task.judge(answers(runner, task, card, _held_out(splits)), card)
@@ -147,6 +149,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
 def _bare(run: RunDir) -> Exportable:
     network = load_embedding_net(run.require(run.backbone_file, fix=run.resume_command))
     spec, splits = network.spec, open_splits(run.recipe().data)
+    report_skipped(splits)
     labeled = all(source.one_class for source in splits.values() if len(source))
 
     def view(canvases: Tensor) -> Tensor:

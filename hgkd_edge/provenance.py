@@ -17,7 +17,7 @@ from hgkd_edge.engine import resolve_precision
 from hgkd_edge.manifest_record import Circumstances, Hardware, SplitRecord
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["circumstances", "record_met", "report_photos", "split_record"]
+__all__ = ["circumstances", "record_met", "report_photos", "report_skipped", "split_record"]
 
 
 def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) -> Circumstances:
@@ -84,6 +84,16 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
     console.print(f"images: {counts}{how}")
     for remark in (line for source in splits.values() for line in source.remarks):
         console.print(remark, soft_wrap=True)
+    report_skipped(splits, ", all listed in manifest.json")
+
+
+def report_skipped(splits: dict[str, ImageSource], listed: str = "") -> None:
+    """Print which images or annotations are skipped, and which are used with a warning.
+
+    Args:
+        splits: Their sources.
+        listed: Where a longer list is, after a comma.
+    """
     noted = [item for source in splits.values() for item in source.noted]
     if noted:
         warn(f"{counted(len(noted), 'image')} used with a warning:")
@@ -95,7 +105,7 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
         for name, reason in skipped[:5]:
             console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(skipped) > 5:
-            console.print(f"  ... and {len(skipped) - 5} more, all listed in manifest.json")
+            console.print(f"  ... and {len(skipped) - 5} more{listed}")
 
 
 def record_met(run: RunDir, met: Sequence[SplitRecord]) -> None:

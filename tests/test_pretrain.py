@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+import hgkd_edge
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import pretrain
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import DataError, MissingPackageError, RecipeError
+from hgkd_edge.exportable import load_exportable
 from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.recipe import Recipe
+from tests.data.helpers import spoil
+from tests.test_export import new_run
 
 
 @pytest.fixture
@@ -129,3 +134,36 @@ def test_only_settings_of_the_objective_name_a_teacher() -> None:
     assert settings["objective"] == "ibot"
     assert settings["ibot"]["prototypes"] == 2048
     assert "decoder_width" not in settings
+
+
+@pytest.mark.parametrize("decode", ["once", "streaming"])
+def test_images_that_are_skipped_are_named(
+    tiny_recipe: dict[str, Any],
+    photos: Path,
+    tmp_path: Path,
+    decode: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    broken = sorted((tmp_path / "photos" / "train").glob("*/*.webp"))[3]
+    spoil(broken)
+    tiny_recipe["data"] |= {"path": str(tmp_path / "photos"), "decode": decode}
+
+    hgkd_edge.pretrain(tiny_recipe)
+
+    printed = "".join(capsys.readouterr())
+    assert printed.count("skipped 1 file or annotation") == 1
+    assert broken.name in printed
+
+
+def test_an_export_names_the_images_that_it_does_not_see(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    run = new_run(tmp_path / "photos", tmp_path / "run")
+    broken = sorted((tmp_path / "photos" / "test").glob("*/*.webp"))[3]
+    spoil(broken)
+
+    load_exportable(run)
+
+    assert broken.name in "".join(capsys.readouterr())

@@ -171,10 +171,16 @@ def pretrain(recipe: AnyRecipe, overrides: Overrides = ()) -> Path:
     from hgkd_edge.data.sources import open_splits
     from hgkd_edge.distillation.parts import build
     from hgkd_edge.distillation.pretrain import pretrain_teacher
+    from hgkd_edge.provenance import report_skipped
 
     parts = build(loaded)
     source = open_splits(loaded.data)["train"]
-    return pretrain_teacher(parts.vit, source, loaded, size=parts.teacher_size)
+    if not source.streamed:
+        report_skipped({"train": source})
+    weights = pretrain_teacher(parts.vit, source, loaded, size=parts.teacher_size)
+    if source.streamed:  # images were met during the training
+        report_skipped({"train": source})
+    return weights
 
 
 def resolve_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> Recipe:
