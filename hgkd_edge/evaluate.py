@@ -27,7 +27,7 @@ from hgkd_edge.models.backbone import (
     load_embedding_net,
 )
 from hgkd_edge.models.recalibrate import recalibrate_batchnorm
-from hgkd_edge.provenance import report_photos
+from hgkd_edge.provenance import report_photos, report_skipped
 from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir
 from hgkd_edge.score_records import (
@@ -152,6 +152,7 @@ def evaluate_features(run: RunDir, *, split: str | None = None) -> FeatureRecord
         )
     name = _split_to_score(splits, split)
     train, test = splits["train"], splits[name]
+    report_skipped({"train": train, name: test})
     trained = load_embedding_net(run.backbone_file)
     torch.manual_seed(recipe.seed)
     spec = trained.spec

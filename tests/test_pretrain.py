@@ -18,6 +18,7 @@ from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import pretrain
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.errors import DataError, MissingPackageError, RecipeError
+from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.exportable import load_exportable
 from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.recipe import Recipe
@@ -156,7 +157,7 @@ def test_images_that_are_skipped_are_named(
     assert broken.name in printed
 
 
-def test_an_export_names_the_images_that_it_does_not_see(
+def test_export_and_evaluate_name_the_images_that_they_skip(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
@@ -165,5 +166,7 @@ def test_an_export_names_the_images_that_it_does_not_see(
     spoil(broken)
 
     load_exportable(run)
+    assert broken.name in "".join(capsys.readouterr())
 
+    evaluate_features(run)
     assert broken.name in "".join(capsys.readouterr())
