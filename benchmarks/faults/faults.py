@@ -223,7 +223,7 @@ def lost_decoder(trial: Trial) -> list[str]:
     no_memory = trial.chance.random() < 0.5
     ended = trial.start(partial(_break_decoding, MemoryError if no_memory else ValueError)).wait()
     trial.struck = LOST in ended.printed  # not all jobs decode
-    compares = trial.job.name == "compare"  # which names a run that it cannot score, and goes on
+    compares = trial.job.name == "compare"  # which names a run that it cannot score
     trial.check_message(ended, int(trial.struck and no_memory and not compares))
     trial.check_whole()
     if trial.struck and no_memory:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from hgkd_edge.data.images import MAX_PIXELS
-from hgkd_edge.errors import DataError, MissingPackageError
+from hgkd_edge.errors import DataError, MissingPackageError, StreamLost
 from hgkd_edge.video.sources import Source
 
 __all__ = ["Frame", "Opened", "import_av", "open_source"]
@@ -101,7 +101,8 @@ class Opened:
         """All frames in the order in which they are shown; closes the source at the end.
 
         Raises:
-            DataError: A live source broke, or a frame has too many pixels.
+            DataError: A live source broke, or a frame of a file has too many pixels.
+            StreamLost: A frame of a live source has too many pixels.
         """
         start = (self._container.start_time or 0) / 1e6
         rate = float(self._stream.average_rate or 25)
@@ -143,10 +144,19 @@ class Opened:
                 continue
             for frame in frames:
                 if frame.width * frame.height > MAX_PIXELS:
-                    raise _too_large(self.source, frame)
+                    raise self._too_large(frame)
                 image = self._upright.image(frame)
                 yield frame, image, time.perf_counter() - begun
                 begun = time.perf_counter()
+
+    def _too_large(self, frame: Any) -> DataError | StreamLost:
+        """The error for a frame with more pixels than an image may have."""
+        kind = StreamLost if self.live else DataError  # connecting again would not help
+        size, name = f"{frame.width} x {frame.height}", self.source.shown
+        return kind(
+            f"{name}: a frame has {size} pixels; frames have {MAX_PIXELS:,} at most",
+            hint=f"make it smaller: ffmpeg -i {name} -vf scale=1920:-2 smaller.mp4",
+        )
 
     def _packets(self) -> Iterator[Any]:
         """Packets of the video; None where a damaged file ends, to empty the decoder."""
@@ -197,14 +207,6 @@ def open_source(source: Source) -> Opened:
     return Opened(source, container, streams[0])
 
 
-def _too_large(source: Source, frame: Any) -> FrameTooLarge:
-    size = f"{frame.width} x {frame.height}"
-    return FrameTooLarge(
-        f"{source.shown}: a frame has {size} pixels; frames have {MAX_PIXELS:,} at most",
-        hint=f"make it smaller: ffmpeg -i {source.shown} -vf scale=1920:-2 smaller.mp4",
-    )
-
-
 def _for_any_text(av: ModuleType) -> dict[str, Any]:
     """Options of `av.open` that accept metadata not in UTF-8. PyAV 19 needs none."""
     return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -216,10 +218,6 @@ def what_failed(error: BaseException) -> str:
         return f"no data for {READ_TIMEOUT:.0f} s"
     reason = getattr(error, "strerror", None)
     return str(reason) if reason else type(error).__name__
-
-
-class FrameTooLarge(DataError):
-    """A frame with more pixels than an image may have; connecting again does not help."""
 
 
 class _Upright:

@@ -9,7 +9,6 @@ from threading import Event
 from typing import TypeVar
 
 from hgkd_edge.errors import StreamLost, reason_of
-from hgkd_edge.video.decoding import FrameTooLarge
 
 __all__ = ["LiveClock", "stay_connected"]
 
@@ -79,7 +78,7 @@ def stay_connected(
                 if stop.is_set():
                     return
             reason = "it ended"
-        except FrameTooLarge:
+        except StreamLost:  # connecting again would not help
             raise
         except Exception as error:  # networks and decoders raise many types
             reason = reason_of(error)

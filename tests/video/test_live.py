@@ -74,6 +74,19 @@ def test_a_stream_that_was_cut_is_continued_and_then_given_up(
     assert caught.value.exit_code == 1
 
 
+def test_a_stream_of_too_large_frames_is_not_connected_to_again(
+    networks: dict[str, Path],
+    broadcast: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", 100)
+    too_large = "a frame has 96 x 64 pixels; frames have 100 at most"
+
+    with http_stream(broadcast, broadcast) as url, pytest.raises(StreamLost, match=too_large):
+        predict_videos(networks["classify"], [source_of(url)], tmp_path, Options(patience=9))
+
+
 def test_a_server_that_cannot_be_reached_is_one_line_without_the_password(
     networks: dict[str, Path], tmp_path: Path
 ) -> None:
