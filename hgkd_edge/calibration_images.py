@@ -13,7 +13,7 @@ from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.exportable import Exportable
 from hgkd_edge.tasks.answers import load_photo
 
-__all__ = ["calibration_images"]
+__all__ = ["calibration_images", "require_calibration_folder"]
 
 COUNT = 512  # without --calib
 
@@ -37,17 +37,30 @@ def calibration_images(subject: Exportable, options: ExportOptions) -> np.ndarra
     return _in_folder(Path(options.calibration_data), subject, count)
 
 
+def require_calibration_folder(options: ExportOptions) -> None:
+    """Check the folder before the first file is exported, which takes long.
+
+    Raises:
+        DataError: It is none.
+    """
+    folder = options.calibration_data
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(
+            f"calibration folder '{folder}' is not a folder", hint="name a folder of images"
+        )
+
+
 def _in_folder(folder: Path, subject: Exportable, count: int) -> np.ndarray:
     """Images of a folder as the network sees them, float32 [n, 3, H, W].
 
     Raises:
-        DataError: The folder is missing or holds no images, or one cannot be read.
+        DataError: The folder holds no images, or one cannot be read.
     """
     found = find_images(folder)
     files = [folder / name for name in found.names]
     if not files:
-        what = "holds no image files that can be read" if folder.is_dir() else "is not a folder"
         hint = found.remark(folder).removeprefix("warning: ") or "name a folder of images"
+        what = "holds no image files that can be read"
         raise DataError(f"calibration folder '{folder}' {what}", hint=hint)
     chosen = [files[i] for i in evenly(len(files), count)]
     spec = subject.input

@@ -22,6 +22,7 @@ from exporters import (
 from exporters.atomic_files import until_proven
 from exporters.network_files import network_files
 from hgkd_edge.bundles import BundleSource, flavor_of, make_bundle, require_bundle
+from hgkd_edge.calibration_images import require_calibration_folder
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_plan import POSTPROCESSING, VERIFICATION_PHOTOS, Artifact, Plan
 from hgkd_edge.export_record import (
@@ -61,6 +62,7 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> ExportRecor
         ExportIncomplete: Other files failed, or a runtime is not installed.
     """
     options = options or ExportOptions()
+    require_calibration_folder(options)
     subject = load_exportable(run, backbone=options.backbone)
     if options.bake_postprocessing and subject.task not in POSTPROCESSING:
         raise ExportError(
