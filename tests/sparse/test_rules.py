@@ -112,6 +112,9 @@ OF_ONE_MAP: dict[str, Callable[[Any], Any]] = {
     "conv of unequal strides": lambda x: F.conv2d(x, KERNEL[..., :1], padding=(1, 0)),
     "pad, then conv": lambda x: F.conv2d(F.pad(x, (2, 0, 1, 1)), KERNEL),
     "pad twice, then conv": lambda x: F.conv2d(F.pad(F.pad(x, (2, 0)), (0, 0, 1, 1)), KERNEL),
+    "pad all sides, then conv": lambda x: F.conv2d(
+        F.pad(F.pad(x, (1, 0, 0, 1)), (0, 1, 1, 0)), KERNEL
+    ),
     "pad by nothing": lambda x: F.pad(x, (0, 0)) * 2,
     "pad, then max pool": lambda x: F.max_pool2d(F.pad(x, (0, 1, 1, 0), value=-9.0), 2, 1),
     "pad, then average pool": lambda x: F.avg_pool2d(F.pad(x, (0, 1, 1, 0)), 2, 1),
@@ -318,6 +321,9 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "two kinds of padding": (lambda x: F.pad(F.pad(x, (1, 1)), (1, 1), value=2.0), "different"),
     "padding in the pool too": (lambda x: F.max_pool2d(F.pad(x, (1,) * 4), 3, 1, 1), "own padding"),
     "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True), "indices"),
+    "index of the greatest": (
+        lambda x: F.adaptive_max_pool2d(x, 1, return_indices=True), "indices"
+    ),
     "another divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "divisor"),
     "pool over tiles": (lambda x: F.max_pool2d(x, 3), "line up"),
     "one more window": (lambda x: F.max_pool2d(x, 4, 4, 1, ceil_mode=True), "line up"),
