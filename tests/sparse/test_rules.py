@@ -107,6 +107,7 @@ OF_ONE_MAP: dict[str, Callable[[Any], Any]] = {
     "conv, same": lambda x: F.conv2d(x, KERNEL, padding="same"),
     "conv, same, dilated": lambda x: F.conv2d(x, KERNEL, padding="same", dilation=2),
     "conv, even, same": lambda x: F.conv2d(x, KERNEL[..., :2, :2], padding="same"),
+    "conv of unequal sides, same": lambda x: F.conv2d(x, KERNEL[..., :1, :], padding="same"),
     "conv, valid": lambda x: F.conv2d(x, KERNEL[..., :1, :1], padding="valid"),
     "conv of unequal sides": lambda x: F.conv2d(x, KERNEL[..., :1, :], padding=(0, 1)),
     "conv of unequal strides": lambda x: F.conv2d(x, KERNEL[..., :1], padding=(1, 0)),
