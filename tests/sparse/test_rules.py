@@ -146,6 +146,12 @@ def test_a_rule_gives_what_the_function_gives_at_visible_sites(name: str, engine
     torch.testing.assert_close(ours, expected)
 
 
+def test_a_map_to_be_padded_has_the_size_of_the_padded_map(engine: Engine) -> None:
+    dense, sides = dense_map(), (1, 2, 3, 1)
+
+    assert F.pad(engine.enter(dense), sides).shape == F.pad(dense, sides).shape
+
+
 OF_TWO_MAPS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
