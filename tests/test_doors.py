@@ -563,32 +563,36 @@ def test_a_whole_run_made_hostile_file_by_file(
             ends_well_or_in_a_line(capsys)
 
 
+@pytest.fixture
+def workplace(whole: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: with `run`, `photos` and `photo.png`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "photos").symlink_to(photos)
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    return tmp_path
+
+
 ASKING_FOR_NONE = (
     *(["doctor"], ["devices"], ["recipes", "list"], ["recipes", "new", "--images", "photos"]),
-    *(["data", "photos"], ["embed", "RUN", "photo.png"], ["evaluate", "RUN", "--features"]),
-    *(["compare", "RUN"], ["predict", "RUN", "photo.png"], ["predict", "RUN", "clip.mp4"]),
+    *(["data", "photos"], ["embed", "run", "photo.png"], ["evaluate", "run", "--features"]),
+    *(["compare", "run"], ["predict", "run", "photo.png"], ["predict", "run", "clip.mp4"]),
 )
 
 
 @pytest.mark.parametrize("words", ASKING_FOR_NONE, ids=" ".join)
 def test_a_command_that_asks_for_no_socket_opens_none(
     words: list[str],
-    whole: Path,
-    photos: Path,
-    tmp_path: Path,
+    workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Those of distill, pretrain, finetune, export, bench and report: `tests/test_faults.py`."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(whole, "run")
-    Path("photos").symlink_to(photos)
-    Image.new("RGB", (64, 64)).save("photo.png")
     if "clip.mp4" in words:
         pytest.importorskip("av")
         from tests.video.clips import make_clip
 
-        make_clip(Path("clip.mp4"), count=2)
+        make_clip(workplace / "clip.mp4", count=2)
     opened: list[object] = []
 
     def refuse(*arguments: object) -> None:
@@ -598,7 +602,7 @@ def test_a_command_that_asks_for_no_socket_opens_none(
     for name in ("socket.connect", "socket.bind", "socket.sendto", "getaddrinfo"):
         monkeypatch.setattr(f"socket.{name}", refuse)
 
-    with argv(monkeypatch, *("run" if word == "RUN" else word for word in words)):
+    with argv(monkeypatch, *words):
         assert ends_well_or_in_a_line(capsys) == 0
 
     assert opened == []

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from hgkd_edge.console import printable
 from tests.test_bad_settings import COMMANDS, NO_NUMBER, NUMBERS, TEXTS, Refused
 from tests.test_doors import whole as whole
+from tests.test_doors import workplace as workplace
 
 RIGHT = {
-    "bench": ("runs/whole", "--duration", "0.01", "--rounds", "1"),
-    "compare": ("runs/whole",),
+    "bench": ("run", "--duration", "0.01", "--rounds", "1"),
+    "compare": ("run",),
     "data": ("photos",),
     "distill": ("cifar_small",),
-    "embed": ("runs/whole", "photos"),
-    "evaluate": ("runs/whole",),
-    "export": ("runs/whole", "--onnx", "--precision", "int8"),
-    "finetune": ("runs/whole",),
-    "predict": ("runs/whole", "photo.png"),
+    "embed": ("run", "photos"),
+    "evaluate": ("run",),
+    "export": ("run", "--onnx", "--precision", "int8"),
+    "finetune": ("run",),
+    "predict": ("run", "photo.png"),
     "pretrain": ("cifar_small",),
     "recipes validate": ("cifar_small",),
 }
@@ -36,21 +34,13 @@ LENIENT = (
 STARTING = ("bench --out", "export --calib", "export --max-drop")
 
 
-@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.usefixtures("few_resamples", "workplace")
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_error_is_about_the_option_whose_value_is_wrong(
     name: str,
-    whole: Path,
-    photos: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(whole, tmp_path / "runs" / "whole")
-    Path("photos").symlink_to(photos)
-    Image.new("RGB", (64, 64)).save("photo.png")
-
     refused = Refused(name, monkeypatch, capsys)
     options: list[Any] = [p for p in COMMANDS[name].params if p.param_type_name == "option"]
     for option in options:

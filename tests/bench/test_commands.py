@@ -59,6 +59,11 @@ def test_the_command_sweeps_and_prints_a_table(make_model: MakeModel) -> None:
         (["--duration", "nan"], "--duration must be finite and above 0, not nan"),
         (["--duration", "inf"], "--duration must be finite and above 0, not inf"),
         (["--rounds", "0"], "--rounds 0"),
+        (["--rounds", "10001"], "--rounds 10,001 is too high"),
+        (["--count", "1000000000"], "--count 1,000,000,000 is too high"),
+        (["--resume"], "--resume: only with --host, --hosts or --device jetson"),
+        (["--ssh-config", "config"], "--ssh-config: only with --host or --hosts"),
+        (["--on", "orin-nano"], "--on: only with --estimate"),
         (["--precision", "fp64"], "--precision 'fp64'"),
         (["--estimate", "--precision", "bf16"], "--estimate has no figures for bf16"),
         (["--device", "cuda"], "nothing can run on --device cuda"),
@@ -75,6 +80,11 @@ def test_wrong_options_are_refused_in_one_line(
     assert expected in refusal.value.message
     assert "\n" not in refusal.value.message
     assert refusal.value.hint
+
+
+def test_the_highest_numbers_and_a_build_on_a_jetson_are_right_options() -> None:
+    BenchOptions(device="jetson", resume=True)
+    BenchOptions(host="orin", resume=True, ssh_config="config", rounds=10_000, count=10**7)
 
 
 @pytest.mark.parametrize("place", ["{0}/bench.json", "/proc/bench.json", "{0}", "folder"])
