@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,23 +80,28 @@ def find_images(root: Path) -> Found:
             if (about.st_dev, about.st_ino) in seen:  # a link to a parent folder
                 continue
             seen.add((about.st_dev, about.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:  # one at a time: an entry takes more memory than its name
-                    name = f"{inside}/{entry.name}" if inside else entry.name
-                    if entry.name.startswith("."):
-                        if _is_folder(entry) and _holds_images(entry.path):
-                            reason = "its name begins with a dot; rename it"
-                            unlisted.append((readable(name), reason))
-                    elif _is_folder(entry):
-                        folders.append(name)
-                    elif is_image(name):
-                        found.append(name)
-                    elif why_not_an_image(name):
-                        unused.append(name)
+            for entry in _entries(folder):
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                if entry.name.startswith("."):
+                    if _is_folder(entry) and _holds_images(entry.path):
+                        reason = "its name begins with a dot; rename it"
+                        unlisted.append((readable(name), reason))
+                elif _is_folder(entry):
+                    folders.append(name)
+                elif is_image(name):
+                    found.append(name)
+                elif why_not_an_image(name):
+                    unused.append(name)
         except OSError as error:
             unlisted.append((readable(inside), f"cannot be listed: {error.strerror}"))
     found.sort(key=lambda name: name.replace("/", "\0"))  # part by part
     return Found(found, [(readable(n), why_not_an_image(n)) for n in sorted(unused)], unlisted)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """A folder's entries one at a time: an entry takes more memory than its name."""
+    with os.scandir(folder) as entries:
+        yield from entries
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
