@@ -309,7 +309,8 @@ class TrainConfig(Section):
     ema: Fraction = 0.999
     """Decay of the moving average of the weights. The average is what is saved; 0: off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 if the CPU or GPU supports it natively, otherwise fp32. `fp16` needs a GPU."""
+    """`auto`: bf16 where it is faster than fp32: on GPUs that support it, and on CPUs with AMX,
+    AMD's AVX512_BF16 or Arm's bf16. Otherwise fp32. `fp16` needs a GPU."""
     accumulate: Positive = 1
     """Split a batch into this many equal parts that run one after the other. This needs less memory
     and gives the gradient of the whole batch. Only BatchNorm sees each part separately."""

@@ -172,7 +172,7 @@ def test_students_of_equal_time_are_trained_and_scored(
     def fill(*arms: str, minutes: list[float], choose: bool) -> None:
         arguments = SimpleNamespace(
             base="imagenette", data=photos, teacher=weights, minutes=minutes, seeds=[0],
-            arms=arms, choose=choose, out=out, student=None,
+            arms=arms, choose=choose, out=out, student=None, jobs=1,
         )  # fmt: skip
         equal_time.run(arguments)  # type: ignore[arg-type]
 

@@ -19,6 +19,9 @@ import json
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +171,28 @@ def run(arguments: argparse.Namespace) -> None:
     count = len(open_splits(base.data)["train"])
     features = PROTOCOLS[arguments.base].task == "classify"  # what a teacher can be scored by
     arms = [name for name in arguments.arms if features or name not in NO_STUDENT]
-    for seed in arguments.seeds:
-        for minutes in arguments.minutes:
-            for name in arms:
-                recipe = recipe_of(name, base, seed, minutes, count, costs)
-                _fill(arguments, recipe, arguments.data if listed else photos, name, minutes)
+    # All costs are measured here, before anything else runs.
+    cells = [
+        (recipe_of(name, base, seed, minutes, count, costs), name, minutes)
+        for seed in arguments.seeds
+        for minutes in arguments.minutes
+        for name in arms
+    ]
+    fill = partial(_fill, arguments, arguments.data if listed else photos)
+    if arguments.jobs == 1:
+        for cell in cells:
+            fill(*cell)
+        return
+    # A process that has used CUDA cannot be forked.
+    with ProcessPoolExecutor(
+        arguments.jobs, get_context("spawn"), torch.set_num_threads, (arguments.threads,)
+    ) as pool:
+        for _ in pool.map(fill, *zip(*cells, strict=True)):
+            pass
 
 
 def _fill(
-    arguments: argparse.Namespace, recipe: Recipe, annotated: Path, name: str, minutes: float
+    arguments: argparse.Namespace, annotated: Path, recipe: Recipe, name: str, minutes: float
 ) -> None:
     slug = name.replace(", ", "-").replace(" ", "-")
     kind = "chosen-by" if arguments.choose else "equal"
@@ -261,7 +277,8 @@ def main() -> None:
     fill.add_argument(
         "--choose", action="store_true", help="k-NN and probe on `val` only, to choose by"
     )
-    fill.add_argument("--threads", type=int, default=1)
+    fill.add_argument("--threads", type=int, default=1, help="of each cell")
+    fill.add_argument("--jobs", type=int, default=1, help="cells to compute at once")
     show = commands.add_parser("report", help="the figures so far as Markdown on stdout")
     show.add_argument("--plot", type=Path, help="picture of score against minutes and epochs")
     for command in (fill, show):

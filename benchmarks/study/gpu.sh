@@ -54,8 +54,8 @@ limited() {  # arguments of python: a failure is shown and does not stop the res
   esac
 }
 
-study() {  # options of `equal_time run`
-  limited -m benchmarks.study.equal_time run --data "$data" --teacher "$teacher" --out "$work" "$@"
+study() {  # options of `equal_time run`; four cells at once, as one keeps a GPU busy for part of the time
+  limited -m benchmarks.study.equal_time run --jobs 4 --data "$data" --teacher "$teacher" --out "$work" "$@"
 }
 
 name=$(basename "$data")

@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hgkd_edge.data.sources import ImageSource
-from hgkd_edge.engine import resolve_precision
+from hgkd_edge.engine import resolve_precision, setup
 from hgkd_edge.engine.batches import global_batch
 from hgkd_edge.errors import RecipeError, RunError, TrainingError
 from tests.engine.helpers import Classify, config, losses, place, run, tiny_source
@@ -174,10 +174,34 @@ def test_fp16_without_a_gpu_is_refused_with_the_way_out() -> None:
     torch.cuda.is_available() or not Path("/proc/cpuinfo").is_file(),
     reason="asks Linux what the CPU has",
 )
-def test_auto_precision_is_bf16_only_where_the_cpu_computes_in_it() -> None:
-    has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text()  # avx512_bf16, amx_bf16, Arm's bf16
+def test_auto_precision_is_bf16_only_where_the_cpu_computes_faster_in_it() -> None:
+    cpu = Path("/proc/cpuinfo").read_text()
+    slow = "GenuineIntel" in cpu and "amx_bf16" not in cpu
+    has_bf16 = "bf16" in cpu  # avx512_bf16, amx_bf16, Arm's bf16
 
-    assert resolve_precision("auto") == ("bf16" if has_bf16 else "fp32")
+    assert resolve_precision("auto") == ("bf16" if has_bf16 and not slow else "fp32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked first")
+@pytest.mark.parametrize(
+    ("vendor", "avx512", "amx", "precision"),
+    [
+        ("AuthenticAMD", True, False, "bf16"),  # Zen 4
+        ("AuthenticAMD", False, False, "fp32"),  # Zen 3
+        ("GenuineIntel", True, True, "bf16"),
+        ("GenuineIntel", True, False, "fp32"),  # AMX hidden by a virtual machine
+        ("Intel64 Family 6 Model 207 Stepping 2, GenuineIntel", True, False, "fp32"),  # Windows
+    ],
+)
+def test_auto_precision_on_x86(
+    vendor: str, avx512: bool, amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(setup, "_cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+    assert resolve_precision("auto") == precision
 
 
 COUNT_FAULTS = """
