@@ -114,7 +114,7 @@ class TeacherConfig(Section):
     cache: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of views per image to cache. The teacher runs once on each view. Its targets are
     stored in half precision in the cache folder (`targets/`) and reused in every epoch with new
-    masks. 0: a new view and a teacher pass for every batch. Use it for a few thousand images."""
+    masks. 0: a new view and a teacher pass for every batch. Use it for up to some 10,000 images."""
     pretrain: PretrainConfig = PretrainConfig()
     """Settings for `weights: pretrain`."""
 
@@ -202,8 +202,8 @@ class MaskConfig(Section):
     """Side in pixels: the student's deepest stride (`auto`) or a multiple of it."""
     per_image: Positive = 1
     """Number of updates that share one teacher pass, each with a different mask. In the lab
-    notebook, 4 with half of the epochs made twice the updates in 1.13 times the time, and a better
-    student."""
+    notebook, 4 with half of the epochs made twice the updates in 1.13 times the time. Students were
+    better for it, with masks and without."""
     disjoint: bool = False
     """Draw the `per_image` masks of an image so that every patch is visible once before any is
     visible twice. Masks do not overlap as long as `per_image` x visible patches fit into the image.

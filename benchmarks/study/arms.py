@@ -149,6 +149,9 @@ ON_REQUEST = {
     "dense, embedding, two-layer head": Arm(["student.head=mlp"]),
     "dense, embedding, cosine": Arm(["loss.cosine_weight=1"]),
     "dense, embedding, middle and late block": Arm(["teacher.layers=[5, 10]"]),
+    "dense, embedding, middle and late block, concat": Arm(
+        ["teacher.layers=[5, 10]", "teacher.combine=concat"]
+    ),
     "dense, embedding, colors": Arm(["augment.colors=true"]),
     "dense, embedding, small crops": Arm(["data.crop_scale=[0.14, 1.0]"]),
     "dense, embedding, large crops": Arm(["data.crop_scale=[0.67, 1.0]"]),

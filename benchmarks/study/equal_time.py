@@ -243,7 +243,7 @@ def plot(folder: Path, base: str, picture: Path) -> None:
                 points = _mean_points([cell for cell in cells if cell["arm"] == arm], x, y)
                 if len(points) > 1:
                     axis.plot(*zip(*points, strict=True), marker="o", label=arm)
-            axis.set(xscale="log", xlabel=label, ylabel=f"{score}, %")
+            axis.set(xscale="log", xlabel=label, ylabel=f"{score} on val, %")
             ticks = sorted({at for line in axis.lines for at in line.get_xdata()})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.tick_params(axis="x", labelsize=7)

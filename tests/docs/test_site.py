@@ -162,7 +162,7 @@ def test_the_recipe_of_the_tutorial_is_valid(tmp_path: Path) -> None:
 
     recipe = load_recipe(path)
 
-    assert (recipe.teacher.cache, recipe.train.epochs, recipe.data.image_size) == (4, 32, 128)
+    assert (recipe.teacher.cache, recipe.train.epochs, recipe.data.image_size) == (16, 32, 128)
 
 
 def test_every_error_that_the_docs_quote_is_one_that_the_source_raises() -> None:
