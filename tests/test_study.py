@@ -19,6 +19,7 @@ from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, STATIC_CAMERA, spe
 from benchmarks.study.protocols import PROTOCOLS, Protocol
 from benchmarks.study.report import read_cells, report
 from hgkd_edge.distillation.parts import build
+from hgkd_edge.files import write_json
 from hgkd_edge.recipe import Recipe, load_recipe
 
 
@@ -195,6 +196,28 @@ def test_students_of_equal_time_are_trained_and_scored(
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     known = json.loads((out / "imagenette.costs.json").read_text())
     assert known.keys() == {"pixels 0.6", "tokens 0", "tokens 0.75"}
+
+
+def test_cells_can_be_computed_in_processes(photos: Path, tmp_path: Path) -> None:
+    data, weights, out = tmp_path / "data", tmp_path / "vit.safetensors", tmp_path / "out"
+    out.mkdir()
+    for split, count in {"train": 3, "val": 1}.items():
+        for folder in (photos / "train").iterdir():
+            (data / split / folder.name).mkdir(parents=True)
+            for photo in sorted(folder.iterdir())[:count]:
+                (data / split / folder.name / photo.name).symlink_to(photo)
+    untrained = ["teacher.weights=pretrain", "teacher.path=null"]
+    vit = build(load_recipe(HERE / "imagenette.yaml", untrained)).vit
+    save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, weights)
+    write_json(out / "imagenette.costs.json", {"tokens 0": 0.7})
+
+    arguments = SimpleNamespace(
+        base="imagenette", data=data, teacher=weights, minutes=[1.0], seeds=[0], arms=["teacher"],
+        choose=False, out=out, student=None, jobs=2, threads=1,
+    )  # fmt: skip
+    equal_time.run(arguments)  # type: ignore[arg-type]
+
+    assert [cell["arm"] for cell in read_cells(out)] == ["teacher"]
 
 
 def test_the_teachers_time_is_measured_with_the_weights_of_a_file(

@@ -149,7 +149,8 @@ def recipe_of(
     mean = first * masked + (1 - first) * dense
     if arm.same_updates_as:
         mean = costs.of(EQUAL_TIME[arm.same_updates_as], 0.0)
-    updates = photos // base.train.batch_size * changed_recipe(base, arm.changes).mask.per_image
+    batches = max(1, photos // base.train.batch_size)
+    updates = batches * changed_recipe(base, arm.changes).mask.per_image
     epochs = max(1, round(60 * minutes / mean / updates))
     schedule = {"epochs": epochs, "warmup_epochs": min(0.05 * epochs, epochs)}
     changes = [f"train.{key}={value}" for key, value in schedule.items()]
