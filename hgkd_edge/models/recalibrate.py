@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -10,6 +12,8 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.models.backbone import BackboneSpec
 
 __all__ = ["recalibrate_batchnorm"]
+
+BATCH = 128
 
 
 @torch.no_grad()
@@ -25,7 +29,8 @@ def recalibrate_batchnorm(
         network: Takes images float [B, 3, H, W]; changed in place.
         source: Training images; the first `batches` x 128 of a fixed shuffle are used.
         spec: Image size and normalization.
-        batches: Number of batches to average.
+        batches: Largest number of batches to average. They are of equal size, so that a few
+            remaining images do not count as much as a whole batch.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -33,9 +38,12 @@ def recalibrate_batchnorm(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
-    network.train()
+    network.eval()  # without stochastic depth and dropout, as it will be used
+    for norm in norms:
+        norm.train()
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
-    for indices in order.split(128)[:batches]:
+    order = order[: batches * BATCH]
+    for indices in order.tensor_split(math.ceil(len(order) / BATCH)):
         view = center_view(source.images[indices].to(device), size=spec.size)
         network(normalize(view, spec.mean, spec.std))
     network.eval()
