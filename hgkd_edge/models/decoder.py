@@ -21,6 +21,8 @@ class Decoder(nn.Module):
         stride 16  [B, C3, 4, 4]  -1x1-fill- + ──┴─ refine ──┐ up
         stride  8  [B, C2, 8, 8]  -1x1-fill- + ──────────────┴─ refine -> [B, width, 8, 8]
 
+    A single map is refined, too: without it, every masked site would get the same prediction.
+
     SparK fills first. A 1x1 convolution looks at one site at a time, so filling with the convolved
     token is equivalent, and the convolution can run in the encoder, on visible sites only
     (`encoder(images, visible, each=decoder.lateral)`).
@@ -42,7 +44,7 @@ class Decoder(nn.Module):
             nn.ConvTranspose2d(width, width, kernel_size=4, stride=2, padding=1)
             for _ in range(levels)
         )
-        self.refine = nn.ModuleList(_refine(width) for _ in range(levels))
+        self.refine = nn.ModuleList(_refine(width) for _ in range(max(1, levels)))
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)
 
@@ -62,6 +64,8 @@ class Decoder(nn.Module):
             for level, token, lateral in zip(maps, self.mask_tokens, self.lateral, strict=True)
         ]
         x = levels.pop()  # [B, width, h, w], the deepest
+        if not self.up:
+            return self.refine[0](x)
         for up, refine in zip(self.up, self.refine, strict=True):
             x = refine(up(x) + levels.pop())
         return x

@@ -41,6 +41,21 @@ def test_predictions_lie_on_the_teachers_grid_for_non_square_images() -> None:
     assert pixels.shape == (2, 8 * 12, 8 * 8 * 3)
 
 
+def test_with_a_single_map_a_masked_site_is_predicted_from_visible_ones() -> None:
+    decoder = Decoder([8], width=16).eval()
+    maps = torch.randn(2, 16, 4, 4, requires_grad=True)
+    visible = torch.eye(4, dtype=torch.bool).expand(2, 4, 4)
+
+    decoded = decoder([maps], visible)
+
+    masked = decoded.permute(0, 2, 3, 1)[~visible]
+    first, second = masked.chunk(2)
+    assert not torch.allclose(first, second)  # of two images
+    masked.square().sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.any()
+
+
 def test_masked_pixels_never_influence_a_prediction() -> None:
     student = small_student().eval()
     images = torch.rand(1, 3, 64, 64)
