@@ -149,15 +149,16 @@ class _Loop:
             done=self.step,
         )
         with stop_on_signal() as self.stop, journal as self.journal, heeding_others():
-            self._run_batches()
+            if self.step < self.last_step:  # else it was stopped right there
+                self._run_batches()
             self._save_checkpoint()
         return self._averaged()
 
     def _averaged(self) -> nn.Module:
         return self.ema.module if self.ema else self.accelerator.unwrap_model(self.model)
 
-    def _look(self) -> None:
-        self.watching.look(self._averaged(), self.step, self.journal)
+    def _look(self) -> bool:
+        return self.watching.look(self._averaged(), self.step, self.journal)
 
     def _run_batches(self) -> None:
         order = self._order(first=self.step // self.training.updates_per_batch)
@@ -180,7 +181,8 @@ class _Loop:
                     break
                 if self.watching.is_due(self.step):
                     self._settle()
-                    on_main(self._look)
+                    if not on_main(self._look):
+                        self.watching.watch = None
                 if self.step % (self.config.checkpoint_every * self.steps_per_epoch) == 0:
                     self._save_checkpoint()
                 begin = time.perf_counter()

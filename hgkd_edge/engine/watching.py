@@ -39,10 +39,13 @@ class Watching:
         """Whether to look after `step` updates."""
         return self.watch is not None and self.every > 0 and step % self.every == 0
 
-    def look(self, model: nn.Module, step: int, journal: Journal | None) -> None:
+    def look(self, model: nn.Module, step: int, journal: Journal | None) -> bool:
         """Score the model and record it; images that cannot be read end the looks, not the run.
 
         The model's mode is restored. Its random numbers need not be: each batch seeds its own.
+
+        Returns:
+            Whether to look again: the main process looks, and all must stop at the same time.
         """
         assert self.watch is not None, "is_due"
         training = model.training
@@ -50,9 +53,9 @@ class Watching:
             observation = self.watch(model)
         except DataError as error:
             warn(f"no held-out scores from now on: {error}")
-            self.watch = None
-            return
+            return False
         finally:
             model.train(training)
         if journal is not None and observation.scores:
             journal.observe(step, observation)
+        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hgkd_edge.engine import Observation, Workplace, train
+from hgkd_edge.engine import Observation, Workplace, loop, train
 from hgkd_edge.engine.journal import Journal, rate_in
 from hgkd_edge.engine.setup import make_accelerator
 from hgkd_edge.errors import DataError
@@ -77,6 +78,24 @@ def test_images_that_cannot_be_read_end_the_looks_and_not_the_training(
     assert len(calls) == 1
     assert "no held-out scores from now on: held-out images are gone" in capsys.readouterr().err
     assert log_lines(tmp_path)[-1]["step"] == 20
+
+
+def test_where_the_main_process_stops_looking_the_others_do_not_wait_for_its_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another process, which gets the main one's result and never looks by itself."""
+    asked = []
+
+    def from_main(work: Callable[[], Any]) -> Any:
+        if work.__name__ != "_look":
+            return work()
+        asked.append(work)
+        return False
+
+    monkeypatch.setattr(loop, "on_main", from_main)
+    looked_at(tmp_path, lambda model: pytest.fail("not the main process"), evaluate_every=1)
+
+    assert len(asked) == 1
 
 
 def test_pictures_go_to_tensorboard(tmp_path: Path) -> None:
