@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 __all__ = [
     "ConversionFailed",
@@ -61,10 +63,14 @@ class MissingPackageError(UserError):
 
     def __init__(self, what: str, *, package: str, extra: str, more: str = "") -> None:
         hint = f'pip install "hgkd-edge[{extra}]"'
+        self._again = partial(type(self), what, package=package, extra=extra, more=more)
         super().__init__(
             f"{what} needs the package '{package}', which is not installed",
             hint=f"{hint}; {more}" if more else hint,
         )
+
+    def __reduce__(self) -> tuple[Callable[[], MissingPackageError], tuple[()]]:
+        return self._again, ()  # pickled for other processes; by default from the message alone
 
 
 class ExportError(UserError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 import exporters
 import hgkd_edge.cli
-from exporters import ExportError
+from exporters import ExportError, MissingPackageError
 from hgkd_edge.data.decode import Canvas, keep
 from hgkd_edge.errors import DataError, TrainingError, UserError, reason_of
 from hgkd_edge.processes import heeding_others
@@ -48,6 +49,15 @@ def test_an_image_that_is_none_says_so_without_an_object(tmp_path: Path) -> None
 
     assert "BytesIO" in str(raised.value), "what Pillow says"
     assert reason_of(raised.value) == "cannot identify image file"
+
+
+def test_an_error_reaches_other_processes_as_it_is() -> None:
+    error = MissingPackageError("a step", package="lightly", extra="ibot", more="or a wheel")
+
+    again = pickle.loads(pickle.dumps(error))
+
+    assert type(again) is MissingPackageError
+    assert str(again) == str(error)
 
 
 def test_skipped_files_carry_such_reasons() -> None:
