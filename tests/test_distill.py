@@ -12,10 +12,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
+import hgkd_edge
 from hgkd_edge.api.distilling import checked_lines
 from hgkd_edge.cli import app
 from hgkd_edge.data.augment import normalize, random_view
@@ -29,8 +30,8 @@ from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import Setup, make_model, make_teacher, standardize
 from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.distillation.training import Distilling
-from hgkd_edge.engine import Draws
-from hgkd_edge.errors import Interrupted, TrainingError
+from hgkd_edge.engine import Draws, setup
+from hgkd_edge.errors import Interrupted, RunError, TrainingError
 from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import HeldOut
 from hgkd_edge.models.decoder import upsample_mask
@@ -694,6 +695,52 @@ def test_a_check_stops_early_judges_and_leaves_a_run_that_resumes_exactly(
     distill(recipe, checked, resume=True)
     ends = [load_file(run.backbone_file) for run in (whole, checked)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_second_check_of_as_many_updates_adds_none(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate(tiny_recipe)
+    run = RunDir.create(recipe, tmp_path / "run")
+    first_updates(recipe, run, 2)
+
+    first_updates(recipe, run, 2, resume=True)
+
+    assert [record["step"] for record in _records(run.log_file)] == [1, 2]
+
+
+def test_a_run_is_not_resumed_with_another_teacher(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    vit = build(Recipe.model_validate(tiny_recipe)).vit
+    file = tmp_path / "vit.safetensors"
+    save_file({name: value.contiguous() for name, value in vit.state_dict().items()}, file)
+    tiny_recipe["teacher"] |= {"weights": "path", "path": str(file)}
+    del tiny_recipe["teacher"]["pretrain"]
+    recipe = Recipe.model_validate(tiny_recipe)
+    run = RunDir.create(recipe, tmp_path / "run")
+    first_updates(recipe, run, 2)
+    save_file({name: value + 1 for name, value in vit.state_dict().items()}, file)
+
+    with pytest.raises(RunError, match="began with other weights of the teacher"):
+        distill(recipe, run, resume=True)
+
+
+def test_auto_precision_of_another_machine_does_not_change_a_resumed_run(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(setup, "_bf16_is_faster_on_this_cpu", lambda: False)
+    tiny_recipe["train"]["precision"] = "auto"
+    run = RunDir(tmp_path / "run")
+    hgkd_edge.check(tiny_recipe, run=run.path, updates=2)
+    monkeypatch.setattr(setup, "_bf16_is_faster_on_this_cpu", lambda: True)
+
+    hgkd_edge.distill(tiny_recipe, run=run.path, resume=True)
+
+    assert run.manifest().precision == "fp32"
+    assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
 
 
 def test_a_check_doubts_a_student_that_learned_nothing(

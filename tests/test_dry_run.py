@@ -60,6 +60,14 @@ def test_every_part_is_timed_and_nothing_is_kept(tiny_recipe: dict[str, Any], em
     assert not any(file.is_file() for file in (empty / "cache").rglob("*"))
 
 
+def test_a_teacher_that_was_pretrained_costs_no_time(
+    tiny_recipe: dict[str, Any], empty: Path
+) -> None:
+    hgkd_edge.pretrain(tiny_recipe)
+
+    assert "pretraining" not in hgkd_edge.dry_run(tiny_recipe)["seconds"]
+
+
 def test_the_command_prints_it(tiny_recipe: dict[str, Any], empty: Path) -> None:
     tiny_recipe["teacher"]["weights"] = "hub"  # no weights are loaded where no features are learned
     tiny_recipe["loss"] = {"feature_weight": 0, "pixel_weight": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -17,9 +18,11 @@ import hgkd_edge
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import pretrain
 from hgkd_edge.distillation.parts import build
+from hgkd_edge.distillation.pretrain import pretrained_file
 from hgkd_edge.errors import DataError, MissingPackageError, RecipeError
 from hgkd_edge.evaluate import evaluate_features
 from hgkd_edge.exportable import load_exportable
+from hgkd_edge.files import locked
 from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.recipe import Recipe
 from tests.data.helpers import spoil
@@ -135,6 +138,69 @@ def test_only_settings_of_the_objective_name_a_teacher() -> None:
     assert settings["objective"] == "ibot"
     assert settings["ibot"]["prototypes"] == 2048
     assert "decoder_width" not in settings
+
+
+def test_a_teacher_of_images_decoded_to_another_size_is_another_one(
+    tiny_recipe: dict[str, Any],
+) -> None:
+    recipe = Recipe.model_validate(tiny_recipe)
+    source = open_splits(recipe.data)["train"]
+    smaller = recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_size": 32})})
+
+    files = {pretrained_file(each, source, (64, 64)) for each in (recipe, smaller)}
+
+    assert len(files) == 2
+
+
+def test_a_label_stage_that_was_lost_is_repeated_exactly(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path))
+    tiny_recipe["teacher"]["pretrain"]["label_epochs"] = 1
+    made = trained(tiny_recipe)
+    whole = load_file(made)
+    for file in (made, *made.parent.glob("labels.*")):
+        file.unlink()
+
+    again = load_file(trained(tiny_recipe))
+
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_who_needs_a_teacher_that_another_run_pretrains_waits_for_it(
+    tiny_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = trained(tiny_recipe)
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path))
+    awaited = tmp_path / "teachers" / made.parent.name / made.name
+    other_run = contextlib.ExitStack()
+    other_run.enter_context(locked(awaited.parent, lambda seconds: None))
+
+    def finish(seconds: float) -> None:
+        shutil.copy(made, awaited)
+        other_run.close()
+
+    monkeypatch.setattr("hgkd_edge.files.time.sleep", finish)
+
+    assert trained(tiny_recipe) == awaited
+    printed = "".join(capsys.readouterr())
+    assert "waiting for another run that pre-trains the same one" in printed
+    assert "found pre-trained in" in printed
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.9])
+def test_a_ratio_that_masks_no_token_or_all_is_refused(
+    tiny_recipe: dict[str, Any], ratio: float
+) -> None:
+    tiny_recipe["data"]["image_size"] = 32
+    tiny_recipe["teacher"]["args"]["patch_size"] = 16  # 2 x 2 tokens
+    tiny_recipe["teacher"]["pretrain"]["mask_ratio"] = ratio
+
+    with pytest.raises(RecipeError, match=f"mask_ratio {ratio} masks . of 2x2 tokens"):
+        build(Recipe.model_validate(tiny_recipe))
 
 
 @pytest.mark.parametrize("decode", ["once", "streaming"])

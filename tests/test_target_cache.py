@@ -21,6 +21,7 @@ from hgkd_edge.data.augment import center_view
 from hgkd_edge.data.sources import held_out_split, open_splits
 from hgkd_edge.distillation import target_cache
 from hgkd_edge.distillation.distill import distill, first_updates
+from hgkd_edge.distillation.dry_run import dry_run
 from hgkd_edge.distillation.held_out import held_out_cosine
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.setup import Setup, make_model, make_teacher
@@ -279,6 +280,35 @@ def test_streamed_images_and_a_full_disk_are_refused_in_one_line(
     monkeypatch.setattr(target_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(RecipeError, match=r"teacher.cache = 3: needs 0.0 GB .*are free"):
         cached_targets(teacher, source, recipe)
+
+
+def test_streamed_images_are_refused_before_the_teacher_is_pretrained(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HGKD_EDGE_CACHE", str(tmp_path / "cache"))
+    recipe = with_cache(tiny_recipe, data={**tiny_recipe["data"], "decode": "streaming"})
+    recipe = recipe.model_copy(
+        update={"teacher": recipe.teacher.model_copy(update={"weights": "pretrain"})}
+    )
+
+    with pytest.raises(RecipeError, match="teacher.cache: needs the images decoded"):
+        distill(recipe, RunDir.create(recipe, tmp_path / "run"))
+    with pytest.raises(RecipeError, match="teacher.cache: needs the images decoded"):
+        dry_run(recipe)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_with_other_heads_has_other_targets(tiny_recipe: dict[str, Any]) -> None:
+    """Its weights are the same."""
+    tiny_recipe["teacher"]["standardize"] = False
+    folders = set()
+    for heads in (3, 6):
+        tiny_recipe["teacher"]["args"]["num_heads"] = heads
+        recipe = with_cache(tiny_recipe)
+        teacher, _, source = made(recipe)
+        folders.add(cached_targets(teacher, source, recipe).folder)
+
+    assert len(folders) == 2
 
 
 @pytest.fixture

@@ -238,6 +238,11 @@ def _resumed(recipe: Recipe, run: str | os.PathLike[str] | None) -> _Job:
     folder.require_same_recipe(recipe)
     if not folder.is_distilled:
         folder.require_resumable()
+    # `auto` depends on the machine and on hgkd-edge's version: continue in what the run began with.
+    precision = folder.manifest().precision
+    if precision is not None and recipe.train.precision == "auto":
+        train = recipe.train.model_copy(update={"precision": precision})
+        recipe = recipe.model_copy(update={"train": train})
     return _Job(recipe, folder, folder.is_distilled)
 
 

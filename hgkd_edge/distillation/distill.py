@@ -54,7 +54,7 @@ def distill(
         What it left, as the manifest records it. None on processes other than the main one: their
         part ends with the training.
     """
-    setup = set_up(recipe, run, parts or build(recipe))
+    setup = set_up(recipe, run, parts or build(recipe), resume=resume)
     model = _train(setup, run, resume=resume)
     if model is None:
         return None
@@ -91,7 +91,7 @@ def first_updates(
     Returns:
         What was found; None on processes other than the main one.
     """
-    setup = set_up(recipe, run, parts or build(recipe))
+    setup = set_up(recipe, run, parts or build(recipe), resume=resume)
     before = dense_copy(setup.parts.encoder)
     model = _train(setup, run, resume=resume, until=updates)
     if model is None:

@@ -21,7 +21,7 @@ from exporters.atomic_files import temporary_folder
 from hgkd_edge.data.augment import Augmentation
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.parts import Parts, build
-from hgkd_edge.distillation.pretrain import pretraining
+from hgkd_edge.distillation.pretrain import pretrained_file, pretraining
 from hgkd_edge.distillation.setup import (
     Setup,
     load_teacher,
@@ -29,7 +29,12 @@ from hgkd_edge.distillation.setup import (
     print_licenses,
     ready_teacher,
 )
-from hgkd_edge.distillation.target_cache import BATCH, TargetCache, target_pass
+from hgkd_edge.distillation.target_cache import (
+    BATCH,
+    TargetCache,
+    require_decoded,
+    target_pass,
+)
 from hgkd_edge.distillation.training import Distilling
 from hgkd_edge.distillation.watching import Onlooker
 from hgkd_edge.engine import Training, Workplace, epochs_between_looks, train
@@ -104,9 +109,13 @@ def dry_run(recipe: Recipe, *, parts: Parts | None = None) -> DryRun:
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
+    require_decoded(source, recipe)
+    pretrains = recipe.teacher.weights == "pretrain" and recipe.loss.feature_weight
+    if pretrains and pretrained_file(recipe, source, parts.teacher_size).is_file():
+        pretrains = False
     with temporary_folder() as folder:
         seconds, aside = {"set_up": 0.0}, 0.0
-        if recipe.teacher.weights == "pretrain" and recipe.loss.feature_weight:
+        if pretrains:
             begun = time.perf_counter()
             seconds["pretraining"] = _pretraining_seconds(recipe, parts, source, folder)
             aside = time.perf_counter() - begun

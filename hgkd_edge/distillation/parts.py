@@ -20,6 +20,7 @@ from hgkd_edge.models.backbone import (
     require_plain_form,
 )
 from hgkd_edge.models.ibot import require_lightly
+from hgkd_edge.models.mae import visible_tokens
 from hgkd_edge.models.meta import on_meta
 from hgkd_edge.models.student import token_stride
 from hgkd_edge.models.student_weights import initial_weights, published_student
@@ -88,6 +89,7 @@ def build(recipe: Recipe, *, download: bool = True) -> Parts:
     mask_patch = _mask_patch(recipe, max(reductions))
     stride = token_stride(reductions, patch)
     tokens = _token_grid(data.size, stride)
+    _check_pretraining(recipe, tokens)
     teacher_size = tokens[0] * patch, tokens[1] * patch
     torch.manual_seed(recipe.seed)  # same initial teacher for any student
     wanted = download and teacher.weights == "hub" and recipe.loss.feature_weight > 0
@@ -163,6 +165,19 @@ def _refuse_own_args(args: dict[str, object]) -> None:
         raise RecipeError(
             f"student.args.{refused[0]}: is set by hgkd-edge itself",
             hint="remove it; student.args is for the architecture, such as channels or depths",
+        )
+
+
+def _check_pretraining(recipe: Recipe, tokens: tuple[int, int]) -> None:
+    """Check that masked autoencoding would mask some of the teacher's tokens, and not all."""
+    teacher, total = recipe.teacher, tokens[0] * tokens[1]
+    ratio = teacher.pretrain.mask_ratio
+    wanted = teacher.weights == "pretrain" and teacher.pretrain.objective == "mae"
+    masked = total - visible_tokens(total, ratio)
+    if wanted and recipe.loss.feature_weight and masked in (0, total):
+        raise RecipeError(
+            f"teacher.pretrain.mask_ratio {ratio} masks {masked} of {tokens[0]}x{tokens[1]} tokens",
+            hint="some must be masked and some visible: use another ratio or larger images",
         )
 
 

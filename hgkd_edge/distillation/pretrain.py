@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,19 +25,20 @@ from hgkd_edge.data.augment import (
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.data.to_device import to_device
 from hgkd_edge.distillation.masks import BLOCK_DRAWS, block_masks
+from hgkd_edge.distillation.target_cache import waiting
 from hgkd_edge.distillation.teacher_network import require_plain_vit
 from hgkd_edge.distillation.teacher_weights import save_vit_weights
 from hgkd_edge.engine import Draws, Inputs, Training, Workplace, resolve_precision, train
 from hgkd_edge.errors import DataError
-from hgkd_edge.files import atomic_write, cache_dir, write_json
+from hgkd_edge.files import atomic_write, cache_dir, locked, write_json
 from hgkd_edge.models.ibot import OnlineTokenizer
 from hgkd_edge.models.mae import LabelTuner, MaskedAutoencoder
 from hgkd_edge.pretrain_settings import IbotConfig, PretrainConfig
-from hgkd_edge.processes import count, on_main
+from hgkd_edge.processes import count, on_main, on_main_for_long
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recipe_sections import DataConfig, TrainConfig
 
-__all__ = ["pretrain_teacher", "pretraining"]
+__all__ = ["pretrain_teacher", "pretrained_file", "pretraining"]
 
 
 class MaskedAutoencoding(Training):
@@ -138,11 +140,35 @@ def pretrain_teacher(
     if config.label_epochs and not source.one_class:
         raise DataError("teacher.pretrain.label_epochs: the images do not have one class each")
     _require_several(config, len(source))
-    folder = cache_dir() / "teachers" / _content_hash(recipe, source, size)
-    weights = folder / "model.safetensors"
-    if on_main(weights.is_file):
-        console.print(f"teacher: found pre-trained in {folder}")
-        return weights
+    weights = pretrained_file(recipe, source, size)
+    with contextlib.ExitStack() as held:
+        what = "teacher: waiting for another run that pre-trains the same one"
+
+        def hold(alive: Callable[[], None]) -> None:
+            held.enter_context(locked(weights.parent, waiting(what, weights.parent, alive)))
+
+        on_main_for_long(hold)
+        if on_main(weights.is_file):
+            console.print(f"teacher: found pre-trained in {weights.parent}")
+        else:
+            _pretrain(vit, source, recipe, size, weights, resume_command)
+    return weights
+
+
+def pretrained_file(recipe: Recipe, source: ImageSource, size: tuple[int, int]) -> Path:
+    """The weights that `pretrain_teacher` leaves, or has left."""
+    return cache_dir() / "teachers" / _content_hash(recipe, source, size) / "model.safetensors"
+
+
+def _pretrain(
+    vit: nn.Module,
+    source: ImageSource,
+    recipe: Recipe,
+    size: tuple[int, int],
+    weights: Path,
+    resume_command: str,
+) -> None:
+    config, folder = recipe.teacher.pretrain, weights.parent
     torch.manual_seed(recipe.seed)
     task, schedule = pretraining(vit, recipe, size)
     trained = train(
@@ -160,7 +186,6 @@ def pretrain_teacher(
         place = _workplace(folder, "labels", "label_lr", resume_command)
         encoder = _tune_with_labels(encoder, source, recipe, size, place)
     on_main(lambda: _save(encoder, weights, recipe, source, size))
-    return weights
 
 
 def pretraining(
@@ -235,6 +260,7 @@ def _tune_with_labels(
     config = recipe.teacher.pretrain
     assert isinstance(encoder, VisionTransformer), "checked by pretrain_teacher"
     schedule = _schedule(config, recipe.train, epochs=config.label_epochs, lr=config.label_lr)
+    torch.manual_seed(recipe.seed)  # the same classifier, also after a restart
     tuned = train(
         LabelTuning(LabelTuner(encoder, num_classes=len(source.classes)), recipe, size),
         source,
@@ -288,6 +314,8 @@ def _content_hash(recipe: Recipe, source: ImageSource, size: tuple[int, int]) ->
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),
     }
+    if recipe.data.size != size:  # the student's size, to which images are decoded
+        parts["image_size"] = recipe.data.size
     if recipe.teacher.pretrain.label_epochs:
         parts["labels"] = source.labels.tolist()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

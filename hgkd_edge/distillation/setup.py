@@ -15,15 +15,16 @@ from hgkd_edge.distillation.license import print_license, published_license
 from hgkd_edge.distillation.loss import DistillationLoss, StudentWithLoss
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.distillation.pretrain import pretrain_teacher
-from hgkd_edge.distillation.target_cache import TargetCache, cached_targets
+from hgkd_edge.distillation.target_cache import TargetCache, cached_targets, require_decoded
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.distillation.views import teacher_views
 from hgkd_edge.engine import Draws
+from hgkd_edge.errors import RunError
 from hgkd_edge.files import file_sha256
 from hgkd_edge.manifest_record import ManifestRecord, NetworkOrigin
 from hgkd_edge.models.student import Student
-from hgkd_edge.processes import is_main
+from hgkd_edge.processes import is_main, on_main
 from hgkd_edge.provenance import circumstances, report_photos
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recipe_sections import StudentConfig, TeacherConfig
@@ -67,23 +68,30 @@ class Setup:
         return self.splits["train"]
 
 
-def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
+def set_up(recipe: Recipe, run: RunDir, parts: Parts, *, resume: bool = False) -> Setup:
     """Open the images and create the teacher; the run's manifest records both.
 
     Args:
         recipe: Fully resolved.
         run: The run folder.
         parts: The recipe's networks.
+        resume: The run continues: its teacher must be the same.
+
+    Raises:
+        RunError: The run began with other weights of the teacher.
     """
+    begun = on_main(run.manifest) if resume else ManifestRecord()
     print_licenses(recipe, parts)
     splits = open_splits(recipe.data)
     report_photos(splits)
     source = splits["train"]
+    require_decoded(source, recipe)  # pre-training may take hours
     if is_main():
         run.update_manifest(
             circumstances(seed=recipe.seed, precision=recipe.train.precision, splits=splits)
         )
     origin = load_teacher(recipe, parts, source, resume_command=run.resume_command)
+    _require_same_teacher(begun, origin, run)
     if is_main():
         student = _student_origin(recipe, parts)
         run.update_manifest(ManifestRecord(teacher=origin, student=student))
@@ -92,6 +100,15 @@ def set_up(recipe: Recipe, run: RunDir, parts: Parts) -> Setup:
     if cache is not None:
         teacher.cpu()  # until the student is evaluated
     return Setup(recipe, parts, teacher, splits, cache)
+
+
+def _require_same_teacher(begun: ManifestRecord, origin: NetworkOrigin, run: RunDir) -> None:
+    known = begun.teacher.sha256 if begun.teacher else None
+    if known is not None and known != origin.sha256:
+        raise RunError(
+            f"run '{run.path}' began with other weights of the teacher than {origin.file} has",
+            hint="restore the file, or start a new run",
+        )
 
 
 def ready_teacher(recipe: Recipe, parts: Parts, source: ImageSource) -> Teacher:

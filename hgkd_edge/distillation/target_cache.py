@@ -75,6 +75,30 @@ class TargetCache:
         return self.draws[view, photos], torch.from_numpy(rows)
 
 
+def require_decoded(source: ImageSource, recipe: Recipe) -> None:
+    """Refuse `teacher.cache` for streamed images.
+
+    Raises:
+        RecipeError: The images are streamed.
+    """
+    if recipe.teacher.cache and source.streamed:
+        raise RecipeError(
+            "teacher.cache: needs the images decoded in memory, these are streamed",
+            hint="--set data.decode=once, or --set teacher.cache=0",
+        )
+
+
+def waiting(what: str, folder: Path, alive: Callable[[], None]) -> Callable[[int], None]:
+    """For `locked`: shows progress to other processes, and names the folder from time to time."""
+
+    def wait(seconds: int) -> None:
+        alive()
+        if seconds % REMIND_EVERY == 0:
+            console.print(f"{what} in {folder} ({seconds // 60} min)", soft_wrap=True)
+
+    return wait
+
+
 def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> TargetCache:
     """Load the targets of `teacher.cache` views per image from disk, or compute them.
 
@@ -90,11 +114,7 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
     Raises:
         RecipeError: The images are streamed, or the disk has no room.
     """
-    if source.streamed:
-        raise RecipeError(
-            "teacher.cache: needs the images decoded in memory, these are streamed",
-            hint="--set data.decode=once, or --set teacher.cache=0",
-        )
+    require_decoded(source, recipe)
     augmentation = Augmentation.of(recipe)
     draws = torch.stack(
         [
@@ -109,16 +129,8 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
         name = _content_hash(teacher, source, recipe, shape)
         file = cache_dir() / "targets" / name / "targets.npy"
 
-        def wait(seconds: int) -> None:
-            alive()
-            if seconds % REMIND_EVERY == 0:
-                console.print(
-                    f"teacher.cache: waiting for another run that computes the same targets in "
-                    f"{file.parent} ({seconds // 60} min)",
-                    soft_wrap=True,
-                )
-
-        with locked(file.parent, wait):
+        what = "teacher.cache: waiting for another run that computes the same targets"
+        with locked(file.parent, waiting(what, file.parent, alive)):
             if _is_filled(file, shape):
                 _say_found(file)
             else:
@@ -302,6 +314,7 @@ def _content_hash(
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     parts = {
         "photos": source.fingerprint,
+        "network": [recipe.teacher.name, recipe.teacher.args],  # what weights do not determine
         "shape": shape,
         "layers": teacher.indices,
         "combine": teacher.combine,

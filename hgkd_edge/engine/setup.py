@@ -86,7 +86,7 @@ def _bf16_is_faster_on_this_cpu() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if torch.cpu._is_amx_tile_supported():
-        return True
+        return torch.cpu._init_amx()  # whether the kernel allows it
     return torch.cpu._is_avx512_bf16_supported() and "GenuineIntel" not in _cpu_vendor()
 
 

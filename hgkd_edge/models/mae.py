@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hgkd_edge.models.vit import encode_visible, patches_of
 
-__all__ = ["LabelTuner", "MaskedAutoencoder"]
+__all__ = ["LabelTuner", "MaskedAutoencoder", "visible_tokens"]
 
 
 class MaskedAutoencoder(nn.Module):
@@ -58,7 +58,7 @@ class MaskedAutoencoder(nn.Module):
             noise: float [B, N], uniform; the lowest tokens stay visible.
         """
         shuffle = noise.argsort(dim=1)  # [B, N], visible tokens first
-        visible = shuffle[:, : round(self.num_tokens * (1 - self.mask_ratio))]
+        visible = shuffle[:, : visible_tokens(self.num_tokens, self.mask_ratio)]
         encoded = encode_visible(self.encoder, images, visible)
         predicted = self._decode(encoded[:, self.encoder.num_prefix_tokens :], shuffle)
         return {"loss": self._loss(predicted, images, masked=shuffle[:, visible.shape[1] :])}
@@ -79,6 +79,11 @@ class MaskedAutoencoder(nn.Module):
         target = F.layer_norm(target, target.shape[-1:])
         index = masked[..., None].expand(-1, -1, target.shape[-1])
         return F.mse_loss(predicted.gather(1, index).float(), target.gather(1, index))
+
+
+def visible_tokens(total: int, mask_ratio: float) -> int:
+    """Number of tokens that stay visible."""
+    return round(total * (1 - mask_ratio))
 
 
 class LabelTuner(nn.Module):
