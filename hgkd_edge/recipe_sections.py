@@ -313,7 +313,8 @@ class TrainConfig(Section):
     AMD's AVX512_BF16 or Arm's bf16. Otherwise fp32. `fp16` needs a GPU."""
     accumulate: Positive = 1
     """Split a batch into this many equal parts that run one after the other. This needs less memory
-    and gives the gradient of the whole batch. Only BatchNorm sees each part separately."""
+    and gives the gradient of the whole batch. Only BatchNorm and
+    `loss.weigh_sites` see each part separately."""
     sync_batchnorm: bool = False
     """Compute BatchNorm statistics over all processes. Costs two exchanges per layer."""
     compile: bool = False
