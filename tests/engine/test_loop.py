@@ -184,22 +184,29 @@ def test_auto_precision_is_bf16_only_where_the_cpu_computes_faster_in_it() -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked first")
 @pytest.mark.parametrize(
-    ("vendor", "avx512", "amx", "precision"),
+    ("vendor", "avx512", "amx", "allowed", "precision"),
     [
-        ("AuthenticAMD", True, False, "bf16"),  # Zen 4
-        ("AuthenticAMD", False, False, "fp32"),  # Zen 3
-        ("GenuineIntel", True, True, "bf16"),
-        ("GenuineIntel", True, False, "fp32"),  # AMX hidden by a virtual machine
-        ("Intel64 Family 6 Model 207 Stepping 2, GenuineIntel", True, False, "fp32"),  # Windows
+        ("AuthenticAMD", True, False, False, "bf16"),  # Zen 4
+        ("AuthenticAMD", False, False, False, "fp32"),  # Zen 3
+        ("GenuineIntel", True, True, True, "bf16"),
+        ("GenuineIntel", True, True, False, "fp32"),  # an old kernel does not allow AMX
+        ("GenuineIntel", True, False, False, "fp32"),  # AMX hidden by a virtual machine
+        ("Intel64 Family 6 Model 207, GenuineIntel", True, False, False, "fp32"),  # Windows
     ],
 )
 def test_auto_precision_on_x86(
-    vendor: str, avx512: bool, amx: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+    vendor: str,
+    avx512: bool,
+    amx: bool,
+    allowed: bool,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(setup, "_cpu_vendor", lambda: vendor)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: allowed)
 
     assert resolve_precision("auto") == precision
 
