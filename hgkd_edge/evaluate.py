@@ -82,8 +82,9 @@ def evaluate_model(
             hint="name images with the classes that the model was fine-tuned on",
         )
     report_photos({"train": splits["train"], name: splits[name]})
-    batches, unseen = answers(opened.session.run, task, card, splits[name]), held_out_split(splits)
-    # Pictures of held-out images come first; others go to a separate folder.
+    batches = answers(opened.session.run, task, card, splits[name])
+    # Pictures of the images that `finetune` scores come first; others go to a separate folder.
+    unseen = held_out_split(splits, labeled=True)
     scores = task.judge(batches, card, run.pictures_dir / ("" if name == unseen else name))
     result = EvaluationRecord(
         schema_version=SCHEMA_VERSION,
