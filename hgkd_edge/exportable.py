@@ -130,6 +130,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
 
     def score(runner: Runner) -> float:
         source = _held_out(splits, scored, "labeled images")
+        card.require_classes(source)
         judged = task.judge(answers(runner, task, card, source), card)
         return 100 * judged.single[task.metric]
 

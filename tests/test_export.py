@@ -302,6 +302,17 @@ def test_a_score_is_of_the_held_out_images_that_have_labels(partly_labeled: RunD
         left.score(lambda images: {})
 
 
+def test_images_of_other_classes_than_the_models_are_not_scored(partly_labeled: RunDir) -> None:
+    data = Path(partly_labeled.recipe().data.path)
+    shutil.copytree(data / "test", data / "train" / "a class that sorts first")
+
+    subject = load_exportable(partly_labeled)
+
+    with pytest.raises(DataError, match="the images have classes a class that sorts first, "):
+        subject.score(runtimes.open(subject.network, names=["logits"]).run)
+    assert len(subject.images(subject.unseen, 4)) == 4, "verification needs no labels"
+
+
 def test_a_failed_conversion_is_put_aside_and_the_layer_named(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
