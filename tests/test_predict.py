@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,17 @@ def test_answers_of_an_earlier_call_are_no_images(
     first, second = (predict(models["onnx"], [tmp_path / "photos"], out) for _ in range(2))
 
     assert len(first) == len(second) == 18
+
+
+def test_classes_that_cannot_be_saved_are_refused_before_any_work(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    model = replace(open_task_model(models["torch"]), classes=("hat", "top/shirt", "dress"))
+
+    with pytest.raises(DataError, match="class 'top/shirt' cannot be the name of a folder"):
+        predict(model, [photos / "test"], tmp_path / "out", save_as="folders")
+
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_none_of_which_can_be_read_are_an_error(

@@ -14,7 +14,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
-from hgkd_edge.tasks.saved_labels import require_format, save_labels
+from hgkd_edge.tasks.saved_labels import require_savable, save_labels
 from tests.data.annotated import boxes
 from tests.data.image_files import save_image
 
@@ -119,4 +119,4 @@ def test_a_format_that_cannot_hold_the_answers_is_refused(
     format: str, task: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        require_format(format, task)
+        require_savable(format, task, CLASSES)
