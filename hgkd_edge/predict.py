@@ -51,7 +51,7 @@ def predict(
     Raises:
         RunError: The model cannot be opened.
         DataError: There are no images, none can be read, `folder` is a file, or `save_as` cannot
-            store the model's answers.
+            store the model's answers, or `labels/` in the folder is not empty.
         ExportError: `folder` cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
@@ -64,7 +64,7 @@ def predict(
         threshold = opened.threshold
     require_threshold(opened, threshold)
     if save_as:
-        require_savable(save_as, opened.task, opened.classes)
+        require_savable(save_as, opened.task, opened.classes, folder / "labels")
     require_writable_folder(folder / "predictions.json")
     remove_leftovers(folder)
     classes = counted(len(opened.classes), "class", "classes")

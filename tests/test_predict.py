@@ -376,6 +376,22 @@ def test_classes_that_cannot_be_saved_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_saved_labels_never_mix_with_those_of_an_earlier_call(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    images, out = sorted((photos / "test").rglob("*.webp"))[:2], tmp_path / "out"
+    predict(models["torch"], images, out, threshold=0, save_as="folders")
+    (corrected,) = (path for path in (out / "labels").rglob("0000-*"))
+    corrected.rename(out / "labels" / corrected.name)
+    before = sorted(out.rglob("*"))
+
+    with pytest.raises(DataError, match="labels' is in use") as caught:
+        predict(models["torch"], images, out, threshold=0, save_as="folders")
+
+    assert caught.value.hint == "name another --out"
+    assert sorted(out.rglob("*")) == before
+
+
 def test_images_none_of_which_can_be_read_are_an_error(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -45,17 +45,18 @@ class _Labeled(NamedTuple):
     tags: Sequence[Label]
 
 
-def require_savable(name: str, task: str, classes: Sequence[str]) -> None:
-    """Refuse a format that does not exist, or that cannot store a model's answers.
+def require_savable(name: str, task: str, classes: Sequence[str], folder: Path) -> None:
+    """Refuse a format that cannot store a model's answers, and a folder that is in use.
 
     Args:
         name: The format.
         task: The model's task.
         classes: Its classes.
+        folder: Folder of the data set.
 
     Raises:
         DataError: The format is unsupported; the message lists supported formats. Or a class name
-            cannot be a folder name, or the name of a column of labels.
+            cannot be a folder name, or the name of a column of labels. Or `folder` is not empty.
     """
     fitting = [known for known, of in FORMATS.items() if of == task]
     if name not in FORMATS:
@@ -68,6 +69,9 @@ def require_savable(name: str, task: str, classes: Sequence[str]) -> None:
             else "predict writes its label maps to --out",
         )
     _require_plain(classes, name)
+    # Files of an earlier call would stay next to new ones, or hand corrections would be lost.
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise DataError(f"--save-labels: '{folder}' is in use", hint="name another --out")
 
 
 def save_labels(

@@ -116,7 +116,7 @@ def test_images_whose_names_are_not_utf8_are_saved(tmp_path: Path) -> None:
     ],
 )
 def test_a_format_that_cannot_hold_the_answers_is_refused(
-    format: str, task: str, message: str
+    tmp_path: Path, format: str, task: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        require_savable(format, task, CLASSES)
+        require_savable(format, task, CLASSES, tmp_path)
