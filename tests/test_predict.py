@@ -113,6 +113,20 @@ def test_what_is_missing_is_reported_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_is_found_by_a_name_with_a_dot(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/demo.v2")
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("name: demo.v2\n")
+    shutil.copy(models["torch"], run / "model.safetensors")
+
+    assert open_task_model(Path("demo.v2")).classes == CARD.classes
+    with pytest.raises(RunError, match=r"demo\.v3: not a model file"):
+        open_task_model(Path("demo.v3"))
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
