@@ -65,7 +65,7 @@ def evaluate_model(
 
     Raises:
         RunError: The run was not fine-tuned, or `model` is of another task, classes or input.
-        DataError: There is no such split with labels.
+        DataError: There is no such split with labels, or its classes are not the model's.
     """
     config = recorded_settings(run)
     task = TASKS[config.task]
@@ -75,15 +75,11 @@ def evaluate_model(
     _require_same_model(opened, card, model, run)
     splits = task.open_splits(config)
     name = _split_to_score(splits, split)
-    if tuple(splits[name].classes) != card.classes:
-        raise DataError(
-            f"the images have classes {', '.join(splits[name].classes)}, "
-            f"the model has {', '.join(card.classes)}",
-            hint="name images with the classes that the model was fine-tuned on",
-        )
+    card.require_classes(splits[name])
     report_photos({"train": splits["train"], name: splits[name]})
-    batches, unseen = answers(opened.session.run, task, card, splits[name]), held_out_split(splits)
-    # Pictures of held-out images come first; others go to a separate folder.
+    batches = answers(opened.session.run, task, card, splits[name])
+    # Pictures of the images that `finetune` scores come first; others go to a separate folder.
+    unseen = held_out_split(splits, labeled=True)
     scores = task.judge(batches, card, run.pictures_dir / ("" if name == unseen else name))
     result = EvaluationRecord(
         schema_version=SCHEMA_VERSION,

@@ -48,6 +48,7 @@ class Exportable:
         splits: Images by split.
         view: Canvases uint8 [B, 3, H_c, W_c] -> what the network sees, f[B, 3, H, W].
         score: Points (0 to 100) of a runner on held-out images.
+        scored: Name of the split that `score` uses; None if no images it can use are held out.
         metric: Name of that score.
         input_ranges: Those of a quantization-aware network, see `ModelCard`.
         threshold: As in `ModelCard`.
@@ -62,6 +63,7 @@ class Exportable:
     splits: dict[str, ImageSource]
     view: Callable[[Tensor], Tensor]
     score: Score
+    scored: str | None
     metric: str
     input_ranges: Mapping[str, float] = field(default_factory=dict)
     threshold: float | None = None
@@ -99,13 +101,12 @@ class Exportable:
 
     @property
     def scored_on(self) -> Images | None:
-        """The images that `score` uses; None if none are held out."""
-        name = held_out_split(self.splits)
-        if name is None:
+        """The images that `score` uses; None if there are none."""
+        if self.scored is None:
             return None
-        source = self.splits[name]
+        source = self.splits[self.scored]
         images = min(MOST_SCORED, len(source))
-        return Images(split=name, images=images, fingerprint=source.fingerprint)
+        return Images(split=self.scored, images=images, fingerprint=source.fingerprint)
 
 
 def load_exportable(run: RunDir, *, backbone: bool = False) -> Exportable:
@@ -125,9 +126,12 @@ def _fine_tuned(run: RunDir) -> Exportable:
     task = TASKS[card.task]
     splits = task.open_splits(recorded_settings(run))
     report_skipped(splits)
+    scored = held_out_split(splits, labeled=True)
 
     def score(runner: Runner) -> float:
-        judged = task.judge(answers(runner, task, card, _held_out(splits)), card)
+        source = _held_out(splits, scored, "labeled images")
+        card.require_classes(source)
+        judged = task.judge(answers(runner, task, card, source), card)
         return 100 * judged.single[task.metric]
 
     return Exportable(
@@ -140,6 +144,7 @@ def _fine_tuned(run: RunDir) -> Exportable:
         splits=splits,
         view=lambda canvases: task.view(canvases, card),
         score=score,
+        scored=scored,
         metric=task.metric,
         input_ranges=card.input_ranges,
         threshold=card.threshold,
@@ -151,12 +156,13 @@ def _bare(run: RunDir) -> Exportable:
     spec, splits = network.spec, open_splits(run.recipe().data)
     report_skipped(splits)
     labeled = all(source.one_class for source in splits.values() if len(source))
+    scored = held_out_split(splits)  # without labels, it is scored by its likeness
 
     def view(canvases: Tensor) -> Tensor:
         return normalize(center_view(canvases, size=spec.size), spec.mean, spec.std)
 
     def score(runner: Runner) -> float:
-        test = _held_out(splits)
+        test = _held_out(splits, scored, "images")
         if labeled:
             return 100 * _knn(runner, view, splits["train"], test)
         return 100 * _likeness(runner, runtimes.open(network, names=["embedding"]).run, view, test)
@@ -171,6 +177,7 @@ def _bare(run: RunDir) -> Exportable:
         splits=splits,
         view=view,
         score=score,
+        scored=scored,
         metric="k-NN top-1" if labeled else "mean cosine with the float network",
     )
 
@@ -201,11 +208,10 @@ def _embed(
     return torch.from_numpy(np.concatenate(parts)), torch.cat(labels)
 
 
-def _held_out(splits: dict[str, ImageSource]) -> ImageSource:
-    name = held_out_split(splits)
+def _held_out(splits: dict[str, ImageSource], name: str | None, what: str) -> ImageSource:
     if name is None:
         raise ExportError(
-            "--max-drop needs images that were held out, and this run has none",
-            hint="distill with data.holdout > 0, or keep images in a test/ folder",
+            f"--max-drop needs {what} that were held out, and this run has none",
+            hint=f"distill with data.holdout > 0, or keep {what} in a test/ folder",
         )
     return splits[name].sample(MOST_SCORED)

@@ -20,7 +20,7 @@ from hgkd_edge.stages import Stages
 from hgkd_edge.task_model import TaskModel, open_task_model
 from hgkd_edge.tasks import answers, pictures
 from hgkd_edge.tasks.answers import FileAnswer
-from hgkd_edge.tasks.saved_labels import require_format, save_labels
+from hgkd_edge.tasks.saved_labels import require_savable, save_labels
 
 __all__ = ["answer_file", "image_files", "predict"]
 
@@ -50,7 +50,8 @@ def predict(
 
     Raises:
         RunError: The model cannot be opened.
-        DataError: There are no images, none can be read, or `folder` is a file.
+        DataError: There are no images, none can be read, `folder` is a file, or `save_as` cannot
+            store the model's answers, or `labels/` in the folder is not empty.
         ExportError: `folder` cannot be written to.
     """
     if folder.exists() and not folder.is_dir():
@@ -63,7 +64,7 @@ def predict(
         threshold = opened.threshold
     require_threshold(opened, threshold)
     if save_as:
-        require_format(save_as, opened.task)
+        require_savable(save_as, opened.task, opened.classes, folder / "labels")
     require_writable_folder(folder / "predictions.json")
     remove_leftovers(folder)
     classes = counted(len(opened.classes), "class", "classes")

@@ -22,7 +22,7 @@ from hgkd_edge.run_files import FOLDERS, RunFiles
 from hgkd_edge.stopping import sigterm_cleans_up
 from hgkd_edge.yaml_settings import differing_keys
 
-__all__ = ["RunDir"]
+__all__ = ["RUNS", "RunDir"]
 
 RUNS = Path("runs")
 

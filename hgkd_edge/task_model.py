@@ -17,7 +17,7 @@ from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.errors import DataError, MissingPackageError, RunError
 from hgkd_edge.files import engines_dir, file_sha256
 from hgkd_edge.run_files import require_recorded
-from hgkd_edge.rundir import RunDir
+from hgkd_edge.rundir import RUNS, RunDir
 from hgkd_edge.tasks.answers import GEOMETRY
 from hgkd_edge.tasks.metadata import ModelMetadata, weights_digest
 from hgkd_edge.tasks.suppression import THRESHOLD
@@ -78,7 +78,8 @@ def open_task_model(path: Path, *, trust_engine: bool = False) -> TaskModel:
 
     Arguments and errors: see `hgkd_edge.load_model`.
     """
-    if not path.suffix or path.is_dir():
+    named = not path.exists() and (RUNS / path).is_dir()  # a run's name may hold a dot
+    if not path.suffix or path.is_dir() or named:
         path = _model_of(RunDir.resolve(path))
     known = (*OPENERS, *ENGINES)
     if path.suffix not in known:

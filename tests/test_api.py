@@ -282,6 +282,24 @@ def test_images_are_files_folders_pictures_or_arrays(run: hgkd_edge.Run, photos:
         model.predict(array, out="predictions")
 
 
+def test_deep_pictures_are_scaled_as_their_files_are(
+    run: hgkd_edge.Run, photos: Path, tmp_path: Path
+) -> None:
+    gray = np.asarray(Image.open(next((photos / "test").rglob("*.webp"))).convert("L"))
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    pictures = [deep, Image.fromarray(gray / np.float32(255)), Image.fromarray(gray.astype("f4"))]
+
+    plain, file, scaled, of_floats, out_of_range = run.predict(
+        [Image.fromarray(gray), tmp_path / "deep.png", *pictures]
+    )
+
+    assert plain.labels == file.labels == scaled.labels == of_floats.labels
+    assert out_of_range.error.startswith("cannot be read as an image: float pixels from ")
+    with pytest.raises(hgkd_edge.DataError, match="none of 1 image could .* can be 0 to 1 only"):
+        run.predict(pictures[2])
+
+
 def test_predictions_written_to_a_folder_are_those_returned(
     run: hgkd_edge.Run, photos: Path, tmp_path: Path
 ) -> None:

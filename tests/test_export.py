@@ -24,9 +24,11 @@ from hgkd_edge import export_plan
 from hgkd_edge.cli import app
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.errors import DataError
+from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.export import ExportIncomplete, export_run, verification_images
 from hgkd_edge.export_options import ExportOptions, parse_frame
 from hgkd_edge.export_record import ExportedFile, ExportRecord, VerifiedOn, read_exports
+from hgkd_edge.exportable import load_exportable
 from hgkd_edge.files import file_sha256
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import (
@@ -113,6 +115,20 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Callable[[s
         return made
 
     return make
+
+
+@pytest.fixture
+def partly_labeled(photos: Path, tmp_path: Path) -> RunDir:
+    """A fine-tuned run with labels in `train/` and `val/`, and none in `test/`."""
+    data = tmp_path / "photos"
+    shutil.copytree(photos / "train", data / "train")
+    shutil.copytree(photos / "test", data / "val")
+    (data / "test").mkdir()
+    for photo in (photos / "test").rglob("*.webp"):
+        shutil.copy(photo, data / "test")
+    made = new_run(data, tmp_path / "run")
+    finetune(resolve(made, "classify", None, "distilled", [*QUICK, "train.epochs=1"]), made)
+    return made
 
 
 def files(result: ExportRecord) -> dict[str, ExportedFile]:
@@ -265,6 +281,36 @@ def test_int8_keeps_a_bound_and_says_what_it_cost(run: RunDir) -> None:
     used = result.calibration
     assert (used.method, used.photos, used.source) == ("percentile", 16, "train")
     assert len(result.sensitivity["cpu"]) == 13
+
+
+def test_a_score_is_of_the_held_out_images_that_have_labels(partly_labeled: RunDir) -> None:
+    subject = load_exportable(partly_labeled)
+    result = partly_labeled.finetune_result()
+    evaluate_model(partly_labeled)
+
+    score = subject.score(runtimes.open(subject.network, names=["logits"]).run)
+
+    assert (subject.unseen, subject.scored_on.split, result.split) == ("test", "val", "val")
+    assert score == pytest.approx(100 * result.single["top1"])
+    assert [file.name for file in partly_labeled.pictures_dir.iterdir()] == ["confusion.png"]
+    bare = load_exportable(partly_labeled, backbone=True)
+    assert (bare.scored_on.split, bare.metric) == ("test", "mean cosine with the float network")
+    shutil.rmtree(Path(partly_labeled.recipe().data.path) / "val")
+    left = load_exportable(partly_labeled)
+    assert left.scored_on is None
+    with pytest.raises(ExportError, match="needs labeled images that were held out"):
+        left.score(lambda images: {})
+
+
+def test_images_of_other_classes_than_the_models_are_not_scored(partly_labeled: RunDir) -> None:
+    data = Path(partly_labeled.recipe().data.path)
+    shutil.copytree(data / "test", data / "train" / "a class that sorts first")
+
+    subject = load_exportable(partly_labeled)
+
+    with pytest.raises(DataError, match="the images have classes a class that sorts first, "):
+        subject.score(runtimes.open(subject.network, names=["logits"]).run)
+    assert len(subject.images(subject.unseen, 4)) == 4, "verification needs no labels"
 
 
 def test_a_failed_conversion_is_put_aside_and_the_layer_named(

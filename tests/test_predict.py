@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def test_what_is_missing_is_reported_in_one_line(
     with pytest.raises(RunError, match="not a model file"):
         predict(tmp_path / "model.h5", [photos], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_found_by_a_name_with_a_dot(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/demo.v2")
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("name: demo.v2\n")
+    shutil.copy(models["torch"], run / "model.safetensors")
+
+    assert open_task_model(Path("demo.v2")).classes == CARD.classes
+    with pytest.raises(RunError, match=r"demo\.v3: not a model file"):
+        open_task_model(Path("demo.v3"))
 
 
 @pytest.mark.parametrize(
@@ -362,6 +377,33 @@ def test_answers_of_an_earlier_call_are_no_images(
     first, second = (predict(models["onnx"], [tmp_path / "photos"], out) for _ in range(2))
 
     assert len(first) == len(second) == 18
+
+
+def test_classes_that_cannot_be_saved_are_refused_before_any_work(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    model = replace(open_task_model(models["torch"]), classes=("hat", "top/shirt", "dress"))
+
+    with pytest.raises(DataError, match="class 'top/shirt' cannot be the name of a folder"):
+        predict(model, [photos / "test"], tmp_path / "out", save_as="folders")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_saved_labels_never_mix_with_those_of_an_earlier_call(
+    models: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    images, out = sorted((photos / "test").rglob("*.webp"))[:2], tmp_path / "out"
+    predict(models["torch"], images, out, threshold=0, save_as="folders")
+    (corrected,) = (path for path in (out / "labels").rglob("0000-*"))
+    corrected.rename(out / "labels" / corrected.name)
+    before = sorted(out.rglob("*"))
+
+    with pytest.raises(DataError, match="labels' is in use") as caught:
+        predict(models["torch"], images, out, threshold=0, save_as="folders")
+
+    assert caught.value.hint == "name another --out"
+    assert sorted(out.rglob("*")) == before
 
 
 def test_images_none_of_which_can_be_read_are_an_error(

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from hgkd_edge.answering import Answer, answer_image, require_threshold
 from hgkd_edge.cells import counted
 from hgkd_edge.console import printable, track_steps
+from hgkd_edge.data.color import to_rgb
 from hgkd_edge.errors import DataError, reason_of
 from hgkd_edge.predict import image_files, predict
 from hgkd_edge.stages import Stages
@@ -178,7 +179,7 @@ class Model:
 
         Args:
             images: One or several: image files, folders of them, PIL images, or RGB arrays
-                uint8 [H, W, 3].
+                uint8 [H, W, 3]. 16-bit and float (0 to 1) PIL images are scaled as files are.
             out: Write pictures and `predictions.json` to this folder (image files only). Memory
                 then does not grow with the number of images.
             threshold: Lowest score of a box, or of a label where images have several; None is
@@ -187,7 +188,7 @@ class Model:
                 folders or csv.
 
         Returns:
-            One prediction per image. A file that cannot be read has an `error` instead.
+            One prediction per image. One that cannot be read has an `error` instead.
 
         Raises:
             DataError: There are no images, none can be read, or one is not an image.
@@ -224,9 +225,12 @@ class Model:
         self, name: str, source: Path | Image.Image, threshold: float | None
     ) -> Prediction:
         try:
+            bits = self._opened.input.bits
             if isinstance(source, Path):
-                source = load_photo(source, bits=self._opened.input.bits)
-            answer = answer_image(self._opened, source, threshold, Stages())
+                photo = load_photo(source, bits=bits)
+            else:
+                photo = _upright(source, bits)
+            answer = answer_image(self._opened, photo, threshold, Stages())
         except DataError as error:
             reason = reason_of(error).removeprefix(f"{name}: ")
             return Prediction(FileAnswer(name, error=reason))
@@ -260,7 +264,7 @@ def _listed(images: AnyImages) -> list[AnyImage]:
 
 
 def _sources(images: Sequence[AnyImage]) -> Iterable[tuple[str, Path | Image.Image]]:
-    """Name and file, or name and upright RGB image, of everything to predict."""
+    """Name and file, or name and image, of everything to predict."""
     if not images:
         raise DataError("no images to predict", hint="name files, folders, or give images")
     for number, image in enumerate(images):
@@ -278,4 +282,16 @@ def _sources(images: Sequence[AnyImage]) -> Iterable[tuple[str, Path | Image.Ima
             raise DataError(
                 f"{name} is a {type(image).__name__}", hint="a path, a PIL image or an array"
             )
-        yield name, ImageOps.exif_transpose(image).convert("RGB")
+        yield name, image
+
+
+def _upright(image: Image.Image, bits: int) -> Image.Image:
+    """An image as RGB, in its displayed orientation; `bits` as for `load_photo`.
+
+    Raises:
+        DataError: Its pixels are out of range.
+    """
+    try:
+        return to_rgb(ImageOps.exif_transpose(image), bits=bits or 16)
+    except ValueError as error:
+        raise DataError(f"cannot be read as an image: {error}") from error

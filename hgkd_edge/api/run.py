@@ -129,7 +129,7 @@ class Run:
 
         def prepare() -> tuple[FinetuneConfig, RunDir, str]:
             named = {"task": task, "init": init, "data.path": given}
-            asked = [f"{key}={value}" for key, value in named.items() if value is not None]
+            asked = as_assignments({key: named[key] for key in named if named[key] is not None})
             if qat:
                 return *self._quantization_aware([*asked, *changes], resume), ""
             if resume:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from hgkd_edge.errors import MissingPackageError
 
 __all__ = ["Overrides", "as_assignments", "require_training_packages"]
 
+_PAIR = re.compile(r"\\ud[89ab]..\\ud[c-f]..")
 Overrides = Mapping[str, object] | Sequence[str]
 
 
@@ -17,7 +19,12 @@ def as_assignments(overrides: Overrides) -> list[str]:
     """`{"train.epochs": 10}` or `["train.epochs=10"]` as the latter, as `--set` takes them."""
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    return [f"{key}={_quoted(value)}" for key, value in overrides.items()]
+
+
+def _quoted(value: object) -> str:
+    """A value as JSON that is YAML too: YAML reads an emoji's two escapes as two characters."""
+    return _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), json.dumps(value, default=str))
 
 
 def require_training_packages(what: str) -> None:

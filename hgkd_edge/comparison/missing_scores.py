@@ -59,7 +59,9 @@ def judge(exports: Exports, recorded: Sequence[Score], on: Images | None) -> Jud
     except UserError as error:
         return Judged(known, [f"{run.path}: files without a score: {error.message}"])
     if subject.scored_on is None:
-        return Judged(known, [f"{run.path}: no images were held out to score on (data.holdout)"])
+        return Judged(
+            known, [f"{run.path}: no images that can be scored were held out (data.holdout)"]
+        )
     images, remarks = subject.scored_on, []
     if on is not None and images != on:
         remarks = [f"{run.path}: its images have changed, so every file is scored again"]

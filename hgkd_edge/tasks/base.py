@@ -17,7 +17,7 @@ from exporters.runtimes import Outputs
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.engine import Training
-from hgkd_edge.errors import RunError, reason_of
+from hgkd_edge.errors import DataError, RunError, reason_of
 from hgkd_edge.files import atomic_write
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.models.untrusted import not_finite
@@ -53,6 +53,19 @@ class ModelCard:
     def input(self) -> InputSpec:
         """The network's input size and preprocessing."""
         return self.backbone.input(GEOMETRY.get(self.task, "cover"))
+
+    def require_classes(self, source: ImageSource) -> None:
+        """Refuse to score on images of other classes: labels are numbers in their order.
+
+        Raises:
+            DataError: The images' classes are not the model's.
+        """
+        if tuple(source.classes) != self.classes:
+            raise DataError(
+                f"the images have classes {', '.join(source.classes)}, "
+                f"the model has {', '.join(self.classes)}",
+                hint="name images with the classes that the model was fine-tuned on",
+            )
 
 
 class VisionTask(Protocol):

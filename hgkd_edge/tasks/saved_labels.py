@@ -22,7 +22,7 @@ from hgkd_edge.files import atomic_write, write_json
 from hgkd_edge.parsing import brief
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Label
 
-__all__ = ["FORMATS", "require_format", "save_labels"]
+__all__ = ["FORMATS", "require_savable", "save_labels"]
 
 LONGEST = 255  # bytes of a file name
 FORMATS = {
@@ -45,11 +45,18 @@ class _Labeled(NamedTuple):
     tags: Sequence[Label]
 
 
-def require_format(name: str, task: str) -> None:
-    """Refuse a format that does not exist, or that cannot store a task's answers.
+def require_savable(name: str, task: str, classes: Sequence[str], folder: Path) -> None:
+    """Refuse a format that cannot store a model's answers, and a folder that is in use.
+
+    Args:
+        name: The format.
+        task: The model's task.
+        classes: Its classes.
+        folder: Folder of the data set.
 
     Raises:
-        DataError: The format is unsupported; the message lists supported formats.
+        DataError: The format is unsupported; the message lists supported formats. Or a class name
+            cannot be a folder name, or the name of a column of labels. Or `folder` is not empty.
     """
     fitting = [known for known, of in FORMATS.items() if of == task]
     if name not in FORMATS:
@@ -61,6 +68,10 @@ def require_format(name: str, task: str) -> None:
             if fitting
             else "predict writes its label maps to --out",
         )
+    _require_plain(classes, name)
+    # Files of an earlier call would stay next to new ones, or hand corrections would be lost.
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise DataError(f"--save-labels: '{folder}' is in use", hint="name another --out")
 
 
 def save_labels(

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import hgkd_edge
 from exporters import runtimes
 from hgkd_edge.cli import app
 from hgkd_edge.confidence import wilson
@@ -344,6 +345,21 @@ def test_a_fine_tuning_resumes_with_its_own_settings_only(
         return
     with pytest.raises(RunError, match=f"other values of {expected}"):
         settings.resume(run, asked)
+
+
+@pytest.mark.parametrize("name", ["2024", "null", "a: b", "photos #1", "photos 📷"])
+def test_a_data_path_that_looks_like_yaml_is_the_same_path_when_resumed(
+    run: RunDir, photos: Path, name: str
+) -> None:
+    shutil.copytree(photos / "test", name)
+    config = settings.resolve(run, "classify", Path(name), "distilled")
+    run.finetune_file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    for file in (run.model_file, run.finetune_result_file, run.card_file):
+        file.touch()
+
+    resumed = hgkd_edge.load(run.path).finetune(data=name, resume=True)
+
+    assert resumed.path == run.path
 
 
 def test_weights_of_the_hub_without_a_network_are_one_clear_error(

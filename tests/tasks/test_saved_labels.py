@@ -14,7 +14,7 @@ from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import survey
 from hgkd_edge.tasks.answers import Detection, FileAnswer, Found, Label
-from hgkd_edge.tasks.saved_labels import require_format, save_labels
+from hgkd_edge.tasks.saved_labels import require_savable, save_labels
 from tests.data.annotated import boxes
 from tests.data.image_files import save_image
 
@@ -116,7 +116,7 @@ def test_images_whose_names_are_not_utf8_are_saved(tmp_path: Path) -> None:
     ],
 )
 def test_a_format_that_cannot_hold_the_answers_is_refused(
-    format: str, task: str, message: str
+    tmp_path: Path, format: str, task: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        require_format(format, task)
+        require_savable(format, task, CLASSES, tmp_path)
