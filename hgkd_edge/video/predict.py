@@ -16,7 +16,7 @@ from hgkd_edge.answering import answer_image, require_threshold
 from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps, warn
 from hgkd_edge.errors import DataError, StreamLost, reason_of
-from hgkd_edge.files import write_json
+from hgkd_edge.files import remove_leftovers, require_writable_folder, write_json
 from hgkd_edge.predict import answer_file
 from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
@@ -117,6 +117,7 @@ def predict_videos(
     Raises:
         RunError: The model cannot be opened.
         DataError: A source cannot be opened, or no frame of it can be answered.
+        ExportError: `folder` cannot be written to.
         StreamLost: A live source broke and did not come back.
         MissingPackageError: PyAV, or the model's runtime, is not installed.
     """
@@ -127,10 +128,16 @@ def predict_videos(
         )
     first = open_source(sources[0])  # fail on a mistyped name before loading the model
     answerer = _open_model(model, options)
+    stems = [
+        folder / pictures.picture_name(i, source.name).removesuffix(".png")
+        for i, source in enumerate(sources)
+    ]
+    for stem in stems:
+        require_writable_folder(stem.with_name(f"{stem.name}.jsonl"))
+    remove_leftovers(folder)
     made = []
-    for i, source in enumerate(sources):
+    for i, (source, stem) in enumerate(zip(sources, stems, strict=True)):
         opened = first if i == 0 else open_source(source)
-        stem = folder / pictures.picture_name(i, source.name).removesuffix(".png")
         with stop_on_signal("frame") as flag:
             made.append(_Video(answerer, opened, stem, options, flag).answer())
         if flag.asked:
@@ -153,6 +160,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     Raises:
         RunError: The model cannot be opened.
         DataError: There is no such folder.
+        ExportError: `folder` cannot be written to.
     """
     _require_folder(folder)
     if not watched.is_dir():
@@ -164,6 +172,8 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
         )
     answerer = _open_model(model, options)
     summary = Summary(str(watched), live=True, answers=str(folder / "predictions.jsonl"))
+    require_writable_folder(Path(summary.answers))
+    remove_leftovers(folder)
     stages, unread = Stages(), dict[str, FileAnswer]()
     console.print(f"watching {watched}; Ctrl-C ends", soft_wrap=True)
     with stop_on_signal("image") as flag, JsonLines(Path(summary.answers)) as lines:
