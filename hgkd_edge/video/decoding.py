@@ -117,7 +117,11 @@ class Opened:
                 self.reached = max(self.reached, at + 1 / rate)
                 yield Frame(index, at, image, spent)
         finally:
-            self._container.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the source; no frames can be read any more."""
+        self._container.close()
 
     @property
     def frame_count(self) -> int | None:

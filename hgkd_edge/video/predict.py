@@ -127,6 +127,8 @@ def predict_videos(
             "a camera or stream must be the only input", hint="start one predict for each of them"
         )
     first = open_source(sources[0])  # fail on a mistyped name before loading the model
+    for source in sources[1:]:
+        open_source(source).close()
     answerer = _open_model(model, options)
     stems = [
         folder / pictures.picture_name(i, source.name).removesuffix(".png")

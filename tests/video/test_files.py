@@ -240,6 +240,17 @@ def test_what_is_no_video_is_refused_in_one_line_with_a_hint(
     assert not (tmp_path / "o").exists()
 
 
+def test_every_file_is_checked_before_the_first_is_processed(
+    networks: dict[str, Path], clip: Path, tmp_path: Path
+) -> None:
+    sources = [source_of(clip), source_of(tmp_path / "gone.mp4")]
+
+    with pytest.raises(DataError, match="gone.mp4: cannot be opened as a video: No such file"):
+        predict_videos(networks["classify"], sources, tmp_path / "o", Options())
+
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_model_for_frames_of_another_size_says_so_at_the_first_frame(
     networks: dict[str, Path], clip: Path, tmp_path: Path
 ) -> None:
