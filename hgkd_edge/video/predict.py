@@ -106,7 +106,8 @@ def predict_videos(
     """Process every frame of video files, or as many frames of one live source as possible.
 
     Writes to `folder`, for each source: `NAME.jsonl`, one record a frame; `NAME-annotated.mp4`;
-    and `NAME-summary.json`. A live source ends by Ctrl-C, SIGTERM or `options.limit`.
+    and `NAME-summary.json`. A live source ends by Ctrl-C, SIGTERM or `options.limit`; its records
+    are appended to those of earlier calls.
 
     Args:
         model: What `open_task_model` takes.
@@ -150,8 +151,9 @@ def predict_videos(
 def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -> Summary:
     """Process the images of a folder as they appear, until Ctrl-C, SIGTERM or `options.limit`.
 
-    Writes `predictions.jsonl` and the pictures to `folder`. A file that cannot be read may still
-    be written to: it is tried again when it changes, and has an `error` only if it never could.
+    Appends to `predictions.jsonl` in `folder`, and writes the pictures there. A file that cannot be
+    read may still be written to: it is tried again when it changes, and has an `error` only if it
+    never could.
 
     Args:
         model: What `open_task_model` takes.
@@ -178,7 +180,10 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     remove_leftovers(folder)
     stages, unread = Stages(), dict[str, FileAnswer]()
     console.print(f"watching {watched}; Ctrl-C ends", soft_wrap=True)
-    with stop_on_signal("image") as flag, JsonLines(Path(summary.answers)) as lines:
+    with (
+        stop_on_signal("image") as flag,
+        JsonLines(Path(summary.answers), append=True) as lines,
+    ):
         images = watch_folder(watched, but=folder, stopped=lambda: flag.asked, pause=PAUSE)
         begun = 0.0
         for file in _waited(images, stages):
@@ -224,7 +229,8 @@ class _Video:
         if live:
             console.print(f"{summary.source}: live; Ctrl-C ends", soft_wrap=True)
         try:
-            with JsonLines(Path(summary.answers)) as lines, self._video:
+            # A service that restarts keeps its records; a file is processed from its start again.
+            with JsonLines(Path(summary.answers), append=live) as lines, self._video:
                 self._answer_all(ahead, lines)
         except StreamLost as error:
             kept = f"{counted(summary.frames, 'frame')} predicted: {summary.answers}"
