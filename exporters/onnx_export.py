@@ -44,7 +44,7 @@ class OnnxExport:
     path: Path
     sha256: str
     size_bytes: int
-    opset: int
+    opset: int | None
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     dynamic_batch: bool
@@ -111,7 +111,7 @@ def _described(info: OnnxInfo, path: Path, dynamic_batch: bool, dynamic_size: bo
         path=path,
         sha256=info.sha256,
         size_bytes=info.size_bytes,
-        opset=OPSET,
+        opset=info.opset,
         inputs=info.inputs,
         outputs=info.outputs,
         dynamic_batch=dynamic_batch,

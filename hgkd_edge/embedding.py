@@ -157,30 +157,33 @@ def embed(model: Path, images: Sequence[Path], out: Path | None = None) -> Embed
     return found
 
 
-def nearest(features: np.ndarray, count: int) -> np.ndarray:
-    """The nearest other rows of each row by cosine similarity, around the mean: int [n, count].
+def nearest(features: np.ndarray, count: int, rows: Sequence[int] | None = None) -> np.ndarray:
+    """The nearest other rows of each row by cosine similarity, around the mean: int [m, count].
 
     Args:
         features: Float [n, D].
         count: Neighbors per row, at most n - 1.
+        rows: The m rows whose neighbors are wanted; None: all n.
     """
     centered = features - features.mean(axis=0)
     unit = centered / np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
+    wanted = np.arange(len(unit)) if rows is None else np.asarray(rows)
     found = []
-    for start in range(0, len(unit), 1024):
-        similarity = unit[start : start + 1024] @ unit.T
-        own = np.arange(len(similarity))
-        similarity[own, own + start] = -np.inf
+    for start in range(0, len(wanted), 1024):
+        own = wanted[start : start + 1024]
+        similarity = unit[own] @ unit.T
+        similarity[np.arange(len(own)), own] = -np.inf
         found.append(np.argsort(-similarity, axis=1, kind="stable")[:, :count])
     return np.concatenate(found)
 
 
 def draw_neighbors(embedded: Embedded, path: Path) -> Path:
     """Draw a few images, each with its nearest neighbors to the right."""
-    neighbors = nearest(embedded.features, min(NEIGHBORS, len(embedded.files) - 1))
+    shown = evenly(len(embedded.files), SHOWN)
+    neighbors = nearest(embedded.features, min(NEIGHBORS, len(embedded.files) - 1), shown)
     rows = [
-        side_by_side([_thumbnail(embedded.files[j]) for j in (i, *neighbors[i])])
-        for i in evenly(len(embedded.files), SHOWN)
+        side_by_side([_thumbnail(embedded.files[j]) for j in (i, *others)])
+        for i, others in zip(shown, neighbors, strict=True)
     ]
     picture = Image.new("RGB", (rows[0].width, sum(row.height + 4 for row in rows) - 4), "white")
     top = 0

@@ -17,7 +17,6 @@ from exporters import (
     ExportError,
     MissingPackageError,
     UserError,
-    VerificationFailed,
 )
 from exporters.atomic_files import until_proven
 from exporters.network_files import network_files
@@ -115,7 +114,7 @@ class _Work:
         """A file that fails here is recorded, and does not stop files that do not need it."""
         try:
             yield
-        except (VerificationFailed, ConversionFailed, MissingPackageError) as error:
+        except (ExportError, MissingPackageError) as error:
             self.failures.append(error)
             self.record.failed.append(FailedFile(file=name, reason=error.message, hint=error.hint))
             write_exports(self.run, self.record)

@@ -102,14 +102,15 @@ class ExportOptions:
             _one_of("--flavor", flavor, FLAVORS)
         if self.calibration_method is not None:
             _one_of("--calib-method", self.calibration_method, METHODS)
-        for option, value in (
-            ("--calib", self.calibration),
-            ("--opt-batch", self.opt_batch),
-            ("--max-batch", self.max_batch),
-            ("--workspace", self.workspace_mib),
+        for option, value, least in (
+            ("--calib", self.calibration, 1),
+            ("--opt-batch", self.opt_batch, 1),
+            ("--max-batch", self.max_batch, 1),
+            ("--workspace", self.workspace_mib, 1),
+            ("--dla", self.dla, 0),
         ):
-            if value is not None and value < 1:
-                raise ExportError(f"{option} {value} is too small", hint="1 or more")
+            if value is not None and value < least:
+                raise ExportError(f"{option} {value} is too small", hint=f"{least} or more")
         if self.max_drop is not None and not self.max_drop >= 0:  # NaN neither
             raise ExportError(
                 f"--max-drop must be 0 or more, not {self.max_drop:g}", hint="points, such as 1"
@@ -169,6 +170,11 @@ class ExportOptions:
             raise ExportError(
                 "--trt with --bake-preprocessing needs the size of the frames",
                 hint="add --frame HEIGHTxWIDTH, such as --frame 480x640",
+            )
+        if self.opt_batch and self.max_batch and self.opt_batch > self.max_batch:
+            raise ExportError(
+                f"--opt-batch {self.opt_batch} is more than --max-batch {self.max_batch}",
+                hint="choose an --opt-batch up to --max-batch",
             )
         if self.dla is not None and self.precision == "fp32":
             raise ExportError("--dla runs fp16 or int8 only", hint="add --precision fp16")

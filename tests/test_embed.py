@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from exporters.onnx_export import export_onnx
 from hgkd_edge.data.input_spec import InputSpec
-from hgkd_edge.embedding import draw_neighbors, embed, nearest
+from hgkd_edge.embedding import Embedded, draw_neighbors, embed, nearest
 from hgkd_edge.errors import DataError, ExportError, RunError
 from hgkd_edge.models.backbone import load_embedding_net
 from hgkd_edge.rundir import RunDir
@@ -74,6 +75,25 @@ def test_a_copy_of_an_image_is_its_nearest_neighbor(
     picture = draw_neighbors(found, tmp_path / "neighbors.png")
     with Image.open(picture) as drawn:
         assert drawn.size == (6 * 128 + 5 * 4, 8 * 128 + 7 * 4)
+
+
+def test_neighbors_are_searched_only_for_the_images_that_are_drawn(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(photos.glob("*/*/*.webp"))[:20]
+    features = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    sorted_sizes = []
+
+    def argsort(values: np.ndarray, **options: Any) -> np.ndarray:
+        sorted_sizes.append(values.shape)
+        return np.asarray(values.argsort(**options))
+
+    monkeypatch.setattr("hgkd_edge.embedding.np.argsort", argsort)
+    draw_neighbors(Embedded(files, features, []), tmp_path / "neighbors.png")
+
+    assert sorted_sizes == [(8, 20)]
+    all_rows = nearest(features, 5)
+    np.testing.assert_array_equal(nearest(features, 5, [3, 17]), all_rows[[3, 17]])
 
 
 def test_an_image_that_cannot_be_read_costs_itself(

@@ -354,6 +354,20 @@ def test_a_flavor_that_fails_does_not_stop_the_other_files(
     assert record.sensitivity.keys() == {"tensorrt", "cpu"}
 
 
+def test_a_file_that_cannot_be_written_does_not_stop_the_other_files(run: RunDir) -> None:
+    (run.export_dir / "run.fp32.xml").mkdir(parents=True)
+
+    with pytest.raises(ExportIncomplete) as caught:
+        export_run(run, ExportOptions(openvino=True, bundles=("triton",)))
+
+    made = caught.value.result
+    assert caught.value.exit_code == 2
+    assert files(made).keys() == {"run.fp32.onnx"}
+    assert [bundle.bundle for bundle in made.bundles] == ["triton"]
+    assert [entry.file for entry in made.failed] == ["run.fp32.xml"]
+    assert "run.fp32.xml': it is a folder" in made.failed[0].reason
+
+
 def zero_the_stem(monkeypatch: pytest.MonkeyPatch, flavor: str) -> None:
     """Files of one INT8 flavor are written with a layer that computes nothing."""
     whole = quantize.quantized_graph
@@ -420,6 +434,8 @@ def test_calibration_images_that_cannot_be_had_are_one_clear_error(
         ({"precision": "int8", "flavors": ("tensorrt",), "openvino": True}, "flavor 'cpu'"),
         ({"dla": 0}, "--dla: only with --trt"),
         ({"dla": 0, "trt": True}, "fp16 or int8 only"),
+        ({"dla": -1, "trt": True, "precision": "fp16"}, "--dla -1 is too small"),
+        ({"opt_batch": 8, "max_batch": 4, "trt": True}, "--opt-batch 8 is more than --max-batch 4"),
         ({"workspace_mib": 10, "targets": ("8.6",)}, "--workspace, --target-cc: only with --trt"),
         ({"trt": True, "dynamic_size": True}, "--dynamic-size"),
         ({"trt": True, "bake_preprocessing": True}, "size of the frames"),

@@ -56,6 +56,7 @@ def predict_video(
     Raises:
         RunError: The model cannot be opened.
         DataError: A source cannot be opened, or none of its frames can be processed.
+        ExportError: `out` cannot be written to.
         StreamLost: A camera or stream broke and did not come back.
         MissingPackageError: PyAV, or the model's runtime, is not installed.
     """
@@ -106,6 +107,7 @@ def watch(
     Raises:
         RunError: The model cannot be opened.
         DataError: There is no such folder.
+        ExportError: `out` cannot be written to.
         MissingPackageError: The model's runtime is not installed.
     """
     from hgkd_edge.video.predict import Options, predict_folder

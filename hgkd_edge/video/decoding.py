@@ -114,10 +114,15 @@ class Opened:
                     continue
                 counted = frame.time is None or self._container.format.name in WITHOUT_TIMES
                 at = index / rate if counted else frame.time - start
-                self.reached = max(self.reached, at + 1 / rate)
+                shown = float((frame.duration or 0) * (frame.time_base or 0))
+                self.reached = max(self.reached, at + max(1 / rate, shown))
                 yield Frame(index, at, image, spent)
         finally:
-            self._container.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the source; no frames can be read any more."""
+        self._container.close()
 
     @property
     def frame_count(self) -> int | None:

@@ -16,7 +16,7 @@ from hgkd_edge.answering import answer_image, require_threshold
 from hgkd_edge.cells import counted
 from hgkd_edge.console import console, track_steps, warn
 from hgkd_edge.errors import DataError, StreamLost, reason_of
-from hgkd_edge.files import write_json
+from hgkd_edge.files import remove_leftovers, require_writable_folder, write_json
 from hgkd_edge.predict import answer_file
 from hgkd_edge.stages import Stages
 from hgkd_edge.stopping import StopFlag, stop_on_signal
@@ -106,7 +106,8 @@ def predict_videos(
     """Process every frame of video files, or as many frames of one live source as possible.
 
     Writes to `folder`, for each source: `NAME.jsonl`, one record a frame; `NAME-annotated.mp4`;
-    and `NAME-summary.json`. A live source ends by Ctrl-C, SIGTERM or `options.limit`.
+    and `NAME-summary.json`. A live source ends by Ctrl-C, SIGTERM or `options.limit`; its records
+    are appended to those of earlier calls.
 
     Args:
         model: What `open_task_model` takes.
@@ -117,6 +118,7 @@ def predict_videos(
     Raises:
         RunError: The model cannot be opened.
         DataError: A source cannot be opened, or no frame of it can be answered.
+        ExportError: `folder` cannot be written to.
         StreamLost: A live source broke and did not come back.
         MissingPackageError: PyAV, or the model's runtime, is not installed.
     """
@@ -126,11 +128,19 @@ def predict_videos(
             "a camera or stream must be the only input", hint="start one predict for each of them"
         )
     first = open_source(sources[0])  # fail on a mistyped name before loading the model
+    for source in sources[1:]:
+        open_source(source).close()
     answerer = _open_model(model, options)
+    stems = [
+        folder / pictures.picture_name(i, source.name).removesuffix(".png")
+        for i, source in enumerate(sources)
+    ]
+    for stem in stems:
+        require_writable_folder(stem.with_name(f"{stem.name}.jsonl"))
+    remove_leftovers(folder)
     made = []
-    for i, source in enumerate(sources):
+    for i, (source, stem) in enumerate(zip(sources, stems, strict=True)):
         opened = first if i == 0 else open_source(source)
-        stem = folder / pictures.picture_name(i, source.name).removesuffix(".png")
         with stop_on_signal("frame") as flag:
             made.append(_Video(answerer, opened, stem, options, flag).answer())
         if flag.asked:
@@ -141,8 +151,9 @@ def predict_videos(
 def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -> Summary:
     """Process the images of a folder as they appear, until Ctrl-C, SIGTERM or `options.limit`.
 
-    Writes `predictions.jsonl` and the pictures to `folder`. A file that cannot be read may still
-    be written to: it is tried again when it changes, and has an `error` only if it never could.
+    Appends to `predictions.jsonl` in `folder`, and writes the pictures there. A file that cannot be
+    read may still be written to: it is tried again when it changes, and has an `error` only if it
+    never could.
 
     Args:
         model: What `open_task_model` takes.
@@ -153,6 +164,7 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
     Raises:
         RunError: The model cannot be opened.
         DataError: There is no such folder.
+        ExportError: `folder` cannot be written to.
     """
     _require_folder(folder)
     if not watched.is_dir():
@@ -164,9 +176,14 @@ def predict_folder(model: Path, watched: Path, folder: Path, options: Options) -
         )
     answerer = _open_model(model, options)
     summary = Summary(str(watched), live=True, answers=str(folder / "predictions.jsonl"))
+    require_writable_folder(Path(summary.answers))
+    remove_leftovers(folder)
     stages, unread = Stages(), dict[str, FileAnswer]()
     console.print(f"watching {watched}; Ctrl-C ends", soft_wrap=True)
-    with stop_on_signal("image") as flag, JsonLines(Path(summary.answers)) as lines:
+    with (
+        stop_on_signal("image") as flag,
+        JsonLines(Path(summary.answers), append=True) as lines,
+    ):
         images = watch_folder(watched, but=folder, stopped=lambda: flag.asked, pause=PAUSE)
         begun = 0.0
         for file in _waited(images, stages):
@@ -212,7 +229,8 @@ class _Video:
         if live:
             console.print(f"{summary.source}: live; Ctrl-C ends", soft_wrap=True)
         try:
-            with JsonLines(Path(summary.answers)) as lines, self._video:
+            # A service that restarts keeps its records; a file is processed from its start again.
+            with JsonLines(Path(summary.answers), append=live) as lines, self._video:
                 self._answer_all(ahead, lines)
         except StreamLost as error:
             kept = f"{counted(summary.frames, 'frame')} predicted: {summary.answers}"

@@ -26,11 +26,16 @@ ENCODERS = {"libx264": "H.264", "libopenh264": "H.264", "mpeg4": "MPEG-4 Part 2"
 
 
 class JsonLines:
-    """A file of one JSON record a line; each line is written whole or, on a full disk, removed."""
+    """A file of one JSON record a line; each line is written whole or, on a full disk, removed.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        append: Keep the records that it holds.
+    """
+
+    def __init__(self, path: Path, *, append: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb", buffering=0)
+        self._file = path.open("ab" if append else "wb", buffering=0)
         self.path = path
 
     def write(self, record: Mapping[str, object]) -> None:

@@ -20,11 +20,12 @@ from hgkd_edge.bench.edge import ort_device
 from hgkd_edge.bundles import BundleSource, device, make_bundle
 from hgkd_edge.bundles.device import predict as predict_script
 from hgkd_edge.bundles.triton import model_config
+from hgkd_edge.data.find_images import IMAGE_SUFFIXES
 from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.export_options import ExportOptions
 from hgkd_edge.export_plan import POSTPROCESSING
 from hgkd_edge.exportable import load_exportable
-from hgkd_edge.predict import predict
+from hgkd_edge.predict import image_files, predict
 from hgkd_edge.tasks.answers import load_photo
 from tests.bundles.conftest import Deployed
 from tests.bundles.helpers import TASKS, real_images
@@ -114,6 +115,20 @@ def _with_awkward_ones(images: list[Path], folder: Path) -> list[Path]:
     photo.convert("LA").save(gray)
     photo.convert("P").save(palette)
     return [*images, turned.with_suffix(".jpg"), long, gray, palette]
+
+
+def test_the_script_finds_the_images_that_predict_finds(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / "scans").mkdir()
+    photo = Image.open(real_images("classify", photos)[0]).convert("L")
+    for name in ("a.jpg", "._a.jpg", ".thumbnails/a.jpg", "scans/b.PGM", "scans/c.jfif"):
+        photo.save(tmp_path / name, "PPM" if name.endswith("PGM") else "JPEG")
+
+    found = list(predict_script.image_files([tmp_path]))
+
+    assert sorted(predict_script.ENDINGS) == sorted(IMAGE_SUFFIXES)
+    assert found == list(image_files([tmp_path]))
+    assert [file.name for file in found] == ["a.jpg", "b.PGM", "c.jfif"]
 
 
 @pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8, 9])

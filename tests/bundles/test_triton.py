@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import replace
@@ -162,3 +164,20 @@ def test_the_client_gives_the_answers_of_predict(
     assert [json.dumps(record[kind]) for record in theirs] == [
         json.dumps(one.found.to_dict()[kind]) for one in ours
     ]
+
+
+def test_the_client_names_a_damaged_file_and_answers_the_others(
+    deployed: Callable[[str], Deployed], serve: Callable[[Path], str], photos: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not an image")
+    folder = deployed("classify").folder("triton")
+    files = [broken, real_images("classify", photos)[0]]
+
+    command = [sys.executable, folder / "client.py", *files, "--url", serve(folder / "models")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 1
+    assert "cannot identify" in first["error"]
+    assert "labels" in second

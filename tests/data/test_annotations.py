@@ -328,12 +328,26 @@ def test_a_list_in_another_encoding_is_reported_by_line(tmp_path: Path, file: st
 def test_classes_txt_may_come_from_any_editor(tmp_path: Path) -> None:
     cell = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 30))}</annotation>"
     root = voc(tmp_path, {"a": cell}, train="a")
-    (root / "classes.txt").write_text("\ufeffcell \r\n\r\ndust\r\n\r\n", encoding="utf-8")
+    (root / "classes.txt").write_text("\ufeffcell \r\ndust\r\n\r\n", encoding="utf-8")
 
     source = boxes(root, holdout=0)["train"]
 
     assert source.classes == ["cell", "dust"]
     assert source.labels[0, 0, 0] == 0
+
+
+def test_a_blank_line_between_class_names_is_refused(tmp_path: Path) -> None:
+    cell = f"<annotation>{OBJECT.format('cell', CORNERS.format(10, 10, 30, 30))}</annotation>"
+    root = voc(tmp_path / "voc", {"a": cell}, train="a")
+    yolo = tmp_path / "yolo"
+    yolo.mkdir()
+    shutil.copy(next(root.glob("JPEGImages/*")), yolo / "a.png")
+    (yolo / "a.txt").write_text("1 0.5 0.5 0.2 0.2\n")
+
+    for folder in (root, yolo):
+        (folder / "classes.txt").write_text("cell\n\ndust\n")
+        with pytest.raises(DataError, match="classes.txt:2: a blank line between class names"):
+            boxes(folder, holdout=0)
 
 
 def test_training_without_one_usable_box_is_refused_with_the_first_reason(tmp_path: Path) -> None:

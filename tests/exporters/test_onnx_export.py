@@ -240,3 +240,9 @@ def test_an_operator_unknown_to_the_runtime_is_one_clear_error(tmp_path):
 
     with pytest.raises(ConversionFailed, match="Teleport"):
         OrtSession(path)
+
+
+def test_a_network_that_needs_a_newer_opset_is_recorded_with_it(tmp_path: Path) -> None:
+    made = export_onnx(nn.Mish(), tmp_path / "net.onnx", input_size=(3, 8, 8))
+
+    assert made.opset == onnx_info(made.path).opset == 18

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import hgkd_edge
 from hgkd_edge.cli import app
-from hgkd_edge.errors import DataError, MissingPackageError
+from hgkd_edge.errors import DataError, ExportError, MissingPackageError
 from hgkd_edge.pipeline import measure_pipeline
 from hgkd_edge.stages import Stages
 from hgkd_edge.video.decoding import import_av
@@ -53,6 +53,21 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     assert expected in done.exception.message
     assert done.exception.hint
     assert not out.exists()
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_frame(
+    networks: dict[str, Path], clip: Path, tmp_path: Path, watch: bool
+) -> None:
+    inputs = [str(tmp_path), "--watch"] if watch else [str(clip)]
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+
+    done = CliRunner().invoke(app, ["predict", str(networks["classify"]), *inputs, "-o", str(out)])
+
+    assert isinstance(done.exception, ExportError), done.output
+    name = "predictions.jsonl" if watch else "0000-clip.jsonl"
+    assert done.exception.message.startswith(f"cannot write '{out / name}'")
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

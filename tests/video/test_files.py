@@ -188,6 +188,26 @@ def test_a_file_that_was_cut_off_is_answered_as_far_as_it_goes_and_says_so(
     assert made.cut_off in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_last_frame_that_is_shown_long_is_not_missing(tmp_path: Path) -> None:
+    file = tmp_path / "slides.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        (stream.width, stream.height), stream.pix_fmt = SIZE, "yuv420p"
+        stream.options = {"bf": "0"}
+        frames = [av.VideoFrame.from_image(crop) for crop in crops(10)]
+        for number, frame in enumerate(frames):
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+        packets = [p for f in (*frames, None) for p in stream.encode(f)]
+        packets[-1].duration = round(3 / packets[-1].time_base)
+        container.mux(packets)
+    opened = open_source(source_of(file))
+
+    assert len(list(opened.frames())) == 10
+    assert opened.seconds == pytest.approx(opened.reached, abs=0.05)
+    assert opened.reached > 3
+    assert not opened.is_cut_off
+
+
 def test_a_damaged_stretch_costs_only_its_frames(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.ts", 50)
     content = bytearray(clip.read_bytes())
@@ -237,6 +257,17 @@ def test_what_is_no_video_is_refused_in_one_line_with_a_hint(
 
     assert "\n" not in caught.value.message
     assert caught.value.hint
+    assert not (tmp_path / "o").exists()
+
+
+def test_every_file_is_checked_before_the_first_is_processed(
+    networks: dict[str, Path], clip: Path, tmp_path: Path
+) -> None:
+    sources = [source_of(clip), source_of(tmp_path / "gone.mp4")]
+
+    with pytest.raises(DataError, match="gone.mp4: cannot be opened as a video: No such file"):
+        predict_videos(networks["classify"], sources, tmp_path / "o", Options())
+
     assert not (tmp_path / "o").exists()
 
 

@@ -74,6 +74,22 @@ def test_a_stream_that_was_cut_is_continued_and_then_given_up(
     assert caught.value.exit_code == 1
 
 
+def test_a_restart_keeps_the_records_of_a_stream_but_not_of_a_file(
+    networks: dict[str, Path], broadcast: bytes, clip: Path, tmp_path: Path
+) -> None:
+    options = Options(limit=2, annotate=False)
+
+    with http_stream(broadcast, broadcast) as url:
+        for source in [source_of(url), source_of(str(clip))] * 2:
+            predict_videos(networks["classify"], [source], tmp_path, options)
+
+    found = {file.name: file.read_text().splitlines() for file in tmp_path.glob("*.jsonl")}
+    replaced = found.pop("0000-clip.jsonl")
+    (kept,) = found.values()
+    assert len(replaced) == 2
+    assert ["at" in json.loads(line) for line in kept] == [True] * 4
+
+
 def test_a_stream_of_too_large_frames_is_not_connected_to_again(
     networks: dict[str, Path],
     broadcast: bytes,

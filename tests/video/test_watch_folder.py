@@ -83,6 +83,19 @@ def test_images_are_answered_once_each_as_they_become_whole(
     assert (made.frames, made.errors) == (4, 0)
 
 
+def test_a_restart_keeps_the_records(
+    networks: dict[str, Path], images: list[Path], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "inbox", tmp_path / "out"
+    folder.mkdir()
+
+    for image in images[:2]:
+        shutil.copy(image, folder / "photo.webp")
+        made = predict_folder(networks["classify"], folder, out, Options(limit=1))
+
+    assert len([json.loads(line) for line in Path(made.answers).read_text().splitlines()]) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_watch_and_names_what_never_became_whole(
     networks: dict[str, Path],

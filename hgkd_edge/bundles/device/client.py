@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import numpy as np
 from tritonclient import grpc
@@ -49,12 +49,18 @@ def main() -> int:
     settings = load_settings()
     run = open_server(asked.url, settings["name"], settings["input_name"])
     threshold = threshold_of(settings, asked.threshold)
+    failed = 0
     for file in image_files(asked.images):
-        image = load_image(file, settings["bits"])
-        answered = answer(settings, run, image, threshold)
-        answered.pop("label_map", None)
-        print(json.dumps({"photo": str(file), **answered}), flush=True)
-    return 0
+        record: Dict[str, Any] = {"photo": str(file)}
+        try:
+            answered = answer(settings, run, load_image(file, settings["bits"]), threshold)
+            answered.pop("label_map", None)
+            record.update(answered)
+        except Exception as error:  # a damaged file may raise anything; the others are answered
+            record["error"] = str(error) or type(error).__name__
+            failed += 1
+        print(json.dumps(record), flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

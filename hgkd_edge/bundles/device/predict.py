@@ -16,14 +16,17 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 HERE = Path(__file__).resolve().parent
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ENDINGS = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg"),
+    *(".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 # Older Pillow versions have these names in the module itself.
 TURNS: Any = getattr(Image, "Transpose", Image)
 FILTERS: Any = getattr(Image, "Resampling", Image)
@@ -217,9 +220,7 @@ def _classify(settings: Settings, outputs: Outputs, image: Image.Image, _: float
     return {"labels": labels}
 
 
-def _tag(
-    settings: Settings, outputs: Outputs, image: Image.Image, threshold: float
-) -> Dict[str, Any]:
+def _tag(settings: Settings, outputs: Outputs, _: Any, threshold: float) -> Dict[str, Any]:
     if "label_probabilities" in outputs:
         shares = outputs["label_probabilities"][0]
     else:
@@ -237,9 +238,8 @@ def _segment(settings: Settings, outputs: Outputs, image: Image.Image, _: float)
         labels = np.asarray(resized)
     else:
         labels = _enlarged(outputs["logits"][0][:, :rows, :columns], image)
-    counts = np.bincount(labels.ravel(), minlength=len(settings["classes"]))
-    shares = (counts / labels.size).tolist()
-    return {"shares": dict(zip(settings["classes"], shares)), "label_map": labels}
+    shares = np.bincount(labels.ravel(), minlength=len(settings["classes"])) / labels.size
+    return {"shares": dict(zip(settings["classes"], shares.tolist())), "label_map": labels}
 
 
 def _enlarged(logits: np.ndarray, image: Image.Image) -> np.ndarray:
@@ -342,13 +342,13 @@ def _color(label: int) -> Tuple[int, int, int]:
 # The command
 
 
-def image_files(paths: Sequence[Path]) -> List[Path]:
-    """The named files, and the image files in the named folders."""
-    files: List[Path] = []
+def image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The named files, and the image files in the named folders except hidden ones."""
     for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [p for p in inside if p == path or p.suffix.lower() in ENDINGS]
-    return files
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+            if file == path or (file.suffix.lower() in ENDINGS and not hidden):
+                yield file
 
 
 def threshold_of(settings: Settings, asked: float) -> float:
@@ -375,7 +375,7 @@ def main() -> int:
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for number, file in enumerate(image_files(asked.images)):
+    for number, file in enumerate(list(image_files(asked.images))):
         record: Dict[str, Any] = {"photo": str(file)}
         try:
             image = load_image(file, settings["bits"])

@@ -22,6 +22,7 @@ __all__ = [
     "Listing",
     "checked_boxes",
     "class_file",
+    "class_names",
     "files_by_stem",
     "images_by_stem",
     "in_pixels",
@@ -131,10 +132,27 @@ def checked_boxes(
 
 
 def class_file(root: Path) -> list[str]:
-    """Names in `classes.txt`, one per line in class order; empty if there is no such file."""
+    """As `class_names`, of `classes.txt`; empty if there is no such file."""
     file = root / "classes.txt"
-    lines = _lines(file) if file.is_file() else []
-    return [name for line in lines if (name := clean(line))]
+    return class_names(file) if file.is_file() else []
+
+
+def class_names(file: Path) -> list[str]:
+    """Names in a text file, one per line in class order.
+
+    Raises:
+        DataError: A line before the last name is blank, or the file is not UTF-8.
+    """
+    names = [clean(line) for line in _lines(file)]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        # Skipping the line would give all later classes other numbers.
+        raise DataError(
+            f"{file}:{names.index('') + 1}: a blank line between class names",
+            hint="write the name of this class, or remove the line",
+        )
+    return names
 
 
 def name_in(root: Path, file: Path) -> str:

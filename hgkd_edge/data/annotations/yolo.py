@@ -14,7 +14,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
-from hgkd_edge.data.annotations.listing import Annotated, Box, Fault, Listing, split_lists
+from hgkd_edge.data.annotations.listing import (
+    Annotated,
+    Box,
+    Fault,
+    Listing,
+    class_names,
+    split_lists,
+)
 from hgkd_edge.data.annotations.outlines import Shape
 from hgkd_edge.data.annotations.pairs import ImagesBelow, files_below, split_of
 from hgkd_edge.data.find_images import find_images, is_image
@@ -346,7 +353,7 @@ def _from_names(root: Path) -> YoloFiles | None:
     stems = {image.stem for image in below.files}
     if not any(label.stem in stems for label in files_below(root, ".txt")):
         return None
-    classes = [name for line in read_text(file).splitlines() if (name := clean(line))]
+    classes = class_names(file)
     lists = split_lists(root, below.by_stem)
     faults = list(below.unused)
     images: dict[str, list[Path]] = {}
