@@ -67,11 +67,13 @@ class Embedded:
         files: Images that were embedded.
         features: Float32 [n, D], one row each.
         skipped: Images that cannot be read, with the reason.
+        bits: Bits used by 16-bit files; 0: all 16.
     """
 
     files: list[Path]
     features: np.ndarray
     skipped: list[tuple[str, str]]
+    bits: int = 0
 
 
 def open_embedder(path: Path) -> Embedder:
@@ -149,7 +151,7 @@ def embed(model: Path, images: Sequence[Path], out: Path | None = None) -> Embed
     if not rows:
         first = f"the first, {skipped[0][0]}: {skipped[0][1]}"
         raise DataError(f"none of {counted(len(files), 'image')} could be read; {first}")
-    found = Embedded(kept, np.concatenate(rows).astype(np.float32), skipped)
+    found = Embedded(kept, np.concatenate(rows).astype(np.float32), skipped, embedder.input.bits)
     if out is not None and write is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as temporary:
@@ -182,7 +184,7 @@ def draw_neighbors(embedded: Embedded, path: Path) -> Path:
     shown = evenly(len(embedded.files), SHOWN)
     neighbors = nearest(embedded.features, min(NEIGHBORS, len(embedded.files) - 1), shown)
     rows = [
-        side_by_side([_thumbnail(embedded.files[j]) for j in (i, *others)])
+        side_by_side([_thumbnail(embedded.files[j], embedded.bits) for j in (i, *others)])
         for i, others in zip(shown, neighbors, strict=True)
     ]
     picture = Image.new("RGB", (rows[0].width, sum(row.height + 4 for row in rows) - 4), "white")
@@ -193,8 +195,8 @@ def draw_neighbors(embedded: Embedded, path: Path) -> Path:
     return save_picture(picture, path)
 
 
-def _thumbnail(file: Path) -> Image.Image:
-    image = load_photo(file)
+def _thumbnail(file: Path, bits: int) -> Image.Image:
+    image = load_photo(file, bits=bits)
     image.thumbnail((SIDE, SIDE))
     square = Image.new("RGB", (SIDE, SIDE), "white")
     square.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))

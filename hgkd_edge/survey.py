@@ -25,15 +25,16 @@ from hgkd_edge.data.annotations.masks import all_mask_folders, mask_folders
 from hgkd_edge.data.annotations.outlines import paint
 from hgkd_edge.data.annotations.turns import Turns, meant_upright, size_of, upright_boxes
 from hgkd_edge.data.csv_list import is_table
-from hgkd_edge.data.images import open_image
+from hgkd_edge.data.depth import settled_bits
+from hgkd_edge.data.images import open_image, read_image_file
 from hgkd_edge.data.orientation import Turn, turn_of
-from hgkd_edge.data.sources import list_photos
+from hgkd_edge.data.sources import decoding_threads, list_photos
 from hgkd_edge.data.spread import evenly
 from hgkd_edge.errors import DataError, raise_if_out_of_memory
 from hgkd_edge.files import require_writable_folder
 from hgkd_edge.parsing import cut
 from hgkd_edge.recipe_sections import DataConfig
-from hgkd_edge.tasks.answers import Detection
+from hgkd_edge.tasks.answers import Detection, load_photo
 from hgkd_edge.tasks.pictures import draw_boxes, draw_segments, picture_name, save_picture
 
 __all__ = ["SplitSurvey", "Survey", "draw_survey", "survey"]
@@ -119,8 +120,15 @@ def draw_survey(config: DataConfig, count: int, folder: Path) -> list[Path]:
         with contextlib.suppress(Exception):  # unusable images are counted by `survey`
             _way_up(photo, turns)
             photos.append(photo)
+    bits = settled_bits(
+        lambda i: read_image_file(photos[i].file),
+        [str(photo.file) for photo in photos],
+        config.bits,
+        threads=decoding_threads(config),
+    ).bits
+    classes = boxes.listing.classes
     drawn = (
-        (i, _picture(photos[i], shapes.get(photos[i].name, []), boxes.listing.classes, turns))
+        (i, _picture(photos[i], shapes.get(photos[i].name, []), classes, turns, bits))
         for i in evenly(len(photos), count)
     )
     return [save_picture(picture, folder / picture_name(i, photos[i].file)) for i, picture in drawn]
@@ -224,13 +232,12 @@ def _classes(config: DataConfig) -> Survey:
 
 
 def _picture(
-    photo: Annotated[list[Box]], shapes: list[Any], classes: list[str], turns: Turns
+    photo: Annotated[list[Box]], shapes: list[Any], classes: list[str], turns: Turns, bits: int
 ) -> Image.Image:
     """One image, upright, with its outlines filled and its boxes framed."""
     turn, stated = _way_up(photo, Turns())
     upright = turns.default if stated is None else stated
-    with open_image(photo.file) as image:
-        picture = turn.apply(image).convert("RGB")
+    picture = load_photo(photo.file, bits=bits)
     if shapes:
         painted = Image.fromarray(paint(shapes, size_of(turn, upright=upright))[0])
         picture = draw_segments(picture, np.asarray(painted if upright else turn.apply(painted)))

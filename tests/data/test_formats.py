@@ -380,6 +380,21 @@ def test_a_survey_draws_the_images_that_are_annotated(tmp_path: Path) -> None:
         assert np.abs(np.asarray(drawn.convert("RGB"), int) - np.asarray(plain, int)).max() > 100
 
 
+def test_a_survey_draws_16_bit_images_as_training_sees_them(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "yolo", "ultralytics")
+    for file in root.glob("images/train/*"):
+        with Image.open(file) as image:
+            gray = np.asarray(image.convert("L")).astype(np.uint16)
+        Image.fromarray(gray * 16).save(file.with_suffix(".png"))  # 12 bits
+        file.unlink()
+
+    drawn = draw_survey(DataConfig(path=root), 1, tmp_path / "pictures")[0]
+
+    with Image.open(image_of(TRAIN[0])) as plain, Image.open(drawn) as picture:
+        difference = np.asarray(picture.convert("L"), int) - np.asarray(plain.convert("L"), int)
+    assert np.median(np.abs(difference)) < 3  # boxes aside
+
+
 def test_a_survey_of_class_folders_counts_images_per_class(tmp_path: Path) -> None:
     for i in range(5):
         save_image(tmp_path / "train/cat" / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
