@@ -81,8 +81,16 @@ def locked(folder: Path, on_wait: Callable[[int], None]) -> Iterator[None]:
         folder: Made if it does not exist.
         on_wait: Called every second while another process holds the folder, with the seconds so
             far, from 0; an exception from it ends the waiting.
+
+    Raises:
+        RunError: The folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: {error.strerror}", hint=hint_for_write(error.errno, folder)
+        ) from error
     with open_regular(folder / ".lock", os.O_RDWR | os.O_CREAT) as lock:
         for seconds in itertools.count():
             if take_lock(lock) is not False:

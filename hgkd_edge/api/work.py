@@ -24,7 +24,12 @@ def as_assignments(overrides: Overrides) -> list[str]:
 
 def _quoted(value: object) -> str:
     """A value as JSON that is YAML too: YAML reads an emoji's two escapes as two characters."""
-    return _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), json.dumps(value, default=str))
+    return _PAIR.sub(lambda pair: _unescaped(pair[0]), json.dumps(value, default=str))
+
+
+def _unescaped(pair: str) -> str:
+    halves = pair.encode().decode("unicode_escape")
+    return halves.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def require_training_packages(what: str) -> None:

@@ -25,7 +25,7 @@ from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.engine.seeds import generator_of
 from hgkd_edge.engine.setup import resolve_precision
-from hgkd_edge.errors import RecipeError
+from hgkd_edge.errors import RecipeError, RunError
 from hgkd_edge.files import (
     atomic_write,
     cache_dir,
@@ -290,7 +290,7 @@ def _remove(entries: dict[Path, os.stat_result], excess: float) -> None:
     for file, about in entries.items():
         if excess <= 0:
             return
-        with contextlib.suppress(_InUseError, OSError), locked(file.parent, _refuse):
+        with contextlib.suppress(_InUseError, OSError, RunError), locked(file.parent, _refuse):
             for name in ("done.json", "progress.json", file.name):
                 file.with_name(name).unlink(missing_ok=True)
             excess -= about.st_size
