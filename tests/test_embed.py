@@ -42,6 +42,30 @@ def test_a_run_and_its_onnx_file_give_the_same_features(
     np.testing.assert_allclose(mine.features, other.features, atol=1e-4)
 
 
+def test_neighbors_of_16_bit_images_are_drawn_as_the_network_sees_them(
+    run: RunDir, photos: Path, tmp_path: Path
+) -> None:
+    network = load_embedding_net(run.backbone_file).eval()
+    spec = InputSpec(network.spec.size, network.spec.mean, network.spec.std, "cover", bits=12)
+    about = {f"hgkd_edge.{key}": text for key, text in spec.metadata().items()}
+    model = tmp_path / "net.onnx"
+    names = ("embedding",)
+    export_onnx(network, model, input_size=(3, 64, 64), output_names=names, metadata=about)
+    files = sorted((photos / "test").glob("*/*.webp"))[:2]
+    for number, file in enumerate(files):
+        with Image.open(file) as photo:
+            gray = np.asarray(photo.convert("L")).astype(np.uint16)
+        Image.fromarray(gray * 16).save(tmp_path / f"{number}.png")  # 12 bits
+
+    deep = embed(model, [tmp_path / "0.png", tmp_path / "1.png"])
+    means = []
+    for found, bits in ((deep.files, deep.bits), (files, 0)):
+        shown = Embedded(found, deep.features, [], bits)
+        with Image.open(draw_neighbors(shown, tmp_path / "drawn.png")) as picture:
+            means.append(np.asarray(picture.convert("L")).mean())
+    assert means[0] == pytest.approx(means[1], abs=2)
+
+
 @pytest.mark.parametrize("name", ["features.npz", "features.parquet"])
 def test_others_can_read_the_file(run: RunDir, photos: Path, tmp_path: Path, name: str) -> None:
     out = tmp_path / "deep" / name
