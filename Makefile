@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2.5 to 4.5 minutes)
+demo: $(VENV)/.installed  ## Photos in, verified dense ONNX and a latency out (2 to 5 minutes)
 	$(BIN)/hgkd-edge demo
 
 # glibc keeps freed memory: getting it from the kernel again takes up to a fifth of a test's time.

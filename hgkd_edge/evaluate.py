@@ -115,7 +115,7 @@ def _require_same_model(
         )
     if opened.baked:
         raise RunError(
-            f"{model}: its {' and '.join(sorted(opened.baked))} is baked in",
+            f"{model}: it contains its {' and '.join(sorted(opened.baked))} and cannot be scored",
             hint="name the plain file of the same export; predict takes either",
         )
 
@@ -204,7 +204,7 @@ def _split_to_score(splits: dict[str, ImageSource], asked: str | None) -> str:
     if name is None:
         raise DataError(
             "no labeled images were kept from training to score on",
-            hint="set data.holdout, keep images in a test/ folder, or name --split train",
+            hint="keep labeled images in val/ or test/, or name --split train",
         )
     if name not in splits:
         raise DataError(f"there is no split '{name}'", hint=f"splits: {', '.join(splits)}")

@@ -204,7 +204,7 @@ class Plan:
             decided = decide(subject.task, outputs) if options.bake_postprocessing else {}
             return {**outputs, **decided}
 
-        # Resized pixels differ by up to two levels, as if quantized.
+        # Resized pixels differ by up to one gray level, as if quantized.
         precision = "int8" if options.bake_preprocessing else plain.precision
         inside = runtimes.open(exposed(read_onnx(baked), subject.output_names).SerializeToString())
         proof = verify.verify(outside, inside.run, self._deployed_images, precision=precision)

@@ -212,6 +212,6 @@ def _held_out(splits: dict[str, ImageSource], name: str | None, what: str) -> Im
     if name is None:
         raise ExportError(
             f"--max-drop needs {what} that were held out, and this run has none",
-            hint=f"distill with data.holdout > 0, or keep {what} in a test/ folder",
+            hint=f"keep {what} in val/ or test/",
         )
     return splits[name].sample(MOST_SCORED)

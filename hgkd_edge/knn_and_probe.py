@@ -18,6 +18,8 @@ __all__ = [
     "majority_top1",
 ]
 
+ROWS = 1024  # of test features compared at once with all training features
+
 
 def embed(network: EmbeddingNet, source: ImageSource) -> tuple[Tensor, Tensor]:
     """Embeddings float32 [n, C] of a source's images, unmasked, and their labels int64 [n].
@@ -58,9 +60,10 @@ def knn_top1(
     """
     center = train_x.mean(dim=0)
     train_x, test_x = F.normalize(train_x - center, dim=1), F.normalize(test_x - center, dim=1)
-    similarity, nearest = (test_x @ train_x.T).topk(min(neighbors, len(train_x)), dim=1)  # [m, k]
     votes = torch.zeros(len(test_x), classes)
-    votes.scatter_add_(1, train_y[nearest], (similarity / temperature).exp())
+    for part, x in zip(votes.split(ROWS), test_x.split(ROWS), strict=True):
+        similarity, nearest = (x @ train_x.T).topk(min(neighbors, len(train_x)), dim=1)  # [b, k]
+        part.scatter_add_(1, train_y[nearest], (similarity / temperature).exp())
     return _accuracy(votes, test_y)
 
 

@@ -126,7 +126,7 @@ class TeacherConfig(Section):
     @model_validator(mode="after")
     def _path_goes_with_weights(self) -> TeacherConfig:
         if (self.weights == "path") != (self.path is not None):
-            raise ValueError("teacher.path belongs to weights 'path', and only to it")
+            raise ValueError("set teacher.path if teacher.weights is 'path', and only then")
         if self.layers == []:
             raise ValueError("layers must be 'last' or name at least one block, such as [8, 11]")
         if self.view == "visible" and self.layers != "last":
@@ -172,7 +172,7 @@ class StudentConfig(Section):
     @model_validator(mode="after")
     def _path_goes_with_weights(self) -> StudentConfig:
         if (self.weights == "path") != (self.path is not None):
-            raise ValueError("student.path belongs to weights 'path', and only to it")
+            raise ValueError("set student.path if student.weights is 'path', and only then")
         return self
 
 
@@ -313,8 +313,8 @@ class TrainConfig(Section):
     AMD's AVX512_BF16 or Arm's bf16. Otherwise fp32. `fp16` needs a GPU."""
     accumulate: Positive = 1
     """Split a batch into this many equal parts that run one after the other. This needs less memory
-    and gives the gradient of the whole batch. Only BatchNorm and
-    `loss.weigh_sites` see each part separately."""
+    and gives the gradient of the whole batch in distillation and classification. BatchNorm and
+    `loss.weigh_sites` see each part separately; so do the losses of segmentation and detection."""
     sync_batchnorm: bool = False
     """Compute BatchNorm statistics over all processes. Costs two exchanges per layer."""
     compile: bool = False
@@ -353,7 +353,7 @@ class TrainConfig(Section):
         if "warmup_epochs" in self.model_fields_set:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}: the "
-                "rate would never come to lr; set warmup_epochs lower"
+                "training would end during warm-up; set warmup_epochs lower"
             )
         object.__setattr__(self, "warmup_epochs", self.epochs / 2)  # lowers only the default
         return self

@@ -113,7 +113,7 @@ def count_images(folder: Path) -> tuple[int, int]:
         names = [name for photos in splits for name in photos.names]
         return len(names), _median_side(folder.parent, names)
     if not folder.is_dir():
-        raise DataError(f"{folder}: is no folder, its images cannot be counted", hint="--count N")
+        raise DataError(f"{folder}: not a folder, its images cannot be counted", hint="--count N")
     names = find_images(folder).names
     if not names:
         raise DataError(f"{folder}: there are no images", hint="name a folder of images")
@@ -276,7 +276,8 @@ def _following(wish: Wish) -> str:
         return "hgkd-edge evaluate --features: a linear probe is better than fine-tuning"
     settings = FEW_LABELS if wish.labels == "few" and wish.task == "classify" else {}
     sets = "".join(f" --set {key}={value:g}" for key, value in settings.items())
-    return f"hgkd-edge finetune --task {wish.task} --data {shlex.quote(wish.images)}{sets}"
+    data = f" --data {shlex.quote(wish.images)}" if wish.source == "folder" else ""
+    return f"hgkd-edge finetune --task {wish.task}{data}{sets}"
 
 
 def _lines(values: dict[str, Any], reasons: dict[str, str]) -> Iterator[str]:

@@ -55,7 +55,7 @@ class RunDir(RunFiles):
         if path is None:
             return cls._take(recipe, RUNS / recipe.name, number_it=True)
         if path.exists() and not path.is_dir():
-            raise RunError(f"'{path}' is no folder", hint="choose another --run")
+            raise RunError(f"'{path}' is not a folder", hint="choose another --run")
         if path.exists() and _in_use(path):
             raise RunError(
                 f"run folder '{path}' is not empty",

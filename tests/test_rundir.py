@@ -52,7 +52,7 @@ def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file
 
     with pytest.raises(RunError, match="not empty"):
         RunDir.create(recipe, Path("mine"))
-    with pytest.raises(RunError, match=f"'{tiny_recipe_file}' is no folder"):
+    with pytest.raises(RunError, match=f"'{tiny_recipe_file}' is not a folder"):
         RunDir.create(recipe, tiny_recipe_file)
 
 

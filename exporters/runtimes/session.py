@@ -178,7 +178,7 @@ def running(runtime: str, explain: Callable[[Exception], str] = reason_of) -> It
     except Exception as error:  # the runtimes' exceptions have no common base
         raise ExportError(
             f"{runtime} cannot run the network on these inputs: {explain(error)}",
-            hint="is the file of another network or size? export it again",
+            hint="check the size of the images, or export the file again",
         ) from error
 
 

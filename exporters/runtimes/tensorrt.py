@@ -59,7 +59,7 @@ class TensorRtSession(Session):
         start = perf_counter()
         if options.built_here is None and not options.trust_engine:
             raise ExportError(
-                f"engine '{source}': nothing says that it was built on this machine, and loading "
+                f"engine '{source}': it is not recorded as built on this machine, and loading "
                 "it runs its code",
                 hint="use --trust-engine if you know who built it",
             )

@@ -107,7 +107,7 @@ def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:
 
     if options.runners:
         raise DeviceError(
-            "--runner chooses among the runners of this machine; a device has its own",
+            "--runner chooses among the runners of this machine, not of a device",
             hint="remove --runner, or remove --host and --device jetson",
         )
     if options.hosts is not None:

@@ -34,7 +34,7 @@ Runners = Annotated[
     str, typer.Option(metavar="NAME,...", help="Runners to use (hgkd-edge devices lists them).")
 ]
 Copies = Annotated[
-    str, typer.Option(metavar="in|out", help="Input and output copies: in or out of the time.")
+    str, typer.Option(metavar="in|out", help="Count the copies of inputs and outputs: in or out.")
 ]
 Duration = Annotated[float, typer.Option(metavar="SECONDS", help="Measured time per case.")]
 Rounds = Annotated[int, typer.Option(metavar="N", help="Rounds; each measures every case once.")]

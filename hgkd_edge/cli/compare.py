@@ -14,7 +14,7 @@ Measure = Annotated[
 ]
 MaxDrop = Annotated[
     float,
-    typer.Option(metavar="POINTS", min=0, help="Largest loss against fp32 without a warning."),
+    typer.Option(metavar="POINTS", min=0, help="Warn if a score is lower than fp32's by more."),
 ]
 
 
@@ -25,8 +25,8 @@ def compare(
 
     It shows which file to deploy on which device.
 
-    Times are those that bench has recorded. Scores that no command has recorded are taken on the
-    run's held-out images and kept in scores.json.
+    Times are those that bench has recorded. Scores that no command has recorded are computed
+    on the run's held-out images and saved to scores.json.
 
     Example: hgkd-edge compare runs/demo --measure
     """

@@ -25,7 +25,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on bundled photos, without a network.
 
-    It takes 2.5 to 4.5 minutes on two idle CPU cores.
+    It takes 2 to 5 minutes on two idle CPU cores.
 
     Example: hgkd-edge demo
     """

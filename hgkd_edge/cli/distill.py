@@ -21,10 +21,10 @@ def distill(
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Stop after the first updates and report how it goes."),
+        typer.Option("--check", help="Stop after the first updates; report whether it learns."),
     ] = False,
     check_updates: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Updates of --check.")
+        int, typer.Option(metavar="N", min=1, help="Number of updates of --check.")
     ] = 300,
     dry_run: Annotated[
         bool,

@@ -48,11 +48,11 @@ Flavors = Annotated[
 ]
 Flavours = Annotated[list[str] | None, typer.Option("--flavour", hidden=True)]
 Sensitivity = Annotated[
-    bool, typer.Option("--sensitivity", help="INT8: rank layers by their effect on the score.")
+    bool, typer.Option("--sensitivity", help="INT8: rank layers by their effect on the outputs.")
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(metavar="POINTS", help="INT8: largest loss; the worst layers stay in float."),
+    typer.Option(metavar="POINTS", help="INT8: points the score may drop; layers stay in float."),
 ]
 OptBatch = Annotated[
     int | None, typer.Option(metavar="N", help="TensorRT: batch to tune for [default: 1].")

@@ -15,7 +15,7 @@ def pretrain(
 ) -> None:
     """Pre-train only a recipe's teacher, without labels.
 
-    `distill` does it too. If it is stopped, the same command resumes it.
+    `distill` also runs this step. If it is stopped, the same command resumes it.
 
     Example: hgkd-edge pretrain demo-teacher
     """

@@ -206,7 +206,10 @@ def _images_and_count(
         return images, (count or found, side)
     if count is None and not ask:
         raise DataError(f"{images}: its images cannot be counted", hint="--count NUMBER")
-    return images, (count or typer.prompt("Number of images", type=int, err=True), 0)
+    count = count or typer.prompt("Number of images", type=int, err=True)
+    if count < 1:
+        raise DataError(f"number of images {count} is not above 0", hint="--count NUMBER")
+    return images, (count, 0)
 
 
 def _table(found: dict[str, str]) -> Any:

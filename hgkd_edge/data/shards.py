@@ -39,7 +39,8 @@ SHARED_KEY = "shares its sample name, which ends at the first dot, with another 
 LONGEST_NAME = 4096  # characters, as for a path on disk
 BAD_NAME = f"the member's name has more than {LONGEST_NAME} characters"
 BAD_MEMBER = "the member is sparse or too large"
-INDEX_VERSION = 4  # of the cached index: increase it with its format, or when more is refused
+LABEL_FILES = ("cls", "json", "txt")  # in order of preference: .txt may be a caption
+INDEX_VERSION = 5  # of the cached index: increase it with its format, or when more is refused
 
 
 class Member(NamedTuple):
@@ -237,7 +238,7 @@ def _cache_file(file: Path) -> Path:
 def _index(file: Path) -> Index:
     """Images of one shard, in shard order."""
     images: dict[str, list[tarfile.TarInfo]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, dict[str, str]] = {}  # key -> extension -> text
     index = Index()
     try:
         with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as shard:
@@ -255,11 +256,11 @@ def _index(file: Path) -> Index:
                     index.unused.append((readable(member.name), BAD_MEMBER))
                 elif is_image(f"{key}.{extension}"):
                     images.setdefault(key, []).append(member)
-                elif extension in ("cls", "json", "txt") and member.size <= MAX_LABEL_BYTES:
+                elif extension in LABEL_FILES and member.size <= MAX_LABEL_BYTES:
                     stream = shard.extractfile(member)
                     assert stream is not None, "isfile() was asked"
                     text = _label_text(extension, stream.read())
-                    labels[key] = text or labels.get(key, "")
+                    labels.setdefault(key, {})[extension] = text
                 elif reason := why_not_an_image(f"{key}.{extension}"):
                     index.unused.append((readable(member.name), reason))
             _require_end(shard)
@@ -270,9 +271,9 @@ def _index(file: Path) -> Index:
         ) from error
     for key, members in images.items():
         photo = min(members, key=_dots)  # prefer `0001.png` to `0001.depth.png`
-        index.photos.append(
-            Member(readable(photo.name), photo.offset_data, photo.size, labels.get(key, ""))
-        )
+        texts = labels.get(key, {})
+        label = next(filter(None, (texts.get(extension) for extension in LABEL_FILES)), "")
+        index.photos.append(Member(readable(photo.name), photo.offset_data, photo.size, label))
         rivals = [m for m in members if m is not photo and not _is_view(m, photo)]
         index.unused += [(readable(member.name), SHARED_KEY) for member in rivals]
     return index

@@ -162,8 +162,8 @@ def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Rec
     teacher.standardize(teacher_views(batches, draws, parts, recipe))
     if varied < ALIKE:
         warn(
-            f"the training images hardly differ: of the spread of the teacher's tokens "
-            f"{100 * varied:.0f} % is between images; a student can learn little but that scene"
+            f"the training images hardly differ: {100 * varied:.0f} % of the spread of the teacher's "
+            "tokens is between images; see 'A camera that never moves' in docs/training.md"
         )
 
 

@@ -85,7 +85,7 @@ def stay_connected(
         left = last + patience - time.monotonic()
         if left <= 0:
             raise StreamLost(
-                f"{name}: lost, and not back within {patience:g} s: {reason}",
+                f"{name}: no connection for {patience:g} s: {reason}",
                 hint="check camera and network; --reconnect SECONDS waits longer",
             )
         pause = min(pause, left)

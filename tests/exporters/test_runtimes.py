@@ -217,7 +217,7 @@ def test_an_engine_that_does_not_fit_is_refused(
 
 
 def test_an_engine_is_loaded_only_where_someone_vouches_for_it(engine: Path) -> None:
-    with pytest.raises(ExportError, match="nothing says that it was built on this machine"):
+    with pytest.raises(ExportError, match="it is not recorded as built on this machine"):
         runtimes.open(engine)
 
     for word in ({"built_here": engine.parent}, {"trust_engine": True}):

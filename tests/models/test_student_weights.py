@@ -75,7 +75,7 @@ def test_weights_of_another_network_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError, match=r"student.path = .*no such file"):
         build(recipe_of(tiny_recipe, tmp_path / "absent"))
-    with pytest.raises(ValueError, match="student.path belongs to weights 'path'"):
+    with pytest.raises(ValueError, match="set student.path if student.weights is 'path'"):
         recipe_of(tiny_recipe, file, weights="none")
 
 

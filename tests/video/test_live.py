@@ -69,7 +69,7 @@ def test_a_stream_that_was_cut_is_continued_and_then_given_up(
     assert all("at" in line for line in lines)
     assert len(times_of(Path(summary["video"]))) == len(lines)
     printed = caught.value.message + capsys.readouterr().err + summary_file.read_text()
-    assert "lost, and not back within 0.3 s" in caught.value.message
+    assert "no connection for 0.3 s" in caught.value.message
     assert "secret" not in printed
     assert caught.value.exit_code == 1
 

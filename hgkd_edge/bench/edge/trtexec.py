@@ -65,7 +65,7 @@ class Trtexec:
         if match is None:
             tail = (text.strip().splitlines() or ["no output"])[-1][:160]
             raise DeviceError(
-                f"trtexec there does not report its version: {tail}",
+                f"trtexec on the device does not report its version: {tail}",
                 hint="run trtexec --help on the device; its libraries may be missing",
             )
         if match[2] is not None:
@@ -183,7 +183,7 @@ class Engine:
 def _precision_flags(tool: Trtexec, held: str, wanted: str) -> list[str]:
     if wanted == "int8" and held != "int8":
         raise DeviceError(
-            "int8 needs a quantized ONNX: without calibration images trtexec would invent ranges",
+            "int8 needs a quantized ONNX: without calibration trtexec would use placeholder ranges",
             hint="hgkd-edge export --onnx --precision int8",
         )
     if tool.version >= (11,):

@@ -132,6 +132,8 @@ def coco_shapes(
     def shape(item: dict[str, Any], name: str, where: str) -> Shape:
         if not binary and name not in classes:
             raise ValueError(f"class '{name}' is not known")
+        if not item["segmentation"]:
+            raise ValueError("has a box and no outline")
         label = 1 if binary else classes.index(name)
         return Shape(IGNORED if item.get("iscrowd") else label, item["segmentation"], where)
 
