@@ -144,6 +144,7 @@ STATIC_CAMERA: dict[str, list[str]] = {
 _NO_EMBEDDING = ["loss.embedding_weight=0"]
 # Run only if asked for. The cost of an update is that of the chosen recipe, at the same ratio.
 ON_REQUEST = {
+    "dense, embedding, 8 views": Arm(["teacher.cache=8"]),
     "dense, embedding, 16 views": Arm(["teacher.cache=16"]),
     "masked half the time, embedding, 16 views": Arm(["teacher.cache=16"], 0.75, 0.5),
     "dense, embedding, two-layer head": Arm(["student.head=mlp"]),

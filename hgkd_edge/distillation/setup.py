@@ -162,7 +162,7 @@ def standardize(teacher: Teacher, source: ImageSource, parts: Parts, recipe: Rec
     teacher.standardize(teacher_views(batches, draws, parts, recipe))
     if varied < ALIKE:
         warn(
-            f"the training images hardly differ: {100 * varied:.0f} % of the spread of the teacher's "
+            f"the training images hardly differ: only {100 * varied:.0f} % of the spread of their "
             "tokens is between images; see 'A camera that never moves' in docs/training.md"
         )
 
