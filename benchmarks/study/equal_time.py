@@ -6,9 +6,10 @@
 
 The cost of an update is measured first, for each ratio: on a CPU in CPU time of one thread, which
 needs an otherwise idle machine; on a GPU in seconds of a training. Every arm then gets the epochs
-that fit into the minutes. The teacher is not counted (`teacher_time.py` measures it): arms with as
-many views share its cached targets, those with more take longer, mixup cannot use them, and pixels
-need none. `--minutes` takes several values: each is a separate training with its own schedule, and
+that fit into the minutes. The teacher is not counted: arms with more views take longer, mixup
+cannot use cached targets, and pixels need none. With one job, each distillation starts with an
+empty cache, so that its `seconds_distilled` include the teacher (`teacher_time.py` compares it with
+an update). `--minutes` takes several values: each is a separate training with its own schedule, and
 together they form the curve.
 """
 
@@ -16,14 +17,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -203,13 +208,14 @@ def _fill(
     if name in NO_STUDENT:
         scores = score_teacher(recipe, annotated, class_token=name == CLASS_TOKEN)
     else:
-        scores = score_cell(
-            recipe,
-            fresh(arguments.out / "runs" / file.stem),
-            annotated,
-            scratch=name in SCRATCH,
-            finetuned=not arguments.choose,
-        )
+        with nullcontext() if arguments.jobs > 1 else _empty_cache():
+            scores = score_cell(
+                recipe,
+                fresh(arguments.out / "runs" / file.stem),
+                annotated,
+                scratch=name in SCRATCH,
+                finetuned=not arguments.choose,
+            )
     if arguments.choose:
         scores |= scores.pop("val")
     if arguments.jobs > 1:  # these are times of a shared machine
@@ -229,6 +235,16 @@ def _fill(
     }
     write_json(file, cell)
     print(json.dumps(cell), flush=True)
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    """No targets from other cells: the teacher runs, and its time is measured."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, HGKD_EDGE_CACHE=folder),
+    ):
+        yield
 
 
 def plot(folder: Path, base: str, picture: Path) -> None:

@@ -68,7 +68,7 @@ case $base$dry in
     study --base imagenette-300 --choose --minutes 0.02 --arms pixels "${both[@]}" ;;
   imagenette)
     study --minutes 0.1 --seeds 0 1 2 --arms "${both[@]}" "${views[@]}"
-    study --minutes 0.1 --arms "teacher, class token" teacher scratch pixels dense "${both[1]}, equal updates"
+    study --minutes 0.1 --arms "teacher, class token" teacher scratch pixels dense "${both[1]}, equal updates" "masked nine tenths, embedding"
     study --base imagenette-mobilenet --minutes 0.1 --seeds 0 1 2 --arms "${both[@]}" "${views[@]}"
     study --base imagenette-mobilenet --minutes 0.1 --arms scratch pixels dense
     study --choose --minutes 0.025 0.05 0.4 --arms "${both[@]}"

@@ -108,4 +108,7 @@ def _percent(values: list[float | None]) -> str:
 
 def _seconds(values: list[float | None]) -> str:
     found = [value for value in values if value is not None]
-    return f"{statistics.mean(found):.0f}" if found else "-"
+    if not found:
+        return "-"
+    some = f" ({len(found)} of {len(values)})" if len(found) < len(values) else ""
+    return f"{statistics.mean(found):.0f}{some}"
