@@ -19,7 +19,6 @@ from pydantic import Field, field_validator, model_validator
 
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.recipe_sections import (
-    AugmentConfig,
     DataConfig,
     LossConfig,
     MaskConfig,
@@ -51,8 +50,6 @@ class Recipe(Section):
     """The frozen Transformer."""
     student: StudentConfig
     """The convolutional network that is trained."""
-    augment: AugmentConfig = AugmentConfig()
-    """Augmentation after the random crop and flip."""
     mask: MaskConfig = MaskConfig()
     """Which patches the student sees."""
     loss: LossConfig = LossConfig()
@@ -94,13 +91,10 @@ class Recipe(Section):
     def _targets_can_be_cached(self) -> None:
         if self.teacher.view == "visible":
             raise ValueError("view 'visible' changes with every mask: set teacher.cache to 0")
-        if self.augment.mixup:
-            raise ValueError("augment.mixup makes a new image each time: set teacher.cache to 0")
         if not self.loss.feature_weight:
             raise ValueError("loss.feature_weight 0 has no teacher: set teacher.cache to 0")
         data = self.data
-        varied = data.flip or data.crop_scale != (1, 1) or self.augment.colors
-        if self.teacher.cache > 1 and not varied:
+        if self.teacher.cache > 1 and not data.flip and data.crop_scale == (1, 1):
             raise ValueError("without crops and flips all views are equal: set teacher.cache to 1")
 
     def to_yaml(self) -> str:

@@ -15,7 +15,6 @@ from hgkd_edge.pretrain_settings import PretrainConfig
 from hgkd_edge.yaml_settings import Section
 
 __all__ = [
-    "AugmentConfig",
     "DataConfig",
     "Fraction",
     "LossConfig",
@@ -176,19 +175,6 @@ class StudentConfig(Section):
         return self
 
 
-class AugmentConfig(Section):
-    """Augmentation of a view after its random crop and flip, the same for teacher and student."""
-
-    colors: bool = False
-    """Change brightness, contrast, saturation, and hue of 80 % of the images, turn 20 % gray, and
-    blur 50 %, with DINO's strengths. Lowered k-NN by 5 points in short trainings (lab notebook);
-    not measured in long ones."""
-    mixup: bool = False
-    """Mix each image with its neighbor in the batch, in a proportion from 0 to 1. The teacher sees
-    the mixed image. With several processes, the neighbor is from the same process. Lowered k-NN by
-    5 points in short trainings; not measured in long ones."""
-
-
 class MaskConfig(Section):
     """Which patches the student sees."""
 
@@ -261,9 +247,6 @@ class LossConfig(Section):
     teacher is then neither loaded nor run."""
     pixel_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of SparK's loss: pixels of masked patches, normalized per patch."""
-    cosine_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Adds this times (1 - cosine) to each token's `target` distance. With the default target, the
-    loss is cosine plus smooth L1, which scored at most 1 point lower in one short training."""
     weigh_sites: bool = False
     """Multiply each token's distance by the mean square of its target, relative to the mean of the
     batch: positions where the images differ count more. For a camera that never moves. Needs
@@ -277,12 +260,11 @@ class LossConfig(Section):
     def _something_is_learned(self) -> LossConfig:
         if self.feature_weight == self.pixel_weight == 0:
             raise ValueError("feature_weight and pixel_weight are both 0: nothing would be learned")
-        for key in ("cosine_weight", "embedding_weight"):
-            if getattr(self, key) and not self.feature_weight:
-                raise ValueError(
-                    f"{key} {getattr(self, key):g} needs the teacher, which feature_weight 0 "
-                    f"disables: set {key} to 0 or feature_weight above 0"
-                )
+        if self.embedding_weight and not self.feature_weight:
+            raise ValueError(
+                f"embedding_weight {self.embedding_weight:g} needs the teacher, which "
+                "feature_weight 0 disables: set embedding_weight to 0 or feature_weight above 0"
+            )
         return self
 
 

@@ -55,7 +55,6 @@ def test_cached_targets_are_what_the_teacher_says_of_the_students_view(
         tiny_recipe,
         loss={"embedding_weight": embedding},
         mask={"per_image": 2},
-        augment={"colors": True},
     )
     teacher, parts, source = made(recipe)
     cache = cached_targets(teacher, source, recipe)
@@ -247,7 +246,6 @@ def test_the_held_out_baseline_is_the_mean_of_the_cached_targets(
     ("sections", "expected"),
     [
         ({"teacher": {"view": "visible"}, "loss": {"where": "visible"}}, "changes with every mask"),
-        ({"augment": {"mixup": True}}, "augment.mixup makes a new image"),
         (
             {"data": {"crop_scale": [1, 1], "flip": False}},
             "all views are equal: set teacher.cache to 1",

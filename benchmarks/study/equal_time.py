@@ -6,11 +6,11 @@
 
 The cost of an update is measured first, for each ratio: on a CPU in CPU time of one thread, which
 needs an otherwise idle machine; on a GPU in seconds of a training. Every arm then gets the epochs
-that fit into the minutes. The teacher is not counted: arms with more views take longer, mixup
-cannot use cached targets, and pixels need none. With one job, each distillation starts with an
-empty cache, so that its `seconds_distilled` include the teacher (`teacher_time.py` compares it with
-an update). `--minutes` takes several values: each is a separate training with its own schedule, and
-together they form the curve.
+that fit into the minutes. The teacher is not counted: arms with more views take longer, and pixels
+need no teacher. With one job, each distillation starts with an empty cache, so that its
+`seconds_distilled` include the teacher (`teacher_time.py` compares it with an update). `--minutes`
+takes several values: each is a separate training with its own schedule, and together they form the
+curve.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, STATIC_CAMERA
+from benchmarks.study.arms import ABLATION, ARMS, EQUAL_TIME, REMOVED, STATIC_CAMERA
 
 __all__ = ["read_cells", "report", "table"]
 
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Iterable[str], str]] = {
     "ablation": (ABLATION, "ablation"),
     "static": (STATIC_CAMERA, "a camera that never moves"),
     "equal": (EQUAL_TIME, "{minutes:g} minutes of the student"),
-    "chosen-by": (EQUAL_TIME, "{minutes:g} minutes of the student, scored on `val`"),
+    "chosen-by": ((*EQUAL_TIME, *REMOVED), "{minutes:g} minutes of the student, scored on `val`"),
 }
 
 

@@ -1,4 +1,4 @@
-"""From a canvas of uint8 pixels to the network input, on the device: crops, flips, colors, mixup.
+"""From a canvas of uint8 pixels to the network input, on the device: crops, flips, colors.
 
 All random numbers come from the caller, one row per image of the *global* batch. The same step
 therefore draws the same crops on one process or on many, before or after a resume. Fine-tuning for
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,19 +18,18 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from hgkd_edge.data.to_device import to_device
-from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe_sections import DataConfig
 
 __all__ = [
     "CROP_DRAWS",
     "DISTORT_DRAWS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "Augmentation",
     "center_view",
     "distort",
-    "mix",
     "normalize",
     "random_view",
+    "training_view",
 ]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,46 +47,9 @@ BLUR_RADIUS = math.ceil(3 * SIGMA[1])
 TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How a training view is made from a canvas. Teacher and student share the same view.
-
-    Attributes:
-        size: Height and width of the view in pixels.
-        crop_scale: Smallest and largest share of the canvas's area.
-        flip: Mirror half of the views.
-        colors: Also distort colors and sharpness.
-    """
-
-    size: tuple[int, int]
-    crop_scale: tuple[float, float]
-    flip: bool
-    colors: bool
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> Augmentation:
-        """The augmentation that a recipe asks for."""
-        data = recipe.data
-        return cls(data.size, data.crop_scale, data.flip, recipe.augment.colors)
-
-    @property
-    def draws(self) -> int:
-        """Number of uniform random numbers per view."""
-        return CROP_DRAWS + (DISTORT_DRAWS if self.colors else 0)
-
-    def view(self, canvas: Tensor, draws: Tensor) -> Tensor:
-        """Views float32 [B, 3, H, W] in [0, 1] of canvases uint8 [B, 3, H_canvas, W_canvas].
-
-        Args:
-            canvas: On the device.
-            draws: float [B, `draws`], uniform in [0, 1), on the CPU.
-        """
-        view = random_view(
-            canvas, draws[:, :CROP_DRAWS], size=self.size, scale=self.crop_scale, flip=self.flip
-        )
-        if not self.colors:
-            return view
-        return distort(view, to_device(draws[:, CROP_DRAWS:], view.device))
+def training_view(canvas: Tensor, draws: Tensor, data: DataConfig) -> Tensor:
+    """`random_view` with a recipe's settings. Teacher and student share the same view."""
+    return random_view(canvas, draws, size=data.size, scale=data.crop_scale, flip=data.flip)
 
 
 def random_view(
@@ -182,18 +143,6 @@ def distort(view: Tensor, draws: Tensor) -> Tensor:
         chroma = (1 + SATURATION * centered[2]) * (gray >= GRAY)
         view = _recolor(view, chroma, 2 * math.pi * HUE * centered[3])
         return _blur(view, SIGMA[0] + sigma * (SIGMA[1] - SIGMA[0]), blur < BLURRED)
-
-
-def mix(images: Tensor, draws: Tensor) -> Tensor:
-    """Mixup of each image and the one before it in the batch, each with its own proportion.
-
-    The images of a batch are in random order, so the neighbor is a random image.
-
-    Args:
-        images: float [B, 3, H, W].
-        draws: float [B, 1], uniform in [0, 1), on the same device: the share of the image itself.
-    """
-    return torch.lerp(images.roll(1, dims=0), images, draws[..., None, None])
 
 
 def _each(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from exporters.atomic_files import temporary_folder
-from hgkd_edge.data.augment import Augmentation
+from hgkd_edge.data.augment import CROP_DRAWS, training_view
 from hgkd_edge.data.sources import ImageSource, open_splits
 from hgkd_edge.distillation.parts import Parts, build
 from hgkd_edge.distillation.pretrain import pretrained_file, pretraining
@@ -209,12 +209,12 @@ def _rate(
 def _with_blank_cache(setup: Setup) -> tuple[Setup, int, float]:
     """The setup with targets of zeros in no memory; bytes and seconds of the real ones."""
     recipe, source, teacher = setup.recipe, setup.source, setup.teacher
-    augmentation = Augmentation.of(recipe)
     shape = (len(source), recipe.teacher.cache, *teacher.center.shape)
-    draws = torch.rand(shape[1], len(source), augmentation.draws)
+    draws = torch.rand(shape[1], len(source), CROP_DRAWS)
     chosen = torch.arange(min(BATCH, len(source)))
     images = source.images[chosen].to(teacher.center.device)
-    view, run = augmentation.view(images, draws[0, chosen]), target_pass(teacher, recipe)
+    view = training_view(images, draws[0, chosen], recipe.data)
+    run = target_pass(teacher, recipe)
     run(view).cpu()  # the first pass chooses kernels
     begun = time.perf_counter()
     for _ in range(PASSES):

@@ -25,7 +25,6 @@ class DistillationLoss:
         where: Tokens that count: `all`, `masked` or `visible`.
         feature_weight: Weight of the mean token distance; 0: targets are not used.
         pixel_weight: Weight of the masked tokens' pixels (SparK, arXiv 2301.03580).
-        cosine_weight: Weight of 1 - cosine, added to each token's distance.
         weigh_sites: Multiply every token's distance by the mean square of its target, relative to
             the mean over the tokens that count.
         embedding_weight: Weight of 1 - cosine of the whole-image row.
@@ -35,7 +34,6 @@ class DistillationLoss:
     where: str = "all"
     feature_weight: float = 1.0
     pixel_weight: float = 0.0
-    cosine_weight: float = 0.0
     weigh_sites: bool = False
     embedding_weight: float = 0.0
 
@@ -75,13 +73,9 @@ class DistillationLoss:
     def _distance(self, predicted: Tensor, wanted: Tensor, cosine: Tensor) -> Tensor:
         """The distance of every token, float [B, N]."""
         if self.target == "cosine":
-            distance = 1 - cosine
-        else:
-            between = F.smooth_l1_loss if self.target == "smooth_l1" else F.mse_loss
-            distance = between(predicted, wanted, reduction="none").mean(dim=-1)
-        if self.cosine_weight:
-            distance = distance + self.cosine_weight * (1 - cosine)
-        return distance
+            return 1 - cosine
+        between = F.smooth_l1_loss if self.target == "smooth_l1" else F.mse_loss
+        return between(predicted, wanted, reduction="none").mean(dim=-1)
 
     def _chosen(self, visible: Tensor) -> Tensor:
         choices = {"visible": visible, "masked": ~visible, "all": torch.ones_like(visible)}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hgkd_edge.cells import counted
 from hgkd_edge.console import console, make_console, track_steps
-from hgkd_edge.data.augment import Augmentation
+from hgkd_edge.data.augment import CROP_DRAWS, training_view
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distillation.teacher import Teacher
 from hgkd_edge.engine.seeds import generator_of
@@ -52,7 +52,7 @@ class TargetCache:
 
     Attributes:
         targets: Float16 [n, views, R, D], a memory map.
-        draws: Float32 [views, n, k]: random numbers of each view (`Augmentation.view`).
+        draws: Float32 [views, n, k]: random numbers of each view (`training_view`).
         folder: Its folder on disk.
     """
 
@@ -115,10 +115,9 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
         RecipeError: The images are streamed, or the disk has no room.
     """
     require_decoded(source, recipe)
-    augmentation = Augmentation.of(recipe)
     draws = torch.stack(
         [
-            torch.rand(len(source), augmentation.draws, generator=generator)
+            torch.rand(len(source), CROP_DRAWS, generator=generator)
             for view in range(recipe.teacher.cache)
             for generator in [generator_of(recipe.seed, "cached view", view)]
         ]
@@ -134,7 +133,7 @@ def cached_targets(teacher: Teacher, source: ImageSource, recipe: Recipe) -> Tar
             if _is_filled(file, shape):
                 _say_found(file)
             else:
-                _fill(file, shape, teacher, source, draws, augmentation, recipe, alive)
+                _fill(file, shape, teacher, source, draws, recipe, alive)
             os.utime(file)  # marks the entry as recently used
         return file
 
@@ -187,7 +186,6 @@ def _fill(
     teacher: Teacher,
     source: ImageSource,
     draws: Tensor,
-    augmentation: Augmentation,
     recipe: Recipe,
     alive: Callable[[], None],
 ) -> None:
@@ -207,7 +205,7 @@ def _fill(
         for step in range(done, total):
             view, photos = step // len(parts), parts[step % len(parts)]
             images = source.images[photos].to(teacher.center.device)
-            seen = augmentation.view(images, draws[view, photos])
+            seen = training_view(images, draws[view, photos], recipe.data)
             targets[photos.numpy(), view] = compute(seen).cpu().numpy()
             if (step + 1) % MARK_EVERY == 0:
                 targets.flush()
@@ -323,7 +321,6 @@ def _content_hash(
         "image_size": recipe.data.size,
         "crop_scale": recipe.data.crop_scale,
         "flip": recipe.data.flip,
-        "augment": recipe.augment.model_dump(),
         "seed": recipe.seed,
         "precision": resolve_precision(recipe.train.precision),
         "device": teacher.center.device.type,  # a GPU cuts views without smoothing

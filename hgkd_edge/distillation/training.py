@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from hgkd_edge.data.augment import Augmentation
+from hgkd_edge.data.augment import training_view
 from hgkd_edge.data.to_device import to_device
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.masks import disjoint_masks
@@ -50,7 +50,7 @@ class Distilling(Training):
         if self.cache is not None:
             chosen = draws.on_cpu(len(images), 1)[:, 0]
             drawn, rows = self.cache.views(draws.photos, chosen)
-            view = Augmentation.of(self.recipe).view(images, drawn)
+            view = training_view(images, drawn, self.recipe.data)
             shared = to_device(rows, images.device).float()
         else:
             view = random_views(images, draws, self.recipe)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from hgkd_edge.data.augment import Augmentation, mix
+from hgkd_edge.data.augment import CROP_DRAWS, training_view
 from hgkd_edge.distillation.masks import random_masks, visible_count
 from hgkd_edge.distillation.parts import Parts
 from hgkd_edge.engine import Draws
@@ -25,9 +25,7 @@ __all__ = [
 
 def random_views(images: Tensor, draws: Draws, recipe: Recipe) -> Tensor:
     """Training views float32 [B, 3, H, W] of canvases uint8 [B, 3, H_canvas, W_canvas]."""
-    augmentation = Augmentation.of(recipe)
-    view = augmentation.view(images, draws.on_cpu(len(images), augmentation.draws))
-    return mix(view, draws.uniform(len(view), 1)) if recipe.augment.mixup else view
+    return training_view(images, draws.on_cpu(len(images), CROP_DRAWS), recipe.data)
 
 
 def draw_visible(draws: Draws, count: int, parts: Parts, ratio: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from hgkd_edge.data.augment import Augmentation, distort, mix
+from hgkd_edge.data.augment import distort
 
 NONE = [0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9, 0.5]  # no jitter, no gray, no blur
 
@@ -68,25 +68,3 @@ def test_blur_is_torchvisions() -> None:
     blurred = distort(view, drawn(blur=0.0, sigma=1.0))
 
     assert torch.allclose(blurred, F.gaussian_blur(view, [13, 13], [2.0, 2.0]), atol=1e-3)
-
-
-def test_mixup_adds_the_image_before_in_each_images_own_proportion() -> None:
-    view = images(3)
-
-    mixed = mix(view, torch.tensor([[1.0], [0.25], [0.0]]))
-
-    assert torch.equal(mixed[0], view[0])
-    assert torch.allclose(mixed[1], 0.25 * view[1] + 0.75 * view[0])
-    assert torch.equal(mixed[2], view[1])
-
-
-def test_without_color_changes_the_draws_are_those_of_the_crop_alone() -> None:
-    plain = Augmentation((24, 24), (0.5, 1.0), flip=True, colors=False)
-    strong = Augmentation((24, 24), (0.5, 1.0), flip=True, colors=True)
-    canvas = (images() * 255).to(torch.uint8)
-    crop = torch.rand(2, 5, generator=torch.Generator().manual_seed(2))
-
-    untouched = strong.view(canvas, torch.cat([crop, torch.tensor([NONE, NONE])], dim=1))
-
-    assert (plain.draws, strong.draws) == (5, 13)
-    assert torch.allclose(plain.view(canvas, crop), untouched, atol=1e-5)

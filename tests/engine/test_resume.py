@@ -103,11 +103,10 @@ def test_with_stages_concat_mixup_an_embedding_and_given_weights_a_killed_run_re
         "student.weights=path",
         f"student.path={tmp_path / 'trained.safetensors'}",
         "mask={ratio: {0: 0.75, 0.4: 0.5, 0.8: 0}, per_image: 2, disjoint: true}",
-        "loss={embedding_weight: 0.5, cosine_weight: 0.5, weigh_sites: true}",
+        "loss={embedding_weight: 0.5, weigh_sites: true}",
         "teacher.layers=[0, 1]",
         "teacher.combine=concat",
         "student.head=mlp",
-        "augment={colors: true, mixup: true}",
     ]
     settings = [part for key in keys for part in ("--set", key)]
     finish(distill_command(tiny_recipe_file, tmp_path / "whole", *settings))
