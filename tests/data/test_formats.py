@@ -229,6 +229,19 @@ def test_a_missing_or_empty_yolo_label_is_an_image_without_objects(
     assert len(by_stem({"train": source})[TRAIN[0]]) == 0
 
 
+def test_a_yolo_test_split_without_label_files_is_skipped_and_reported(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "ultralytics")
+    copy_image(TRAIN[0], root / "images/test")
+    file = root / "data.yaml"
+    file.write_text(f"test: images/test\n{file.read_text()}")
+
+    splits = boxes(root)
+
+    assert splits.keys() == {"train", "val"}
+    (fault,) = splits["train"].skipped
+    assert fault == (str(root), "no label file for 1 image; split 'test' skipped")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
