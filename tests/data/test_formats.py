@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hgkd_edge.data.find_images import find_images
+from hgkd_edge.data.sources import held_out_split, why_unlabeled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import draw_survey, survey
@@ -240,6 +241,17 @@ def test_a_yolo_test_split_without_label_files_is_skipped_and_reported(tmp_path:
     assert splits.keys() == {"train", "val"}
     (fault,) = splits["train"].skipped
     assert fault == (str(root), "no label file for 1 image; split 'test' skipped")
+
+
+def test_a_held_out_split_without_a_box_is_not_scored(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "ultralytics")
+    (root / f"labels/valid/{VAL[0]}.txt").write_text("")
+
+    splits = boxes(root)
+
+    assert held_out_split(splits) == "val"
+    assert held_out_split(splits, labeled=True) is None
+    assert why_unlabeled(splits["val"]) == "no box in 1 image"
 
 
 @pytest.mark.parametrize(
