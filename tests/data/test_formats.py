@@ -243,6 +243,16 @@ def test_a_yolo_test_split_without_label_files_is_skipped_and_reported(tmp_path:
     assert fault == (str(root), "no label file for 1 image; split 'test' skipped")
 
 
+def test_images_of_train_that_are_held_out_too_are_counted_in_a_warning(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "ultralytics")
+    file = root / "data.yaml"  # as Ultralytics' coco128.yaml
+    file.write_text(file.read_text().replace("val: images/valid", "val: ./images/train"))
+
+    for remarks in (boxes(root)["train"].remarks, survey(DataConfig(path=root)).remarks):
+        (line,) = (line for line in remarks if "shares" in line)
+        assert line.startswith("warning: split 'train' shares 3 images with held-out splits, such")
+
+
 def test_a_held_out_split_without_a_box_is_not_scored(tmp_path: Path) -> None:
     root = write_yolo(tmp_path, "ultralytics")
     (root / f"labels/valid/{VAL[0]}.txt").write_text("")
