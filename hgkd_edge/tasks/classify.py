@@ -24,6 +24,9 @@ from hgkd_edge.tasks.pictures import draw_confusion
 
 __all__ = ["Classification", "Classifier", "ClassifyTraining"]
 
+MOST_CLASSES = 500  # of a confusion matrix in JSON: its file grows with their square
+MISTAKES = 20  # kept of a larger one, as many as the report lists
+
 
 class Classification(VisionTask):
     """The task, for `finetune`, `evaluate` and `export`."""
@@ -107,6 +110,7 @@ class Classification(VisionTask):
         """`top1`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts.
 
         Includes `top5` if there are more than five classes. Classes without an image are skipped.
+        More than `MOST_CLASSES` have `mistakes` and `class_counts` instead of `confusion`.
         """
         pairs = [(batch.outputs["logits"], batch.labels.numpy()) for batch in answers]
         logits, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
@@ -120,8 +124,11 @@ class Classification(VisionTask):
             top1=float((best[:, 0] == labels).mean()),
             mean_class=float(recall[seen].mean()),
             per_class={card.classes[i]: float(recall[i]) for i in seen},
-            confusion=confusion.tolist(),
         )
+        if len(card.classes) <= MOST_CLASSES:
+            scores.confusion = confusion.tolist()
+        else:
+            scores.class_counts, scores.mistakes = counts.tolist(), _mistakes(confusion)
         if len(card.classes) > best.shape[1]:
             scores.top5 = float((best == labels[:, None]).any(axis=1).mean())
         if pictures is not None:
@@ -198,6 +205,17 @@ class Classifier(nn.Module):
         )
         hits = logits.argmax(dim=1) == targets.argmax(dim=1)
         return {"loss": loss, "accuracy": hits.float().mean()}
+
+
+def _mistakes(confusion: np.ndarray) -> list[tuple[int, int, int]]:
+    """The most frequent ones: true class, predicted class and number of images."""
+    true, predicted = np.nonzero(confusion)
+    wrong = true != predicted
+    true, predicted = true[wrong], predicted[wrong]
+    counts = confusion[true, predicted]
+    best = np.argsort(-counts, kind="stable")[:MISTAKES]
+    columns = (true[best].tolist(), predicted[best].tolist(), counts[best].tolist())
+    return list(zip(*columns, strict=True))
 
 
 def _stratified(labels: Tensor, config: FinetuneConfig) -> Tensor:
