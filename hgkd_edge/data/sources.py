@@ -68,8 +68,8 @@ class ImageSource:
         labels: As in `Photos.labels`; or label maps, or `BoxLabels`, see `annotations`.
         names: File names, relative to the source's root.
         classes: Class names; empty when the images are unlabeled.
-        fingerprint: sha256 that changes exactly when the data change: over names and contents of
-            images kept in memory, over names, labels and sizes of streamed files.
+        fingerprint: sha256 that changes exactly when the data change: over names, labels and
+            contents of images kept in memory, over names, labels and sizes of streamed files.
         skipped: Files that could not be read (if streamed: so far), with the reason.
         noted: Files that were read but are damaged, with what is wrong.
         remarks: What was decided about the data, one line each.

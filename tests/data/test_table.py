@@ -272,6 +272,18 @@ def test_images_of_train_that_are_held_out_too_are_counted_in_a_warning(tmp_path
         assert "shares 1 image with held-out splits, such as b.png" in line
 
 
+@pytest.mark.parametrize("corrected", ["y", "x;y"])
+def test_a_corrected_label_changes_the_fingerprint_of_kept_images(
+    tmp_path: Path, corrected: str
+) -> None:
+    before, same, after = (
+        open_splits(table_of(tmp_path, "image,label", ["x", second, "y"]))["train"].fingerprint
+        for second in ("x", "x", corrected)
+    )
+
+    assert before == same != after
+
+
 def test_a_split_whose_images_all_lack_labels_is_not_scored(tmp_path: Path) -> None:
     lines = ["train,a;b", "train,b", "val,a", "test,"]
     splits = open_splits(table_of(tmp_path, "image,split,label", lines))
