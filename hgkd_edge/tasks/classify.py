@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hgkd_edge.console import track_steps
 from hgkd_edge.data.augment import CROP_DRAWS, center_view, normalize, random_view
 from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabeled
 from hgkd_edge.engine import Draws, Training
@@ -88,13 +89,17 @@ class Classification(VisionTask):
         head = network.get_classifier()  # type: ignore[operator]
         if not isinstance(head, nn.Linear):
             return  # a convolutional head keeps its initialization
-        network.eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        network.to(device).eval()
         features, labels = [], []
-        for images, truth in source.batches(128):
-            maps = network.forward_features(self.view(images, card))  # type: ignore[operator]
-            pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-            features.append(pooled.float())  # [B, C]
-            labels.append(truth)
+        with track_steps("images for the linear probe", total=len(source)) as show:
+            for images, truth in source.batches(128):
+                view = self.view(images.to(device), card)
+                maps = network.forward_features(view)  # type: ignore[operator]
+                pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+                features.append(pooled.float().cpu())  # [B, C]
+                labels.append(truth)
+                show(sum(map(len, labels)), "")
         with torch.enable_grad():
             probe = linear_probe(torch.cat(features), torch.cat(labels), classes=len(card.classes))
         head.weight.copy_(probe.weight)

@@ -24,6 +24,7 @@ from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.files import file_sha256, write_json
 from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, weigh
+from hgkd_edge.knn_and_probe import linear_probe
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.report.scores import scores_section
@@ -255,6 +256,27 @@ def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_skipp
     assert scores.top5 == pytest.approx(2 / 3)
     assert scores.per_class == {"a": 1.0, "e": 0.0, "f": 0.0}
     assert "top5" not in judge([[3, 1, 0]], [0]).single
+
+
+def test_a_resumed_training_does_not_take_the_linear_probe_again(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(run, "train.epochs=1", "train.warmup_epochs=0", "label_share=0.1")
+    calls: list[int] = []
+
+    def counted(x: torch.Tensor, y: torch.Tensor, *, classes: int) -> torch.nn.Linear:
+        calls.append(len(x))
+        return linear_probe(x, y, classes=classes)
+
+    monkeypatch.setattr("hgkd_edge.tasks.classify.linear_probe", counted)
+    finetune(config, run)
+    weights = load_file(run.model_file)
+
+    finetune(config, run, resume=True)
+
+    assert len(calls) == 1
+    resumed = load_file(run.model_file)
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
 def test_thousands_of_classes_give_a_small_record_and_the_report_names_the_mistakes(
