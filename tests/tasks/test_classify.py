@@ -258,6 +258,24 @@ def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_skipp
     assert "top5" not in judge([[3, 1, 0]], [0]).single
 
 
+@pytest.mark.parametrize("setting", ["train.compile=true", "train.evaluate_every=5"])
+def test_a_setting_of_distillation_is_refused_and_loads_from_earlier_files(
+    run: RunDir, setting: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        configure(run, setting)
+
+    assert caught.value.message == f"--set {setting}: is for distillation only; remove it"
+    config = configure(run)
+    key, value = setting.removeprefix("train.").split("=")
+    content = config.model_dump(mode="json")
+    run.finetune_file.write_text(yaml.safe_dump(content))
+    assert settings.recorded_settings(run) == config
+    content["train"][key] = yaml.safe_load(value)
+    run.finetune_file.write_text(yaml.safe_dump(content))
+    assert settings.recorded_settings(run) == config
+
+
 def test_a_resumed_training_does_not_take_the_linear_probe_again(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
