@@ -163,7 +163,7 @@ class Suppression:
     """Non-maximum suppression, class by class, in each image.
 
     Args:
-        threshold: A box whose score is not above this is discarded.
+        threshold: A box whose score is not above this is discarded, as in ONNX's NonMaxSuppression.
         overlap: A box that overlaps a better one of its class by more (as IoU) is dropped.
         candidates: Number of boxes considered: those with the best scores. A box counts once for
             every class.

@@ -59,7 +59,7 @@ def score_intervals(scores: TaskScores, classes: Sequence[str]) -> TaskIntervals
     """
     if scores.top1 is None:
         return scores.intervals
-    counts = [sum(row) for row in scores.confusion]
+    counts = scores.class_counts or [sum(row) for row in scores.confusion]
     found = TaskIntervals(top1=wilson(scores.top1, sum(counts)))
     if scores.top5 is not None:
         found.top5 = wilson(scores.top5, sum(counts))

@@ -93,8 +93,9 @@ def finetune(
     report_photos(splits)
     if is_main():
         _record_start(run, config, splits)
+    resumed = resume and run.finetune_checkpoint_file.is_file()
     trained = train(
-        task.learner(network, card, source, config),
+        task.learner(network, card, source, _without_probe(config) if resumed else config),
         source,
         config.train,
         seed=config.seed,
@@ -110,6 +111,12 @@ def finetune(
     if not is_main():
         return None
     return _leave(trained.get_submodule("network"), card, config, splits, run)
+
+
+def _without_probe(config: FinetuneConfig) -> FinetuneConfig:
+    """The same settings without a linear probe's weights, which a checkpoint would replace."""
+    start = config.classify.model_copy(update={"probe_first": False})
+    return config.model_copy(update={"classify": start})
 
 
 def _record_start(run: RunDir, config: FinetuneConfig, splits: dict[str, ImageSource]) -> None:

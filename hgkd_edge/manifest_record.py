@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 Reason = tuple[str, str]  # a file's name, and what is wrong with it
+MOST_LISTED = 1000  # files in one list: a manifest is read and written often
 
 
 class NetworkOrigin(Record):
@@ -44,15 +45,32 @@ class NetworkOrigin(Record):
 class SplitRecord(Record):
     """The images of a split: how many, which, and those that are skipped or damaged.
 
-    `decided` holds what settings with the value `auto` resolved to, by key.
+    `skipped` and `noted` list at most `MOST_LISTED` of them, `more_skipped` and `more_noted` are
+    the numbers of the rest. `decided` holds what settings with the value `auto` resolved to, by
+    key.
     """
 
     photos: int
     fingerprint: str
     skipped: list[Reason] = Field(default_factory=list)
+    more_skipped: int = 0
     noted: list[Reason] = Field(default_factory=list)
+    more_noted: int = 0
     decided: dict[str, object] = Field(default_factory=dict)
     classes: list[str] = Field(default_factory=list)
+
+    @property
+    def skipped_count(self) -> int:
+        """Number of skipped files and annotations, listed or not."""
+        return len(self.skipped) + self.more_skipped
+
+    def shorten(self) -> None:
+        """Cut lists that are too long."""
+        for name in ("skipped", "noted"):
+            listed, more = getattr(self, name), f"more_{name}"
+            if (rest := len(listed) - MOST_LISTED) > 0:
+                setattr(self, name, listed[:MOST_LISTED])
+                setattr(self, more, max(rest, getattr(self, more)))
 
 
 class Hardware(Record):

@@ -33,6 +33,9 @@ def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) 
     import torchvision
 
     on_gpu = torch.cuda.is_available()
+    data = {name: split_record(source) for name, source in splits.items()}
+    for record in data.values():
+        record.shorten()
     return Circumstances(
         versions={
             "hgkd_edge": __version__,
@@ -50,7 +53,7 @@ def circumstances(*, seed: int, precision: str, splits: dict[str, ImageSource]) 
             threads=torch.get_num_threads(),
             gpu=torch.cuda.get_device_name() if on_gpu else None,
         ),
-        data={name: split_record(source) for name, source in splits.items()},
+        data=data,
     )
 
 
@@ -84,7 +87,7 @@ def report_photos(splits: dict[str, ImageSource]) -> None:
     console.print(f"images: {counts}{how}")
     for remark in (line for source in splits.values() for line in source.remarks):
         console.print(remark, soft_wrap=True)
-    report_skipped(splits, ", all listed in manifest.json")
+    report_skipped(splits, ", see manifest.json")
 
 
 def report_skipped(splits: dict[str, ImageSource], listed: str = "") -> None:
@@ -116,9 +119,10 @@ def record_met(run: RunDir, met: Sequence[SplitRecord]) -> None:
         met: The training images as each process met them.
     """
     data = run.manifest().data
-    train, known = data["train"], len(data["train"].skipped)
+    train, known = data["train"], data["train"].skipped_count
     train.skipped = sorted({*train.skipped, *(entry for one in met for entry in one.skipped)})
     train.noted = sorted({*train.noted, *(entry for one in met for entry in one.noted)})
-    if len(train.skipped) > known:
-        warn(f"skipped {counted(len(train.skipped), 'file')}; see manifest.json")
+    train.shorten()
+    if train.skipped_count > known:
+        warn(f"skipped {counted(train.skipped_count, 'file')}; see manifest.json")
     run.update_manifest(Circumstances(data=data))

@@ -139,7 +139,10 @@ class TaskScores(Record):
         macro_f1: Multi-label classification: mean F1 of the classes at the threshold.
         per_class: By class: accuracy, intersection over union, or average precision.
         per_label: Multi-label classification: all scores of each class.
-        confusion: Numbers of images or pixels, [true, predicted].
+        confusion: Numbers of images or pixels, [true, predicted]; empty for very many classes.
+        mistakes: Classification of very many classes: the most frequent ones, as true class,
+            predicted class and number of images.
+        class_counts: Classification of very many classes: number of images of each.
         intervals: Those that the task computes itself.
         pictures: Image files for visual inspection.
         ignored_pixels: Segmentation: share of the pixels without a class.
@@ -158,6 +161,8 @@ class TaskScores(Record):
     per_class: dict[str, float] = Field(default_factory=dict)
     per_label: dict[str, LabelScores] = Field(default_factory=dict)
     confusion: list[list[int]] = Field(default_factory=list)
+    mistakes: list[tuple[int, int, int]] = Field(default_factory=list)
+    class_counts: list[int] = Field(default_factory=list)
     intervals: TaskIntervals = Field(default_factory=TaskIntervals)
     pictures: list[str] = Field(default_factory=list)
     ignored_pixels: float | None = None

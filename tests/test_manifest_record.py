@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import RunError
 from hgkd_edge.manifest_record import (
     Circumstances,
@@ -16,6 +18,7 @@ from hgkd_edge.manifest_record import (
     ManifestRecord,
     SplitRecord,
 )
+from hgkd_edge.provenance import circumstances, record_met
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.rundir import RunDir
 
@@ -89,6 +92,20 @@ def test_the_scores_of_the_first_versions_have_an_unknown_gain() -> None:
     found = HeldOut.model_validate({"student": 0.5, "mean_token": 0.1, "photos": 9})
 
     assert found.gain_ci95 == (float("-inf"), float("inf"))
+
+
+def test_very_many_skipped_files_are_counted_and_not_all_listed(run: RunDir) -> None:
+    skipped = [(f"{i:05d}.jpg", "truncated") for i in range(1500)]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    source = ImageSource(nothing, nothing, [], [], "f", skipped=skipped)
+    run.update_manifest(circumstances(seed=0, precision="fp32", splits={"train": source}))
+
+    met = SplitRecord(photos=0, fingerprint="f", skipped=[*skipped, ("z.jpg", "empty")])
+    record_met(run, [met])
+
+    train = run.manifest().data["train"]
+    assert train.skipped == skipped[:1000]
+    assert (train.more_skipped, train.skipped_count) == (501, 1501)
 
 
 def test_names_of_files_that_are_not_utf8_are_written_and_read(run: RunDir) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
 from hgkd_edge.cli import app
-from hgkd_edge.errors import DeviceError, RecipeError
+from hgkd_edge.cli.recipes import _images_and_count
+from hgkd_edge.errors import DataError, DeviceError, RecipeError
 from hgkd_edge.recipe import Recipe
 from hgkd_edge.recommend import Wish, count_images, recipe_for
 
@@ -111,6 +113,16 @@ def test_the_command_that_follows_depends_on_the_labels(
     assert expected in recipe_for(Wish("my photos", 1000, **wish))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("source", ["hf", "webdataset"])
+def test_the_command_that_follows_takes_shards_and_hub_datasets_from_the_recipe(
+    source: str,
+) -> None:
+    text = recipe_for(Wish("org/set", 1000, labels="many", source=source))
+
+    assert "finetune --task classify\n" in text
+    assert "--data" not in text
+
+
 def test_every_key_has_a_comment() -> None:
     lines = recipe_for(Wish("photos", 1000)).splitlines()
 
@@ -157,6 +169,13 @@ def test_the_command_writes_a_recipe_and_the_schema_that_it_names(
     jsonschema.validate(yaml.safe_load(text), schema)
     assert isinstance(again.exception, RecipeError)
     assert json.loads(CliRunner().invoke(app, ["recipes", "schema"]).stdout) == schema
+
+
+def test_no_images_at_the_prompt_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(typer, "prompt", lambda question, **_: 0)
+
+    with pytest.raises(DataError, match="^number of images 0 is not above 0$"):
+        _images_and_count("org/set", None, "hf", ask=True)
 
 
 def test_without_a_terminal_nothing_is_asked(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hgkd_edge.data.holdout import with_holdout
+from hgkd_edge.data.holdout import shared_images, with_holdout
 from hgkd_edge.data.images import read_image_file
 from hgkd_edge.data.names import ClassNames, FileFinder, clean, name_classes, split_named
 from hgkd_edge.data.photos import UNLABELED, Listing, Photos, outside
@@ -72,7 +72,8 @@ def table_photos(config: DataConfig) -> Listing:
         files = _Files(table.parent, [row.file for row in own])
         photos[split] = Photos(files.names, numbers(classes, own), files.read, files.size)
     away = outside(table.parent, (table.parent / row.file for row in rows))
-    remarks = [line for line in (found.remark, away, *classes.remarks) if line]
+    shared = shared_images({split: [row.file for row in own] for split, own in by_split.items()})
+    remarks = [line for line in (found.remark, away, *classes.remarks, *shared) if line]
     held = with_holdout(photos, config.holdout)
     return Listing(held, classes.names, remarks=remarks)
 

@@ -66,7 +66,7 @@ class Kept(NamedTuple):
     Attributes:
         pixels: uint8 [n, 3, H_canvas, W_canvas] of the readable ones.
         indices: Indices of the readable images.
-        fingerprint: sha256 over their names and contents.
+        fingerprint: sha256 over their names, labels and contents.
         skipped: Name and reason of unreadable images.
         noted: Name and defect of readable but damaged images.
     """
@@ -106,9 +106,10 @@ def keep(photos: Photos, canvas: Canvas, *, threads: int, bits: int = 0) -> Kept
             outcome for block in _blocks(len(photos)) for outcome in pool.map(decode, block)
         ]
     digest = hashlib.sha256(_pixels_by(canvas, bits))
-    for name, (content_hash, fault) in zip(photos.names, outcomes, strict=True):
+    listed = zip(photos.names, photos.labels.tolist(), outcomes, strict=True)
+    for name, label, (content_hash, fault) in listed:
         if not fault:
-            digest.update(f"{name}\0{content_hash}\n".encode())
+            digest.update(f"{name}\0{label}\0{content_hash}\n".encode())
     kept = [i for i, (_, fault) in enumerate(outcomes) if not fault]
     for place, i in enumerate(kept):  # close gaps in place: the array may not fit in memory
         if place != i:

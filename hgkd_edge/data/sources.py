@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from hgkd_edge import processes
+from hgkd_edge.cells import counted
+from hgkd_edge.data.box_labels import BoxLabels
 from hgkd_edge.data.csv_list import is_table, table_photos
 from hgkd_edge.data.decode import Canvas, StreamedPixels, keep, memory_bytes, read_ahead
 from hgkd_edge.data.depth import settled_bits
@@ -66,8 +68,8 @@ class ImageSource:
         labels: As in `Photos.labels`; or label maps, or `BoxLabels`, see `annotations`.
         names: File names, relative to the source's root.
         classes: Class names; empty when the images are unlabeled.
-        fingerprint: sha256 that changes exactly when the data change: over names and contents of
-            images kept in memory, over names, labels and sizes of streamed files.
+        fingerprint: sha256 that changes exactly when the data change: over names, labels and
+            contents of images kept in memory, over names, labels and sizes of streamed files.
         skipped: Files that could not be read (if streamed: so far), with the reason.
         noted: Files that were read but are damaged, with what is wrong.
         remarks: What was decided about the data, one line each.
@@ -108,11 +110,17 @@ class ImageSource:
 
     @property
     def labeled(self) -> bool:
-        """Whether every image has a label, or, where some may have none, whether any has."""
+        """Whether every image has a label, or, where some may have none, whether any has.
+
+        Boxes and label maps need one box, or one pixel that is not ignored.
+        """
+        labels: Any = self.labels
         if self.multi_hot:
             return bool(self.labels.any())
-        if self.labels.ndim > 1:  # boxes or label maps: images without one were skipped
-            return len(self) > 0
+        if isinstance(labels, BoxLabels):
+            return any(len(boxes) for boxes in labels.photos)
+        if self.labels.ndim > 1:
+            return len(self) > 0 and self.ignored != 1
         return len(self.classes) > 1 and bool((self.labels != UNLABELED).all())
 
     @property
@@ -289,13 +297,16 @@ def how_to_label(config: DataConfig) -> str:
 
 
 def why_unlabeled(source: ImageSource) -> str:
-    """Why a source of classes is not `labeled`; '' if it is."""
+    """Why a source is not `labeled`; '' if it is."""
     if source.labeled:
         return ""
     if not len(source):
         return "there are no images"
     if source.multi_hot:
         return f"none of {len(source)} images has a label"
+    if source.labels.ndim > 1:
+        lacks = "box" if source.ignored is None else "pixel that is not ignored"
+        return f"no {lacks} in {counted(len(source), 'image')}"
     if len(source.classes) < 2:
         return "every image is of one class, or of none"
     bare = (source.labels == UNLABELED).nonzero().flatten().tolist()

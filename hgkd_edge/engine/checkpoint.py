@@ -37,7 +37,7 @@ class TrainingState:
         file: The checkpoint, for errors.
         average: The averaged (EMA) model, if there is one.
         scaler: Of fp16's loss, if there is one.
-        images: Fingerprint of the training images, which must not change.
+        images: Fingerprint of the training images and labels, which must not change.
     """
 
     file: Path
@@ -66,8 +66,8 @@ class TrainingState:
         """
         if saved.get("photos", self.images) != self.images:
             raise RunError(
-                f"{self.file}: the training images, or how they are decoded, changed since it "
-                "was written",
+                f"{self.file}: the training images, their labels, or how they are decoded, "
+                "changed since it was written",
                 hint="restore both, or start a new run",
             )
         self.model.load_state_dict(saved["model"])

@@ -55,7 +55,7 @@ def _networks(manifest: ManifestRecord) -> Iterator[tuple[str, Cell]]:
 
 def _circumstances(found: Circumstances) -> Iterator[tuple[str, Cell]]:
     for split, data in found.data.items():
-        skipped = f", {len(data.skipped):,} skipped" if data.skipped else ""
+        skipped = f", {data.skipped_count:,} skipped" if data.skipped_count else ""
         text = f"{counted(data.photos, 'image')}{skipped}, fingerprint {data.fingerprint[:_SHOWN]}"
         yield f"{split} split", Cell(text)
     if found.seed is not None:

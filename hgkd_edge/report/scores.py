@@ -142,6 +142,8 @@ def _task_scores(result: TaskRecord, model: str, classes: Sequence[str]) -> Iter
         yield _label_table(result.scores.per_label)
     if result.scores is not None and result.scores.confusion:
         yield _confusion(result.scores.confusion, classes, pixels=result.task == "segment")
+    elif result.scores is not None and result.scores.mistakes:
+        yield _mistakes(result.scores.mistakes, result.scores.class_counts, classes)
 
 
 def _label_table(per_label: Mapping[str, LabelScores]) -> Table:
@@ -183,9 +185,9 @@ def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, pixels:
 
     Counts of pixels have too many digits: each is shown as its share of the true pixels.
     """
-    classes = [names[i] if len(names) == len(counts) else f"class {i}" for i in range(len(counts))]
-    shares = [[n / max(1, sum(row)) for n in row] for row in counts]
     if len(counts) <= _MOST_CLASSES:
+        classes = _class_names(names, len(counts))
+        shares = [[n / max(1, sum(row)) for n in row] for row in counts]
         rows = [
             [
                 (f"{100 * share:.0f}" if pixels else f"{n:,}", round(10 * share))
@@ -198,14 +200,27 @@ def _confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, pixels:
         ((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j),
         reverse=True,
     )[:_MOST_CONFUSED]
+    return _mistakes([(i, j, n) for n, i, j in wrong], [sum(row) for row in counts], names)
+
+
+def _class_names(names: Sequence[str], count: int) -> Sequence[str]:
+    return names if len(names) == count else [f"class {i}" for i in range(count)]
+
+
+def _mistakes(
+    wrong: Sequence[tuple[int, int, int]], totals: Sequence[int], names: Sequence[str]
+) -> Table:
+    """True class, predicted class and number of each; `totals` are the classes' images."""
+    classes = _class_names(names, len(totals))
     cells = [
         [
             Cell(classes[i]),
             Cell(classes[j]),
             Cell(f"{n:,}", number=True),
-            Cell(f"{100 * shares[i][j]:.1f} %", number=True),
+            Cell(f"{100 * n / max(1, totals[i]):.1f} %", number=True),
         ]
-        for n, i, j in wrong
+        for i, j, n in wrong[:_MOST_CONFUSED]
+        if min(i, j) >= 0 and max(i, j) < len(classes)
     ]
     columns = ("true class", "predicted", "count", "of the class")
     return Table(columns, cells, title="Most frequent mistakes")

@@ -266,7 +266,7 @@ def read_detections(
         classes: K class names.
         threshold: Lowest score that counts as an object.
     """
-    rows = detections[detections[:, 5] > threshold]
+    rows = detections[detections[:, 5] >= threshold]
     rows = rows[np.argsort(-rows[:, 5], kind="stable")]
     return [
         Detection(classes[int(row[6])], float(row[5]), tuple(box.tolist()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hgkd_edge.console import track_steps
 from hgkd_edge.data.augment import CROP_DRAWS, center_view, normalize, random_view
 from hgkd_edge.data.sources import ImageSource, how_to_label, open_splits, why_unlabeled
 from hgkd_edge.engine import Draws, Training
@@ -23,6 +24,9 @@ from hgkd_edge.tasks.config import ClassifyConfig, FinetuneConfig
 from hgkd_edge.tasks.pictures import draw_confusion
 
 __all__ = ["Classification", "Classifier", "ClassifyTraining"]
+
+MOST_CLASSES = 500  # of a confusion matrix in JSON: its file grows with their square
+MISTAKES = 20  # kept of a larger one, as many as the report lists
 
 
 class Classification(VisionTask):
@@ -85,13 +89,17 @@ class Classification(VisionTask):
         head = network.get_classifier()  # type: ignore[operator]
         if not isinstance(head, nn.Linear):
             return  # a convolutional head keeps its initialization
-        network.eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        network.to(device).eval()
         features, labels = [], []
-        for images, truth in source.batches(128):
-            maps = network.forward_features(self.view(images, card))  # type: ignore[operator]
-            pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
-            features.append(pooled.float())  # [B, C]
-            labels.append(truth)
+        with track_steps("images for the linear probe", total=len(source)) as show:
+            for images, truth in source.batches(128):
+                view = self.view(images.to(device), card)
+                maps = network.forward_features(view)  # type: ignore[operator]
+                pooled = network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+                features.append(pooled.float().cpu())  # [B, C]
+                labels.append(truth)
+                show(sum(map(len, labels)), "")
         with torch.enable_grad():
             probe = linear_probe(torch.cat(features), torch.cat(labels), classes=len(card.classes))
         head.weight.copy_(probe.weight)
@@ -107,6 +115,7 @@ class Classification(VisionTask):
         """`top1`, `mean_class` and `per_class` accuracy in [0, 1], `confusion` counts.
 
         Includes `top5` if there are more than five classes. Classes without an image are skipped.
+        More than `MOST_CLASSES` have `mistakes` and `class_counts` instead of `confusion`.
         """
         pairs = [(batch.outputs["logits"], batch.labels.numpy()) for batch in answers]
         logits, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
@@ -120,8 +129,11 @@ class Classification(VisionTask):
             top1=float((best[:, 0] == labels).mean()),
             mean_class=float(recall[seen].mean()),
             per_class={card.classes[i]: float(recall[i]) for i in seen},
-            confusion=confusion.tolist(),
         )
+        if len(card.classes) <= MOST_CLASSES:
+            scores.confusion = confusion.tolist()
+        else:
+            scores.class_counts, scores.mistakes = counts.tolist(), _mistakes(confusion)
         if len(card.classes) > best.shape[1]:
             scores.top5 = float((best == labels[:, None]).any(axis=1).mean())
         if pictures is not None:
@@ -198,6 +210,17 @@ class Classifier(nn.Module):
         )
         hits = logits.argmax(dim=1) == targets.argmax(dim=1)
         return {"loss": loss, "accuracy": hits.float().mean()}
+
+
+def _mistakes(confusion: np.ndarray) -> list[tuple[int, int, int]]:
+    """The most frequent ones: true class, predicted class and number of images."""
+    true, predicted = np.nonzero(confusion)
+    wrong = true != predicted
+    true, predicted = true[wrong], predicted[wrong]
+    counts = confusion[true, predicted]
+    best = np.argsort(-counts, kind="stable")[:MISTAKES]
+    columns = (true[best].tolist(), predicted[best].tolist(), counts[best].tolist())
+    return list(zip(*columns, strict=True))
 
 
 def _stratified(labels: Tensor, config: FinetuneConfig) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hgkd_edge.console import console
 from hgkd_edge.data.csv_list import is_table, table_photos
@@ -43,6 +43,13 @@ class FinetuneTrainConfig(TrainConfig):
     warmup_epochs: Annotated[float, Field(ge=0)] = 3
     ema: Fraction = 0.99
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    @field_validator("compile", "evaluate_every")
+    @classmethod
+    def _is_for_distillation(cls, value: Any, info: ValidationInfo) -> Any:
+        if value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("is for distillation only; remove it")
+        return value
 
 
 class ClassifyConfig(Section):
@@ -229,6 +236,8 @@ def recorded_settings(run: RunDir) -> FinetuneConfig:
     for name in ("segment", "detect"):  # its name in files of earlier versions
         if "colour" in sections.get(name, ()):
             sections[name]["color"] = sections[name].pop("colour")
+    for key in ("compile", "evaluate_every"):  # earlier versions accepted and ignored them
+        sections.get("train", {}).pop(key, None)
     # Defaults for files written before these settings were recorded.
     for name, key, value in (("segment", "codes", "numbers"), ("data", "bits", 16)):
         sections.get(name, {}).setdefault(key, value)

@@ -62,7 +62,7 @@ class Segmentation(PyramidTask, VisionTask):
         """`miou`, `per_class` IoU, `pixel_accuracy`, all in [0, 1] and on the canvas; `confusion`.
 
         `intervals` holds that of the mIoU, by bootstrap over the images. Classes that appear in
-        neither truth nor answer are excluded from the mean.
+        neither truth nor answer are excluded from the mean; it is 0 if every pixel is ignored.
         """
         classes = len(card.classes)
         confusion = np.zeros((classes, classes), np.int64)  # [true, predicted]
@@ -80,7 +80,7 @@ class Segmentation(PyramidTask, VisionTask):
                     extremes.add(float(np.nanmean(_iou(own))), (image, truth, answer))
         iou = _iou(confusion)
         scores = TaskScores(
-            miou=float(np.nanmean(iou)),
+            miou=float(np.nanmean(iou)) if confusion.any() else 0.0,  # JSON has no NaN
             pixel_accuracy=float(confusion.trace() / max(1, confusion.sum())),
             per_class={
                 name: float(value)

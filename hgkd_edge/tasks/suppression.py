@@ -9,7 +9,10 @@ from exporters.bake import Suppression
 __all__ = ["SUPPRESSION", "THRESHOLD", "box_iou", "select_boxes"]
 
 SUPPRESSION = Suppression(threshold=0.4, overlap=0.6, candidates=1000, limit=100)
-"""The rule of `predict`, and of suppression inside an exported file."""
+"""The rule of `predict`, and of suppression inside an exported file.
+
+A score equal to the threshold counts in `predict`. ONNX's NonMaxSuppression, in a file, drops it.
+"""
 
 THRESHOLD = SUPPRESSION.threshold
 """The lowest score that counts as an object."""
@@ -33,7 +36,7 @@ def select_boxes(
     Returns:
         Boxes [m, 4], their classes int [m] and scores [m], best first.
     """
-    rows, labels = np.nonzero(scores > threshold)
+    rows, labels = np.nonzero(scores >= threshold)
     order = np.argsort(-scores[rows, labels], kind="stable")[: SUPPRESSION.candidates]
     rows, labels = rows[order], labels[order]
     candidates, alive = boxes[rows], np.ones(len(rows), bool)

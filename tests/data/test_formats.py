@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hgkd_edge.data.find_images import find_images
+from hgkd_edge.data.sources import held_out_split, why_unlabeled
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
 from hgkd_edge.survey import draw_survey, survey
@@ -227,6 +228,40 @@ def test_a_missing_or_empty_yolo_label_is_an_image_without_objects(
 
     assert len(source) == 3
     assert len(by_stem({"train": source})[TRAIN[0]]) == 0
+
+
+def test_a_yolo_test_split_without_label_files_is_skipped_and_reported(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "ultralytics")
+    copy_image(TRAIN[0], root / "images/test")
+    file = root / "data.yaml"
+    file.write_text(f"test: images/test\n{file.read_text()}")
+
+    splits = boxes(root)
+
+    assert splits.keys() == {"train", "val"}
+    (fault,) = splits["train"].skipped
+    assert fault == (str(root), "no label file for 1 image; split 'test' skipped")
+
+
+def test_images_of_train_that_are_held_out_too_are_counted_in_a_warning(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "ultralytics")
+    file = root / "data.yaml"  # as Ultralytics' coco128.yaml
+    file.write_text(file.read_text().replace("val: images/valid", "val: ./images/train"))
+
+    for remarks in (boxes(root)["train"].remarks, survey(DataConfig(path=root)).remarks):
+        (line,) = (line for line in remarks if "shares" in line)
+        assert line.startswith("warning: split 'train' shares 3 images with held-out splits, such")
+
+
+def test_a_held_out_split_without_a_box_is_not_scored(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path, "ultralytics")
+    (root / f"labels/valid/{VAL[0]}.txt").write_text("")
+
+    splits = boxes(root)
+
+    assert held_out_split(splits) == "val"
+    assert held_out_split(splits, labeled=True) is None
+    assert why_unlabeled(splits["val"]) == "no box in 1 image"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hgkd_edge.data.annotations.outlines import Shape, paint
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import DataError
 from hgkd_edge.recipe_sections import DataConfig
+from hgkd_edge.survey import survey
 from tests.data.annotated import NUCLEI, boxes, masks, skipped_in, write_coco
 from tests.data.image_files import save_image
 
@@ -63,6 +64,19 @@ def test_training_without_one_usable_outline_is_refused(tmp_path: Path, outline:
 
     with pytest.raises(DataError, match="not one pixel of an object in 3 training.*first of 3"):
         masks(tmp_path, holdout=0)
+
+
+def test_coco_boxes_without_outlines_are_not_offered_for_segmentation(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for item in content["annotations"]:
+            item["segmentation"] = []
+
+    write_coco(tmp_path, change=change)
+
+    assert survey(DataConfig(path=tmp_path)).tasks == ["detect"]
+    with pytest.raises(DataError, match="first of 3 problems.*has a box and no outline") as caught:
+        masks(tmp_path, holdout=0)
+    assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])

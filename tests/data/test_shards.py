@@ -137,6 +137,21 @@ def test_labels_are_read_from_the_files_next_to_the_images(
     assert source.labels.bincount().tolist() == [16, 16, 16]
 
 
+def test_the_class_file_counts_where_there_is_a_caption_too(photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "captioned.tar", "w") as shard:
+        for i, file in enumerate(sorted(photos.glob("train/*/*.webp"))):
+            for extension, text in (("cls", str(i // 16)), ("txt", f"image number {i // 2}")):
+                (tmp_path / f"{i}.{extension}").write_text(text)
+            for each in (tmp_path / f"{i}.cls", file, tmp_path / f"{i}.txt"):
+                shard.add(each, f"{i}{each.suffix}")
+
+    config = data_config(tmp_path / "captioned.tar", source="webdataset", holdout=0)
+    source = open_splits(config)["train"]
+
+    assert source.classes == ["0", "1", "2"]
+    assert source.labels.bincount().tolist() == [16, 16, 16]
+
+
 def test_captions_are_no_labels(photos: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "captioned.tar", "w") as shard:
         for i, file in enumerate(sorted(photos.glob("train/*/*.webp"))):

@@ -262,6 +262,28 @@ def test_classes_of_the_test_split_that_are_never_learned_are_reported(tmp_path:
     assert not unlearned_classes(splits["test"], splits["test"])
 
 
+def test_images_of_train_that_are_held_out_too_are_counted_in_a_warning(tmp_path: Path) -> None:
+    config = table_of(tmp_path, "image,label,split", ["x,train", "y,train", "y,test"])
+    with config.path.open("a") as table:
+        table.write("\n./b.png,y,val")
+
+    for remarks in (open_splits(config)["train"].remarks, survey(config).remarks):
+        (line,) = (line for line in remarks if "shares" in line)
+        assert "shares 1 image with held-out splits, such as b.png" in line
+
+
+@pytest.mark.parametrize("corrected", ["y", "x;y"])
+def test_a_corrected_label_changes_the_fingerprint_of_kept_images(
+    tmp_path: Path, corrected: str
+) -> None:
+    before, same, after = (
+        open_splits(table_of(tmp_path, "image,label", ["x", second, "y"]))["train"].fingerprint
+        for second in ("x", "x", corrected)
+    )
+
+    assert before == same != after
+
+
 def test_a_split_whose_images_all_lack_labels_is_not_scored(tmp_path: Path) -> None:
     lines = ["train,a;b", "train,b", "val,a", "test,"]
     splits = open_splits(table_of(tmp_path, "image,split,label", lines))

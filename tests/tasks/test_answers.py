@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
+from hgkd_edge.bundles.device import predict as script
 from hgkd_edge.data.resize import PAD, letterbox, place
 from hgkd_edge.errors import DataError
 from hgkd_edge.tasks import answers, suppression
@@ -113,6 +115,24 @@ def test_objects_are_reported_in_pixels_of_the_image() -> None:
 
     assert [(item.name, item.box) for item in found] == [("dog", (80.0, 80.0, 160.0, 320.0))]
     assert answers.read_detect(boxes, scores * 0, place((64, 64), (64, 64)), ["cat", "dog"]) == []
+
+
+def test_a_score_equal_to_the_threshold_is_an_object_everywhere() -> None:
+    boxes = np.array([[8, 8, 16, 32], [0, 0, 4, 4]], np.float32)
+    scores = np.array([[0.4], [0.39]], np.float32)
+    rows = np.array([[0, 8, 8, 16, 32, 0.4, 0], [0, 0, 0, 4, 4, 0.39, 0]], np.float32)
+    placement, rule = place((64, 64), (64, 64)), asdict(suppression.SUPPRESSION)
+    known = {"classes": ["cat"], "size": (64, 64), "suppression": rule}
+
+    found = [
+        answers.read_detect(boxes, scores, placement, ["cat"]),
+        answers.read_detections(rows, placement, ["cat"], threshold=0.4),
+    ]
+    for outputs in ({"boxes": boxes[None], "scores": scores[None]}, {"detections": rows}):
+        answered = script.ANSWERS["detect"](known, outputs, noise(64, 64), 0.4)
+        found.append(answered["boxes"])
+
+    assert [len(objects) for objects in found] == [1, 1, 1, 1]
 
 
 def test_pictures_show_what_was_found_and_keep_the_image() -> None:

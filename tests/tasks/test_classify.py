@@ -19,15 +19,17 @@ from typer.testing import CliRunner
 import hgkd_edge
 from exporters import runtimes
 from hgkd_edge.cli import app
-from hgkd_edge.confidence import wilson
+from hgkd_edge.confidence import score_intervals, wilson
 from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
-from hgkd_edge.files import file_sha256
+from hgkd_edge.files import file_sha256, write_json
 from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, weigh
+from hgkd_edge.knn_and_probe import linear_probe
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
+from hgkd_edge.report.scores import scores_section
 from hgkd_edge.rundir import RunDir
-from hgkd_edge.score_records import TaskRecord, TaskScores
+from hgkd_edge.score_records import FinetuneRecord, TaskRecord, TaskScores
 from hgkd_edge.tasks import config as settings
 from hgkd_edge.tasks.base import Answers, ModelCard, save_model
 from hgkd_edge.tasks.classify import Classification, ClassifyTraining
@@ -254,6 +256,66 @@ def test_five_best_are_counted_where_there_are_more_and_unseen_classes_are_skipp
     assert scores.top5 == pytest.approx(2 / 3)
     assert scores.per_class == {"a": 1.0, "e": 0.0, "f": 0.0}
     assert "top5" not in judge([[3, 1, 0]], [0]).single
+
+
+@pytest.mark.parametrize("setting", ["train.compile=true", "train.evaluate_every=5"])
+def test_a_setting_of_distillation_is_refused_and_loads_from_earlier_files(
+    run: RunDir, setting: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        configure(run, setting)
+
+    assert caught.value.message == f"--set {setting}: is for distillation only; remove it"
+    config = configure(run)
+    key, value = setting.removeprefix("train.").split("=")
+    content = config.model_dump(mode="json")
+    run.finetune_file.write_text(yaml.safe_dump(content))
+    assert settings.recorded_settings(run) == config
+    content["train"][key] = yaml.safe_load(value)
+    run.finetune_file.write_text(yaml.safe_dump(content))
+    assert settings.recorded_settings(run) == config
+
+
+def test_a_resumed_training_does_not_take_the_linear_probe_again(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(run, "train.epochs=1", "train.warmup_epochs=0", "label_share=0.1")
+    calls: list[int] = []
+
+    def counted(x: torch.Tensor, y: torch.Tensor, *, classes: int) -> torch.nn.Linear:
+        calls.append(len(x))
+        return linear_probe(x, y, classes=classes)
+
+    monkeypatch.setattr("hgkd_edge.tasks.classify.linear_probe", counted)
+    finetune(config, run)
+    weights = load_file(run.model_file)
+
+    finetune(config, run, resume=True)
+
+    assert len(calls) == 1
+    resumed = load_file(run.model_file)
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_thousands_of_classes_give_a_small_record_and_the_report_names_the_mistakes(
+    run: RunDir,
+) -> None:
+    names = tuple(f"kind {i}" for i in range(2500))
+    logits = np.eye(2500, dtype=np.float32)[[7, 7, 9, 9]]
+    batch = Answers(torch.empty(0), torch.tensor([7, 8, 8, 8]), {"logits": logits})
+
+    scores = Classification().judge([batch], replace(CARD, classes=names))
+    record = FinetuneRecord(task="classify", metric="top1", photos=4, split="val", scores=scores)
+    record.intervals = score_intervals(scores, names)
+    write_json(run.finetune_result_file, record.to_dict())
+    section = scores_section(run)
+
+    assert run.finetune_result_file.stat().st_size < 100_000
+    assert run.finetune_result() == record
+    assert record.intervals.top1 == wilson(0.25, 4)
+    assert record.intervals.per_class == {"kind 7": wilson(1, 1), "kind 8": wilson(0, 3)}
+    cells = [[cell.text for cell in row] for row in section.blocks[-1].rows]
+    assert cells == [["class 8", "class 9", "2", "66.7 %"], ["class 8", "class 7", "1", "33.3 %"]]
 
 
 def test_the_confusion_of_a_thousand_classes_is_a_picture_that_fits(tmp_path: Path) -> None:

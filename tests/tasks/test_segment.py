@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from hgkd_edge.errors import RecipeError
+from hgkd_edge.errors import DataError, RecipeError
 from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.finetune import finetune
 from hgkd_edge.models.backbone import BackboneSpec
@@ -242,6 +242,22 @@ def test_the_share_of_ignored_pixels_is_in_the_scores(run: RunDir, tmp_path: Pat
     assert scores.ignored_pixels == pytest.approx(1 / 8)
     assert evaluate_model(run).scores.ignored_pixels == pytest.approx(1 / 8)
     assert "ignored_pixels: 0.125" in run.card_file.read_text()
+
+
+def test_held_out_label_maps_that_are_all_ignored_are_not_scored(
+    run: RunDir, tmp_path: Path
+) -> None:
+    data = tmp_path / "coded"
+    coded(data, "train", *[(0, 1, 2)] * 4)
+    coded(data, "val", (0, 1, 2))
+    coded(data, "test", (255,))
+    options = ["data.image_size=64", "train.epochs=1", "train.batch_size=4", "segment.ignore=255"]
+    config = settings.resolve(run, "segment", data, "distilled", [*QUICK, *options])
+
+    assert finetune(config, run).split == "val"
+    with pytest.raises(DataError, match="'test' cannot be scored: no pixel that is not ignored"):
+        evaluate_model(run, split="test")
+    assert judge([[[255, 255]]], [[[0, 1]]]).miou == 0
 
 
 def test_a_share_of_the_labels_is_fixed_by_the_seed(run: RunDir) -> None:

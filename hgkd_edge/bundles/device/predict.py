@@ -259,7 +259,7 @@ def _detect(
 ) -> Dict[str, Any]:
     if "detections" in outputs:  # rows of image, x1, y1, x2, y2, score, class
         rows = outputs["detections"]
-        rows = rows[rows[:, 5] > threshold]
+        rows = rows[rows[:, 5] >= threshold]
         rows = rows[np.argsort(-rows[:, 5], kind="stable")]
         boxes, scores, labels = rows[:, 1:5], rows[:, 5], rows[:, 6].astype(int)
     else:
@@ -281,7 +281,7 @@ def _select(
     rule: Dict[str, Any], boxes: np.ndarray, scores: np.ndarray, threshold: float
 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Non-maximum suppression, class by class: boxes [m, 4], classes [m], scores [m]."""
-    rows, labels = np.nonzero(scores > threshold)
+    rows, labels = np.nonzero(scores >= threshold)
     order = np.argsort(-scores[rows, labels], kind="stable")[: rule["candidates"]]
     rows, labels = rows[order], labels[order]
     found, alive = boxes[rows], np.ones(len(rows), bool)

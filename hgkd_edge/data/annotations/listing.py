@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from hgkd_edge.data.find_images import IMAGE_SUFFIXES, is_image, why_not_an_image
-from hgkd_edge.data.holdout import held_out
+from hgkd_edge.data.holdout import held_out, shared_images
 from hgkd_edge.data.names import ByName, clean, readable, split_named, splits_by_name
 from hgkd_edge.errors import DataError
 from hgkd_edge.parsing import read_text
@@ -88,9 +88,14 @@ class Listing(Generic[A]):
     remarks: list[str] = field(default_factory=list)
 
     def hold_out(self, share: float) -> Listing[A]:
-        """The same listing; if only `train` holds images, a fixed share of them is held out."""
+        """The same listing; if only `train` holds images, a fixed share of them is held out.
+
+        A remark counts images that are in `train` and in another split.
+        """
         others = any(photos for split, photos in self.splits.items() if split != "train")
         if others or "train" not in self.splits:
+            files = {split: [str(p.file) for p in photos] for split, photos in self.splits.items()}
+            self.remarks += shared_images(files)
             return self
         splits = {**self.splits, "train": []}
         for photo in self.splits["train"]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
+from hgkd_edge.cells import counted
 from hgkd_edge.data.annotations.listing import (
     Annotated,
     Box,
@@ -130,12 +131,10 @@ class _Row(NamedTuple):
 
 def _listing(files: YoloFiles, holdout: float, classes: list[str], convert: Any) -> Listing[Any]:
     listing: Listing[Any] = Listing({}, classes)
-    labeled = 0
-    for split, images in files.images.items():
+    found, unlabeled = _label_files(files)
+    for split, pairs in found.items():
         listing.splits[split], faults = [], list[Fault]()
-        for image in images:
-            file = _label_file(image)
-            labeled += file is not None
+        for image, file in pairs:
             objects = []
             try:
                 rows = list(_rows(file, files, faults)) if file else []
@@ -149,14 +148,38 @@ def _listing(files: YoloFiles, holdout: float, classes: list[str], convert: Any)
                     faults.append((row.where, f"{error}; skipped"))
             listing.splits[split].append(Annotated(_name(files.root, image), image, objects))
         listing.faults[split] = faults
+    listing.faults["train"] = files.faults + unlabeled + listing.faults.get("train", [])
+    return listing.hold_out(holdout)
+
+
+def _label_files(
+    files: YoloFiles,
+) -> tuple[dict[str, list[tuple[Path, Path | None]]], list[Fault]]:
+    """Split -> its images and their label files, and the splits that were skipped.
+
+    Held-out images without any label file are skipped, as in COCO JSON: challenges publish their
+    test split this way. Scoring on it would count every answer as wrong.
+
+    Raises:
+        DataError: No image has a label file.
+    """
+    found = {
+        split: [(image, _label_file(image)) for image in images]
+        for split, images in files.images.items()
+    }
+    labeled = {split for split, pairs in found.items() if any(file for _, file in pairs)}
     if not labeled:
         raise DataError(
             f"{files.root}: none of its images has a label file",
             hint="labels are expected in labels/ next to images/, or next to each image: a.txt for "
             "a.jpg",
         )
-    listing.faults["train"] = files.faults + listing.faults.get("train", [])
-    return listing.hold_out(holdout)
+    faults: list[Fault] = []
+    for split in ("val", "test"):
+        if "train" in labeled and split not in labeled and found.get(split):
+            reason = f"no label file for {counted(len(found.pop(split)), 'image')}"
+            faults.append((str(files.root), f"{reason}; split '{split}' skipped"))
+    return found, faults
 
 
 def _rows(file: Path, files: YoloFiles, faults: list[Fault]) -> Iterator[_Row]:
