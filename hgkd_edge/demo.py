@@ -138,7 +138,7 @@ def sparse_to_dense_error(run: RunDir) -> float:
     from hgkd_edge.sparse import sparsify
 
     dense, spec = load_features(run.backbone_file)
-    images = torch.from_numpy(verification_images(run, spec))
+    images = torch.from_numpy(verification_images(run))
     encoder = sparsify(dense, backend="tiles")
     grid = [side // encoder.patch for side in spec.size]
     with torch.inference_mode():
@@ -152,11 +152,8 @@ def _latency(run: RunDir) -> DemoLatency:
     from hgkd_edge.bench.options import BenchOptions
     from hgkd_edge.bench.run import run_bench
     from hgkd_edge.export import verification_images
-    from hgkd_edge.models.backbone import load_features
 
-    _, spec = load_features(run.backbone_file)
-    images = verification_images(run, spec)
-    options = BenchOptions(models=(run.path,), images=images, duration_s=2.0)
+    options = BenchOptions(models=(run.path,), images=verification_images(run), duration_s=2.0)
     measured = run_bench(options).sessions[0].measurements[0]
     return DemoLatency(
         p50_ms=measured.latency_ms.p50,

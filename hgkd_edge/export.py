@@ -34,7 +34,6 @@ from hgkd_edge.export_record import (
 )
 from hgkd_edge.exportable import Exportable, load_exportable
 from hgkd_edge.files import atomic_write
-from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.records import SCHEMA_VERSION
 from hgkd_edge.rundir import RunDir
 
@@ -84,7 +83,7 @@ def export_run(run: RunDir, options: ExportOptions | None = None) -> ExportRecor
     return work.record
 
 
-def verification_images(run: RunDir, spec: BackboneSpec) -> np.ndarray:
+def verification_images(run: RunDir) -> np.ndarray:
     """Images as a run's backbone sees them, float32 [N, 3, H, W]; held-out ones if any."""
     subject = load_exportable(run, backbone=True)
     return subject.images(subject.unseen, VERIFICATION_PHOTOS)

@@ -83,5 +83,5 @@ def parse_record(kind: type[RecordType], content: Any, file: Path) -> RecordType
         where = ".".join(cut(str(part)) for part in first["loc"])
         raise RunError(
             f"{file}: is damaged: {where}: {first['msg']}",
-            hint="make it again, or move it away: the rest of the run is whole",
+            hint="delete it and run the command that wrote it again; the rest of the run is intact",
         ) from error

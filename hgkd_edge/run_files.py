@@ -178,7 +178,7 @@ class RunFiles:
         if real.is_file() and (size := real.stat().st_size) > limit:
             raise RunError(
                 f"{file}: has {size:,} bytes; up to {limit:,} are read",
-                hint="move it away: the rest of the run is whole",
+                hint="move it away: the rest of the run is intact",
             )
         return read_regular(real)
 
@@ -195,7 +195,7 @@ class RunFiles:
         except ValueError as error:
             raise RunError(
                 f"{file}: is damaged: {reason_of(error)}",
-                hint="fix it, or move it away: the rest of the run is whole",
+                hint="fix it, or move it away: the rest of the run is intact",
             ) from error
         return content
 
