@@ -14,7 +14,7 @@ Measure = Annotated[
 ]
 MaxDrop = Annotated[
     float,
-    typer.Option(metavar="POINTS", min=0, help="Warn if a score is lower than fp32's by more."),
+    typer.Option(metavar="POINTS", min=0, help="Warn if a score is more than POINTS below fp32's."),
 ]
 
 
