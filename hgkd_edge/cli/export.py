@@ -52,7 +52,9 @@ Sensitivity = Annotated[
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option(metavar="POINTS", help="INT8: points the score may lose; sensitive layers stay float."),
+    typer.Option(
+        metavar="POINTS", help="INT8: points the score may lose; sensitive layers stay float."
+    ),
 ]
 OptBatch = Annotated[
     int | None, typer.Option(metavar="N", help="TensorRT: batch to tune for [default: 1].")
