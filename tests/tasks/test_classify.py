@@ -24,7 +24,6 @@ from hgkd_edge.errors import DataError, RecipeError, RunError
 from hgkd_edge.evaluate import evaluate_model
 from hgkd_edge.files import file_sha256, write_json
 from hgkd_edge.finetune import answers, finetune, load_model, starting_weights, weigh
-from hgkd_edge.knn_and_probe import linear_probe
 from hgkd_edge.models.backbone import BackboneSpec
 from hgkd_edge.predict import predict
 from hgkd_edge.report.scores import scores_section
@@ -276,27 +275,6 @@ def test_a_setting_of_distillation_is_refused_and_loads_from_earlier_files(
     assert settings.recorded_settings(run) == config
 
 
-def test_a_resumed_training_does_not_take_the_linear_probe_again(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = configure(run, "train.epochs=1", "train.warmup_epochs=0", "label_share=0.1")
-    calls: list[int] = []
-
-    def counted(x: torch.Tensor, y: torch.Tensor, *, classes: int) -> torch.nn.Linear:
-        calls.append(len(x))
-        return linear_probe(x, y, classes=classes)
-
-    monkeypatch.setattr("hgkd_edge.tasks.classify.linear_probe", counted)
-    finetune(config, run)
-    weights = load_file(run.model_file)
-
-    finetune(config, run, resume=True)
-
-    assert len(calls) == 1
-    resumed = load_file(run.model_file)
-    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
-
-
 def test_thousands_of_classes_give_a_small_record_and_the_report_names_the_mistakes(
     run: RunDir,
 ) -> None:
@@ -348,7 +326,9 @@ def test_wrong_settings_are_named(run: RunDir) -> None:
 
 
 @exact_on_a_cpu
-def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
+def test_killed_and_resumed_it_ends_with_the_same_weights(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--set", "label_share=0.1", "--set", "train.epochs=4"]
     for override in QUICK:
         options += ["--set", override]
@@ -364,6 +344,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(run: RunDir) -> None:
     begun.send_signal(signal.SIGKILL)
     begun.end()
     assert not run.model_file.is_file()
+    monkeypatch.delattr("hgkd_edge.tasks.classify.linear_probe")  # is not taken again
 
     resumed = CliRunner().invoke(app, ["finetune", str(run.path), "--resume"])
 

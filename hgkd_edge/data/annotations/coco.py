@@ -300,7 +300,8 @@ def _listing(
                         raise ValueError("no category_id")
                     objects.append(convert(item, names.get(number, number), where))
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    faults.append((where, f"annotation skipped: {brief(error)}"))
+                    reason = cut(str(error)) if isinstance(error, ValueError) else brief(error)
+                    faults.append((where, f"annotation skipped: {reason}"))
             found = [item for item in objects if item is not None]
             photos.append(Annotated(image.name, image.file, found, image.size))
         # A file whose name states no split is the training split if it is the only file.
