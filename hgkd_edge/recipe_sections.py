@@ -253,8 +253,8 @@ class LossConfig(Section):
     `teacher.standardize`."""
     embedding_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the embedding loss: 1 - cosine of one vector per image, predicted from the
-    student's deepest map, and the teacher's class token (its mean token if it has none). Needs
-    `feature_weight` above 0."""
+    student's deepest map, and the teacher's class token, or its mean token if it has none that was
+    trained. Needs `feature_weight` above 0."""
 
     @model_validator(mode="after")
     def _something_is_learned(self) -> LossConfig:

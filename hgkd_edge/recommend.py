@@ -52,6 +52,7 @@ LABELS = {
 TASKS = ("classify", "multilabel", "segment", "detect")
 FEW_IMAGES = 10_000  # up to here the teacher's targets are cached
 VIEWS = 5_000_000  # images x epochs of the built-in recipes: 100,000 x 50
+TEACHER_VIEWS = 40_000_000  # the same of a teacher's own training: 100,000 x 400
 MOST_EPOCHS, FEWEST_EPOCHS = 400, 10
 SLOW_TFLOPS = 2.0  # FP16, of devices that need a smaller network than ResNet-18
 SAMPLE = 32  # images whose size is read
@@ -228,6 +229,8 @@ def _teacher_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, An
     if own and base["teacher"]["weights"] != "pretrain":
         yield "teacher.name", "vit_small_patch16_224", "trained on your images, without labels"
         yield "teacher.weights", "pretrain", "no license, no download; the student starts untrained"
+        epochs = _epochs(wish, TEACHER_VIEWS)
+        yield "teacher.pretrain", {"epochs": epochs}, f"x {counted(wish.count, 'image')}"
         yield "loss.embedding_weight", None, ""
         yield "student.weights", None, ""
     elif not own and wish.teacher != "default":
@@ -239,8 +242,12 @@ def _teacher_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, An
         yield "loss.embedding_weight", 1.0, "the teacher's image embedding too: a large gain"
 
 
+def _epochs(wish: Wish, views: int) -> int:
+    return min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(views / wish.count)))
+
+
 def _train_changes(wish: Wish, base: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(VIEWS / wish.count)))
+    epochs = _epochs(wish, VIEWS)
     why = f"x {counted(wish.count, 'image')}; the built-in recipe: 50 x 100,000"
     yield "train.epochs", epochs, why
     if wish.count < 20 * base["train"]["batch_size"]:

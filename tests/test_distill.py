@@ -23,7 +23,11 @@ from hgkd_edge.data.augment import normalize, random_view
 from hgkd_edge.data.sources import open_splits
 from hgkd_edge.distillation import parts, pretrain
 from hgkd_edge.distillation.distill import distill, first_updates
-from hgkd_edge.distillation.held_out import held_out_cosine, not_better_than_the_mean
+from hgkd_edge.distillation.held_out import (
+    held_out_cosine,
+    judged_sites,
+    not_better_than_the_mean,
+)
 from hgkd_edge.distillation.loss import DistillationLoss
 from hgkd_edge.distillation.masks import random_masks
 from hgkd_edge.distillation.parts import build
@@ -742,3 +746,9 @@ def test_a_check_doubts_a_student_that_learned_nothing(
 
     assert found.signs == []
     assert [line.split()[0] for line in found.doubts] == ["predicts", "k-NN"]
+
+
+def test_a_student_of_visible_sites_is_scored_on_these(tiny_recipe: dict[str, Any]) -> None:
+    tiny_recipe["loss"] = {"where": "visible"}
+
+    assert judged_sites(Recipe.model_validate(tiny_recipe)) == "visible"

@@ -74,6 +74,8 @@ def test_an_own_teacher_needs_no_license_and_hidden_objects_get_masks() -> None:
     assert recipe.loss.embedding_weight == 0
     assert recipe.mask.ratio == 0.6
     assert "no restriction" in recipe_for(Wish("photos", 1000, teacher="own"))
+    lengths = [made(count=n, teacher="own").teacher.pretrain.epochs for n in (1000, 1_000_000)]
+    assert lengths == [400, 40]
 
 
 def test_small_images_keep_their_resolution() -> None:

@@ -98,7 +98,7 @@ def check(
         overrides: As for `distill`.
         updates: Number of updates.
         run: As for `distill`.
-        resume: Add the updates to a stopped run.
+        resume: Continue a stopped run up to this number of updates.
 
     Returns:
         `run`, `signs` that it works, `doubts`, the held-out scores behind them, `images_per_s`, and

@@ -7,10 +7,11 @@ from torch import nn
 
 from hgkd_edge.cells import counted
 from hgkd_edge.confidence import wilson
-from hgkd_edge.data.sources import held_out_split
+from hgkd_edge.data.sources import ImageSource, held_out_split
 from hgkd_edge.distillation.held_out import held_out_if_readable, not_better_than_the_mean
 from hgkd_edge.distillation.loss import StudentWithLoss
 from hgkd_edge.distillation.setup import Setup
+from hgkd_edge.distillation.watching import LEARNED_FROM, SCORED
 from hgkd_edge.knn_and_probe import embed, knn_top1
 from hgkd_edge.manifest_record import HeldOutOrNone
 from hgkd_edge.models.backbone import EmbeddingNet
@@ -78,8 +79,10 @@ def check(
     name = held_out_split(setup.splits, labeled=True)
     if name is not None and setup.source.one_class:
         now = dense_copy(model.student.encoder)
-        knn, start = (_knn(network, setup, name) for network in (now, before))
-        count = len(setup.splits[name])
+        before.to(next(now.parameters()).device)
+        test = setup.splits[name].sample(SCORED)
+        knn, start = (_knn(network, setup, test) for network in (now, before))
+        count = len(test)
         low, high = wilson(knn, count)
         found.knn, found.knn_before, found.knn_ci95, found.split = knn, start, (low, high), name
         line = (
@@ -90,9 +93,9 @@ def check(
     return found
 
 
-def _knn(features: nn.Module, setup: Setup, split: str) -> float:
-    """Top-1 of frozen features on a labeled split, with BatchNorm set to whole images."""
-    train, test = setup.source, setup.splits[split]
+def _knn(features: nn.Module, setup: Setup, test: ImageSource) -> float:
+    """Top-1 of frozen features on labeled images, with BatchNorm set to whole images."""
+    train = setup.source.sample(LEARNED_FROM)
     network = EmbeddingNet(features, setup.parts.spec)
     recalibrate_batchnorm(network, train, setup.parts.spec)
     network.eval()

@@ -85,7 +85,7 @@ def held_out_cosine(model: StudentWithLoss, setup: Setup) -> HeldOut | None:
 
 def judged_sites(recipe: Recipe) -> str:
     """The tokens that a student is scored on: `masked`, `visible` or `all`."""
-    if recipe.teacher.view == "visible":
+    if "visible" in (recipe.teacher.view, recipe.loss.where):
         return "visible"
     return "masked" if recipe.mask.highest_ratio else "all"
 

@@ -238,7 +238,13 @@ def _save(
     encoder: nn.Module, weights: Path, recipe: Recipe, source: ImageSource, size: tuple[int, int]
 ) -> None:
     with atomic_write(weights) as temporary:
-        save_vit_weights(encoder, temporary, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        save_vit_weights(
+            encoder,
+            temporary,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            class_token=recipe.teacher.pretrain.objective == "ibot",
+        )
     write_json(
         weights.parent / "teacher.json",
         {

@@ -23,6 +23,7 @@ from hgkd_edge.console import console, make_console, track_steps
 from hgkd_edge.data.augment import CROP_DRAWS, training_view
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.distillation.teacher import Teacher
+from hgkd_edge.distillation.teacher_network import has_class_token
 from hgkd_edge.engine.seeds import generator_of
 from hgkd_edge.engine.setup import resolve_precision
 from hgkd_edge.errors import RecipeError, RunError
@@ -315,6 +316,7 @@ def _content_hash(
         "network": [recipe.teacher.name, recipe.teacher.args],  # what weights do not determine
         "shape": shape,
         "layers": teacher.indices,
+        "class_token": has_class_token(teacher.vit),
         "combine": teacher.combine,
         "teacher_size": teacher.size,
         "normalization": [teacher.mean, teacher.std],

@@ -96,8 +96,15 @@ def block_indices(vit: nn.Module, layers: str | list[int]) -> list[int]:
 
 
 def has_class_token(vit: nn.Module) -> bool:
-    """Whether the first prefix token is a class token; the others are registers."""
-    return bool(vit.num_prefix_tokens) and getattr(vit, "cls_token", None) is not None
+    """Whether the first prefix token is a class token that was trained to stand for the image.
+
+    It was not where timm normalizes the mean of the patch tokens instead (`fc_norm`, as in BEiTv2
+    and EVA-02), nor in weights whose metadata deny it. Other prefix tokens are registers.
+    """
+    token = bool(vit.num_prefix_tokens) and getattr(vit, "cls_token", None) is not None
+    averaged = not isinstance(getattr(vit, "fc_norm", nn.Identity()), nn.Identity)
+    trained = getattr(vit, "pretrained_cfg", {}).get("class_token", True)
+    return bool(token and trained and not averaged)
 
 
 def _has_square_patches(vit: nn.Module) -> bool:

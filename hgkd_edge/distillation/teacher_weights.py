@@ -28,7 +28,7 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
 
     Position embeddings are resampled to the teacher's grid; decoders and heads are skipped. Weights
     trained by hgkd-edge include the normalization of their images, which replaces the one that timm
-    lists for the teacher's name.
+    lists for the teacher's name, and whether their class token was trained.
 
     Raises:
         RecipeError: The file cannot be read safely, or does not fit the teacher.
@@ -38,20 +38,34 @@ def load_vit_weights(vit: nn.Module, path: Path) -> None:
     if origin:
         console.print(f"teacher: {path.name} holds several networks; loaded '{origin}'")
     known: dict[str, Any] = getattr(vit, "pretrained_cfg", {})
-    vit.pretrained_cfg = {**known, **_read_normalization(path)}  # type: ignore[assignment]
+    vit.pretrained_cfg = {**known, **_read_metadata(path)}  # type: ignore[assignment]
 
 
 def save_vit_weights(
-    vit: nn.Module, path: Path, *, mean: tuple[float, ...], std: tuple[float, ...]
+    vit: nn.Module,
+    path: Path,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    class_token: bool,
 ) -> None:
-    """Write a teacher trained by hgkd-edge, with the normalization of its training images."""
+    """Write a teacher trained by hgkd-edge.
+
+    Args:
+        vit: The teacher.
+        path: The file.
+        mean: That its training images were normalized by.
+        std: Likewise.
+        class_token: Whether its class token was trained. A masked autoencoder's is not, as its loss
+            is that of the patch tokens.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
-    normalization = json.dumps({"mean": mean, "std": std})
-    save_file(tensors, path, metadata={"format": "pt", NORMALIZATION: normalization})
+    facts = json.dumps({"mean": mean, "std": std, "class_token": class_token})
+    save_file(tensors, path, metadata={"format": "pt", NORMALIZATION: facts})
 
 
-def _read_normalization(path: Path) -> dict[str, tuple[float, ...]]:
-    """`mean` and `std` written by `save_vit_weights`; empty for third-party weights.
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """`mean`, `std` and `class_token` by `save_vit_weights`; empty for third-party weights.
 
     Raises:
         RecipeError: The file's metadata holds invalid values under these names.
@@ -74,4 +88,4 @@ def _read_normalization(path: Path) -> dict[str, tuple[float, ...]]:
             f"teacher.path = '{path}': its metadata gives no usable mean and std",
             hint="train the teacher again: teacher.weights=pretrain",
         ) from error
-    return found
+    return {**found, "class_token": fields.get("class_token") is True}

@@ -11,17 +11,18 @@ from torch import nn
 
 from hgkd_edge.data.augment import IMAGENET_MEAN
 from hgkd_edge.data.sources import open_splits
+from hgkd_edge.distillation import pretrain
 from hgkd_edge.distillation.license import forbids_commerce, print_license, published_license
 from hgkd_edge.distillation.parts import build
 from hgkd_edge.distillation.pretrain import pretrain_teacher
 from hgkd_edge.distillation.teacher import Teacher
-from hgkd_edge.distillation.teacher_network import create_vit, teacher_patch
+from hgkd_edge.distillation.teacher_network import create_vit, has_class_token, teacher_patch
 from hgkd_edge.distillation.teacher_weights import BUNDLED_TEACHER, load_vit_weights
 from hgkd_edge.errors import RecipeError
 from hgkd_edge.models.mae import MaskedAutoencoder
 from hgkd_edge.models.meta import on_meta
 from hgkd_edge.models.vit import encode_visible, patches_of
-from hgkd_edge.recipe import Recipe
+from hgkd_edge.recipe import Recipe, find_recipe, load_recipe
 from hgkd_edge.recipe_sections import TeacherConfig
 
 SMALL: dict[str, Any] = {"patch_size": 8, "depth": 3, "embed_dim": 48, "num_classes": 0}
@@ -102,9 +103,9 @@ def test_concatenated_layers_are_all_there_each_standardized(layers: list[int]) 
             {"depth": 2, "class_token": False, "reg_tokens": 2, "global_pool": "avg"},
             False,
         ),
-        ("beitv2_base_patch16_224", {"depth": 2}, True),
+        ("beitv2_base_patch16_224", {"depth": 2}, False),  # trained with the mean: `fc_norm`
         ("vit_small_patch16_dinov3", {"depth": 2}, True),
-        ("eva02_tiny_patch14_224", {"depth": 2}, True),
+        ("eva02_tiny_patch14_224", {"depth": 2}, False),
     ],
 )
 def test_the_embedding_is_the_class_token_or_else_the_mean_token(
@@ -257,6 +258,30 @@ def test_local_checkpoints_of_every_usual_kind_load(wrapped: str, tmp_path: Path
 
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(vit.forward_features(images), source.forward_features(images))
+
+
+@pytest.mark.parametrize(("objective", "expected"), [("mae", False), ("ibot", True)])
+def test_the_class_token_of_an_own_teacher_counts_if_its_training_used_it(
+    objective: str, expected: bool, tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_recipe["teacher"] |= {"pretrain": {"objective": objective}}
+    recipe, vit = Recipe.model_validate(tiny_recipe), small_vit()
+    source = open_splits(recipe.data)["train"]
+
+    pretrain._save(vit, tmp_path / "w.safetensors", recipe, source, (64, 64))
+    load_vit_weights(vit, tmp_path / "w.safetensors")
+
+    assert has_class_token(vit) is expected
+    assert has_class_token(small_vit())
+
+
+def test_the_demo_teachers_class_token_was_not_trained() -> None:
+    recipe = load_recipe(find_recipe("demo"))
+    vit = create_vit(recipe.teacher, size=recipe.data.size)
+
+    load_vit_weights(vit, BUNDLED_TEACHER)
+
+    assert not has_class_token(vit)
 
 
 def test_position_embeddings_are_resampled_to_the_teachers_grid(tmp_path: Path) -> None:
