@@ -174,14 +174,14 @@ run() { # NAME: the program and arguments in NAME.args, one a line
     kill "$watcher"
 }
 
-report() { # NAME RESULT: exit code, peak memory, lines of the log; the log; the file RESULT
+report() { # NAME RESULT: exit code, peak memory, lines of the log; the log; RESULT; fails if NAME did
     read -r code <"$1.code"
     read -r peak <"$1.peak"
     {
         echo "$code ${peak:-0} $(wc -l <"$1.log")"
         cat "$1.log" "$2" 2>/dev/null
     } | send done
-    [ "$code" -eq 0 ] || exit 1
+    [ "$code" -eq 0 ]
 }
 
 build() { # NAME ENGINE: unless a finished one of the same arguments is there
@@ -193,7 +193,7 @@ build() { # NAME ENGINE: unless a finished one of the same arguments is there
         sha256sum "$2" "$1.args" >"$1.tmp" && mv "$1.tmp" "$1.done"
     fi
     echo "$reused $(wc -c <"$2")" >"$1.result"
-    report "$1" "$1.result"
+    report "$1" "$1.result" || rm -f "$2" # then the steps that need it are skipped
 }
 
 telemetry() { # into `power`: a line ten times a second until the work ends
@@ -206,13 +206,14 @@ telemetry() { # into `power`: a line ten times a second until the work ends
 
 work() {
     trap ': >ended' EXIT
-    while IFS=' ' read -r kind name result; do
+    while IFS=' ' read -r kind name result needed; do
+        [ -z "$needed" ] || [ -e "$needed" ] || continue
         case $kind in
             build) build "$name" "$result" ;;
             run)
                 rm -f "$result"
                 run "$name"
-                report "$name" "$result"
+                report "$name" "$result" || exit 1
                 ;;
             idle)
                 until [ -e go ]; do sleep 0.1 && kill -0 "$PPID" || exit 1; done

@@ -20,7 +20,7 @@ from hgkd_edge.bench.inputs import Probe, judge, loosest, make_probe
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of
 from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Measurement, Telemetry, Verification
+from hgkd_edge.bench.records import Measurement, Refusal, Telemetry, Verification
 from hgkd_edge.bench.timing import Trace
 
 __all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
@@ -100,14 +100,22 @@ class Job(ABC):
     Args:
         files: Everything that is sent; subclasses add `steps`, which lists what to do.
         builder: What decides a build besides the models and inputs.
+        refusals: Models that the program cannot take; `follow` adds the cases that failed.
     """
 
     computes: str  # row of tolerances for fp32 arithmetic
 
     def __init__(
-        self, cases: list[EdgeCase], files: Files, options: BenchOptions, builder: object = None
+        self,
+        cases: list[EdgeCase],
+        files: Files,
+        options: BenchOptions,
+        *,
+        builder: object = None,
+        refusals: Sequence[Refusal] = (),
     ) -> None:
         self.cases, self.files, self.options = cases, dict(files), options
+        self.refusals = list(refusals)
         identity = hashlib.sha256(repr(builder).encode())
         for name, item in sorted(files.items()):
             if isinstance(item, Path):
