@@ -77,6 +77,46 @@ def test_an_engine_is_built_without_a_gpu(exported, tmp_path, name):
 
 
 @needs_rtx
+def test_an_fp32_engine_does_not_compute_in_tf32(tmp_path):
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy"
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    source = tmp_path / "net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), source)
+    request = BuildRequest(
+        flavor=RTX,
+        precision="fp32",
+        onnx=str(source),
+        output=str(tmp_path / "net.plan"),
+        shapes=Shapes("x", *[[1, 4]] * 3),
+    )
+    code = """
+import sys, tensorrt_rtx
+from exporters import _trt_build_worker, _trt_compat, _trt_protocol
+
+def look(network, create_config, save_timing_cache):
+    builder, network, _parser = network
+    print(create_config(builder, network).get_flag(tensorrt_rtx.BuilderFlag.TF32))
+    return b"engine"
+
+request = _trt_protocol.BuildRequest.from_json(sys.argv[1])
+_trt_compat.select_for_polygraphy(request.flavor)
+from polygraphy.backend import trt
+trt.engine_bytes_from_network = look
+_trt_build_worker._build(request, lambda event: None)
+"""
+
+    seen = subprocess.run(
+        [sys.executable, "-c", code, request.to_json()],
+        check=True, timeout=120, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    assert seen.stdout.splitlines()[-1] == "False"
+
+
+@needs_rtx
 def test_the_engine_is_made_for_the_targets_asked_for(exported, tmp_path):
     source = exported("mobilenetv3_small_100").path
 
