@@ -27,7 +27,7 @@ show() { # PATH below the root; the device tree separates by NUL
 }
 
 ask() { # COMMAND...
-    ! command -v "$1" >/dev/null || timeout 60 "$@" 2>&1 | head -c 200000
+    ! command -v "$1" >/dev/null || timeout 60 "$@" | head -c 200000
 }
 
 tabulate() { # FILE... for each folder on standard input: its name, then the files' texts
@@ -56,7 +56,7 @@ facts() {
     fact cpuinfo && show proc/cpuinfo
     fact loadavg && show proc/loadavg
     fact governor && show sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
-    fact nvpmodel && ask nvpmodel -q
+    fact nvpmodel && ask nvpmodel -q 2>&1
     fact devfreq && ls -d "$root"/sys/class/devfreq/* 2>/dev/null |
         tabulate device/of_node/name min_freq max_freq cur_freq
     fact temperatures && ls -d "$root"/sys/class/thermal/thermal_zone* 2>/dev/null |
@@ -65,13 +65,15 @@ facts() {
     fact system && uname -sr
     fact cores && nproc --all
     fact usable_cores && nproc
-    fact python && ask python3 -c 'import platform; print(platform.python_version())'
+    # Packages print warnings when they are imported, such as ONNX Runtime's about GPUs.
+    fact python && ask python3 -c 'import platform; print(platform.python_version())' 2>/dev/null
     trtexec=$(PATH=$PATH:/usr/src/tensorrt/bin command -v trtexec)
     fact trtexec && echo "$trtexec"
     if [ -n "$trtexec" ]; then
-        fact trtexec_help && ask "$trtexec" --help
+        fact trtexec_help && ask "$trtexec" --help 2>&1
     else
-        fact onnxruntime && ask python3 -c 'import onnxruntime, numpy; print(onnxruntime.__version__)'
+        fact onnxruntime &&
+            ask python3 -c 'import onnxruntime, numpy; print(onnxruntime.__version__)' 2>/dev/null
     fi
     fact free && df -Pk "$jobs" # which does not count what an earlier session left
 }
