@@ -12,7 +12,14 @@ import numpy as np
 from exporters.errors import UserError
 from exporters.runtimes import RUNTIMES, Options, Runtime, Session
 from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
-from hgkd_edge.bench.inputs import Probe, judge, loosest, make_inputs, make_probe
+from hgkd_edge.bench.inputs import (
+    Probe,
+    images_for,
+    judge,
+    loosest,
+    make_inputs,
+    make_probe,
+)
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of, session_of
 from hgkd_edge.bench.models import ModelFile, for_tensorrt, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
@@ -168,7 +175,8 @@ def _open_all(
 
 def _open(case: Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     """Load a case and run it once before anything else runs, and record the memory of both."""
-    feeds, inputs = make_inputs(case.model, batch=case.batch, images=options.images)
+    images = images_for(case.model, options)
+    feeds, inputs = make_inputs(case.model, batch=case.batch, images=images)
     before = resident_mb()
     try:
         session = _session_of(case, feeds, options)
@@ -248,7 +256,10 @@ def _verify_all(
         key = model.reference, case.batch
         if key not in probes:
             probes[key] = make_probe(
-                model, batch=case.batch, images=options.images, most_images=IMAGES
+                model,
+                batch=case.batch,
+                images=images_for(model, options),
+                most_images=IMAGES,
             )
         found.append(
             judge(

@@ -112,6 +112,22 @@ def test_real_images_are_fed_when_given_and_the_record_says_so(make_model: MakeM
     assert (fed.source, fed.shape, fed.seed) == ("images", [4, 3, 32, 32], None)
 
 
+def test_images_that_export_kept_are_fed_to_each_model_that_takes_their_size(
+    make_model: MakeModel,
+) -> None:
+    run = make_model("run/export/net").parent.parent
+    make_model("run/export/small", side=16)
+    (run / "recipe.yaml").write_text("name: x\n")
+    images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    np.save(run / "export" / "images.npy", images)
+
+    [session] = run_bench(quick(run)).sessions
+
+    fed = {one.model: one.inputs[0].source for one in session.measurements}
+    assert fed == {"net": "images", "small": "synthetic"}
+    assert session.settings.images is not None
+
+
 @pytest.mark.parametrize(
     ("made", "reason"),
     [

@@ -16,7 +16,7 @@ from exporters.network_files import renamed_files
 from hgkd_edge.bench.edge.link import Files, Lines, Link, stamped
 from hgkd_edge.bench.edge.tegrastats import telemetry_of
 from hgkd_edge.bench.edge.trtexec import outputs_of, parse_outputs
-from hgkd_edge.bench.inputs import Probe, judge, loosest, make_probe
+from hgkd_edge.bench.inputs import Probe, images_for, judge, loosest, make_probe
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of
 from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
@@ -73,8 +73,9 @@ def make_cases(
         index = models.index(model)
         file = f"model-{index}.onnx"
         files |= renamed_files(model.path, file)
+        images = images_for(model, options)
         for batch in options.batches:
-            probe = make_probe(model, batch=batch, images=options.images, **limits)
+            probe = make_probe(model, batch=batch, images=images, **limits)
             calls = _calls(probe, f"input-{index}-{batch}")
             for feeds, call in zip(probe.feeds, calls, strict=True):
                 files |= {one.file: feeds[one.name].tobytes() for one in call}
