@@ -107,10 +107,6 @@ def _common_settings(trt: Any, request: BuildRequest, monitor: Any) -> dict[str,
     if request.workspace_mib:
         pool = trt.MemoryPoolType.WORKSPACE
         settings["memory_pool_limits"] = {pool: request.workspace_mib * 2**20}
-    if request.version_compatible:
-        settings["version_compatible"] = True
-    if request.hardware_compatible:
-        settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     return settings
 
 

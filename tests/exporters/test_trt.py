@@ -192,9 +192,8 @@ def test_an_unsupported_operator_is_named_and_nothing_is_written(tmp_path):
     ("options", "says"),
     [
         ({"backend": "tensorflow"}, "unknown TensorRT backend"),
-        ({"min_batch": 4, "opt_batch": 2}, "batch sizes must rise"),
+        ({"opt_batch": 4, "max_batch": 2}, "batch sizes must rise"),
         ({"backend": "tensorrt_rtx", "dla": 0}, "no DLA"),
-        ({"backend": "tensorrt_rtx", "version_compatible": True}, "feature of TensorRT"),
     ],
 )
 def test_options_that_cannot_work_are_refused(exported, tmp_path, options, says):
@@ -284,7 +283,6 @@ def test_a_sound_sidecar_is_read_whatever_else_it_says(tmp_path):
     found = read_sidecar(write_engine(tmp_path, json.dumps(SOUND | {"of a later release": [1]})))
 
     assert found.profile["max"] == [1, 3, 8, 8]
-    assert not found.version_compatible
 
 
 @pytest.mark.parametrize(
@@ -307,8 +305,6 @@ def test_a_sound_sidecar_is_read_whatever_else_it_says(tmp_path):
         ("profile", SOUND["profile"] | {"max": [True, 3]}),
         ("profile", SOUND["profile"] | {"max": [0, 3]}),
         ("profile", SOUND["profile"] | {"max": [float("inf")]}),
-        ("version_compatible", "yes"),
-        ("hardware_compatible", 1),
     ],
 )
 def test_a_sidecar_with_a_field_of_another_type_is_refused_in_one_line(tmp_path, field, wrong):
@@ -363,7 +359,6 @@ def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
     forged = json.loads(sidecar_path(own_engine).read_text()) | {
         "engine_sha256": hashlib.sha256(foreign).hexdigest(),
         "gpu": None,
-        "version_compatible": True,
     }
     sidecar_path(own_engine).write_text(json.dumps(forged))
 
