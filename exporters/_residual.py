@@ -4,7 +4,7 @@ TensorRT runs `conv -> add -> relu` as one INT8 kernel when the *other* operand 
 quantized. A skip branch is usually the input of a quantized layer too (the first convolution of the
 block): the sum then reads that layer's dequantized tensor, so both share one scale and one Q/DQ
 pair. A projection (downsample) branch gets its own pair. The convolution's own output gets no pair:
-it would break the fusion.
+it would break the fusion. Sums whose layer was kept in float stay in float.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ._graph import WEIGHTED
 from .calibrate import Calibration
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ __all__ = ["share_residual_scales"]
 _LEVELS = 127  # symmetric int8
 
 
-def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> int:
-    """Quantize the skip branch of every residual sum in place; returns how many there were.
+def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> None:
+    """Quantize the skip branch of every quantized layer's sum in place.
 
     New nodes are appended: the graph has to be sorted afterwards.
     """
@@ -33,11 +34,13 @@ def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> i
     weights = {tensor.name for tensor in graph.initializer}
     dequantized = _dequantized_tensors(graph, makers)
     if not dequantized:
-        return 0
+        return
     sums = [n for n in graph.node if n.op_type == "Add" and not weights & {*n.input}]
     for node in sums:
         skip = _skip_operand(node, makers, dequantized)
         tensor = node.input[skip]
+        if not _is_of_quantized_layer(node.input[1 - skip], makers):
+            continue
         if tensor not in dequantized:
             if tensor not in calibration:
                 continue
@@ -45,7 +48,6 @@ def share_residual_scales(model: onnx.ModelProto, calibration: Calibration) -> i
             graph.node.extend(pair)
             dequantized[tensor] = pair[1].output[0]
         node.input[skip] = dequantized[tensor]
-    return len(sums)
 
 
 def _dequantized_tensors(
@@ -75,6 +77,16 @@ def _skip_operand(
         if node.input[index] in dequantized:
             return index
     return 1
+
+
+def _is_of_quantized_layer(tensor: str, makers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether the layer with weights that it comes from, through a layer scale for example, reads
+    a dequantized tensor."""
+    node = makers.get(tensor)
+    while node is not None and node.op_type not in WEIGHTED:
+        node = next((makers[name] for name in node.input if name in makers), None)
+    maker = makers.get(node.input[0]) if node is not None else None
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _quantize_dequantize(

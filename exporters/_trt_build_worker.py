@@ -65,12 +65,12 @@ def _build(request: BuildRequest, report: Report) -> Built:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         capabilities = [tuple(map(int, target.split("."))) for target in targets]
-        config = CreateConfigRTX(compute_capabilities=capabilities, **settings)
+        config = _without_tf32(trt, CreateConfigRTX(compute_capabilities=capabilities, **settings))
     else:
         from polygraphy.backend.trt import CreateConfig
 
         config = CreateConfig(
-            tf32=False,  # fp32 is fp32: TF32 rounds as fp16 does, and is slower
+            tf32=False,
             **typing.builder_options(),
             use_dla=request.dla is not None,
             allow_gpu_fallback=request.dla is not None,
@@ -107,11 +107,19 @@ def _common_settings(trt: Any, request: BuildRequest, monitor: Any) -> dict[str,
     if request.workspace_mib:
         pool = trt.MemoryPoolType.WORKSPACE
         settings["memory_pool_limits"] = {pool: request.workspace_mib * 2**20}
-    if request.version_compatible:
-        settings["version_compatible"] = True
-    if request.hardware_compatible:
-        settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     return settings
+
+
+def _without_tf32(trt: Any, create_config: Any) -> Any:
+    """fp32 is fp32: TF32 rounds as fp16 does, and is slower. TensorRT-RTX has it on by default, and
+    Polygraphy has no argument for it."""
+
+    def create(builder: Any, network: Any) -> Any:
+        config = create_config(builder, network)
+        config.clear_flag(trt.BuilderFlag.TF32)
+        return config
+
+    return create
 
 
 def _with_dla_core(create_config: Any, core: int | None) -> Any:

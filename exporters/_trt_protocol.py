@@ -41,8 +41,6 @@ class BuildRequest:
     workspace_mib: int | None = None
     timing_cache: str | None = None
     compute_capabilities: list[str] | None = None
-    hardware_compatible: bool = False
-    version_compatible: bool = False
     dla: int | None = None
 
     def to_json(self) -> str:

@@ -222,7 +222,9 @@ def _require_images(images: np.ndarray, shape: tuple[int | str, ...]) -> None:
             "INT8 needs real calibration images, and there are none",
             hint="give a folder with a few hundred images like those the network will see",
         )
-    if images.ndim != 4 or images.shape[1:] != tuple(shape[1:]):
+    sides = list(zip(images.shape, shape, strict=False))[1:]
+    other = [size for size, taken in sides if isinstance(taken, int) and size != taken]
+    if images.ndim != 4 or len(shape) != 4 or other:
         raise ExportError(
             f"calibration images are {list(images.shape)}, the network takes {list(shape)}",
             hint="preprocess them exactly as for inference",

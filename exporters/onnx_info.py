@@ -46,7 +46,8 @@ class OnnxInfo:
     """What an ONNX file holds. `precision` is `int8` (Q/DQ nodes), `fp16` or `fp32`.
 
     `sha256` and `size_bytes` are those of the whole network, weights in other files included;
-    `opset` is None where the graph uses none of ONNX's own operators.
+    `opset` is None where the graph uses none of ONNX's own operators. `asymmetric`: it quantizes to
+    uint8, as INT8 flavor `cpu` does and as TensorRT refuses.
     """
 
     path: str
@@ -56,6 +57,7 @@ class OnnxInfo:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     precision: str
+    asymmetric: bool
     metadata: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def _described(path: Path, model: onnx.ModelProto) -> OnnxInfo:
         inputs=graph_inputs(model),
         outputs=graph_outputs(model),
         precision=graph_precision(model),
+        asymmetric=_is_asymmetric(model),
         metadata=metadata_of(model),
     )
 
@@ -195,6 +198,17 @@ def graph_precision(model: onnx.ModelProto) -> str:
         return "int8"
     half = onnx.TensorProto.FLOAT16
     return "fp16" if any(w.data_type == half for w in model.graph.initializer) else "fp32"
+
+
+def _is_asymmetric(model: onnx.ModelProto) -> bool:
+    import onnx
+
+    uint8 = onnx.TensorProto.UINT8
+    numbers = {tensor.name for tensor in model.graph.initializer if tensor.data_type == uint8}
+    return any(
+        node.op_type == "QuantizeLinear" and numbers & {*node.input[2:]}
+        for node in model.graph.node
+    )
 
 
 class _Unusable(Exception):

@@ -47,7 +47,6 @@ def _all(kind: type, values: Any) -> bool:
 # The JSON form of each field type.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: type(value) is str,
-    "bool": lambda value: type(value) is bool,
     "str | None": lambda value: value is None or type(value) is str,
     "list[str]": lambda value: _all(str, value),
     "dict[str, list[int]]": lambda value: (
@@ -73,8 +72,6 @@ class Sidecar:
     targets: list[str]
     precision: str
     profile: dict[str, list[int]]
-    version_compatible: bool = False
-    hardware_compatible: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -202,13 +199,12 @@ def require_own_engine(
             hint=_REBUILD,
         )
     made_by, here = f"{sidecar.backend} {sidecar.version}", f"{flavor.name} {flavor.version}"
-    later = sidecar.version_compatible and sidecar.backend == flavor.name
-    if made_by != here and not later:
+    if made_by != here:
         raise ExportError(
             f"engine '{engine}' was built by {made_by}; this is {here}", hint=_REBUILD
         )
     present = gpu_name()
-    if sidecar.gpu and present != sidecar.gpu and not sidecar.hardware_compatible:
+    if sidecar.gpu and present != sidecar.gpu:
         raise ExportError(
             f"engine '{engine}' was built for {sidecar.gpu}; here is {present or 'none'}",
             hint=_REBUILD,

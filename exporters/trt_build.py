@@ -59,14 +59,11 @@ def build_engine(
     path: str | Path,
     *,
     backend: str | None = None,
-    min_batch: int = 1,
     opt_batch: int = 1,
     max_batch: int = 16,
     workspace_mib: int | None = None,
     cache_dir: str | Path | None = None,
     compute_capabilities: Sequence[str] | None = None,
-    hardware_compatible: bool = False,
-    version_compatible: bool = False,
     dla: int | None = None,
     progress: Progress | None = None,
 ) -> EngineBuild:
@@ -76,16 +73,13 @@ def build_engine(
         onnx_path: The network; its types decide the precision.
         path: Where to write the engine.
         backend: `tensorrt` or `tensorrt_rtx`; None takes the first installed.
-        min_batch: Smallest batch the engine takes; all three are ignored for a fixed-batch file.
-        opt_batch: The batch it is tuned for.
-        max_batch: The largest batch it takes.
+        opt_batch: The batch it is tuned for; both are ignored for a fixed-batch file.
+        max_batch: The largest batch it takes; the smallest is 1.
         workspace_mib: Memory the builder may use for scratch; None leaves TensorRT's default.
         cache_dir: Folder for tactic timings, one file per flavor and version, read and added to,
             so that the next build is faster; None keeps none.
         compute_capabilities: TensorRT-RTX: targets such as `["8.6", "8.9"]`; None takes Ampere
             and everything newer.
-        hardware_compatible: TensorRT: the engine runs on any Ampere or newer (not on Jetsons).
-        version_compatible: TensorRT: the engine also loads in later releases.
         dla: TensorRT on a Jetson: DLA core to use; layers it cannot run fall back to the GPU.
         progress: Called with (phase, step, steps) while building, where the release reports it.
 
@@ -99,18 +93,15 @@ def build_engine(
     source = onnx_info(onnx_path)
     typing_for(flavor, source.precision, dla=dla is not None)  # rejects bad combinations
     _require_gpu(flavor)
-    _require_engines_of_kind(flavor, compatible=hardware_compatible or version_compatible)
     request = BuildRequest(
         flavor=flavor,
         precision=source.precision,
         onnx=str(Path(onnx_path).resolve()),
         output=str(path),
-        shapes=_shapes(source, min_batch, opt_batch, max_batch),
+        shapes=_shapes(source, opt_batch, max_batch),
         workspace_mib=workspace_mib,
         timing_cache=_timing_cache(cache_dir, flavor),
         compute_capabilities=list(compute_capabilities) if compute_capabilities else None,
-        hardware_compatible=hardware_compatible,
-        version_compatible=version_compatible,
         dla=dla,
     )
     return _build(request, source, progress)
@@ -134,8 +125,6 @@ def _build(request: BuildRequest, source: OnnxInfo, progress: Progress | None) -
         targets=built.targets,
         precision=source.precision,
         profile={"min": shapes.min, "opt": shapes.opt, "max": shapes.max},
-        version_compatible=request.version_compatible,
-        hardware_compatible=request.hardware_compatible,
     )
     return EngineBuild(
         path=path,
@@ -168,20 +157,10 @@ def _require_gpu(flavor: Flavor) -> None:
         )
 
 
-def _require_engines_of_kind(flavor: Flavor, *, compatible: bool) -> None:
-    if compatible and flavor.name == "tensorrt_rtx":
+def _shapes(source: OnnxInfo, best: int, largest: int) -> Shapes:
+    if not 1 <= best <= largest:
         raise ExportError(
-            "hardware- and version-compatible engines are a feature of TensorRT, not TensorRT-RTX",
-            hint="a TensorRT-RTX engine runs on every compute capability it was built for; "
-            "remove the option, and build again for each version",
-        )
-
-
-def _shapes(source: OnnxInfo, smallest: int, best: int, largest: int) -> Shapes:
-    if not 1 <= smallest <= best <= largest:
-        raise ExportError(
-            f"batch sizes must rise: min {smallest}, opt {best}, max {largest}",
-            hint="choose 1 <= min <= opt <= max",
+            f"batch sizes must rise: opt {best}, max {largest}", hint="choose 1 <= opt <= max"
         )
     (image,) = source.inputs
     batch, *rest = image.shape
@@ -190,7 +169,7 @@ def _shapes(source: OnnxInfo, smallest: int, best: int, largest: int) -> Shapes:
             f"input '{image.name}' has free axes besides the batch: {list(image.shape)}",
             hint="export with a fixed image size (baked preprocessing: a fixed frame) for TensorRT",
         )
-    sizes = (batch,) * 3 if isinstance(batch, int) else (smallest, best, largest)
+    sizes = (batch,) * 3 if isinstance(batch, int) else (1, best, largest)
     return Shapes(image.name, *([int(size), *map(int, rest)] for size in sizes))
 
 

@@ -23,12 +23,13 @@ from exporters.runtimes import Outputs
 from exporters.runtimes.session import version_of
 from exporters.verify import TOLERANCES, Tolerance, verify
 from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.records import InputInfo, Verification
 from hgkd_edge.data.input_spec import PREFIX
 from hgkd_edge.errors import DeviceError, RunError, WrongOutputs, reason_of
 from hgkd_edge.parsing import parse_json, require_file
 
-__all__ = ["Probe", "judge", "load_images", "loosest", "make_inputs", "make_probe"]
+__all__ = ["Probe", "images_for", "judge", "load_images", "loosest", "make_inputs", "make_probe"]
 
 SEED = 0
 MAX_IMAGES_BYTES = 2**32  # of a file of prepared images
@@ -86,6 +87,16 @@ def _mapped(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # numpy parses the header as Python, and its texts may mislead
         raise ValueError("not a .npy file") from error
+
+
+def images_for(model: ModelFile, options: BenchOptions) -> np.ndarray | None:
+    """The images to feed a model; those that export kept only if their size fits."""
+    if options.images_kept:
+        try:
+            make_inputs(model, batch=model.fixed_batch() or 1, images=options.images)
+        except DeviceError:  # images of another size
+            return None
+    return options.images
 
 
 def make_inputs(

@@ -12,9 +12,16 @@ import numpy as np
 from exporters.errors import UserError
 from exporters.runtimes import RUNTIMES, Options, Runtime, Session
 from hgkd_edge.bench.environment import environment, environment_warnings, resident_mb
-from hgkd_edge.bench.inputs import Probe, judge, loosest, make_inputs, make_probe
+from hgkd_edge.bench.inputs import (
+    Probe,
+    images_for,
+    judge,
+    loosest,
+    make_inputs,
+    make_probe,
+)
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of, session_of
-from hgkd_edge.bench.models import ModelFile, run_folder_of
+from hgkd_edge.bench.models import ModelFile, for_tensorrt, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import InputInfo, Measurement, Refusal, Verification
 from hgkd_edge.bench.records import Session as Record
@@ -108,8 +115,10 @@ def measure_here(
         for batch in options.batches
         for threads in (options.threads if runner.uses_threads else (None,))
     ]
+    builds = any(file_of(runner) == ".plan" for runner in runners)
+    unbuilt = for_tensorrt([one for one in models if one.source is None])[1] if builds else []
     with ExitStack() as stack:
-        opened, unable = _open_all(cases, options, stack, progress)
+        opened, unable = _open_all(cases, unbuilt, options, stack, progress)
         found = _verify_all(opened, options, progress)
         traces = measure([one.run for one in opened], options.plan(), progress=progress)
     return session_of(
@@ -124,17 +133,24 @@ def measure_here(
 
 
 def _takes(runner: Runtime, model: ModelFile, models: Sequence[ModelFile]) -> bool:
-    """Whether a runner measures a file: the artifact exported for it, else the ONNX file."""
+    """Whether a runner measures a file: the artifact exported for it, else the ONNX file, from
+    which TensorRT could not build one of INT8 flavor `cpu`."""
     suffix = file_of(runner)
     if model.source is not None:
         return model.path.suffix == suffix
+    if suffix == ".plan" and model.info.asymmetric:
+        return False
     return not any(one.source == model.path and one.path.suffix == suffix for one in models)
 
 
 def _open_all(
-    cases: Sequence[Case], options: BenchOptions, stack: ExitStack, progress: Progress
+    cases: Sequence[Case],
+    unbuilt: Sequence[Refusal],
+    options: BenchOptions,
+    stack: ExitStack,
+    progress: Progress,
 ) -> tuple[list[_Opened], list[Refusal]]:
-    """Open all cases at once, so that they can be visited in turn.
+    """Open all cases at once, so that they can be visited in turn; add to the refusals `unbuilt`.
 
     If the device implies several runners, the failure of one does not stop the others.
 
@@ -142,7 +158,7 @@ def _open_all(
         DeviceError: A case of a named runner, or every case, cannot be opened.
     """
     opened: list[_Opened] = []
-    unable: list[Refusal] = []
+    unable = list(unbuilt)
     several = len({case.runner for case in cases}) > 1
     for index, case in enumerate(cases):
         try:
@@ -159,7 +175,8 @@ def _open_all(
 
 def _open(case: Case, options: BenchOptions, stack: ExitStack) -> _Opened:
     """Load a case and run it once before anything else runs, and record the memory of both."""
-    feeds, inputs = make_inputs(case.model, batch=case.batch, images=options.images)
+    images = images_for(case.model, options)
+    feeds, inputs = make_inputs(case.model, batch=case.batch, images=images)
     before = resident_mb()
     try:
         session = _session_of(case, feeds, options)
@@ -239,7 +256,10 @@ def _verify_all(
         key = model.reference, case.batch
         if key not in probes:
             probes[key] = make_probe(
-                model, batch=case.batch, images=options.images, most_images=IMAGES
+                model,
+                batch=case.batch,
+                images=images_for(model, options),
+                most_images=IMAGES,
             )
         found.append(
             judge(

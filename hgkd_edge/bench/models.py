@@ -11,14 +11,14 @@ from exporters.errors import ExportError
 from exporters.network_files import network_digest, network_size
 from exporters.onnx_info import OnnxInfo, onnx_info
 from hgkd_edge.bench.options import PRECISIONS
-from hgkd_edge.bench.records import ModelInfo
+from hgkd_edge.bench.records import ModelInfo, Refusal
 from hgkd_edge.data.input_spec import BAKED
 from hgkd_edge.errors import RunError
 from hgkd_edge.export_record import read_exports
 from hgkd_edge.run_files import RunFiles, require_recorded
 from hgkd_edge.rundir import RunDir
 
-__all__ = ["ModelFile", "of_precisions", "resolve_models", "run_folder_of"]
+__all__ = ["ModelFile", "for_tensorrt", "of_precisions", "resolve_models", "run_folder_of"]
 
 _ARTIFACTS = (".xml", ".plan")
 
@@ -124,6 +124,20 @@ def of_precisions(
         for wanted, held in source.items()
         if model.precision == held
     ]
+
+
+def for_tensorrt(models: Sequence[ModelFile]) -> tuple[list[ModelFile], list[Refusal]]:
+    """The models that TensorRT can build, and why it cannot build the others."""
+    refusals = [
+        Refusal(
+            name=model.label,
+            reason="TensorRT cannot build INT8 of flavor 'cpu', which quantizes to uint8",
+            hint="hgkd-edge export --onnx --precision int8 --flavor tensorrt",
+        )
+        for model in models
+        if model.info.asymmetric
+    ]
+    return [model for model in models if not model.info.asymmetric], refusals
 
 
 def run_folder_of(source: Path | None) -> Path | None:

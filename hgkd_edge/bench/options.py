@@ -132,6 +132,7 @@ class BenchOptions(RunBenchOptions):
     Args:
         models: Run folders or .onnx files; empty means the latest run.
         load_torch: Run folder -> nn.Module, called only when a torch runner is asked for.
+        images_kept: `images` are those that export kept; a model of another size is not fed them.
 
     Raises:
         DeviceError: A value that measures nothing, or an unknown one.
@@ -139,6 +140,7 @@ class BenchOptions(RunBenchOptions):
 
     models: Sequence[Path] = ()
     load_torch: Callable[[Path], object] | None = field(default=None, repr=False)
+    images_kept: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hgkd_edge.bench.inputs import load_images, make_inputs
+from hgkd_edge.bench.inputs import images_for, load_images
 from hgkd_edge.bench.local import file_of, measure_here, runners_for
 from hgkd_edge.bench.models import ModelFile, resolve_models, run_folder_of
 from hgkd_edge.bench.options import BenchOptions, Progress
@@ -86,18 +86,14 @@ def _bench_file(options: BenchOptions) -> Path:
 
 
 def _with_kept_images(options: BenchOptions, models: Sequence[ModelFile]) -> BenchOptions:
-    """The options with the real images that `export` kept in the run folder, if their size fits."""
+    """The options with the real images that `export` kept in the run folder, if any model takes
+    their size."""
     run = run_folder_of(options.models[0] if options.models else None)
     if options.images is not None or run is None or not (run / KEPT_IMAGES).exists():
         return options
     require_recorded(RunFiles(run).own(run / KEPT_IMAGES))
-    images = load_images(run / KEPT_IMAGES)
-    try:
-        for model in models:
-            make_inputs(model, batch=model.fixed_batch() or 1, images=images)
-    except DeviceError:  # images of another size
-        return options
-    return replace(options, images=images)
+    kept = replace(options, images=load_images(run / KEPT_IMAGES), images_kept=True)
+    return kept if any(images_for(model, kept) is not None for model in models) else options
 
 
 def _run_on_edge(options: BenchOptions, progress: Progress) -> BenchResult:

@@ -58,6 +58,8 @@ def fleet_view(sessions: Sequence[Session], refusals: Sequence[Refusal]) -> Rend
         warnings = session_warnings(session)
         lines += _lines("dim", [session_heading(session)])
         lines += _lines("yellow", (f"warning: {session.target}: {line}" for line in warnings))
+        refused = (_not_measured(one, f"{session.target}: ") for one in session.refusals)
+        lines += _lines("dim", refused)
     return Group(*lines, *_lines("red", map(_not_measured, refusals)))
 
 
@@ -183,5 +185,5 @@ def session_warnings(session: Session) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _not_measured(refusal: Refusal) -> str:
-    return f"not measured: {refusal.name}: {refusal.reason}"
+def _not_measured(refusal: Refusal, target: str = "") -> str:
+    return f"not measured: {target}{refusal.name}: {refusal.reason}"

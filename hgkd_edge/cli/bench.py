@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hgkd_edge.cli.options import AsJson, TrustEngine
+from hgkd_edge.cli.options import AsJson, TrustEngine, require_only
 from hgkd_edge.cli.output import say, show_result
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from hgkd_edge.bench.options import BenchOptions
 
 Models = Annotated[
@@ -75,7 +77,16 @@ Out = Annotated[
 ]
 
 
+# Parameters of the calls that measure no latency.
+_OTHER_CALLS = {
+    "compare": (),
+    "pipeline": ("models", "duration", "count", "trust_engine", "out"),
+    "estimate": ("models", "batch", "precision", "on", "out"),
+}
+
+
 def bench(
+    context: typer.Context,
     models: Models = None,
     device: Device = "cpu",
     host: Host = None,
@@ -106,10 +117,9 @@ def bench(
 
     Example: hgkd-edge bench --device jetson --host nvidia@orin --precision fp16
     """
-    from hgkd_edge.bench.inputs import load_images
     from hgkd_edge.bench.options import BenchOptions, parse_counts
 
-    estimated_on = _estimated_on(on, estimate)
+    _require_used(context)
     if compare is not None:
         return _compare(compare, as_json=as_json)
     options = BenchOptions(
@@ -126,7 +136,7 @@ def bench(
         rounds=rounds,
         out=out,
         count=count,
-        images=load_images(images) if images is not None else None,
+        images=_loaded(images),
         unverified=unverified,
         trust_engine=trust_engine,
         resume=resume,
@@ -134,7 +144,13 @@ def bench(
     )
     if pipeline is not None:
         return _measure_pipeline(pipeline, options, as_json=as_json)
-    return _measure(options, estimated_on, as_json=as_json)
+    return _measure(options, _names(on) if estimate else None, as_json=as_json)
+
+
+def _loaded(images: Path | None) -> np.ndarray | None:
+    from hgkd_edge.bench.inputs import load_images
+
+    return None if images is None else load_images(images)
 
 
 def _compare(files: tuple[Path, Path], *, as_json: bool) -> None:
@@ -174,13 +190,19 @@ def _measure(options: BenchOptions, estimated_on: tuple[str, ...] | None, *, as_
         raise typer.Exit(1)
 
 
-def _estimated_on(on: str, estimate: bool) -> tuple[str, ...] | None:
-    """Names of the devices to estimate for; None without `--estimate`."""
+def _require_used(context: typer.Context) -> None:
+    """Refuse options that the call would ignore.
+
+    Raises:
+        DataError, DeviceError: Names the options.
+    """
     from hgkd_edge.errors import DeviceError
 
-    if on and not estimate:
+    for call, taken in _OTHER_CALLS.items():
+        if context.params[call]:
+            require_only(context, f"with --{call}", call, *taken, "as_json")
+    if context.params["on"] and not context.params["estimate"]:
         raise DeviceError("--on: only with --estimate", hint="add --estimate")
-    return _names(on) if estimate else None
 
 
 def _names(text: str) -> tuple[str, ...]:

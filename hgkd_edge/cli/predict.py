@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hgkd_edge.cli.failures import STOPPED
-from hgkd_edge.cli.options import AsJson, TrustEngine
+from hgkd_edge.cli.options import AsJson, TrustEngine, require_only
 from hgkd_edge.cli.output import show
 
 if TYPE_CHECKING:
@@ -66,7 +66,11 @@ Reconnect = Annotated[
 ]
 
 
+_OF_ALL = ("model", "sources", "out", "threshold", "trust_engine", "as_json")
+
+
 def predict(
+    context: typer.Context,
     model: ModelFile,
     sources: Sources,
     out: Folder = Path("predictions"),
@@ -89,6 +93,7 @@ def predict(
 
     videos = [source for text in sources if (source := find_source(text)) is not None]
     if not (watch or videos):
+        require_only(context, "on images", *_OF_ALL, "save_labels")
         from hgkd_edge.api.model import load_model
 
         opened = load_model(model, trust_engine=trust_engine)
@@ -100,6 +105,7 @@ def predict(
     from hgkd_edge.api import streaming
 
     if watch:
+        require_only(context, "with --watch", *_OF_ALL, "watch", "frames")
         made = [
             streaming.watch(
                 model,

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from exporters.quantize import quantize_int8
 from hgkd_edge.bench.records import Warmup
 
 MakeModel = Callable[..., Path]
@@ -56,6 +57,13 @@ def build_convnet(
     helper.set_model_props(model, metadata or {})
     onnx.checker.check_model(model)
     return model
+
+
+def quantized(net: Path, flavor: str) -> Path:
+    """Quantize a network of `build_convnet`, next to it."""
+    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+    path = net.with_name(f"{net.stem}.int8-{flavor}.onnx")
+    return quantize_int8(net, path, images=images, flavor=flavor).path
 
 
 @pytest.fixture

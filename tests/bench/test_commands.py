@@ -16,7 +16,7 @@ from hgkd_edge.bench.options import BenchOptions
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.cli.bench import bench
 from hgkd_edge.cli.devices import devices
-from hgkd_edge.errors import DeviceError, RunError, UserError
+from hgkd_edge.errors import DataError, DeviceError, RunError, UserError
 
 MakeModel = Callable[..., Path]
 
@@ -80,6 +80,24 @@ def test_wrong_options_are_refused_in_one_line(
     assert expected in refusal.value.message
     assert "\n" not in refusal.value.message
     assert refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--compare", "a", "b", "--device", "cuda"], "--device: no effect with --compare"),
+        (["--pipeline", "x", "--host", "a", "--batch", "8"], "--host, --batch: no effect with"),
+        (["--estimate", "--threads", "2"], "--threads: no effect with --estimate"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    arguments: list[str], expected: str
+) -> None:
+    with pytest.raises(DataError) as refusal:
+        invoke(bench, *arguments)
+
+    assert expected in refusal.value.message
+    assert "\n" not in refusal.value.message
 
 
 def test_the_highest_numbers_and_a_build_on_a_jetson_are_right_options() -> None:

@@ -30,7 +30,7 @@ from hgkd_edge.cells import Name, milliseconds
 from hgkd_edge.console import make_console
 from hgkd_edge.errors import DeviceError, RunError
 
-from .conftest import build_convnet
+from .conftest import build_convnet, quantized
 
 MakeModel = Callable[..., Path]
 
@@ -110,6 +110,22 @@ def test_real_images_are_fed_when_given_and_the_record_says_so(make_model: MakeM
 
     fed = session.measurements[0].inputs[0]
     assert (fed.source, fed.shape, fed.seed) == ("images", [4, 3, 32, 32], None)
+
+
+def test_images_that_export_kept_are_fed_to_each_model_that_takes_their_size(
+    make_model: MakeModel,
+) -> None:
+    run = make_model("run/export/net").parent.parent
+    make_model("run/export/small", side=16)
+    (run / "recipe.yaml").write_text("name: x\n")
+    images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    np.save(run / "export" / "images.npy", images)
+
+    [session] = run_bench(quick(run)).sessions
+
+    fed = {one.model: one.inputs[0].source for one in session.measurements}
+    assert fed == {"net": "images", "small": "synthetic"}
+    assert session.settings.images is not None
 
 
 @pytest.mark.parametrize(
@@ -257,6 +273,21 @@ def test_of_a_devices_own_runners_one_that_fails_is_listed_and_the_rest_continue
     assert "not measured: net openvino b1: the driver is too old" in rendered(session_view(session))
     with pytest.raises(DeviceError, match="too old"):
         run_bench(quick(make_model(), runners=("openvino", "ort-cpu")))
+
+
+def test_tensorrt_is_not_expected_to_have_an_engine_of_int8_for_cpus(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = quantized(make_model(), "cpu")
+    able = replace(RUNTIMES["tensorrt"], packages=(), lacks=lambda: None)
+    monkeypatch.setitem(RUNTIMES, "tensorrt", able)
+
+    [session] = run_bench(quick(model, runners=("tensorrt", "ort-cpu"))).sessions
+
+    assert [one.runner for one in session.measurements] == ["ort-cpu"]
+    assert ["flavor 'cpu'" in one.reason for one in session.refusals] == [True]
+    with pytest.raises(DeviceError, match="flavor 'cpu'"):
+        run_bench(quick(model, runners=("tensorrt",)))
 
 
 def test_a_precision_asked_for_and_not_there_is_never_dropped_silently(

@@ -359,12 +359,12 @@ def tensorrt_on(onnx: Path) -> types.ModuleType:
     module: Any = types.ModuleType("tensorrt")
     module.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None})
     module.TensorIOMode = types.SimpleNamespace(INPUT=1, OUTPUT=2)
-    module.nptype = lambda dtype: dtype
+    module.nptype = lambda dtype: np.bool  # as in TensorRT 8.5: numpy 1.24 and later lack it
     engine = types.SimpleNamespace(
         num_io_tensors=len(names),
         get_tensor_name=lambda i: names[i],
         get_tensor_mode=lambda name: 1 if name == names[0] else 2,
-        get_tensor_dtype=lambda name: np.float32,
+        get_tensor_dtype=lambda name: types.SimpleNamespace(name="FLOAT"),
         create_execution_context=Context,
     )
     module.Runtime = lambda logger: types.SimpleNamespace(

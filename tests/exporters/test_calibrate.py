@@ -6,10 +6,12 @@ from torch import nn
 
 from exporters._intermediates import intermediate_values
 from exporters.calibrate import METHODS, calibrate
+from exporters.choices import FLAVORS
 from exporters.errors import ExportError
 from exporters.onnx_export import export_onnx
 from exporters.onnx_info import read_onnx
 from exporters.quantize import quantize_int8
+from exporters.verify import Tolerance, verify_onnx
 
 from .conftest import photo_like
 
@@ -57,6 +59,24 @@ def test_an_unknown_method_is_refused_with_those_known(exported):
         calibrate(read_onnx(exported("resnet18").path), photo_like(1), method="guess")
 
     assert "percentile, mean, minmax" in caught.value.hint
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_a_network_of_free_height_and_width_is_calibrated_on_images_of_any_size(tmp_path, flavor):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    source = tmp_path / "net.onnx"
+    export_onnx(network.eval(), source, input_size=(3, 32, 32), dynamic_size=True)
+
+    small = quantize_int8(
+        source, tmp_path / "small.onnx", images=photo_like(8, size=40), flavor=flavor
+    )
+
+    unseen = photo_like(8, seed=1, size=64)
+    untrained = Tolerance(relative=None, cosine=0.97, top1=0.0)
+    found = verify_onnx(source, small.path, unseen, precision="int8", tolerance=untrained)
+    assert found.passed, found.describe()
+    with pytest.raises(ExportError, match="the network takes"):
+        calibrate(read_onnx(source), unseen[:, :1])
 
 
 class HardlyVaries(nn.Module):

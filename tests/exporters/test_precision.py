@@ -85,6 +85,21 @@ def test_tensorrt_flavor_is_symmetric_with_float_biases_and_one_scale_per_skip(e
         assert kinds == ["Conv", "DequantizeLinear"]
 
 
+def test_a_block_kept_in_float_keeps_its_skip_in_float(exported, tmp_path):
+    path = tmp_path / "net.onnx"
+    quantize_int8(exported("resnet18").path, path, images=photo_like(16), keep_float=["layer2.0"])
+    graph = onnx.load(path).graph
+    makers = {output: node for node in graph.node for output in node.output}
+
+    sums = {node.name: node for node in graph.node if node.op_type == "Add"}
+    quantized = {
+        name: "DequantizeLinear" in [makers[one].op_type for one in node.input]
+        for name, node in sums.items()
+    }
+    assert quantized == {name: not name.startswith("layer2.0") for name in sums}
+    assert len(sums) > sum(quantized.values()) > 0
+
+
 @pytest.mark.parametrize("flavor", FLAVORS)
 def test_a_classifiers_last_layer_stays_in_float(exported, tmp_path, flavor):
     path = tmp_path / "net.onnx"

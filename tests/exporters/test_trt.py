@@ -77,6 +77,46 @@ def test_an_engine_is_built_without_a_gpu(exported, tmp_path, name):
 
 
 @needs_rtx
+def test_an_fp32_engine_does_not_compute_in_tf32(tmp_path):
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy"
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    source = tmp_path / "net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), source)
+    request = BuildRequest(
+        flavor=RTX,
+        precision="fp32",
+        onnx=str(source),
+        output=str(tmp_path / "net.plan"),
+        shapes=Shapes("x", *[[1, 4]] * 3),
+    )
+    code = """
+import sys, tensorrt_rtx
+from exporters import _trt_build_worker, _trt_compat, _trt_protocol
+
+def look(network, create_config, save_timing_cache):
+    builder, network, _parser = network
+    print(create_config(builder, network).get_flag(tensorrt_rtx.BuilderFlag.TF32))
+    return b"engine"
+
+request = _trt_protocol.BuildRequest.from_json(sys.argv[1])
+_trt_compat.select_for_polygraphy(request.flavor)
+from polygraphy.backend import trt
+trt.engine_bytes_from_network = look
+_trt_build_worker._build(request, lambda event: None)
+"""
+
+    seen = subprocess.run(
+        [sys.executable, "-c", code, request.to_json()],
+        check=True, timeout=120, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    assert seen.stdout.splitlines()[-1] == "False"
+
+
+@needs_rtx
 def test_the_engine_is_made_for_the_targets_asked_for(exported, tmp_path):
     source = exported("mobilenetv3_small_100").path
 
@@ -152,9 +192,8 @@ def test_an_unsupported_operator_is_named_and_nothing_is_written(tmp_path):
     ("options", "says"),
     [
         ({"backend": "tensorflow"}, "unknown TensorRT backend"),
-        ({"min_batch": 4, "opt_batch": 2}, "batch sizes must rise"),
+        ({"opt_batch": 4, "max_batch": 2}, "batch sizes must rise"),
         ({"backend": "tensorrt_rtx", "dla": 0}, "no DLA"),
-        ({"backend": "tensorrt_rtx", "version_compatible": True}, "feature of TensorRT"),
     ],
 )
 def test_options_that_cannot_work_are_refused(exported, tmp_path, options, says):
@@ -244,7 +283,6 @@ def test_a_sound_sidecar_is_read_whatever_else_it_says(tmp_path):
     found = read_sidecar(write_engine(tmp_path, json.dumps(SOUND | {"of a later release": [1]})))
 
     assert found.profile["max"] == [1, 3, 8, 8]
-    assert not found.version_compatible
 
 
 @pytest.mark.parametrize(
@@ -267,8 +305,6 @@ def test_a_sound_sidecar_is_read_whatever_else_it_says(tmp_path):
         ("profile", SOUND["profile"] | {"max": [True, 3]}),
         ("profile", SOUND["profile"] | {"max": [0, 3]}),
         ("profile", SOUND["profile"] | {"max": [float("inf")]}),
-        ("version_compatible", "yes"),
-        ("hardware_compatible", 1),
     ],
 )
 def test_a_sidecar_with_a_field_of_another_type_is_refused_in_one_line(tmp_path, field, wrong):
@@ -323,7 +359,6 @@ def test_an_engine_with_a_forged_sidecar_is_not_loaded_unless_it_was_built_here(
     forged = json.loads(sidecar_path(own_engine).read_text()) | {
         "engine_sha256": hashlib.sha256(foreign).hexdigest(),
         "gpu": None,
-        "version_compatible": True,
     }
     sidecar_path(own_engine).write_text(json.dumps(forged))
 

@@ -70,6 +70,22 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_frame(
     assert done.exception.message.startswith(f"cannot write '{out / name}'")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--frames", "3", "--no-video"], "--frames, --video/--no-video: no effect on images"),
+        (["--watch", "--reconnect", "5"], "--reconnect: no effect with --watch"),
+    ],
+)
+def test_an_option_of_videos_is_refused_where_it_has_no_effect(
+    arguments: list[str], expected: str
+) -> None:
+    done = CliRunner().invoke(app, ["predict", "net.onnx", "photos", *arguments])
+
+    assert isinstance(done.exception, DataError), done.output
+    assert done.exception.message == expected
+
+
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
 

@@ -19,8 +19,9 @@ from hgkd_edge.bench.edge.trtexec import (
 )
 from hgkd_edge.bench.measurement import Execution
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Measurement, Verification, Warmup
+from hgkd_edge.bench.records import Measurement, Refusal, Verification, Warmup
 from hgkd_edge.bench.timing import Trace, visiting_order
+from hgkd_edge.errors import WorkFailed
 
 __all__ = ["TrtexecJob"]
 
@@ -32,6 +33,8 @@ _Command = list[str]
 
 class TrtexecJob(Job):
     """Build all, verify all, then visit the cases in turn; `program` is trtexec's path there.
+
+    A case whose build fails becomes a refusal; the others are measured.
 
     Raises:
         DeviceError: This trtexec cannot do what is asked.
@@ -46,6 +49,7 @@ class TrtexecJob(Job):
         options: BenchOptions,
         tool: Trtexec,
         program: str,
+        refusals: Sequence[Refusal],
     ) -> None:
         self._tool, self._program = tool, program
         # trtexec measures whole seconds, so the number of rounds is limited to the seconds.
@@ -55,7 +59,7 @@ class TrtexecJob(Job):
         self._order = [number for turn in turns for number in turn]
         self._commands = [self._of(*pair, options) for pair in enumerate(cases)]
         builds = [build for build, _checks, _visit in self._commands]
-        super().__init__(cases, files, options, builder=[tool.name, builds])
+        super().__init__(cases, files, options, builder=[tool.name, builds], refusals=refusals)
         self.files |= self._steps()
 
     def _of(
@@ -86,30 +90,58 @@ class TrtexecJob(Job):
         files: Files = {}
         builds, checks = [], []
         for number, (build, calls, visit) in enumerate(self._commands):
-            builds.append(f"build build-{number} engine-{number}.plan")
+            engine = f"engine-{number}.plan"  # without it the device skips a step that names it
+            builds.append(f"build build-{number} {engine}")
             files[f"build-{number}.args"] = one_a_line(build)
             files[f"measure-{number}.args"] = one_a_line(visit)
             for call, check in enumerate(calls):
-                checks.append(f"run check-{number}-{call} outputs-{number}.json")
+                checks.append(f"run check-{number}-{call} outputs-{number}.json {engine}")
                 files[f"check-{number}-{call}.args"] = one_a_line(check)
-        visits = [f"run measure-{number} times-{number}.json" for number in self._order]
+        visits = [
+            f"run measure-{number} times-{number}.json engine-{number}.plan"
+            for number in self._order
+        ]
         return {**files, "steps": one_a_line([*builds, *checks, "idle", *visits])}
 
     def follow(self, link: Link) -> list[Measurement]:
-        builds = [link.finished("building", "trtexec") for _ in self.cases]
-        found = [
-            self.judged(case, [link.finished("verifying", "trtexec").result for _ in checks])
-            for case, (_build, checks, _visit) in zip(self.cases, self._commands, strict=True)
-        ]
+        builds = self._built(link)
+        found = {
+            number: self.judged(
+                self.cases[number],
+                [link.finished("verifying", "trtexec").result for _ in self._commands[number][1]],
+            )
+            for number in builds
+        }
         link.request(b"go\n")
-        visits: list[list[Finished]] = [[] for _ in self.cases]
-        for done, number in enumerate(self._order):
-            visits[number].append(link.finished("measuring", "trtexec", done / len(self._order)))
+        order = [number for number in self._order if number in builds]
+        visits: dict[int, list[Finished]] = {number: [] for number in builds}
+        for done, number in enumerate(order):
+            visits[number].append(link.finished("measuring", "trtexec", done / len(order)))
         power = Power.parse(link.receive("power")[1])
         return [
-            self._record(number, power, *three)
-            for number, three in enumerate(zip(builds, found, visits, strict=True))
+            self._record(number, power, builds[number], found[number], visits[number])
+            for number in builds
         ]
+
+    def _built(self, link: Link) -> dict[int, Finished]:
+        """The finished builds by the number of their case; the others become refusals.
+
+        Raises:
+            WorkFailed: Every build failed, or the connection broke.
+        """
+        builds: dict[int, Finished] = {}
+        failures: list[WorkFailed] = []
+        for number, case in enumerate(self.cases):
+            try:
+                builds[number] = link.finished("building", "trtexec")
+            except WorkFailed as error:
+                if link.broken:
+                    raise
+                failures.append(error)
+                self.refusals.append(Refusal.of(case.name, error))
+        if not builds:
+            raise failures[0]
+        return builds
 
     def _record(
         self,

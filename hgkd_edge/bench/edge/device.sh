@@ -27,7 +27,7 @@ show() { # PATH below the root; the device tree separates by NUL
 }
 
 ask() { # COMMAND...
-    ! command -v "$1" >/dev/null || timeout 60 "$@" 2>&1 | head -c 200000
+    ! command -v "$1" >/dev/null || timeout 60 "$@" | head -c 200000
 }
 
 tabulate() { # FILE... for each folder on standard input: its name, then the files' texts
@@ -56,7 +56,7 @@ facts() {
     fact cpuinfo && show proc/cpuinfo
     fact loadavg && show proc/loadavg
     fact governor && show sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
-    fact nvpmodel && ask nvpmodel -q
+    fact nvpmodel && ask nvpmodel -q 2>&1
     fact devfreq && ls -d "$root"/sys/class/devfreq/* 2>/dev/null |
         tabulate device/of_node/name min_freq max_freq cur_freq
     fact temperatures && ls -d "$root"/sys/class/thermal/thermal_zone* 2>/dev/null |
@@ -65,13 +65,15 @@ facts() {
     fact system && uname -sr
     fact cores && nproc --all
     fact usable_cores && nproc
-    fact python && ask python3 -c 'import platform; print(platform.python_version())'
+    # Packages print warnings when they are imported, such as ONNX Runtime's about GPUs.
+    fact python && ask python3 -c 'import platform; print(platform.python_version())' 2>/dev/null
     trtexec=$(PATH=$PATH:/usr/src/tensorrt/bin command -v trtexec)
     fact trtexec && echo "$trtexec"
     if [ -n "$trtexec" ]; then
-        fact trtexec_help && ask "$trtexec" --help
+        fact trtexec_help && ask "$trtexec" --help 2>&1
     else
-        fact onnxruntime && ask python3 -c 'import onnxruntime, numpy; print(onnxruntime.__version__)'
+        fact onnxruntime &&
+            ask python3 -c 'import onnxruntime, numpy; print(onnxruntime.__version__)' 2>/dev/null
     fi
     fact free && df -Pk "$jobs" # which does not count what an earlier session left
 }
@@ -174,14 +176,14 @@ run() { # NAME: the program and arguments in NAME.args, one a line
     kill "$watcher"
 }
 
-report() { # NAME RESULT: exit code, peak memory, lines of the log; the log; the file RESULT
+report() { # NAME RESULT: exit code, peak memory, lines of the log; the log; RESULT; fails if NAME did
     read -r code <"$1.code"
     read -r peak <"$1.peak"
     {
         echo "$code ${peak:-0} $(wc -l <"$1.log")"
         cat "$1.log" "$2" 2>/dev/null
     } | send done
-    [ "$code" -eq 0 ] || exit 1
+    [ "$code" -eq 0 ]
 }
 
 build() { # NAME ENGINE: unless a finished one of the same arguments is there
@@ -193,7 +195,7 @@ build() { # NAME ENGINE: unless a finished one of the same arguments is there
         sha256sum "$2" "$1.args" >"$1.tmp" && mv "$1.tmp" "$1.done"
     fi
     echo "$reused $(wc -c <"$2")" >"$1.result"
-    report "$1" "$1.result"
+    report "$1" "$1.result" || rm -f "$2" # then the steps that need it are skipped
 }
 
 telemetry() { # into `power`: a line ten times a second until the work ends
@@ -206,13 +208,14 @@ telemetry() { # into `power`: a line ten times a second until the work ends
 
 work() {
     trap ': >ended' EXIT
-    while IFS=' ' read -r kind name result; do
+    while IFS=' ' read -r kind name result needed; do
+        [ -z "$needed" ] || [ -e "$needed" ] || continue
         case $kind in
             build) build "$name" "$result" ;;
             run)
                 rm -f "$result"
                 run "$name"
-                report "$name" "$result"
+                report "$name" "$result" || exit 1
                 ;;
             idle)
                 until [ -e go ]; do sleep 0.1 && kill -0 "$PPID" || exit 1; done

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hgkd_edge.bench.devices import device_table
+from hgkd_edge.bench.edge.tegrastats import is_temperature
 from hgkd_edge.bench.environment import cpu_name
 from hgkd_edge.bench.records import Machine
 
@@ -157,7 +158,8 @@ def gpu_clocks(devfreq: str) -> dict[str, float] | None:
 def _temperatures(table: str) -> dict[str, float]:
     """Temperatures in degrees from lines with a zone's path, its name, and millidegrees."""
     zone = r"^[^\t\n]*\t([^\t\n]+)\t(-?[0-9]{1,7})\s*$"
-    return {name: int(value) / 1000 for name, value in re.findall(zone, table, re.MULTILINE)}
+    found = {name: int(value) / 1000 for name, value in re.findall(zone, table, re.MULTILINE)}
+    return {name: value for name, value in found.items() if is_temperature(name, value)}
 
 
 def _recognize(compatible: str, model: str) -> str | None:

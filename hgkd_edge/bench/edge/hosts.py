@@ -27,7 +27,7 @@ from hgkd_edge.bench.edge.link import open_link
 from hgkd_edge.bench.edge.ssh import Host
 from hgkd_edge.bench.edge.trtexec import Trtexec
 from hgkd_edge.bench.measurement import session_of
-from hgkd_edge.bench.models import ModelFile
+from hgkd_edge.bench.models import ModelFile, for_tensorrt
 from hgkd_edge.bench.options import BenchOptions, Progress
 from hgkd_edge.bench.records import Refusal, Session
 from hgkd_edge.errors import DeviceError, UserError, WorkFailed, reason_of
@@ -97,7 +97,13 @@ def _measure_on(
             if any(options.threads):
                 warnings.append("--threads has no effect with trtexec")
         return session_of(
-            name, options, measured, models=models, machine=machine, warnings=warnings
+            name,
+            options,
+            measured,
+            models=models,
+            machine=machine,
+            refusals=job.refusals,
+            warnings=warnings,
         )
 
 
@@ -112,8 +118,11 @@ def make_job(
     """
     if program := facts.get("trtexec"):
         tool = Trtexec.from_help(facts.get("trtexec_help", ""))
+        models, refusals = for_tensorrt(models)
+        if not models:
+            raise DeviceError(f"{refusals[0].name}: {refusals[0].reason}", hint=refusals[0].hint)
         cases, files = make_cases(models, options, "trtexec")
-        return TrtexecJob(cases, files, options, tool, program)
+        return TrtexecJob(cases, files, options, tool, program, refusals)
     version = facts.get("onnxruntime", "")
     if not version[:1].isdigit():
         raise DeviceError(

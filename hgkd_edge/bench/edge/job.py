@@ -16,11 +16,11 @@ from exporters.network_files import renamed_files
 from hgkd_edge.bench.edge.link import Files, Lines, Link, stamped
 from hgkd_edge.bench.edge.tegrastats import telemetry_of
 from hgkd_edge.bench.edge.trtexec import outputs_of, parse_outputs
-from hgkd_edge.bench.inputs import Probe, judge, loosest, make_probe
+from hgkd_edge.bench.inputs import Probe, images_for, judge, loosest, make_probe
 from hgkd_edge.bench.measurement import Case, Execution, measurement_of
 from hgkd_edge.bench.models import ModelFile, of_precisions
 from hgkd_edge.bench.options import BenchOptions
-from hgkd_edge.bench.records import Measurement, Telemetry, Verification
+from hgkd_edge.bench.records import Measurement, Refusal, Telemetry, Verification
 from hgkd_edge.bench.timing import Trace
 
 __all__ = ["Calls", "EdgeCase", "Job", "Power", "Spans", "make_cases", "one_a_line"]
@@ -73,8 +73,9 @@ def make_cases(
         index = models.index(model)
         file = f"model-{index}.onnx"
         files |= renamed_files(model.path, file)
+        images = images_for(model, options)
         for batch in options.batches:
-            probe = make_probe(model, batch=batch, images=options.images, **limits)
+            probe = make_probe(model, batch=batch, images=images, **limits)
             calls = _calls(probe, f"input-{index}-{batch}")
             for feeds, call in zip(probe.feeds, calls, strict=True):
                 files |= {one.file: feeds[one.name].tobytes() for one in call}
@@ -100,14 +101,22 @@ class Job(ABC):
     Args:
         files: Everything that is sent; subclasses add `steps`, which lists what to do.
         builder: What decides a build besides the models and inputs.
+        refusals: Models that the program cannot take; `follow` adds the cases that failed.
     """
 
     computes: str  # row of tolerances for fp32 arithmetic
 
     def __init__(
-        self, cases: list[EdgeCase], files: Files, options: BenchOptions, builder: object = None
+        self,
+        cases: list[EdgeCase],
+        files: Files,
+        options: BenchOptions,
+        *,
+        builder: object = None,
+        refusals: Sequence[Refusal] = (),
     ) -> None:
         self.cases, self.files, self.options = cases, dict(files), options
+        self.refusals = list(refusals)
         identity = hashlib.sha256(repr(builder).encode())
         for name, item in sorted(files.items()):
             if isinstance(item, Path):

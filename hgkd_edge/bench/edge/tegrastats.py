@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from hgkd_edge.bench.records import Rail, Telemetry
 
-__all__ = ["Sample", "parse_line", "telemetry_of"]
+__all__ = ["Sample", "is_temperature", "parse_line", "telemetry_of"]
 
 # Rails that are the whole module, or, on Thor, the whole board (VIN); the rest are parts of them.
 # Without one of them the rails are added up.
@@ -32,9 +32,6 @@ _TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z]\w*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\
 _RAM = re.compile(r"(?<!\S)RAM (\d+)/(\d+)MB")
 _GPU = re.compile(r"(?<!\S)GR3D_FREQ (?:(\d+)%)?(?:@(?:\[([\d,]+)\]|(\d+)))?")
 _EMC = re.compile(r"(?<!\S)EMC_FREQ (?:(\d+)%)?(?:@(\d+))?")
-
-# Zones that read a constant, not a temperature.
-_NOT_A_TEMPERATURE = ("PMIC",)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def parse_line(line: str) -> Sample | None:
     temperatures = {
         name: float(value)
         for name, value in _TEMPERATURE.findall(line)
-        if name not in _NOT_A_TEMPERATURE and float(value) > -100  # -256C: the sensor is off
+        if is_temperature(name, float(value))
     }
     ram, gpu, emc = _RAM.search(line), _GPU.search(line), _EMC.search(line)
     gpu_mhz = None
@@ -87,6 +84,12 @@ def parse_line(line: str) -> Sample | None:
         ram_mb=int(ram[1]) if ram else None,
     )
     return None if sample == Sample() else sample
+
+
+def is_temperature(zone: str, celsius: float) -> bool:
+    """Whether a zone was measured: PMICs (`PMIC` here, `PMIC-Die` in sysfs) read a constant, and a
+    sensor that is off reads -256."""
+    return not zone.startswith("PMIC") and celsius > -100
 
 
 def telemetry_of(

@@ -14,6 +14,16 @@ import numpy as np
 
 LIBRARIES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 TO_DEVICE, TO_HOST = 1, 2  # kinds of cudaMemcpy
+# By TensorRT's names. `tensorrt.nptype` of 8.5 does not run with numpy 1.24 or later.
+DTYPES: Dict[str, Any] = {
+    "FLOAT": np.float32,
+    "HALF": np.float16,
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+}
 
 
 class Cuda:
@@ -82,7 +92,7 @@ class Engine:
         entering = tensorrt.TensorIOMode.INPUT
         self.inputs = [n for n in names if self.engine.get_tensor_mode(n) == entering]
         self.outputs = [n for n in names if n not in self.inputs]
-        self.dtypes = {n: tensorrt.nptype(self.engine.get_tensor_dtype(n)) for n in names}
+        self.dtypes = {n: DTYPES[self.engine.get_tensor_dtype(n).name] for n in names}
         self.memory: Dict[str, Tuple[int, int]] = {}  # name -> address and size on the device
 
     def __call__(self, batch: np.ndarray) -> Dict[str, np.ndarray]:

@@ -63,6 +63,16 @@ def test_a_board_at_full_locked_clocks_has_no_warnings() -> None:
     assert clock_warnings(machine) == []
 
 
+def test_zones_that_read_a_constant_or_are_off_are_no_temperatures() -> None:
+    zones = {"CPU-therm": 41500, "PMIC-Die": 100000, "cv0-thermal": -256000, "tj-thermal": -5000}
+    table = "\n".join(f"thermal_zone\t{name}\t{value}" for name, value in zones.items())
+
+    machine = machine_of(facts_of_a_jetson(temperatures=table))
+
+    assert machine.temperatures_c == {"CPU-therm": 41.5, "tj-thermal": -5.0}
+    assert clock_warnings(machine) == []
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

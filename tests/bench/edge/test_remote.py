@@ -15,6 +15,7 @@ from hgkd_edge.bench.records import load_bench
 from hgkd_edge.bench.run import run_bench
 from hgkd_edge.errors import DeviceError, RunError, UserError
 
+from ..conftest import quantized
 from ..test_local import rendered
 from .conftest import STANDINS, Board, make_jetson_root, measure, wait_until, write_python
 
@@ -157,6 +158,37 @@ def test_a_failed_build_shows_trtexecs_own_lines_and_leaves_nothing(
     assert failure.value.exit_code == 1
     assert "\033" not in failure.value.message  # a board's text must not control the terminal
     wait_until(lambda: not board.leftovers())
+
+
+def test_a_build_that_fails_does_not_stop_the_others(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    board = start_board(STANDIN_FAIL="--fp16", STANDIN_MEASURE_S="0.05")
+
+    [session] = measure(board, make_model(), precisions=("fp16", "fp32")).sessions
+
+    assert [one.case for one in session.measurements] == ["net trtexec b1"]
+    [refusal] = session.refusals
+    assert refusal.name == "net trtexec fp16 b1"
+    assert "no implementation for node conv0" in refusal.reason
+    wait_until(lambda: not board.leftovers())
+
+
+def test_int8_of_flavor_cpu_is_never_built_by_tensorrt(
+    make_model: MakeModel, start_board: StartBoard
+) -> None:
+    net = make_model()
+    for_cpu, _ = quantized(net, "cpu"), quantized(net, "tensorrt")
+    board = start_board(STANDIN_MEASURE_S="0.05")
+
+    [session] = measure(board, net.parent).sessions
+
+    assert [one.model for one in session.measurements] == ["net", "net.int8-tensorrt"]
+    [refusal] = session.refusals
+    assert (refusal.name, board.builds()) == ("net.int8-cpu", 2)
+    assert "flavor 'cpu'" in refusal.reason
+    with pytest.raises(DeviceError, match=r"net\.int8-cpu: .* flavor 'cpu'"):
+        measure(board, for_cpu)
 
 
 def test_a_builder_that_the_system_killed_is_distinguished_from_one_that_failed(

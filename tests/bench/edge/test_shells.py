@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import gzip
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 
+from hgkd_edge.bench.edge.link import open_link
 from hgkd_edge.bench.edge.messages import MessageStream
 
 from .conftest import Board, measure
@@ -63,6 +66,22 @@ def test_messages_are_found_wherever_in_the_stream_they_begin(size: int) -> None
     ]
 
     assert messages == [("go", "first"), ("log", "long" * 999)]
+
+
+def test_a_warning_of_a_package_is_no_part_of_its_version(
+    start_board: StartBoard, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nprint('\\033[0;93m2026-01-01 [W:onnxruntime:Default, device_discovery.cc:164] "
+        "GPU device discovery failed\\033[m', file=sys.stderr)\n"
+    )
+    board = start_board("box", tools=(), jetson=False, PYTHONPATH=str(tmp_path))
+
+    with open_link(board.host, tell=lambda *_: None, config=board.config) as link:
+        facts = link.facts()
+
+    assert facts["onnxruntime"] == onnxruntime.__version__
+    assert facts["python"] == platform.python_version()
 
 
 @pytest.mark.usefixtures("verified")
