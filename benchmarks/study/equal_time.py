@@ -264,7 +264,9 @@ def plot(folder: Path, base: str, picture: Path) -> None:
                     axis.plot(*zip(*points, strict=True), marker="o", label=arm)
             axis.set(xscale="log", xlabel=label, ylabel=f"{score} on val, %")
             ticks = sorted({at for line in axis.lines for at in line.get_xdata()})
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            # A number that would overlap the one before it is not written.
+            near = {tick for tick in ticks if any(1 < tick / other < 1.05 for other in ticks)}
+            axis.set_xticks(ticks, ["" if tick in near else f"{tick:g}" for tick in ticks])
             axis.tick_params(axis="x", labelsize=7)
             axis.minorticks_off()
     grid[0][0].legend(fontsize="small")
@@ -276,7 +278,9 @@ def _mean_points(cells: list[dict[str, Any]], x: str, y: str) -> list[tuple[floa
     scores: dict[float, list[float]] = {}
     for cell in cells:
         # A cell that is not scored on `test` has the scores on `val` as its own.
-        scores.setdefault(cell[x], []).append(100 * cell.get("val", cell)[y])
+        score = cell.get("val", cell).get(y)
+        if score is not None:  # some were only fine-tuned
+            scores.setdefault(cell[x], []).append(100 * score)
     return [(key, statistics.mean(scores[key])) for key in sorted(scores)]
 
 
