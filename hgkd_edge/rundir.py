@@ -314,10 +314,12 @@ def _in_use(path: Path) -> bool:
 
 
 def _make_first_free(path: Path) -> Path:
+    # First, so that an error of the parent does not look like a name in use, of all numbers.
+    path.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 1
     while True:
         try:
-            candidate.mkdir(parents=True)
+            candidate.mkdir()
             return candidate
         except FileExistsError:
             number += 1

@@ -56,6 +56,13 @@ def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file
         RunDir.create(recipe, tiny_recipe_file)
 
 
+def test_runs_that_is_a_broken_link_is_an_error(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    Path("runs").symlink_to("an unmounted disk")
+
+    with pytest.raises(RunError, match="'runs/tiny' cannot be written: File exists"):
+        RunDir.create(load_recipe(tiny_recipe_file))
+
+
 def test_a_run_that_ended_before_it_trained_does_not_block_its_folder(
     elsewhere: Path, tiny_recipe_file: Path
 ) -> None:
