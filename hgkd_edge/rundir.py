@@ -71,13 +71,14 @@ class RunDir(RunFiles):
             RunError: There is none, the folder is not a run, or a link in it leads out of it.
         """
         given = Path(path) if path is not None else RUNS / "latest"
-        if not given.is_dir() and (RUNS / given).is_dir():
+        # A folder of images may have the same name as their run.
+        if not _is_run(given) and (_is_run(RUNS / given) or not given.is_dir()):
             given = RUNS / given
         if not given.is_dir():
             what = f"run '{path}'" if path is not None else "any run (runs/latest)"
             raise RunError(f"cannot find {what}", hint=_hint_for_missing())
         run = cls(_from_here(given.resolve()))
-        if not run.recipe_file.is_file():
+        if not _is_run(run.path):
             raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
         run.require_own_files()
         for folder in ("", *FOLDERS):
@@ -291,6 +292,10 @@ class RunDir(RunFiles):
                     entry.unlink()
             if self._held_before is None:
                 self.path.rmdir()
+
+
+def _is_run(folder: Path) -> bool:
+    return RunDir(folder).recipe_file.is_file()
 
 
 def _from_here(path: Path) -> Path:

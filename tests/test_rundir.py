@@ -46,6 +46,18 @@ def test_a_run_is_found_by_its_name(elsewhere: Path, tiny_recipe_file: Path) -> 
     assert RunDir.resolve("tiny").path == Path("runs/tiny")
 
 
+def test_a_run_is_found_next_to_a_folder_of_its_name(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    Path("tiny").mkdir()  # of images, after which `recipes new` names the run
+    with pytest.raises(RunError, match="'tiny' is not a run: it has no recipe"):
+        RunDir.resolve("tiny")
+
+    RunDir.create(load_recipe(tiny_recipe_file))
+
+    assert RunDir.resolve("tiny").path == Path("runs/tiny")
+
+
 def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file: Path) -> None:
     recipe = load_recipe(tiny_recipe_file)
     RunDir.create(recipe, Path("mine")).log_file.touch()
