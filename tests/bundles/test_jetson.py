@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -103,6 +104,28 @@ def test_the_loop_stops_where_it_should_and_gives_the_camera_back(
 
     assert result["frames"] == 2
     assert eye.released
+
+
+def test_ctrl_c_ends_a_camera_with_the_summary(
+    jetson: Callable[[str], Path],
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jetson("classify")
+    camera, capture = map(importlib.import_module, ("camera", "capture_opencv"))
+
+    def frames(source: str) -> Iterator[Image.Image]:
+        yield Image.open(real_images("classify", photos)[0]).convert("RGB")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capture, "frames", frames)
+    code = camera.main(["0", "--via", "opencv"])
+
+    summary = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert code == 0
+    assert summary["frames"] == 1
+    assert summary["infer_ms"] > 0
 
 
 def test_real_opencv_reads_a_folder_of_images(
