@@ -84,9 +84,9 @@ def _fail_usage(error: Any) -> NoReturn:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether a library turned Ctrl-C into its own error, as a module being imported does."""
+    """Whether it is Ctrl-D, or a library's own error for Ctrl-C, as from a module's import."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, typer.Abort)):  # Abort: Ctrl-D at a prompt
             return True
         error = error.__cause__ or error.__context__
     return False
