@@ -114,7 +114,11 @@ class RunDir(RunFiles):
         """A new run next to this one, `<folder>-<suffix>`, with its recipe and backbone."""
         home = self.path.resolve()
         path = _from_here(home.with_name(f"{home.name}-{suffix}"))
-        new = RunDir._take(self.recipe(), path, number_it=True)
+        recipe = self.recipe()
+        try:
+            new = RunDir._take(recipe, path, number_it=True)
+        except RunError as error:  # the commands that branch have no --run
+            raise RunError(error.message, hint="make the folder writable") from error
         try:
             self.require_recorded(self.own(self.backbone_file))
             with atomic_write(new.backbone_file) as temporary:

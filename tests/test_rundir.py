@@ -131,6 +131,17 @@ def test_one_process_at_a_time_trains_in_a_folder(elsewhere: Path, tiny_recipe_f
         assert not half.exists()
 
 
+def test_a_branch_that_cannot_be_made_does_not_suggest_run(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file), Path("x" * 250))
+
+    with pytest.raises(RunError, match="File name too long") as raised:
+        run.branch("classify")
+
+    assert "--run" not in raised.value.hint
+
+
 def test_a_branch_has_the_backbone_and_a_separate_folder(
     elsewhere: Path, tiny_recipe_file: Path
 ) -> None:

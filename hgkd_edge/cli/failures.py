@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -124,6 +125,9 @@ def _hint_for(error: OSError) -> str:
     from hgkd_edge.files import hint_for_write, is_cached
 
     file = Path(os.fsdecode(error.filename))
+    met = file if os.path.exists(file) else file.parent
+    if error.errno in {errno.EACCES, errno.EPERM} and not os.access(met, os.R_OK):
+        return f"make it readable: ls -ld {shlex.quote(str(met))}"
     if error.errno in WRITING or is_cached(file):
         return hint_for_write(error.errno, file)
     return ""
