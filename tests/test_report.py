@@ -268,7 +268,7 @@ def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
 
     page = Page(report(run))
 
-    line = f"x.int8 {expected}; measure again: hgkd-edge bench"
+    line = f"x.int8 {expected}; measure again: hgkd-edge bench {run.quoted}"
     assert [note for note in page.notes if "x.int8 " in note] == ([line] if expected else [])
     assert ("x.int8: FAILED verification, do not deploy it" in page.notes) == failed
 
