@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hgkd_edge import provenance
+from hgkd_edge.confidence import mean_interval
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import RunError
 from hgkd_edge.manifest_record import (
@@ -93,7 +94,22 @@ def test_a_distillation_without_a_held_out_score_is_recorded_as_empty(run: RunDi
 def test_the_scores_of_the_first_versions_have_an_unknown_gain() -> None:
     found = HeldOut.model_validate({"student": 0.5, "mean_token": 0.1, "photos": 9})
 
-    assert found.gain_ci95 == (float("-inf"), float("inf"))
+    assert found.gain_ci95 is None
+    assert found.gain_bounds == (float("-inf"), float("inf"))
+
+
+def test_the_score_of_one_image_has_no_interval_and_is_json(run: RunDir) -> None:
+    one = HeldOut(student=0.5, mean_token=0.1, photos=1, gain_ci95=mean_interval([0.4]))
+    earlier = HeldOut.model_validate(one.to_dict() | {"gain_ci95": [float("-inf"), float("inf")]})
+
+    run.update_manifest(ManifestRecord(result=Distilled(held_out=one)))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads(run.manifest_file.read_text(), parse_constant=refuse)
+    assert content["result"]["held_out"]["gain_ci95"] is None
+    assert earlier == one
 
 
 def test_the_revision_of_a_project_around_the_package_is_not_recorded(
