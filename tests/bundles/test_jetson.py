@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -302,6 +303,25 @@ def test_trtexec_is_given_the_precision_in_each_versions_own_way(
     assert flags("fp16", "110000") == {"--skipInference"}
     with pytest.raises(RuntimeError, match="does not report its version"):
         build.version_of("command not found")
+
+
+def test_a_trtexec_that_does_not_run_is_one_line(
+    jetson: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jetson("classify")
+    build = importlib.import_module("build_engine")
+    trtexec = tmp_path / "trtexec"
+    trtexec.write_text("#!/bin/sh\necho libnvinfer.so.10: cannot open shared object file\n")
+    trtexec.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    assert build.main() == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: trtexec does not report its version")
 
 
 @pytest.mark.parametrize("version", [(8, 5), (8, 6), (10, 3), (11, 0)])
