@@ -487,6 +487,11 @@ def test_what_the_student_sees_is_shown_and_a_forged_record_is_one_clear_error(
     with pytest.raises(RunError, match="previews.json: is damaged"):
         report(run)
 
+    moved = RunDir(run.path.rename(run.path.with_name("my run")))
+    with pytest.raises(RunError, match="is damaged") as raised:
+        report(moved)
+    assert raised.value.hint == f"remove it: rm '{moved.previews_dir / 'previews.json'}'"
+
 
 def test_without_a_plotting_library_the_page_has_figures_and_says_what_is_missing(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
