@@ -38,11 +38,11 @@ def wilson(share: float, count: int) -> Interval:
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The 95 % interval of a mean over images (normal); unbounded for fewer than two images."""
-    mean = statistics.fmean(values)
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """The 95 % interval of a mean over images (normal); None for fewer than two images."""
     if len(values) < 2:
-        return -math.inf, math.inf
+        return None
+    mean = statistics.fmean(values)
     half = Z * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half
 

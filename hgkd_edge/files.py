@@ -165,7 +165,7 @@ def hint_for_write(number: int | None, file: Path) -> str:
         return "free disk space"
     if is_cached(file):
         return "make the folder writable, or set HGKD_EDGE_CACHE to a folder you can write to"
-    return "make the folder writable, or choose another one with --run"
+    return "make the folder writable"
 
 
 def is_cached(file: Path) -> bool:

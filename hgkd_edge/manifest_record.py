@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from hgkd_edge.records import Record, RunRecord
+from hgkd_edge.score_records import Interval
 
 __all__ = [
     "Artifact",
@@ -92,6 +93,11 @@ class Circumstances(Record):
     data: dict[str, SplitRecord] = Field(default_factory=dict)
 
 
+def _none_if_unbounded(interval: Any) -> Any:
+    """Earlier versions wrote [-Infinity, Infinity], which is not JSON."""
+    return None if interval in ([-math.inf, math.inf], (-math.inf, math.inf)) else interval
+
+
 class HeldOut(Record):
     """How well a student predicts the teacher's tokens on held-out images.
 
@@ -100,7 +106,7 @@ class HeldOut(Record):
     Attributes:
         student: Mean cosine of predicted and true tokens.
         mean_token: That of the trivial baseline, the training images' mean token of each position.
-        gain_ci95: 95 % interval of their difference, over images.
+        gain_ci95: 95 % interval of their difference, over images; None for a single image.
         between_images: See `distillation.held_out.BetweenImages`.
         sites: The tokens that are scored: `masked`, `visible` or `all`.
         photos: Number of images.
@@ -108,10 +114,15 @@ class HeldOut(Record):
 
     student: float
     mean_token: float
-    gain_ci95: tuple[float, float] = (-math.inf, math.inf)
+    gain_ci95: Annotated[Interval | None, BeforeValidator(_none_if_unbounded)] = None
     between_images: float = math.nan
     sites: str = ""
     photos: int = 0
+
+    @property
+    def gain_bounds(self) -> Interval:
+        """The interval of the difference, unbounded where there is none."""
+        return self.gain_ci95 or (-math.inf, math.inf)
 
 
 # None if nothing was held out, or its images cannot be read: {} in JSON.

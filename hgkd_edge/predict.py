@@ -50,12 +50,12 @@ def predict(
 
     Raises:
         RunError: The model cannot be opened.
-        DataError: There are no images, none can be read, `folder` is a file, or `save_as` cannot
-            store the model's answers, or `labels/` in the folder is not empty.
+        DataError: There are no images, none can be read, `folder` is a file or one of the folders
+            of images, or `save_as` cannot store the model's answers, or `labels/` in the folder is
+            not empty.
         ExportError: `folder` cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"--out {folder}: is a file", hint="name a folder")
+    _require_apart(folder, photos)
     files = list(image_files(photos, but=folder))
     opened = model
     if isinstance(opened, Path):
@@ -85,6 +85,17 @@ def predict(
         of = counted(len(made), "image")
         console.print(f"labels of {count} of {of}: {target}", soft_wrap=True)
     return made
+
+
+def _require_apart(folder: Path, photos: Sequence[Path]) -> None:
+    """Reject an output folder that is a file, or one of the folders of images."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--out {folder}: is a file", hint="name a folder")
+    if folder.resolve() in [path.resolve() for path in photos]:
+        raise DataError(
+            f"--out {folder}: is a folder of images; the next call would predict the pictures too",
+            hint="name another folder with --out",
+        )
 
 
 def answer_file(
@@ -118,7 +129,11 @@ def answer_file(
 
 
 def image_files(photos: Sequence[Path], *, but: Path | None = None) -> Iterator[Path]:
-    """The named files and the image files in the named folders, except those in `but`.
+    """The named files and the image files in the named folders.
+
+    Args:
+        photos: Files and folders.
+        but: Output folder; where it lies below a named folder, its images are skipped.
 
     Raises:
         DataError: A path does not exist, or there is no image.
@@ -130,7 +145,7 @@ def image_files(photos: Sequence[Path], *, but: Path | None = None) -> Iterator[
             if remark := images.remark(path):
                 console.print(remark, soft_wrap=True, markup=False)
             inside = [path / name for name in images.names]
-            if but is not None:
+            if but is not None and path.resolve() in but.resolve().parents:
                 inside = [file for file in inside if but.resolve() not in file.resolve().parents]
         elif path.is_file():
             inside = [path]

@@ -71,13 +71,19 @@ def split_record(source: ImageSource) -> SplitRecord:
 
 def _git_revision() -> str | None:
     """Revision of this package's checkout; None when installed from a wheel."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip()
+
+    try:
+        # An environment may lie in the checkout of another project, which does not track it.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def report_photos(splits: dict[str, ImageSource]) -> None:

@@ -34,7 +34,7 @@ class Record(BaseModel):
 
     RENAMED: ClassVar[dict[str, str]] = {}  # earlier name -> today's
 
-    # An interval of one image is unbounded: JSON keeps Infinity.
+    # Files of earlier versions may hold Infinity: it is kept as it is.
     model_config = ConfigDict(
         extra="allow",
         populate_by_name=True,

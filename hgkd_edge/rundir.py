@@ -71,13 +71,14 @@ class RunDir(RunFiles):
             RunError: There is none, the folder is not a run, or a link in it leads out of it.
         """
         given = Path(path) if path is not None else RUNS / "latest"
-        if not given.is_dir() and (RUNS / given).is_dir():
+        # A folder of images may have the same name as their run.
+        if not _is_run(given) and (_is_run(RUNS / given) or not given.is_dir()):
             given = RUNS / given
         if not given.is_dir():
             what = f"run '{path}'" if path is not None else "any run (runs/latest)"
             raise RunError(f"cannot find {what}", hint=_hint_for_missing())
         run = cls(_from_here(given.resolve()))
-        if not run.recipe_file.is_file():
+        if not _is_run(run.path):
             raise RunError(f"'{given}' is not a run: it has no recipe.yaml")
         run.require_own_files()
         for folder in ("", *FOLDERS):
@@ -113,7 +114,11 @@ class RunDir(RunFiles):
         """A new run next to this one, `<folder>-<suffix>`, with its recipe and backbone."""
         home = self.path.resolve()
         path = _from_here(home.with_name(f"{home.name}-{suffix}"))
-        new = RunDir._take(self.recipe(), path, number_it=True)
+        recipe = self.recipe()
+        try:
+            new = RunDir._take(recipe, path, number_it=True)
+        except RunError as error:  # the commands that branch have no --run
+            raise RunError(error.message, hint="make the folder writable") from error
         try:
             self.require_recorded(self.own(self.backbone_file))
             with atomic_write(new.backbone_file) as temporary:
@@ -293,6 +298,10 @@ class RunDir(RunFiles):
                 self.path.rmdir()
 
 
+def _is_run(folder: Path) -> bool:
+    return RunDir(folder).recipe_file.is_file()
+
+
 def _from_here(path: Path) -> Path:
     """A path relative to the working folder, if it lies below."""
     with contextlib.suppress(ValueError):
@@ -314,10 +323,12 @@ def _in_use(path: Path) -> bool:
 
 
 def _make_first_free(path: Path) -> Path:
+    # First, so that an error of the parent does not look like a name in use, of all numbers.
+    path.parent.mkdir(parents=True, exist_ok=True)
     candidate, number = path, 1
     while True:
         try:
-            candidate.mkdir(parents=True)
+            candidate.mkdir()
             return candidate
         except FileExistsError:
             number += 1

@@ -29,10 +29,15 @@ class StopFlag:
 def stop_on_signal(after: str = "step") -> Iterator[StopFlag]:
     """Turn the first Ctrl-C or SIGTERM into a flag; a second one ends the process at once.
 
+    In a thread the flag is never set: only the main one gets signals.
+
     Args:
         after: What is finished first, for the message.
     """
     flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
 
     def ask(number: int, frame: Any) -> None:
         if not flag.asked:

@@ -18,6 +18,8 @@ from PIL import Image
 import hgkd_edge
 from hgkd_edge.api.result import Result
 from hgkd_edge.api.work import as_assignments
+from hgkd_edge.recipe import load_recipe
+from hgkd_edge.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent
 QUICK = {"train.epochs": 1, "train.batch_size": 16, "train.warmup_epochs": 0}
@@ -191,6 +193,14 @@ def test_frozen_features_are_scored_although_there_is_a_model(run: hgkd_edge.Run
 
     assert 0 <= scores["distilled"]["linear_probe"] <= 1
     assert "linear probe" in str(scores)
+
+
+def test_features_are_not_scored_of_a_named_file(tiny_recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe_file)
+    run = hgkd_edge.Run(RunDir.create(recipe, tmp_path / "run"))
+
+    with pytest.raises(hgkd_edge.RunError, match=r"--features .* not --model x\.onnx"):
+        run.evaluate("x.onnx", features=True)
 
 
 def test_features_of_images_are_a_result_with_arrays(

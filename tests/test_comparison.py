@@ -460,6 +460,20 @@ def test_a_damaged_record_is_one_clear_line(run: RunDir, record: str) -> None:
         compared(run)
 
 
+def test_commands_that_measure_name_the_runs(run: RunDir) -> None:
+    keep(run, fp32=90, fp16=89, int8=88)
+    measure(run, fp32=3, fp16=2, int8=1)
+    change_file(run)
+    export_again(run)
+
+    found = compared(run)
+
+    lines = [str(line) for line in comparison_lines(found)]
+    rest = f"to measure the rest on this machine: hgkd-edge compare {run.path} --measure"
+    assert rest in lines
+    assert any(line.endswith(f"measure again: hgkd-edge bench {run.path}") for line in lines)
+
+
 def test_tables_fit_80_columns_and_hold_no_control_sequences(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from exporters.onnx_export import export_onnx
+from hgkd_edge.cli import app
 from hgkd_edge.data.input_spec import InputSpec
 from hgkd_edge.embedding import Embedded, draw_neighbors, embed, nearest
 from hgkd_edge.errors import DataError, ExportError, RunError
@@ -145,3 +147,9 @@ def test_bad_input_is_refused_before_any_work(run: RunDir, photos: Path, tmp_pat
         with pytest.raises(ExportError, match=f"cannot write '{place}'"):
             embed(run.path, [tmp_path / "empty"], place)
     assert not (tmp_path / "features.npz").exists()
+
+
+def test_a_folder_in_the_place_of_the_file_is_named_with_neighbors_too(photos: Path) -> None:
+    done = CliRunner().invoke(app, ["embed", "run", str(photos), "--out", "/", "--neighbors"])
+
+    assert str(done.exception) == "--out /: must end in .npz or .parquet"

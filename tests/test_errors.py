@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
 import re
 from pathlib import Path
@@ -97,6 +99,36 @@ def test_every_error_of_both_packages_ends_a_command_with_its_line_and_hint(
     expected = capsys.readouterr().err
     assert ended.value.code == error.exit_code
     assert expected.removeprefix("error: ") == "what and where\nhint: the fix\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "readable", "hint"),
+    [
+        (errno.EROFS, True, "make the folder writable"),
+        (errno.EACCES, True, "make the folder writable"),
+        (errno.EACCES, False, "make it readable: ls -ld '{}'"),
+    ],
+)
+def test_the_hint_for_a_file_fits_reading_and_writing_and_every_command(
+    number: int,
+    readable: bool,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "my model.onnx"
+    file.touch()
+
+    def fail(**options: object) -> None:
+        raise OSError(number, os.strerror(number), str(file))
+
+    monkeypatch.setattr(os, "access", lambda path, mode: readable)  # root may read everything
+    monkeypatch.setattr(hgkd_edge.cli, "app", fail)
+    with pytest.raises(SystemExit):
+        hgkd_edge.cli.main()
+
+    assert capsys.readouterr().err.splitlines()[1] == f"hint: {hint.format(file)}"
 
 
 def test_no_module_asks_an_error_for_the_name_of_its_class_or_its_attributes() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hgkd_edge import provenance
+from hgkd_edge.confidence import mean_interval
 from hgkd_edge.data.sources import ImageSource
 from hgkd_edge.errors import RunError
 from hgkd_edge.manifest_record import (
@@ -91,7 +94,47 @@ def test_a_distillation_without_a_held_out_score_is_recorded_as_empty(run: RunDi
 def test_the_scores_of_the_first_versions_have_an_unknown_gain() -> None:
     found = HeldOut.model_validate({"student": 0.5, "mean_token": 0.1, "photos": 9})
 
-    assert found.gain_ci95 == (float("-inf"), float("inf"))
+    assert found.gain_ci95 is None
+    assert found.gain_bounds == (float("-inf"), float("inf"))
+
+
+def test_the_score_of_one_image_has_no_interval_and_is_json(run: RunDir) -> None:
+    one = HeldOut(student=0.5, mean_token=0.1, photos=1, gain_ci95=mean_interval([0.4]))
+    earlier = HeldOut.model_validate(one.to_dict() | {"gain_ci95": [float("-inf"), float("inf")]})
+
+    run.update_manifest(ManifestRecord(result=Distilled(held_out=one)))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    content = json.loads(run.manifest_file.read_text(), parse_constant=refuse)
+    assert content["result"]["held_out"]["gain_ci95"] is None
+    assert earlier == one
+
+
+def test_the_revision_of_a_project_around_the_package_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+        done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def recorded() -> str | None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        source = ImageSource(nothing, nothing, [], [], "f")
+        return circumstances(seed=0, precision="fp32", splits={"train": source}).git_revision
+
+    package = tmp_path / ".venv" / "hgkd_edge" / "provenance.py"
+    package.parent.mkdir(parents=True)
+    package.touch()
+    git("init")
+    git("commit", "--allow-empty", "-m", "a project")
+    monkeypatch.setattr(provenance, "__file__", str(package))
+
+    assert recorded() is None
+    git("add", "--force", ".")
+    assert recorded() == git("rev-parse", "HEAD")
 
 
 def test_very_many_skipped_files_are_counted_and_not_all_listed(run: RunDir) -> None:

@@ -113,6 +113,20 @@ def test_what_is_missing_is_reported_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_output_may_lie_above_or_below_the_images_but_not_among_them(
+    models: dict[str, Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photos / "test" / "dress", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    images = [Path("photos")]
+    count = len(list(images[0].iterdir()))
+
+    for out in (".", "photos/out", "photos/out"):  # the second time with pictures of the first
+        assert len(predict(models["onnx"], images, Path(out))) == count
+    with pytest.raises(DataError, match="--out photos: is a folder of images"):
+        predict(models["onnx"], images, Path("photos"))
+
+
 def test_a_run_is_found_by_a_name_with_a_dot(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

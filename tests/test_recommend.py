@@ -205,6 +205,18 @@ def test_on_a_terminal_the_answers_make_the_recipe(photos: Path, tmp_path: Path)
     assert recipe["mask"]["ratio"] == 0.6
 
 
+def test_the_end_of_input_at_a_prompt_stops_the_command(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "hgkd_edge", "recipes", "new"]
+
+    os.write(ours, b"\x04")  # Ctrl-D
+    done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, cwd=tmp_path)
+
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].endswith("stopped")
+    assert "bug" not in done.stderr
+
+
 def test_the_images_of_a_table_are_counted(photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     files = sorted((photos / "train").rglob("*.webp"))

@@ -268,7 +268,7 @@ def test_a_figure_of_a_file_that_is_another_one_by_now_says_so(
 
     page = Page(report(run))
 
-    line = f"x.int8 {expected}; measure again: hgkd-edge bench"
+    line = f"x.int8 {expected}; measure again: hgkd-edge bench {run.quoted}"
     assert [note for note in page.notes if "x.int8 " in note] == ([line] if expected else [])
     assert ("x.int8: FAILED verification, do not deploy it" in page.notes) == failed
 
@@ -486,6 +486,11 @@ def test_what_the_student_sees_is_shown_and_a_forged_record_is_one_clear_error(
     (run.previews_dir / "previews.json").write_text(json.dumps({**about, "cosine": "x"}))
     with pytest.raises(RunError, match="previews.json: is damaged"):
         report(run)
+
+    moved = RunDir(run.path.rename(run.path.with_name("my run")))
+    with pytest.raises(RunError, match="is damaged") as raised:
+        report(moved)
+    assert raised.value.hint == f"remove it: rm '{moved.previews_dir / 'previews.json'}'"
 
 
 def test_without_a_plotting_library_the_page_has_figures_and_says_what_is_missing(

@@ -46,6 +46,18 @@ def test_a_run_is_found_by_its_name(elsewhere: Path, tiny_recipe_file: Path) -> 
     assert RunDir.resolve("tiny").path == Path("runs/tiny")
 
 
+def test_a_run_is_found_next_to_a_folder_of_its_name(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    Path("tiny").mkdir()  # of images, after which `recipes new` names the run
+    with pytest.raises(RunError, match="'tiny' is not a run: it has no recipe"):
+        RunDir.resolve("tiny")
+
+    RunDir.create(load_recipe(tiny_recipe_file))
+
+    assert RunDir.resolve("tiny").path == Path("runs/tiny")
+
+
 def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file: Path) -> None:
     recipe = load_recipe(tiny_recipe_file)
     RunDir.create(recipe, Path("mine")).log_file.touch()
@@ -54,6 +66,13 @@ def test_a_folder_in_use_is_never_written_over(elsewhere: Path, tiny_recipe_file
         RunDir.create(recipe, Path("mine"))
     with pytest.raises(RunError, match=f"'{tiny_recipe_file}' is not a folder"):
         RunDir.create(recipe, tiny_recipe_file)
+
+
+def test_runs_that_is_a_broken_link_is_an_error(elsewhere: Path, tiny_recipe_file: Path) -> None:
+    Path("runs").symlink_to("an unmounted disk")
+
+    with pytest.raises(RunError, match="'runs/tiny' cannot be written: File exists"):
+        RunDir.create(load_recipe(tiny_recipe_file))
 
 
 def test_a_run_that_ended_before_it_trained_does_not_block_its_folder(
@@ -110,6 +129,17 @@ def test_one_process_at_a_time_trains_in_a_folder(elsewhere: Path, tiny_recipe_f
     half.touch()
     with run.locked():  # the lock is released with its holder
         assert not half.exists()
+
+
+def test_a_branch_that_cannot_be_made_does_not_suggest_run(
+    elsewhere: Path, tiny_recipe_file: Path
+) -> None:
+    run = RunDir.create(load_recipe(tiny_recipe_file), Path("x" * 250))
+
+    with pytest.raises(RunError, match="File name too long") as raised:
+        run.branch("classify")
+
+    assert "--run" not in raised.value.hint
 
 
 def test_a_branch_has_the_backbone_and_a_separate_folder(

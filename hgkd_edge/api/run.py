@@ -205,9 +205,15 @@ class Run:
             `split`, `photos`, scores with their intervals and baselines, and `warnings`.
 
         Raises:
-            RunError: There is nothing to score, or `model` is not of this run.
+            RunError: There is nothing to score, `model` is not of this run, or is given with
+                `features`.
             DataError: There is no such split with labels.
         """
+        if features and model is not None:
+            raise RunError(
+                f"--features scores the backbone, and not --model {model}",
+                hint="use one of the two options",
+            )
         require_training_packages("evaluate")
         from hgkd_edge.evaluate import evaluate_features, evaluate_model
 

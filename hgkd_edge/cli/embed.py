@@ -35,5 +35,6 @@ def embed(
     """
     from hgkd_edge.api.embedding import embed as verb
 
-    picture = out.with_suffix(".png") if neighbors else None
+    # Not `with_suffix`, which fails for a folder such as `/`, before `out` is checked.
+    picture = out.parent / f"{out.stem}.png" if neighbors else None
     show_result(verb(model, images, out, neighbors=picture), as_json)

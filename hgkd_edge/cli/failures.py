@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -84,9 +85,9 @@ def _fail_usage(error: Any) -> NoReturn:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether a library turned Ctrl-C into its own error, as a module being imported does."""
+    """Whether it is Ctrl-D, or a library's own error for Ctrl-C, as from a module's import."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, typer.Abort)):  # Abort: Ctrl-D at a prompt
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -124,6 +125,9 @@ def _hint_for(error: OSError) -> str:
     from hgkd_edge.files import hint_for_write, is_cached
 
     file = Path(os.fsdecode(error.filename))
+    met = file if os.path.exists(file) else file.parent
+    if error.errno in {errno.EACCES, errno.EPERM} and not os.access(met, os.R_OK):
+        return f"make it readable: ls -ld {shlex.quote(str(met))}"
     if error.errno in WRITING or is_cached(file):
         return hint_for_write(error.errno, file)
     return ""

@@ -93,7 +93,7 @@ def _rows(
         digests = {model.label: model.sha256 for model in session.models}
         for one in session.measurements:
             artifact = by_digest.get(digests.get(one.model, ""))
-            if why := _not_a_row(one, artifact):
+            if why := _not_a_row(run, one, artifact):
                 remarks.append(f"{one.case} on {_device(session, one)}: {why}")
                 continue
             assert artifact is not None, "else there is a reason"
@@ -126,12 +126,13 @@ def sessions_of(run: RunDir) -> list[Session]:
     return load_bench(bench).sessions if bench.is_file() else []
 
 
-def _not_a_row(one: Measurement, artifact: Artifact | None) -> str:
+def _not_a_row(run: RunDir, one: Measurement, artifact: Artifact | None) -> str:
     """Why a measurement is skipped; '' if it is not."""
     if one.runner.startswith("torch"):
         return "PyTorch was timed on the bare backbone, not on an exported file"
     if artifact is None:
-        return "its file has changed since, or is gone; measure again: hgkd-edge bench"
+        again = f"hgkd-edge bench {run.quoted}"
+        return f"its file has changed since, or is gone; measure again: {again}"
     if one.computed_wrong:
         return "it computed wrong outputs"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ def comparison_lines(found: Comparison, plot: Path | None = None) -> Iterator[Re
     yield from (Text(f"skipped: {line}", style="dim") for line in found.remarks)
     untimed = [row for group in found.groups if not group.on.device for row in group.rows]
     if any(row.runner != "torch" for row in untimed):  # `bench` times exported files
-        yield "to measure the rest on this machine: hgkd-edge compare --measure"
+        runs = shlex.join(found.runs)
+        yield f"to measure the rest on this machine: hgkd-edge compare {runs} --measure"
     if plot is not None:
         yield f"plot: {plot}"
 

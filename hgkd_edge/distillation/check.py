@@ -68,7 +68,7 @@ def check(
         hours=setup.recipe.train.epochs * len(setup.source) / images_per_s / 3600,
     )
     if held_out is not None:
-        low, high = held_out.gain_ci95
+        low, high = held_out.gain_bounds
         line = (
             f"predicts teacher features of {counted(held_out.photos, 'held-out image')} with "
             f"cosine {held_out.student:.3f}, the mean token with {held_out.mean_token:.3f} "

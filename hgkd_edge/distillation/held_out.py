@@ -105,7 +105,7 @@ def not_better_than_the_mean(held_out: HeldOut) -> str:
     Where the mean token fits held-out images badly, an untrained student can be nearer to them: the
     correlation of what differs between images decides then.
     """
-    low, high = held_out.gain_ci95
+    low, high = held_out.gain_bounds
     if low <= 0:
         return (
             f"the student predicts teacher features no better than the mean token: cosine "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,8 @@ def previews_section(run: RunDir) -> Section | None:
         about = _About.model_validate(run.read_json(file))
     except ValidationError as error:
         raise RunError(
-            f"{file}: is damaged: {error.errors()[0]['msg']}", hint=f"remove it: rm {file}"
+            f"{file}: is damaged: {error.errors()[0]['msg']}",
+            hint=f"remove it: rm {shlex.quote(str(file))}",
         ) from error
     room, rows = _Room(), []
     for number, cosine in enumerate(about.cosine):

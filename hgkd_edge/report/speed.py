@@ -169,7 +169,8 @@ def speed_section(run: RunDir) -> Section | None:
         if bad:
             failures = (f"{m}: FAILED verification, do not deploy it" for m in sorted(bad))
             blocks.append(Note(*failures, tone="bad"))
-        warnings = [f"{m} {what}; measure again: hgkd-edge bench" for m, what in outdated.items()]
+        again = f"measure again: hgkd-edge bench {run.quoted}"
+        warnings = [f"{m} {what}; {again}" for m, what in outdated.items()]
         if warnings := [*warnings, *session_warnings(session)]:
             blocks.append(Note(*warnings[:MOST_ROWS]))
         refused = [f"not measured: {r.name}: {r.reason}" for r in session.refusals]

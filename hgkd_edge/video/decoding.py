@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import struct
 import time
 from collections.abc import Iterator
@@ -157,10 +158,10 @@ class Opened:
     def _too_large(self, frame: Any) -> DataError | StreamLost:
         """The error for a frame with more pixels than an image may have."""
         kind = StreamLost if self.live else DataError  # connecting again would not help
-        size, name = f"{frame.width} x {frame.height}", self.source.shown
+        size = f"{frame.width} x {frame.height}"
         return kind(
-            f"{name}: a frame has {size} pixels; frames have {MAX_PIXELS:,} at most",
-            hint=f"make it smaller: ffmpeg -i {name} -vf scale=1920:-2 smaller.mp4",
+            f"{self.source.shown}: a frame has {size} pixels; frames have {MAX_PIXELS:,} at most",
+            hint=_by_ffmpeg(self.source, "make it smaller", "-vf scale=1920:-2 smaller.mp4"),
         )
 
     def _packets(self) -> Iterator[Any]:
@@ -207,7 +208,7 @@ def open_source(source: Source) -> Opened:
         container.close()
         raise DataError(
             f"{source.shown}: FFmpeg has no decoder for its video",
-            hint=f"convert it: ffmpeg -i {source.shown} -c:v libx264 converted.mp4",
+            hint=_by_ffmpeg(source, "convert it", "-c:v libx264 converted.mp4"),
         )
     return Opened(source, container, streams[0])
 
@@ -281,6 +282,13 @@ def _failures() -> type[Exception]:
     """What PyAV raises where FFmpeg fails."""
     failure: type[Exception] = import_av().error.FFmpegError
     return failure
+
+
+def _by_ffmpeg(source: Source, what: str, options: str) -> str:
+    """A command that converts a file; '' for a camera or a stream, which is no file to convert."""
+    if source.kind != "file":
+        return ""
+    return f"{what}: ffmpeg -i {shlex.quote(source.shown)} {options}"
 
 
 def _hint_for(source: Source, error: BaseException) -> str:

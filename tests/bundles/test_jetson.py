@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -103,6 +105,28 @@ def test_the_loop_stops_where_it_should_and_gives_the_camera_back(
 
     assert result["frames"] == 2
     assert eye.released
+
+
+def test_ctrl_c_ends_a_camera_with_the_summary(
+    jetson: Callable[[str], Path],
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jetson("classify")
+    camera, capture = map(importlib.import_module, ("camera", "capture_opencv"))
+
+    def frames(source: str) -> Iterator[Image.Image]:
+        yield Image.open(real_images("classify", photos)[0]).convert("RGB")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capture, "frames", frames)
+    code = camera.main(["0", "--via", "opencv"])
+
+    summary = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert code == 0
+    assert summary["frames"] == 1
+    assert summary["infer_ms"] > 0
 
 
 def test_real_opencv_reads_a_folder_of_images(
@@ -279,6 +303,25 @@ def test_trtexec_is_given_the_precision_in_each_versions_own_way(
     assert flags("fp16", "110000") == {"--skipInference"}
     with pytest.raises(RuntimeError, match="does not report its version"):
         build.version_of("command not found")
+
+
+def test_a_trtexec_that_does_not_run_is_one_line(
+    jetson: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jetson("classify")
+    build = importlib.import_module("build_engine")
+    trtexec = tmp_path / "trtexec"
+    trtexec.write_text("#!/bin/sh\necho libnvinfer.so.10: cannot open shared object file\n")
+    trtexec.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    assert build.main() == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: trtexec does not report its version")
 
 
 @pytest.mark.parametrize("version", [(8, 5), (8, 6), (10, 3), (11, 0)])

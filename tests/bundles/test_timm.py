@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,14 @@ def test_timm_loads_the_folder_and_answers_as_the_run_does(
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
         with torch.no_grad():
             torch.testing.assert_close(model(theirs), network.eval()(ours), atol=1e-4, rtol=1e-4)
+
+
+def test_the_upload_is_a_command_of_the_hubs_library(deployed: Callable[[str], Deployed]) -> None:
+    readme = (deployed("classify").folder("timm") / "README.md").read_text()
+
+    (command,) = [line for line in readme.splitlines() if " upload " in line]
+    program, verb, *_ = command.split()
+    assert subprocess.run([Path(sys.executable).with_name(program), verb, "--help"]).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,14 @@ def test_the_client_names_a_damaged_file_and_answers_the_others(
     assert done.returncode == 1
     assert "cannot identify" in first["error"]
     assert "labels" in second
+
+
+def test_a_server_that_does_not_answer_is_one_line(deployed: Callable[[str], Deployed]) -> None:
+    folder = deployed("classify").folder("triton")
+
+    command = [sys.executable, folder / "client.py", "photo.jpg", "--url", "127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the server at 127.0.0.1:1: ")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def test_training_learns_and_logs_every_step(source: ImageSource, tmp_path: Path
     curve = losses(tmp_path)
     assert len(curve) == 60 * 5
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+
+
+def test_training_works_in_a_thread(source: ImageSource, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:  # as Streamlit and Gradio call it
+        pool.submit(run, Classify(), source, tmp_path).result()
+
+    assert losses(tmp_path)
 
 
 def test_other_images_than_those_at_the_start_are_refused(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,19 @@ def test_a_damaged_video_is_read_as_far_as_it_goes_or_refused(kind: str, tmp_pat
     assert max(read) >= 20  # repeated bytes may be frames, too
 
 
-def test_a_frame_of_too_many_pixels_is_refused(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_of_too_many_pixels_is_refused(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = shutil.copy(clip, tmp_path / "my clip.mp4")
     monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", SIZE[0] * SIZE[1])
     assert len(frames_of(clip)) == 20
     monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
 
-    with pytest.raises(DataError, match=r"clip.mp4: a frame has 96 x 64 pixels; frames have 6,143"):
+    with pytest.raises(
+        DataError, match=r"clip.mp4: a frame has 96 x 64 pixels; frames have 6,143"
+    ) as raised:
         frames_of(clip)
+    assert f"ffmpeg -i '{clip}' -vf" in raised.value.hint
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,12 @@ def test_a_stream_of_too_large_frames_is_not_connected_to_again(
     monkeypatch.setattr("hgkd_edge.video.decoding.MAX_PIXELS", 100)
     too_large = "a frame has 96 x 64 pixels; frames have 100 at most"
 
-    with http_stream(broadcast, broadcast) as url, pytest.raises(StreamLost, match=too_large):
+    with (
+        http_stream(broadcast, broadcast) as url,
+        pytest.raises(StreamLost, match=too_large) as raised,
+    ):
         predict_videos(networks["classify"], [source_of(url)], tmp_path, Options(patience=9))
+    assert not raised.value.hint  # a stream is no file that ffmpeg could convert
 
 
 def test_a_server_that_cannot_be_reached_is_one_line_without_the_password(

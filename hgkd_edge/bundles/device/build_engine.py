@@ -21,7 +21,11 @@ INSTALLED = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 
 
 def version_of(text: str) -> Tuple[int, int]:
-    """Major and minor version in what trtexec prints: `[TensorRT v8502]`, `[TensorRT v100300]`."""
+    """Major and minor version in what trtexec prints: `[TensorRT v8502]`, `[TensorRT v100300]`.
+
+    Raises:
+        RuntimeError: It prints none.
+    """
     match = re.search(r"\[TensorRT v(\d+)", text)
     if match is None:
         raise RuntimeError("trtexec does not report its version: check that 'trtexec --help' runs")
@@ -54,7 +58,11 @@ def main() -> int:
     banner = subprocess.run(
         [trtexec, "--help"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
-    version = version_of(banner.stdout.decode(errors="replace"))
+    try:
+        version = version_of(banner.stdout.decode(errors="replace"))
+    except RuntimeError as error:
+        print("error: %s" % error, file=sys.stderr)
+        return 2
     return subprocess.run([trtexec, *arguments(settings, version, HERE)], check=False).returncode
 
 

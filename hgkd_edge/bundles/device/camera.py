@@ -11,6 +11,7 @@ ONNX Runtime on the CPU. One JSON object per frame goes to stdout.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -46,7 +47,7 @@ def watch(
     show: Show,
     count: Optional[int] = None,
 ) -> Dict[str, float]:
-    """Predict frame by frame.
+    """Predict frame by frame, until the source ends or Ctrl-C.
 
     Args:
         frames: RGB images.
@@ -54,7 +55,7 @@ def watch(
         run: The model.
         threshold: Lowest score of a box or a label.
         show: Called with each frame's number, image and answer.
-        count: Frames to answer; None: until the source ends.
+        count: Frames to answer; None: all.
 
     Returns:
         Frames answered, `fps` from the first to the last, and the mean milliseconds of each stage.
@@ -63,27 +64,28 @@ def watch(
     read = ANSWERS[settings["task"]]
     number, mark = 0, time.perf_counter()
     begin = mark
-    for frame in frames:
-        times = [mark, time.perf_counter()]
-        batch = network_input(settings, frame)
-        times.append(time.perf_counter())
-        outputs = run(batch)
-        times.append(time.perf_counter())
-        answered = read(settings, outputs, frame, threshold)
-        times.append(time.perf_counter())
-        for stage, start, end in zip(STAGES, times, times[1:]):
-            spent[stage] += end - start
-        show(number, frame, answered)
-        number, mark = number + 1, time.perf_counter()
-        if number == count:
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # how a camera without --frames ends
+        for frame in frames:
+            times = [mark, time.perf_counter()]
+            batch = network_input(settings, frame)
+            times.append(time.perf_counter())
+            outputs = run(batch)
+            times.append(time.perf_counter())
+            answered = read(settings, outputs, frame, threshold)
+            times.append(time.perf_counter())
+            for stage, start, end in zip(STAGES, times, times[1:]):
+                spent[stage] += end - start
+            show(number, frame, answered)
+            number, mark = number + 1, time.perf_counter()
+            if number == count:
+                break
     seconds = time.perf_counter() - begin
     means = {stage + "_ms": 1000 * total / max(1, number) for stage, total in spent.items()}
     return {"frames": number, "fps": number / seconds if number else 0.0, **means}
 
 
 def main(given: Optional[List[str]] = None) -> int:
-    """Predict frames of a camera until it ends; returns the exit code."""
+    """Predict frames of a camera until it ends or Ctrl-C; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", help="csi:0, 0, /dev/video0, a video file, rtsp://...")
     parser.add_argument("--via", choices=("gstreamer", "opencv"), default="gstreamer")

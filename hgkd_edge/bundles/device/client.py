@@ -17,12 +17,17 @@ from typing import Any, Dict
 
 import numpy as np
 from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 from predict import answer, image_files, load_image, load_settings, threshold_of
 
 
 def open_server(url: str, model: str, input_name: str) -> Any:
-    """The model on the server as a function from the network's input to its outputs by name."""
+    """The model on the server as a function from the network's input to its outputs by name.
+
+    Raises:
+        InferenceServerException: The server does not answer, or does not serve the model.
+    """
     server = grpc.InferenceServerClient(url=url)
     names = [output.name for output in server.get_model_metadata(model).outputs]
 
@@ -47,7 +52,11 @@ def main() -> int:
     )
     asked = parser.parse_args()
     settings = load_settings()
-    run = open_server(asked.url, settings["name"], settings["input_name"])
+    try:
+        run = open_server(asked.url, settings["name"], settings["input_name"])
+    except InferenceServerException as error:
+        print("error: the server at %s: %s" % (asked.url, error), file=sys.stderr)
+        return 2
     threshold = threshold_of(settings, asked.threshold)
     failed = 0
     for file in image_files(asked.images):
