@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -39,6 +39,8 @@ __all__ = [
 
 class Recipe(Section):
     """A complete, resolved distillation; `hgkd-edge recipes show demo` prints an example."""
+
+    removed: ClassVar[Mapping[str, object]] = {"augment": {"colors": False, "mixup": False}}
 
     name: str
     """Name of the run folder, `runs/NAME`."""

@@ -5,9 +5,9 @@ The text under each key is its description: in docs/recipe.md, and in the JSON s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -87,6 +87,8 @@ class DataConfig(Section):
 class TeacherConfig(Section):
     """The frozen Transformer whose representation the student predicts."""
 
+    removed: ClassVar[Mapping[str, object]] = {"combine": "mean"}
+
     name: str
     """A timm ViT, BEiT, DINOv2/v3, EVA, or CLIP image encoder with plain patch tokens."""
     weights: Literal["hub", "path", "pretrain", "bundled"] = "hub"
@@ -103,11 +105,7 @@ class TeacherConfig(Section):
     exist at visible patches only (plain ViTs, last block)."""
     layers: Literal["last"] | list[int] = "last"
     """`last`, or block indices such as `[8, 11]`. Each block's tokens are layer-normalized (no
-    affine), then combined."""
-    combine: Literal["mean", "concat"] = "mean"
-    """How several `layers` are combined. `mean`: average their tokens. `concat`: predict all of
-    them, with the channels of the blocks concatenated. Each block is standardized and weighted
-    equally."""
+    affine), then averaged."""
     standardize: bool = True
     """Subtract the mean token of each position from the targets and scale each channel."""
     cache: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -237,6 +235,8 @@ class MaskConfig(Section):
 
 class LossConfig(Section):
     """How prediction and target are compared, and where."""
+
+    removed: ClassVar[Mapping[str, object]] = {"cosine_weight": 0}
 
     target: Literal["smooth_l1", "mse", "cosine"] = "smooth_l1"
     """Distance between predicted and teacher tokens (layer-normalized)."""

@@ -42,9 +42,12 @@ class Section(BaseModel):
     Attributes:
         renamed: Earlier name -> today's name of keys that were renamed. Earlier names are accepted
             with a warning.
+        removed: Earlier keys that are ignored, and the value that they had by default; another one
+            gives a warning. Runs of earlier versions hold them.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
+    removed: ClassVar[Mapping[str, object]] = {}
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
@@ -59,7 +62,10 @@ class Section(BaseModel):
             if before in raw and now not in raw:
                 warn(f"the key '{before}' is now named '{now}'")
                 raw = {now if key == before else key: value for key, value in raw.items()}
-        return raw
+        for key, default in cls.removed.items():
+            if raw.get(key, default) != default:
+                warn(f"the key '{key}' was removed and has no effect")
+        return {key: value for key, value in raw.items() if key not in cls.removed}
 
 
 def read_settings(path: Path) -> dict[str, object]:

@@ -528,7 +528,7 @@ def batch_of(task: Distilling, count: int = 3) -> tuple[torch.Tensor, ...]:
     ("teacher", "where"),
     [
         ({}, "all"),
-        ({"layers": [0, 1], "combine": "concat"}, "all"),
+        ({"layers": [0, 1]}, "all"),
         ({"view": "visible"}, "visible"),
     ],
 )
@@ -592,7 +592,7 @@ def test_disjoint_masks_of_one_teacher_pass_share_no_patch(tiny_recipe: dict[str
 
 
 ALL_KEYS: dict[str, dict[str, Any]] = {
-    "teacher": {"layers": [0, 1], "combine": "concat"},
+    "teacher": {"layers": [0, 1]},
     "student": {"head": "mlp"},
     "mask": {"ratio": {0: 0.75, 0.4: 0.5, 0.8: 0}, "per_image": 2, "disjoint": True},
     "loss": {"weigh_sites": True, "embedding_weight": 0.5},

@@ -69,6 +69,22 @@ def test_the_earlier_spelling_of_an_option_works_with_a_warning(
     assert "warning: --flavour is now spelled --flavor" in capsys.readouterr().err
 
 
+def test_removed_keys_of_earlier_runs_are_ignored_and_warned_of_if_they_were_used(
+    tiny_recipe: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Recipe.model_validate(tiny_recipe)
+    unused = plain.model_dump(mode="json")
+    unused["augment"] = {"colors": False, "mixup": False}
+    unused["loss"]["cosine_weight"] = 0.0
+    unused["teacher"]["combine"] = "mean"
+
+    assert Recipe.model_validate(unused) == plain
+    assert not capsys.readouterr().err
+    used = {**unused, "augment": {"colors": True, "mixup": False}}
+    assert Recipe.model_validate(used) == plain
+    assert "the key 'augment' was removed and has no effect" in capsys.readouterr().err
+
+
 def test_the_earlier_spelling_of_a_key_works_with_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -141,7 +141,7 @@ def test_the_onnx_file_agrees_with_pytorch_at_any_batch_and_says_where_it_came_f
     result = export_run(run)
 
     network = load_embedding_net(run.backbone_file)
-    images = verification_images(run, network.spec)
+    images = verification_images(run)
     path = Path(result.onnx.path)
     session = OrtSession(path)
     for batch in (1, 3, 18):

@@ -150,9 +150,6 @@ ON_REQUEST = {
     "masked half the time, embedding, 16 views": Arm(["teacher.cache=16"], 0.75, 0.5),
     "dense, embedding, two-layer head": Arm(["student.head=mlp"]),
     "dense, embedding, middle and late block": Arm(["teacher.layers=[5, 10]"]),
-    "dense, embedding, middle and late block, concat": Arm(
-        ["teacher.layers=[5, 10]", "teacher.combine=concat"]
-    ),
     "dense, embedding, small crops": Arm(["data.crop_scale=[0.14, 1.0]"]),
     "dense, embedding, large crops": Arm(["data.crop_scale=[0.67, 1.0]"]),
     "masked, embedding": Arm([], 0.75, 1.0),

@@ -128,7 +128,6 @@ def make_teacher(recipe: Recipe, parts: Parts) -> Teacher:
         parts.vit,
         layers=recipe.teacher.layers,
         size=parts.teacher_size,
-        combine=recipe.teacher.combine,
         embedding=recipe.loss.embedding_weight > 0,
     )
 

@@ -317,7 +317,6 @@ def _content_hash(
         "shape": shape,
         "layers": teacher.indices,
         "class_token": has_class_token(teacher.vit),
-        "combine": teacher.combine,
         "teacher_size": teacher.size,
         "normalization": [teacher.mean, teacher.std],
         "image_size": recipe.data.size,

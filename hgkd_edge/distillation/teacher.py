@@ -39,9 +39,8 @@ class Teacher(nn.Module):
 
     Args:
         vit: A timm Transformer of plain patch tokens.
-        layers: `last`, or indices of blocks whose normalized tokens are combined.
+        layers: `last`, or indices of blocks whose normalized tokens are averaged.
         size: Height and width of its input in pixels.
-        combine: `mean` of the blocks' tokens, or `concat`: one block's channels after the other's.
         embedding: Whether targets include the whole-image row.
     """
 
@@ -51,7 +50,6 @@ class Teacher(nn.Module):
         *,
         layers: str | list[int],
         size: tuple[int, int],
-        combine: str = "mean",
         embedding: bool = False,
     ) -> None:
         super().__init__()
@@ -61,9 +59,8 @@ class Teacher(nn.Module):
         self.size = size
         self.grid = tuple(side // teacher_patch(vit) for side in size)
         self.indices = block_indices(vit, layers)
-        self.combine, self.embedding = combine, embedding
-        blocks = len(self.indices) if combine == "concat" else 1
-        self.width: int = blocks * vit.embed_dim  # type: ignore[operator,assignment]
+        self.embedding = embedding
+        self.width: int = vit.embed_dim  # type: ignore[assignment]
         rows = self.grid[0] * self.grid[1] + embedding
         config = getattr(vit, "pretrained_cfg", {})
         self.mean = tuple(config.get("mean", IMAGENET_MEAN))
@@ -163,7 +160,7 @@ class Teacher(nn.Module):
             return_prefix_tokens=pooled,
         )
         rows = [self._rows(*layer) if pooled else self._rows(layer) for layer in layers]
-        return (self._combined(rows) - self.center) / self.spread
+        return (torch.stack(rows).mean(dim=0) - self.center) / self.spread
 
     @torch.no_grad()
     def forward_visible(
@@ -200,12 +197,6 @@ class Teacher(nn.Module):
             return rows
         image = rows.mean(dim=1) if prefix is None else prefix[:, 0].float()  # [B, D]
         return torch.cat([rows, F.layer_norm(image, image.shape[-1:])[:, None]], dim=1)
-
-    def _combined(self, blocks: list[Tensor]) -> Tensor:
-        """The targets of an image, combined from those of its blocks."""
-        if self.combine == "concat":
-            return torch.cat(blocks, dim=-1)
-        return torch.stack(blocks).mean(dim=0)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation mode: a frozen teacher has no training mode."""

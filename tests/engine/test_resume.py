@@ -94,7 +94,7 @@ def test_killed_at_any_step_a_run_resumes_to_the_same_loss_curve_and_weights(
     assert_same_run(tmp_path / "killed", whole)
 
 
-def test_with_stages_concat_mixup_an_embedding_and_given_weights_a_killed_run_resumes_exactly(
+def test_with_stages_two_blocks_an_embedding_and_given_weights_a_killed_run_resumes_exactly(
     tiny_recipe_file: Path, tmp_path: Path
 ) -> None:
     trained = timm.create_model("resnet18", num_classes=3, **NARROW)
@@ -105,7 +105,6 @@ def test_with_stages_concat_mixup_an_embedding_and_given_weights_a_killed_run_re
         "mask={ratio: {0: 0.75, 0.4: 0.5, 0.8: 0}, per_image: 2, disjoint: true}",
         "loss={embedding_weight: 0.5, weigh_sites: true}",
         "teacher.layers=[0, 1]",
-        "teacher.combine=concat",
         "student.head=mlp",
     ]
     settings = [part for key in keys for part in ("--set", key)]

@@ -74,24 +74,6 @@ def test_several_layers_are_averaged_after_their_normalization() -> None:
     torch.testing.assert_close(both, (first + last) / 2)
 
 
-@pytest.mark.parametrize("layers", [[0, 2], [2, 0], [-1, 0, 2]])
-def test_concatenated_layers_are_all_there_each_standardized(layers: list[int]) -> None:
-    vit = small_vit()
-    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    alone = [Teacher(vit, layers=[i], size=(64, 64)) for i in (0, 2)]
-    both = Teacher(vit, layers=layers, size=(64, 64), combine="concat")
-
-    plain = torch.cat([teacher(images) for teacher in alone], dim=-1)
-    assert torch.equal(both(images), plain)
-    for teacher in (*alone, both):
-        teacher.standardize([(images, None)])
-
-    assert both.width == 96
-    torch.testing.assert_close(
-        both(images), torch.cat([teacher(images) for teacher in alone], dim=-1)
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "args", "has_class"),
     [
@@ -162,10 +144,9 @@ def test_the_floor_leaves_images_that_differ_as_they_are() -> None:
     torch.testing.assert_close(teacher.spread[0], wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("combine", ["mean", "concat"])
-def test_the_embedding_is_of_the_same_blocks_and_standardized_by_itself(combine: str) -> None:
+def test_the_embedding_is_of_the_same_blocks_and_standardized_by_itself() -> None:
     images = torch.rand(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    vit, more = small_vit(), {"layers": [0, 2], "size": (64, 64), "combine": combine}
+    vit, more = small_vit(), {"layers": [0, 2], "size": (64, 64)}
     tokens_only = Teacher(vit, **more)  # type: ignore[arg-type]
     teacher = Teacher(vit, **more, embedding=True)  # type: ignore[arg-type]
     for each in (tokens_only, teacher):
@@ -173,7 +154,7 @@ def test_the_embedding_is_of_the_same_blocks_and_standardized_by_itself(combine:
 
     targets = teacher(images)
 
-    assert targets.shape == (16, 65, 96 if combine == "concat" else 48)
+    assert targets.shape == (16, 65, 48)
     torch.testing.assert_close(targets[:, :-1], tokens_only(images))
     spread, center = targets[:, -1].std(dim=0, correction=0), targets[:, -1].mean(dim=0)
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-2, rtol=0)
